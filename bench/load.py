@@ -1,0 +1,415 @@
+"""The load generator, a process of its own: drives one RPC port and writes one JSON line per step.
+
+It starts no daemon and judges no figure; `bench.run` does both. It is one epoll loop over plain
+sockets, since a client that is heavier than the server would measure itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import secrets
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node.identity import PrivateKey, read_key, sign_payload
+
+# A script sends requests and is sent (status, body) back; it ends when its step is over.
+Script = Generator[bytes, "Reply", None]
+
+EXECUTORS = 32
+REPLY_TIMEOUT = 60.0  # seconds without any reply at all before the run is given up
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One HTTP reply."""
+
+    status: int
+    body: bytes
+
+    def value(self) -> dict[str, object]:
+        """The payload of a successful RPC reply. Raises RuntimeError for any other."""
+        if self.status != 200:
+            raise RuntimeError(f"status {self.status}: {_payload(self.body) or self.body[:300]!r}")
+        payload = _payload(self.body)
+        return payload if isinstance(payload, dict) else {}
+
+
+def _payload(body: bytes) -> object:
+    try:
+        return json.loads(base64.b64decode(json.loads(body)["payload"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class Line:
+    """One keep-alive connection with at most one request in flight."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=REPLY_TIMEOUT)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = b""
+
+    def send(self, request: bytes) -> None:
+        """Send a whole request; they are far smaller than a socket's buffer."""
+        self.socket.sendall(request)
+
+    def receive(self) -> Reply | None:
+        """Take what has arrived; the reply once it is whole. Raises ConnectionError at an end."""
+        arrived = self.socket.recv(1 << 18)
+        if not arrived:
+            raise ConnectionError("the server closed the connection")
+        self._buffer += arrived
+        head, found, rest = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return None
+        length = 0
+        for line in head.lower().split(b"\r\n")[1:]:
+            name, _, text = line.partition(b":")
+            if name == b"content-length":
+                length = int(text)
+            elif name == b"transfer-encoding":
+                raise RuntimeError("chunked replies are not spoken here")
+        if len(rest) < length:
+            return None
+        self._buffer = rest[length:]
+        return Reply(int(head[9:12]), rest[:length])
+
+    def call(self, request: bytes) -> Reply:
+        """One request and its reply, waiting."""
+        self.send(request)
+        while (reply := self.receive()) is None:
+            pass
+        return reply
+
+
+def message(kind: str, key: PrivateKey, **fields: object) -> bytes:
+    """A signed RPC request, ready for the wire."""
+    text = json.dumps({"msgtype": kind, **fields}, separators=(",", ":"))
+    payload = base64.b64encode(text.encode()).decode()
+    signature = sign_payload(key, payload)
+    body = (f'{{"payloadtype":"{kind}","payload":"{payload}","signature":"{signature}"}}').encode()
+    return b"POST /api HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
+def drive(lines: Sequence[Line], scripts: Sequence[Script]) -> None:
+    """Run one script on each line until all have ended."""
+    with selectors.EpollSelector() as selector:
+        waiting = 0
+        for line, script in zip(lines, scripts, strict=True):
+            request = next(script, None)
+            if request is not None:
+                line.send(request)
+                selector.register(line.socket, selectors.EVENT_READ, (line, script))
+                waiting += 1
+        while waiting:
+            ready = selector.select(REPLY_TIMEOUT)
+            if not ready:
+                raise TimeoutError(f"no reply at all for {REPLY_TIMEOUT:.0f} s")
+            for key, _ in ready:
+                line, script = key.data
+                reply = line.receive()
+                if reply is None:
+                    continue
+                try:
+                    line.send(script.send(reply))
+                except StopIteration:
+                    selector.unregister(line.socket)
+                    waiting -= 1
+
+
+@dataclass
+class Meter:
+    """What one step measures: seconds per round, and the CPU that each process used meanwhile."""
+
+    pids: dict[str, int]
+    rounds: list[float] = field(default_factory=list)
+    begun: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._cpu = self._read_cpu()
+
+    def _read_cpu(self) -> dict[str, float]:
+        return {name: cpu_seconds(pid) for name, pid in self.pids.items()} | {
+            "client": time.process_time()
+        }
+
+    def report(self, step: str, **more: object) -> dict[str, object]:
+        """Print this step's line: rate, percentiles in ms, CPU shares as parts of one core."""
+        elapsed = time.perf_counter() - self.begun
+        after = self._read_cpu()
+        rounds = sorted(self.rounds) or [0.0]
+        line: dict[str, object] = {
+            "step": step,
+            "count": len(self.rounds),
+            "rate": len(self.rounds) / elapsed,
+            "p50": percentile(rounds, 0.50) * 1e3,
+            "p99": percentile(rounds, 0.99) * 1e3,
+            "cpu": {name: (after[name] - before) / elapsed for name, before in self._cpu.items()},
+            **more,
+        }
+        print(json.dumps(line), flush=True)
+        return line
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which `share` of the ordered values lie (nearest rank)."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, in seconds; 0 for none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+
+class Load:
+    """A colony of its own with 32 executors, and the steps that use it."""
+
+    def __init__(self, port: int, server: PrivateKey, pids: dict[str, int]) -> None:
+        self.colony = "bench-" + secrets.token_hex(4)
+        self.pids = pids
+        self.lines = [Line(port) for _ in range(EXECUTORS)]
+        self.keys = [PrivateKey.generate() for _ in range(EXECUTORS)]
+        self.submitted = 0
+        self.closed = 0
+        owner = PrivateKey.generate()
+        self._call(
+            message("addcolonymsg", server, colony={"colonyid": owner.id, "name": self.colony})
+        )
+        for number, key in enumerate(self.keys):
+            name = f"executor-{number}"
+            who = {
+                "executorid": key.id,
+                "executorname": name,
+                "executortype": "bench",
+                "colonyname": self.colony,
+            }
+            self._call(message("addexecutormsg", owner, executor=who))
+            self._call(
+                message("approveexecutormsg", owner, colonyname=self.colony, executorname=name)
+            )
+        # Signatures are deterministic and carry no time, so these bytes serve for ever.
+        self.submit = [message("submitfuncspecmsg", key, spec=self._spec()) for key in self.keys]
+        self.assign = [
+            message(
+                "assignprocessmsg",
+                key,
+                colonyname=self.colony,
+                timeout=10,
+                availablecpu="",
+                availablemem="",
+            )
+            for key in self.keys
+        ]
+
+    def _spec(self) -> dict[str, object]:
+        return {
+            "nodename": "",
+            "funcname": "echo",
+            "args": ["hello", "x" * 200],
+            "kwargs": {},
+            "priority": 0,
+            "maxwaittime": -1,
+            "maxexectime": 600,
+            "maxretries": 3,
+            "conditions": {
+                "colonyname": self.colony,
+                "executornames": [],
+                "executortype": "bench",
+                "dependencies": [],
+            },
+            "label": "",
+            "env": {},
+        }
+
+    def _call(self, request: bytes) -> dict[str, object]:
+        return self.lines[0].call(request).value()
+
+    def _close(self, executor: int, process: dict[str, object]) -> bytes:
+        return message(
+            "closesuccessfulmsg",
+            self.keys[executor],
+            processid=process["processid"],
+            out=["ok"],
+        )
+
+    def _run(self, count: int, script: Callable[[int], Script]) -> None:
+        drive(self.lines[:count], [script(number) for number in range(count)])
+
+    # Steps
+
+    def submits(self, step: str, clients: int, tickets: Iterator[object]) -> None:
+        """Submits from so many clients, one ticket each."""
+        meter = Meter(self.pids)
+
+        def script(number: int) -> Script:
+            for _ in tickets:
+                begun = time.perf_counter()
+                (yield self.submit[number]).value()
+                meter.rounds.append(time.perf_counter() - begun)
+
+        self._run(clients, script)
+        self.submitted += len(meter.rounds)
+        meter.report(step)
+
+    def reads(self, step: str, clients: int, tickets: Iterator[object]) -> None:
+        """`getprocess` of 64 different processes, requests signed beforehand."""
+        requests = []
+        for number in range(64):
+            process = self._call(self.submit[number % EXECUTORS])
+            self.submitted += 1
+            key = self.keys[number % EXECUTORS]
+            requests.append(message("getprocessmsg", key, processid=process["processid"]))
+        meter = Meter(self.pids)
+
+        def script(number: int) -> Script:
+            for turn, _ in enumerate(tickets):
+                begun = time.perf_counter()
+                (yield requests[(number + turn) % len(requests)]).value()
+                meter.rounds.append(time.perf_counter() - begun)
+
+        self._run(clients, script)
+        meter.report(step)
+
+    def cycles(self, step: str, executors: int, tickets: Iterator[object]) -> None:
+        """Whole cycles: each executor submits, is assigned and closes, so the depth stays."""
+        meter = Meter(self.pids)
+
+        def script(number: int) -> Script:
+            for _ in tickets:
+                begun = time.perf_counter()
+                (yield self.submit[number]).value()
+                process = (yield self.assign[number]).value()
+                (yield self._close(number, process)).value()
+                meter.rounds.append(time.perf_counter() - begun)
+
+        depth = self.depth()
+        self._run(executors, script)
+        self.submitted += len(meter.rounds)
+        self.closed += len(meter.rounds)
+        meter.report(step, depth=depth)
+
+    def hand_overs(self, step: str, rounds: int, pause: float) -> None:
+        """From before a submit is sent until a waiting executor holds the process.
+
+        `pause` (seconds) lets the executor's long poll arrive first: it has no sign of its own.
+        """
+        worker, sender = self.lines[0], self.lines[1]
+        meter = Meter(self.pids)
+        for _ in range(rounds):
+            worker.send(self.assign[0])
+            time.sleep(pause)
+            begun = time.perf_counter()
+            sender.send(self.submit[1])
+            while (assigned := worker.receive()) is None:
+                pass
+            meter.rounds.append(time.perf_counter() - begun)
+            while (submitted := sender.receive()) is None:
+                pass
+            submitted.value()
+            worker.call(self._close(0, assigned.value())).value()
+        self.submitted += rounds
+        self.closed += rounds
+        meter.report(step)
+
+    def drain(self, leave: int) -> None:
+        """Close processes until only `leave` wait."""
+        excess = iter(range(max(0, self.depth() - leave)))
+        closed = 0
+
+        def script(number: int) -> Script:
+            nonlocal closed
+            for _ in excess:
+                process = (yield self.assign[number]).value()
+                (yield self._close(number, process)).value()
+                closed += 1
+
+        self._run(EXECUTORS, script)
+        self.closed += closed
+
+    def fill(self, depth: int) -> None:
+        """Submit until `depth` processes wait."""
+        missing = depth - self.depth()
+        if missing > 0:
+            self.submits(f"fill to {depth}", 16, iter(range(missing)))
+
+    def depth(self) -> int:
+        """How many must be waiting now by our own count."""
+        return self.submitted - self.closed
+
+    def check(self) -> None:
+        """Compare the daemon's statistics with our own count. Raises RuntimeError when they differ.
+
+        A figure from a server that lost or doubled work is worth nothing.
+        """
+        said = self._call(message("getcolonystatsmsg", self.keys[0], colonyname=self.colony))
+        want = {
+            "waitingprocesses": self.depth(),
+            "runningprocesses": 0,
+            "successfulprocesses": self.closed,
+            "failedprocesses": 0,
+        }
+        got = {name: said.get(name) for name in want}
+        if got != want:
+            raise RuntimeError(f"the daemon counts {got}, the load {want}")
+        print(json.dumps({"step": "check", "counts": got}), flush=True)
+
+
+def for_seconds(seconds: float) -> Iterator[object]:
+    """Tickets until the time is up; shared by all clients of a step."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        yield None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all steps against a port."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    parser.add_argument("server_key", type=Path, help="file with the server owner's key")
+    parser.add_argument("--pid", action="append", default=[], help="NAME=PID whose CPU to report")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each timed step")
+    parser.add_argument("--depths", type=int, nargs="*", default=[100, 10_000])
+    options = parser.parse_args(arguments)
+    pids = {name: int(pid) for name, _, pid in (text.partition("=") for text in options.pid)}
+
+    def tickets() -> Iterator[object]:
+        return for_seconds(options.seconds)
+
+    load = Load(options.port, read_key(options.server_key), pids)
+    load.hand_overs("hand-over", rounds=max(50, int(options.seconds * 40)), pause=0.02)
+    load.submits("submit c=1", 1, tickets())
+    load.submits("submit c=16", 16, tickets())
+    load.reads("getprocess c=1", 1, tickets())
+    load.reads("getprocess c=16", 16, tickets())
+    load.check()
+    for depth in options.depths:
+        load.drain(depth)
+        load.fill(depth)
+        for executors in (1, 8, 32):
+            load.cycles(f"cycle E={executors} depth={depth}", executors, tickets())
+        load.check()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, RuntimeError) as error:
+        print(f"load: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,153 @@
+"""The RPC client: signs payloads, posts envelopes to `/api`, turns replies into values or errors.
+
+What to do about an error, and how to show it to people, is decided in `cli.session`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import secrets
+import time
+from types import TracebackType
+from typing import Any
+
+import httpx
+import trio
+
+from node.identity import PrivateKey, sign_payload
+
+__all__ = ["Client", "RpcError", "Unreachable"]
+
+_UNSIGNED = frozenset({"versionmsg", "getserverinfomsg"})
+_RESEND_PAUSE = 0.2  # seconds before the first repeat of an envelope; doubles
+
+
+class RpcError(Exception):
+    """The daemon answered with an error envelope (or with something that is none)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{message} (status {status})")
+        self.status = status
+        self.message = message
+
+
+class Unreachable(Exception):
+    """No reply arrived; whether the call had an effect is unknown unless `sent` is false."""
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class Client:
+    """Calls one daemon. Use as an async context manager; safe for concurrent calls."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is the server's base address, such as http://127.0.0.1:50080."""
+        self.url = url.rstrip("/")
+        # trust_env off: a proxy variable must not divert calls to a local daemon.
+        self._http = httpx.AsyncClient(
+            trust_env=False,
+            limits=httpx.Limits(max_connections=128, keepalive_expiry=30.0),
+        )
+
+    async def __aenter__(self) -> Client:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.__aexit__(kind, error, traceback)
+
+    async def call(
+        self,
+        payloadtype: str,
+        fields: dict[str, Any],
+        key: PrivateKey | None,
+        timeout: float = 10.0,
+        *,
+        attempts: int = 1,
+    ) -> Any:
+        """Make one call and return its reply's payload. `timeout` is seconds per attempt.
+
+        With `attempts` above 1 the *same bytes* are sent again after a lost connection: the nonce
+        in them lets the node answer a repeated submit with the first process.
+        Raises RpcError, Unreachable.
+        """
+        body = encode(payloadtype, fields, key)
+        pause = _RESEND_PAUSE
+        for left in reversed(range(attempts)):
+            try:
+                return await self._post(payloadtype, body, timeout)
+            except Unreachable:
+                if left == 0:
+                    raise
+            await trio.sleep(pause)
+            pause *= 2
+        raise ValueError("attempts must be at least 1")
+
+    async def _post(self, payloadtype: str, body: bytes, timeout: float) -> Any:
+        limits = httpx.Timeout(timeout, connect=min(timeout, 5.0))
+        try:
+            with trio.fail_after(timeout):
+                reply = await self._http.post(
+                    f"{self.url}/api",
+                    content=body,
+                    headers={"content-type": "application/json"},
+                    timeout=limits,
+                )
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Unreachable(f"{self.url}: {_reason(error)}", sent=False) from error
+        except (httpx.TransportError, trio.TooSlowError) as error:
+            raise Unreachable(f"{self.url}: {_reason(error)}", sent=True) from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise Unreachable(f"{self.url}: not a server address ({error})", sent=False) from error
+        return decode(payloadtype, reply.status_code, reply.content)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.TimeoutException | trio.TooSlowError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
+
+
+def encode(payloadtype: str, fields: dict[str, Any], key: PrivateKey | None) -> bytes:
+    """Build the request envelope; signed ones carry a nonce and the time (Unix s).
+
+    Reads carry them too: a server with `rpc.replay = "strict"` demands them of every call.
+    """
+    payload: dict[str, Any] = {"msgtype": payloadtype, **fields}
+    if key is not None:
+        payload["nonce"] = secrets.token_hex(16)
+        payload["issuedat"] = int(time.time())
+    text = base64.b64encode(json.dumps(payload).encode()).decode("ascii")
+    if key is None and payloadtype not in _UNSIGNED:
+        raise ValueError(f"{payloadtype} must be signed")
+    signature = "" if key is None else sign_payload(key, text)
+    envelope = {"payloadtype": payloadtype, "payload": text, "signature": signature}
+    return json.dumps(envelope).encode()
+
+
+def decode(payloadtype: str, status: int, body: bytes) -> Any:
+    """Parse a reply envelope. Raises RpcError for error replies and for what is no envelope."""
+    try:
+        envelope = json.loads(body)
+        payload = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        failed = bool(envelope.get("error")) or envelope.get("payloadtype") == "error"
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+        code = status if status >= 400 else 502
+        raise RpcError(code, f"{payloadtype}: the reply is not a Colonies envelope") from None
+    if not failed and status < 400:
+        return payload
+    message = payload.get("message") if isinstance(payload, dict) else None
+    stated = payload.get("status") if isinstance(payload, dict) else None
+    raise RpcError(
+        stated if isinstance(stated, int) and stated >= 400 else max(status, 400),
+        message if isinstance(message, str) and message else "the server gave no reason",
+    )

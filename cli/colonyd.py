@@ -1,0 +1,116 @@
+"""The composed program: a node with federation plugged in, as `colonyd` and `colony up` run it.
+
+What each part does is in `node` and `federation`; exit codes are decided here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from node.config import Config, ConfigError
+from node.daemon import Settings, load, run
+from node.etcd.errors import StoreRefused
+from node.home import HomeError, HomeInfo, default_home
+from node.identity import IdentityError
+from node.log import configure_logging, get_logger
+from node.node import Node
+from node.rpc.table import Table
+from node.version import VERSION
+
+EXIT_STORE = 69
+EXIT_CONFIG = 78
+
+log = get_logger("colonyd")
+
+
+@asynccontextmanager
+async def federated(
+    node: Node, table: Table, info: HomeInfo, config: Config
+) -> AsyncIterator[None]:
+    """Plug federation into a node that is about to open its doors."""
+    if not config.federation.enabled:
+        yield
+        return
+    from federation.calls import calls
+    from federation.service import Federation
+
+    federation = Federation(
+        info.name,
+        info.colony,
+        node.client,
+        node.processes,
+        config,
+        Path(config.node.home),
+        node.now,
+    )
+    node.processes.hooks = federation
+    node.extra_status = federation.status
+    for call in calls(federation):
+        table.add(call)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(federation.run)
+        yield
+        # Bounded inside: what can still be flushed is.
+        await federation.drain()
+        nursery.cancel_scope.cancel()
+
+
+def run_daemon(
+    home: Path, overrides: Mapping[str, object], environ: Mapping[str, str] | None = None
+) -> int:
+    """Run the daemon until a signal; returns the exit code of the process."""
+    settings = Settings(home, overrides, os.environ if environ is None else environ)
+    try:
+        config, _ = load(settings)
+    except (ConfigError, HomeError, IdentityError) as error:
+        print(f"colonyd: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    configure_logging(config.log.level)
+    try:
+        trio.run(run, settings, federated)
+    except* (StoreRefused, HomeError) as group:
+        for error in _leaves(group):
+            print(f"colonyd: {error}", file=sys.stderr)
+        return_code = EXIT_STORE
+    except* OSError as group:
+        for error in _leaves(group):
+            print(f"colonyd: {error}", file=sys.stderr)
+        return_code = 1
+    else:
+        return_code = 0
+    return return_code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
+
+
+def main() -> None:
+    """Entry point of `colonyd`."""
+    parser = argparse.ArgumentParser(
+        prog="colonyd",
+        description="Run a self-sovereign colony on this machine.",
+        epilog="example: colonyd --home /var/lib/colonyd --name workshop",
+    )
+    parser.add_argument("--home", type=Path, help="home directory (default: $COLONYD_HOME, ...)")
+    parser.add_argument("--name", help="name of the home colony, when it is made")
+    parser.add_argument("--port", type=int, help="port of the RPC door (default 50080)")
+    parser.add_argument("--federation-port", type=int, help="port for peers (default 50081)")
+    parser.add_argument("--version", action="version", version=f"colonyd {VERSION}")
+    arguments = parser.parse_args()
+    overrides = {
+        "node.name": arguments.name,
+        "rpc.port": arguments.port,
+        "federation.port": arguments.federation_port,
+    }
+    sys.exit(run_daemon(arguments.home or default_home(os.environ), overrides))

@@ -1,0 +1,263 @@
+"""`colony doctor`: looks for causes of trouble on this host, at the daemon and at its peers.
+
+It changes nothing; each finding says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.output import print_json
+from cli.session import FAILED, OK, Failure, Session, colony_command, finish, printable
+
+_MIB = 2**20
+_DISK_FAIL, _DISK_WARN = 256 * _MIB, 2048 * _MIB  # bytes: the store's quota is 2 GiB by default
+_EARLIEST_YEAR = 2025  # no host that runs this release can honestly be earlier
+_MDNS_PORT = 5353
+# These releases can corrupt data (etcd issue 13766 and its kin).
+_CORRUPTING = re.compile(r"etcd Version: (3\.5\.[0-2])\b")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `ok` is True, False, or None for what may matter but need not."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    next: str = ""
+
+
+@colony_command("doctor", "colony doctor", "colony doctor --json")
+def doctor(session: Session) -> None:
+    """Check keys, clock, disk, etcd, discovery, daemon and peers; exit 1 if a check fails."""
+    checks: list[Check] = []
+    for check in _all(session):
+        checks.append(check)
+        if not session.as_json:
+            _print(check)
+    failed = [check for check in checks if check.ok is False]
+    if session.as_json:
+        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
+    finish(FAILED if failed else OK)
+
+
+def _print(check: Check) -> None:
+    mark = {True: "✓", False: "✗", None: "!"}[check.ok]
+    click.echo(printable(f"{mark} {check.name}: {check.detail}"))
+    if check.next and check.ok is not True:
+        click.echo(f"  next: {check.next}")
+
+
+def _all(session: Session) -> Iterator[Check]:
+    home = session.home
+    yield check_clock(time.time())
+    yield check_home(home)
+    yield from check_keys(home / "keys")
+    yield check_config(session)
+    yield check_disk(home)
+    yield check_etcd(session)
+    yield check_mdns(Path("/proc"))
+    yield from check_daemon(session)
+
+
+def check_clock(now: float) -> Check:
+    """Whether the clock (Unix s) shows a time at which this release can exist."""
+    year = time.gmtime(now).tm_year
+    text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if year < _EARLIEST_YEAR:
+        return Check("clock", False, f"{text} is in the past", "set it, or enable NTP")
+    return Check("clock", True, text)
+
+
+def check_home(home: Path) -> Check:
+    """Whether the home has been initialised and is ours to write."""
+    if not (home / "keys").is_dir():
+        return Check("home", False, f"no colony at {home}", "`colony init`, or --home")
+    if not os.access(home, os.W_OK | os.X_OK):
+        return Check("home", False, f"{home} is not writable", f"who owns it? `ls -ld {home}`")
+    return Check("home", True, str(home))
+
+
+def check_keys(directory: Path) -> Iterator[Check]:
+    """Whether only their owner can read the key files."""
+    try:
+        found = sorted(directory.glob("*.key"))
+        wrong = [path for path in (directory, *found) if path.stat().st_mode & 0o077]
+    except OSError as error:
+        yield Check("keys", False, f"{directory}: {error.strerror}", "`colony init`")
+        return
+    for path in wrong:
+        mode = f"{path.stat().st_mode & 0o777:04o}"
+        right = "0700" if path.is_dir() else "0600"
+        detail = f"{path} has mode {mode}, others may read it"
+        yield Check("keys", False, detail, f"chmod {right} {path}")
+    if not found:
+        yield Check("keys", False, f"{directory} holds no keys", "`colony init`")
+    elif not wrong:
+        yield Check("keys", True, f"{len(found)} key files, readable by their owner only")
+
+
+def check_config(session: Session) -> Check:
+    """Whether the configuration can be read."""
+    try:
+        session.config()
+    except Failure as error:
+        return Check("config", False, error.message, error.next_step)
+    return Check("config", True, "valid")
+
+
+def check_disk(home: Path) -> Check:
+    """Free space where the home is, or will be."""
+    place = home
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    detail = f"{free // _MIB} MiB free at {place}"
+    if free < _DISK_FAIL:
+        return Check("disk", False, detail, "make room: the store refuses writes on a full disk")
+    if free < _DISK_WARN:
+        return Check("disk", None, detail, "less than the store's default quota of 2 GiB")
+    return Check("disk", True, detail)
+
+
+def check_etcd(session: Session) -> Check:
+    """Whether there is an etcd to run, unless the configuration names a cluster."""
+    try:
+        if session.config().etcd.endpoints:
+            return Check("etcd", True, "an existing cluster is configured")
+    except Failure:
+        pass  # reported by check_config
+    binary = shutil.which("etcd")
+    if binary is None:
+        return Check("etcd", False, "no etcd binary in PATH", "apt install etcd-server")
+    try:
+        text = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("etcd", False, f"{binary} does not run: {error}", "reinstall etcd-server")
+    return judge_etcd(binary, text)
+
+
+def judge_etcd(binary: str, text: str) -> Check:
+    """Judge the output of `etcd --version`."""
+    if bad := _CORRUPTING.search(text):
+        return Check("etcd", False, f"{bad[1]} can corrupt data", "install another release")
+    return Check("etcd", True, f"{binary}, {text.splitlines()[0] if text else 'unknown version'}")
+
+
+def check_mdns(proc: Path) -> Check:
+    """Which other programs answer on UDP 5353, as far as this user may see (Linux)."""
+    inodes: set[str] = set()
+    for name in ("udp", "udp6"):
+        try:
+            inodes |= sockets_on(_MDNS_PORT, (proc / "net" / name).read_text("ascii"))
+        except OSError:
+            continue
+    if not inodes:
+        return Check("mdns", True, "UDP 5353 is used by nobody now")
+    names = owners(proc, inodes) - {"colony", "colonyd"}
+    shown = ", ".join(sorted(names)) or "a program of another user, or colonyd itself"
+    return Check(
+        "mdns",
+        None,
+        f"{len(inodes)} sockets on UDP 5353: {shown}",
+        "sharing the port works; if peers are not found, stop the other responder",
+    )
+
+
+def sockets_on(port: int, table: str) -> set[str]:
+    """The inodes of sockets bound to `port` in the text of /proc/net/udp."""
+    found: set[str] = set()
+    for line in table.splitlines()[1:]:
+        columns = line.split()
+        if len(columns) > 9 and int(columns[1].rpartition(":")[2], 16) == port:
+            found.add(columns[9])
+    return found
+
+
+def owners(proc: Path, inodes: set[str]) -> set[str]:
+    """Names of the processes that hold any of these sockets open."""
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    names: set[str] = set()
+    for process in proc.glob("[0-9]*"):
+        try:
+            if any(os.readlink(entry) in wanted for entry in (process / "fd").iterdir()):
+                names.add((process / "comm").read_text("utf-8", "replace").strip())
+        except OSError:
+            continue  # gone, or another user's
+    return names
+
+
+def check_daemon(session: Session) -> Iterator[Check]:
+    """Whether the daemon answers, knows this user, and reaches its peers."""
+    from cli.client import Client, RpcError, Unreachable
+
+    try:
+        url = session.url()
+    except Failure as error:
+        yield Check("daemon", False, error.message, error.next_step)
+        return
+
+    async def version() -> Any:
+        async with Client(url) as client:
+            return await client.call("getserverinfomsg", {}, None, 5.0)
+
+    try:
+        info = session.run(version)
+    except Failure as error:
+        yield Check("daemon", False, error.message, error.next_step)
+        return
+    yield Check("daemon", True, f"answers at {url}, version {info.get('buildversion')}")
+    try:
+        status = session.call("getnodestatusmsg", {})
+    except Failure as error:
+        yield Check("member", False, error.message, error.next_step)
+    else:
+        yield Check("member", True, f"colony {status.get('colonyname')} accepts this user's key")
+    try:
+        key = session.owner_key()
+    except Failure as error:
+        yield Check("peers", None, f"not checked: {error.message}", error.next_step)
+        return
+
+    async def ping() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        async with Client(url) as client:
+            rows = await client.call("getpeersmsg", {}, key) or []
+            answers = []
+            for row in rows:
+                if row.get("state") != "trusted":
+                    continue
+                try:
+                    reply = await client.call("pingpeermsg", {"peer": row["id"]}, key, 20.0)
+                except (RpcError, Unreachable) as error:
+                    reply = {"ok": False, "error": str(error)}
+                answers.append((row, reply))
+            return answers
+
+    try:
+        answers = session.run(ping)
+    except Failure as error:
+        yield Check("peers", False, error.message, error.next_step)
+        return
+    if not answers:
+        yield Check("peers", None, "no trusted peers", "`colony peers ls`, `colony peers trust ID`")
+    for row, reply in answers:
+        name = row.get("name") or row["id"][:12]
+        if reply.get("ok"):
+            rtt = float(reply.get("rtt") or 0) * 1000
+            yield Check("peer", True, f"{name} answers in {rtt:.1f} ms")
+        else:
+            next_step = "is its daemon up and its federation port (50081) open?"
+            yield Check("peer", False, f"{name}: {reply.get('error')}", next_step)

@@ -1,0 +1,120 @@
+"""How values are drawn: JSON for programs, rich tables for people.
+
+It knows shapes of replies (times, states) but makes no calls.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from cli.session import printable
+
+STATES = ("waiting", "running", "successful", "failed", "cancelled")
+_PIPE_WIDTH = 240  # columns when stdout is no terminal: nothing a script reads gets folded
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """Print a table, or the line `empty` (on stderr: it is no data) when there are no rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    body = [[Text(printable(cell_text(cell))) for cell in row] for row in rows]
+    if not body:
+        click.echo(empty, err=True)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in body:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    console.print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """Print `name  value` lines; fields with an empty value are left out."""
+    kept = [(name, cell_text(value)) for name, value in fields if value not in (None, "", [], {})]
+    width = max((len(name) for name, _ in kept), default=0)
+    for name, text in kept:
+        indented = printable(text).replace("\n", "\n" + " " * (width + 2))
+        click.echo(f"{name.ljust(width)}  {indented}")
+
+
+def cell_text(value: object) -> str:
+    """The text of one cell: strings as they are, the rest as compact JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def short(identifier: object) -> str:
+    """The first 12 characters of an id: what `ls` shows and other commands accept."""
+    return str(identifier or "")[:12]
+
+
+def parse_time(text: object) -> datetime | None:
+    """Parse an RFC 3339 time with up to ns digits; year 1 means unset and gives None."""
+    if not isinstance(text, str) or text.startswith("0001-"):
+        return None
+    try:
+        return datetime.fromisoformat(_microseconds(text))
+    except ValueError:
+        return None
+
+
+def _microseconds(text: str) -> str:
+    # fromisoformat takes any number of digits only from Python 3.11 on, but rejects some; cut at 6.
+    head, dot, tail = text.partition(".")
+    if not dot:
+        return text
+    digits = len(tail) - len(tail.lstrip("0123456789"))
+    return f"{head}.{tail[:digits][:6]}{tail[digits:]}"
+
+
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """Such as '5 s ago'; empty for None."""
+    if moment is None:
+        return ""
+    return f"{span((now or datetime.now(UTC)).timestamp() - moment.timestamp())} ago"
+
+
+def span(seconds: float) -> str:
+    """A duration in s, min, h or d, whichever reads best."""
+    seconds = max(0.0, seconds)
+    for limit, unit, size in ((120.0, "s", 1.0), (7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def state_name(state: object) -> str:
+    """The word for a process state number."""
+    if isinstance(state, int) and 0 <= state < len(STATES):
+        return STATES[state]
+    return f"unknown ({state})"
+
+
+def output_lines(out: Sequence[object] | None) -> list[str]:
+    """One line for each element of a process's output: strings raw, the rest as JSON."""
+    return [
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for value in out or []
+    ]

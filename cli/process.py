@@ -1,0 +1,335 @@
+"""`colony process`: lists, shows, awaits and cancels processes, and prints their logs.
+
+Submitting is in `cli.run`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+import trio
+
+from cli.client import Client, RpcError, Unreachable
+from cli.output import (
+    STATES,
+    ago,
+    cell_text,
+    output_lines,
+    parse_time,
+    print_fields,
+    print_json,
+    print_table,
+    short,
+    state_name,
+)
+from cli.session import (
+    FAILED,
+    NOT_FOUND,
+    OK,
+    TIMEOUT,
+    USAGE,
+    Failure,
+    Session,
+    colony_command,
+    colony_group,
+    finish,
+)
+
+if TYPE_CHECKING:
+    from node.identity import PrivateKey
+
+SUCCESSFUL = 2
+_POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds between polls of a process
+_PAGE = 100  # the most processes one call returns
+_LOG_PAGE = 500  # the most log lines one call returns
+
+process = colony_group(
+    "process",
+    "List, show, await and cancel processes. An id may be cut to its first characters.",
+    "colony process ls --state running",
+    "colony process show 3fa2b1c09d7e",
+)
+
+
+async def wait_closed(
+    client: Client, key: PrivateKey, processid: str, timeout: float | None
+) -> dict[str, Any]:
+    """Poll until the process is closed; `timeout` in seconds. Raises TimeoutError, RpcError.
+
+    A daemon that restarts meanwhile is waited for: the process outlives it.
+    """
+    pause = _POLL_FIRST
+    with trio.move_on_after(float("inf") if timeout is None else timeout):
+        while True:
+            try:
+                found: dict[str, Any] = await client.call(
+                    "getprocessmsg", {"processid": processid}, key
+                )
+                if found["state"] >= SUCCESSFUL:
+                    return found
+            except Unreachable:
+                pause = _POLL_MOST
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, _POLL_MOST)
+    raise TimeoutError(processid)
+
+
+def explain_end(found: dict[str, Any]) -> int:
+    """Say on stderr how a process ended, unless it went well; return the exit code."""
+    if found["state"] == SUCCESSFUL:
+        return OK
+    errors = "; ".join(cell_text(error) for error in found.get("errors") or [])
+    raise Failure(
+        f"process {short(found['processid'])} {state_name(found['state'])}"
+        + (f": {errors}" if errors else ""),
+        code=FAILED,
+        next_step=f"`colony process show {short(found['processid'])}`",
+    )
+
+
+async def find_id(client: Client, key: PrivateKey, colony: str, text: str) -> str:
+    """Complete the prefix of an id from the last processes of each state; full ids pass."""
+    if len(text) == 64:
+        return text
+    found = {
+        row["processid"]
+        for rows in [await _list(client, key, colony, state, _PAGE) for state in range(5)]
+        for row in rows
+        if row["processid"].startswith(text.lower())
+    }
+    if len(found) == 1:
+        return str(found.pop())
+    if found:
+        raise Failure(
+            f"{len(found)} processes begin with {text!r}", code=USAGE, next_step="give more of it"
+        )
+    raise Failure(
+        f"no recent process begins with {text!r}",
+        code=NOT_FOUND,
+        next_step="`colony process ls`, or give all 64 characters",
+    )
+
+
+async def _list(
+    client: Client, key: PrivateKey, colony: str, state: int, count: int, executor_type: str = ""
+) -> list[dict[str, Any]]:
+    fields = {"colonyname": colony, "count": count, "state": state, "executortype": executor_type}
+    fields |= {"label": "", "initiator": ""}
+    return await client.call("getprocessesmsg", fields, key) or []
+
+
+@colony_command("ls", "colony process ls", "colony process ls --state failed --count 5")
+@click.option("--state", type=click.Choice(STATES), default=None, help="Only this state.")
+@click.option("--count", type=click.IntRange(1, _PAGE), default=20, show_default=True)
+@click.option("--executor-type", default="", help="Only for this type of executor.")
+def ls(session: Session, state: str | None, count: int, executor_type: str) -> None:
+    """List the newest processes, of one state or of all."""
+    key, colony = session.member_key(), session.colony()
+    states = range(5) if state is None else [STATES.index(state)]
+
+    async def work() -> list[dict[str, Any]]:
+        async with session.client() as client:
+            rows = []
+            for number in states:
+                rows += await _list(client, key, colony, number, count, executor_type)
+            return rows
+
+    rows = session.run(work)
+    oldest = datetime.min.replace(tzinfo=UTC)
+    rows.sort(key=lambda row: parse_time(row.get("submissiontime")) or oldest, reverse=True)
+    rows = rows[:count]
+    if session.as_json:
+        print_json(rows)
+        return
+    print_table(
+        ["ID", "FUNCTION", "STATE", "SUBMITTED", "BY", "TYPE", "COLONY"],
+        [_row(row) for row in rows],
+        "no processes",
+    )
+
+
+def _row(row: dict[str, Any]) -> list[object]:
+    spec = row.get("spec") or {}
+    conditions = spec.get("conditions") or {}
+    arguments = ", ".join(cell_text(value) for value in spec.get("args") or [])
+    call = f"{spec.get('funcname')}({arguments})"
+    return [
+        short(row["processid"]),
+        call if len(call) <= 48 else call[:47] + "…",
+        state_name(row.get("state")),
+        ago(parse_time(row.get("submissiontime"))),
+        row.get("initiatorname"),
+        conditions.get("executortype"),
+        conditions.get("colonyname"),
+    ]
+
+
+@colony_command("show", "colony process show 3fa2b1c09d7e")
+@click.argument("processid")
+def show(session: Session, processid: str) -> None:
+    """Show one process: state, result, and which colony ran it, with its signature."""
+    key = session.member_key()
+
+    async def work() -> tuple[dict[str, Any], dict[str, Any] | None]:
+        async with session.client() as client:
+            full = await _full_id(session, client, key, processid)
+            found = await client.call("getprocessmsg", {"processid": full}, key)
+            try:
+                forward = await client.call("getforwardmsg", {"processid": full}, key)
+            except RpcError as error:
+                if error.status not in (400, 403, 404):
+                    raise
+                forward = None  # never forwarded, or a server without federation
+            return found, forward or None
+
+    found, forward = session.run(work)
+    if session.as_json:
+        print_json({**found, "forward": forward})
+        return
+    print_fields(process_fields(found) + (forward_fields(forward) if forward else []))
+
+
+async def _full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:
+    colony = "" if len(text) == 64 else session.colony()
+    return await find_id(client, key, colony, text)
+
+
+def process_fields(found: dict[str, Any]) -> list[tuple[str, object]]:
+    """What `show` prints about a process."""
+    spec = found.get("spec") or {}
+    conditions = spec.get("conditions") or {}
+
+    def when(name: str) -> str:
+        moment = parse_time(found.get(name))
+        return f"{moment.isoformat(sep=' ', timespec='milliseconds')}" if moment else ""
+
+    return [
+        ("process", found["processid"]),
+        ("state", state_name(found.get("state"))),
+        ("function", spec.get("funcname")),
+        ("arguments", spec.get("args")),
+        ("named arguments", spec.get("kwargs")),
+        ("colony", conditions.get("colonyname")),
+        ("executor type", conditions.get("executortype")),
+        ("submitted by", found.get("initiatorname") or found.get("initiatorid")),
+        ("executor id", found.get("assignedexecutorid")),
+        ("submitted", when("submissiontime")),
+        ("started", when("starttime")),
+        ("ended", when("endtime")),
+        ("retries", found.get("retries") or None),
+        ("output", "\n".join(output_lines(found.get("out")))),
+        ("errors", "\n".join(cell_text(error) for error in found.get("errors") or [])),
+    ]
+
+
+def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
+    """What `show` prints about a process's way to another colony."""
+    outcome = forward.get("outcome") or {}
+    fields: list[tuple[str, object]] = [
+        ("forwarded to", forward.get("peername") or forward.get("peer")),
+        ("peer id", forward.get("peer")),
+        ("forward", forward.get("state")),
+        ("sent", f"{forward.get('attempts', 0)} times"),
+        ("last error", forward.get("lasterror")),
+        ("process there", forward.get("remoteprocessid")),
+    ]
+    if outcome:
+        valid = bool(outcome.get("signaturevalid"))
+        issued = datetime.fromtimestamp(float(outcome.get("issued") or 0), UTC)
+        fields += [
+            ("outcome by", outcome.get("issuer")),
+            ("outcome issued", issued.isoformat(sep=" ", timespec="seconds")),
+            ("outcome", "✓ signature valid" if valid else "✗ SIGNATURE NOT VALID"),
+        ]
+    return fields
+
+
+@colony_command("wait", "colony process wait 3fa2b1c09d7e --timeout 60")
+@click.argument("processid")
+@click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
+def wait(session: Session, processid: str, timeout: float | None) -> None:
+    """Wait for a process, print its output; exit 0 if successful, 1 if failed or cancelled."""
+    key = session.member_key()
+
+    async def work() -> dict[str, Any]:
+        async with session.client() as client:
+            full = await _full_id(session, client, key, processid)
+            return await wait_closed(client, key, full, timeout)
+
+    try:
+        found = session.run(work)
+    except TimeoutError:
+        raise Failure(
+            f"process {processid} is not finished after {timeout:g} s",
+            code=TIMEOUT,
+            next_step=f"`colony process show {processid}`",
+        ) from None
+    if session.as_json:
+        print_json(found)
+    else:
+        for line in output_lines(found.get("out")):
+            click.echo(line)
+    finish(explain_end(found))
+
+
+@colony_command("cancel", "colony process cancel 3fa2b1c09d7e")
+@click.argument("processid")
+def cancel(session: Session, processid: str) -> None:
+    """Cancel a waiting or running process."""
+    key = session.member_key()
+
+    async def work() -> str:
+        async with session.client() as client:
+            full = await _full_id(session, client, key, processid)
+            await client.call("cancelprocessmsg", {"processid": full}, key)
+            return full
+
+    full = session.run(work)
+    if session.as_json:
+        print_json({"processid": full, "cancelled": True})
+    else:
+        click.echo(f"cancelled {full}")
+
+
+@colony_command("logs", "colony process logs 3fa2b1c09d7e --follow")
+@click.argument("processid")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the process ends.")
+def logs(session: Session, processid: str, follow: bool) -> None:
+    """Print what the executor logged about a process, oldest first."""
+    key, colony = session.member_key(), session.colony()
+    kept: list[dict[str, Any]] = []
+
+    async def drain(client: Client, full: str, since: int) -> int:
+        while True:
+            fields: dict[str, Any] = {"colonyname": colony, "processid": full, "executorname": ""}
+            fields |= {"count": _LOG_PAGE, "since": since, "latest": False}
+            lines = await client.call("getlogsmsg", fields, key) or []
+            for line in lines:
+                since = max(since, line["timestamp"])
+                if session.as_json:
+                    kept.append(line)
+                else:
+                    click.echo(line["message"].rstrip("\n"))
+            if len(lines) < _LOG_PAGE:
+                return since
+
+    async def work() -> None:
+        async with session.client() as client:
+            full = await _full_id(session, client, key, processid)
+            since = await drain(client, full, 0)
+            while follow:
+                found = await client.call("getprocessmsg", {"processid": full}, key)
+                since = await drain(client, full, since)
+                if found["state"] >= SUCCESSFUL:
+                    return
+                await trio.sleep(_POLL_MOST)
+
+    session.run(work)
+    if session.as_json:
+        print_json(kept)
+
+
+for _command in (ls, show, wait, cancel, logs):
+    process.add_command(_command)

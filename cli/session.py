@@ -1,0 +1,269 @@
+"""What all commands share: home, server address, keys, options, exit codes, errors for people.
+
+How values are drawn is in `cli.output`; the calls are in the module of each command group.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from cli.client import Client
+    from node.config import Config
+    from node.identity import PrivateKey
+
+__all__ = ["EXIT_CODES", "Failure", "Session", "colony_command", "colony_group"]
+
+OK, FAILED, USAGE, NOT_FOUND, DENIED, TIMEOUT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
+
+EXIT_CODES = (
+    "0 ok, 1 failed (or the process failed), 2 wrong usage, 3 not found, 4 denied, "
+    "5 timeout, 69 daemon not reachable."
+)
+_BY_STATUS = {403: DENIED, 404: NOT_FOUND, 408: TIMEOUT}
+_NEXT_BY_STATUS = {
+    403: "check which key signs: COLONIES_PRVKEY / COLONIES_COLONY_PRVKEY, or --home",
+    404: "list what exists with an `ls` command, e.g. `colony process ls`",
+}
+
+T = TypeVar("T")
+
+
+class Failure(click.ClickException):
+    """An error for people: what happened, what to do next, and the exit code."""
+
+    def __init__(self, message: str, *, code: int = FAILED, next_step: str = "") -> None:
+        super().__init__(message)
+        vars(self)["exit_code"] = code  # a class variable in click's types, read per instance
+        self.next_step = next_step
+
+    def show(self, file: Any = None) -> None:
+        """Print to stderr; stdout carries results only."""
+        click.echo(f"error: {printable(self.message)}", err=True)
+        if self.next_step:
+            click.echo(f"  next: {self.next_step}", err=True)
+
+
+def printable(text: str) -> str:
+    """Drop control characters: text from a peer must not drive the reader's terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+@dataclass
+class Session:
+    """One run of the command line: where the home is, whom to call, as whom, how to print."""
+
+    home_option: str | None = None
+    server_option: str | None = None
+    as_json: bool = False
+    environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def home(self) -> Path:
+        """--home, else $COLONYD_HOME, else the platform's data directory."""
+        from node.home import default_home
+
+        if self.home_option:
+            return Path(self.home_option).expanduser().absolute()
+        return default_home(self.environ)
+
+    def config(self) -> Config:
+        """The home's configuration. Raises Failure naming the wrong field."""
+        from node.config import ConfigError, load_config
+
+        try:
+            return load_config(self.home, {})
+        except ConfigError as error:
+            raise Failure(
+                str(error), next_step=f"correct {self.home / 'config.toml'} or the environment"
+            ) from None
+
+    def url(self) -> str:
+        """--server, else COLONIES_SERVER_*, else this host at the home's configured port."""
+        if self.server_option:
+            text = self.server_option
+            return text if "://" in text else f"http://{text}"
+        environ = self.environ
+        host = environ.get("COLONIES_SERVER_HOST")
+        port = environ.get("COLONIES_SERVER_PORT") or environ.get("COLONIES_SERVER_HTTP_PORT")
+        if host or port:
+            scheme = "https" if environ.get("COLONIES_SERVER_TLS", "").lower() == "true" else "http"
+            return f"{scheme}://{_bracketed(host or '127.0.0.1')}:{port or 50080}"
+        return f"http://127.0.0.1:{self.config().rpc.port}"
+
+    def client(self) -> Client:
+        """A client of the daemon this session speaks to."""
+        from cli.client import Client
+
+        return Client(self.url())
+
+    def colony(self) -> str:
+        """The home colony's name: $COLONIES_COLONY_NAME, else what `colony init` wrote."""
+        from node.home import Home
+
+        if name := self.environ.get("COLONIES_COLONY_NAME"):
+            return name
+        path = Home(self.home).name_file
+        try:
+            return path.read_text("utf-8").strip()
+        except FileNotFoundError:
+            raise Failure(
+                f"no colony at {self.home}",
+                code=NOT_FOUND,
+                next_step="`colony init`, or name another home with --home",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise Failure(f"{path}: {error}") from None
+
+    def member_key(self) -> PrivateKey:
+        """The key that signs a member's calls: $COLONIES_PRVKEY or keys/user.key."""
+        return self._key("COLONIES_PRVKEY", "user.key")
+
+    def owner_key(self) -> PrivateKey:
+        """The key of the colony's owner: $COLONIES_COLONY_PRVKEY or keys/colony.key."""
+        return self._key("COLONIES_COLONY_PRVKEY", "colony.key")
+
+    def _key(self, variable: str, file: str) -> PrivateKey:
+        from node.identity import IdentityError, PrivateKey, read_key
+
+        path = self.home / "keys" / file
+        try:
+            if text := self.environ.get(variable):
+                return PrivateKey.from_hex(text)
+            return read_key(path)
+        except FileNotFoundError:
+            raise Failure(
+                f"no key at {path}",
+                code=NOT_FOUND,
+                next_step=f"`colony init`, or --home, or set {variable}",
+            ) from None
+        except PermissionError:
+            raise Failure(
+                f"{path}: not readable by this user",
+                code=DENIED,
+                next_step=f"run as the key's owner, or set {variable}",
+            ) from None
+        except IdentityError as error:
+            raise Failure(f"{error}", next_step=f"restore the file, or set {variable}") from None
+
+    def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Run async `work` to its end; known errors become Failures with exit codes."""
+        import trio
+
+        from cli.client import RpcError, Unreachable
+
+        async def main() -> T:
+            return await work()
+
+        try:
+            return trio.run(main)
+        except Exception as error:
+            leaf = _leaf(error)
+            if isinstance(leaf, RpcError):
+                raise rpc_failure(leaf.status, leaf.message) from None
+            if isinstance(leaf, Unreachable):
+                raise Failure(
+                    f"daemon not reachable at {leaf}",
+                    code=UNREACHABLE,
+                    next_step="start it with `colony up`, or name another with --server",
+                ) from None
+            if isinstance(leaf, click.ClickException | click.exceptions.Exit):
+                raise leaf from None
+            if leaf is not error:
+                raise leaf from None
+            raise
+        except BaseExceptionGroup as group:
+            raise _leaf(group) from None
+
+    def call(self, payloadtype: str, fields: dict[str, Any], *, owner: bool = False) -> Any:
+        """One signed call in a run of its own: what most commands need."""
+        key = self.owner_key() if owner else self.member_key()
+
+        async def work() -> Any:
+            async with self.client() as client:
+                return await client.call(payloadtype, fields, key)
+
+        return self.run(work)
+
+
+def rpc_failure(status: int, message: str) -> Failure:
+    """The Failure for an error reply of the daemon."""
+    return Failure(
+        f"{message} (status {status})",
+        code=_BY_STATUS.get(status, FAILED),
+        next_step=_NEXT_BY_STATUS.get(status, "`colony doctor` looks for causes"),
+    )
+
+
+def _leaf(error: BaseException) -> BaseException:
+    # One failing task cancels its siblings, so the first leaf is the cause in practice.
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(context.ensure_object(Session), attribute, value)
+
+    return keep
+
+
+def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--home, --server and --json, accepted before and after the command's name."""
+    for name, attribute, help_text, flag in (
+        ("--json", "as_json", "Print JSON instead of text.", True),
+        ("--server", "server_option", "Daemon's address, host:port or URL.", False),
+        ("--home", "home_option", "Home directory [$COLONYD_HOME].", False),
+    ):
+        function = click.option(
+            name,
+            is_flag=flag,
+            default=False if flag else None,
+            expose_value=False,
+            help=help_text,
+            callback=_remember(attribute),
+        )(function)
+    return function
+
+
+def _epilog(examples: tuple[str, ...]) -> str:
+    lines = "\n".join(f"  {example}" for example in examples)
+    title = "Example:" if len(examples) == 1 else "Examples:"
+    return f"\b\n{title}\n{lines}\n\nExit codes: {EXIT_CODES}"
+
+
+def colony_command(name: str, *examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command whose first argument is the Session, with shared options and examples."""
+
+    def wrap(function: Callable[..., Any]) -> click.Command:
+        passed = click.make_pass_decorator(Session, ensure=True)(function)
+        return click.command(name, epilog=_epilog(examples))(shared_options(passed))
+
+    return wrap
+
+
+def colony_group(name: str, help_text: str, *examples: str) -> click.Group:
+    """A named group of commands with examples in its help."""
+    return click.Group(name, help=help_text, epilog=_epilog(examples), no_args_is_help=True)
+
+
+def finish(code: int) -> None:
+    """End the command with an exit code, having printed all there is to print."""
+    if code != OK:
+        sys.stdout.flush()
+        raise click.exceptions.Exit(code)

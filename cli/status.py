@@ -1,0 +1,43 @@
+"""`colony status`: how the daemon is, at a glance.
+
+Looking for causes of trouble is `cli.doctor`'s work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cli.output import print_fields, print_json, span
+from cli.session import Session, colony_command
+
+
+@colony_command("status", "colony status", "colony status --json")
+def status(session: Session) -> None:
+    """Show version, identity, store, peers and processes of the daemon."""
+    reply: dict[str, Any] = session.call("getnodestatusmsg", {})
+    if session.as_json:
+        print_json(reply)
+        return
+    etcd = reply.get("etcd") or {}
+    print_fields(
+        [
+            ("colony", reply.get("colonyname")),
+            ("colony id", reply.get("colonyid")),
+            ("version", reply.get("version")),
+            ("up for", span(float(reply.get("uptime") or 0))),
+            ("ports", f"RPC {reply.get('rpcport')}, federation {reply.get('federationport')}"),
+            (
+                "store",
+                f"etcd {etcd.get('version')}, {int(etcd.get('dbsize') or 0) / 2**20:.1f} MiB, "
+                f"revision {etcd.get('revision')}",
+            ),
+            ("peers", counts(reply.get("peers"))),
+            ("processes", counts(reply.get("processes"))),
+        ]
+    )
+
+
+def counts(numbers: dict[str, int] | None) -> str:
+    """Such as '2 trusted, 1 pending'; zeros are left out."""
+    shown = [f"{number} {name}" for name, number in (numbers or {}).items() if number]
+    return ", ".join(shown) or "none"

@@ -1,0 +1,66 @@
+"""`colony up`: runs the daemon in the foreground.
+
+What the daemon is made of is in `cli.colonyd` and `node.daemon`.
+"""
+
+from __future__ import annotations
+
+import click
+
+from cli.session import Failure, Session, colony_command, finish
+
+
+@colony_command("up", "colony up", "colony up --port 50090 --federation-port 50091")
+@click.option("--host", default=None, help="Address the RPC server listens on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=None, help="RPC port.")
+@click.option(
+    "--federation-port",
+    type=click.IntRange(0, 65535),
+    default=None,
+    help="Port for other colonies.",
+)
+@click.option(
+    "--trust",
+    type=click.Choice(["manual", "lan"]),
+    default=None,
+    help="manual: as told by `colony peers trust`; lan: those found nearby, at first use.",
+)
+@click.option(
+    "--interface",
+    "interfaces",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Find peers on this interface only; may be repeated.",
+)
+@click.option("--log-level", default=None, metavar="LEVEL", help="debug, info, warning or error.")
+def up(
+    session: Session,
+    host: str | None,
+    port: int | None,
+    federation_port: int | None,
+    trust: str | None,
+    interfaces: tuple[str, ...],
+    log_level: str | None,
+) -> None:
+    """Run the daemon in the foreground; SIGTERM or Ctrl-C stops it in order.
+
+    A home that doesn't exist yet is created as by `colony init`.
+    """
+    from node.home import HomeError, init_home
+
+    try:
+        init_home(session.home, None, session.environ)
+    except HomeError as error:
+        raise Failure(str(error), next_step="choose another --home") from None
+    from cli.colonyd import run_daemon
+
+    given: dict[str, object] = {
+        "rpc.host": host,
+        "rpc.port": port,
+        "federation.port": federation_port,
+        "federation.trust": trust,
+        "federation.interfaces": list(interfaces) or None,
+        "log.level": log_level,
+    }
+    overrides = {name: value for name, value in given.items() if value is not None}
+    finish(run_daemon(session.home, overrides))

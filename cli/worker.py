@@ -1,0 +1,179 @@
+"""`colony worker`: runs shell commands as the functions of an executor.
+
+Options, the executor's key, signals and printing are here; the work is in `cli.working`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import trio
+
+from cli.output import short
+from cli.session import (
+    FAILED,
+    NOT_FOUND,
+    USAGE,
+    Failure,
+    Session,
+    colony_command,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from node.identity import PrivateKey
+
+
+@colony_command(
+    "worker",
+    "colony worker --func upper='tr a-z A-Z'",
+    "colony worker --func resize=./resize.sh --func thumb=./thumb.sh --slots 2",
+)
+@click.option("--func", "funcs", multiple=True, required=True, metavar="NAME=COMMAND")
+@click.option("--type", "kind", default="cli", show_default=True, help="Type of executor.")
+@click.option("--name", default=None, help="Name of the executor [host's name and type].")
+@click.option("--slots", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--approve/--no-approve", default=True, help="Approve itself with the colony's key.")
+@click.option("--grace", type=float, default=30.0, show_default=True, help="Seconds to finish.")
+def worker(
+    session: Session,
+    funcs: tuple[str, ...],
+    kind: str,
+    name: str | None,
+    slots: int,
+    approve: bool,
+    grace: float,
+) -> None:
+    """Take processes from the colony and run a shell command for each.
+
+    The command gets the arguments as a JSON array on stdin, and COLONYD_PROCESS_ID,
+    COLONYD_FUNCTION and COLONYD_KWARGS (JSON) in its environment. Its stdout is the output (a
+    JSON array: all elements of the output); an exit status other than 0 makes the process fail
+    with the end of stderr. On SIGTERM the commands in hand are finished, for --grace seconds.
+    """
+    from cli.working import Settings, Worker
+    from node.home import Home, valid_name
+
+    name = name or default_name(kind)
+    if not valid_name(name):
+        raise Failure(f"--name {name!r}: use letters, digits, '_', '-' and '.'", code=USAGE)
+    functions = dict(parse_function(text) for text in funcs)
+    home = Home(session.home)
+    if not home.keys.is_dir():
+        raise Failure(f"no colony at {home.path}", code=NOT_FOUND, next_step="`colony init`")
+    colony = session.colony()
+    with _alone(home.path / f"worker-{name}.lock", name):
+        key = executor_key(home.key(f"executor-{name}"))
+        results = home.path / "results" / name
+        results.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings = Settings(colony, name, kind, functions, slots, results, approve)
+
+        async def work() -> None:
+            stop = trio.Event()
+            finished = False
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_signals, stop, nursery.cancel_scope, grace)
+                async with session.client() as client:
+                    say = _say_json if session.as_json else _say
+                    await Worker(client, settings, key, session.owner_key, say, stop).work()
+                finished = True
+                nursery.cancel_scope.cancel()
+
+            if not finished:
+                raise Failure("left before all work was finished; results are kept", code=FAILED)
+
+        session.run(work)
+
+
+def parse_function(text: str) -> tuple[str, str]:
+    """Split 'NAME=COMMAND'. Raises Failure (usage)."""
+    name, _, command = text.partition("=")
+    if not name.strip() or not command.strip():
+        raise Failure(
+            f"--func {text!r}: write it as NAME=COMMAND",
+            code=USAGE,
+            next_step="colony worker --func upper='tr a-z A-Z'",
+        )
+    return name.strip(), command
+
+
+def default_name(kind: str) -> str:
+    """A name for the executor made from the host's name and its type."""
+    host = socket.gethostname().split(".")[0]
+    return re.sub(r"[^A-Za-z0-9_.\-]", "-", f"{host}-{kind}").lstrip("-.")[:63] or kind
+
+
+def executor_key(path: Path) -> PrivateKey:
+    """Read the executor's key, or make it."""
+    from node.identity import IdentityError, PrivateKey, read_key, write_key
+
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            return read_key(path)
+        key = PrivateKey.generate()
+        write_key(path, key)
+        return key
+    except (OSError, IdentityError) as error:
+        raise Failure(f"{path}: {error}", next_step="choose another --name or --home") from None
+
+
+@contextlib.contextmanager
+def _alone(path: Path, name: str) -> Iterator[None]:
+    # Two workers with one key would each take the other's processes for leftovers.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(
+                f"a worker called {name} runs already in this home",
+                code=FAILED,
+                next_step="give this one another --name",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _signals(
+    stop: trio.Event,
+    scope: trio.CancelScope,
+    grace: float,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """First signal: take no more work, and after `grace` seconds leave. Second one: leave now."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            if stop.is_set():
+                scope.cancel()
+                return
+            stop.set()
+            scope.deadline = trio.current_time() + grace
+            click.echo("finishing; once more to leave at once", err=True)
+
+
+def _say(event: str, details: Mapping[str, object]) -> None:
+    shown = dict(details)
+    if "processid" in shown:
+        shown["processid"] = short(shown["processid"])
+    text = " ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in shown.items()
+    )
+    click.echo(printable(f"{event} {text}"), err=True)
+
+
+def _say_json(event: str, details: Mapping[str, object]) -> None:
+    click.echo(json.dumps({"event": event, **details}))

@@ -1,0 +1,398 @@
+"""The engine of `colony worker`: registers an executor, takes processes, runs commands, closes.
+
+Commands themselves run in `cli.shell`; options, signals and printing are in `cli.worker`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from cli.client import Client, RpcError, Unreachable
+from cli.output import parse_time
+from cli.session import DENIED, Failure
+from cli.shell import Ending, run_command
+
+if TYPE_CHECKING:
+    from node.identity import PrivateKey
+
+__all__ = ["Settings", "Worker"]
+
+PENDING, APPROVED, REJECTED, UNREGISTERED = range(4)
+RUNNING = 1
+_POLL = 10  # seconds of one assign long-poll
+_LOOK = 5.0  # seconds between looks at a running process: a heartbeat, and sees a cancel
+_RETRY_FIRST, _RETRY_MOST = 0.2, 10.0  # seconds of back-off while the daemon is away
+_AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still offered
+_LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
+_STOPPED = "the worker was stopped before the command had ended"
+
+Report = Callable[[str, Mapping[str, object]], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker is: its name and type, its functions (name → shell command), its slots."""
+
+    colony: str
+    name: str
+    kind: str
+    functions: Mapping[str, str]
+    slots: int
+    results: Path  # directory for results that the daemon has not acknowledged yet
+    approve: bool
+
+
+@dataclass
+class Worker:
+    """One executor. `owner` gives the colony's key, asked for only when it must sign."""
+
+    client: Client
+    settings: Settings
+    key: PrivateKey
+    owner: Callable[[], PrivateKey]
+    report: Report
+    stop: trio.Event
+    _active: set[str] = field(default_factory=set)
+    _registering: trio.Lock = field(default_factory=trio.Lock)
+
+    # -- registration ---------------------------------------------------------------------------
+
+    async def register(self) -> None:
+        """Make this executor known, approved, and its functions listed. Safe to repeat."""
+        async with self._registering:  # slots find out at the same time that they are unknown
+            await self._register()
+
+    async def _register(self) -> None:
+        mine = await self._me()
+        if mine is None or mine["state"] == UNREGISTERED:
+            mine = await self._add()
+        if mine["executortype"] != self.settings.kind:
+            raise Failure(
+                f"executor {self.settings.name} is registered with type {mine['executortype']!r}",
+                next_step="use that --type, or another --name",
+            )
+        if mine["state"] == REJECTED:
+            raise Failure(
+                f"executor {self.settings.name} was rejected by the colony's owner",
+                code=DENIED,
+                next_step=f"`colony executor approve {self.settings.name}`",
+            )
+        if mine["state"] == PENDING:
+            await self._approval()
+        await self._list_functions()
+
+    async def _add(self) -> dict[str, Any]:
+        executor = {
+            "executorid": self.key.id,
+            "executorname": self.settings.name,
+            "executortype": self.settings.kind,
+            "colonyname": self.settings.colony,
+        }
+        try:
+            await self._again("addexecutormsg", {"executor": executor}, self.owner())
+        except RpcError as error:
+            mine = await self._me()  # an earlier try may have worked and its reply been lost
+            if mine is not None and mine["state"] != UNREGISTERED:
+                return mine
+            if error.status not in (400, 409):
+                raise
+            raise Failure(
+                f"can't register executor {self.settings.name}: {error.message}",
+                next_step="is the name taken? try another --name, or `colony executor ls`",
+            ) from None
+        self.report("registered", {"name": self.settings.name, "id": self.key.id})
+        return {"state": PENDING, "executortype": self.settings.kind}
+
+    async def _me(self) -> dict[str, Any] | None:
+        fields = {"colonyname": self.settings.colony}
+        try:
+            rows = await self._again("getexecutorsmsg", fields, self.key)
+        except RpcError as error:
+            if error.status in (403, 404):
+                return None  # not known at all yet
+            raise
+        return next((row for row in rows or [] if row["executorid"] == self.key.id), None)
+
+    async def _approval(self) -> None:
+        name = {"colonyname": self.settings.colony, "executorname": self.settings.name}
+        if self.settings.approve:
+            await self._again("approveexecutormsg", name, self.owner())
+            return
+        self.report("pending", {"next": f"colony executor approve {self.settings.name}"})
+        while not self.stop.is_set():
+            mine = await self._me()
+            if mine is not None and mine["state"] == APPROVED:
+                return
+            if mine is not None and mine["state"] == REJECTED:
+                raise Failure(f"executor {self.settings.name} was rejected", code=DENIED)
+            with trio.move_on_after(2.0):
+                await self.stop.wait()
+
+    async def _list_functions(self) -> None:
+        if self.stop.is_set():
+            return
+        where = {"colonyname": self.settings.colony, "executorname": self.settings.name}
+        rows = await self._again("getfunctionsmsg", where, self.key)
+        there = {row["funcname"] for row in rows or []}
+        for name in self.settings.functions:
+            if name not in there:
+                fun = {**where, "executortype": self.settings.kind, "funcname": name}
+                await self._again("addfunctionmsg", {"fun": fun}, self.key)
+
+    async def _again(self, kind: str, fields: dict[str, Any], key: PrivateKey) -> Any:
+        """Call, and call anew with back-off while the daemon is away. For idempotent calls."""
+        pause = _RETRY_FIRST
+        while True:
+            try:
+                return await self.client.call(kind, fields, key)
+            except Unreachable as error:
+                if self.stop.is_set():
+                    raise
+                self.report("unreachable", {"error": str(error)})
+                pause = await self._pause(pause)
+
+    async def _pause(self, pause: float) -> float:
+        with trio.move_on_after(pause * random.uniform(0.7, 1.3)):
+            await self.stop.wait()
+        return min(pause * 2, _RETRY_MOST)
+
+    # -- work -----------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Register, settle what an earlier life left open, then work until `stop` is set."""
+        await self.register()
+        await self._settle()
+        self.report("ready", {"name": self.settings.name, "functions": [*self.settings.functions]})
+        async with trio.open_nursery() as nursery:
+            for _ in range(self.settings.slots):
+                nursery.start_soon(self._slot)
+
+    async def _settle(self) -> None:
+        """Close processes of an earlier life: with the kept result, else as failed.
+
+        A command that was interrupted is not run again: it may have had effects.
+        """
+        for path in sorted(self.settings.results.glob("*.json")):
+            kept = json.loads(path.read_text("utf-8"))
+            await self._close(path.stem, Ending(kept["out"], kept["errors"]), None)
+        for process in await self._assigned():
+            await self._close(process["processid"], Ending([], [_STOPPED]), None)
+
+    async def _assigned(self) -> list[dict[str, Any]]:
+        """Running processes that are assigned to this executor but that it doesn't know of."""
+        fields = {
+            "colonyname": self.settings.colony,
+            "count": 100,
+            "state": RUNNING,
+            "executortype": self.settings.kind,
+            "label": "",
+            "initiator": "",
+        }
+        rows = await self._again("getprocessesmsg", fields, self.key)
+        return [
+            row
+            for row in rows or []
+            if row.get("assignedexecutorid") == self.key.id and row["processid"] not in self._active
+        ]
+
+    async def _slot(self) -> None:
+        pause = _RETRY_FIRST
+        while not self.stop.is_set():
+            try:
+                process = await self._assign()
+                pause = _RETRY_FIRST
+            except Unreachable as error:
+                self.report("unreachable", {"error": str(error)})
+                pause = await self._pause(pause)
+                if error.sent:
+                    await self._adopt()
+                continue
+            except RpcError as error:
+                if error.status == 403:
+                    await self.register()  # unregistered while away; raises when rejected
+                else:
+                    self.report("refused", {"error": str(error)})
+                pause = await self._pause(pause)
+                continue
+            if process is not None:
+                await self._run(process)
+        await self._adopt()
+
+    async def _assign(self) -> dict[str, Any] | None:
+        """One long-poll, given up when `stop` is set: `_adopt` then finds what it may have won."""
+        fields = {"colonyname": self.settings.colony, "timeout": _POLL}
+        fields |= {"availablecpu": "", "availablemem": ""}
+        began = trio.current_time()
+        got: dict[str, Any] | None = None
+        failed: RpcError | Unreachable | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_on_stop, nursery.cancel_scope)
+            try:
+                got = await self.client.call("assignprocessmsg", fields, self.key, _POLL + 15.0)
+            except (RpcError, Unreachable) as error:
+                failed = error
+            nursery.cancel_scope.cancel()
+        none = isinstance(failed, RpcError) and failed.status in (404, 408, 503)
+        if failed is not None and not none:
+            raise failed
+        if got is None and trio.current_time() - began < 1.0:
+            await self._pause(1.0)  # a server that answers "none" at once must not be hammered
+        return got
+
+    async def _cancel_on_stop(self, scope: trio.CancelScope) -> None:
+        await self.stop.wait()
+        scope.cancel()
+
+    async def _adopt(self) -> None:
+        """Run processes won by an assign whose reply was lost: they have never been started."""
+        try:
+            won = await self._assigned()
+        except (Unreachable, RpcError) as error:
+            self.report("unreachable", {"error": str(error)})
+            return
+        for process in won:
+            if process["processid"] not in self._active:
+                await self._run(process)
+
+    async def _run(self, process: dict[str, Any]) -> None:
+        processid: str = process["processid"]
+        if processid in self._active:
+            return  # two slots learned of it: one by the reply, one by `_adopt`
+        spec = process.get("spec") or {}
+        name = str(spec.get("funcname"))
+        command = self.settings.functions.get(name)
+        self._active.add(processid)
+        try:
+            self.report("started", {"processid": processid, "function": name})
+            began = trio.current_time()
+            if command is None:
+                known = ", ".join(sorted(self.settings.functions))
+                text = f"executor {self.settings.name} has no function {name!r}; it has: {known}"
+                ending: Ending | None = Ending([], [text])
+            else:
+                ending = await self._command(command, process)
+            took = round(trio.current_time() - began, 3)
+            if ending is None:
+                self.report("withdrawn", {"processid": processid, "function": name})
+                return
+            self._keep(processid, ending)
+            await self._close(processid, ending, deadline_of(process))
+            self.report(
+                "successful" if ending.ok else "failed",
+                {"processid": processid, "function": name, "seconds": took}
+                | ({} if ending.ok else {"errors": ending.errors}),
+            )
+        finally:
+            self._active.discard(processid)
+
+    async def _command(self, command: str, process: dict[str, Any]) -> Ending | None:
+        """Run the command; None when the process was cancelled or given to another meanwhile."""
+        spec = process["spec"]
+        # Not the spec's own `env`: whoever submits must not set PATH or LD_PRELOAD here.
+        environ = {
+            "COLONYD_PROCESS_ID": process["processid"],
+            "COLONYD_FUNCTION": spec["funcname"],
+            "COLONYD_KWARGS": json.dumps(spec.get("kwargs") or {}),
+        }
+        ending: Ending | None = None
+        left = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, process["processid"], nursery.cancel_scope)
+                ending = await run_command(command, spec.get("args") or [], environ)
+                nursery.cancel_scope.cancel()
+            left = True
+        finally:
+            if not left and ending is not None:
+                self._keep(process["processid"], ending)
+            elif not left:
+                await self._last_words(process["processid"])
+        return ending
+
+    async def _last_words(self, processid: str) -> None:
+        """The grace is over: close the process before leaving, so that nobody waits for it."""
+        with trio.move_on_after(_LAST_WORDS, shield=True):
+            try:
+                await self._close_once(processid, Ending([], [_STOPPED]))
+            except Unreachable as error:
+                self.report("unreachable", {"processid": processid, "error": str(error)})
+
+    async def _watch(self, processid: str, scope: trio.CancelScope) -> None:
+        """Look at a running process now and then; end its command when it is ours no longer."""
+        while True:
+            await trio.sleep(_LOOK)
+            try:
+                found = await self.client.call("getprocessmsg", {"processid": processid}, self.key)
+            except Unreachable:
+                continue
+            except RpcError as error:
+                if error.status == 404:
+                    scope.cancel()
+                continue
+            if found["state"] != RUNNING or found["assignedexecutorid"] != self.key.id:
+                scope.cancel()
+
+    # -- results --------------------------------------------------------------------------------
+
+    def _path(self, processid: str) -> Path:
+        return self.settings.results / f"{processid}.json"
+
+    def _keep(self, processid: str, ending: Ending) -> None:
+        """Write a result down, durably, before it is offered: a crash must not lose it."""
+        path = self._path(processid)
+        part = path.with_suffix(".part")
+        with part.open("w", encoding="utf-8") as file:
+            json.dump({"out": ending.out, "errors": ending.errors}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+    async def _close(self, processid: str, ending: Ending, deadline: float | None) -> None:
+        """Close with back-off until acknowledged or refused, or (Unix s) past the deadline.
+
+        A result that is given up stays in its file and is offered again by the next start.
+        """
+        pause = _RETRY_FIRST
+        while True:
+            try:
+                await self._close_once(processid, ending)
+                return
+            except Unreachable as error:
+                if deadline is not None and time.time() > deadline + _AFTER_DEADLINE:
+                    self.report("kept", {"processid": processid, "error": str(error)})
+                    return
+                self.report("unreachable", {"processid": processid, "error": str(error)})
+                await trio.sleep(pause * random.uniform(0.7, 1.3))
+                pause = min(pause * 2, _RETRY_MOST)
+
+    async def _close_once(self, processid: str, ending: Ending) -> None:
+        fields: dict[str, Any] = {"processid": processid}
+        kind = "closesuccessfulmsg" if ending.ok else "closefailedmsg"
+        fields |= {"out": ending.out} if ending.ok else {"errors": ending.errors}
+        try:
+            await self.client.call(kind, fields, self.key)
+        except RpcError as error:
+            if error.status in (408, 429) or error.status >= 500:
+                raise Unreachable(str(error), sent=True) from None
+            if error.status == 413 and ending.ok:
+                too_large = Ending([], [f"the output is too large for the colony: {error.message}"])
+                await self._close_once(processid, too_large)
+                return
+            # Cancelled, past its deadline, or given to another: the result is not wanted.
+            self.report("refused", {"processid": processid, "error": str(error)})
+        self._path(processid).unlink(missing_ok=True)
+
+
+def deadline_of(process: Mapping[str, Any]) -> float | None:
+    """The Unix time by which a process must be closed; None without a limit."""
+    moment = parse_time(process.get("execdeadline"))
+    return moment.timestamp() if moment else None

@@ -1,0 +1,147 @@
+"""The signed card with which a colony describes itself, and the rule for which of two is newer.
+
+A card proves itself: it carries the key, and the id is the key's hash. Whether the colony behind
+it is trusted, and where cards are kept, is not decided here.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from federation import cbor
+from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
+from node.identity import PrivateKey, id_of
+
+__all__ = ["CARD_LIMIT", "VERSION", "Card", "newer", "open_card", "sign_card"]
+
+VERSION = 1  # of the federation protocol
+CARD_LIMIT = 8192  # bytes of a signed card
+_ANYONE = "*"  # a card is addressed to no colony in particular
+_MAX_ENDPOINTS = 16
+_MAX_VERSIONS = 16
+_MAX_SEQUENCE = 2**63 - 1
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_ENDPOINT = re.compile(r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})")
+_KEYS = {"key", "name", "seq", "fp", "at", "ver"}
+
+
+class Card(msgspec.Struct, frozen=True):
+    """What a colony says of itself: its id never changes, everything else hangs off it."""
+
+    id: str
+    public_key: bytes  # 65 bytes, uncompressed
+    name: str
+    sequence: int  # a card with a higher one replaces this
+    fingerprint: str  # SHA-256 of the TLS certificate's DER, 64 hex characters
+    endpoints: list[str]  # "host:port", "[v6]:port"
+    versions: list[int]  # protocol versions spoken
+    expires: int  # seconds since the epoch
+
+
+def sign_card(key: PrivateKey, card: Card, *, issued: int | None = None) -> bytes:
+    """Sign `card` with its own colony's key.
+
+    `issued` (seconds since the epoch) defaults to the longest life that ends at `card.expires`.
+    Raises ValueError for a card that nobody would accept, so that it is found where it is made.
+    """
+    if key.id != card.id or key.public_key != card.public_key:
+        raise ValueError("a card is signed with the key of the colony that it describes")
+    problem = _problem(card)
+    if problem:
+        raise ValueError(f"card: {problem}")
+    body: dict[str, cbor.Value] = {
+        "key": card.public_key,
+        "name": card.name,
+        "seq": card.sequence,
+        "fp": bytes.fromhex(card.fingerprint),
+        "at": card.endpoints,
+        "ver": card.versions,
+    }
+    data = seal(
+        key,
+        Kind.CARD,
+        _ANYONE,
+        cbor.encode(body),
+        cti=card.sequence.to_bytes(8, "big"),
+        issued=max(0, card.expires - MAX_LIFETIME) if issued is None else issued,
+        expires=card.expires,
+    )
+    if len(data) > CARD_LIMIT:
+        raise ValueError(f"card: {len(data)} bytes, at most {CARD_LIMIT}")
+    return data
+
+
+def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
+    """Return the card in `data` once it has proven itself, else raise Refused.
+
+    `now` and `high_water` are seconds since the epoch, as for `open_envelope`.
+    """
+    seen = inspect(data, limit=CARD_LIMIT)
+    card = _parse(seen.payload, seen.issuer, seen.expires)
+    open_envelope(
+        data,
+        kind=Kind.CARD,
+        audience=_ANYONE,
+        now=now,
+        keys=lambda _: card.public_key,  # its hash is compared with the issuer's id
+        limit=CARD_LIMIT,
+        high_water=high_water,
+    )
+    problem = _problem(card)
+    if problem:
+        raise Refused("malformed", f"card: {problem}")
+    return card
+
+
+def newer(old: Card | None, new: Card) -> bool:
+    """Whether `new` replaces `old`: only a higher sequence number does, never an equal one."""
+    if old is None:
+        return True
+    if old.id != new.id:
+        raise ValueError("two cards of different colonies have no order")
+    return new.sequence > old.sequence
+
+
+def _parse(payload: bytes, issuer: str, expires: int) -> Card:
+    try:
+        body = cbor.decode(payload, depth=2)
+    except cbor.CborError as error:
+        raise Refused("malformed", f"card: {error}") from None
+    if not isinstance(body, dict) or not body.keys() >= _KEYS:
+        # More keys than these are a later version's; it is the reader who passes over them.
+        raise Refused("malformed", f"card: not a map with {', '.join(sorted(_KEYS))}")
+    try:
+        return Card(
+            issuer,
+            msgspec.convert(body["key"], bytes),
+            msgspec.convert(body["name"], str),
+            msgspec.convert(body["seq"], int),
+            msgspec.convert(body["fp"], bytes).hex(),
+            msgspec.convert(body["at"], list[str]),
+            msgspec.convert(body["ver"], list[int]),
+            expires,
+        )
+    except msgspec.ValidationError as error:
+        raise Refused("malformed", f"card: {error}") from None
+
+
+def _problem(card: Card) -> str | None:
+    """Return what makes the card unacceptable, or None."""
+    if id_of(card.public_key) != card.id:
+        return "the id is not the hash of the key"
+    if not _NAME.fullmatch(card.name):
+        return "a name has 1 to 64 printable characters"
+    if not 0 <= card.sequence <= _MAX_SEQUENCE:
+        return "the sequence number does not fit in 63 bits"
+    if not _FINGERPRINT.fullmatch(card.fingerprint):
+        return "a fingerprint is 64 lower-case hex characters"
+    if len(card.endpoints) > _MAX_ENDPOINTS or not 1 <= len(card.versions) <= _MAX_VERSIONS:
+        return f"at most {_MAX_ENDPOINTS} endpoints and 1 to {_MAX_VERSIONS} versions"
+    for endpoint in card.endpoints:
+        match = _ENDPOINT.fullmatch(endpoint)
+        if not match or not 0 < int(match[1]) < 65536:
+            return f"endpoint {endpoint[:80]!r} is not host:port"
+    return None

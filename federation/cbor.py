@@ -1,0 +1,170 @@
+"""Deterministic CBOR (RFC 8949, section 4.2) for what crosses between colonies, and nothing more.
+
+A value has one encoding: the decoder refuses every other, before any memory is spent on it; what
+the values mean is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+__all__ = ["CborError", "Value", "decode", "encode"]
+
+# Map keys are integers or text; `Any`, because a mapping is invariant in its keys.
+Value: TypeAlias = "int | bytes | str | bool | Sequence[Value] | Mapping[Any, Value] | None"
+
+_UINT, _NINT, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
+_SIMPLE_VALUES: dict[int, bool | None] = {20: False, 21: True, 22: None}
+_KINDS = ("integer", "negative integer", "bytes", "text", "array", "map", "tag", "simple value")
+
+
+class CborError(ValueError):
+    """Bytes that are not the one deterministic encoding of an allowed value; says where."""
+
+
+def _head(major: int, number: int) -> bytes:
+    """Return the shortest head of an item: major type and its number."""
+    major <<= 5
+    if number < 24:
+        return bytes((major | number,))
+    for extra, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
+        if number < 1 << (8 * size):
+            return bytes((major | extra,)) + number.to_bytes(size, "big")
+    raise CborError("integer does not fit in 64 bits")
+
+
+def encode(value: Value, *, tag: int | None = None) -> bytes:
+    """Return the deterministic encoding of `value`, inside `tag` when one is given.
+
+    Floats have no place here: times are whole seconds, and a spec travels as its own bytes.
+    """
+    out: list[bytes] = [] if tag is None else [_head(_TAG, tag)]
+    _encode(value, out)
+    return b"".join(out)
+
+
+def _encode(value: Value, out: list[bytes]) -> None:
+    match value:
+        case bool() | None:
+            out.append({False: b"\xf4", True: b"\xf5", None: b"\xf6"}[value])
+        case int():
+            out.append(_head(_UINT, value) if value >= 0 else _head(_NINT, -1 - value))
+        case bytes():
+            out += (_head(_BYTES, len(value)), value)
+        case str():
+            text = value.encode()
+            out += (_head(_TEXT, len(text)), text)
+        case Mapping():
+            pairs = sorted((encode(key), item) for key, item in value.items())
+            out.append(_head(_MAP, len(pairs)))
+            for key, item in pairs:
+                out.append(key)
+                _encode(item, out)
+        case Sequence():
+            out.append(_head(_ARRAY, len(value)))
+            for item in value:
+                _encode(item, out)
+        case _:
+            raise CborError(f"{type(value).__name__} has no place in an envelope")
+
+
+def decode(data: bytes, *, depth: int = 8, tag: int | None = None) -> Value:
+    """Decode one value that fills `data` exactly, nested at most `depth` containers deep.
+
+    With `tag` the value must be inside that one tag; no other tag is ever accepted.
+    Raises CborError: truncated, trailing bytes, indefinite length, an integer or length longer
+    than needed, map keys unsorted or repeated, floats, unknown simple values, invalid UTF-8.
+    """
+    reader = _Reader(data)
+    if tag is not None and reader.head() != (_TAG, tag):
+        raise CborError(f"byte 0: not tagged {tag}")
+    value = reader.value(depth)
+    if reader.at != len(data):
+        raise CborError(f"byte {reader.at}: trailing bytes")
+    return value
+
+
+class _Reader:
+    """A cursor over the bytes; every length is checked against what is left before it is used."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def fail(self, message: str, at: int) -> CborError:
+        return CborError(f"byte {at}: {message}")
+
+    def take(self, count: int) -> bytes:
+        end = self.at + count
+        if end > len(self.data):
+            raise self.fail("truncated", self.at)
+        piece = self.data[self.at : end]
+        self.at = end
+        return piece
+
+    def head(self) -> tuple[int, int]:
+        start = self.at
+        first = self.take(1)[0]
+        major, number = first >> 5, first & 31
+        if number < 24:
+            return major, number
+        if number == 31:
+            raise self.fail("indefinite length", start)
+        if number > 27:
+            raise self.fail("reserved", start)
+        if major == _SIMPLE:
+            raise self.fail("float or unknown simple value", start)
+        size = 1 << (number - 24)
+        number = int.from_bytes(self.take(size), "big")
+        if number < (24 if size == 1 else 1 << (4 * size)):
+            raise self.fail(f"{_KINDS[major]} not in its shortest form", start)
+        return major, number
+
+    def value(self, depth: int) -> Value:
+        start = self.at
+        major, number = self.head()
+        match major:
+            case 0:
+                return number
+            case 1:
+                return -1 - number
+            case 2:
+                return self.take(number)
+            case 3:
+                return self.text(number, start)
+            case 4 | 5:
+                if depth == 0:
+                    raise self.fail("nested too deep", start)
+                # Each item takes a byte at least, so a huge count dies here, not in a list.
+                if number > len(self.data) - self.at:
+                    raise self.fail("truncated", start)
+                if major == _MAP:
+                    return self.map(number, depth - 1)
+                return [self.value(depth - 1) for _ in range(number)]
+            case 7 if number in _SIMPLE_VALUES:
+                return _SIMPLE_VALUES[number]
+        raise self.fail(f"{_KINDS[major]} {number} not allowed", start)
+
+    def text(self, length: int, start: int) -> str:
+        try:
+            return self.take(length).decode()
+        except UnicodeDecodeError:
+            raise self.fail("text is not UTF-8", start) from None
+
+    def map(self, count: int, depth: int) -> Value:
+        result: dict[int | str, Value] = {}
+        before = b""
+        for _ in range(count):
+            start = self.at
+            key = self.value(0)
+            if isinstance(key, bool) or not isinstance(key, int | str):
+                raise self.fail("map key is neither integer nor text", start)
+            encoded = self.data[start : self.at]
+            if encoded == before:
+                raise self.fail(f"duplicate map key {key!r}", start)
+            if encoded < before:
+                raise self.fail(f"map key {key!r} out of order", start)
+            before = encoded
+            result[key] = self.value(depth)
+        return result

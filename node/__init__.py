@@ -1,0 +1,1 @@
+"""One colony, complete without any network of peers."""

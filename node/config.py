@@ -1,0 +1,223 @@
+"""The daemon's configuration: TOML file, environment and flags become one checked value.
+
+Nothing here opens sockets or keys; what the settings do is decided where they are used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "EtcdConfig",
+    "FederationConfig",
+    "LogConfig",
+    "NodeConfig",
+    "PeerConfig",
+    "RpcConfig",
+    "Size",
+    "load_config",
+]
+
+_ENV_PREFIX = "COLONYD_"
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+ColonyId = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class ConfigError(Exception):
+    """A setting that is wrong; the message names the setting and where it was set."""
+
+
+class Size(int):
+    """A number of bytes, written as an integer or as text such as "2MiB" or "500 kB"."""
+
+    @classmethod
+    def parse(cls, value: object) -> Size:
+        """Read `value`; raises ValueError with a message fit for the user."""
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return cls(value)
+        match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", value) if isinstance(value, str) else None
+        if match is None or match[2].upper() not in _UNITS:
+            raise ValueError(f'expected a size such as "2MiB" or 1048576, got {value!r}')
+        return cls(int(match[1]) * _UNITS[match[2].upper()])
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class NodeConfig(_Section, frozen=True):
+    """[node]: where the data lives and the name of the home colony."""
+
+    home: str = ""
+    name: str = ""
+
+
+class RpcConfig(_Section, frozen=True):
+    """[rpc]: the port that SDKs talk to."""
+
+    host: NonEmpty = "0.0.0.0"
+    port: Port = 50080
+    replay: Literal["lenient", "strict"] = "lenient"
+    max_body: Size = Size(2 * 2**20)
+
+
+class EtcdConfig(_Section, frozen=True):
+    """[etcd]: no endpoints means the embedded server, whose space quota is `quota` bytes."""
+
+    endpoints: list[NonEmpty] = msgspec.field(default_factory=list)
+    quota: Size = Size(2 * 2**30)
+
+
+class FederationConfig(_Section, frozen=True):
+    """[federation]: the port that peers talk to, and how peers are found and trusted."""
+
+    enabled: bool = True
+    host: NonEmpty = "0.0.0.0"
+    port: Port = 50081
+    trust: Literal["manual", "lan"] = "manual"
+    discovery: bool = True
+    interfaces: list[NonEmpty] = msgspec.field(default_factory=list)
+
+
+class PeerConfig(_Section, frozen=True):
+    """[[peers]]: a colony beyond the local network; an empty id accepts the card found there."""
+
+    url: NonEmpty
+    id: ColonyId = ""
+
+
+class LogConfig(_Section, frozen=True):
+    """[log]: the least important level that is written."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(_Section, frozen=True):
+    """Everything that can be set."""
+
+    node: NodeConfig = NodeConfig()
+    rpc: RpcConfig = RpcConfig()
+    etcd: EtcdConfig = EtcdConfig()
+    federation: FederationConfig = FederationConfig()
+    peers: list[PeerConfig] = msgspec.field(default_factory=list)
+    log: LogConfig = LogConfig()
+
+
+def load_config(
+    home: Path, overrides: Mapping[str, object], *, environ: Mapping[str, str] | None = None
+) -> Config:
+    """Read `home`/config.toml, if there, and lay the environment and `overrides` over it.
+
+    `overrides` are flags by dotted path ("rpc.port"); None means that the flag was not given.
+    The environment's names are COLONYD_SECTION__KEY. Raises ConfigError.
+    """
+    path = home / "config.toml"
+    settings: dict[str, Any] = _read(path)
+    _check_names(settings, Config, "", str(path))
+    origins: dict[str, str] = {}
+    for dotted, value, origin in _layers(os.environ if environ is None else environ, overrides):
+        section, _, key = dotted.partition(".")
+        branch = settings
+        if key:
+            _check_names({section: {key: value}}, Config, "", origin)
+            branch = settings.setdefault(section, {})
+            if not isinstance(branch, dict):
+                raise ConfigError(f"{section}: expected a table (in {path})")
+        else:
+            _check_names({section: value}, Config, "", origin)
+        branch[key or section] = _coerce(value, dotted, origin) if origin[0] == "$" else value
+        origins[dotted] = origin
+    settings.setdefault("node", {})
+    if isinstance(settings["node"], dict) and not settings["node"].get("home"):
+        settings["node"]["home"] = str(home)
+    try:
+        return msgspec.convert(settings, Config, dec_hook=_decode)
+    except msgspec.ValidationError as failure:
+        problem, _, where = str(failure).partition(" - at `$")
+        where = where.removeprefix(".").removesuffix("`")
+        origin = origins.get(where) or origins.get(where.partition("[")[0]) or f"in {path}"
+        raise ConfigError(f"{where}: {problem[:1].lower()}{problem[1:]} ({origin})") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as failure:
+        raise ConfigError(f"{path}: {failure.strerror}") from failure
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
+        raise ConfigError(f"{path}: not valid TOML: {failure}") from failure
+
+
+def _layers(
+    environ: Mapping[str, str], overrides: Mapping[str, object]
+) -> Iterator[tuple[str, object, str]]:
+    """Yield (dotted path, value, origin), the strongest last; environment origins start with $."""
+    for name in sorted(environ):
+        # Names without "__" are not settings: $COLONYD_HOME, for one.
+        section, separator, key = name.removeprefix(_ENV_PREFIX).lower().partition("__")
+        if name.startswith(_ENV_PREFIX) and separator:
+            yield f"{section}.{key}", environ[name], f"${name}"
+    for dotted, value in overrides.items():
+        if value is not None:
+            yield dotted, value, f"flag {dotted}"
+
+
+def _check_names(data: Mapping[str, object], kind: type, path: str, origin: str) -> None:
+    """Refuse unknown names and say which known one comes nearest."""
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for name, value in data.items():
+        here = f"{path}.{name}" if path else name
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+            raise ConfigError(f"{here}: unknown setting, {hint} ({_in(origin)})")
+        inner = fields[name]
+        if isinstance(inner, type) and issubclass(inner, _Section):
+            if isinstance(value, Mapping):
+                _check_names(value, inner, here, origin)
+        elif inner == list[PeerConfig] and isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    _check_names(item, PeerConfig, f"{here}[{index}]", origin)
+
+
+def _in(origin: str) -> str:
+    return origin if origin.startswith(("$", "flag ")) else f"in {origin}"
+
+
+def _coerce(value: object, dotted: str, origin: str) -> object:
+    """Turn the text of an environment variable into the kind of value its field wants."""
+    section, _, key = dotted.partition(".")
+    kinds = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    kind = {field.name: field.type for field in msgspec.structs.fields(kinds[section])}[key]
+    if get_origin(kind) is list:
+        return [part.strip() for part in str(value).split(",") if part.strip()]
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if plain in (int, bool):
+        try:
+            return msgspec.convert(value, plain, strict=False)
+        except msgspec.ValidationError:
+            wanted = "a number" if plain is int else "true or false"
+            raise ConfigError(f"{dotted}: expected {wanted}, got {value!r} ({origin})") from None
+    return value
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind is Size:
+        return Size.parse(value)
+    raise NotImplementedError(kind)

@@ -1,0 +1,293 @@
+"""The nursery tree of a node: what starts, in which order, and what ends it.
+
+Store first, then the indexes, then the doors; on the way down the other way round.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from node.config import Config, ConfigError, load_config
+from node.directory import Directory
+from node.errors import RpcError
+from node.etcd.client import EtcdClient, open_client
+from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps
+from node.etcd.premises import lock_home
+from node.etcd.supervisor import supervise
+from node.etcd.watch import Batch, watch
+from node.handlers import colonies, executors, logs, processes, status
+from node.home import Home, HomeInfo, init_home
+from node.log import configure_logging, get_logger
+from node.model import Colony, User
+from node.node import Node
+from node.notify import Notifier, watchdog
+from node.processes import Processes
+from node.rpc.http import Limits, Request, Response, bound_port, open_listeners, serve_http
+from node.rpc.table import Table, reply
+from node.store import keys
+
+log = get_logger("daemon")
+
+# Seconds that requests in flight get to finish after SIGTERM.
+GRACE = 10.0
+_TICK = 1.0
+
+Extension = Callable[[Node, Table, HomeInfo, Config], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the daemon was started with. `overrides` are flags by dotted path."""
+
+    home: Path
+    overrides: Mapping[str, object]
+    environ: Mapping[str, str]
+
+
+def load(settings: Settings) -> tuple[Config, HomeInfo]:
+    """Read the configuration and prepare the home. Raises ConfigError or HomeError."""
+    config = load_config(settings.home, settings.overrides, environ=settings.environ)
+    info = init_home(settings.home, config.node.name or None, settings.environ)
+    return config, info
+
+
+async def run(
+    settings: Settings,
+    extension: Extension | None = None,
+    *,
+    task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a node until SIGTERM or SIGINT, or until cancelled.
+
+    Raises StoreRefused, ConfigError or HomeError when it can't start.
+    """
+    config, info = load(settings)
+    home = Home(settings.home)
+    notifier = Notifier.from_environ(os.environ)
+    with lock_home(settings.home):
+        async with trio.open_nursery() as outer:
+            if config.etcd.endpoints:
+                target = config.etcd.endpoints[0]
+            else:
+                target = await outer.start(_supervise, home.etcd, int(config.etcd.quota))
+            try:
+                async with open_client(target) as client:
+                    await _serve(client, settings, config, info, extension, notifier, task_status)
+            finally:
+                # The store ends last, after everything that writes.
+                outer.cancel_scope.cancel()
+
+
+async def _supervise(
+    directory: Path, quota: int, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+) -> None:
+    await supervise(directory, quota_bytes=quota, task_status=task_status)
+
+
+async def _serve(
+    client: EtcdClient,
+    settings: Settings,
+    config: Config,
+    info: HomeInfo,
+    extension: Extension | None,
+    notifier: Notifier,
+    task_status: trio.TaskStatus[Node],
+) -> None:
+    began = time.monotonic()
+    node = Node.build(client, info.name, time.time_ns)
+    table = Table(node.directory, node.now, strict_replay=config.rpc.replay == "strict")
+    for module in (colonies, executors, processes, logs, status):
+        for call in module.calls(node):
+            table.add(call)
+    node.directory.serverid = await node.members.adopt(
+        Colony(info.colony.id, info.name),
+        User(info.name, info.user.id, info.username),
+        info.server.id,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_follow, node, keys.MEMBERS)
+        await nursery.start(_follow, node, keys.LIVE)
+        await nursery.start(_follow, node, keys.paused(""))
+        nursery.start_soon(_deadlines, node)
+        listeners = await open_listeners(config.rpc.host, config.rpc.port)
+        node.rpc_port = bound_port(listeners)
+        async with _extended(extension, node, table, info, config):
+            drained = trio.Event()
+            await nursery.start(_door, node, table, config, listeners, drained)
+            task_status.started(node)
+            notifier.ready(f"colony {info.name} on port {node.rpc_port}")
+            log.info(
+                "ready",
+                colony=info.name,
+                id=info.colony.id,
+                port=node.rpc_port,
+                seconds=round(time.monotonic() - began, 3),
+            )
+            nursery.start_soon(_watchdog, node, notifier)
+            await _until_signal(node, settings, notifier)
+            notifier.stopping()
+            log.info("draining")
+            node.drain()
+            await drained.wait()
+        nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def _extended(
+    extension: Extension | None, node: Node, table: Table, info: HomeInfo, config: Config
+) -> AsyncIterator[None]:
+    if extension is None:
+        yield
+        return
+    async with extension(node, table, info, config):
+        yield
+
+
+async def _door(
+    node: Node,
+    table: Table,
+    config: Config,
+    listeners: list[trio.abc.Listener[trio.abc.Stream]],
+    drained: trio.Event,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    limits = Limits(max_body=int(config.rpc.max_body))
+    handler = http_handler(node, table)
+    try:
+        await serve_http(
+            handler,
+            listeners,
+            limits=limits,
+            drain=node.draining,
+            grace=GRACE,
+            error=_plain_error,
+            task_status=task_status,
+        )
+    finally:
+        drained.set()
+
+
+def _plain_error(status_code: int, message: str) -> Response:
+    body = reply("error", {"status": status_code, "message": message}, error=True)
+    return Response(status_code, body)
+
+
+def http_handler(node: Node, table: Table) -> Callable[[Request], Awaitable[Response]]:
+    """Return the handler of the RPC port: `POST /api` and `GET /health`."""
+
+    async def handle(request: Request) -> Response:
+        if request.path == "/api" and request.method == "POST":
+            try:
+                status_code, body = await table.answer(request.body)
+            except EtcdError as error:
+                return _store_error(error)
+            return Response(status_code, body)
+        if request.path == "/health" and request.method in ("GET", "HEAD"):
+            try:
+                await node.client.get(keys.SERVER)
+            except EtcdError as error:
+                return _store_error(error)
+            return Response(200)
+        return _plain_error(404, f"{request.method} {request.path[:80]}: POST /api is served here")
+
+    return handle
+
+
+def _store_error(error: EtcdError) -> Response:
+    if isinstance(error, (EtcdTooLarge, EtcdTooManyOps)):
+        return _plain_error(400, "the request does not fit the store: 1.5 MiB, 128 operations")
+    log.warning("store", error=error)
+    return _plain_error(503, f"the store does not answer ({error.code}); try again")
+
+
+async def _follow(
+    node: Node, prefix: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Feed the index of `prefix` from the store, for ever."""
+    sender, receiver = trio.open_memory_channel[Batch](64)
+    first = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, node.client, prefix, sender)
+        async for batch in receiver:
+            _take_in(node, prefix, batch)
+            if first:
+                first = False
+                task_status.started()
+
+
+async def _watch(
+    client: EtcdClient, prefix: str, sender: trio.MemorySendChannel[Batch]
+) -> None:
+    await watch(client, prefix, sender)
+
+
+def _take_in(node: Node, prefix: str, batch: Batch) -> None:
+    if prefix == keys.paused(""):
+        if batch.snapshot:
+            node.processes.paused.clear()
+        for event in batch.events:
+            name = event.key[len(prefix) :]
+            if event.value is None:
+                node.processes.resume(name)
+            else:
+                node.processes.paused.add(name)
+        return
+    index: Directory | Processes = (
+        node.directory if prefix == keys.MEMBERS else node.processes
+    )
+    if batch.snapshot:
+        index.replace(
+            [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]
+        )
+        return
+    for event in batch.events:
+        index.apply(event.key, event.value, event.mod_revision)
+
+
+async def _deadlines(node: Node) -> None:
+    """Deal with passed deadlines once a second; a store that is away is tried again."""
+    while True:
+        try:
+            await node.processes.expire()
+        except (EtcdError, RpcError) as error:
+            log.warning("deadlines wait", error=error)
+        await trio.sleep(_TICK)
+
+
+async def _watchdog(node: Node, notifier: Notifier) -> None:
+    async def alive() -> bool:
+        try:
+            await node.client.get(keys.SERVER)
+        except EtcdError:
+            return False
+        return True
+
+    await watchdog(notifier, alive)
+
+
+async def _until_signal(node: Node, settings: Settings, notifier: Notifier) -> None:
+    """Return on SIGTERM or SIGINT; SIGHUP checks and reads the configuration again."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                log.info("signal", number=number)
+                return
+            try:
+                config = load_config(settings.home, settings.overrides, environ=settings.environ)
+            except ConfigError as error:
+                log.error("configuration kept", error=error)
+                continue
+            notifier.reloading()
+            configure_logging(config.log.level)
+            notifier.ready(f"colony {node.home} on port {node.rpc_port}")
+            log.info("configuration read", settings="log.level; the others need a restart")

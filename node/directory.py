@@ -1,0 +1,132 @@
+"""Who belongs to which colony: an index of colonies, users, executors and functions.
+
+It is rebuilt from store events and asked by every authorisation; it writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from node.codec import unpack
+from node.model import Colony, Executor, ExecutorState, Function, User
+from node.store import keys
+
+Member = User | Executor
+
+
+@dataclass
+class Roster:
+    """One colony and its members, by name."""
+
+    colony: Colony | None = None
+    users: dict[str, User] = field(default_factory=dict)
+    executors: dict[str, Executor] = field(default_factory=dict)
+    functions: dict[str, Function] = field(default_factory=dict)
+
+
+@dataclass
+class Directory:
+    """All colonies that this store hosts."""
+
+    rosters: dict[str, Roster] = field(default_factory=dict)
+    serverid: str = ""
+    heard: dict[tuple[str, str], int] = field(default_factory=dict)
+    _ids: dict[str, set[tuple[str, str, str]]] = field(default_factory=dict)
+    _revisions: dict[str, int] = field(default_factory=dict)
+
+    def apply(self, key: str, value: bytes | None, revision: int) -> None:
+        """Take in one change of a member key; changes older than what is known are ignored."""
+        if self._revisions.get(key, 0) >= revision:
+            return
+        self._revisions[key] = revision
+        colony, kind, *rest = key[len(keys.MEMBERS) :].split("/", 2)
+        roster = self.rosters.setdefault(colony, Roster())
+        name = rest[0] if rest else ""
+        self._forget(roster, colony, kind, name)
+        if value is not None:
+            self._learn(roster, colony, kind, name, value)
+        elif kind == "colony" and not (roster.users or roster.executors or roster.functions):
+            del self.rosters[colony]
+        if value is None:
+            # A key that is gone can only come back at a higher revision.
+            self._revisions.pop(key, None)
+
+    def _learn(self, roster: Roster, colony: str, kind: str, name: str, value: bytes) -> None:
+        if kind == "colony":
+            roster.colony = unpack(value, Colony)
+        elif kind == "user":
+            roster.users[name] = unpack(value, User)
+            self._ids.setdefault(roster.users[name].userid, set()).add((colony, kind, name))
+        elif kind == "executor":
+            roster.executors[name] = unpack(value, Executor)
+            identity = roster.executors[name].executorid
+            self._ids.setdefault(identity, set()).add((colony, kind, name))
+        elif kind == "function":
+            roster.functions[name] = unpack(value, Function)
+
+    def _forget(self, roster: Roster, colony: str, kind: str, name: str) -> None:
+        identity = ""
+        if kind == "colony":
+            roster.colony = None
+        elif kind == "user" and name in roster.users:
+            identity = roster.users.pop(name).userid
+        elif kind == "executor" and name in roster.executors:
+            identity = roster.executors.pop(name).executorid
+        elif kind == "function":
+            roster.functions.pop(name, None)
+        if identity:
+            places = self._ids[identity]
+            places.discard((colony, kind, name))
+            if not places:
+                del self._ids[identity]
+
+    def replace(self, items: list[tuple[str, bytes, int]]) -> None:
+        """The store was listed anew: (key, value, revision) of every member key."""
+        self.rosters.clear()
+        self._ids.clear()
+        self._revisions.clear()
+        for key, value, revision in items:
+            self.apply(key, value, revision)
+
+    def colony(self, name: str) -> Colony | None:
+        """The colony called `name`, if it is hosted here."""
+        roster = self.rosters.get(name)
+        return roster.colony if roster else None
+
+    def roster(self, name: str) -> Roster:
+        """Members of a colony; an empty roster when there is none."""
+        return self.rosters.get(name) or Roster()
+
+    def colonies_of(self, identity: str) -> list[str]:
+        """Names of the colonies in which an id is a user or an approved executor."""
+        places = self._ids.get(identity, ())
+        found = {colony for colony, _, _ in places if self.member(colony, identity)}
+        return sorted(found)
+
+    def executor_of(self, colony: str, identity: str) -> Executor | None:
+        """The executor with this id in this colony, whatever its state."""
+        for home, kind, name in self._ids.get(identity, ()):
+            if home == colony and kind == "executor":
+                return self.rosters[colony].executors[name]
+        return None
+
+    def user_of(self, colony: str, identity: str) -> User | None:
+        """The user with this id in this colony."""
+        for home, kind, name in self._ids.get(identity, ()):
+            if home == colony and kind == "user":
+                return self.rosters[colony].users[name]
+        return None
+
+    def member(self, colony: str, identity: str, *, approved: bool = True) -> Member | None:
+        """The user or (approved) executor with this id in this colony."""
+        if self.colony(colony) is None:
+            return None
+        executor = self.executor_of(colony, identity)
+        if executor and (not approved or executor.state == ExecutorState.APPROVED):
+            return executor
+        return self.user_of(colony, identity)
+
+
+def name_of(member: Member) -> str:
+    """The name that a member goes by."""
+    return member.name if isinstance(member, User) else member.executorname

@@ -1,0 +1,361 @@
+"""An awaitable etcd client: gRPC futures that wake trio tasks, with a deadline on every call.
+
+It knows keys and bytes only; what they mean is in `node.store`, and changes come from `watch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import trio
+from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped]
+from etcd3.etcdrpc import rpc_pb2_grpc as stubs
+from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+
+from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost, error_from
+from node.etcd.snapshots import download_snapshot
+from node.etcd.transactions import (
+    Absent,
+    Compare,
+    Delete,
+    DeletePrefix,
+    ModRevision,
+    Op,
+    Put,
+    Txn,
+)
+
+# Bytes of one answer. A page of a listing that is larger is asked for again in smaller pages.
+MAX_ANSWER = 64 * 1024 * 1024
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_ANSWER),
+    ("grpc.max_send_message_length", MAX_ANSWER),
+    # The default back-off grows to two minutes: far too long for a server we restart ourselves.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A repeated write must be our decision; and two clients must not share a broken connection.
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class KeyValue(msgspec.Struct, frozen=True, gc=False):
+    """One key as it was at the revision of the answer it came in."""
+
+    key: str
+    value: bytes
+    mod_revision: int
+    create_revision: int
+    lease: int
+
+
+class Range(msgspec.Struct, frozen=True):
+    """Part of a listing: `more` when the limit cut it, `count` all keys asked for."""
+
+    items: list[KeyValue]
+    more: bool
+    count: int
+    revision: int
+
+
+class TxnResult(msgspec.Struct, frozen=True):
+    """Which branch was taken, at which revision, and one list for each `Get` of that branch."""
+
+    succeeded: bool
+    revision: int
+    responses: list[list[KeyValue]]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The server's condition; sizes in bytes, `db_in_use` is what a defragmentation would leave."""
+
+    version: str
+    db_size: int
+    db_in_use: int
+    revision: int
+    leader: int
+    member: int
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key after all those that start with `prefix` (`b"\\0"`: no end)."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\0"
+
+
+def _key_value(kv: Any) -> KeyValue:
+    return KeyValue(kv.key.decode(), kv.value, kv.mod_revision, kv.create_revision, kv.lease)
+
+
+def _compare(compare: Compare) -> Any:
+    key = compare.key.encode()
+    if isinstance(compare, ModRevision):
+        return pb.Compare(
+            key=key, target=pb.Compare.MOD, result=pb.Compare.EQUAL, mod_revision=compare.revision
+        )
+    result = pb.Compare.EQUAL if isinstance(compare, Absent) else pb.Compare.GREATER
+    return pb.Compare(key=key, target=pb.Compare.CREATE, result=result, create_revision=0)
+
+
+def _operation(op: Op) -> Any:
+    if isinstance(op, Put):
+        put = pb.PutRequest(key=op.key.encode(), value=op.value, lease=op.lease)
+        return pb.RequestOp(request_put=put)
+    if isinstance(op, Delete):
+        return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=op.key.encode()))
+    if isinstance(op, DeletePrefix):
+        return pb.RequestOp(request_delete_range=_delete_prefix(op.prefix))
+    return pb.RequestOp(request_range=pb.RangeRequest(key=op.key.encode()))
+
+
+def _delete_prefix(prefix: str) -> Any:
+    key = prefix.encode()
+    return pb.DeleteRangeRequest(key=key or b"\0", range_end=prefix_end(key))
+
+
+class EtcdClient:
+    """Calls to one etcd; made by `open_client`, shared freely between tasks of one trio run.
+
+    Every method raises `EtcdError`; `EtcdUnavailable` comes within `timeout` seconds of a request.
+    A cancelled call returns at once, and like `EtcdUnavailable` leaves a write's outcome unknown.
+    """
+
+    def __init__(self, channel: Any, timeout: float) -> None:
+        """Use `open_client` instead; `timeout` in seconds."""
+        self.channel = channel
+        self._timeout = timeout
+        self._token = trio.lowlevel.current_trio_token()
+        kv, lease = stubs.KVStub(channel), stubs.LeaseStub(channel)
+        self._kv, self._lease, self._maintenance = kv, lease, stubs.MaintenanceStub(channel)
+        # A stream of one request and one answer is, on the wire, a plain call: no thread needed.
+        self._renew = channel.unary_unary(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=pb.LeaseKeepAliveResponse.FromString,
+        )
+
+    async def _call(self, method: Any, request: Any, timeout: float | None = None) -> Any:
+        """One request, one answer, within `timeout` seconds (the client's when None)."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task = trio.lowlevel.current_task()
+        waiting = True
+
+        def wake() -> None:
+            nonlocal waiting
+            if waiting:
+                waiting = False
+                trio.lowlevel.reschedule(task)
+
+        def done(_: object) -> None:  # on a thread of gRPC's
+            try:
+                self._token.run_sync_soon(wake)
+            except trio.RunFinishedError:
+                return
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            nonlocal waiting
+            waiting = False
+            future.cancel()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        # Waiting for readiness makes a short restart of etcd a delay instead of an error.
+        seconds = self._timeout if timeout is None else timeout
+        try:
+            future = method.future(request, timeout=seconds, wait_for_ready=True)
+        except ValueError as error:  # gRPC's answer to a call on a closed channel
+            raise EtcdUnavailable("the client is closed") from error
+        future.add_done_callback(done)
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        try:
+            return future.result()
+        except grpc.RpcError as error:
+            raise error_from(error.code().name, error.details() or "") from None
+        except grpc.FutureCancelledError:
+            raise EtcdUnavailable("the client was closed during the call") from None
+
+    async def get(self, key: str) -> KeyValue | None:
+        """The key's present value, or None."""
+        answer = await self._call(self._kv.Range, pb.RangeRequest(key=key.encode()))
+        return _key_value(answer.kvs[0]) if answer.kvs else None
+
+    async def range(
+        self,
+        prefix: str,
+        *,
+        limit: int = 0,
+        start: str | None = None,
+        keys_only: bool = False,
+        descending: bool = False,
+        revision: int = 0,
+    ) -> Range:
+        """Keys with `prefix`, in order, at most `limit` (0: all), as of `revision` (0: now).
+
+        `start` is the first key given, inclusive: the lowest, or the highest when `descending`.
+        The cost grows with the keys in the range whatever `limit` is: etcd counts all of them, and
+        to descend also reads and sorts all.
+        """
+        low, end = prefix.encode() or b"\0", prefix_end(prefix.encode())
+        if start is not None:
+            if not start.startswith(prefix):
+                raise ValueError(f"start {start!r} is outside of prefix {prefix!r}")
+            low, end = (low, start.encode() + b"\0") if descending else (start.encode(), end)
+        order = pb.RangeRequest.DESCEND if descending else pb.RangeRequest.NONE
+        request = pb.RangeRequest(
+            key=low,
+            range_end=end,
+            limit=limit,
+            keys_only=keys_only,
+            revision=revision,
+            sort_order=order,
+        )
+        answer = await self._call(self._kv.Range, request)
+        items = [_key_value(kv) for kv in answer.kvs]
+        return Range(items, answer.more, answer.count, answer.header.revision)
+
+    async def range_all(self, prefix: str, page: int = 500) -> tuple[list[KeyValue], int]:
+        """Every key that starts with `prefix`, as of one revision, and that revision."""
+        items: list[KeyValue] = []
+        start: str | None = None
+        revision = 0
+        while True:
+            try:
+                part = await self.range(prefix, limit=page, start=start, revision=revision)
+            except EtcdTooLarge:
+                if page <= 1:
+                    raise
+                page = max(1, page // 4)
+                continue
+            items += part.items
+            revision = revision or part.revision
+            if not part.more:
+                return items, revision
+            start = items[-1].key + "\0"
+
+    async def count(self, prefix: str) -> int:
+        """How many keys start with `prefix`."""
+        key = prefix.encode()
+        request = pb.RangeRequest(key=key or b"\0", range_end=prefix_end(key), count_only=True)
+        return int((await self._call(self._kv.Range, request)).count)
+
+    async def put(self, key: str, value: bytes, lease: int = 0) -> int:
+        """Write unconditionally; gives the revision of the write."""
+        request = pb.PutRequest(key=key.encode(), value=value, lease=lease)
+        return int((await self._call(self._kv.Put, request)).header.revision)
+
+    async def delete(self, key: str) -> int:
+        """Remove one key; gives how many were removed, 0 or 1."""
+        request = pb.DeleteRangeRequest(key=key.encode())
+        return int((await self._call(self._kv.DeleteRange, request)).deleted)
+
+    async def delete_prefix(self, prefix: str) -> int:
+        """Remove all keys that start with `prefix`; gives how many."""
+        return int((await self._call(self._kv.DeleteRange, _delete_prefix(prefix))).deleted)
+
+    async def commit(self, txn: Txn) -> TxnResult:
+        """Run a transaction: it happens wholly or not at all, even if this call fails."""
+        request = pb.TxnRequest(
+            compare=[_compare(compare) for compare in txn.compare],
+            success=[_operation(op) for op in txn.success],
+            failure=[_operation(op) for op in txn.failure],
+        )
+        answer = await self._call(self._kv.Txn, request)
+        reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
+        responses = [[_key_value(kv) for kv in read.kvs] for read in reads]
+        return TxnResult(answer.succeeded, answer.header.revision, responses)
+
+    async def grant(self, ttl: int) -> int:
+        """A new lease of `ttl` seconds (etcd may make it longer); gives its id."""
+        return int((await self._call(self._lease.LeaseGrant, pb.LeaseGrantRequest(TTL=ttl))).ID)
+
+    async def keep_alive(self, lease: int) -> None:
+        """Renew the lease, a third of its life apart, until cancelled; raises `LeaseLost`.
+
+        Silence of etcd is not the loss of the lease, so it is outlasted: whoever acts on holding
+        the lease compares a key attached to it in the same transaction.
+        """
+        while True:
+            try:
+                answer = await self._call(self._renew, pb.LeaseKeepAliveRequest(ID=lease))
+            except EtcdError as error:
+                if not error.retryable:
+                    raise
+                await trio.sleep(0.2)
+                continue
+            if answer.TTL <= 0:
+                raise LeaseLost(f"lease {lease:x} is gone")
+            await trio.sleep(answer.TTL / 3)
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease now, and with it every key attached; `LeaseLost` when it is gone already."""
+        await self._call(self._lease.LeaseRevoke, pb.LeaseRevokeRequest(ID=lease))
+
+    async def status(self) -> Status:
+        """The server's version, sizes and revision."""
+        # Status tells raft's index, not the store's revision: an empty read does.
+        read = await self._call(self._kv.Range, pb.RangeRequest(key=b"\0", count_only=True))
+        answer = await self._call(self._maintenance.Status, pb.StatusRequest())
+        # The stubs are older than `dbSizeInUse`, which is field 9.
+        newer = {field.field_number: field.data for field in UnknownFieldSet(answer)}
+        in_use = int(newer.get(9, answer.dbSize))
+        return Status(
+            version=answer.version,
+            db_size=answer.dbSize,
+            db_in_use=in_use,
+            revision=read.header.revision,
+            leader=answer.leader,
+            member=answer.header.member_id,
+        )
+
+    async def compact(self, revision: int) -> None:
+        """Forget what was overwritten before `revision`; `Compacted` when that was done already."""
+        request = pb.CompactionRequest(revision=revision)
+        await self._call(self._kv.Compact, request, timeout=60)
+
+    async def defragment(self) -> None:
+        """Give free space back to the file system; etcd answers nothing else meanwhile."""
+        await self._call(self._maintenance.Defragment, pb.DefragmentRequest(), timeout=300)
+
+    async def alarms(self) -> list[str]:
+        """Names of the raised alarms, such as NOSPACE."""
+        request = pb.AlarmRequest(action=pb.AlarmRequest.GET)
+        answer = await self._call(self._maintenance.Alarm, request)
+        return [_alarm_name(alarm.alarm) for alarm in answer.alarms]
+
+    async def disarm(self) -> None:
+        """Clear all alarms; etcd raises NOSPACE again if space was not freed first."""
+        request = pb.AlarmRequest(action=pb.AlarmRequest.GET)
+        for alarm in (await self._call(self._maintenance.Alarm, request)).alarms:
+            off = pb.AlarmRequest(
+                action=pb.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm
+            )
+            await self._call(self._maintenance.Alarm, off)
+
+    async def snapshot(self, path: Path) -> int:
+        """Save a consistent copy of the store at `path`, which must not exist; gives its bytes."""
+        return await download_snapshot(self._maintenance.Snapshot, pb.SnapshotRequest(), path)
+
+
+def _alarm_name(number: int) -> str:
+    # The stubs are older than the CORRUPT alarm.
+    return {0: "NONE", 1: "NOSPACE", 2: "CORRUPT"}.get(number, f"ALARM{number}")
+
+
+@asynccontextmanager
+async def open_client(target: str, *, timeout: float = 5.0) -> AsyncIterator[EtcdClient]:
+    """A client of the server at `target` ("unix:/path" or "host:port"); `timeout` seconds a call.
+
+    Does not wait for the server: the first call does.
+    """
+    channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    try:
+        yield EtcdClient(channel, timeout)
+    finally:
+        channel.close()

@@ -1,0 +1,85 @@
+"""What etcd answers instead of a result: exceptions with a stable code, made from gRPC's status.
+
+Decisions about retrying, or about what a client of the daemon is told, are made by the callers.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EtcdError(Exception):
+    """etcd refused or failed a request; `retryable`: the same request may succeed later."""
+
+    code: ClassVar[str] = "etcd"
+    retryable: ClassVar[bool] = False
+
+
+class EtcdUnavailable(EtcdError):
+    """No answer in time. A write may have happened or not: read back, or repeat if idempotent."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class EtcdTooLarge(EtcdError):
+    """The request, or the answer, is over the size limit (1.5 MiB for a request by default)."""
+
+    code = "too_large"
+
+
+class EtcdTooManyOps(EtcdError):
+    """More operations in a branch of a transaction, or comparisons, than etcd takes (128)."""
+
+    code = "too_many_ops"
+
+
+class EtcdNoSpace(EtcdError):
+    """The space quota is reached: only reads, deletes and maintenance until space is freed."""
+
+    code = "no_space"
+
+
+class LeaseLost(EtcdError):
+    """The lease expired or was revoked; keys attached to it are gone."""
+
+    code = "lease_lost"
+
+
+class Compacted(EtcdError):
+    """The revision asked for is no longer kept; list again at the present one."""
+
+    code = "compacted"
+
+
+class StoreRefused(Exception):
+    """The store cannot be opened as things are; the message says why and what to do about it."""
+
+
+# etcd tells its errors apart by text only: gRPC codes are shared by several of them.
+_BY_TEXT: tuple[tuple[str, type[EtcdError]], ...] = (
+    ("too many operations", EtcdTooManyOps),
+    ("request is too large", EtcdTooLarge),
+    ("message larger than max", EtcdTooLarge),
+    ("database space exceeded", EtcdNoSpace),
+    ("requested lease not found", LeaseLost),
+    ("revision has been compacted", Compacted),
+    ("too many requests", EtcdUnavailable),
+    ("request timed out", EtcdUnavailable),
+    ("leader changed", EtcdUnavailable),
+    ("no leader", EtcdUnavailable),
+    ("server stopped", EtcdUnavailable),
+    ("stopping", EtcdUnavailable),
+)
+_UNAVAILABLE_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED"})
+
+
+def error_from(code_name: str, details: str) -> EtcdError:
+    """The exception for a gRPC status: `code_name` as in `grpc.StatusCode`, `details` as sent."""
+    text = f"{details} ({code_name})"
+    for part, kind in _BY_TEXT:
+        if part in details:
+            return kind(text)
+    if code_name in _UNAVAILABLE_CODES:
+        return EtcdUnavailable(text)
+    return EtcdError(text)

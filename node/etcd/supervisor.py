@@ -1,0 +1,233 @@
+"""The embedded etcd: starts it as a child without any TCP port, restarts it, and stops it last.
+
+What may stand in the way is checked in `premises`; the data inside is none of its business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections import deque
+from pathlib import Path
+from typing import NoReturn
+
+import trio
+
+from node.etcd.client import open_client
+from node.etcd.errors import EtcdError, StoreRefused
+from node.etcd.premises import (
+    Premises,
+    environment,
+    lock_home,
+    open_premises,
+    stop_orphan,
+    wait_exit,
+)
+from node.log import get_logger
+
+__all__ = ["StoreRefused", "lock_home", "supervise"]
+
+log = get_logger("etcd")
+
+_READY_TIMEOUT = 120.0  # seconds; replaying the log of a big store from flash takes its time
+_STOP_TIMEOUT = 5.0  # seconds from SIGTERM to SIGKILL
+_FIRST_BACKOFF, _MAX_BACKOFF = 0.1, 5.0  # seconds between a death and the next start
+_NOISE = frozenset(
+    {
+        "simple token is not cryptographically signed",  # of etcd's own users, which we do not use
+        "failed to apply request",  # is the answer to the call that caused it
+    }
+)
+_STABLE = 60.0  # seconds of service after which a death counts as the first again
+
+
+def command(binary: str, quota_bytes: int) -> list[str]:
+    """etcd's command line, for the store's directory as working directory."""
+    # Relative names make the sockets `localhost:1` and `localhost:2` in the working directory,
+    # however long its path is.
+    client, peer = "unix://localhost:1", "unix://localhost:2"
+    return [
+        binary,
+        "--name=colonyd",
+        "--data-dir=data",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=colonyd={peer}",
+        f"--quota-backend-bytes={quota_bytes}",
+        # By default nothing is ever compacted; periodic mode keeps what a watch may resume from.
+        "--auto-compaction-mode=periodic",
+        "--auto-compaction-retention=5m",
+        # 100,000 entries of raft log, the default, stay in memory: too much for a small machine.
+        "--snapshot-count=10000",
+        "--logger=zap",
+        "--log-outputs=stderr",
+        "--log-level=warn",
+    ]
+
+
+def _pass_on(line: bytes) -> str:
+    """Log a line of etcd's as ours; gives it as short text, empty when it is only noise."""
+    text = line.decode(errors="replace")[:2000]
+    try:
+        entry = json.loads(text)
+        message, level = str(entry["msg"]), entry["level"]
+    except (ValueError, KeyError, TypeError):
+        # A panic's trace: the first lines tell what happened, the rest is for etcd's developers.
+        log.debug("etcd says", text=text)
+        return text
+    if message in _NOISE:
+        log.debug("etcd says", text=message)
+        return ""
+    detail = str(entry.get("error", ""))
+    emit = log.warning if level == "warn" else log.error
+    emit("etcd says", text=message, detail=detail, took=entry.get("took", ""))
+    return f"{message}: {detail}" if detail else message
+
+
+class _Child:
+    """One run of etcd: its process, a pidfd to signal without races, the end of what it said."""
+
+    def __init__(self, premises: Premises, quota_bytes: int) -> None:
+        arguments = command(premises.binary, quota_bytes)
+        if premises.setpriv is not None:
+            # So that etcd ends even when we are killed. The signal comes when the starting *thread*
+            # ends, hence no `trio.lowlevel.open_process`, which starts from a passing thread.
+            arguments = [premises.setpriv, "--pdeathsig=TERM", "--", *arguments]
+        self.process = subprocess.Popen(
+            arguments,
+            cwd=premises.directory,
+            env=environment(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # Else a Ctrl-C in the terminal would stop the store before those who use it.
+            start_new_session=True,
+        )
+        self.pidfd = os.pidfd_open(self.process.pid)
+        self.last_lines: deque[str] = deque(maxlen=8)
+
+    async def read_log(self) -> None:
+        """Pass on what etcd writes, until it ends."""
+        assert self.process.stderr is not None
+        pending = b""
+        async with trio.lowlevel.FdStream(os.dup(self.process.stderr.fileno())) as stream:
+            async for chunk in stream:
+                *lines, pending = (pending + chunk).split(b"\n")
+                pending = pending[-8192:]
+                for line in lines:
+                    if text := _pass_on(line):
+                        self.last_lines.append(text)
+
+    async def wait(self) -> int:
+        """Wait for its end; gives the exit status, negative for a signal."""
+        await wait_exit(self.pidfd)
+        return self.process.wait()
+
+    async def stop(self) -> None:
+        """End it within `_STOP_TIMEOUT` and a bit, whatever state it is in."""
+        with trio.CancelScope(shield=True):
+            if self.process.poll() is None:
+                self.process.terminate()
+                with trio.move_on_after(_STOP_TIMEOUT):
+                    await self.wait()
+            if self.process.poll() is None:
+                log.warning("etcd did not stop: killed", seconds=_STOP_TIMEOUT)
+                self.process.kill()
+                await self.wait()
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+
+async def _until_ready(target: str) -> None:
+    async with open_client(target, timeout=2.0) as client:
+        while True:
+            try:
+                await client.get("ready")
+            except EtcdError as error:
+                log.debug("etcd is not ready", error=error)
+                await trio.sleep(0.1)
+            else:
+                return
+
+
+async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> str:
+    """Run etcd until it dies, setting `ready` when it serves; says how it ended."""
+    child = _Child(premises, quota_bytes)
+    started = trio.current_time()
+    hung = False
+
+    async def watch_start() -> None:
+        nonlocal hung
+        with trio.move_on_after(_READY_TIMEOUT):
+            await _until_ready(premises.target)
+            took = round(trio.current_time() - started, 3)
+            log.info("etcd serves", pid=child.process.pid, seconds=took)
+            ready.set()
+            return
+        hung = True
+        await child.stop()
+
+    try:
+        premises.remember(child.process.pid)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.read_log)
+            nursery.start_soon(watch_start)
+            status = await child.wait()
+            # What it said last is still in the pipe; a process it left behind could hold that open.
+            with trio.move_on_after(0.2):
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+    finally:
+        await child.stop()
+        child.close()
+        premises.forget()
+    if hung:
+        return f"etcd did not become ready in {_READY_TIMEOUT:.0f} s"
+    how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+    return f"etcd ended {how}: " + (" | ".join(child.last_lines) or "it said nothing")
+
+
+async def supervise(
+    directory: Path,
+    *,
+    quota_bytes: int,
+    binary: str = "etcd",
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Run an etcd of our own with its data in `directory`, until cancelled.
+
+    Gives the target for `open_client` to `task_status` when etcd serves. Raises `StoreRefused` when
+    it cannot start at first; later deaths are answered by a restart with back-off. When cancelled,
+    returns only after etcd has ended, at most about `_STOP_TIMEOUT` later: cancel it last.
+    """
+    with open_premises(directory, binary) as premises:
+        await stop_orphan(premises.directory, patience=_STOP_TIMEOUT)
+        announced = False
+        backoff = _FIRST_BACKOFF
+        while True:
+            ready = trio.Event()
+            began = trio.current_time()
+            async with trio.open_nursery() as nursery:
+
+                async def announce(event: trio.Event = ready) -> None:
+                    await event.wait()
+                    task_status.started(premises.target)
+
+                if not announced:
+                    nursery.start_soon(announce)
+                ended = await _run_once(premises, quota_bytes, ready)
+                nursery.cancel_scope.cancel()
+            announced = announced or ready.is_set()
+            if not announced:
+                raise StoreRefused(f"the store does not start: {ended}")
+            log.error("etcd is started again", seconds=backoff, because=ended)
+            await trio.sleep(backoff)
+            served = trio.current_time() - began
+            backoff = _FIRST_BACKOFF if served > _STABLE else min(_MAX_BACKOFF, backoff * 2)

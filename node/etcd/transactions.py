@@ -1,0 +1,72 @@
+"""Transactions as plain values: what to compare, and what to do in either case.
+
+Nothing here talks to etcd: `client.EtcdClient.commit` sends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class Put(msgspec.Struct, frozen=True):
+    """Write `value` at `key`, attached to `lease` unless that is 0."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Remove `key`; no error when it does not exist."""
+
+    key: str
+
+
+class DeletePrefix(msgspec.Struct, frozen=True):
+    """Remove every key that starts with `prefix`."""
+
+    prefix: str
+
+
+class Get(msgspec.Struct, frozen=True):
+    """Read `key`; gives an empty list in the result when it does not exist."""
+
+    key: str
+
+
+Op = Put | Delete | DeletePrefix | Get
+
+
+class ModRevision(msgspec.Struct, frozen=True):
+    """Holds when the last write of `key` was at `revision`; 0 means the key does not exist."""
+
+    key: str
+    revision: int
+
+
+class Absent(msgspec.Struct, frozen=True):
+    """Holds when `key` does not exist."""
+
+    key: str
+
+
+class Present(msgspec.Struct, frozen=True):
+    """Holds when `key` exists, whatever its value."""
+
+    key: str
+
+
+Compare = ModRevision | Absent | Present
+
+
+class Txn(msgspec.Struct, frozen=True):
+    """If all of `compare` hold do `success`, else `failure`: all or nothing, at one revision.
+
+    etcd takes at most 128 of each, and refuses to write the same key twice in one branch.
+    """
+
+    compare: Sequence[Compare]
+    success: Sequence[Op]
+    failure: Sequence[Op] = ()

@@ -1,0 +1,121 @@
+"""Calls about executors and the functions they offer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from node.codec import wire_executor
+from node.errors import bad, denied, missing
+from node.model import Executor, ExecutorState, Function
+from node.node import Node
+from node.rpc import requests as req
+from node.rpc.table import Call, Caller, Who
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for executors and functions."""
+    directory, members = node.directory, node.members
+
+    async def add(caller: Caller, request: req.AddExecutor) -> dict[str, Any]:
+        new = msgspec.convert(msgspec.to_builtins(request.executor), Executor)
+        return wire_executor(await members.add_executor(new))
+
+    async def approve(caller: Caller, request: req.ExecutorNamed) -> None:
+        await members.set_state(
+            request.colonyname, request.executorname, ExecutorState.APPROVED
+        )
+
+    async def reject(caller: Caller, request: req.ExecutorNamed) -> None:
+        executor = await members.set_state(
+            request.colonyname, request.executorname, ExecutorState.REJECTED
+        )
+        await node.processes.release(request.colonyname, executor.executorid)
+
+    async def remove(caller: Caller, request: req.ExecutorNamed) -> None:
+        executor = await members.set_state(
+            request.colonyname, request.executorname, ExecutorState.UNREGISTERED
+        )
+        await node.processes.release(request.colonyname, executor.executorid)
+
+    async def get_all(caller: Caller, request: req.ColonyOnly) -> list[dict[str, Any]]:
+        names = sorted(directory.roster(request.colonyname).executors)
+        return [wire_executor(members.executor(request.colonyname, name)) for name in names]
+
+    async def get(caller: Caller, request: req.ExecutorNamed) -> dict[str, Any]:
+        return wire_executor(members.executor(request.colonyname, request.executorname))
+
+    async def get_by_id(caller: Caller, request: req.ExecutorById) -> dict[str, Any]:
+        for colony in directory.colonies_of(caller.id):
+            executor = directory.executor_of(colony, request.executorid)
+            if executor is not None:
+                return wire_executor(members.executor(colony, executor.executorname))
+        raise missing("executorid: no executor of the caller's colonies has this id")
+
+    async def update(caller: Caller, request: req.UpdateExecutor) -> None:
+        if caller.executor.executorname != request.executorname:
+            raise bad("executorname: an executor may update itself only")
+        await members.change_executor(
+            request.colonyname,
+            request.executorname,
+            lambda e: msgspec.structs.replace(e, capabilities=request.capabilities),
+        )
+
+    async def allocate(caller: Caller, request: req.ReportAllocation) -> None:
+        if caller.executor.executorname != request.executorname:
+            raise bad("executorname: an executor may report for itself only")
+        await members.change_executor(
+            request.colonyname,
+            request.executorname,
+            lambda e: msgspec.structs.replace(e, allocations=request.allocations),
+        )
+
+    async def add_function(caller: Caller, request: req.AddFunction) -> Function:
+        if caller.executor.executorname != request.fun.executorname:
+            raise denied("fun.executorname: an executor may register for itself only")
+        if not request.fun.funcname:
+            raise bad("fun.funcname: must not be empty")
+        new = msgspec.convert(msgspec.to_builtins(request.fun), Function)
+        return await members.add_function(new)
+
+    async def remove_function(caller: Caller, request: req.FunctionById) -> None:
+        for colony in directory.colonies_of(caller.id):
+            function = directory.roster(colony).functions.get(request.functionid)
+            if function is None:
+                continue
+            executor = directory.executor_of(colony, caller.id)
+            if executor is None or executor.executorname != function.executorname:
+                raise denied("functionid: an executor may remove its own functions only")
+            await members.remove_function(colony, request.functionid)
+            return
+        raise missing("functionid: no function of the caller's colonies has this id")
+
+    async def get_functions(caller: Caller, request: req.GetFunctions) -> list[Function]:
+        functions = directory.roster(request.colonyname).functions.values()
+        wanted = request.executorname
+        return [f for f in functions if not wanted or f.executorname == wanted]
+
+    def of(request: Any) -> str:
+        return str(request.colonyname)
+
+    def of_executor(request: req.AddExecutor) -> str:
+        return request.executor.colonyname
+
+    def of_function(request: req.AddFunction) -> str:
+        return request.fun.colonyname
+
+    return [
+        Call("addexecutormsg", req.AddExecutor, Who.OWNER, add, of_executor),
+        Call("approveexecutormsg", req.ExecutorNamed, Who.OWNER, approve, of),
+        Call("rejectexecutormsg", req.ExecutorNamed, Who.OWNER, reject, of),
+        Call("removeexecutormsg", req.ExecutorNamed, Who.OWNER, remove, of),
+        Call("getexecutorsmsg", req.ColonyOnly, Who.LOOSE, get_all, of),
+        Call("getexecutormsg", req.ExecutorNamed, Who.MEMBER, get, of),
+        Call("getexecutorbyidmsg", req.ExecutorById, Who.SIGNED, get_by_id),
+        Call("updateexecutormsg", req.UpdateExecutor, Who.LOOSE, update, of),
+        Call("reportallocationmsg", req.ReportAllocation, Who.LOOSE, allocate, of),
+        Call("addfunctionmsg", req.AddFunction, Who.MEMBER, add_function, of_function),
+        Call("removefunctionmsg", req.FunctionById, Who.SIGNED, remove_function),
+        Call("getfunctionsmsg", req.GetFunctions, Who.MEMBER, get_functions, of),
+    ]

@@ -1,0 +1,81 @@
+"""Calls about log lines of processes and executors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node.codec import pack, unpack
+from node.errors import bad, denied, missing
+from node.etcd.transactions import Put, Txn
+from node.handlers.processes import locate
+from node.model import Log
+from node.node import Node
+from node.processes import require_assigned
+from node.rpc import requests as req
+from node.rpc.table import Call, Caller, Who
+from node.store import keys
+
+MAX_COUNT = 500
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for logs."""
+
+    async def write(log: Log) -> None:
+        place = keys.log_place(log.timestamp)
+        data = pack(log)
+        ops = [Put(keys.executor_logs(log.colonyname, log.executorname) + place, data)]
+        if log.processid:
+            ops.append(Put(keys.process_logs(log.colonyname, log.processid) + place, data))
+        await node.client.commit(Txn([], ops))
+
+    async def add(caller: Caller, request: req.AddLog) -> None:
+        process = await locate(node, caller, request.processid)
+        require_assigned(process, caller.id)
+        executor = node.directory.executor_of(process.colonyname, caller.id)
+        if executor is None:
+            raise denied("only the assigned executor may log")
+        await write(
+            Log(
+                process.processid,
+                process.colonyname,
+                executor.executorname,
+                request.message,
+                node.tick(),
+            )
+        )
+
+    async def add_executor(caller: Caller, request: req.AddExecutorLog) -> None:
+        if caller.executor.executorname != request.executorname:
+            raise denied("executorname: an executor may log for itself only")
+        name, message = request.executorname, request.message
+        await write(Log("", request.colonyname, name, message, node.tick()))
+
+    async def get(caller: Caller, request: req.GetLogs) -> list[Log]:
+        if not 0 <= request.count <= MAX_COUNT:
+            raise denied(f"count: between 0 and {MAX_COUNT}")
+        if request.since < 0:
+            raise bad("since: Unix nanoseconds, not negative")
+        if request.executorname:
+            prefix = keys.executor_logs(request.colonyname, request.executorname)
+        elif request.processid and "/" not in request.processid:
+            prefix = keys.process_logs(request.colonyname, request.processid)
+        else:
+            raise missing("processid or executorname: one is needed")
+        if request.count == 0:
+            return []
+        start = prefix + keys.log_place(request.since + 1)
+        page = await node.client.range(
+            prefix, limit=request.count, start=start, descending=request.latest
+        )
+        found = [unpack(kv.value, Log) for kv in page.items]
+        return found[::-1] if request.latest else found
+
+    def of(request: Any) -> str:
+        return str(request.colonyname)
+
+    return [
+        Call("addlogmsg", req.AddLog, Who.SIGNED, add),
+        Call("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, add_executor, of),
+        Call("getlogsmsg", req.GetLogs, Who.MEMBER, get, of),
+    ]

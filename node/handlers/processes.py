@@ -1,0 +1,269 @@
+"""Calls about processes: submit, assign, close, read, cancel, remove."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from node.codec import unpack, wire_process
+from node.directory import name_of
+from node.errors import bad, denied, missing
+from node.model import Attribute, Closed, Process, State
+from node.node import Node
+from node.resources import parse_cpu, parse_memory
+from node.rpc import requests as req
+from node.rpc.table import Call, Caller, Who
+from node.scheduler import Candidate
+from node.store import keys
+from node.submission import attribute_id, build_process, new_id
+
+MAX_COUNT = 100
+MAX_POLL = 3600
+_PAGE = 500
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for processes and their attributes."""
+    directory, processes = node.directory, node.processes
+
+    async def submit(caller: Caller, request: req.Submit) -> dict[str, Any]:
+        return await submit_spec(node, caller, request)
+
+    async def assign(caller: Caller, request: req.Assign) -> dict[str, Any]:
+        if request.timeout == 0:
+            raise bad("timeout: seconds to wait, or a negative number for none; 0 is neither")
+        executor = caller.executor
+        try:
+            cpu = parse_cpu(request.availablecpu) if request.availablecpu else None
+            mem = parse_memory(request.availablemem) if request.availablemem else None
+        except ValueError as error:
+            raise bad(f"availablecpu, availablemem: {error}") from None
+        candidate = Candidate(
+            request.colonyname,
+            executor.executortype,
+            executor.executorname,
+            executor.locationname,
+            cpu,
+            mem,
+        )
+        await node.members.heard_from(executor)
+        timeout = min(request.timeout, MAX_POLL)
+        with node.until_drain():
+            return wire_process(await processes.assign(candidate, executor, timeout))
+        raise missing("the server is stopping; ask again")
+
+    async def get(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
+        return wire_process(await locate(node, caller, request.processid))
+
+    async def get_many(caller: Caller, request: req.GetProcesses) -> list[dict[str, Any]]:
+        return [wire_process(process) for process in await list_processes(node, request)]
+
+    async def set_output(caller: Caller, request: req.Output) -> None:
+        if not request.out:
+            return
+        colony = (await locate(node, caller, request.processid)).colonyname
+        await processes.set_output(colony, request.processid, caller.id, request.out)
+
+    async def close_ok(caller: Caller, request: req.Output) -> None:
+        colony = await colony_of(node, caller, request.processid)
+        # Without a new output the one that was set before the close stays.
+        process = await processes.close(
+            colony, request.processid, caller.id, State.SUCCESSFUL, output=request.out or None
+        )
+        node.count_function(process, caller.id)
+
+    async def close_failed(caller: Caller, request: req.CloseFailed) -> None:
+        colony = await colony_of(node, caller, request.processid)
+        await processes.close(
+            colony, request.processid, caller.id, State.FAILED, errors=request.errors
+        )
+
+    async def cancel(caller: Caller, request: req.ProcessById) -> None:
+        colony = await colony_of(node, caller, request.processid)
+        await processes.cancel(colony, request.processid)
+
+    async def remove(caller: Caller, request: req.ProcessById) -> None:
+        colony = await colony_of(node, caller, request.processid)
+        await processes.remove(colony, request.processid)
+
+    async def remove_all(caller: Caller, request: req.RemoveAll) -> None:
+        await remove_by_state(node, request)
+
+    async def history(caller: Caller, request: req.GetHistory) -> list[dict[str, Any]]:
+        found, _ = await node.client.range_all(keys.processes(request.colonyname))
+        since = node.now() - request.seconds * 1_000_000_000
+        mine = [unpack(kv.value, Process) for kv in found]
+        mine = [
+            process
+            for process in mine
+            if process.state == request.state
+            and process.submissiontime > since
+            and request.executorid in ("", process.assignedexecutorid)
+        ]
+        return [wire_process(p) for p in sorted(mine, key=lambda p: p.submissiontime)]
+
+    async def add_attribute(caller: Caller, request: req.AddAttribute) -> Attribute:
+        asked = request.attribute
+        colony = await colony_of(node, caller, asked.targetid)
+        attribute = Attribute(
+            targetid=asked.targetid,
+            key=asked.key,
+            value=asked.value,
+            attributetype=asked.attributetype,
+            attributeid=attribute_id(asked.targetid, asked.key, asked.attributetype),
+            targetcolonyname=colony,
+            state=int(State.RUNNING),
+        )
+        return await processes.add_attribute(caller.id, attribute)
+
+    async def get_attribute(caller: Caller, request: req.AttributeById) -> Attribute:
+        for colony in directory.colonies_of(caller.id):
+            found = await node.client.get(keys.attribute(colony, request.attributeid))
+            known = await processes.load(colony, found.value.decode()) if found else None
+            for attribute in known[0].attributes if known else []:
+                if attribute.attributeid == request.attributeid:
+                    return attribute
+        raise missing("attributeid: no attribute of the caller's colonies has this id")
+
+    def of(request: Any) -> str:
+        return str(request.colonyname)
+
+    return [
+        Call("submitfuncspecmsg", req.Submit, Who.SIGNED, submit),
+        Call("assignprocessmsg", req.Assign, Who.MEMBER, assign, of),
+        Call("getprocessmsg", req.ProcessById, Who.SIGNED, get),
+        Call("getprocessesmsg", req.GetProcesses, Who.MEMBER, get_many, of),
+        Call("getprocesshistmsg", req.GetHistory, Who.MEMBER, history, of),
+        Call("setoutputmsg", req.Output, Who.SIGNED, set_output),
+        Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok),
+        Call("closefailedmsg", req.CloseFailed, Who.SIGNED, close_failed),
+        Call("cancelprocessmsg", req.ProcessById, Who.SIGNED, cancel),
+        Call("removeprocessmsg", req.ProcessById, Who.SIGNED, remove),
+        Call("removeallprocessesmsg", req.RemoveAll, Who.OWNER, remove_all, of),
+        Call("addattributemsg", req.AddAttribute, Who.SIGNED, add_attribute),
+        Call("getattributemsg", req.AttributeById, Who.SIGNED, get_attribute),
+    ]
+
+
+async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[str, Any]:
+    """Submit to a hosted colony, or to the trusted peer that the spec names.
+
+    A repeat of a submit that carries a nonce returns the process of the first.
+    """
+    spec = request.spec
+    colony, peer = spec.conditions.colonyname, ""
+    if node.directory.colony(colony) is None:
+        colony, peer = node.home, node.processes.hooks.peer_of(colony) or ""
+    member = node.directory.member(colony, caller.id)
+    if member is None or (colony != spec.conditions.colonyname and not peer):
+        name = spec.conditions.colonyname[:80]
+        if member is not None:
+            raise missing(f"spec.conditions.colonyname: {name!r} is neither here nor a trusted peer")
+        raise denied(f"colony {name!r}: only its members may submit")
+    processid = new_id()
+    if caller.nonce:
+        processid = hashlib.sha3_256(f"{caller.id}/{caller.nonce}".encode()).hexdigest()
+    process = build_process(
+        spec,
+        processid=processid,
+        initiatorid=caller.id,
+        initiatorname=name_of(member),
+        colonyname=colony,
+        now=node.now(),
+        peer=peer,
+        nonce=hashlib.sha256(caller.submission).hexdigest() if caller.nonce else "",
+    )
+    stored = await node.processes.submit(process, caller.submission)
+    if stored.nonce != process.nonce:
+        raise denied("nonce: used already for another submission")
+    return wire_process(stored)
+
+
+async def colony_of(node: Node, caller: Caller, processid: str) -> str:
+    """The colony of a process that the caller may see. Raises RpcError 403 or 404."""
+    colonies = node.directory.colonies_of(caller.id)
+    if len(colonies) == 1:
+        return colonies[0]
+    return (await locate(node, caller, processid)).colonyname
+
+
+async def locate(node: Node, caller: Caller, processid: str) -> Process:
+    """A process in one of the caller's colonies: what others have can't be told from nothing."""
+    colonies = node.directory.colonies_of(caller.id)
+    if not colonies:
+        raise denied("the caller is a member of no colony here")
+    if "/" not in processid:
+        for colony in colonies:
+            known = await node.processes.load(colony, processid)
+            if known is not None:
+                return known[0]
+    raise missing(f"processid: no process {processid[:80]!r} in the caller's colonies")
+
+
+async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]:
+    """Processes in one state: waiting by priority, running by start, closed newest first."""
+    colony, limit = request.colonyname, request.count
+    if not 0 <= limit <= MAX_COUNT:
+        raise bad(f"count: between 0 and {MAX_COUNT}")
+    if not 0 <= request.state <= State.CANCELLED:
+        raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
+    accept = _filter(request)
+    found: list[str] = []
+    if request.state == State.WAITING:
+        for entry in node.processes.queue.in_order(colony):
+            if len(found) < limit and accept(
+                entry.executortype, entry.waiting.label, entry.waiting.initiatorname
+            ):
+                found.append(entry.processid)
+    elif request.state == State.RUNNING:
+        for processid, run in node.processes.running.in_order(colony):
+            if len(found) < limit and accept(run.executortype, run.label, run.initiatorname):
+                found.append(processid)
+    else:
+        prefix, start = keys.closed_prefix(colony, request.state), None
+        while len(found) < limit:
+            page = await node.client.range(prefix, limit=_PAGE, start=start)
+            for kv in page.items:
+                mark = unpack(kv.value, Closed)
+                if len(found) < limit and accept(
+                    mark.executortype, mark.label, mark.initiatorname
+                ):
+                    found.append(kv.key.rsplit("/", 1)[1])
+            if not page.more:
+                break
+            start = page.items[-1].key + "\0"
+    return await node.processes.load_many(colony, found)
+
+
+def _filter(request: req.GetProcesses) -> Callable[[str, str, str], bool]:
+    """Upstream applies the first filter that is given: type, then initiator, then label."""
+    wanted = (request.executortype, request.initiator, request.label)
+
+    def accept(executortype: str, label: str, initiator: str) -> bool:
+        have = (executortype, initiator, label)
+        return next((w == h for w, h in zip(wanted, have, strict=True) if w), True)
+
+    return accept
+
+
+async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
+    """Remove all processes of a colony in one state; -1 means every state, running ones too."""
+    if request.state not in (-1, 0, 2, 3, 4):
+        raise bad("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
+    colony = request.colonyname
+    found, _ = await node.client.range_all(keys.processes(colony))
+    for kv in found:
+        process = unpack(kv.value, Process)
+        if request.state not in (-1, process.state):
+            continue
+        if process.state == State.RUNNING or (process.peer and not process.closed):
+            process = await node.processes.cancel(colony, process.processid)
+        await node.processes.remove(colony, process.processid)
+
+
+def spec_bytes(process: Process) -> bytes:
+    """The function spec of a process as JSON."""
+    return msgspec.json.encode(process.spec)

@@ -1,0 +1,150 @@
+"""The home directory of a daemon: where keys, configuration and the store lie, and how it begins.
+
+Reading configuration is in `config`; what runs in a home is in `daemon`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.identity import IdentityError, PrivateKey, read_key, write_key
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}\Z")
+
+
+class HomeError(Exception):
+    """The home directory can't be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class HomeInfo:
+    """What `init_home` made or found. `created` is false when everything was there already."""
+
+    name: str
+    server: PrivateKey
+    colony: PrivateKey
+    user: PrivateKey
+    username: str
+    executor: PrivateKey | None
+    executorname: str
+    created: bool
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths below one home directory."""
+
+    path: Path
+
+    @property
+    def keys(self) -> Path:
+        """Directory of key files (mode 0700)."""
+        return self.path / "keys"
+
+    @property
+    def config(self) -> Path:
+        """The optional configuration file."""
+        return self.path / "config.toml"
+
+    @property
+    def etcd(self) -> Path:
+        """Directory of the embedded store (mode 0700)."""
+        return self.path / "etcd"
+
+    @property
+    def lock(self) -> Path:
+        """The file that a running daemon holds locked."""
+        return self.path / "lock"
+
+    @property
+    def name_file(self) -> Path:
+        """Where the home colony's name stands."""
+        return self.path / "colony"
+
+    def key(self, name: str) -> Path:
+        """Path of the key file called `name`."""
+        return self.keys / f"{name}.key"
+
+
+def default_home(environ: Mapping[str, str]) -> Path:
+    """`$COLONYD_HOME`, else systemd's state directory, else the platform's data directory."""
+    for variable in ("COLONYD_HOME", "STATE_DIRECTORY"):
+        if environ.get(variable):
+            return Path(environ[variable])
+    base = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local/share")
+    return Path(base) / "colonyd"
+
+
+def valid_name(name: str) -> bool:
+    """Whether `name` can name a colony, user or executor: no '/', ':' or control characters."""
+    return NAME.match(name) is not None
+
+
+def _directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HomeError(f"{path}: {error.strerror}; choose another place with --home") from None
+
+
+def _adopt(path: Path, environ: Mapping[str, str], variable: str) -> tuple[PrivateKey, bool]:
+    """Read the key at `path`, else adopt the one in the environment, else make one."""
+    try:
+        return read_key(path), False
+    except FileNotFoundError:
+        pass
+    text = environ.get(variable)
+    try:
+        key = PrivateKey.from_hex(text) if text else PrivateKey.generate()
+    except IdentityError as error:
+        raise HomeError(f"{variable}: {error}") from None
+    write_key(path, key)
+    return key, True
+
+
+def init_home(path: Path, name: str | None, environ: Mapping[str, str]) -> HomeInfo:
+    """Create what is missing in the home at `path`, overwriting nothing.
+
+    The SDKs' own variables (`COLONIES_SERVER_PRVKEY`, `COLONIES_COLONY_NAME`,
+    `COLONIES_COLONY_PRVKEY`, `COLONIES_PRVKEY`, `COLONIES_EXECUTOR_NAME`) are adopted.
+    Raises HomeError when the name is unusable or differs from the one already there.
+    """
+    home = Home(path)
+    _directory(home.path)
+    _directory(home.keys)
+    made = False
+    wanted = name or environ.get("COLONIES_COLONY_NAME")
+    if home.name_file.exists():
+        there = home.name_file.read_text("utf-8").strip()
+        if name and name != there:
+            raise HomeError(f"{home.path} is the home of colony {there!r}, not {name!r}")
+        wanted = there
+    else:
+        if not wanted:
+            wanted = re.sub(r"[^A-Za-z0-9_.\-]", "-", socket.gethostname().split(".")[0]) or "home"
+        if not valid_name(wanted):
+            raise HomeError(f"colony name {wanted!r}: use letters, digits, '_', '-' and '.'")
+    server, fresh_server = _adopt(home.key("server"), environ, "COLONIES_SERVER_PRVKEY")
+    colony, fresh_colony = _adopt(home.key("colony"), environ, "COLONIES_COLONY_PRVKEY")
+    executorname = environ.get("COLONIES_EXECUTOR_NAME", "")
+    executor = None
+    if executorname and environ.get("COLONIES_PRVKEY"):
+        if not valid_name(executorname):
+            raise HomeError(f"COLONIES_EXECUTOR_NAME {executorname!r}: not a usable name")
+        executor, _ = _adopt(home.key(f"executor-{executorname}"), environ, "COLONIES_PRVKEY")
+    # With an executor named, COLONIES_PRVKEY is that executor's; else it is the user's.
+    user_environ = {} if executor else environ
+    user, fresh_user = _adopt(home.key("user"), user_environ, "COLONIES_PRVKEY")
+    made = fresh_server or fresh_colony or fresh_user
+    if not home.name_file.exists():
+        descriptor = os.open(home.name_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(wanted + "\n")
+        made = True
+    username = environ.get("USER", "") if valid_name(environ.get("USER", "")) else "owner"
+    return HomeInfo(wanted, server, colony, user, username, executor, executorname, made)

@@ -1,0 +1,216 @@
+"""Colonies, users, executors and functions: changes of the member keys.
+
+The directory answers questions; this shell writes, guarded by the revision it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from node.codec import pack, unpack
+from node.directory import Directory
+from node.errors import bad, conflict, missing
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
+from node.home import valid_name
+from node.model import SECOND, Colony, Executor, ExecutorState, Function, User
+from node.store import keys
+from node.submission import new_id
+
+# Heartbeats reach the store at most this often, in ns: flash wears.
+_HEARTBEAT = 60 * SECOND
+
+
+@dataclass
+class Members:
+    """`now` gives Unix nanoseconds."""
+
+    client: EtcdClient
+    directory: Directory
+    now: Callable[[], int]
+    _heard: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    async def _create(self, key: str, value: object, what: str) -> None:
+        data = pack(value)
+        result = await self.client.commit(Txn([Absent(key)], [Put(key, data)]))
+        if not result.succeeded:
+            raise bad(f"{what} exists already")
+        self.directory.apply(key, data, result.revision)
+
+    async def _delete(self, key: str) -> None:
+        result = await self.client.commit(Txn([], [Delete(key)]))
+        self.directory.apply(key, None, result.revision)
+
+    async def add_colony(self, colony: Colony) -> Colony:
+        """Raises RpcError 400 for a bad name or id, or one that is taken."""
+        if not valid_name(colony.name):
+            raise bad("colony.name: use letters, digits, '_', '-' and '.'")
+        _check_id(colony.colonyid, "colony.colonyid")
+        await self._create(keys.colony(colony.name), colony, f"colony {colony.name}")
+        return colony
+
+    async def remove_colony(self, name: str) -> None:
+        """Remove a colony with its members, processes and logs."""
+        if self.directory.colony(name) is None:
+            raise missing(f"colony {name} is not hosted here")
+        prefixes = [keys.members(name), keys.processes(name)]
+        for kind in ("live/queue", "live/running", "submission", "closed", "attribute"):
+            prefixes.append(f"{keys.ROOT}{kind}/{name}/")
+        for kind in ("log", "executorlog", "paused"):
+            prefixes.append(f"{keys.ROOT}{kind}/{name}/")
+        ops: list[Op] = [DeletePrefix(prefix) for prefix in prefixes]
+        roster = self.directory.roster(name)
+        gone = [keys.colony(name)]
+        gone += [keys.user(name, user) for user in roster.users]
+        gone += [keys.executor(name, executor) for executor in roster.executors]
+        gone += [keys.function(name, function) for function in roster.functions]
+        result = await self.client.commit(Txn([], ops))
+        for key in reversed(gone):
+            self.directory.apply(key, None, result.revision)
+
+    async def add_user(self, user: User) -> User:
+        """Raises RpcError 400 for a bad name or id, or one that is taken in the colony."""
+        if not valid_name(user.name):
+            raise bad("user.name: use letters, digits, '_', '-' and '.'")
+        _check_id(user.userid, "user.userid")
+        if self.directory.user_of(user.colonyname, user.userid):
+            raise bad("user.userid: another user of this colony has it")
+        await self._create(keys.user(user.colonyname, user.name), user, f"user {user.name}")
+        return user
+
+    async def remove_user(self, colony: str, name: str) -> None:
+        """Raises RpcError 404 when there is none."""
+        if name not in self.directory.roster(colony).users:
+            raise missing(f"user {name} is not in colony {colony}")
+        await self._delete(keys.user(colony, name))
+
+    def executor(self, colony: str, name: str) -> Executor:
+        """The executor as last known, with its latest heartbeat. Raises RpcError 404."""
+        executor = self.directory.roster(colony).executors.get(name)
+        if executor is None:
+            raise missing(f"executor {name} is not in colony {colony}")
+        heard = self._heard.get((colony, name), 0)
+        if heard > executor.lastheardfromtime:
+            executor = msgspec.structs.replace(executor, lastheardfromtime=heard)
+        return executor
+
+    async def add_executor(self, executor: Executor) -> Executor:
+        """A new executor, pending; an unregistered name may come back. Raises RpcError 400."""
+        if not valid_name(executor.executorname):
+            raise bad("executor.executorname: use letters, digits, '_', '-' and '.'")
+        if not executor.executortype or "/" in executor.executortype:
+            raise bad("executor.executortype: a name without '/' is needed")
+        _check_id(executor.executorid, "executor.executorid")
+        twin = self.directory.executor_of(executor.colonyname, executor.executorid)
+        if twin is not None and twin.executorname != executor.executorname:
+            raise bad("executor.executorid: another executor of this colony has it")
+        executor.commissiontime = self.now()
+        key = keys.executor(executor.colonyname, executor.executorname)
+        found = await self.client.get(key)
+        if found is not None:
+            if unpack(found.value, Executor).state != ExecutorState.UNREGISTERED:
+                raise bad(f"executor {executor.executorname} exists already")
+            await self._write(key, pack(executor), found.mod_revision)
+        else:
+            await self._create(key, executor, f"executor {executor.executorname}")
+        return executor
+
+    async def _write(self, key: str, data: bytes, revision: int) -> None:
+        result = await self.client.commit(Txn([ModRevision(key, revision)], [Put(key, data)]))
+        if not result.succeeded:
+            raise conflict("it changed meanwhile; try again")
+        self.directory.apply(key, data, result.revision)
+
+    async def change_executor(
+        self, colony: str, name: str, change: Callable[[Executor], Executor]
+    ) -> Executor:
+        """Read, change and write an executor. Raises RpcError 404 or 409."""
+        key = keys.executor(colony, name)
+        found = await self.client.get(key)
+        if found is None:
+            raise missing(f"executor {name} is not in colony {colony}")
+        executor = change(unpack(found.value, Executor))
+        await self._write(key, pack(executor), found.mod_revision)
+        return executor
+
+    async def set_state(self, colony: str, name: str, state: ExecutorState) -> Executor:
+        """Approve, reject or unregister; an unregistered executor must be added anew."""
+
+        def change(executor: Executor) -> Executor:
+            if executor.state == ExecutorState.UNREGISTERED:
+                raise bad(f"executor {name} is unregistered; add it again")
+            return msgspec.structs.replace(executor, state=state)
+
+        executor = await self.change_executor(colony, name, change)
+        if state == ExecutorState.UNREGISTERED:
+            for function in list(self.directory.roster(colony).functions.values()):
+                if function.executorname == name:
+                    await self._delete(keys.function(colony, function.functionid))
+        return executor
+
+    async def heard_from(self, executor: Executor) -> None:
+        """Note that an executor is alive; the store hears of it once a minute at most."""
+        place = (executor.colonyname, executor.executorname)
+        now = self.now()
+        self._heard[place] = now
+        if now - executor.lastheardfromtime < _HEARTBEAT:
+            return
+        key = keys.executor(*place)
+        found = await self.client.get(key)
+        if found is None:
+            return
+        fresh = msgspec.structs.replace(unpack(found.value, Executor), lastheardfromtime=now)
+        txn = Txn([ModRevision(key, found.mod_revision)], [Put(key, pack(fresh))])
+        result = await self.client.commit(txn)
+        if result.succeeded:
+            self.directory.apply(key, pack(fresh), result.revision)
+
+    async def add_function(self, function: Function) -> Function:
+        """Register a function; the same name of the same executor keeps its id."""
+        executor = self.executor(function.colonyname, function.executorname)
+        for known in self.directory.roster(function.colonyname).functions.values():
+            if (known.executorname, known.funcname) == (function.executorname, function.funcname):
+                function.functionid = known.functionid
+        if not function.functionid or "/" in function.functionid:
+            function.functionid = new_id()
+        function.executortype = executor.executortype
+        function.locationname = executor.locationname
+        key = keys.function(function.colonyname, function.functionid)
+        data = pack(function)
+        result = await self.client.commit(Txn([], [Put(key, data)]))
+        self.directory.apply(key, data, result.revision)
+        return function
+
+    async def remove_function(self, colony: str, functionid: str) -> None:
+        """Forget a function."""
+        await self._delete(keys.function(colony, functionid))
+
+    async def adopt(self, colony: Colony, user: User, serverid: str) -> str:
+        """Make the home colony and its first user if missing; returns the server's id.
+
+        Raises RpcError 409 when the store holds that colony under another key.
+        """
+        server = Txn(
+            [Absent(keys.SERVER)], [Put(keys.SERVER, serverid.encode())], [Get(keys.SERVER)]
+        )
+        result = await self.client.commit(server)
+        if not result.succeeded:
+            serverid = result.responses[0][0].value.decode()
+        key = keys.colony(colony.name)
+        data = pack(colony)
+        found = await self.client.commit(Txn([Absent(key)], [Put(key, data)], [Get(key)]))
+        if not found.succeeded:
+            there = unpack(found.responses[0][0].value, Colony)
+            if there.colonyid != colony.colonyid:
+                raise conflict(f"colony {colony.name} in this store belongs to another key")
+        key = keys.user(colony.name, user.name)
+        await self.client.commit(Txn([Absent(key)], [Put(key, pack(user))]))
+        return serverid
+
+
+def _check_id(identity: str, field_name: str) -> None:
+    if len(identity) != 64 or not all(c in "0123456789abcdef" for c in identity):
+        raise bad(f"{field_name}: 64 lower-case hex characters are needed")

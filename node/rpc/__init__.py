@@ -1,0 +1,1 @@
+"""The RPC edge: HTTP serving and the dispatch of signed messages."""

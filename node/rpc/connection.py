@@ -1,0 +1,391 @@
+"""One HTTP/1.1 connection on a trio stream: parsing, limits, answers, and noticing a vanished peer.
+
+Accepting, counting and draining connections live in `http`; what a request means, in its handler.
+"""
+
+from __future__ import annotations
+
+import http
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Any, TypeAlias
+from urllib.parse import unquote
+
+import h11
+import msgspec
+import trio
+
+from node.log import get_logger
+
+__all__ = [
+    "Connection",
+    "Handler",
+    "Limits",
+    "Request",
+    "Response",
+    "Roster",
+    "Upgrade",
+    "plain_error",
+]
+
+log = get_logger("http")
+
+_CHUNK = 65_536  # bytes asked of the kernel at a time
+_READ_AHEAD = 65_536  # bytes kept of requests pipelined behind a running one
+_SLOWEST_BODY = 16_384  # bytes per second a body must sustain once the read timeout is used up
+_CLOSE_SECONDS = 2.0  # bound on saying goodbye to a peer that may be stuck
+_LINGER_BYTES = 4_194_304  # read and dropped after a refusal, so that the peer sees the answer
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_REASONS = {int(status): status.phrase for status in http.HTTPStatus}
+
+# Takes the stream and the bytes already read past the request; it owns the connection until it
+# returns, writes the 101 itself, and is cancelled at once on drain.
+Upgrade: TypeAlias = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
+
+
+class Request(msgspec.Struct, gc=False):
+    """A complete request: `path` is percent-decoded, `query` raw, header names lower-case."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    body: bytes
+    remote: str
+
+
+class Response(msgspec.Struct):
+    """What a handler answers; `upgrade`, if set, takes the connection over and nothing is sent."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+    upgrade: Upgrade | None = None
+
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what one peer may use: sizes in bytes, times in seconds."""
+
+    max_body: int = 2_000_000
+    max_header: int = 16_384
+    read_timeout: float = 10.0
+    idle_timeout: float = 120.0
+    max_connections: int = 4096
+
+
+class _RefusedRequest(Exception):
+    """A request that gets an error answer and ends its connection."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def plain_error(status: int, message: str) -> Response:
+    """The answer to a request that never reached a handler, or whose handler crashed."""
+    body = json.dumps({"status": status, "message": message}).encode()
+    return Response(status, body, "application/json")
+
+
+class Roster:
+    """What the connections of one server share: who is idle, who runs a handler."""
+
+    def __init__(
+        self, handler: Handler, limits: Limits, error: Callable[[int, str], Response]
+    ) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.error = error
+        self.draining = False
+        self.starved = 0  # accept loops that wait for a connection to end
+        # Dicts are ordered sets here: the longest idle connection comes first.
+        self.idle: dict[Connection, None] = {}
+        self.upgraded: set[Connection] = set()
+        self.running: dict[Connection, None] = {}
+        self.running_long: dict[Connection, None] = {}
+        self._first: trio.Event | None = None
+        self._date = ""
+        self._date_second = 0
+
+    def begin(self, connection: Connection) -> None:
+        """Note that `connection` runs a handler now."""
+        self.running[connection] = None
+        if self._first is not None:
+            self._first.set()
+            self._first = None
+
+    def end(self, connection: Connection) -> None:
+        """Note that the handler of `connection` is over."""
+        self.running.pop(connection, None)
+        self.running_long.pop(connection, None)
+
+    async def wait_for_running(self) -> None:
+        """Return when at least one handler runs; for one caller only."""
+        while not self.running and not self.running_long:
+            self._first = trio.Event()
+            await self._first.wait()
+
+    def take_long_running(self) -> list[Connection]:
+        """Return, once each, the connections whose handler ran at the last call already."""
+        taken = list(self.running_long)
+        self.running_long, self.running = self.running, {}
+        return taken
+
+    def date(self) -> str:
+        """The Date header of this second."""
+        second = int(time.time())
+        if second != self._date_second:
+            self._date_second = second
+            self._date = formatdate(second, usegmt=True)
+        return self._date
+
+
+class Connection:
+    """One connection, one task: read a request, run the handler, write the answer, again.
+
+    A single cancel scope bounds every phase: its deadline moves along, a vanished peer and the
+    drain cancel it. That is cheaper than a scope for each phase of each request.
+    """
+
+    __slots__ = (
+        "_limits",
+        "_reading",
+        "_roster",
+        "_watched",
+        "_watcher",
+        "http",
+        "remote",
+        "scope",
+        "stream",
+    )
+
+    def __init__(self, roster: Roster, stream: trio.abc.Stream) -> None:
+        self._roster = roster
+        self.stream = stream
+        self._limits = roster.limits
+        self.remote = _remote(stream)
+        self.http = h11.Connection(h11.SERVER, roster.limits.max_header)
+        self.scope = trio.CancelScope(deadline=trio.current_time() + self._limits.read_timeout)
+        self._reading = False
+        self._watcher: trio.CancelScope | None = None
+        self._watched = trio.Event()
+
+    async def run(self) -> None:
+        """Serve the connection to its end; nothing but cancellation from outside gets out."""
+        try:
+            with self.scope:
+                await self._serve()
+            if self.scope.cancelled_caught and self._reading:
+                await self._refuse(408, "the request did not arrive in time")
+        except _GONE:
+            pass
+        except Exception:
+            # Left are faults of ours, among them a handler's that came mixed with cancellation.
+            log.exception("connection failed", remote=self.remote)
+        finally:
+            if self._watcher is not None:
+                self._watcher.cancel()
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await self.stream.aclose()
+
+    async def _serve(self) -> None:
+        roster = self._roster
+        while True:
+            try:
+                request = await self._read_request()
+            except _RefusedRequest as refusal:
+                return await self._refuse(refusal.status, str(refusal))
+            except h11.RemoteProtocolError as fault:
+                if self.http.trailing_data[1]:
+                    return None  # cut off in the middle: nobody is left to answer
+                return await self._refuse(fault.error_status_hint, str(fault))
+            if request is None:
+                return None
+            response = await self._handle(request)
+            if response.upgrade is not None:
+                roster.upgraded.add(self)
+                try:
+                    return await response.upgrade(self.stream, self.http.trailing_data[0])
+                finally:
+                    roster.upgraded.discard(self)
+            # What is not DONE now asked for a close, speaks HTTP/1.0, or hoped for an upgrade.
+            parser = self.http
+            close = parser.their_state is not h11.DONE or roster.draining or roster.starved > 0
+            await self._respond(response, request.method, close=close)
+            if close:
+                return None
+            self.http = h11.Connection(h11.SERVER, self._limits.max_header)
+            ahead, ended = parser.trailing_data
+            if ahead:
+                self.http.receive_data(ahead)
+            if ended:
+                self.http.receive_data(b"")
+
+    async def _read_request(self) -> Request | None:
+        """Return the next request, or None when the peer has closed the connection."""
+        parser, roster = self.http, self._roster
+        event = parser.next_event()
+        if event is h11.NEED_DATA and not parser.trailing_data[0]:
+            roster.idle[self] = None
+            try:
+                await self._receive()
+            finally:
+                roster.idle.pop(self, None)
+            if self.scope.cancel_called:
+                # Drained or evicted in the moment the bytes came: better not to start at all
+                # than to have the handler cancelled at its first await.
+                return None
+            event = parser.next_event()
+        if event is h11.NEED_DATA:
+            self._reading = True
+            self.scope.deadline = trio.current_time() + self._limits.read_timeout
+            while event is h11.NEED_DATA:
+                await self._receive()
+                event = parser.next_event()
+        if not isinstance(event, h11.Request):
+            return None
+        headers: dict[str, str] = {}
+        size = len(event.target)
+        for raw_name, raw_value in event.headers:
+            size += len(raw_name) + len(raw_value) + 4
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if size > self._limits.max_header:
+            raise _RefusedRequest(431, f"headers exceed {self._limits.max_header} bytes")
+        body = await self._read_body(int(headers.get("content-length", "0")))
+        self._reading = False
+        path, _, query = event.target.decode("ascii").partition("?")
+        if not path.startswith("/") and "://" in path:  # absolute form, as sent to proxies
+            path = "/" + path.partition("://")[2].partition("/")[2]
+        if "%" in path:
+            path = unquote(path)
+        return Request(event.method.decode("ascii"), path, query, headers, body, self.remote)
+
+    async def _receive(self) -> None:
+        self.http.receive_data(bytes(await self.stream.receive_some(_CHUNK)))
+
+    async def _read_body(self, declared: int) -> bytes:
+        parser, limit = self.http, self._limits.max_body
+        too_large = f"the body exceeds {limit} bytes"
+        if declared > limit:
+            raise _RefusedRequest(413, too_large)
+        body = bytearray()
+        pieces = 0
+        began = 0.0
+        while True:
+            event = parser.next_event()
+            if isinstance(event, h11.Data):
+                body += event.data
+                pieces += 1
+                if len(body) > limit:
+                    raise _RefusedRequest(413, too_large)
+                if pieces > 1024 and len(body) < 64 * pieces:
+                    # Each piece costs the parser as much as a kilobyte does.
+                    raise _RefusedRequest(400, "the body arrives in too small pieces")
+            elif event is h11.NEED_DATA:
+                if not began:
+                    began = trio.current_time()
+                    self._reading = True
+                    if parser.they_are_waiting_for_100_continue:
+                        await self.stream.send_all(_CONTINUE)
+                allowance = self._limits.read_timeout + len(body) / _SLOWEST_BODY
+                self.scope.deadline = began + allowance
+                await self._receive()
+            else:
+                return bytes(body)
+
+    async def _handle(self, request: Request) -> Response:
+        roster = self._roster
+        self.scope.deadline = math.inf
+        roster.begin(self)
+        try:
+            response = await roster.handler(request)
+        except Exception:
+            log.exception("handler failed", method=request.method, path=request.path)
+            response = roster.error(500, "internal error")
+        finally:
+            roster.end(self)
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await self._watched.wait()
+            self._watcher = None
+        return response
+
+    def new_watcher(self) -> trio.CancelScope:
+        """Prepare a watch beside the running handler."""
+        self._watcher = trio.CancelScope()
+        self._watched = trio.Event()
+        return self._watcher
+
+    async def watch(self, scope: trio.CancelScope) -> None:
+        """Read ahead while the handler runs; cancel the connection when the peer is gone."""
+        watched = self._watched
+        try:
+            with scope:
+                room = _READ_AHEAD
+                while room > 0:
+                    data = await self.stream.receive_some(room)
+                    self.http.receive_data(bytes(data))
+                    room -= len(data)
+                    if not data:
+                        self.scope.cancel()
+                        return
+        except _GONE:
+            self.scope.cancel()
+        finally:
+            watched.set()
+
+    async def _respond(self, response: Response, method: str, *, close: bool) -> None:
+        # This deadline bounds the writing and the idle time after it.
+        self.scope.deadline = trio.current_time() + self._limits.idle_timeout
+        status, body = response.status, response.body
+        lines = [
+            f"HTTP/1.1 {status} {_REASONS.get(status, '')}",
+            f"date: {self._roster.date()}",
+            f"content-type: {response.content_type}",
+        ]
+        lines.extend(f"{name}: {value}" for name, value in response.headers)
+        bodiless = status in (204, 304)
+        if not bodiless:
+            lines.append(f"content-length: {len(body)}")
+        if close:
+            lines.append("connection: close")
+        lines.append("\r\n")
+        head = "\r\n".join(lines)
+        # h11 would take a third of the whole request's time to write these few bytes; all that it
+        # guards against is a handler's header with a line break.
+        if head.count("\n") != len(lines) or head.count("\r") != len(lines):
+            raise ValueError("line break in a response header")
+        out = head.encode("latin-1")
+        await self.stream.send_all(out if bodiless or method == "HEAD" else out + body)
+
+    async def _refuse(self, status: int, message: str) -> None:
+        """Answer with an error, then read on for a moment: unread bytes would reset the answer."""
+        log.debug("request refused", status=status, reason=message, remote=self.remote)
+        with trio.move_on_after(_CLOSE_SECONDS):
+            await self._respond(self._roster.error(status, message), "", close=True)
+            if isinstance(self.stream, trio.abc.HalfCloseableStream):
+                await self.stream.send_eof()
+            room = _LINGER_BYTES
+            while room > 0 and (data := await self.stream.receive_some(_CHUNK)):
+                room -= len(data)
+
+
+def _remote(stream: trio.abc.Stream) -> str:
+    """The peer's address without its port; IPv4 stays IPv4 on a socket that serves both."""
+    transport: Any = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    try:
+        peer = transport.socket.getpeername()
+    except (AttributeError, OSError):
+        return ""
+    return str(peer[0]).removeprefix("::ffff:") if isinstance(peer, tuple) else ""

@@ -1,0 +1,179 @@
+"""HTTP/1.1 serving on trio: listeners, the accept loop, the limit of connections, and draining.
+
+One connection's own life is in `connection`; no routing, payload or signature is known here.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from ssl import SSLContext
+from typing import Any, TypeAlias
+
+import trio
+
+from node.log import get_logger
+from node.rpc.connection import (
+    Connection,
+    Handler,
+    Limits,
+    Request,
+    Response,
+    Roster,
+    Upgrade,
+    plain_error,
+)
+
+__all__ = [
+    "Handler",
+    "Limits",
+    "Listener",
+    "Request",
+    "Response",
+    "Upgrade",
+    "bound_port",
+    "open_listeners",
+    "plain_error",
+    "serve_http",
+]
+
+log = get_logger("http")
+
+_WATCH_AFTER = 0.05  # seconds; a handler running for one to two of these gets a disconnect watch
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+Listener: TypeAlias = trio.abc.Listener[trio.abc.Stream]
+
+
+async def open_listeners(
+    host: str, port: int, ssl_context: SSLContext | None = None
+) -> list[Listener]:
+    """Bind `host`:`port` (0 picks a free port); an empty host means all addresses.
+
+    Raises OSError. With port 0 a name of several addresses is bound on the first one only, as the
+    kernel would give each address another port.
+    """
+    sockets = await trio.open_tcp_listeners(port, host=host or None)
+    if port == 0:
+        for surplus in sockets[1:]:
+            await surplus.aclose()
+        del sockets[1:]
+    if ssl_context is None:
+        return list(sockets)
+    return [trio.SSLListener(each, ssl_context, https_compatible=True) for each in sockets]
+
+
+def bound_port(listeners: Sequence[Listener]) -> int:
+    """Return the TCP port that the first of `listeners` is bound to."""
+    listener: Any = listeners[0]
+    if isinstance(listener, trio.SSLListener):
+        listener = listener.transport_listener
+    return int(listener.socket.getsockname()[1])
+
+
+async def serve_http(
+    handler: Handler,
+    listeners: Sequence[Listener],
+    *,
+    limits: Limits,
+    drain: trio.Event,
+    grace: float,
+    error: Callable[[int, str], Response] = plain_error,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `drain` is set, then return once all is answered or `grace` seconds are over.
+
+    The listeners are closed in every case. Idle connections close at once on drain; a handler
+    still running when the grace is over is cancelled.
+    """
+    async with trio.open_nursery() as nursery:
+        server = _Server(Roster(handler, limits, error), nursery)
+        try:
+            async with trio.open_nursery() as acceptors:
+                for listener in listeners:
+                    acceptors.start_soon(server.accept, listener)
+                nursery.start_soon(server.watch_slow_handlers)
+                task_status.started()
+                await drain.wait()
+                acceptors.cancel_scope.cancel()
+        finally:
+            for listener in listeners:
+                await trio.aclose_forcefully(listener)
+        with trio.move_on_after(grace):
+            await server.drain()
+        nursery.cancel_scope.cancel()
+
+
+class _Server:
+    """The accept loops and the tasks beside them; all run in one nursery."""
+
+    def __init__(self, roster: Roster, nursery: trio.Nursery) -> None:
+        self._roster = roster
+        self._nursery = nursery
+        self._slots = trio.Semaphore(roster.limits.max_connections)
+        self._open = 0
+        self._ended = trio.Event()
+
+    async def accept(self, listener: Listener) -> None:
+        """Accept forever; at the limit the longest idle connection makes room for a new one."""
+        while True:
+            await self._take_slot()
+            try:
+                stream = await listener.accept()
+            except OSError as failure:
+                self._slots.release()
+                if failure.errno not in _OUT_OF_RESOURCES:
+                    raise
+                log.warning("accept failed", error=failure)
+                self._evict()
+                await trio.sleep(0.1)
+                continue
+            except BaseException:
+                self._slots.release()
+                raise
+            self._open += 1
+            self._nursery.start_soon(self._serve, stream)
+
+    async def _take_slot(self) -> None:
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            self._evict()
+            self._roster.starved += 1
+            try:
+                await self._slots.acquire()
+            finally:
+                self._roster.starved -= 1
+
+    def _evict(self) -> None:
+        if self._roster.idle:
+            next(iter(self._roster.idle)).scope.cancel()
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        try:
+            await Connection(self._roster, stream).run()
+        finally:
+            self._open -= 1
+            self._slots.release()
+            self._ended.set()
+
+    async def drain(self) -> None:
+        """Close idle connections and return when no connection is left."""
+        self._roster.draining = True
+        for connection in [*self._roster.idle, *self._roster.upgraded]:
+            connection.scope.cancel()
+        while self._open:
+            self._ended = trio.Event()
+            await self._ended.wait()
+
+    async def watch_slow_handlers(self) -> None:
+        """Start a disconnect watch beside each handler that runs for a while.
+
+        A nursery and a task per request would cost as much as parsing it; so quick handlers run
+        without one, and only those that outlive a tick (long polls) get theirs.
+        """
+        while True:
+            await self._roster.wait_for_running()
+            await trio.sleep(_WATCH_AFTER)
+            for connection in self._roster.take_long_running():
+                self._nursery.start_soon(connection.watch, connection.new_watcher())

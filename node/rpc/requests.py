@@ -1,0 +1,178 @@
+"""The requests of upstream's RPC as structs: one for each payload type served here.
+
+`msgtype`, `nonce` and `issuedat` are common to all and read apart.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from node.model import Attribute, Colony, FunctionSpec, User
+
+Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Empty(msgspec.Struct):
+    """No fields."""
+
+
+class AddColony(msgspec.Struct):
+    colony: Colony
+
+
+class ColonyOnly(msgspec.Struct):
+    colonyname: str
+
+
+class AddUser(msgspec.Struct):
+    user: User
+
+
+class Named(msgspec.Struct):
+    colonyname: str
+    name: str
+
+
+class UserById(msgspec.Struct):
+    colonyname: str
+    userid: str
+
+
+class NewExecutor(msgspec.Struct):
+    """An executor as clients send it: times are theirs to send and ours to ignore."""
+
+    executorid: str
+    executortype: str
+    executorname: str
+    colonyname: str
+    requirefuncreg: bool = False
+    locationname: str = ""
+    capabilities: Any = None
+    allocations: Any = None
+
+
+class AddExecutor(msgspec.Struct):
+    executor: NewExecutor
+
+
+class ExecutorNamed(msgspec.Struct):
+    colonyname: str
+    executorname: str
+
+
+class ExecutorById(msgspec.Struct):
+    executorid: str
+    colonyname: str = ""
+
+
+class UpdateExecutor(msgspec.Struct):
+    colonyname: str
+    executorname: str
+    capabilities: Any = None
+
+
+class ReportAllocation(msgspec.Struct):
+    colonyname: str
+    executorname: str
+    allocations: Any = None
+
+
+class NewFunction(msgspec.Struct):
+    """A function as clients send it: its statistics are ours."""
+
+    executorname: str
+    colonyname: str
+    funcname: str
+    functionid: str = ""
+    executortype: str = ""
+    description: str = ""
+    args: Any = None
+
+
+class AddFunction(msgspec.Struct):
+    fun: NewFunction
+
+
+class FunctionById(msgspec.Struct):
+    functionid: str
+
+
+class GetFunctions(msgspec.Struct):
+    colonyname: str
+    executorname: str = ""
+
+
+class Submit(msgspec.Struct):
+    spec: FunctionSpec
+
+
+class Assign(msgspec.Struct):
+    colonyname: str
+    timeout: int = 0
+    availablecpu: str = ""
+    availablemem: str = ""
+
+
+class ProcessById(msgspec.Struct):
+    processid: str
+
+
+class GetProcesses(msgspec.Struct):
+    colonyname: str
+    count: int = 0
+    state: int = 0
+    executortype: str = ""
+    label: str = ""
+    initiator: str = ""
+
+
+class GetHistory(msgspec.Struct):
+    colonyname: str
+    executorid: str = ""
+    seconds: int = 0
+    state: int = 0
+
+
+class Output(msgspec.Struct):
+    processid: str
+    out: list[Any] | None = None
+
+
+class CloseFailed(msgspec.Struct):
+    processid: str
+    errors: list[str] = msgspec.field(default_factory=list)
+
+
+class RemoveAll(msgspec.Struct):
+    colonyname: str
+    state: int = 0
+
+
+class AddAttribute(msgspec.Struct):
+    attribute: Attribute
+
+
+class AttributeById(msgspec.Struct):
+    attributeid: str
+
+
+class AddLog(msgspec.Struct):
+    processid: str
+    message: str
+
+
+class AddExecutorLog(msgspec.Struct):
+    colonyname: str
+    executorname: str
+    message: str
+
+
+class GetLogs(msgspec.Struct):
+    colonyname: str
+    processid: str = ""
+    executorname: str = ""
+    count: int = 0
+    since: int = 0
+    latest: bool = False

@@ -1,0 +1,248 @@
+"""The one table of calls: payload type, request struct, who may call, handler.
+
+Envelope, signature, freshness and role are checked here, in that order, before a handler runs;
+what a call does is in the handler modules.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from node.errors import RpcError, bad, denied
+from node.identity import IdentityError, recover_payload
+from node.model import Executor
+
+if TYPE_CHECKING:
+    from node.directory import Directory, Member
+
+MAX_DEPTH = 64
+# Seconds a signed time may be off before a request that carries one is refused.
+FRESH = 300
+_NONCES = 100_000
+# Below these keys null means null: they hold the user's own data.
+_OPAQUE = frozenset({"args", "kwargs", "out", "in", "capabilities", "allocations", "fs"})
+
+R = TypeVar("R")
+
+
+class Who(enum.Enum):
+    """Upstream's roles, and ours for the home colony."""
+
+    ANYONE = "anyone, unsigned"
+    SIGNED = "any signer; the handler decides"
+    SERVER = "server owner"
+    OWNER = "colony owner"
+    MEMBER = "approved executor or user"
+    LOOSE = "executor of any state or user"
+    BOTH = "approved executor, user or colony owner"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who signed a request. `member` is set for member calls of one colony."""
+
+    id: str
+    colony: str = ""
+    member: Member | None = None
+    nonce: str = ""
+    submission: bytes = b""
+
+    @property
+    def executor(self) -> Executor:
+        """The calling executor. Raises RpcError 403 when a user calls."""
+        if not isinstance(self.member, Executor):
+            raise denied("only an executor may call this")
+        return self.member
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """One row of the table. `colony` names the colony that the role is checked in."""
+
+    payloadtype: str
+    request: type[R]
+    who: Who
+    handler: Callable[[Caller, R], Awaitable[Any]]
+    colony: Callable[[R], str] | None = None
+
+
+class Envelope(msgspec.Struct):
+    """What is posted: the signature covers the ASCII of `payload`."""
+
+    payloadtype: str
+    payload: str = ""
+    signature: str = ""
+
+
+class Head(msgspec.Struct):
+    """The signed fields that every request may carry beside its own."""
+
+    msgtype: str = ""
+    nonce: str = ""
+    issuedat: float = 0.0
+
+
+@dataclass
+class Table:
+    """All calls of a node; federation adds its own. `now` gives Unix nanoseconds."""
+
+    directory: Directory
+    now: Callable[[], int]
+    strict_replay: bool = False
+    calls: dict[str, Call[Any]] = field(default_factory=dict)
+    _seen: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
+
+    def add(self, call: Call[Any]) -> None:
+        """Add a row. Raises ValueError when the payload type is taken."""
+        if call.payloadtype in self.calls:
+            raise ValueError(f"payload type {call.payloadtype} is in the table twice")
+        self.calls[call.payloadtype] = call
+
+    async def answer(self, body: bytes) -> tuple[int, bytes]:
+        """Answer one posted envelope: HTTP status and body. Raises only what is our own fault."""
+        payloadtype = ""
+        try:
+            envelope = _decode(body)
+            payloadtype = envelope.payloadtype
+            result = await self._run(envelope)
+        except RpcError as error:
+            failure = {"status": error.status, "message": error.message}
+            return error.status, reply("error", failure, error=True)
+        reply_type = "pausestatusreplymsg" if payloadtype == "getpausestatusmsg" else payloadtype
+        return 200, reply(reply_type, {} if result is None else result)
+
+    async def _run(self, envelope: Envelope) -> Any:
+        call = self.calls.get(envelope.payloadtype)
+        if call is not None and call.who is Who.ANYONE:
+            return await call.handler(Caller(""), call.request())
+        try:
+            identity = recover_payload(envelope.payload, envelope.signature)
+        except IdentityError as error:
+            raise denied(str(error)) from None
+        if call is None:
+            raise denied(f"payloadtype: {envelope.payloadtype[:60]!r} is unknown")
+        fields = parse_payload(envelope.payload)
+        head = _convert(fields, Head)
+        if head.msgtype != envelope.payloadtype:
+            raise bad(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
+        self._check_fresh(head, identity, envelope)
+        request = _convert(prune(fields), call.request)
+        caller = self.authorise(call, identity, request, head.nonce, envelope)
+        return await call.handler(caller, request)
+
+    def _check_fresh(self, head: Head, identity: str, envelope: Envelope) -> None:
+        if not head.nonce and not head.issuedat:
+            if self.strict_replay:
+                raise bad("nonce, issuedat: this server demands both (rpc.replay = 'strict')")
+            return
+        now = self.now() / 1e9
+        if not 16 <= len(head.nonce) <= 128:
+            raise bad("nonce: between 16 and 128 characters, beside issuedat")
+        if abs(now - head.issuedat) > FRESH:
+            raise denied(
+                f"issuedat: {head.issuedat:.0f} is {head.issuedat - now:+.0f} s from this"
+                f" server's clock {now:.0f}; at most {FRESH} s are allowed"
+            )
+        digest = hashlib.sha256(envelope.payload.encode()).digest()
+        known = self._seen.setdefault((identity, head.nonce), digest)
+        if len(self._seen) > _NONCES:
+            self._seen.popitem(last=False)
+        if known != digest:
+            raise denied("nonce: used already for another request")
+
+    def authorise(
+        self, call: Call[R], identity: str, request: R, nonce: str, envelope: Envelope
+    ) -> Caller:
+        """Check the role that the call demands. Raises RpcError 403."""
+        submission = b""
+        if call.payloadtype == "submitfuncspecmsg":
+            submission = f"{envelope.payload}.{envelope.signature}".encode()
+        if call.who is Who.SIGNED or call.colony is None:
+            if call.who is Who.SERVER and identity != self.directory.serverid:
+                raise denied("only the server owner may call this")
+            return Caller(identity, nonce=nonce, submission=submission)
+        name = call.colony(request)
+        colony = self.directory.colony(name)
+        member = self.directory.member(name, identity, approved=call.who is not Who.LOOSE)
+        owner = colony is not None and colony.colonyid == identity
+        allowed = {
+            Who.OWNER: owner,
+            Who.MEMBER: member is not None,
+            Who.LOOSE: member is not None,
+            Who.BOTH: owner or member is not None,
+        }[call.who]
+        if not allowed:
+            raise denied(f"colony {name[:80]!r}: only its {call.who.value} may call this")
+        return Caller(identity, name, member, nonce, submission)
+
+
+def reply(payloadtype: str, value: Any, *, error: bool = False) -> bytes:
+    """Make the bytes of a reply envelope."""
+    payload = base64.b64encode(msgspec.json.encode(value)).decode()
+    return msgspec.json.encode({"payloadtype": payloadtype, "payload": payload, "error": error})
+
+
+def _decode(body: bytes) -> Envelope:
+    try:
+        return msgspec.json.decode(body, type=Envelope)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad(f"envelope: {error}") from None
+
+
+def parse_payload(payload: str) -> dict[str, Any]:
+    """Return the JSON object inside a base64 payload. Raises RpcError 400."""
+    try:
+        text = base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise bad("payload: not base64") from None
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad(f"payload: {error}") from None
+    if not isinstance(value, dict):
+        raise bad("payload: a JSON object is expected")
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
+        raise bad(f"payload: nested deeper than {MAX_DEPTH}")
+    return value
+
+
+def depth_of(value: Any) -> int:
+    """How deep objects and arrays are nested."""
+    deepest, stack = 0, [(value, 1)]
+    while stack:
+        current, depth = stack.pop()
+        deepest = max(deepest, depth)
+        if isinstance(current, dict):
+            stack.extend((inner, depth + 1) for inner in current.values())
+        elif isinstance(current, list):
+            stack.extend((inner, depth + 1) for inner in current)
+    return deepest
+
+
+def prune(value: Any) -> Any:
+    """Drop keys whose value is null: to upstream's JSON reader, null means the zero value."""
+    if isinstance(value, dict):
+        return {
+            key: inner if key in _OPAQUE else prune(inner)
+            for key, inner in value.items()
+            if inner is not None
+        }
+    if isinstance(value, list):
+        return [prune(inner) for inner in value]
+    return value
+
+
+def _convert(fields: dict[str, Any], kind: type[R]) -> R:
+    try:
+        return msgspec.convert(fields, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise bad(str(error).replace("`$.", "`")) from None

@@ -1,0 +1,209 @@
+"""The life of a process: every transition as the new value and the transaction that makes it so.
+
+Each transaction compares the revision that its caller read, so a transition that lost a race
+changes nothing. Who may ask for a transition is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from node.codec import pack
+from node.etcd.transactions import (
+    Absent,
+    Compare,
+    Delete,
+    DeletePrefix,
+    Get,
+    ModRevision,
+    Op,
+    Put,
+    Txn,
+)
+from node.model import SECOND, Closed, Executor, Process, Running, State, Waiting
+from node.resources import parse_cpu, parse_memory
+from node.store import keys
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transition: the process afterwards, and the transaction."""
+
+    process: Process
+    txn: Txn
+
+
+def waiting_of(process: Process) -> Waiting:
+    """What the queue key of a process holds. Raises ValueError for bad amounts."""
+    conditions = process.spec.conditions
+    names = [name for name in conditions.executornames or [] if name]
+    return Waiting(
+        executornames=[] if "*" in names else names,
+        locationname=conditions.locationname,
+        cpu=parse_cpu(conditions.cpu),
+        mem=parse_memory(conditions.mem),
+        waitdeadline=process.waitdeadline,
+        label=process.spec.label,
+        initiatorname=process.initiatorname,
+    )
+
+
+def running_of(process: Process) -> Running:
+    """What the running key of a process holds."""
+    return Running(
+        executorid=process.assignedexecutorid,
+        executortype=process.spec.conditions.executortype,
+        starttime=process.starttime,
+        execdeadline=0 if process.peer else process.execdeadline,
+        label=process.spec.label,
+        initiatorname=process.initiatorname,
+    )
+
+
+def _keys(process: Process) -> tuple[str, str, str]:
+    conditions = process.spec.conditions
+    colony, pid = process.colonyname, process.processid
+    return (
+        keys.process(colony, pid),
+        keys.queue(colony, conditions.executortype, process.prioritytime, pid),
+        keys.running(colony, pid),
+    )
+
+
+def submit(process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Step:
+    """A new process. A process with a peer has no place in the queue: `extra` sends it there.
+
+    When the id exists already, nothing happens and the failure branch returns the process.
+    """
+    key, queue, _ = _keys(process)
+    ops: list[Op] = [Put(key, pack(process))]
+    if not process.peer:
+        ops.append(Put(queue, pack(waiting_of(process))))
+    if submission:
+        ops.append(Put(keys.submission(process.colonyname, process.processid), submission))
+    for attribute in process.attributes:
+        pid = process.processid.encode()
+        ops.append(Put(keys.attribute(process.colonyname, attribute.attributeid), pid))
+    return Step(process, Txn([Absent(key)], [*ops, *extra], [Get(key)]))
+
+
+def assign(process: Process, revision: int, executor: Executor, now: int) -> Step:
+    """Hand a waiting process to an executor; `now` in Unix ns."""
+    limit = process.spec.maxexectime
+    after = msgspec.structs.replace(
+        process,
+        state=State.RUNNING,
+        assignedexecutorid=executor.executorid,
+        isassigned=True,
+        starttime=now,
+        execdeadline=now + limit * SECOND if limit > 0 else 0,
+        attempt=process.attempt + 1,
+        attributes=[
+            msgspec.structs.replace(attribute, state=int(State.RUNNING))
+            for attribute in process.attributes
+        ],
+    )
+    key, queue, running = _keys(after)
+    ops: list[Op] = [
+        Put(key, pack(after)),
+        Delete(queue),
+        Put(running, pack(running_of(after))),
+    ]
+    return Step(after, Txn([ModRevision(key, revision)], ops))
+
+
+def start(process: Process, revision: int, now: int, extra: Sequence[Op]) -> Step:
+    """The peer of a forwarded process accepted it; `now` in Unix ns."""
+    after = msgspec.structs.replace(
+        process,
+        state=State.RUNNING,
+        assignedexecutorid=process.peer,
+        isassigned=True,
+        starttime=now,
+        attempt=process.attempt + 1,
+    )
+    key, _, running = _keys(after)
+    ops: list[Op] = [Put(key, pack(after)), Put(running, pack(running_of(after)))]
+    return Step(after, Txn([ModRevision(key, revision)], [*ops, *extra]))
+
+
+def requeue(process: Process, revision: int, now: int, *, counts: bool) -> Step:
+    """Back to the queue with its old place; `counts` is whether a retry was used up."""
+    wait = process.spec.maxwaittime
+    after = msgspec.structs.replace(
+        process,
+        state=State.WAITING,
+        assignedexecutorid="",
+        isassigned=False,
+        endtime=now,
+        waitdeadline=now + wait * SECOND if wait > 0 else 0,
+        execdeadline=0,
+        retries=process.retries + (1 if counts else 0),
+    )
+    key, queue, running = _keys(after)
+    ops: list[Op] = [
+        Put(key, pack(after)),
+        Delete(running),
+        Put(queue, pack(waiting_of(after))),
+    ]
+    return Step(after, Txn([ModRevision(key, revision)], ops))
+
+
+def update(process: Process, revision: int, extra: Sequence[Op] = ()) -> Step:
+    """New contents without a change of state (output so far, attributes)."""
+    key = keys.process(process.colonyname, process.processid)
+    return Step(process, Txn([ModRevision(key, revision)], [Put(key, pack(process)), *extra]))
+
+
+def close(
+    process: Process,
+    revision: int,
+    state: State,
+    now: int,
+    *,
+    output: list[object] | None = None,
+    errors: list[str] | None = None,
+    extra: Sequence[Op] = (),
+    compare: Sequence[Compare] = (),
+) -> Step:
+    """The end of a process, from waiting or running; `now` in Unix ns."""
+    after = msgspec.structs.replace(
+        process,
+        state=state,
+        endtime=now,
+        output=process.output if output is None else output,
+        errors=process.errors if errors is None else errors,
+    )
+    key, queue, running = _keys(after)
+    mark = Closed(after.spec.conditions.executortype, after.spec.label, after.initiatorname)
+    ops: list[Op] = [
+        Put(key, pack(after)),
+        Put(keys.closed(after.colonyname, state, now, after.processid), pack(mark)),
+    ]
+    if process.state == State.RUNNING:
+        ops.append(Delete(running))
+    elif not process.peer:
+        ops.append(Delete(queue))
+    if after.notify:
+        ops.append(Put(after.notify, after.processid.encode()))
+    return Step(after, Txn([ModRevision(key, revision), *compare], [*ops, *extra]))
+
+
+def remove(process: Process, revision: int) -> Txn:
+    """Everything about a process goes, from any state but running."""
+    colony, pid = process.colonyname, process.processid
+    key, queue, _ = _keys(process)
+    ops: list[Op] = [
+        Delete(key),
+        Delete(keys.submission(colony, pid)),
+        DeletePrefix(keys.process_logs(colony, pid)),
+    ]
+    if process.state == State.WAITING:
+        ops.append(Delete(queue))
+    else:
+        ops.append(Delete(keys.closed(colony, process.state, process.endtime, pid)))
+    ops.extend(Delete(keys.attribute(colony, attr.attributeid)) for attr in process.attributes)
+    return Txn([ModRevision(key, revision)], ops)

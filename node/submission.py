@@ -1,0 +1,94 @@
+"""How a function spec becomes a process: limits, deadlines, priority time, env as attributes.
+
+The same for a local submission and for one that came from another colony.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+
+from node.errors import bad
+from node.model import DAY, SECOND, Attribute, FunctionSpec, Process
+from node.resources import parse_cpu, parse_memory
+
+MAX_PRIORITY = 50_000
+# Longest time limit in seconds: about 31 years, so that every deadline is a date.
+MAX_SECONDS = 1_000_000_000
+# Together with the other keys of a submission this stays under etcd's 128 operations.
+MAX_ENV = 100
+ENV = 3
+
+
+def new_id() -> str:
+    """A fresh 64-character id, made as upstream makes them."""
+    return hashlib.sha3_256(str(uuid.uuid4()).encode()).hexdigest()
+
+
+def attribute_id(targetid: str, key: str, attributetype: int) -> str:
+    """The id of an attribute, as upstream derives it."""
+    return hashlib.sha3_256(f"{targetid}{key}{attributetype}".encode()).hexdigest()
+
+
+def check_spec(spec: FunctionSpec) -> None:
+    """Raise RpcError 400 naming the field that has no usable value."""
+    if not spec.funcname:
+        raise bad("spec.funcname: must not be empty")
+    if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
+        raise bad(f"spec.priority: between -{MAX_PRIORITY} and {MAX_PRIORITY}")
+    for name in ("maxwaittime", "maxexectime", "maxretries"):
+        if not -MAX_SECONDS <= getattr(spec, name) <= MAX_SECONDS:
+            raise bad(f"spec.{name}: at most {MAX_SECONDS}")
+    if len(spec.env or {}) > MAX_ENV:
+        raise bad(f"spec.env: at most {MAX_ENV} entries")
+    conditions = spec.conditions
+    if not conditions.executortype or "/" in conditions.executortype:
+        raise bad("spec.conditions.executortype: a name without '/' is needed")
+    for name, parse in (("cpu", parse_cpu), ("mem", parse_memory)):
+        try:
+            parse(getattr(conditions, name))
+        except ValueError as error:
+            raise bad(f"spec.conditions.{name}: {error}") from None
+
+
+def build_process(
+    spec: FunctionSpec,
+    *,
+    processid: str,
+    initiatorid: str,
+    initiatorname: str,
+    colonyname: str,
+    now: int,
+    origin: str = "",
+    notify: str = "",
+    peer: str = "",
+    nonce: str = "",
+) -> Process:
+    """Return the process that a valid spec asks for; `now` in Unix ns. Raises RpcError 400."""
+    check_spec(spec)
+    attributes = [
+        Attribute(
+            targetid=processid,
+            key=key,
+            value=value,
+            attributetype=ENV,
+            attributeid=attribute_id(processid, key, ENV),
+            targetcolonyname=colonyname,
+        )
+        for key, value in (spec.env or {}).items()
+    ]
+    return Process(
+        processid=processid,
+        initiatorid=initiatorid,
+        initiatorname=initiatorname,
+        colonyname=colonyname,
+        spec=spec,
+        prioritytime=now - spec.priority * DAY,
+        submissiontime=now,
+        waitdeadline=now + spec.maxwaittime * SECOND if spec.maxwaittime > 0 else 0,
+        attributes=attributes,
+        origin=origin,
+        notify=notify,
+        peer=peer,
+        nonce=nonce,
+    )

@@ -1,0 +1,189 @@
+"""Watches against a real etcd that is killed, frozen and compacted under them.
+
+What the indexes of the daemon make of the batches is tested with those.
+"""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from node.etcd.client import EtcdClient, open_client
+from node.etcd.errors import Compacted
+from node.etcd.transactions import Delete, Put, Txn
+from node.etcd.watch import Batch, Event, _follow, _open_stream, watch
+from tests.etcd.support import Store, logged
+
+Receiver = trio.MemoryReceiveChannel[Batch]
+
+
+async def start_watch(
+    nursery: trio.Nursery, client: EtcdClient, prefix: str, *, heartbeat: float = 5.0
+) -> Receiver:
+    sender, receiver = trio.open_memory_channel[Batch](1)
+    await nursery.start(partial(watch, client, prefix, sender, heartbeat=heartbeat))
+    return receiver
+
+
+async def until_snapshot(receiver: Receiver, seconds: float = 15) -> Batch:
+    with trio.fail_after(seconds):
+        while True:
+            batch = await receiver.receive()
+            if batch.snapshot:
+                return batch
+
+
+async def test_a_snapshot_then_each_change(client: EtcdClient, nursery: trio.Nursery) -> None:
+    first = await client.put("p/a", b"1")
+    await client.put("other", b"")
+    receiver = await start_watch(nursery, client, "p/")
+    batch = await receiver.receive()
+    assert batch.snapshot
+    assert batch.events == [Event("p/a", b"1", first)]
+    assert batch.revision == first + 1
+    result = await client.commit(Txn([], [Put("p/b", b"2"), Delete("p/a"), Put("q", b"")]))
+    batch = await receiver.receive()
+    assert not batch.snapshot
+    assert batch.revision == result.revision
+    assert set(batch.events) == {
+        Event("p/b", b"2", result.revision),
+        Event("p/a", None, result.revision),
+    }
+
+
+async def test_nothing_is_lost_between_listing_and_stream(
+    client: EtcdClient, nursery: trio.Nursery
+) -> None:
+    last = 0
+
+    async def write() -> None:
+        nonlocal last
+        for number in range(300):
+            last = await client.put(f"p/{number:03}", b"")
+
+    nursery.start_soon(write)
+    receiver = await start_watch(nursery, client, "p/")
+    seen: list[str] = []
+    with trio.fail_after(20):
+        while len(seen) < 300:
+            batch = await receiver.receive()
+            assert batch.snapshot == (not seen) or not batch.snapshot
+            seen += [event.key for event in batch.events]
+    assert seen == [f"p/{number:03}" for number in range(300)]
+
+
+async def test_a_slow_reader_loses_nothing(client: EtcdClient, nursery: trio.Nursery) -> None:
+    """More changes than are read ahead, and more silence of the reader than the heartbeat."""
+    receiver = await start_watch(nursery, client, "p/", heartbeat=0.2)
+    for number in range(400):
+        await client.put(f"p/{number:03}", b"")
+    seen: list[str] = []
+    snapshots = 0
+    with trio.fail_after(20):
+        while len(seen) < 400:
+            batch = await receiver.receive()
+            snapshots += batch.snapshot
+            seen += [event.key for event in batch.events]
+    assert seen == [f"p/{number:03}" for number in range(400)]
+    assert snapshots == 1
+
+
+async def test_a_quiet_watch_stays_open(client: EtcdClient, nursery: trio.Nursery) -> None:
+    """The heartbeat's questions are answered, so silence alone brings no new snapshot."""
+    receiver = await start_watch(nursery, client, "p/", heartbeat=0.1)
+    await receiver.receive()
+    with trio.move_on_after(1):
+        raise AssertionError(f"unexpected: {await receiver.receive()}")
+    await client.put("p/a", b"")
+    assert not (await receiver.receive()).snapshot
+
+
+async def test_etcd_killed_and_restarted(
+    store: Store, client: EtcdClient, nursery: trio.Nursery
+) -> None:
+    receiver = await start_watch(nursery, client, "p/")
+    assert (await receiver.receive()).snapshot
+    revision = await client.put("p/a", b"before")
+    assert (await receiver.receive()).events == [Event("p/a", b"before", revision)]
+    store.signal(signal.SIGKILL)
+    again = await until_snapshot(receiver)
+    assert again.events == [Event("p/a", b"before", revision)]
+    revision = await client.put("p/a", b"after")
+    assert (await receiver.receive()).events == [Event("p/a", b"after", revision)]
+
+
+async def test_the_revision_to_resume_from_is_compacted(
+    client: EtcdClient, nursery: trio.Nursery
+) -> None:
+    sender, receiver = trio.open_memory_channel[Batch](0)
+    nursery.start_soon(watch, client, "p/", sender)
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(10):
+        while sender.statistics().tasks_waiting_send == 0:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    # The listing is done, the stream is not open yet: it waits for us to take the listing.
+    for number in range(5):
+        revision = await client.put("p/a", b"%d" % number)
+    await client.put("elsewhere", b"")
+    await client.compact(revision)
+    first = await receiver.receive()
+    assert first.events == []
+    second = await until_snapshot(receiver)
+    assert second.events == [Event("p/a", b"4", revision)]
+
+
+async def test_a_compacted_stream_says_so(client: EtcdClient) -> None:
+    await client.put("p/a", b"")
+    await client.compact(await client.put("p/a", b""))
+    sender, _receiver = trio.open_memory_channel[Batch](10)
+    with _open_stream(client, "p/", 1) as stream:
+        with trio.fail_after(5):
+            with pytest.raises(Compacted):
+                await _follow(stream, sender, 5)
+
+
+async def test_a_frozen_etcd_is_noticed(store: Store, nursery: trio.Nursery) -> None:
+    async with open_client(store.target, timeout=0.5) as client:
+        receiver = await start_watch(nursery, client, "p/", heartbeat=0.5)
+        await receiver.receive()
+        with logged("watch lists again", "watch") as noticed:
+            store.signal(signal.SIGSTOP)
+            try:
+                with trio.fail_after(5):
+                    await noticed.wait()
+            finally:
+                store.signal(signal.SIGCONT)
+        await until_snapshot(receiver)
+        revision = await client.put("p/a", b"")
+        with trio.fail_after(5):
+            batch = await receiver.receive()
+            while batch.revision < revision:
+                batch = await receiver.receive()
+        assert Event("p/a", b"", revision) in batch.events
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancelled_watch_leaves_no_thread(client: EtcdClient) -> None:
+    import threading
+
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("watch p/")}
+    async with trio.open_nursery() as nursery:
+        receiver = await start_watch(nursery, client, "p/")
+        await receiver.receive()
+        mine = {t for t in threading.enumerate() if t.name.startswith("watch p/")} - before
+        assert len(mine) == 1
+        nursery.cancel_scope.cancel()
+    for thread in mine:
+        await trio.to_thread.run_sync(thread.join, 5)
+        assert not thread.is_alive()
+
+
+async def test_the_reader_is_gone(client: EtcdClient) -> None:
+    sender, receiver = trio.open_memory_channel[Batch](0)
+    receiver.close()
+    with pytest.raises(trio.BrokenResourceError):
+        await watch(client, "p/", sender)
