@@ -114,3 +114,7 @@ def main() -> None:
         "federation.port": arguments.federation_port,
     }
     sys.exit(run_daemon(arguments.home or default_home(os.environ), overrides))
+
+
+if __name__ == "__main__":
+    main()

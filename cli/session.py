@@ -29,6 +29,7 @@ EXIT_CODES = (
 )
 _BY_STATUS = {403: DENIED, 404: NOT_FOUND, 408: TIMEOUT}
 _NEXT_BY_STATUS = {
+    400: "correct the request: the message names what is wrong",
     403: "check which key signs: COLONIES_PRVKEY / COLONIES_COLONY_PRVKEY, or --home",
     404: "list what exists with an `ls` command, e.g. `colony process ls`",
 }
@@ -197,6 +198,12 @@ class Session:
 
 def rpc_failure(status: int, message: str) -> Failure:
     """The Failure for an error reply of the daemon."""
+    if status == 403 and message.startswith("payloadtype"):
+        # Upstream's status for calls it doesn't have: it is no matter of rights.
+        return Failure(
+            f"the daemon does not offer this: {message}",
+            next_step="is [federation] enabled there, and is it as new as this command?",
+        )
     return Failure(
         f"{message} (status {status})",
         code=_BY_STATUS.get(status, FAILED),

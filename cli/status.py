@@ -25,7 +25,8 @@ def status(session: Session) -> None:
             ("colony id", reply.get("colonyid")),
             ("version", reply.get("version")),
             ("up for", span(float(reply.get("uptime") or 0))),
-            ("ports", f"RPC {reply.get('rpcport')}, federation {reply.get('federationport')}"),
+            ("RPC port", reply.get("rpcport")),
+            ("federation port", reply.get("federationport") or "off"),
             (
                 "store",
                 f"etcd {etcd.get('version')}, {int(etcd.get('dbsize') or 0) / 2**20:.1f} MiB, "

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import click
 
-from cli.session import Failure, Session, colony_command, finish
+from cli.session import Session, colony_command, finish
 
 
 @colony_command("up", "colony up", "colony up --port 50090 --federation-port 50091")
+@click.option("--name", default=None, help="The colony's name, when the home is made.")
 @click.option("--host", default=None, help="Address the RPC server listens on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=None, help="RPC port.")
 @click.option(
@@ -35,6 +36,7 @@ from cli.session import Failure, Session, colony_command, finish
 @click.option("--log-level", default=None, metavar="LEVEL", help="debug, info, warning or error.")
 def up(
     session: Session,
+    name: str | None,
     host: str | None,
     port: int | None,
     federation_port: int | None,
@@ -46,15 +48,10 @@ def up(
 
     A home that doesn't exist yet is created as by `colony init`.
     """
-    from node.home import HomeError, init_home
-
-    try:
-        init_home(session.home, None, session.environ)
-    except HomeError as error:
-        raise Failure(str(error), next_step="choose another --home") from None
     from cli.colonyd import run_daemon
 
     given: dict[str, object] = {
+        "node.name": name,
         "rpc.host": host,
         "rpc.port": port,
         "federation.port": federation_port,
@@ -63,4 +60,4 @@ def up(
         "log.level": log_level,
     }
     overrides = {name: value for name, value in given.items() if value is not None}
-    finish(run_daemon(session.home, overrides))
+    finish(run_daemon(session.home, overrides, session.environ))

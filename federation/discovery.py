@@ -127,6 +127,8 @@ def _survey(wanted: Sequence[str]) -> _Network:
         for ip in adapter.ips:
             text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
             parsed = ipaddress.ip_address(text)
+            if parsed.is_loopback and parsed.version == 6:
+                continue  # there is no multicast on it
             chosen = {text, adapter.name, adapter.nice_name} & set(wanted)
             if chosen or (not wanted and not parsed.is_loopback):
                 found.append((text, adapter.index if parsed.version == 6 else None, True))

@@ -26,7 +26,7 @@ log = get_logger("etcd")
 
 # etcd allocates its write-ahead log in files of 64 MB, two of them at the start.
 MIN_FREE = 160 * 1024 * 1024
-_SOCKET = "localhost:1"
+_SOCKET, _PEER_SOCKET = "localhost:1", "localhost:2"
 _PID_FILE = "etcd.pid"
 _VERSION_FILE = "etcd.version"
 _MAX_SOCKET_PATH = 107  # bytes, by Linux
@@ -76,6 +76,11 @@ class Premises:
     def remember(self, pid: int) -> None:
         """Note the running etcd for a successor of ours that finds it orphaned."""
         (self.directory / _PID_FILE).write_text(f"{pid} {_start_time(pid)}\n")
+
+    def clear_sockets(self) -> None:
+        """Remove what a killed etcd left: it would refuse to listen where a socket is."""
+        for name in (_SOCKET, _PEER_SOCKET):
+            (self.directory / name).unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Remove that note."""

@@ -159,6 +159,7 @@ async def _until_ready(target: str) -> None:
 
 async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> str:
     """Run etcd until it dies, setting `ready` when it serves; says how it ended."""
+    premises.clear_sockets()
     child = _Child(premises, quota_bytes)
     started = trio.current_time()
     hung = False

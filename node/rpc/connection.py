@@ -175,7 +175,8 @@ class Connection:
         self._limits = roster.limits
         self.remote = _remote(stream)
         self.http = h11.Connection(h11.SERVER, roster.limits.max_header)
-        self.scope = trio.CancelScope(deadline=trio.current_time() + self._limits.read_timeout)
+        # Clients open pools ahead of their first request; the clock of a request starts with it.
+        self.scope = trio.CancelScope(deadline=trio.current_time() + self._limits.idle_timeout)
         self._reading = False
         self._watcher: trio.CancelScope | None = None
         self._watched = trio.Event()
@@ -187,10 +188,11 @@ class Connection:
                 await self._serve()
             if self.scope.cancelled_caught and self._reading:
                 await self._refuse(408, "the request did not arrive in time")
-        except _GONE:
+        except* _GONE:
             pass
-        except Exception:
-            # Left are faults of ours, among them a handler's that came mixed with cancellation.
+        except* Exception:
+            # Left are faults of ours, among them a handler's that came mixed with cancellation;
+            # the cancellation itself goes on.
             log.exception("connection failed", remote=self.remote)
         finally:
             if self._watcher is not None:

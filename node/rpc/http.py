@@ -97,8 +97,9 @@ async def serve_http(
                 await drain.wait()
                 acceptors.cancel_scope.cancel()
         finally:
-            for listener in listeners:
-                await trio.aclose_forcefully(listener)
+            with trio.CancelScope(shield=True):
+                for listener in listeners:
+                    await listener.aclose()
         with trio.move_on_after(grace):
             await server.drain()
         nursery.cancel_scope.cancel()
@@ -117,19 +118,20 @@ class _Server:
     async def accept(self, listener: Listener) -> None:
         """Accept forever; at the limit the longest idle connection makes room for a new one."""
         while True:
-            await self._take_slot()
             try:
                 stream = await listener.accept()
             except OSError as failure:
-                self._slots.release()
                 if failure.errno not in _OUT_OF_RESOURCES:
                     raise
                 log.warning("accept failed", error=failure)
                 self._evict()
                 await trio.sleep(0.1)
                 continue
-            except BaseException:
-                self._slots.release()
+            try:
+                # Only now: a slot taken before would evict with nobody waiting for it.
+                await self._take_slot()
+            except trio.Cancelled:
+                await trio.aclose_forcefully(stream)
                 raise
             self._open += 1
             self._nursery.start_soon(self._serve, stream)

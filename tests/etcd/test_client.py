@@ -6,6 +6,7 @@ Watches and the server's process have their own tests.
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from node.etcd.transactions import (
     DeletePrefix,
     Get,
     ModRevision,
+    Op,
     Present,
     Put,
     Txn,
@@ -107,7 +109,12 @@ async def test_comparisons(client: EtcdClient) -> None:
 async def test_a_transaction_moves_keys_at_one_revision(client: EtcdClient) -> None:
     for key in ("queue/1", "old/1", "old/2", "older"):
         await client.put(key, b"")
-    ops = [Delete("queue/1"), DeletePrefix("old/"), Put("running/1", b"x"), Get("running/1")]
+    ops: list[Op] = [
+        Delete("queue/1"),
+        DeletePrefix("old/"),
+        Put("running/1", b"x"),
+        Get("running/1"),
+    ]
     result = await client.commit(Txn([Present("queue/1")], ops))
     assert result.responses[0][0].mod_revision == result.revision
     items, revision = await client.range_all("")
@@ -314,15 +321,19 @@ async def test_status_and_snapshot(client: EtcdClient, tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):
         await client.snapshot(path)
-    assert [entry.name for entry in tmp_path.glob("backup*")] == ["backup.db"]
+    assert [name for name in os.listdir(tmp_path) if "backup" in name] == ["backup.db"]
 
 
 async def test_a_full_store_says_so_and_recovers(nursery: trio.Nursery, tmp_path: Path) -> None:
     store = await start_store(nursery, tmp_path / "small", quota=8 * 1024 * 1024)
     async with open_client(store.target) as client:
-        with pytest.raises(EtcdNoSpace) as caught:
+
+        async def fill() -> None:
             for number in range(20):
                 await client.put(f"k/{number}", bytes(1_000_000))
+
+        with pytest.raises(EtcdNoSpace) as caught:
+            await fill()
         assert not caught.value.retryable
         with pytest.raises(EtcdNoSpace):
             await client.commit(Txn([], [Put("another", b"")]))

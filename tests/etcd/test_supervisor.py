@@ -52,10 +52,10 @@ trio.run(main)
 """
 
 
-async def refused(directory: Path, **options: str) -> str:
+async def refused(directory: Path, binary: str = "etcd") -> str:
     """Start, which must fail; gives the message."""
     with pytest.raises(StoreRefused) as caught, trio.fail_after(20):
-        await supervise(directory, quota_bytes=QUOTA, **options)
+        await supervise(directory, quota_bytes=QUOTA, binary=binary)
     return str(caught.value)
 
 
@@ -80,7 +80,7 @@ async def test_no_secrets_in_its_environment(
     monkeypatch.setenv("COLONIES_PRVKEY", "very-secret")
     monkeypatch.setenv("ETCD_LISTEN_METRICS_URLS", "http://127.0.0.1:0")
     store = await start_store(nursery, tmp_path / "etcd")
-    seen = Path(f"/proc/{store.pid()}/environ").read_bytes()
+    seen = await trio.Path(f"/proc/{store.pid()}/environ").read_bytes()
     assert b"secret" not in seen
     assert b"ETCD_" not in seen
 
@@ -258,11 +258,11 @@ async def test_a_reused_process_id_is_left_alone(nursery: trio.Nursery, tmp_path
     """The note names a process of somebody else: it must survive."""
     directory = tmp_path / "etcd"
     directory.mkdir()
-    bystander = subprocess.Popen(["sleep", "60"], cwd=directory)
+    bystander = await trio.lowlevel.open_process(["sleep", "60"], cwd=directory)
     try:
         (directory / "etcd.pid").write_text(f"{bystander.pid} 1\n")
         await start_store(nursery, directory)
         assert bystander.poll() is None
     finally:
         bystander.kill()
-        bystander.wait()
+        await bystander.wait()

@@ -6,6 +6,7 @@ What the indexes of the daemon make of the batches is tested with those.
 from __future__ import annotations
 
 import signal
+import threading
 from functools import partial
 
 import pytest
@@ -168,8 +169,6 @@ async def test_a_frozen_etcd_is_noticed(store: Store, nursery: trio.Nursery) -> 
 
 
 async def test_a_cancelled_watch_leaves_no_thread(client: EtcdClient) -> None:
-    import threading
-
     before = {thread for thread in threading.enumerate() if thread.name.startswith("watch p/")}
     async with trio.open_nursery() as nursery:
         receiver = await start_watch(nursery, client, "p/")

@@ -1,0 +1,90 @@
+"""Where federation keeps its things in the store, all below the home colony's own prefix.
+
+What the values mean is told by the modules that write them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.store.keys import ROOT
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of the colony called `home`."""
+
+    home: str
+
+    @property
+    def root(self) -> str:
+        """Prefix of everything."""
+        return f"{ROOT}federation/{self.home}/"
+
+    @property
+    def peers(self) -> str:
+        """Prefix of the peers that somebody decided about."""
+        return f"{self.root}peer/"
+
+    @property
+    def outbox(self) -> str:
+        """Prefix of every forward that is not finished."""
+        return f"{self.root}outbox/"
+
+    @property
+    def markers(self) -> str:
+        """Prefix of what was received."""
+        return f"{self.root}marker/"
+
+    @property
+    def owed_all(self) -> str:
+        """Prefix of every outcome that is not acknowledged."""
+        return f"{self.root}owed/"
+
+    @property
+    def proofs(self) -> str:
+        """Prefix of finished forwards."""
+        return f"{self.root}proof/"
+
+    @property
+    def lates(self) -> str:
+        """Prefix of outcomes that came when nobody waited any more."""
+        return f"{self.root}late/"
+
+    @property
+    def clock(self) -> str:
+        """The latest wall-clock time this node remembers, in seconds."""
+        return f"{self.root}clock"
+
+    @property
+    def sequence(self) -> str:
+        """The sequence number of our latest card."""
+        return f"{self.root}sequence"
+
+    def peer(self, peerid: str) -> str:
+        """One peer."""
+        return f"{self.peers}{peerid}"
+
+    def forward(self, peerid: str, processid: str) -> str:
+        """One forward under way."""
+        return f"{self.outbox}{peerid}/{processid}"
+
+    def marker(self, issuer: str, processid: str) -> str:
+        """That a process of another colony was received here, or cancelled before."""
+        return f"{self.markers}{issuer}/{processid}"
+
+    def owed_to(self, issuer: str) -> str:
+        """Prefix of the outcomes owed to one colony."""
+        return f"{self.owed_all}{issuer}/"
+
+    def owed(self, issuer: str, processid: str) -> str:
+        """An outcome owed; `processid` is the origin's, the value names ours."""
+        return f"{self.owed_to(issuer)}{processid}"
+
+    def proof(self, processid: str) -> str:
+        """How a forward ended, with the signed outcome."""
+        return f"{self.proofs}{processid}"
+
+    def late(self, processid: str) -> str:
+        """A signed outcome that came too late to count."""
+        return f"{self.lates}{processid}"

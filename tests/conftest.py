@@ -1,0 +1,35 @@
+"""Fixtures shared by the tests: a real daemon, alone, and one for a whole module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import Daemon
+
+
+@pytest.fixture
+def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Makes daemons that are stopped after the test."""
+    made: list[Daemon] = []
+
+    def make(name: str, **environ: str) -> Daemon:
+        daemon = Daemon(tmp_path / name, name, environ)
+        made.append(daemon)
+        return daemon
+
+    yield make
+    for daemon in made:
+        if daemon.process is not None:
+            daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def lone_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon without federation for the tests of a module."""
+    home = tmp_path_factory.mktemp("lone") / "dev"
+    daemon = Daemon(home, "dev", {"COLONYD_FEDERATION__ENABLED": "false"}).start()
+    yield daemon
+    assert daemon.stop() == 0

@@ -1,0 +1,153 @@
+"""Real daemons for tests: started as a user starts them, watched by their log, killed by pid.
+
+What they are asked and what they must answer is in the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import trio
+
+from cli.client import Client
+from node.identity import PrivateKey, read_key
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """One colonyd process on its own home; `events` are the log lines so far."""
+
+    def __init__(self, home: Path, name: str, environ: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.name = name
+        self.port = free_port()
+        self.peer_port = free_port()
+        self.events: list[str] = []
+        self.environ = dict(environ or {})
+        self._changed = threading.Condition()
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, seconds: float = 30) -> Daemon:
+        """Start and wait until it says that it is ready."""
+        environ = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("COLONIES_", "COLONYD_"))
+        }
+        environ |= {
+            "COLONYD_RPC__HOST": "127.0.0.1",
+            "COLONYD_RPC__PORT": str(self.port),
+            "COLONYD_FEDERATION__HOST": "127.0.0.1",
+            "COLONYD_FEDERATION__PORT": str(self.peer_port),
+            "COLONYD_FEDERATION__INTERFACES": '["127.0.0.1"]',
+        }
+        environ |= self.environ
+        mark = len(self.events)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cli.colonyd", "--home", str(self.home), "--name", self.name],
+            cwd=REPOSITORY,
+            env=environ,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=self._read, args=[self.process], daemon=True).start()
+        try:
+            self.await_event("event=ready ", after=mark, seconds=seconds)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                with self._changed:
+                    self.events.append(line.rstrip())
+                    self._changed.notify_all()
+        with self._changed:
+            self.events.append("event=gone ")
+            self._changed.notify_all()
+
+    def await_event(self, text: str, *, after: int = 0, seconds: float = 30) -> str:
+        """The first log line since line `after` that contains `text`."""
+
+        def found() -> str | None:
+            lines = self.events[after:]
+            hit = next((line for line in lines if text in line), None)
+            if hit is None and "event=gone " in lines:
+                raise AssertionError("the daemon ended:\n" + "\n".join(lines))
+            return hit
+
+        with self._changed:
+            if not self._changed.wait_for(found, seconds):
+                tail = "\n".join(self.events[-20:])
+                raise AssertionError(f"no {text!r} within {seconds} s:\n{tail}")
+            line = found()
+        assert line is not None
+        return line
+
+    @property
+    def etcd_pid(self) -> int:
+        """Process id of the store as last started."""
+        line = next(line for line in reversed(self.events) if 'event="etcd serves"' in line)
+        match = re.search(r"pid=(\d+)", line)
+        assert match is not None
+        return int(match[1])
+
+    def kill(self) -> None:
+        """SIGKILL the daemon, as a power cut would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(20)
+
+    def kill_etcd(self) -> None:
+        """SIGKILL the store below the daemon."""
+        os.kill(self.etcd_pid, signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(40)
+
+    def key(self, name: str) -> PrivateKey:
+        """A key of the home directory."""
+        return read_key(self.home / "keys" / f"{name}.key")
+
+    def client(self) -> Client:
+        """An RPC client of this daemon."""
+        return Client(f"http://127.0.0.1:{self.port}")
+
+    def health(self) -> int:
+        """Status of `GET /health`."""
+        return httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=10).status_code
+
+
+async def until(seconds: float, check: object, *, step: float = 0.05) -> object:
+    """Poll an async callable until it returns something true; for states that send no event."""
+    assert callable(check)
+    with trio.fail_after(seconds):
+        while True:
+            value = await check()
+            if value:
+                return value
+            await trio.sleep(step)
