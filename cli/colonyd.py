@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import trio
 
 from node.config import Config, ConfigError
 from node.daemon import Settings, load, run
-from node.etcd.errors import StoreRefused
+from node.errors import RpcError
+from node.etcd.errors import EtcdError, StoreRefused
 from node.home import HomeError, HomeInfo, default_home
 from node.identity import IdentityError
 from node.log import configure_logging, get_logger
@@ -75,17 +76,26 @@ def run_daemon(
     configure_logging(config.log.level)
     try:
         trio.run(run, settings, federated)
-    except* (StoreRefused, HomeError) as group:
-        for error in _leaves(group):
-            print(f"colonyd: {error}", file=sys.stderr)
-        return_code = EXIT_STORE
-    except* OSError as group:
-        for error in _leaves(group):
-            print(f"colonyd: {error}", file=sys.stderr)
-        return_code = 1
-    else:
-        return_code = 0
-    return return_code
+    except BaseExceptionGroup as group:
+        leaves = _leaves(group)
+        known = [leaf for leaf in leaves if isinstance(leaf, _KNOWN)]
+        if len(known) < len(leaves):
+            raise
+        return _explain(known)
+    except _KNOWN as error:
+        return _explain([error])
+    return 0
+
+
+_KNOWN = (StoreRefused, HomeError, RpcError, EtcdError, OSError)
+
+
+def _explain(errors: Sequence[BaseException]) -> int:
+    """Print why the daemon can't run, for people; returns the exit code."""
+    for error in errors:
+        print(f"colonyd: {error}", file=sys.stderr)
+    refused = any(isinstance(error, (StoreRefused, EtcdError)) for error in errors)
+    return EXIT_STORE if refused else 1
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -205,9 +205,7 @@ class Inbox:
         wish = load(opened.payload, Cancel)
         key, peer = self.keys.marker(opened.issuer, wish.pid), self.keys.peer(opened.issuer)
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
-        marker = Marker(
-            opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME
-        )
+        marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)
         for _ in range(_TRIES):
             revision = self._trusted_revision(opened.issuer)
             txn = Txn(

@@ -202,9 +202,7 @@ def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -
         return None
     if forward.state == CANCELLING:
         return Move(msgspec.structs.replace(forward, state=CLOSED, ended=now), False)
-    error = (
-        f"no outcome from peer {peername} by the deadline: in doubt, the peer may still run it"
-    )
+    error = f"no outcome from peer {peername} by the deadline: in doubt, the peer may still run it"
     # The peer is asked to stop: nobody waits any more.
     after = cancelling(msgspec.structs.replace(forward, lasterror=error), now)
     return Move(after, True, Act.FAIL, [error])

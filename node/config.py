@@ -129,16 +129,12 @@ def load_config(
     _check_names(settings, Config, "", str(path))
     origins: dict[str, str] = {}
     for dotted, value, origin in _layers(os.environ if environ is None else environ, overrides):
+        kind = _kind_of(dotted, origin)
         section, _, key = dotted.partition(".")
-        branch = settings
-        if key:
-            _check_names({section: {key: value}}, Config, "", origin)
-            branch = settings.setdefault(section, {})
-            if not isinstance(branch, dict):
-                raise ConfigError(f"{section}: expected a table (in {path})")
-        else:
-            _check_names({section: value}, Config, "", origin)
-        branch[key or section] = _coerce(value, dotted, origin) if origin[0] == "$" else value
+        table = settings.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section}: expected a table (in {path})")
+        table[key] = _coerce(str(value), kind, dotted, origin) if origin[0] == "$" else value
         origins[dotted] = origin
     settings.setdefault("node", {})
     if isinstance(settings["node"], dict) and not settings["node"].get("home"):
@@ -200,13 +196,20 @@ def _in(origin: str) -> str:
     return origin if origin.startswith(("$", "flag ")) else f"in {origin}"
 
 
-def _coerce(value: object, dotted: str, origin: str) -> object:
-    """Turn the text of an environment variable into the kind of value its field wants."""
+def _kind_of(dotted: str, origin: str) -> Any:
+    """Return the type of the setting at "section.key"."""
     section, _, key = dotted.partition(".")
-    kinds = {field.name: field.type for field in msgspec.structs.fields(Config)}
-    kind = {field.name: field.type for field in msgspec.structs.fields(kinds[section])}[key]
+    _check_names({section: {key: None}}, Config, "", origin)
+    inner = next(field.type for field in msgspec.structs.fields(Config) if field.name == section)
+    if not (isinstance(inner, type) and issubclass(inner, _Section)):
+        raise ConfigError(f"{section}: can only be set in the file ({_in(origin)})")
+    return next(field.type for field in msgspec.structs.fields(inner) if field.name == key)
+
+
+def _coerce(value: str, kind: Any, dotted: str, origin: str) -> object:
+    """Turn the text of an environment variable into what its setting's type wants."""
     if get_origin(kind) is list:
-        return [part.strip() for part in str(value).split(",") if part.strip()]
+        return [part.strip() for part in value.split(",") if part.strip()]
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if plain in (int, bool):
         try:

@@ -20,6 +20,7 @@ from node.directory import Directory
 from node.errors import RpcError
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps
+from node.etcd.maintenance import maintain
 from node.etcd.premises import lock_home
 from node.etcd.supervisor import supervise
 from node.etcd.watch import Batch, watch
@@ -92,6 +93,10 @@ async def _supervise(
     await supervise(directory, quota_bytes=quota, task_status=task_status)
 
 
+async def _maintain(client: EtcdClient, quota: int) -> None:
+    await maintain(client, quota_bytes=quota)
+
+
 async def _serve(
     client: EtcdClient,
     settings: Settings,
@@ -113,6 +118,8 @@ async def _serve(
         info.server.id,
     )
     async with trio.open_nursery() as nursery:
+        if not config.etcd.endpoints:
+            nursery.start_soon(_maintain, client, int(config.etcd.quota))
         await nursery.start(_follow, node, keys.MEMBERS)
         await nursery.start(_follow, node, keys.LIVE)
         await nursery.start(_follow, node, keys.paused(""))
@@ -225,9 +232,7 @@ async def _follow(
                 task_status.started()
 
 
-async def _watch(
-    client: EtcdClient, prefix: str, sender: trio.MemorySendChannel[Batch]
-) -> None:
+async def _watch(client: EtcdClient, prefix: str, sender: trio.MemorySendChannel[Batch]) -> None:
     await watch(client, prefix, sender)
 
 
@@ -242,9 +247,7 @@ def _take_in(node: Node, prefix: str, batch: Batch) -> None:
             else:
                 node.processes.paused.add(name)
         return
-    index: Directory | Processes = (
-        node.directory if prefix == keys.MEMBERS else node.processes
-    )
+    index: Directory | Processes = node.directory if prefix == keys.MEMBERS else node.processes
     if batch.snapshot:
         index.replace(
             [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import coincurve
-from coincurve.ecdsa import der_to_cdata, deserialize_compact, cdata_to_der
+from coincurve.ecdsa import cdata_to_der, deserialize_compact
 
 # Half of the group order of secp256k1 (SEC 2, section 2.4.1): a larger s is the malleable twin.
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0

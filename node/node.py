@@ -42,9 +42,7 @@ class Node:
         """Put the parts together."""
         directory = Directory()
         members = Members(client, directory, now)
-        return cls(
-            client, home, now, directory, members, Processes(client, now), started=now()
-        )
+        return cls(client, home, now, directory, members, Processes(client, now), started=now())
 
     def tick(self) -> int:
         """A time in Unix ns that is larger than every one before: no two log lines share a key."""

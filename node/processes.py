@@ -129,7 +129,9 @@ class Processes:
 
     # -- changing ------------------------------------------------------------------------
 
-    async def submit(self, process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Process:
+    async def submit(
+        self, process: Process, submission: bytes, extra: Sequence[Op] = ()
+    ) -> Process:
         """Store a new process; returns the one already there if the id is taken."""
         addition = list(extra)
         if process.peer:
@@ -310,9 +312,7 @@ class Processes:
                 return None
             if process.state != State.RUNNING:
                 raise bad(f"the process is {process.state.name.lower()}, not running")
-            return store.close(
-                process, revision, state, self.now(), output=output, errors=errors
-            )
+            return store.close(process, revision, state, self.now(), output=output, errors=errors)
 
         return await self.change(colony, processid, step)
 

@@ -59,7 +59,7 @@ class Queue:
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    _lanes: dict[tuple[str, str, str], SortedSet] = field(default_factory=dict)
+    _lanes: dict[tuple[str, str, str], SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _taken: dict[str, int] = field(default_factory=dict)
     _deadlines: list[tuple[int, str]] = field(default_factory=list)
 
@@ -103,7 +103,9 @@ class Queue:
         """The first process in order that the executor may have."""
         best: Entry | None = None
         for name in ("", candidate.name):
-            for _, processid in self._lanes.get((candidate.colony, candidate.executortype, name), ()):
+            for _, processid in self._lanes.get(
+                (candidate.colony, candidate.executortype, name), ()
+            ):
                 entry = self.entries[processid]
                 if best is not None and _place(best) < _place(entry):
                     break

@@ -109,13 +109,16 @@ async def serving(
         )
         served.returned.set()
 
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve)
-            yield served
-            nursery.cancel_scope.cancel()
-    for client in served.clients:
-        await trio.aclose_forcefully(client.stream)
+    try:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve)
+                yield served
+                nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            for client in served.clients:
+                await trio.aclose_forcefully(client.stream)
 
 
 def post(body: bytes, *headers: str) -> bytes:

@@ -90,8 +90,10 @@ async def test_disconnect_cancels_the_running_handler(how: str) -> None:
             cancelled.set()
 
     async with serving(handler) as served:
-        stream = await trio.open_tcp_stream("127.0.0.1", served.port)
-        await stream.send_all(GET % b"poll")
+        client = await served.connect()
+        stream = client.stream
+        assert isinstance(stream, trio.SocketStream)
+        await client.send(GET % b"poll")
         await started.wait()
         if how == "half-close":
             await stream.send_eof()
@@ -168,9 +170,10 @@ async def test_a_new_connection_waits_for_busy_ones() -> None:
         return Response(200)
 
     async with serving(handler, Limits(max_connections=1)) as served:
-        first, second = await served.connect(), await served.connect()
+        first = await served.connect()
         await first.send(GET % b"slow")
         await started.wait()
+        second = await served.connect()
         await second.send(GET % b"")
         release.set()
         _, headers, _ = await first.reply()

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import msgspec
 import trio
-from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped]
+from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 from etcd3.etcdrpc import rpc_pb2_grpc as stubs
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 
@@ -32,6 +32,7 @@ from node.etcd.transactions import (
 
 # Bytes of one answer. A page of a listing that is larger is asked for again in smaller pages.
 MAX_ANSWER = 64 * 1024 * 1024
+_READ_AGAIN = 0.05  # seconds after a broken connection; etcd's restart takes longer
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_ANSWER),
@@ -132,6 +133,7 @@ class EtcdClient:
         """Use `open_client` instead; `timeout` in seconds."""
         self.channel = channel
         self._timeout = timeout
+        self._closed = False
         self._token = trio.lowlevel.current_trio_token()
         kv, lease = stubs.KVStub(channel), stubs.LeaseStub(channel)
         self._kv, self._lease, self._maintenance = kv, lease, stubs.MaintenanceStub(channel)
@@ -141,6 +143,11 @@ class EtcdClient:
             request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
             response_deserializer=pb.LeaseKeepAliveResponse.FromString,
         )
+
+    def close(self) -> None:
+        """End the connection; calls that wait, and later ones, raise `EtcdUnavailable`."""
+        self._closed = True
+        self.channel.close()
 
     async def _call(self, method: Any, request: Any, timeout: float | None = None) -> Any:
         """One request, one answer, within `timeout` seconds (the client's when None)."""
@@ -181,9 +188,21 @@ class EtcdClient:
         except grpc.FutureCancelledError:
             raise EtcdUnavailable("the client was closed during the call") from None
 
+    async def _read(self, request: Any) -> Any:
+        """A range; asked again on a broken connection, since reading twice does no harm."""
+        deadline = trio.current_time() + self._timeout
+        while True:
+            remaining = deadline - trio.current_time()
+            try:
+                return await self._call(self._kv.Range, request, timeout=max(0.0, remaining))
+            except EtcdUnavailable:
+                if self._closed or deadline - trio.current_time() < _READ_AGAIN:
+                    raise
+            await trio.sleep(_READ_AGAIN)
+
     async def get(self, key: str) -> KeyValue | None:
         """The key's present value, or None."""
-        answer = await self._call(self._kv.Range, pb.RangeRequest(key=key.encode()))
+        answer = await self._read(pb.RangeRequest(key=key.encode()))
         return _key_value(answer.kvs[0]) if answer.kvs else None
 
     async def range(
@@ -216,7 +235,7 @@ class EtcdClient:
             revision=revision,
             sort_order=order,
         )
-        answer = await self._call(self._kv.Range, request)
+        answer = await self._read(request)
         items = [_key_value(kv) for kv in answer.kvs]
         return Range(items, answer.more, answer.count, answer.header.revision)
 
@@ -243,7 +262,7 @@ class EtcdClient:
         """How many keys start with `prefix`."""
         key = prefix.encode()
         request = pb.RangeRequest(key=key or b"\0", range_end=prefix_end(key), count_only=True)
-        return int((await self._call(self._kv.Range, request)).count)
+        return int((await self._read(request)).count)
 
     async def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Write unconditionally; gives the revision of the write."""
@@ -300,10 +319,11 @@ class EtcdClient:
     async def status(self) -> Status:
         """The server's version, sizes and revision."""
         # Status tells raft's index, not the store's revision: an empty read does.
-        read = await self._call(self._kv.Range, pb.RangeRequest(key=b"\0", count_only=True))
+        read = await self._read(pb.RangeRequest(key=b"\0", count_only=True))
         answer = await self._call(self._maintenance.Status, pb.StatusRequest())
         # The stubs are older than `dbSizeInUse`, which is field 9.
-        newer = {field.field_number: field.data for field in UnknownFieldSet(answer)}
+        fields: Any = UnknownFieldSet(answer)
+        newer = {field.field_number: field.data for field in fields}
         in_use = int(newer.get(9, answer.dbSize))
         return Status(
             version=answer.version,
@@ -355,7 +375,8 @@ async def open_client(target: str, *, timeout: float = 5.0) -> AsyncIterator[Etc
     Does not wait for the server: the first call does.
     """
     channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    client = EtcdClient(channel, timeout)
     try:
-        yield EtcdClient(channel, timeout)
+        yield client
     finally:
-        channel.close()
+        client.close()

@@ -23,9 +23,7 @@ def calls(node: Node) -> list[Call[Any]]:
         return wire_executor(await members.add_executor(new))
 
     async def approve(caller: Caller, request: req.ExecutorNamed) -> None:
-        await members.set_state(
-            request.colonyname, request.executorname, ExecutorState.APPROVED
-        )
+        await members.set_state(request.colonyname, request.executorname, ExecutorState.APPROVED)
 
     async def reject(caller: Caller, request: req.ExecutorNamed) -> None:
         executor = await members.set_state(

@@ -64,12 +64,13 @@ def calls(node: Node) -> list[Call[Any]]:
             raise missing("processid or executorname: one is needed")
         if request.count == 0:
             return []
+        if request.latest:
+            page = await node.client.range(prefix, limit=request.count, descending=True)
+            newest = [unpack(kv.value, Log) for kv in reversed(page.items)]
+            return [log for log in newest if log.timestamp > request.since]
         start = prefix + keys.log_place(request.since + 1)
-        page = await node.client.range(
-            prefix, limit=request.count, start=start, descending=request.latest
-        )
-        found = [unpack(kv.value, Log) for kv in page.items]
-        return found[::-1] if request.latest else found
+        page = await node.client.range(prefix, limit=request.count, start=start)
+        return [unpack(kv.value, Log) for kv in page.items]
 
     def of(request: Any) -> str:
         return str(request.colonyname)

@@ -161,7 +161,9 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
     if member is None or (colony != spec.conditions.colonyname and not peer):
         name = spec.conditions.colonyname[:80]
         if member is not None:
-            raise missing(f"spec.conditions.colonyname: {name!r} is neither here nor a trusted peer")
+            raise missing(
+                f"spec.conditions.colonyname: {name!r} is neither here nor a trusted peer"
+            )
         raise denied(f"colony {name!r}: only its members may submit")
     processid = new_id()
     if caller.nonce:
@@ -228,9 +230,7 @@ async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]
             page = await node.client.range(prefix, limit=_PAGE, start=start)
             for kv in page.items:
                 mark = unpack(kv.value, Closed)
-                if len(found) < limit and accept(
-                    mark.executortype, mark.label, mark.initiatorname
-                ):
+                if len(found) < limit and accept(mark.executortype, mark.label, mark.initiatorname):
                     found.append(kv.key.rsplit("/", 1)[1])
             if not page.more:
                 break

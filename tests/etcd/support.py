@@ -88,7 +88,10 @@ def logged(event: str, logger: str) -> Iterator[trio.Event]:
     handler = Handler()
     target = logging.getLogger(f"colonyd.{logger}")
     target.addHandler(handler)
+    level = target.level
+    target.setLevel(logging.DEBUG)
     try:
         yield seen
     finally:
         target.removeHandler(handler)
+        target.setLevel(level)

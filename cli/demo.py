@@ -1,0 +1,274 @@
+"""`colony demo`: two real daemons on this machine, discovery, trust, one forwarded function.
+
+It drives the installed programs as a user would; nothing here is a shortcut into them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from cli.client import Client, RpcError, Unreachable
+from cli.output import print_json
+from cli.session import Failure, Session, colony_command
+from node.identity import PrivateKey, read_key
+
+_TEXT = "hello from the workshop"
+_STOP_SECONDS = 20.0
+
+
+@dataclass
+class _Colony:
+    name: str
+    home: Path
+    port: int
+    peer_port: int
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of its daemon: loopback only, settings of the caller left out."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("COLONIES_", "COLONYD_"))}
+        return kept | {
+            "COLONYD_HOME": str(self.home),
+            "COLONYD_RPC__HOST": "127.0.0.1",
+            "COLONYD_RPC__PORT": str(self.port),
+            "COLONYD_FEDERATION__HOST": "127.0.0.1",
+            "COLONYD_FEDERATION__PORT": str(self.peer_port),
+            "COLONYD_FEDERATION__INTERFACES": '["127.0.0.1"]',
+        }
+
+    @property
+    def owner(self) -> PrivateKey:
+        return read_key(self.home / "keys" / "colony.key")
+
+    @property
+    def user(self) -> PrivateKey:
+        return read_key(self.home / "keys" / "user.key")
+
+    def client(self) -> Client:
+        return Client(f"http://127.0.0.1:{self.port}")
+
+
+@colony_command("demo", "colony demo", "colony demo --keep")
+@click.option("--keep", is_flag=True, help="Leave both daemons up and print how to go on.")
+@click.option("--seconds", type=float, default=60.0, help="Give up after this long.")
+def demo(session: Session, keep: bool, seconds: float) -> None:
+    """Start two colonies, let them find and trust each other, forward one function."""
+    if shutil.which("etcd") is None:
+        raise Failure("no etcd on PATH", next_step="scripts/setup installs it")
+    say = _quiet if session.as_json else _say
+    base = Path(tempfile.mkdtemp(prefix="colonyd-demo-"))
+    result: dict[str, Any] = {}
+
+    async def work() -> None:
+        with trio.move_on_after(seconds) as scope:
+            result.update(await _run(base, say, keep))
+        if scope.cancelled_caught:
+            raise Failure(
+                f"the demo did not end within {seconds:.0f} s", next_step=f"see {base}/*/log"
+            )
+
+    try:
+        session.run(work)
+    except BaseException:
+        say(f"logs are kept in {base}")
+        raise
+    if not keep:
+        shutil.rmtree(base)
+    if session.as_json:
+        print_json(result)
+
+
+def _say(text: str) -> None:
+    click.echo(text)
+
+
+def _quiet(text: str) -> None:
+    """People's progress is not for programs."""
+
+
+async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, Any]:
+    ports = _free_ports(4)
+    workshop = _Colony("workshop", base / "workshop", ports[0], ports[1])
+    foundry = _Colony("foundry", base / "foundry", ports[2], ports[3])
+    began = trio.current_time()
+    say("1. Two colonies start, each with its own key and its own etcd.")
+    processes: list[subprocess.Popen[bytes]] = []
+    done = False
+    try:
+        for colony in (workshop, foundry):
+            processes.append(_start(colony, "colonyd", ["--name", colony.name]))
+        async with AsyncExitStack() as stack:
+            at_workshop = await stack.enter_async_context(workshop.client())
+            at_foundry = await stack.enter_async_context(foundry.client())
+            for colony, client in ((workshop, at_workshop), (foundry, at_foundry)):
+                state = await _until(_status(client, colony))
+                say(f"   {colony.name:9} {state['colonyid']}  port {colony.port}")
+            say("2. They find each other by mDNS, and each proves its card.")
+            for colony, client, other in (
+                (workshop, at_workshop, foundry),
+                (foundry, at_foundry, workshop),
+            ):
+                peer = await _until(_peer(client, colony, other.owner.id, "pending"))
+                where = ", ".join(peer["endpoints"])
+                say(f"   {colony.name} sees {peer['name']} at {where}: {peer['state']}")
+            say("3. Trust is given by both owners: colony peers trust <id>.")
+            for colony, client, other in (
+                (workshop, at_workshop, foundry),
+                (foundry, at_foundry, workshop),
+            ):
+                wanted = {"peer": other.owner.id}
+                peer = await client.call("trustpeermsg", wanted, colony.owner)
+                say(f"   {colony.name} trusts {peer['name']} ({peer['id'][:12]}…)")
+            say("4. A worker starts in foundry: colony worker --func upper='tr a-z A-Z'.")
+            worker = ["worker", "--func", "upper=tr a-z A-Z", "--name", "smith"]
+            processes.append(_start(foundry, "colony", worker))
+            say("5. The workshop's user submits for colony foundry; the spec is signed and sent.")
+            process = await at_workshop.call("submitfuncspecmsg", _spec(), workshop.user)
+            processid = process["processid"]
+            say(f"   process {processid}")
+            closed = await _until(_closed(at_workshop, workshop, processid))
+            forward = await at_workshop.call(
+                "getforwardmsg", {"processid": processid}, workshop.user
+            )
+        outcome = forward.get("outcome") or {}
+        valid = bool(outcome.get("signaturevalid"))
+        if closed["state"] != 2 or not valid:
+            raise Failure(f"the process ended badly: {closed['errors']} {forward}")
+        say(f"6. Output: {closed['out'][0]}")
+        say(f"   run by {forward['peername']} {outcome['issuer']}")
+        say("   signature valid")
+        say(f"   {trio.current_time() - began:.1f} s from the first line to here")
+        done = True
+    finally:
+        if not (keep and done):
+            with trio.CancelScope(shield=True):
+                await _stop(processes)
+    if keep:
+        say(_keep_text(base, workshop, foundry, [process.pid for process in processes]))
+    return {
+        "colonies": {colony.name: colony.owner.id for colony in (workshop, foundry)},
+        "process": closed,
+        "forward": forward,
+        "homes": str(base) if keep else None,
+        "pids": [process.pid for process in processes] if keep else [],
+    }
+
+
+def _spec() -> dict[str, Any]:
+    spec = {
+        "funcname": "upper",
+        "args": [_TEXT],
+        "maxwaittime": 60,
+        "maxexectime": 60,
+        "maxretries": 3,
+        "conditions": {"colonyname": "foundry", "executortype": "cli"},
+    }
+    return {"spec": spec}
+
+
+def _start(colony: _Colony, program: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+    colony.home.mkdir(mode=0o700, exist_ok=True)
+    module = {"colonyd": "cli.colonyd", "colony": "cli.main"}[program]
+    with (colony.home / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=colony.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+async def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in reversed(processes):
+        process.terminate()
+    with trio.move_on_after(_STOP_SECONDS):
+        for process in processes:
+            await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+
+
+async def _until(ask: Callable[[], Awaitable[dict[str, Any] | None]]) -> dict[str, Any]:
+    """Ask again until there is an answer; the demo's own limit ends it."""
+    while True:
+        try:
+            answer = await ask()
+        except Unreachable:
+            answer = None
+        if answer:
+            return answer
+        await trio.sleep(0.1)
+
+
+def _status(client: Client, colony: _Colony) -> Callable[[], Awaitable[dict[str, Any] | None]]:
+    async def ask() -> dict[str, Any] | None:
+        if not (colony.home / "keys" / "user.key").exists():
+            return None
+        try:
+            state: dict[str, Any] = await client.call("getnodestatusmsg", {}, colony.user)
+        except RpcError:
+            return None
+        return state
+
+    return ask
+
+
+def _peer(
+    client: Client, colony: _Colony, peer: str, state: str
+) -> Callable[[], Awaitable[dict[str, Any] | None]]:
+    async def ask() -> dict[str, Any] | None:
+        peers = await client.call("getpeersmsg", {}, colony.owner)
+        return next((p for p in peers if p["id"] == peer and p["state"] == state), None)
+
+    return ask
+
+
+def _closed(
+    client: Client, colony: _Colony, processid: str
+) -> Callable[[], Awaitable[dict[str, Any] | None]]:
+    async def ask() -> dict[str, Any] | None:
+        process: dict[str, Any] = await client.call(
+            "getprocessmsg", {"processid": processid}, colony.user
+        )
+        return process if process["state"] >= 2 else None
+
+    return ask
+
+
+def _keep_text(base: Path, workshop: _Colony, foundry: _Colony, pids: list[int]) -> str:
+    port = workshop.port
+    return f"""
+Both daemons and the worker are still up. To try more:
+  export COLONYD_HOME={workshop.home} COLONIES_SERVER_HOST=127.0.0.1 COLONIES_SERVER_PORT={port}
+  colony peers ls
+  colony run --func upper "another line" --colony foundry --wait
+  colony process ls --state successful
+The other side: COLONYD_HOME={foundry.home} COLONIES_SERVER_PORT={foundry.port}
+To stop and clean up: kill {" ".join(map(str, pids))}; rm -r {base}"""
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
+    finally:
+        for probe in sockets:
+            probe.close()
