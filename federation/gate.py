@@ -22,6 +22,8 @@ from node.etcd.errors import EtcdError
 from node.log import get_logger
 from node.rpc.http import Request, Response
 
+Action = Callable[[Opened, bytes], Awaitable[bytes]]
+
 __all__ = ["MAX_BODY", "Gate", "is_near"]
 
 MAX_BODY = 1_500_000  # bytes of one message
@@ -84,12 +86,9 @@ class Gate:
             if request.method != "GET":
                 raise Refusal(405, "method", "GET the card")
             return Response(200, self.card(), "application/cbor")
-        if request.path == "/v1/hello":
-            kind, action = Kind.HELLO, self._hello
-        elif request.path in self._calls:
-            kind, action = self._calls[request.path]
-        else:
+        if request.path not in self._calls:
             raise Refusal(404, "not_found", "there is nothing at this path")
+        kind, action = self._calls[request.path]
         if request.method != "POST":
             raise Refusal(405, "method", "POST an envelope")
         limit = _HELLO_LIMIT if kind is Kind.HELLO else self.max_body
@@ -115,8 +114,9 @@ class Gate:
         return Response(200, answer, "application/cose")
 
     @property
-    def _calls(self) -> dict[str, tuple[Kind, Callable[[Opened, bytes], Awaitable[bytes]]]]:
+    def _calls(self) -> dict[str, tuple[Kind, Action]]:
         return {
+            "/v1/hello": (Kind.HELLO, self._hello),
             "/v1/submit": (Kind.SUBMIT, self.inbox.accept),
             "/v1/cancel": (Kind.CANCEL, self.inbox.cancel),
             "/v1/outcomes": (Kind.POLL, self.inbox.outcomes),

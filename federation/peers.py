@@ -155,13 +155,15 @@ class Peers:
         if len(strangers) >= _MAX_STRANGERS:
             del self.known[strangers[0]]
 
-    async def learn(self, card: Card, data: bytes, *, near: bool) -> Known | None:
+    async def learn(
+        self, card: Card, data: bytes, *, near: bool, unblock: bool = False
+    ) -> Known | None:
         """Take in a card that proved itself; None when it is our own or of a blocked colony.
 
         A card that is not newer changes nothing. `near`: it came over the local network, so
-        that `trust = "lan"` trusts it.
+        that `trust = "lan"` trusts it. `unblock`: the owner asks for one blocked before it was met.
         """
-        if card.id == self.me or self.state(card.id) == BLOCKED:
+        if card.id == self.me or (self.state(card.id) == BLOCKED and not unblock):
             return None
         entry = self.known.get(card.id)
         fresh = Peer(
@@ -174,7 +176,7 @@ class Peers:
             card.endpoints,
             data,
         )
-        if entry is None or entry.peer.state == SEEN:
+        if entry is None or not entry.peer.public_key:
             self._make_room(PENDING)
             entry = self.known.setdefault(card.id, Known(fresh))
             entry.peer = fresh

@@ -73,7 +73,11 @@ async def run(
     config, info = load(settings)
     home = Home(settings.home)
     notifier = Notifier.from_environ(os.environ)
-    with lock_home(settings.home):
+    # Open before anybody is told that we are ready: a signal must not find the default action.
+    with (
+        lock_home(settings.home),
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+    ):
         async with trio.open_nursery() as outer:
             if config.etcd.endpoints:
                 target = config.etcd.endpoints[0]
@@ -81,7 +85,9 @@ async def run(
                 target = await outer.start(_supervise, home.etcd, int(config.etcd.quota))
             try:
                 async with open_client(target) as client:
-                    await _serve(client, settings, config, info, extension, notifier, task_status)
+                    await _serve(
+                        client, settings, config, info, extension, notifier, signals, task_status
+                    )
             finally:
                 # The store ends last, after everything that writes.
                 outer.cancel_scope.cancel()
@@ -104,6 +110,7 @@ async def _serve(
     info: HomeInfo,
     extension: Extension | None,
     notifier: Notifier,
+    signals: AsyncIterator[int],
     task_status: trio.TaskStatus[Node],
 ) -> None:
     began = time.monotonic()
@@ -139,7 +146,7 @@ async def _serve(
                 seconds=round(time.monotonic() - began, 3),
             )
             nursery.start_soon(_watchdog, node, notifier)
-            await _until_signal(node, settings, notifier)
+            await _until_signal(signals, node, settings, notifier)
             notifier.stopping()
             log.info("draining")
             node.drain()
@@ -278,19 +285,20 @@ async def _watchdog(node: Node, notifier: Notifier) -> None:
     await watchdog(notifier, alive)
 
 
-async def _until_signal(node: Node, settings: Settings, notifier: Notifier) -> None:
+async def _until_signal(
+    signals: AsyncIterator[int], node: Node, settings: Settings, notifier: Notifier
+) -> None:
     """Return on SIGTERM or SIGINT; SIGHUP checks and reads the configuration again."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number != signal.SIGHUP:
-                log.info("signal", number=number)
-                return
-            try:
-                config = load_config(settings.home, settings.overrides, environ=settings.environ)
-            except ConfigError as error:
-                log.error("configuration kept", error=error)
-                continue
-            notifier.reloading()
-            configure_logging(config.log.level)
-            notifier.ready(f"colony {node.home} on port {node.rpc_port}")
-            log.info("configuration read", settings="log.level; the others need a restart")
+    async for number in signals:
+        if number != signal.SIGHUP:
+            log.info("signal", number=number)
+            return
+        try:
+            config = load_config(settings.home, settings.overrides, environ=settings.environ)
+        except ConfigError as error:
+            log.error("configuration kept", error=error)
+            continue
+        notifier.reloading()
+        configure_logging(config.log.level)
+        notifier.ready(f"colony {node.home} on port {node.rpc_port}")
+        log.info("configuration read", settings="log.level; the others need a restart")

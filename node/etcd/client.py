@@ -15,7 +15,7 @@ import msgspec
 import trio
 from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 from etcd3.etcdrpc import rpc_pb2_grpc as stubs
-from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost, error_from
 from node.etcd.snapshots import download_snapshot

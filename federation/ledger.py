@@ -1,0 +1,239 @@
+"""The forwards under way, in the store and in memory, and every transaction that changes one.
+
+What an event means for a forward is decided by `outbox`; messages are sent by `delivery` and
+fetched by `results`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from federation import outbox
+from federation.keys import Keys
+from federation.messages import Sealer
+from federation.outbox import Act, Forward, Move
+from federation.peers import Peers
+from node.codec import pack, unpack
+from node.errors import RpcError
+from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Delete, Get, ModRevision, Op, Put, Txn
+from node.hooks import Addition
+from node.model import Process, State
+from node.processes import Processes
+from node.store import processes as store
+
+__all__ = ["Bell", "Entry", "Ledger"]
+
+_BATCH = 60  # entries read in one transaction
+
+
+class Bell:
+    """Wakes those who wait. Take `event` before looking at what may change, then wait for it."""
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+
+    def ring(self) -> None:
+        """Wake all."""
+        self.event.set()
+        self.event = trio.Event()
+
+
+@dataclass
+class Entry:
+    """A forward in the outbox; `due` in trio's time."""
+
+    forward: Forward
+    revision: int
+    due: float = 0.0
+    tries: int = 0
+    busy: bool = False
+
+    @property
+    def to_send(self) -> bool:
+        """Whether a message must go out."""
+        state = self.forward.state
+        if state == outbox.CANCELLING:
+            return not self.forward.receipt
+        return state in (outbox.QUEUED, outbox.DOUBT)
+
+
+@dataclass
+class Ledger:
+    """The outbox of the colony `home`."""
+
+    home: str
+    sealer: Sealer
+    client: EtcdClient
+    processes: Processes
+    peers: Peers
+    keys: Keys
+    entries: dict[str, Entry] = field(default_factory=dict)
+    activity: Bell = field(default_factory=Bell)
+    stale: dict[str, str] = field(default_factory=dict)  # process id -> peer id
+    bells: dict[str, Bell] = field(default_factory=dict)
+    paused: dict[str, float] = field(default_factory=dict)
+
+    async def load(self) -> None:
+        """Read the outbox."""
+        items, _ = await self.client.range_all(self.keys.outbox, page=100)
+        for item in items:
+            forward = unpack(item.value, Forward)
+            self.entries[forward.processid] = Entry(forward, item.mod_revision)
+
+    def bell(self, peerid: str) -> Bell:
+        """What wakes the tasks of one peer."""
+        return self.bells.setdefault(peerid, Bell())
+
+    def of_peer(self, peerid: str) -> list[Entry]:
+        """The forwards to one peer."""
+        return [entry for entry in self.entries.values() if entry.forward.peer == peerid]
+
+    def outstanding(self, peerid: str) -> int:
+        """How many forwards to a peer are not finished."""
+        fresh = [pid for pid, peer in self.stale.items() if peer == peerid]
+        return len(self.of_peer(peerid)) + sum(pid not in self.entries for pid in fresh)
+
+    async def wait_idle(self) -> None:
+        """Return once nothing is on its way out."""
+        while True:
+            event = self.activity.event
+            if not self.stale and not any(entry.busy for entry in self.entries.values()):
+                return
+            await event.wait()
+
+    def retry_now(self, peerid: str) -> None:
+        """The peer is back: forget the back-off."""
+        for entry in self.entries.values():
+            if entry.forward.peer == peerid and entry.tries:
+                entry.due, entry.tries = 0.0, 0
+        self.paused.pop(peerid, None)
+        self.bell(peerid).ring()
+
+    # -- joining the node's transactions ---------------------------------------------------
+
+    def forwarding(self, process: Process) -> Addition:
+        """The outbox entry of a new process."""
+        forward = outbox.new_forward(process)
+        return Addition([Put(self.keys.forward(forward.peer, forward.processid), pack(forward))])
+
+    def cancelling(self, process: Process) -> Addition:
+        """The peer must be told, unless the process certainly never left."""
+        key = self.keys.forward(process.peer, process.processid)
+        entry = self.entries.get(process.processid)
+        now = self.sealer.now()
+        if entry is not None and not entry.busy and entry.forward.state == outbox.QUEUED:
+            ended = msgspec.structs.replace(entry.forward, state=outbox.CLOSED, ended=now)
+            ops: list[Op] = [Delete(key), Put(self.keys.proof(process.processid), pack(ended))]
+            return Addition(ops, [ModRevision(key, entry.revision)])
+        forward = entry.forward if entry else outbox.new_forward(process)
+        return Addition([Put(key, pack(outbox.cancelling(forward, now)))])
+
+    def touched(self, process: Process) -> None:
+        """A transaction of the node changed an entry: read it again."""
+        self.stale[process.processid] = process.peer
+        self.bell(process.peer).ring()
+
+    # -- store and memory --------------------------------------------------------------------
+
+    async def refresh_all(self) -> None:
+        """Read again what others changed, whichever peer it concerns."""
+        for peerid in set(self.stale.values()):
+            await self.refresh(peerid)
+
+    async def refresh(self, peerid: str) -> None:
+        """Read again what others changed."""
+        pids = [pid for pid, peer in self.stale.items() if peer == peerid]
+        for start in range(0, len(pids), _BATCH):
+            part = pids[start : start + _BATCH]
+            for pid in part:
+                self.stale.pop(pid, None)
+            try:
+                gets = [Get(self.keys.forward(peerid, pid)) for pid in part]
+                result = await self.client.commit(Txn([], gets))
+            except EtcdError:
+                self.stale.update((pid, peerid) for pid in pids[start:])
+                raise
+            for pid, found in zip(part, result.responses, strict=True):
+                if not found:
+                    self.entries.pop(pid, None)
+                elif pid not in self.entries:
+                    value = unpack(found[0].value, Forward)
+                    self.entries[pid] = Entry(value, found[0].mod_revision)
+                else:
+                    self._adopt(
+                        self.entries[pid], unpack(found[0].value, Forward), found[0].mod_revision
+                    )
+
+    @staticmethod
+    def _adopt(entry: Entry, forward: Forward, revision: int) -> None:
+        if revision >= entry.revision:
+            if forward.state != entry.forward.state:
+                entry.due, entry.tries = 0.0, 0
+            entry.forward, entry.revision = forward, revision
+
+    async def save(self, entry: Entry, forward: Forward) -> bool:
+        """Write an entry; False when somebody else changed it, which is then read again."""
+        key = self.keys.forward(forward.peer, forward.processid)
+        txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(forward))])
+        result = await self.client.commit(txn)
+        if result.succeeded:
+            entry.forward, entry.revision = forward, result.revision
+            return True
+        self.stale[forward.processid] = forward.peer
+        return False
+
+    def leaving(self, move: Move) -> list[Op]:
+        """What becomes of the entry, to be written with what becomes of the process."""
+        forward = move.forward
+        key = self.keys.forward(forward.peer, forward.processid)
+        if move.stays:
+            return [Put(key, pack(forward))]
+        record = msgspec.structs.replace(
+            forward, envelope=b"", ended=forward.ended or self.sealer.now()
+        )
+        return [Delete(key), Put(self.keys.proof(forward.processid), pack(record))]
+
+    async def apply(self, entry: Entry, move: Move) -> None:
+        """Do what follows from an event, in one transaction."""
+        before, after = entry.forward, move.forward
+        if move.act is Act.NOTHING:
+            if move.stays:
+                await self.save(entry, after)
+                return
+            key = self.keys.forward(after.peer, after.processid)
+            txn = Txn([ModRevision(key, entry.revision)], self.leaving(move))
+            if (await self.client.commit(txn)).succeeded:
+                self.entries.pop(after.processid, None)
+            else:
+                self.stale[after.processid] = after.peer
+            return
+
+        def step(process: Process, revision: int) -> store.Step | None:
+            now = self.sealer.now()
+            if process.closed or process.peer != after.peer:
+                return None
+            ops = self.leaving(move)
+            if move.act is Act.START:
+                if process.state != State.WAITING:
+                    return None
+                return store.start(process, revision, now, ops)
+            state = State.FAILED if move.act is Act.FAIL else State.CANCELLED
+            return store.close(process, revision, state, now, errors=move.errors, extra=ops)
+
+        try:
+            await self.processes.change(self.home, after.processid, step)
+        except RpcError as error:
+            if error.status != 404:
+                raise
+            await self.forget(before)
+        self.stale[after.processid] = after.peer
+        self.bell(after.peer).ring()
+
+    async def forget(self, forward: Forward) -> None:
+        """The process is gone from the store: so is its forward."""
+        await self.client.delete(self.keys.forward(forward.peer, forward.processid))

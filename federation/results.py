@@ -1,0 +1,188 @@
+"""Fetches the outcomes of forwards and closes their processes with them, once.
+
+Only the origin connects, so this works from behind NAT; what is owed is kept by the peer's inbox.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from federation import outbox
+from federation.envelope import Kind, Refused, open_envelope
+from federation.ledger import Ledger
+from federation.messages import Outcome, Outcomes, Poll, Sealer, load
+from federation.outbox import Forward
+from federation.transport import Later, Link, TransportError
+from node.codec import pack, unpack
+from node.errors import RpcError
+from node.etcd.errors import EtcdError, EtcdTooLarge
+from node.etcd.transactions import Delete, Op, Put, Txn
+from node.log import get_logger
+from node.model import Process, State
+from node.store import processes as store
+
+__all__ = ["Results"]
+
+_POLL = 30  # seconds
+_OUTCOME_LIMIT = 8_000_000  # bytes
+
+log = get_logger("results")
+
+
+@dataclass
+class Results:
+    """The fetching half of the outbox."""
+
+    ledger: Ledger
+    sealer: Sealer
+    high_water: Callable[[], float]
+    late: int = 0
+    _acks: dict[str, set[str]] = field(default_factory=dict)
+    _chance: random.Random = field(default_factory=random.Random)
+
+    # -- outcomes ----------------------------------------------------------------------------
+
+    def _awaited(self, peerid: str) -> bool:
+        if self._acks.get(peerid):
+            return True
+        return any(entry.forward.outstanding for entry in self.ledger.of_peer(peerid))
+
+    async def poll_forever(self, link: Link) -> None:
+        """Fetch outcomes from one peer while it may owe any, until cancelled."""
+        bell, failures = self.ledger.bell(link.id), 0
+        while True:
+            event = bell.event
+            if not self._awaited(link.id):
+                await event.wait()
+                continue
+            try:
+                await self.poll_once(link)
+                failures = 0
+            except (TransportError, EtcdError, RpcError, Refused) as error:
+                failures += 1
+                link.entry.error = str(error)
+                log.info("outcomes not fetched", peer=link.id, error=error)
+                pause = outbox.delay(failures, self._chance)
+                if isinstance(error, Later):
+                    pause = max(pause, error.seconds)
+                await trio.sleep(min(pause, 60.0))
+
+    async def poll_once(self, link: Link) -> None:
+        """Ask for outcomes, settle them, and remember what to acknowledge."""
+        acks = sorted(self._acks.get(link.id, set()))[:100]
+        waits = any(entry.forward.outstanding for entry in self.ledger.of_peer(link.id))
+        wait = _POLL if waits else 0
+        body = self.sealer.seal(Kind.POLL, link.id, Poll(wait, acks))
+        opened, _ = await link.post("/v1/outcomes", body, Kind.OUTCOMES, wait)
+        self._acks.get(link.id, set()).difference_update(acks)
+        problem: Exception | None = None
+        for sealed in load(opened.payload, Outcomes).outcomes:
+            try:
+                pid = await self.settle(link, sealed)
+            except (Refused, RpcError, EtcdError) as error:
+                problem = error
+                continue
+            self._acks.setdefault(link.id, set()).add(pid)
+        if problem is not None:
+            raise problem
+
+    async def settle(self, link: Link, sealed: bytes) -> str:
+        """Verify one outcome and close its process; returns the id to acknowledge."""
+        opened = open_envelope(
+            sealed,
+            kind=Kind.OUTCOME,
+            audience=self.sealer.key.id,
+            now=self.sealer.seconds,
+            keys=lambda issuer: link.entry.peer.public_key if issuer == link.id else None,
+            limit=_OUTCOME_LIMIT,
+            high_water=self.high_water(),
+        )
+        outcome = load(opened.payload, Outcome)
+        output = _output(outcome.out)
+        key = self.ledger.keys.forward(link.id, outcome.pid)
+        found = await self.ledger.client.get(key)
+        now = self.sealer.now()
+        forward = unpack(found.value, Forward) if found else None
+        fits = forward is not None and forward.attempt == outcome.attempt
+        leaving: list[Op] = []
+        record: Forward | None = None
+        if forward is not None and fits:
+            record = outbox.concluded(forward, sealed, outcome.localpid, now)
+            leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(record))]
+        try:
+            closed = await self._close(link, outcome, output, leaving) if fits else False
+        except EtcdTooLarge:
+            # The result matters more than the proof of it.
+            log.warning("outcome too large to keep its signature", process=outcome.pid)
+            bare = msgspec.structs.replace(record, outcome=b"") if record else None
+            leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(bare))]
+            closed = await self._close(link, outcome, output, leaving)
+        if not closed:
+            await self._too_late(link, outcome, sealed, leaving)
+        entry = self.ledger.entries.get(outcome.pid)
+        if fits and entry is not None and entry.forward.peer == link.id:
+            if not entry.busy:
+                self.ledger.entries.pop(outcome.pid, None)
+            self.ledger.stale[outcome.pid] = link.id
+        return outcome.pid
+
+    async def _close(
+        self, link: Link, outcome: Outcome, output: list[object], leaving: Sequence[Op]
+    ) -> bool:
+        """Close the process with its outcome; False when it is closed already, or gone."""
+        mine = False
+
+        def step(process: Process, revision: int) -> store.Step | None:
+            nonlocal mine
+            mine = not process.closed and process.peer == link.id
+            if not mine:
+                return None
+            ran = msgspec.structs.replace(
+                process, assignedexecutorid=link.id, isassigned=True, attempt=outcome.attempt
+            )
+            return store.close(
+                ran,
+                revision,
+                State(outcome.state),
+                self.sealer.now(),
+                output=output,
+                errors=outcome.errors,
+                extra=leaving,
+            )
+
+        try:
+            await self.ledger.processes.change(self.ledger.home, outcome.pid, step)
+        except RpcError as error:
+            if error.status != 404:
+                raise
+            return False
+        return mine
+
+    async def _too_late(
+        self, link: Link, outcome: Outcome, sealed: bytes, leaving: Sequence[Op]
+    ) -> None:
+        """Nobody waits for it any more: keep it as such, unless it is a repeat."""
+        ops = list(leaving)
+        known = await self.ledger.processes.load(self.ledger.home, outcome.pid)
+        proof = await self.ledger.client.get(self.ledger.keys.proof(outcome.pid))
+        repeat = proof is not None and bool(unpack(proof.value, Forward).outcome)
+        ours = known is not None and known[0].peer == link.id
+        if ours and not repeat and outcome.state != State.CANCELLED:
+            self.late += 1
+            ops.append(Put(self.ledger.keys.late(outcome.pid), sealed))
+            log.info("outcome came late", process=outcome.pid, peer=link.id)
+        if ops:
+            await self.ledger.client.commit(Txn([], ops))
+
+
+def _output(data: bytes) -> list[object]:
+    try:
+        value: list[object] = msgspec.json.decode(data, type=list)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused("malformed", f"outcome: {error}") from None
+    return value
