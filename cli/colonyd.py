@@ -8,12 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
+from federation.calls import calls
+from federation.service import Federation
 from node.config import Config, ConfigError
 from node.daemon import Settings, load, run
 from node.errors import RpcError
@@ -39,9 +44,6 @@ async def federated(
     if not config.federation.enabled:
         yield
         return
-    from federation.calls import calls
-    from federation.service import Federation
-
     federation = Federation(
         info.name,
         info.colony,
@@ -52,15 +54,23 @@ async def federated(
         node.now,
     )
     node.processes.hooks = federation
-    node.extra_status = federation.status
+    node.extra_status = partial(_federation_status, federation)
     for call in calls(federation):
         table.add(call)
     async with trio.open_nursery() as nursery:
         await nursery.start(federation.run)
         yield
-        # Bounded inside: what can still be flushed is.
-        await federation.drain()
-        nursery.cancel_scope.cancel()
+        # Its own end is bounded: what can still be flushed is.
+        federation.drain.set()
+
+
+def _federation_status(federation: Federation) -> dict[str, Any]:
+    states = Counter(known.peer.state for known in federation.peers.known.values())
+    return {
+        "federationport": federation.port,
+        "peers": {state: states[state] for state in ("trusted", "pending", "seen", "blocked")},
+        "messages": dict(federation.gate.counters),
+    }
 
 
 def run_daemon(

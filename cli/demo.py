@@ -46,7 +46,7 @@ class _Colony:
             "COLONYD_RPC__PORT": str(self.port),
             "COLONYD_FEDERATION__HOST": "127.0.0.1",
             "COLONYD_FEDERATION__PORT": str(self.peer_port),
-            "COLONYD_FEDERATION__INTERFACES": '["127.0.0.1"]',
+            "COLONYD_FEDERATION__INTERFACES": "127.0.0.1",
         }
 
     @property
@@ -114,7 +114,7 @@ async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, 
             at_workshop = await stack.enter_async_context(workshop.client())
             at_foundry = await stack.enter_async_context(foundry.client())
             for colony, client in ((workshop, at_workshop), (foundry, at_foundry)):
-                state = await _until(_status(client, colony))
+                state = await _until(_status(client, colony, processes))
                 say(f"   {colony.name:9} {state['colonyid']}  port {colony.port}")
             say("2. They find each other by mDNS, and each proves its card.")
             for colony, client, other in (
@@ -216,8 +216,12 @@ async def _until(ask: Callable[[], Awaitable[dict[str, Any] | None]]) -> dict[st
         await trio.sleep(0.1)
 
 
-def _status(client: Client, colony: _Colony) -> Callable[[], Awaitable[dict[str, Any] | None]]:
+def _status(
+    client: Client, colony: _Colony, processes: list[subprocess.Popen[bytes]]
+) -> Callable[[], Awaitable[dict[str, Any] | None]]:
     async def ask() -> dict[str, Any] | None:
+        if any(process.poll() is not None for process in processes):
+            raise Failure(f"{colony.name} did not start", next_step=f"see {colony.home}/log")
         if not (colony.home / "keys" / "user.key").exists():
             return None
         try:

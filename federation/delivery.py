@@ -44,24 +44,26 @@ class Delivery:
         failures = 0
         async with trio.open_nursery() as nursery:
             while True:
-                event = bell.event
+                event, again = bell.event, trio.current_time() + 60
                 try:
                     await self.ledger.refresh(link.id)
-                    due = self._due(link.id)
+                    due, again = self._plan(link.id)
                     if due and trio.current_time() >= self._paused(link.id):
                         await link.connect()
                         failures = 0
                         for entry in due:
                             entry.busy = True
                             nursery.start_soon(self._deliver, link, entry)
+                    elif due:
+                        again = self._paused(link.id)
                 except (TransportError, EtcdError) as error:
                     # The peer as a whole is away: one back-off for all, and nothing is written.
                     failures += 1
                     pause = outbox.delay(failures, self._chance)
-                    self.ledger.paused[link.id] = trio.current_time() + pause
+                    again = self.ledger.paused[link.id] = trio.current_time() + pause
                     link.entry.error = str(error)
                     log.info("peer not reached", peer=link.id, error=error, retry=round(pause, 1))
-                with trio.move_on_at(max(self._next_due(link.id), self._paused(link.id))):
+                with trio.move_on_at(again):
                     await event.wait()
 
     def _paused(self, peerid: str) -> float:
@@ -75,19 +77,20 @@ class Delivery:
             self.sealer.now() <= entry.forward.deliver
         )
 
-    def _due(self, peerid: str) -> list[Entry]:
-        mine = self.ledger.of_peer(peerid)
-        room = _WINDOW - sum(entry.busy for entry in mine)
-        now = trio.current_time()
-        due = [entry for entry in mine if self._sendable(entry) and entry.due <= now]
-        return due[: max(room, 0)]
-
-    def _next_due(self, peerid: str) -> float:
-        mine = self.ledger.of_peer(peerid)
-        if sum(entry.busy for entry in mine) >= _WINDOW:
-            return trio.current_time() + 60
-        times = [entry.due for entry in mine if self._sendable(entry)]
-        return min(times, default=trio.current_time() + 60)
+    def _plan(self, peerid: str) -> tuple[list[Entry], float]:
+        """What to send now, and when to look again if nothing else happens."""
+        now, room, later = trio.current_time(), _WINDOW, 60.0
+        due: list[Entry] = []
+        for entry in self.ledger.of_peer(peerid):
+            if entry.busy:
+                room -= 1
+            elif self._sendable(entry):
+                if entry.due <= now:
+                    due.append(entry)
+                else:
+                    later = min(later, entry.due - now)
+        # Without room, the end of a message under way rings.
+        return due[: max(room, 0)], now + later
 
     async def _deliver(self, link: Link, entry: Entry) -> None:
         """One message of one forward; whatever goes wrong concerns this forward only."""

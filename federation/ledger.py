@@ -76,6 +76,7 @@ class Ledger:
     activity: Bell = field(default_factory=Bell)
     stale: dict[str, str] = field(default_factory=dict)  # process id -> peer id
     bells: dict[str, Bell] = field(default_factory=dict)
+    returns: dict[str, Bell] = field(default_factory=dict)
     paused: dict[str, float] = field(default_factory=dict)
 
     async def load(self) -> None:
@@ -88,6 +89,10 @@ class Ledger:
     def bell(self, peerid: str) -> Bell:
         """What wakes the tasks of one peer."""
         return self.bells.setdefault(peerid, Bell())
+
+    def returned(self, peerid: str) -> Bell:
+        """What tells that a peer is back."""
+        return self.returns.setdefault(peerid, Bell())
 
     def of_peer(self, peerid: str) -> list[Entry]:
         """The forwards to one peer."""
@@ -113,6 +118,7 @@ class Ledger:
                 entry.due, entry.tries = 0.0, 0
         self.paused.pop(peerid, None)
         self.bell(peerid).ring()
+        self.returned(peerid).ring()
 
     # -- joining the node's transactions ---------------------------------------------------
 
@@ -231,6 +237,10 @@ class Ledger:
             if error.status != 404:
                 raise
             await self.forget(before)
+        # Memory first, so that nothing is sent again before the store is read.
+        entry.forward = after
+        if not move.stays:
+            self.entries.pop(after.processid, None)
         self.stale[after.processid] = after.peer
         self.bell(after.peer).ring()
 

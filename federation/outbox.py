@@ -51,8 +51,9 @@ _FIRST_DELAY, _LAST_DELAY = 1.0, 300.0
 class Forward(msgspec.Struct, frozen=True):
     """One process on its way to one peer. Times are Unix ns.
 
-    `deliver` is when a spec that never left is given up, `finish` when its outcome is. `sent`
-    counts the copies that may have arrived, `attempts` the tries. `envelope` is made once, so
+    `deliver` is when a spec that never left is given up, `unheard` when one without a receipt is,
+    `finish` when the outcome of one with a receipt is. `sent` counts the copies that may have
+    arrived, `attempts` the tries. `envelope` is made once, so
     every copy is the same bytes.
     """
 
@@ -60,6 +61,7 @@ class Forward(msgspec.Struct, frozen=True):
     peer: str
     attempt: int
     deliver: int
+    unheard: int
     finish: int
     state: str = QUEUED
     attempts: int = 0
@@ -107,14 +109,16 @@ def new_forward(process: Process) -> Forward:
     spec, begin = process.spec, process.submissiontime
     longest = begin + MAX_LIFETIME * SECOND
     wait, run, retries = spec.maxwaittime, spec.maxexectime, spec.maxretries
-    deliver = finish = longest
+    deliver = unheard = finish = longest
     if wait > 0:
         deliver = min(longest, begin + wait * SECOND)
+        unheard = min(longest, deliver + _GRACE)
         # Without a limit on running, only delivery has a deadline of its own.
         if run > 0 and retries >= 0:
             total = (wait + run) * (1 + retries)
-            finish = min(longest, begin + total * SECOND + _GRACE)
-    return Forward(process.processid, process.peer, process.attempt + 1, deliver, finish)
+            unheard = finish = min(longest, begin + total * SECOND + _GRACE)
+    attempt = process.attempt + 1
+    return Forward(process.processid, process.peer, attempt, deliver, unheard, finish)
 
 
 def delay(tries: int, chance: random.Random) -> float:
@@ -198,7 +202,7 @@ def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -
         error = f"forward to peer {peername} not delivered by its deadline: {reason}"
         after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
         return Move(after, False, Act.FAIL, [error])
-    if now <= forward.finish:
+    if now <= (forward.unheard if forward.state == DOUBT else forward.finish):
         return None
     if forward.state == CANCELLING:
         return Move(msgspec.structs.replace(forward, state=CLOSED, ended=now), False)

@@ -56,7 +56,7 @@ class Results:
         """Fetch outcomes from one peer while it may owe any, until cancelled."""
         bell, failures = self.ledger.bell(link.id), 0
         while True:
-            event = bell.event
+            event, back = bell.event, self.ledger.returned(link.id).event
             if not self._awaited(link.id):
                 await event.wait()
                 continue
@@ -70,7 +70,8 @@ class Results:
                 pause = outbox.delay(failures, self._chance)
                 if isinstance(error, Later):
                     pause = max(pause, error.seconds)
-                await trio.sleep(min(pause, 60.0))
+                with trio.move_on_after(min(pause, 60.0)):
+                    await back.wait()
 
     async def poll_once(self, link: Link) -> None:
         """Ask for outcomes, settle them, and remember what to acknowledge."""

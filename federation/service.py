@@ -5,6 +5,7 @@ It joins the node through its hooks and does the wiring; each capability is in a
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -131,16 +132,9 @@ class Federation(Hooks):
         await self.portrait.start(self.port, self.fingerprint)
         limits = Limits(max_body=MAX_BODY, max_connections=512)
         async with trio.open_nursery() as outer:
+            serve = functools.partial(serve_http, limits=limits, drain=self.drain, grace=_FLUSH)
             await outer.start(
-                lambda task_status: serve_http(
-                    self.gate.handle,
-                    listeners,
-                    limits=limits,
-                    drain=self.drain,
-                    grace=_FLUSH,
-                    error=self.gate.refuse,
-                    task_status=task_status,
-                )
+                functools.partial(serve, self.gate.handle, listeners, error=self.gate.refuse)
             )
             async with trio.open_nursery() as inner:
                 self._nursery = inner

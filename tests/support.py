@@ -56,7 +56,7 @@ class Daemon:
             "COLONYD_RPC__PORT": str(self.port),
             "COLONYD_FEDERATION__HOST": "127.0.0.1",
             "COLONYD_FEDERATION__PORT": str(self.peer_port),
-            "COLONYD_FEDERATION__INTERFACES": '["127.0.0.1"]',
+            "COLONYD_FEDERATION__INTERFACES": "127.0.0.1",
         }
         environ |= self.environ
         mark = len(self.events)
