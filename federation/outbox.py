@@ -53,8 +53,8 @@ class Forward(msgspec.Struct, frozen=True):
 
     `deliver` is when a spec that never left is given up, `unheard` when one without a receipt is,
     `finish` when the outcome of one with a receipt is. `sent` counts the copies that may have
-    arrived, `attempts` the tries. `envelope` is made once, so
-    every copy is the same bytes.
+    arrived, `attempts` the tries. `envelope` is made once, so every copy
+    is the same bytes.
     """
 
     processid: str

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 
-from cli.client import Client, RpcError
+from cli.client import Client, RpcError, encode
 from node.identity import PrivateKey, sign_payload
 from tests.support import REPOSITORY, Daemon, until
 
@@ -112,8 +112,6 @@ def test_bad_envelopes(lone_daemon: Daemon) -> None:
 
 
 async def test_a_repeated_submit_is_one_process(lone_daemon: Daemon) -> None:
-    from cli.client import encode
-
     key = lone_daemon.key("user")
     body = encode("submitfuncspecmsg", {"spec": SPEC}, key)
     first, again = post(lone_daemon, body)[1], post(lone_daemon, body)[1]
@@ -124,6 +122,17 @@ async def test_a_repeated_submit_is_one_process(lone_daemon: Daemon) -> None:
     changed = envelope(lone_daemon, json.dumps(payload).encode(), "submitfuncspecmsg", key)
     status, failure = post(lone_daemon, json.dumps(changed).encode())
     assert (status, failure["message"][:5]) == (403, "nonce")
+
+
+async def test_a_replay_of_what_is_not_idempotent_is_refused(lone_daemon: Daemon) -> None:
+    new = {"name": "eve", "userid": PrivateKey.generate().id, "colonyname": "dev"}
+    owner = lone_daemon.key("colony")
+    added = encode("addusermsg", {"user": new}, owner)
+    assert post(lone_daemon, added)[0] == 200
+    removed = encode("removeusermsg", {"colonyname": "dev", "name": "eve"}, owner)
+    assert post(lone_daemon, removed)[0] == 200
+    status, failure = post(lone_daemon, added)
+    assert (status, failure["message"]) == (403, "nonce: this request was served already")
 
 
 async def test_a_stale_request_tells_both_clocks(lone_daemon: Daemon) -> None:

@@ -28,6 +28,9 @@ MAX_DEPTH = 64
 # Seconds a signed time may be off before a request that carries one is refused.
 FRESH = 300
 _NONCES = 100_000
+_IDEMPOTENT = frozenset(
+    {"submitfuncspecmsg", "closesuccessfulmsg", "closefailedmsg", "setoutputmsg"}
+)
 # Below these keys null means null: they hold the user's own data.
 _OPAQUE = frozenset({"args", "kwargs", "out", "in", "capabilities", "allocations", "fs"})
 
@@ -134,12 +137,13 @@ class Table:
         head = _convert(fields, Head)
         if head.msgtype != envelope.payloadtype:
             raise bad(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
-        self._check_fresh(head, identity, envelope)
+        self._check_fresh(head)
         request = _convert(prune(fields), call.request)
         caller = self.authorise(call, identity, request, head.nonce, envelope)
+        self._check_unused(head, identity, envelope)
         return await call.handler(caller, request)
 
-    def _check_fresh(self, head: Head, identity: str, envelope: Envelope) -> None:
+    def _check_fresh(self, head: Head) -> None:
         if not head.nonce and not head.issuedat:
             if self.strict_replay:
                 raise bad("nonce, issuedat: this server demands both (rpc.replay = 'strict')")
@@ -152,12 +156,20 @@ class Table:
                 f"issuedat: {head.issuedat:.0f} is {head.issuedat - now:+.0f} s from this"
                 f" server's clock {now:.0f}; at most {FRESH} s are allowed"
             )
+
+    def _check_unused(self, head: Head, identity: str, envelope: Envelope) -> None:
+        """A nonce stands for one request. Only those with a right to call fill the memory."""
+        if not head.nonce:
+            return
         digest = hashlib.sha256(envelope.payload.encode()).digest()
+        first = (identity, head.nonce) not in self._seen
         known = self._seen.setdefault((identity, head.nonce), digest)
         if len(self._seen) > _NONCES:
             self._seen.popitem(last=False)
         if known != digest:
             raise denied("nonce: used already for another request")
+        if not first and not _repeatable(envelope.payloadtype):
+            raise denied("nonce: this request was served already")
 
     def authorise(
         self, call: Call[R], identity: str, request: R, nonce: str, envelope: Envelope
@@ -183,6 +195,11 @@ class Table:
         if not allowed:
             raise denied(f"colony {name[:80]!r}: only its {call.who.value} may call this")
         return Caller(identity, name, member, nonce, submission)
+
+
+def _repeatable(payloadtype: str) -> bool:
+    """Whether the same bytes twice change nothing the second time: a safe retry, not a replay."""
+    return payloadtype in _IDEMPOTENT or payloadtype.startswith("get")
 
 
 def reply(payloadtype: str, value: Any, *, error: bool = False) -> bytes:

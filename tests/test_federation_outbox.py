@@ -1,0 +1,138 @@
+"""The state machine of a forward: what follows from each event. Nothing is sent here."""
+
+from __future__ import annotations
+
+import random
+
+from federation import outbox
+from federation.outbox import Act, Forward
+from node.codec import pack, unpack
+from node.model import SECOND, Conditions, FunctionSpec, Process
+
+PEER = "b" * 64
+BEGIN = 1_700_000_000 * SECOND
+WEEK = 7 * 86_400 * SECOND
+
+
+def forward_of(wait: int = 10, run: int = 20, retries: int = 0) -> Forward:
+    spec = FunctionSpec(
+        funcname="f",
+        maxwaittime=wait,
+        maxexectime=run,
+        maxretries=retries,
+        conditions=Conditions(colonyname="lab", executortype="t"),
+    )
+    process = Process("a" * 64, "c" * 64, "me", "home", spec, BEGIN, BEGIN, peer=PEER)
+    return outbox.new_forward(process)
+
+
+def test_deadlines_come_from_the_spec() -> None:
+    both = forward_of(wait=10, run=20)
+    assert both.deliver == BEGIN + 10 * SECOND
+    assert BEGIN + 30 * SECOND <= both.finish <= BEGIN + 35 * SECOND
+    assert forward_of(wait=10, run=20, retries=2).finish >= BEGIN + 90 * SECOND
+    endless = forward_of(wait=10, run=-1)
+    assert endless.deliver == BEGIN + 10 * SECOND
+    assert endless.finish == BEGIN + WEEK, "work without a limit must not be failed after the wait"
+    assert endless.unheard < BEGIN + 20 * SECOND
+    assert forward_of(wait=0, run=20).deliver == BEGIN + WEEK
+
+
+def test_the_entry_survives_the_store() -> None:
+    forward = outbox.sending(forward_of(), b"\x00sealed", BEGIN)
+    assert unpack(pack(forward), Forward) == forward
+
+
+def test_the_name_of_a_submission_depends_on_process_and_attempt_only() -> None:
+    first = forward_of()
+    assert outbox.sending(first, b"x", BEGIN).cti == first.cti
+    assert len(first.cti) == 16
+
+
+def test_a_copy_that_left_is_in_doubt_until_it_certainly_did_not() -> None:
+    sent = outbox.sending(forward_of(), b"sealed", BEGIN + 1)
+    assert (sent.state, sent.sent, sent.firstsent) == (outbox.DOUBT, 1, BEGIN + 1)
+    back = outbox.unsent(sent, "connection refused")
+    assert (back.state, back.sent, back.firstsent) == (outbox.QUEUED, 0, 0)
+    assert back.attempts == 1
+    assert back.envelope == b"sealed", "a repeat must be the same bytes"
+
+
+def test_a_lost_answer_is_not_undone_by_a_later_refused_connection() -> None:
+    sent = outbox.lost(outbox.sending(forward_of(), b"sealed", BEGIN), "no answer")
+    again = outbox.unsent(outbox.sending(sent, b"sealed", BEGIN + 5), "connection refused")
+    assert (again.state, again.sent, again.firstsent) == (outbox.DOUBT, 1, BEGIN)
+
+
+def test_an_accepted_receipt_starts_the_process() -> None:
+    move = outbox.received(outbox.sending(forward_of(), b"s", BEGIN), "accepted", "r" * 64, b"rc")
+    assert (move.act, move.stays) == (Act.START, True)
+    assert move.forward.state == outbox.ACCEPTED
+    assert move.forward.remoteprocessid == "r" * 64
+    assert move.forward.receipt == b"rc"
+
+
+def test_a_receipt_that_says_cancelled_ends_it() -> None:
+    move = outbox.received(outbox.sending(forward_of(), b"s", BEGIN), "cancelled", "", b"rc")
+    assert (move.act, move.stays) == (Act.CANCEL, False)
+
+
+def test_a_refusal_of_the_only_copy_is_final() -> None:
+    sent = outbox.sending(forward_of(), b"s", BEGIN)
+    move = outbox.refused(sent, "untrusted", "not yet", "lab", BEGIN)
+    assert (move.act, move.stays, move.forward.state) == (Act.FAIL, False, outbox.REFUSED)
+    assert move.errors == ["peer lab refused: untrusted: not yet"]
+
+
+def test_a_refusal_after_a_lost_answer_leaves_doubt() -> None:
+    twice = outbox.sending(outbox.sending(forward_of(), b"s", BEGIN), b"s", BEGIN + 5)
+    move = outbox.refused(twice, "untrusted", "not any more", "lab", BEGIN + 5)
+    assert move.forward.state == outbox.DOUBT
+    assert "the peer may still run it" in move.errors[0]
+    expired = outbox.refused(twice, "expired", "late", "lab", BEGIN + 5)
+    assert expired.stays, "that a repeat is too old says nothing of the first copy"
+    assert expired.act is Act.NOTHING
+    assert outbox.deadline_passed(expired.forward, BEGIN + 6, "lab", "") is None
+
+
+def test_what_never_left_fails_at_its_delivery_deadline_with_the_reason() -> None:
+    queued = forward_of()
+    assert outbox.deadline_passed(queued, queued.deliver, "lab", "") is None
+    move = outbox.deadline_passed(queued, queued.deliver + 1, "lab", "connection refused")
+    assert move is not None
+    assert (move.act, move.stays) == (Act.FAIL, False)
+    assert move.errors == ["forward to peer lab not delivered by its deadline: connection refused"]
+
+
+def test_silence_after_sending_is_shown_as_doubt_and_the_peer_is_told_to_stop() -> None:
+    sent = outbox.sending(forward_of(), b"s", BEGIN)
+    accepted = outbox.received(sent, "accepted", "r" * 64, b"rc").forward
+    for forward in (sent, accepted):
+        assert outbox.deadline_passed(forward, forward.deliver + 1, "lab", "") is None
+        move = outbox.deadline_passed(forward, forward.finish + 1, "lab", "")
+        assert move is not None
+        assert move.errors == [
+            "no outcome from peer lab by the deadline: in doubt, the peer may still run it"
+        ]
+        assert (move.act, move.stays) == (Act.FAIL, True)
+        assert move.forward.state == outbox.CANCELLING
+
+
+def test_a_cancel_waits_for_the_outcome_only_where_the_process_was_known() -> None:
+    wish = outbox.cancelling(outbox.sending(forward_of(), b"s", BEGIN), BEGIN)
+    unknown = outbox.cancelled(wish, "", b"rc", BEGIN + 1)
+    assert (unknown.stays, unknown.forward.state) == (False, outbox.CLOSED)
+    known = outbox.cancelled(wish, "r" * 64, b"rc", BEGIN + 1)
+    assert known.stays
+    assert known.forward.receipt == b"rc"
+    given_up = outbox.deadline_passed(wish, wish.finish + 1, "lab", "")
+    assert given_up is not None
+    assert not given_up.stays
+
+
+def test_back_off_grows_from_one_second_to_five_minutes_with_jitter() -> None:
+    chance = random.Random(1)
+    for tries in range(1, 60):
+        longest = min(300.0, 2.0 ** (tries - 1))
+        assert longest / 2 <= outbox.delay(tries, chance) <= longest
+    assert len({outbox.delay(5, chance) for _ in range(20)}) > 10
