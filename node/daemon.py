@@ -27,10 +27,11 @@ from node.etcd.watch import Batch, watch
 from node.handlers import colonies, executors, logs, processes, status
 from node.home import Home, HomeInfo, init_home
 from node.log import configure_logging, get_logger
-from node.model import Colony, User
+from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.notify import Notifier, watchdog
 from node.processes import Processes
+from node.rpc import pubsub
 from node.rpc.http import Limits, Request, Response, bound_port, open_listeners, serve_http
 from node.rpc.table import Table, reply
 from node.store import keys
@@ -122,6 +123,7 @@ async def _serve(
     node.directory.serverid = await node.members.adopt(
         Colony(info.colony.id, info.name),
         User(info.name, info.user.id, info.username),
+        _adopted(info),
         info.server.id,
     )
     async with trio.open_nursery() as nursery:
@@ -153,6 +155,19 @@ async def _serve(
             await drained.wait()
         nursery.cancel_scope.cancel()
     log.info("stopped")
+
+
+def _adopted(info: HomeInfo) -> Executor | None:
+    """The executor that the SDKs' variables name, if they do."""
+    if info.executor is None:
+        return None
+    return Executor(
+        info.executor.id,
+        info.executortype,
+        info.executorname,
+        info.name,
+        state=ExecutorState.APPROVED,
+    )
 
 
 @asynccontextmanager
@@ -197,7 +212,7 @@ def _plain_error(status_code: int, message: str) -> Response:
 
 
 def http_handler(node: Node, table: Table) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler of the RPC port: `POST /api` and `GET /health`."""
+    """Return the handler of the RPC port: `POST /api`, `GET /health` and `/pubsub`."""
 
     async def handle(request: Request) -> Response:
         if request.path == "/api" and request.method == "POST":
@@ -206,6 +221,11 @@ def http_handler(node: Node, table: Table) -> Callable[[Request], Awaitable[Resp
             except EtcdError as error:
                 return _store_error(error)
             return Response(status_code, body)
+        if request.path == pubsub.PATH and request.method == "GET":
+            try:
+                return pubsub.upgrade(node, table, request)
+            except RpcError as error:
+                return _plain_error(error.status, error.message)
         if request.path == "/health" and request.method in ("GET", "HEAD"):
             try:
                 await node.client.get(keys.SERVER)

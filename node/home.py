@@ -32,6 +32,7 @@ class HomeInfo:
     username: str
     executor: PrivateKey | None
     executorname: str
+    executortype: str
     created: bool
 
 
@@ -147,4 +148,7 @@ def init_home(path: Path, name: str | None, environ: Mapping[str, str]) -> HomeI
             file.write(wanted + "\n")
         made = True
     username = environ.get("USER", "") if valid_name(environ.get("USER", "")) else "owner"
-    return HomeInfo(wanted, server, colony, user, username, executor, executorname, made)
+    executortype = environ.get("COLONIES_EXECUTOR_TYPE") or "cli"
+    return HomeInfo(
+        wanted, server, colony, user, username, executor, executorname, executortype, made
+    )

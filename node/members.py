@@ -188,9 +188,12 @@ class Members:
         """Forget a function."""
         await self._delete(keys.function(colony, functionid))
 
-    async def adopt(self, colony: Colony, user: User, serverid: str) -> str:
-        """Make the home colony and its first user if missing; returns the server's id.
+    async def adopt(
+        self, colony: Colony, user: User, executor: Executor | None, serverid: str
+    ) -> str:
+        """Make the home colony and its first members if missing; returns the server's id.
 
+        An executor is one that the SDKs' variables name: approved, so that it can work at once.
         Raises RpcError 409 when the store holds that colony under another key.
         """
         server = Txn(
@@ -208,6 +211,10 @@ class Members:
                 raise conflict(f"colony {colony.name} in this store belongs to another key")
         key = keys.user(colony.name, user.name)
         await self.client.commit(Txn([Absent(key)], [Put(key, pack(user))]))
+        if executor is not None:
+            executor.commissiontime = self.now()
+            key = keys.executor(colony.name, executor.executorname)
+            await self.client.commit(Txn([Absent(key)], [Put(key, pack(executor))]))
         return serverid
 
 

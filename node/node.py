@@ -18,6 +18,7 @@ from node.etcd.client import EtcdClient
 from node.members import Members
 from node.model import Function, Process
 from node.processes import Processes
+from node.subscriptions import Subscriptions
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Node:
     directory: Directory
     members: Members
     processes: Processes
+    subscriptions: Subscriptions = field(default_factory=Subscriptions)
     rpc_port: int = 0
     extra_status: Callable[[], dict[str, Any]] = dict
     started: int = 0
@@ -42,7 +44,9 @@ class Node:
         """Put the parts together."""
         directory = Directory()
         members = Members(client, directory, now)
-        return cls(client, home, now, directory, members, Processes(client, now), started=now())
+        node = cls(client, home, now, directory, members, Processes(client, now), started=now())
+        node.processes.changed = node.subscriptions.changed
+        return node
 
     def tick(self) -> int:
         """A time in Unix ns that is larger than every one before: no two log lines share a key."""

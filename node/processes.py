@@ -35,6 +35,10 @@ class _Waiter:
     woken: trio.Event = field(default_factory=trio.Event)
 
 
+def _ignore(process: Process) -> None:
+    """The observer of who needs none."""
+
+
 @dataclass
 class Processes:
     """`now` gives Unix nanoseconds."""
@@ -45,6 +49,7 @@ class Processes:
     queue: Queue = field(default_factory=Queue)
     running: RunningSet = field(default_factory=RunningSet)
     paused: set[str] = field(default_factory=set)
+    changed: Callable[[Process], None] = _ignore
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
     _cache: OrderedDict[str, tuple[Process, int]] = field(default_factory=OrderedDict)
 
@@ -149,6 +154,7 @@ class Processes:
     def committed_submit(self, process: Process, revision: int) -> None:
         """A submission is in the store (perhaps in a wider transaction): update the indexes."""
         self._remember(process, revision)
+        self.changed(process)
         if process.peer:
             self.hooks.submitted(process)
             return
@@ -238,6 +244,7 @@ class Processes:
     def _settle(self, process: Process, revision: int) -> None:
         """A transition is in the store: bring memory in step before the watch does."""
         self._remember(process, revision)
+        self.changed(process)
         if process.state == State.RUNNING:
             running = store.running_of(process)
             self.running.add(process.colonyname, process.processid, running)

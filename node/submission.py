@@ -32,8 +32,6 @@ def attribute_id(targetid: str, key: str, attributetype: int) -> str:
 
 def check_spec(spec: FunctionSpec) -> None:
     """Raise RpcError 400 naming the field that has no usable value."""
-    if not spec.funcname:
-        raise bad("spec.funcname: must not be empty")
     if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
         raise bad(f"spec.priority: between -{MAX_PRIORITY} and {MAX_PRIORITY}")
     for name in ("maxwaittime", "maxexectime", "maxretries"):

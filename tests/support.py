@@ -43,6 +43,7 @@ class Daemon:
         self.environ = dict(environ or {})
         self._changed = threading.Condition()
         self.process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
 
     def start(self, seconds: float = 30) -> Daemon:
         """Start and wait until it says that it is ready."""
@@ -67,7 +68,8 @@ class Daemon:
             stderr=subprocess.PIPE,
             text=True,
         )
-        threading.Thread(target=self._read, args=[self.process], daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=[self.process], daemon=True)
+        self._reader.start()
         try:
             self.await_event("event=ready ", after=mark, seconds=seconds)
         except BaseException:
@@ -117,6 +119,7 @@ class Daemon:
         assert self.process is not None
         self.process.kill()
         self.process.wait(20)
+        self._join()
 
     def kill_etcd(self) -> None:
         """SIGKILL the store below the daemon."""
@@ -127,7 +130,14 @@ class Daemon:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(40)
+        code = self.process.wait(40)
+        self._join()
+        return code
+
+    def _join(self) -> None:
+        """Its last lines must not be taken for those of the next start."""
+        if self._reader is not None:
+            self._reader.join(20)
 
     def key(self, name: str) -> PrivateKey:
         """A key of the home directory."""

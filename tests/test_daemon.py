@@ -73,7 +73,6 @@ def test_bad_payloads_name_the_field(
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"funcname": ""}, "spec.funcname"),
         ({"priority": 50_001}, "spec.priority"),
         ({"maxexectime": 10**12}, "spec.maxexectime"),
         ({"env": {str(n): "" for n in range(101)}}, "spec.env"),

@@ -113,7 +113,7 @@ def test_failure_output_attributes_and_logs(party: Party) -> None:
     assert field(value, "value") == "v"
     party.colonies.add_log(got.processid, "first\n", party.key)
     party.colonies.add_log(got.processid, "second\n", party.key)
-    logs = party.colonies.get_process_log(COLONY, got.processid, 100, 0, party.user)
+    logs = party.colonies.get_process_log(COLONY, got.processid, 100, -1, party.user)
     assert [field(line, "message") for line in logs] == ["first\n", "second\n"]
     by_executor = party.colonies.get_executor_log(COLONY, party.name, 1, 0, party.user)
     assert [field(line, "message") for line in by_executor] == ["first\n"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.codec import pack, unpack
-from node.errors import bad, denied, missing
+from node.errors import denied, missing
 from node.etcd.transactions import Put, Txn
 from node.handlers.processes import locate
 from node.model import Log
@@ -54,8 +54,6 @@ def calls(node: Node) -> list[Call[Any]]:
     async def get(caller: Caller, request: req.GetLogs) -> list[Log]:
         if not 0 <= request.count <= MAX_COUNT:
             raise denied(f"count: between 0 and {MAX_COUNT}")
-        if request.since < 0:
-            raise bad("since: Unix nanoseconds, not negative")
         if request.executorname:
             prefix = keys.executor_logs(request.colonyname, request.executorname)
         elif request.processid and "/" not in request.processid:
@@ -68,7 +66,7 @@ def calls(node: Node) -> list[Call[Any]]:
             page = await node.client.range(prefix, limit=request.count, descending=True)
             newest = [unpack(kv.value, Log) for kv in reversed(page.items)]
             return [log for log in newest if log.timestamp > request.since]
-        start = prefix + keys.log_place(request.since + 1)
+        start = prefix + keys.log_place(max(0, request.since + 1))
         page = await node.client.range(prefix, limit=request.count, start=start)
         return [unpack(kv.value, Log) for kv in page.items]
 

@@ -135,6 +135,21 @@ class GetHistory(msgspec.Struct):
     state: int = 0
 
 
+class SubscribeProcess(msgspec.Struct):
+    """`colonyname` and `executortype` are sent and not needed: the id says it all."""
+
+    processid: str
+    state: int = 0
+    timeout: int = 0
+
+
+class SubscribeProcesses(msgspec.Struct):
+    colonyname: str = ""
+    executortype: str = ""
+    state: int = 0
+    timeout: int = 0
+
+
 class Output(msgspec.Struct):
     processid: str
     out: list[Any] | None = None

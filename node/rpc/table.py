@@ -114,7 +114,7 @@ class Table:
         """Answer one posted envelope: HTTP status and body. Raises only what is our own fault."""
         payloadtype = ""
         try:
-            envelope = _decode(body)
+            envelope = decode_envelope(body)
             payloadtype = envelope.payloadtype
             result = await self._run(envelope)
         except RpcError as error:
@@ -127,6 +127,12 @@ class Table:
         call = self.calls.get(envelope.payloadtype)
         if call is not None and call.who is Who.ANYONE:
             return await call.handler(Caller(""), call.request())
+        caller, request = self.admit(call, envelope)
+        assert call is not None
+        return await call.handler(caller, request)
+
+    def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
+        """Check signature, freshness and role, and read the request. Raises RpcError."""
         try:
             identity = recover_payload(envelope.payload, envelope.signature)
         except IdentityError as error:
@@ -141,7 +147,7 @@ class Table:
         request = _convert(prune(fields), call.request)
         caller = self.authorise(call, identity, request, head.nonce, envelope)
         self._check_unused(head, identity, envelope)
-        return await call.handler(caller, request)
+        return caller, request
 
     def _check_fresh(self, head: Head) -> None:
         if not head.nonce and not head.issuedat:
@@ -208,7 +214,8 @@ def reply(payloadtype: str, value: Any, *, error: bool = False) -> bytes:
     return msgspec.json.encode({"payloadtype": payloadtype, "payload": payload, "error": error})
 
 
-def _decode(body: bytes) -> Envelope:
+def decode_envelope(body: bytes) -> Envelope:
+    """Return what was posted. Raises RpcError 400."""
     try:
         return msgspec.json.decode(body, type=Envelope)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
