@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _DEPTH = 4
-Pid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Pid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 M = TypeVar("M")
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from node.model import Attribute, Colony, FunctionSpec, User
 
-Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Empty(msgspec.Struct):
