@@ -6,6 +6,7 @@ The wire forms of times, statistics and errors live here; who may see them does 
 from __future__ import annotations
 
 import datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import cbor2
@@ -39,8 +40,12 @@ def wire_time(nanoseconds: int) -> str:
     if nanoseconds == 0:
         return UNSET_TIME
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+    return f"{_wire_second(seconds)}.{rest:09d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _wire_second(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def wire_process(process: Process) -> dict[str, Any]:

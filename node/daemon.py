@@ -5,6 +5,7 @@ Store first, then the indexes, then the doors; on the way down the other way rou
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -148,6 +149,10 @@ async def _serve(
                 seconds=round(time.monotonic() - began, 3),
             )
             nursery.start_soon(_watchdog, node, notifier)
+            # Modules and the first listing stay, and requests leave hardly any cycles: looking for
+            # them among all that waits, every few requests, would make a deep queue a slow one.
+            gc.freeze()
+            gc.set_threshold(10_000, 20, 50)
             await _until_signal(signals, node, settings, notifier)
             notifier.stopping()
             log.info("draining")

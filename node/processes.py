@@ -20,6 +20,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.transactions import Compare, Get, Op, Put, Txn
 from node.hooks import Hooks
 from node.model import Attribute, Executor, Process, Running, State, Waiting
+from node.reads import Reads
 from node.scheduler import Candidate, Entry, Queue, RunningSet, matches
 from node.store import keys
 from node.store import processes as store
@@ -49,9 +50,13 @@ class Processes:
     queue: Queue = field(default_factory=Queue)
     running: RunningSet = field(default_factory=RunningSet)
     paused: set[str] = field(default_factory=set)
+    reads: Reads = field(init=False)
     changed: Callable[[Process], None] = _ignore
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
     _cache: OrderedDict[str, tuple[Process, int]] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.reads = Reads(self.client)
 
     # -- the indexes ---------------------------------------------------------------------
 
@@ -60,26 +65,26 @@ class Processes:
         if key.startswith(keys.QUEUE):
             if value is None:
                 self.queue.remove(keys.parse_queue(key)[3])
-            else:
+            elif not self.queue.is_old(key.rpartition("/")[2], revision):
                 self._enqueue(_entry(key, value, revision))
         else:
             colony, processid = keys.parse_running(key)
             if value is None:
-                self.running.remove(processid)
-            else:
-                self.running.add(colony, processid, unpack(value, Running))
+                self.running.remove(processid, revision)
+            elif not self.running.is_old(processid, revision):
+                self.running.add(colony, processid, unpack(value, Running), revision)
 
     def replace(self, items: list[tuple[str, bytes, int]]) -> None:
         """The store was listed anew: (key, value, revision) of every live key."""
         entries: dict[str, Entry] = {}
-        running: dict[str, tuple[str, Running]] = {}
+        running: dict[str, tuple[str, Running, int]] = {}
         for key, value, revision in items:
             if key.startswith(keys.QUEUE):
                 entry = _entry(key, value, revision)
                 entries[entry.processid] = entry
             else:
                 colony, processid = keys.parse_running(key)
-                running[processid] = (colony, unpack(value, Running))
+                running[processid] = (colony, unpack(value, Running), revision)
         self.queue.replace(entries)
         self.running.replace(running)
         for waiters in self._waiters.values():
@@ -107,7 +112,7 @@ class Processes:
 
     async def load(self, colony: str, processid: str) -> tuple[Process, int] | None:
         """The process and its revision as the store has it, or None."""
-        found = await self.client.get(keys.process(colony, processid))
+        found = await self.reads.get(keys.process(colony, processid))
         if found is None:
             self._cache.pop(processid, None)
             return None
@@ -247,9 +252,9 @@ class Processes:
         self.changed(process)
         if process.state == State.RUNNING:
             running = store.running_of(process)
-            self.running.add(process.colonyname, process.processid, running)
+            self.running.add(process.colonyname, process.processid, running, revision)
             return
-        self.running.remove(process.processid)
+        self.running.end(process.processid, revision)
         if process.state != State.WAITING:
             entry = self.queue.entries.get(process.processid)
             if entry is not None:

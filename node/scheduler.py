@@ -7,6 +7,7 @@ upstream's priority time, smallest first, then the process id.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class Candidate:
     mem: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One waiting process in the index, with the revision of its queue key."""
 
@@ -61,6 +62,7 @@ class Queue:
     entries: dict[str, Entry] = field(default_factory=dict)
     _lanes: dict[tuple[str, str, str], SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _taken: dict[str, int] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
     _deadlines: list[tuple[int, str]] = field(default_factory=list)
 
     def _lanes_of(self, entry: Entry) -> list[tuple[str, str, str]]:
@@ -69,23 +71,32 @@ class Queue:
 
     def add(self, entry: Entry) -> bool:
         """Add or replace; False if it is old news of an entry already taken or known."""
-        if self._taken.get(entry.processid, -1) >= entry.revision:
+        if self.is_old(entry.processid, entry.revision):
             return False
         known = self.entries.get(entry.processid)
         if known is not None:
-            if known.revision >= entry.revision:
-                return False
             self._drop(known)
         self._taken.pop(entry.processid, None)
         self.entries[entry.processid] = entry
+        self._counts[entry.colony] += 1
         for lane in self._lanes_of(entry):
             self._lanes.setdefault(lane, SortedSet()).add((entry.prioritytime, entry.processid))
         if entry.waiting.waitdeadline:
             heapq.heappush(self._deadlines, (entry.waiting.waitdeadline, entry.processid))
         return True
 
+    def is_old(self, processid: str, revision: int) -> bool:
+        """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
+        if self._taken.get(processid, -1) >= revision:
+            return True
+        known = self.entries.get(processid)
+        return known is not None and known.revision >= revision
+
     def _drop(self, entry: Entry) -> None:
         del self.entries[entry.processid]
+        self._counts[entry.colony] -= 1
+        if not self._counts[entry.colony]:
+            del self._counts[entry.colony]
         for lane in self._lanes_of(entry):
             places = self._lanes[lane]
             places.discard((entry.prioritytime, entry.processid))
@@ -149,13 +160,18 @@ class Queue:
         heapq.heappush(self._deadlines, (entry.waiting.waitdeadline, entry.processid))
 
     def in_order(self, colony: str) -> Iterator[Entry]:
-        """The waiting processes of a colony, in order."""
-        mine = (entry for entry in self.entries.values() if entry.colony == colony)
-        return iter(sorted(mine, key=_place))
+        """The waiting processes of a colony, in order; the queue must not change meanwhile."""
+        lanes = [places for lane, places in self._lanes.items() if lane[0] == colony]
+        last = None
+        for place in heapq.merge(*lanes):
+            # Who names several executors stands in as many lanes, and so comes as often in a row.
+            if place != last:
+                yield self.entries[place[1]]
+            last = place
 
     def count(self, colony: str) -> int:
         """How many processes of a colony wait."""
-        return sum(1 for entry in self.entries.values() if entry.colony == colony)
+        return self._counts[colony]
 
 
 def _place(entry: Entry) -> tuple[int, str]:
@@ -164,29 +180,68 @@ def _place(entry: Entry) -> tuple[int, str]:
 
 @dataclass
 class RunningSet:
-    """The running processes of all colonies and their deadlines."""
+    """The running processes of all colonies and their deadlines.
 
-    entries: dict[str, tuple[str, Running]] = field(default_factory=dict)
+    Revisions are those of the writes: our own transactions and the watch tell the same news, and
+    the later of the two to arrive must not undo what has happened since.
+    """
+
+    entries: dict[str, tuple[str, Running, int]] = field(default_factory=dict)
+    _order: dict[str, SortedSet[tuple[int, str]]] = field(default_factory=dict)
+    _ended: dict[str, int] = field(default_factory=dict)
     _deadlines: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, colony: str, processid: str, running: Running) -> None:
-        """Add or replace."""
-        if self.entries.get(processid) == (colony, running):
+    def is_old(self, processid: str, revision: int) -> bool:
+        """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
+        known = self.entries.get(processid)
+        if known is not None and known[2] >= revision:
+            return True
+        return self._ended.get(processid, -1) >= revision
+
+    def add(self, colony: str, processid: str, running: Running, revision: int) -> None:
+        """Add or replace, unless it is old news."""
+        if self.is_old(processid, revision):
             return
-        self.entries[processid] = (colony, running)
+        self._drop(processid)
+        self._ended.pop(processid, None)
+        self.entries[processid] = (colony, running, revision)
+        self._order.setdefault(colony, SortedSet()).add((running.starttime, processid))
         if running.execdeadline:
             heapq.heappush(self._deadlines, (running.execdeadline, processid))
 
-    def remove(self, processid: str) -> None:
-        """The running key is gone from the store."""
-        self.entries.pop(processid, None)
+    def _drop(self, processid: str) -> None:
+        known = self.entries.pop(processid, None)
+        if known is None:
+            return
+        colony, running, _ = known
+        order = self._order[colony]
+        order.discard((running.starttime, processid))
+        if not order:
+            del self._order[colony]
 
-    def replace(self, entries: dict[str, tuple[str, Running]]) -> None:
+    def end(self, processid: str, revision: int) -> None:
+        """A transaction of ours took the running key away; the watch has yet to say so."""
+        known = self.entries.get(processid)
+        if known is not None and known[2] < revision:
+            self._drop(processid)
+            self._ended[processid] = revision
+
+    def remove(self, processid: str, revision: int) -> None:
+        """The running key is gone from the store."""
+        if self._ended.get(processid, -1) <= revision:
+            self._ended.pop(processid, None)
+        known = self.entries.get(processid)
+        if known is not None and known[2] < revision:
+            self._drop(processid)
+
+    def replace(self, entries: dict[str, tuple[str, Running, int]]) -> None:
         """The store was listed anew."""
         for processid in [known for known in self.entries if known not in entries]:
-            del self.entries[processid]
-        for processid, (colony, running) in entries.items():
-            self.add(colony, processid, running)
+            self._drop(processid)
+        for processid in [ended for ended in self._ended if ended not in entries]:
+            del self._ended[processid]
+        for processid, (colony, running, revision) in entries.items():
+            self.add(colony, processid, running, revision)
 
     def overdue(self, now: int) -> list[tuple[str, str, Running]]:
         """(colony, process id, running) whose deadline (Unix ns) has passed; each once."""
@@ -206,11 +261,15 @@ class RunningSet:
         """Ids of the processes that an executor runs."""
         return [
             processid
-            for processid, (home, running) in self.entries.items()
+            for processid, (home, running, _) in self.entries.items()
             if home == colony and running.executorid == executorid
         ]
 
-    def in_order(self, colony: str) -> list[tuple[str, Running]]:
-        """The running processes of a colony by start time."""
-        mine = [(pid, run) for pid, (home, run) in self.entries.items() if home == colony]
-        return sorted(mine, key=lambda pair: (pair[1].starttime, pair[0]))
+    def in_order(self, colony: str) -> Iterator[tuple[str, Running]]:
+        """The running processes of a colony by start time; the set must not change meanwhile."""
+        for _, processid in self._order.get(colony, ()):
+            yield processid, self.entries[processid][1]
+
+    def count(self, colony: str) -> int:
+        """How many processes of a colony run."""
+        return len(self._order.get(colony, ()))

@@ -1,4 +1,4 @@
-"""Two real colonies: discovery, trust, a forward, its signed outcome, cancel, absence, deadlines."""
+"""Two real colonies: discovery, trust, a forward and its signed outcome, cancel, absence."""
 
 from __future__ import annotations
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.etcd.client import EtcdClient, KeyValue, TxnResult
+from node.etcd.errors import EtcdUnavailable
+from node.etcd.transactions import Get, Txn
 from node.model import Running, Waiting
+from node.reads import Reads
 from node.scheduler import Candidate, Entry, Queue, RunningSet, matches
 from node.store import keys
 
@@ -119,12 +127,96 @@ def test_a_wait_deadline_is_told_once() -> None:
 def test_an_exec_deadline_is_told_once_and_only_while_it_runs() -> None:
     running = RunningSet()
     run = Running("x", "cli", 1, 10, "", "")
-    running.add("dev", "p", run)
-    running.add("dev", "q", run)
-    running.remove("q")
+    running.add("dev", "p", run, 1)
+    running.add("dev", "q", run, 2)
+    running.remove("q", 3)
     assert running.overdue(11) == [("dev", "p", run)]
     assert running.overdue(11) == []
     assert running.of_executor("dev", "x") == ["p"]
+
+
+def test_late_news_of_an_ended_run_do_not_bring_it_back() -> None:
+    running = RunningSet()
+    run = Running("x", "cli", 1, 10, "", "")
+    running.add("dev", "p", run, 3)
+    running.end("p", 5)
+    running.add("dev", "p", run, 3)  # the watch tells of the start
+    assert running.count("dev") == 0
+    running.add("dev", "p", run, 7)  # our own next start
+    running.remove("p", 5)  # the watch tells of the first end
+    assert [processid for processid, _ in running.in_order("dev")] == ["p"]
+
+
+actions = st.lists(
+    st.tuples(st.sampled_from(["add", "take", "remove", "give back"]), st.integers(0, 19)),
+    max_size=40,
+)
+
+
+@given(st.lists(entries, min_size=1, max_size=20, unique_by=lambda e: e.processid), actions)
+def test_order_and_count_are_those_of_a_sorted_list(
+    known: list[Entry], steps: list[tuple[str, int]]
+) -> None:
+    queue, waiting, taken = Queue(), dict[str, Entry](), set[str]()
+    for step, number in steps:
+        entry = known[number % len(known)]
+        pid = entry.processid
+        if step == "add":
+            added = queue.add(entry)
+            assert added == (pid not in waiting and pid not in taken)
+            if added:
+                waiting[pid] = entry
+        elif step == "take" and pid in waiting:
+            queue.take(waiting.pop(pid))
+            taken.add(pid)
+        elif step == "remove":
+            queue.remove(pid)
+            waiting.pop(pid, None)
+            taken.discard(pid)
+        elif step == "give back" and pid in taken:
+            queue.give_back(entry)
+            taken.discard(pid)
+            waiting[pid] = entry
+        for colony in ("dev", "lab"):
+            mine = [e for e in waiting.values() if e.colony == colony]
+            assert queue.count(colony) == len(mine)
+            mine.sort(key=lambda e: (e.prioritytime, e.processid))
+            assert list(queue.in_order(colony)) == mine
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), max_size=12))
+def test_runs_told_twice_and_late_end_as_the_store_says(
+    writes: list[tuple[int, bool, bool]],
+) -> None:
+    """Each write is told by the watch; some are told by us before, ahead of all the watch's news.
+
+    After the watch has told everything, the set is what the writes made.
+    """
+    running = RunningSet()
+    truth: dict[str, Running] = {}
+    log: list[tuple[str, Running | None, int]] = []
+    for revision, (number, starts, ours) in enumerate(writes, 1):
+        pid = str(number)
+        if starts == (pid in truth):
+            continue
+        run = Running("x", "cli", revision % 3, 0, "", "") if starts else None
+        log.append((pid, run, revision))
+        if run is not None:
+            truth[pid] = run
+            if ours:
+                running.add("dev", pid, run, revision)
+        else:
+            del truth[pid]
+            if ours:
+                running.end(pid, revision)
+    for pid, run, revision in log:
+        if run is None:
+            running.remove(pid, revision)
+        else:
+            running.add("dev", pid, run, revision)
+    expected = sorted(truth.items(), key=lambda item: (item[1].starttime, item[0]))
+    assert list(running.in_order("dev")) == expected
+    assert running.count("dev") == len(expected)
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), min_size=2))
@@ -132,3 +224,68 @@ def test_queue_keys_sort_as_their_times_do(times: list[int]) -> None:
     made = [keys.queue("dev", "cli", t, "p") for t in times]
     assert sorted(made) == [keys.queue("dev", "cli", t, "p") for t in sorted(times)]
     assert [keys.parse_queue(key) for key in made] == [("dev", "cli", t, "p") for t in times]
+
+
+class SlowStore:
+    """A store whose every answer takes 10 ms and says when it was read."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.broken = False
+
+    async def get(self, key: str) -> KeyValue | None:
+        began = len(self.calls)
+        self.calls.append(1)
+        await trio.sleep(0.01)
+        return None if key == "none" else KeyValue(key, b"", began, 0, 0)
+
+    async def commit(self, txn: Txn) -> TxnResult:
+        began = len(self.calls)
+        self.calls.append(len(txn.success))
+        await trio.sleep(0.01)
+        if self.broken:
+            raise EtcdUnavailable("broken")
+        wanted = [op.key for op in txn.success if isinstance(op, Get)]
+        found = [[] if k == "none" else [KeyValue(k, b"", began, 0, 0)] for k in wanted]
+        return TxnResult(True, 1, found)
+
+
+async def _read_all(store: SlowStore, names: list[str], cancel: int = -1) -> dict[int, str | None]:
+    reads = Reads(cast(EtcdClient, store))
+    got: dict[int, str | None] = {}
+
+    async def one(number: int, scope: trio.CancelScope) -> None:
+        with scope:
+            found = await reads.get(names[number])
+            got[number] = found.key if found else None
+
+    async with trio.open_nursery() as nursery:
+        for number in range(len(names)):
+            scope = trio.CancelScope()
+            nursery.start_soon(one, number, scope)
+            await trio.sleep(0.001)
+            if number == cancel:
+                nursery.start_soon(_cancel_later, scope)
+    assert await reads.get("last")
+    return got
+
+
+async def _cancel_later(scope: trio.CancelScope) -> None:
+    await trio.sleep(0.012)
+    scope.cancel()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("cancel", [-1, 0, 1, 2, 5])
+def test_reads_that_come_together_share_a_transaction_and_each_gets_its_own(
+    broken: bool, cancel: int
+) -> None:
+    store = SlowStore()
+    store.broken = broken
+    names = ["a", "b", "none", "c", "a", "d"]
+    got = trio.run(_read_all, store, names, cancel)
+    expected = {n: None if name == "none" else name for n, name in enumerate(names)}
+    assert {n: got[n] for n in got if n != cancel} == {
+        n: name for n, name in expected.items() if n != cancel
+    }
+    assert broken or cancel >= 0 or len(store.calls) == 3

@@ -119,7 +119,7 @@ async def statistics(node: Node, colony: str) -> dict[str, int]:
         "activeexecutors": active,
         "unregisteredexecutors": unregistered,
         "waitingprocesses": node.processes.queue.count(colony),
-        "runningprocesses": len(node.processes.running.in_order(colony)),
+        "runningprocesses": node.processes.running.count(colony),
     }
     for state in (State.SUCCESSFUL, State.FAILED, State.CANCELLED):
         key = f"{state.name.lower()}processes"

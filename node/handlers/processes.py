@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -215,15 +216,19 @@ async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]
     accept = _filter(request)
     found: list[str] = []
     if request.state == State.WAITING:
-        for entry in node.processes.queue.in_order(colony):
-            if len(found) < limit and accept(
-                entry.executortype, entry.waiting.label, entry.waiting.initiatorname
-            ):
-                found.append(entry.processid)
+        fitting = (
+            entry.processid
+            for entry in node.processes.queue.in_order(colony)
+            if accept(entry.executortype, entry.waiting.label, entry.waiting.initiatorname)
+        )
+        found = list(islice(fitting, limit))
     elif request.state == State.RUNNING:
-        for processid, run in node.processes.running.in_order(colony):
-            if len(found) < limit and accept(run.executortype, run.label, run.initiatorname):
-                found.append(processid)
+        fitting = (
+            processid
+            for processid, run in node.processes.running.in_order(colony)
+            if accept(run.executortype, run.label, run.initiatorname)
+        )
+        found = list(islice(fitting, limit))
     else:
         prefix, start = keys.closed_prefix(colony, request.state), None
         while len(found) < limit:

@@ -224,6 +224,7 @@ class _Socket:
             envelope = decode_envelope(body)
             call = self._calls.get(envelope.payloadtype)
             caller, request = self._table.admit(call, envelope)
+            assert call is not None  # or admit had refused
             if not 0 <= request.state <= State.CANCELLED:
                 raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
             if self._active >= MAX_SUBSCRIPTIONS:

@@ -12,7 +12,6 @@ import msgspec
 from node.model import Attribute, Colony, FunctionSpec, User
 
 
-
 class Empty(msgspec.Struct):
     """No fields."""
 

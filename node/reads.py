@@ -1,0 +1,92 @@
+"""Reads of single keys that share a transaction when many are asked for at once.
+
+Each read starts after it was asked for, so what it gives is as fresh as that of a read alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Get, Txn
+
+# Keys of one transaction: far below what etcd takes, and an answer is bounded too.
+_MOST = 16
+# Seconds in line after which a read goes alone: a store that hangs must not cost its time twice.
+_PATIENCE = 0.05
+
+
+@dataclass(eq=False)
+class _Seat:
+    key: str
+    called: trio.Event = field(default_factory=trio.Event)
+    leads: bool = False
+    served: bool = False
+    value: KeyValue | None = None
+
+
+class Reads:
+    """One read is under way at a time; those that come meanwhile go together in the next."""
+
+    def __init__(self, client: EtcdClient) -> None:
+        self._client = client
+        self._busy = False
+        self._line: dict[_Seat, None] = {}
+
+    async def get(self, key: str) -> KeyValue | None:
+        """The key's present value, or None. Raises EtcdError."""
+        seat = _Seat(key)
+        if self._busy:
+            self._line[seat] = None
+            try:
+                with trio.move_on_after(_PATIENCE):
+                    await seat.called.wait()
+            except trio.Cancelled:
+                if seat.leads:
+                    self._call_next()
+                raise
+            finally:
+                self._line.pop(seat, None)
+            if seat.served:
+                return seat.value
+            if not seat.leads:
+                return await self._client.get(key)
+        self._busy = True
+        try:
+            return await self._lead(seat)
+        finally:
+            self._call_next()
+
+    def _call_next(self) -> None:
+        """The first in line leads the next read."""
+        first = next(iter(self._line), None)
+        self._busy = first is not None
+        if first is not None:
+            del self._line[first]
+            first.leads = True
+            first.called.set()
+
+    async def _lead(self, seat: _Seat) -> KeyValue | None:
+        others = list(self._line)[: _MOST - 1]
+        if not others:
+            return await self._client.get(seat.key)
+        seats = [seat, *others]
+        for other in others:
+            del self._line[other]
+        began = trio.current_time()
+        try:
+            result = await self._client.commit(Txn([], [Get(each.key) for each in seats]))
+            for each, found in zip(seats, result.responses, strict=True):
+                each.value = found[0] if found else None
+                each.served = True
+        except EtcdError:
+            # Perhaps too much for one answer, or a broken connection: alone it is tried again.
+            if trio.current_time() - began > _PATIENCE:
+                raise
+        finally:
+            for other in others:
+                other.called.set()
+        return seat.value if seat.served else await self._client.get(seat.key)
