@@ -64,7 +64,7 @@ class Processes:
         """Take in one change of a live key (queue or running)."""
         if key.startswith(keys.QUEUE):
             if value is None:
-                self.queue.remove(keys.parse_queue(key)[3])
+                self.queue.remove(keys.parse_queue(key)[3], revision)
             elif not self.queue.is_old(key.rpartition("/")[2], revision):
                 self._enqueue(_entry(key, value, revision))
         else:
@@ -180,30 +180,51 @@ class Processes:
 
         Raises RpcError 404 when there is none in time, 408 or 503 when assignment is paused.
         """
-        with trio.move_on_after(max(timeout, 0)):
-            while True:
-                waiter = _Waiter(candidate)
-                line = self._waiters.setdefault((candidate.colony, candidate.executortype), {})
-                line[waiter] = None
-                try:
-                    if candidate.colony not in self.paused:
-                        # Shielded: a hand-out under way ends as assigned or not at all.
-                        with trio.CancelScope(shield=True):
-                            process = await self._take(candidate, executor)
-                        if process is not None:
-                            return process
-                    if timeout <= 0:
-                        break
+        deadline = trio.current_time() + max(timeout, 0)
+        place = (candidate.colony, candidate.executortype)
+        while True:
+            waiter = _Waiter(candidate)
+            line = self._waiters.setdefault(place, {})
+            line[waiter] = None
+            try:
+                if candidate.colony not in self.paused:
+                    # Shielded: a hand-out under way ends as assigned or not at all.
+                    with trio.CancelScope(shield=True):
+                        process = await self._take(candidate, executor)
+                    if process is not None:
+                        await self._hand_over(process)
+                        return process
+                if timeout <= 0:
+                    break
+                with trio.move_on_at(deadline) as patience:
                     await waiter.woken.wait()
-                finally:
-                    line.pop(waiter, None)
-                    if not line:
-                        self._waiters.pop((candidate.colony, candidate.executortype), None)
-                    elif waiter.woken.is_set():
-                        self._pass_on(candidate)
+                if patience.cancelled_caught:
+                    break
+            finally:
+                line.pop(waiter, None)
+                if not line:
+                    self._waiters.pop(place, None)
+                elif waiter.woken.is_set():
+                    self._pass_on(candidate)
         if candidate.colony in self.paused:
             raise RpcError(408 if timeout > 0 else 503, "assignments are paused in this colony")
         raise missing("no process is waiting that this executor may have")
+
+    async def _hand_over(self, process: Process) -> None:
+        """Put the process back if its caller left while the transaction ran."""
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.Cancelled:
+
+            def step(now_is: Process, revision: int) -> store.Step | None:
+                if now_is.state != State.RUNNING or now_is.attempt != process.attempt:
+                    return None
+                return store.requeue(now_is, revision, self.now(), counts=False)
+
+            # Bounded by the timeout of each call to the store.
+            with trio.CancelScope(shield=True):
+                await self._change_quietly(process.colonyname, process.processid, step)
+            raise
 
     def resume(self, colony: str) -> None:
         """Assignments of a colony go on: every waiter looks again."""
@@ -235,6 +256,9 @@ class Processes:
 
     async def _hand_out(self, entry: Entry, executor: Executor) -> Process | None:
         known = await self._recall(entry.colony, entry.processid)
+        if known is not None and known[0].state != State.WAITING:
+            # The watch may be ahead of the answer to our own requeue: the store's word is final.
+            known = await self.load(entry.colony, entry.processid)
         for _ in range(_TRIES):
             if known is None or known[0].state != State.WAITING:
                 return None

@@ -103,11 +103,12 @@ class Queue:
             if not places:
                 del self._lanes[lane]
 
-    def remove(self, processid: str) -> None:
-        """The queue key is gone from the store."""
-        self._taken.pop(processid, None)
+    def remove(self, processid: str, revision: int | None = None) -> None:
+        """The queue key is gone from the store, since `revision` if that is known."""
+        if revision is None or self._taken.get(processid, -1) <= revision:
+            self._taken.pop(processid, None)
         entry = self.entries.get(processid)
-        if entry is not None:
+        if entry is not None and (revision is None or entry.revision < revision):
             self._drop(entry)
 
     def find(self, candidate: Candidate) -> Entry | None:

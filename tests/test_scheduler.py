@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import cast
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.codec import pack
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Get, Txn
-from node.model import Running, Waiting
+from node.etcd.transactions import Get, ModRevision, Txn
+from node.model import Conditions, Executor, FunctionSpec, Process, Running, State, Waiting
+from node.processes import Processes
 from node.reads import Reads
 from node.scheduler import Candidate, Entry, Queue, RunningSet, matches
 from node.store import keys
@@ -289,3 +292,42 @@ def test_reads_that_come_together_share_a_transaction_and_each_gets_its_own(
         n: name for n, name in expected.items() if n != cancel
     }
     assert broken or cancel >= 0 or len(store.calls) == 3
+
+
+class OneProcess:
+    """A store with one waiting process, at revision 9; every transaction succeeds at 10."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    async def get(self, key: str) -> KeyValue | None:
+        return KeyValue(key, pack(self.process), 9, 1, 0)
+
+    async def commit(self, txn: Txn) -> TxnResult:
+        return TxnResult(txn.compare == [ModRevision(txn.compare[0].key, 9)], 10, [])
+
+
+def test_a_requeue_that_the_watch_tells_first_is_handed_out() -> None:
+    """The watch may be ahead of the answer to our own transaction: memory still says running."""
+    spec = FunctionSpec(funcname="echo", conditions=Conditions("dev", executortype="cli"))
+    waiting = Process("p", "i", "ada", "dev", spec, 0, 0)
+    processes = Processes(cast(EtcdClient, OneProcess(waiting)), lambda: 1)
+    ran = msgspec.structs.replace(waiting, state=State.RUNNING, assignedexecutorid="x")
+    processes._remember(ran, 5)
+    place = keys.queue("dev", "cli", 0, "p")
+    processes.apply(place, pack(Waiting([], "", 0, 0, 0, "", "")), 9)
+    executor = Executor("x", "cli", "ada", "dev")
+    got = trio.run(processes.assign, ANY, executor, -1)
+    assert (got.processid, got.state, got.assignedexecutorid) == ("p", State.RUNNING, "x")
+
+
+def test_late_news_of_a_hand_out_do_not_remove_a_requeue() -> None:
+    queue = Queue()
+    queue.add(ENTRY)
+    queue.take(ENTRY)
+    again = Entry("dev", "cli", 0, "p", ENTRY.waiting, 9)
+    queue.add(again)
+    queue.remove("p", 7)
+    assert queue.find(ANY) == again
+    queue.remove("p", 10)
+    assert queue.find(ANY) is None

@@ -150,8 +150,8 @@ class System:
             self._root.wait(20)
         if self.cgroup.is_dir():
             groups = [Path(path) for path, _, _ in os.walk(self.cgroup, topdown=False)]
+            eventually("no processes left", lambda: not any(map(_pids, groups)))
             for group in groups:
-                eventually(f"{group} is empty", lambda group=group: not _pids(group))
                 group.rmdir()
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:

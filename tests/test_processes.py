@@ -1,0 +1,74 @@
+"""The shell around processes on a real store: news in any order, and callers that leave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from node.codec import pack
+from node.etcd.client import open_client
+from node.model import Conditions, Executor, FunctionSpec, Process, State
+from node.processes import Processes
+from node.scheduler import Candidate
+from node.store import keys
+from node.store import processes as store
+from node.submission import build_process, new_id
+from tests.etcd.support import start_store
+
+CANDIDATE = Candidate("dev", "cli", "ada")
+ADA = Executor("a" * 64, "cli", "ada", "dev")
+
+
+@pytest.fixture
+async def processes(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Processes]:
+    target = (await start_store(nursery, tmp_path / "etcd")).target
+    async with open_client(target) as client:
+        yield Processes(client, time.time_ns)
+
+
+def make() -> Process:
+    conditions = Conditions(colonyname="dev", executortype="cli")
+    return build_process(
+        FunctionSpec(funcname="f", conditions=conditions),
+        processid=new_id(),
+        initiatorid="b" * 64,
+        initiatorname="ann",
+        colonyname="dev",
+        now=time.time_ns(),
+    )
+
+
+async def test_a_requeue_that_the_watch_tells_first_is_handed_out(processes: Processes) -> None:
+    submitted = await processes.submit(make(), b"")
+    running = await processes.assign(CANDIDATE, ADA, 5)
+    loaded = await processes.load("dev", running.processid)
+    assert loaded is not None
+    # Another daemon, or our own transaction whose answer is still on its way.
+    step = store.requeue(loaded[0], loaded[1], time.time_ns(), counts=True)
+    result = await processes.client.commit(step.txn)
+    queued = keys.queue("dev", "cli", submitted.prioritytime, submitted.processid)
+    processes.apply(queued, pack(store.waiting_of(step.process)), result.revision)
+    again = await processes.assign(CANDIDATE, ADA, 5)
+    assert (again.processid, again.attempt, again.retries) == (submitted.processid, 2, 1)
+
+
+async def test_a_caller_that_left_gets_nothing(processes: Processes) -> None:
+    submitted = await processes.submit(make(), b"")
+    with trio.CancelScope() as gone:
+        gone.cancel()
+        await processes.assign(CANDIDATE, ADA, 5)
+    found = await processes.load("dev", submitted.processid)
+    assert found is not None
+    assert (found[0].state, found[0].retries) == (State.WAITING, 0)
+    assert (await processes.assign(CANDIDATE, ADA, 5)).processid == submitted.processid
+
+
+async def test_a_caller_at_its_timeout_keeps_what_it_got(processes: Processes) -> None:
+    submitted = await processes.submit(make(), b"")
+    # The deadline passes while the transaction runs: the caller is still there to take it.
+    got = await processes.assign(CANDIDATE, ADA, 1e-6)
+    assert got.processid == submitted.processid
