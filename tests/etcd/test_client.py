@@ -37,7 +37,7 @@ from node.etcd.transactions import (
     Put,
     Txn,
 )
-from tests.etcd.support import Store, start_store
+from tests.etcd.support import QUOTA, Store, start_store
 
 
 def test_the_end_of_a_prefix() -> None:
@@ -346,10 +346,15 @@ async def test_a_full_store_says_so_and_recovers(nursery: trio.Nursery, tmp_path
         assert await client.put("k", b"works again") > 0
 
 
-async def test_a_large_listing_is_read_in_smaller_pages(client: EtcdClient) -> None:
+async def test_a_large_listing_is_read_in_smaller_pages(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
     """Pages that would be over the limit of one answer are not an error of the caller's."""
-    async with trio.open_nursery() as nursery:
-        for number in range(50):
-            nursery.start_soon(partial(client.put, f"k/{number:02}", bytes(1_400_000)))
-    items, _ = await client.range_all("k/")
+    # 70 MB of values: more than the quota of the other tests allows on a slow disk.
+    store = await start_store(nursery, tmp_path / "large", quota=8 * QUOTA)
+    async with open_client(store.target, timeout=30) as client:
+        async with trio.open_nursery() as writers:
+            for number in range(50):
+                writers.start_soon(partial(client.put, f"k/{number:02}", bytes(1_400_000)))
+        items, _ = await client.range_all("k/")
     assert [item.key for item in items] == [f"k/{number:02}" for number in range(50)]
