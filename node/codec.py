@@ -6,13 +6,16 @@ The wire forms of times, statistics and errors live here; who may see them does 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import cbor2
 import msgspec
 
-from node.model import UNSET_TIME, Executor, Process
+from node import deterministic
+from node.graphs import layout, node_id
+from node.model import UNSET_TIME, Executor, Graph, Process
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -24,7 +27,7 @@ class SchemaError(ValueError):
 
 def pack(value: object) -> bytes:
     """Encode a struct as deterministic CBOR (RFC 8949, section 4.2) behind the schema version."""
-    return cbor2.dumps([SCHEMA, msgspec.to_builtins(value)], canonical=True)
+    return deterministic.dumps([SCHEMA, msgspec.to_builtins(value)])
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
@@ -78,13 +81,33 @@ def wire_process(process: Process) -> dict[str, Any]:
         "retries": p.retries,
         "attributes": msgspec.to_builtins(p.attributes),
         "spec": spec,
-        "waitforparents": False,
-        "parents": [],
-        "children": [],
-        "processgraphid": "",
+        "waitforparents": p.waitforparents,
+        "parents": [node_id(p.processgraphid, place) for place in p.parents],
+        "children": [node_id(p.processgraphid, place) for place in p.children],
+        "processgraphid": p.processgraphid,
         "in": p.input,
         "out": p.output,
         "errors": p.errors,
+    }
+
+
+def wire_graph(graph: Graph, nodes: Sequence[Process] | None = None) -> dict[str, Any]:
+    """Return a process graph as upstream's SDKs expect it; drawn only when its nodes are given."""
+    drawn, edges = layout(nodes) if nodes is not None else ([], [])
+    graphid = graph.processgraphid
+    return {
+        "processgraphid": graphid,
+        "initiatorid": graph.initiatorid,
+        "initiatorname": graph.initiatorname,
+        "colonyname": graph.colonyname,
+        "rootprocessids": [node_id(graphid, place) for place in graph.roots],
+        "state": int(graph.state),
+        "submissiontime": wire_time(graph.submissiontime),
+        "starttime": wire_time(graph.starttime),
+        "endtime": wire_time(graph.endtime),
+        "processids": [node_id(graphid, place) for place in range(graph.count)],
+        "nodes": drawn,
+        "edges": edges,
     }
 
 
@@ -95,6 +118,7 @@ def wire_executor(executor: Executor) -> dict[str, Any]:
     value["lastheardfromtime"] = wire_time(executor.lastheardfromtime)
     value["capabilities"] = executor.capabilities or {"hardware": None, "software": None}
     value["allocations"] = executor.allocations or {"projects": None}
-    if not executor.locationname:
-        del value["locationname"]
+    for name in ("locationname", "blueprintid", "blueprintgen"):
+        if not value[name]:
+            del value[name]
     return value

@@ -97,7 +97,8 @@ class Process(msgspec.Struct):
 
     `attempt` grows with each hand-out. `notify` names a key that the closing transaction
     puts, so that whoever owes the outcome to another colony finds it. `peer` is the id of the
-    colony the process was forwarded to, `origin` the id of the one it came from.
+    colony the process was forwarded to, `origin` the id of the one it came from. A node of a
+    process graph knows its place there; `parents` and `children` are places, too (`graphs`).
     """
 
     processid: str
@@ -124,11 +125,40 @@ class Process(msgspec.Struct):
     origin: str = ""
     notify: str = ""
     nonce: str = ""
+    processgraphid: str = ""
+    graphindex: int = -1
+    parents: list[int] = msgspec.field(default_factory=list)
+    children: list[int] = msgspec.field(default_factory=list)
+    waitforparents: bool = False
 
     @property
     def closed(self) -> bool:
         """Whether the process has reached a state that it cannot leave."""
         return self.state >= State.SUCCESSFUL
+
+
+class Graph(msgspec.Struct):
+    """A process graph (workflow). Times are Unix nanoseconds, 0 for unset.
+
+    Its nodes are the processes at the places 0 to `count` - 1, whose ids follow from the graph's.
+    `ended` counts the nodes that closed, by state. `sweeping` is the state that all unfinished
+    nodes are being brought into, 0 for none. `released` is whether all nodes are in the store.
+    """
+
+    processgraphid: str
+    initiatorid: str
+    initiatorname: str
+    colonyname: str
+    submissiontime: int
+    count: int
+    roots: list[int]
+    state: State = State.WAITING
+    starttime: int = 0
+    endtime: int = 0
+    ended: dict[int, int] = msgspec.field(default_factory=dict)
+    sweeping: int = 0
+    released: bool = True
+    nonce: str = ""
 
 
 class Colony(msgspec.Struct):
@@ -162,6 +192,8 @@ class Executor(msgspec.Struct):
     locationname: str = ""
     capabilities: Any = None
     allocations: Any = None
+    blueprintid: str = ""
+    blueprintgen: int = 0
 
 
 class Function(msgspec.Struct):
@@ -204,6 +236,15 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True):
     waitdeadline: int
     label: str
     initiatorname: str
+    origin: str = ""
+
+
+class Blocked(msgspec.Struct, frozen=True, array_like=True):
+    """What the key of a process that waits for its parents holds: its place in the queue to be."""
+
+    executortype: str
+    prioritytime: int
+    waiting: Waiting
 
 
 class Running(msgspec.Struct, frozen=True, array_like=True):
@@ -215,6 +256,7 @@ class Running(msgspec.Struct, frozen=True, array_like=True):
     execdeadline: int
     label: str
     initiatorname: str
+    origin: str = ""
 
 
 class Closed(msgspec.Struct, frozen=True, array_like=True):

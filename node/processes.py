@@ -1,42 +1,37 @@
-"""Processes of the colonies hosted here: submit, hand out, renew, close, and read.
+"""Processes of the colonies hosted here: submit, change, close, and read.
 
-The shell around `store.processes` and `scheduler`: it runs transactions, keeps the indexes in
-step and wakes who waits. Who may ask is decided by the caller.
+The shell around `store.processes` and `scheduler`: it runs transactions and keeps the indexes in
+step. Who may ask is decided by the caller, who gets what by `handout`, what is late by `deadlines`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-import trio
 
 from node.codec import unpack
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
-from node.etcd.errors import EtcdError
 from node.etcd.transactions import Compare, Get, Op, Put, Txn
+from node.handout import HandOut
 from node.hooks import Hooks
-from node.model import Attribute, Executor, Process, Running, State, Waiting
+from node.model import Attribute, Blocked, Process, Running, State, Waiting
 from node.reads import Reads
-from node.scheduler import Candidate, Entry, Queue, RunningSet, matches
+from node.scheduler import Entry, Queue, RunningSet
 from node.store import keys
 from node.store import processes as store
 
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 8
 _CACHE = 2048
+# Processes read in one transaction: even at their largest they fit one answer.
+_MANY = 40
 
 
-@dataclass(eq=False)
-class _Waiter:
-    candidate: Candidate
-    woken: trio.Event = field(default_factory=trio.Event)
-
-
-def _ignore(process: Process) -> None:
+def _ignore(*_: object) -> None:
     """The observer of who needs none."""
 
 
@@ -49,28 +44,42 @@ class Processes:
     hooks: Hooks = field(default_factory=Hooks)
     queue: Queue = field(default_factory=Queue)
     running: RunningSet = field(default_factory=RunningSet)
-    paused: set[str] = field(default_factory=set)
     reads: Reads = field(init=False)
+    handout: HandOut = field(init=False)
     changed: Callable[[Process], None] = _ignore
-    _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
+    moved: Callable[[str], None] = _ignore
+    stepped: Callable[[str, str, int], None] = _ignore
     _cache: OrderedDict[str, tuple[Process, int]] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self.reads = Reads(self.client)
+        self.handout = HandOut(self)
+        self.queue.held = self.handout.held
 
     # -- the indexes ---------------------------------------------------------------------
 
     def apply(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take in one change of a live key (queue or running)."""
+        """Take in one change of a live key."""
+        self.moved(key.rpartition("/")[2])
         if key.startswith(keys.QUEUE):
             if value is None:
                 self.queue.remove(keys.parse_queue(key)[3], revision)
             elif not self.queue.is_old(key.rpartition("/")[2], revision):
                 self._enqueue(_entry(key, value, revision))
+        elif key.startswith(keys.BLOCKED):
+            if value is None:
+                self.queue.remove(keys.parse_blocked(key)[1], revision)
+            elif not self.queue.is_old(key.rpartition("/")[2], revision):
+                self._enqueue(_blocked_entry(key, value, revision))
+        elif key.startswith(keys.STEPS):
+            if value is not None:
+                self.stepped(*keys.parse_step(key)[:2], revision)
         else:
             colony, processid = keys.parse_running(key)
             if value is None:
+                origin = self.running.origin_of(processid)
                 self.running.remove(processid, revision)
+                self.handout.freed(origin)
             elif not self.running.is_old(processid, revision):
                 self.running.add(colony, processid, unpack(value, Running), revision)
 
@@ -82,27 +91,25 @@ class Processes:
             if key.startswith(keys.QUEUE):
                 entry = _entry(key, value, revision)
                 entries[entry.processid] = entry
+            elif key.startswith(keys.BLOCKED):
+                entry = _blocked_entry(key, value, revision)
+                entries.setdefault(entry.processid, entry)
+            elif key.startswith(keys.STEPS):
+                self.stepped(*keys.parse_step(key)[:2], revision)
             else:
                 colony, processid = keys.parse_running(key)
                 running[processid] = (colony, unpack(value, Running), revision)
         self.queue.replace(entries)
         self.running.replace(running)
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                waiter.woken.set()
+        self.handout.wake_all()
+        self.moved("")
 
     def _enqueue(self, entry: Entry) -> None:
-        if self.queue.add(entry):
-            self._wake(entry)
+        if self.queue.add(entry) and not entry.blocked:
+            self.handout.wake(entry)
 
-    def _wake(self, entry: Entry) -> None:
-        """Wake the first waiter that may have the process; each looks again for itself."""
-        for waiter in self._waiters.get((entry.colony, entry.executortype), {}):
-            if not waiter.woken.is_set() and matches(waiter.candidate, entry.waiting):
-                waiter.woken.set()
-                return
-
-    def _remember(self, process: Process, revision: int) -> None:
+    def remember(self, process: Process, revision: int) -> None:
+        """Keep a value that is in the store at `revision` for the next transaction."""
         self._cache[process.processid] = (process, revision)
         self._cache.move_to_end(process.processid)
         if len(self._cache) > _CACHE:
@@ -117,10 +124,10 @@ class Processes:
             self._cache.pop(processid, None)
             return None
         process = unpack(found.value, Process)
-        self._remember(process, found.mod_revision)
+        self.remember(process, found.mod_revision)
         return process, found.mod_revision
 
-    async def _recall(self, colony: str, processid: str) -> tuple[Process, int] | None:
+    async def recall(self, colony: str, processid: str) -> tuple[Process, int] | None:
         """Like `load`, from memory if it is there; only for transactions that compare."""
         known = self._cache.get(processid)
         if known is not None and known[0].colonyname == colony:
@@ -130,8 +137,8 @@ class Processes:
     async def load_many(self, colony: str, processids: Sequence[str]) -> list[Process]:
         """The processes that still exist, in the order of the ids."""
         found: list[Process] = []
-        for start in range(0, len(processids), 50):
-            part = processids[start : start + 50]
+        for start in range(0, len(processids), _MANY):
+            part = processids[start : start + _MANY]
             gets = [Get(keys.process(colony, processid)) for processid in part]
             result = await self.client.commit(Txn([], gets))
             found.extend(unpack(kv.value, Process) for kvs in result.responses for kv in kvs)
@@ -144,158 +151,65 @@ class Processes:
     ) -> Process:
         """Store a new process; returns the one already there if the id is taken."""
         addition = list(extra)
+        process.peer = process.peer or self.hooks.route(process)
         if process.peer:
             addition.extend(self.hooks.forwarding(process).ops)
         try:
             step = store.submit(process, submission, addition)
         except ValueError as error:
             raise bad(f"spec.conditions: {error}") from None
-        result = await self.client.commit(step.txn)
+        with self._telling(process):
+            result = await self.client.commit(step.txn)
         if not result.succeeded:
-            return unpack(result.responses[0][0].value, Process)
+            there = unpack(result.responses[0][0].value, Process)
+            # Whoever wrote it may not have heard that it did.
+            self._tell(there)
+            return there
         self.committed_submit(process, result.revision)
         return process
 
-    def committed_submit(self, process: Process, revision: int) -> None:
-        """A submission is in the store (perhaps in a wider transaction): update the indexes."""
-        self._remember(process, revision)
-        self.changed(process)
-        if process.peer:
+    def _tell(self, process: Process) -> None:
+        if process.peer and not process.waitforparents:
             self.hooks.submitted(process)
-            return
-        spec = process.spec.conditions
-        self._enqueue(
-            Entry(
-                process.colonyname,
-                spec.executortype,
-                process.prioritytime,
-                process.processid,
-                store.waiting_of(process),
-                revision,
-            )
-        )
 
-    async def assign(self, candidate: Candidate, executor: Executor, timeout: float) -> Process:
-        """Hand the first matching process to an executor, waiting up to `timeout` seconds.
-
-        Raises RpcError 404 when there is none in time, 408 or 503 when assignment is paused.
-        """
-        deadline = trio.current_time() + max(timeout, 0)
-        place = (candidate.colony, candidate.executortype)
-        while True:
-            waiter = _Waiter(candidate)
-            line = self._waiters.setdefault(place, {})
-            line[waiter] = None
-            try:
-                if candidate.colony not in self.paused:
-                    # Shielded: a hand-out under way ends as assigned or not at all.
-                    with trio.CancelScope(shield=True):
-                        process = await self._take(candidate, executor)
-                    if process is not None:
-                        await self._hand_over(process)
-                        return process
-                if timeout <= 0:
-                    break
-                with trio.move_on_at(deadline) as patience:
-                    await waiter.woken.wait()
-                if patience.cancelled_caught:
-                    break
-            finally:
-                line.pop(waiter, None)
-                if not line:
-                    self._waiters.pop(place, None)
-                elif waiter.woken.is_set():
-                    self._pass_on(candidate)
-        if candidate.colony in self.paused:
-            raise RpcError(408 if timeout > 0 else 503, "assignments are paused in this colony")
-        raise missing("no process is waiting that this executor may have")
-
-    async def _hand_over(self, process: Process) -> None:
-        """Put the process back if its caller left while the transaction ran."""
+    @contextmanager
+    def _telling(self, process: Process) -> Iterator[None]:
+        """A write without an answer may have happened: those who send look at the store."""
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        except trio.Cancelled:
-
-            def step(now_is: Process, revision: int) -> store.Step | None:
-                if now_is.state != State.RUNNING or now_is.attempt != process.attempt:
-                    return None
-                return store.requeue(now_is, revision, self.now(), counts=False)
-
-            # Bounded by the timeout of each call to the store.
-            with trio.CancelScope(shield=True):
-                await self._change_quietly(process.colonyname, process.processid, step)
+            yield
+        except BaseException:
+            self._tell(process)
             raise
 
-    def resume(self, colony: str) -> None:
-        """Assignments of a colony go on: every waiter looks again."""
-        self.paused.discard(colony)
-        for (name, _), line in self._waiters.items():
-            if name == colony:
-                for waiter in line:
-                    waiter.woken.set()
-
-    def _pass_on(self, candidate: Candidate) -> None:
-        """A woken waiter leaves: whatever woke it may be for the next one."""
-        for waiter in self._waiters.get((candidate.colony, candidate.executortype), {}):
-            if not waiter.woken.is_set():
-                if self.queue.find(waiter.candidate) is not None:
-                    waiter.woken.set()
-                return
-
-    async def _take(self, candidate: Candidate, executor: Executor) -> Process | None:
-        while (entry := self.queue.find(candidate)) is not None:
-            self.queue.take(entry)
-            try:
-                process = await self._hand_out(entry, executor)
-            except (EtcdError, RpcError):
-                self.queue.give_back(entry)
-                raise
-            if process is not None:
-                return process
-        return None
-
-    async def _hand_out(self, entry: Entry, executor: Executor) -> Process | None:
-        known = await self._recall(entry.colony, entry.processid)
-        if known is not None and known[0].state != State.WAITING:
-            # The watch may be ahead of the answer to our own requeue: the store's word is final.
-            known = await self.load(entry.colony, entry.processid)
-        for _ in range(_TRIES):
-            if known is None or known[0].state != State.WAITING:
-                return None
-            step = store.assign(known[0], known[1], executor, self.now())
-            result = await self.client.commit(step.txn)
-            if result.succeeded:
-                self._settle(step.process, result.revision)
-                return step.process
-            known = await self.load(entry.colony, entry.processid)
-        return None
-
-    def _settle(self, process: Process, revision: int) -> None:
-        """A transition is in the store: bring memory in step before the watch does."""
-        self._remember(process, revision)
+    def committed_submit(self, process: Process, revision: int) -> None:
+        """A submission is in the store (perhaps in a wider transaction): update the indexes."""
+        self.remember(process, revision)
         self.changed(process)
+        if process.peer and not process.waitforparents:
+            self.hooks.submitted(process)
+            return
+        self._enqueue(_entry_of(process, revision))
+
+    def settle(self, process: Process, revision: int) -> None:
+        """A transition is in the store: bring memory in step before the watch does."""
+        self.remember(process, revision)
+        self.changed(process)
+        if process.processgraphid and (process.closed or not process.parents):
+            self.stepped(process.colonyname, process.processgraphid, revision)
         if process.state == State.RUNNING:
             running = store.running_of(process)
             self.running.add(process.colonyname, process.processid, running, revision)
             return
         self.running.end(process.processid, revision)
+        if process.origin:
+            self.handout.freed(process.origin)
         if process.state != State.WAITING:
             entry = self.queue.entries.get(process.processid)
             if entry is not None:
                 self.queue.take(entry)
             self.hooks.closed(process)
-        elif not process.peer:
-            spec = process.spec.conditions
-            self._enqueue(
-                Entry(
-                    process.colonyname,
-                    spec.executortype,
-                    process.prioritytime,
-                    process.processid,
-                    store.waiting_of(process),
-                    revision,
-                )
-            )
+        elif process.waitforparents or not process.peer:
+            self._enqueue(_entry_of(process, revision))
 
     async def change(
         self, colony: str, processid: str, step: Callable[[Process, int], store.Step | None]
@@ -305,7 +219,7 @@ class Processes:
         `step` returns None when nothing is to be done, and raises RpcError to refuse.
         Raises RpcError 404 when the process does not exist.
         """
-        known = await self._recall(colony, processid)
+        known = await self.recall(colony, processid)
         for _ in range(_TRIES):
             if known is None:
                 raise missing(f"process {processid} is not in colony {colony}")
@@ -322,7 +236,7 @@ class Processes:
                 return known[0]
             result = await self.client.commit(taken.txn)
             if result.succeeded:
-                self._settle(taken.process, result.revision)
+                self.settle(taken.process, result.revision)
                 return taken.process
             known = await self.load(colony, processid)
         raise conflict(f"process {processid} changes too fast; try again")
@@ -352,25 +266,44 @@ class Processes:
 
         return await self.change(colony, processid, step)
 
-    async def cancel(self, colony: str, processid: str) -> Process:
-        """End a waiting or running process. Raises RpcError 400 when it is closed already."""
+    async def cancel(self, colony: str, processid: str, errors: Sequence[str] = ()) -> Process:
+        """End a waiting or running process; `errors` say why, for whoever looks at it.
+
+        Raises RpcError 400 when it is closed already.
+        """
 
         def step(process: Process, revision: int) -> store.Step | None:
             if process.closed:
                 raise bad(f"the process is already {process.state.name.lower()}")
+            if process.processgraphid:
+                raise bad("the process is part of a workflow; cancel that")
             extra: Sequence[Op] = ()
             compare: Sequence[Compare] = ()
             if process.peer:
                 addition = self.hooks.cancelling(process)
                 extra, compare = addition.ops, addition.compare
             return store.close(
-                process, revision, State.CANCELLED, self.now(), extra=extra, compare=compare
+                process,
+                revision,
+                State.CANCELLED,
+                self.now(),
+                errors=list(errors) or None,
+                extra=extra,
+                compare=compare,
             )
 
-        process = await self.change(colony, processid, step)
-        if process.peer:
-            self.hooks.submitted(process)
-        return process
+        seen: list[Process] = []
+
+        def watched(process: Process, revision: int) -> store.Step | None:
+            seen[:] = [process]
+            return step(process, revision)
+
+        try:
+            return await self.change(colony, processid, watched)
+        finally:
+            # Whether it happened, failed or got no answer: what is to be sent is in the store.
+            for process in seen:
+                self._tell(process)
 
     async def release(self, colony: str, executorid: str) -> None:
         """Put the running processes of a removed executor back, without a retry counted."""
@@ -419,6 +352,8 @@ class Processes:
         if found is None:
             raise missing(f"process {processid} is not in colony {colony}")
         process, revision = found
+        if process.processgraphid:
+            raise bad("the process is part of a workflow; remove that")
         if process.state == State.RUNNING or (process.peer and not process.closed):
             raise bad("the process is running; cancel it first")
         reason = self.hooks.removable(process)
@@ -426,51 +361,22 @@ class Processes:
             raise conflict(reason)
         if not (await self.client.commit(store.remove(process, revision))).succeeded:
             raise conflict(f"process {processid} changed meanwhile; try again")
+        self.forget(processid)
+
+    def forget(self, processid: str) -> None:
+        """A process is gone from the store."""
         self._cache.pop(processid, None)
         self.queue.remove(processid)
 
-    # -- deadlines -----------------------------------------------------------------------
-
-    async def expire(self) -> None:
-        """Deal with every deadline that has passed: fail, or requeue while retries are left."""
-        now = self.now()
-        for entry in self.queue.overdue(now):
-            try:
-                await self._change_quietly(entry.colony, entry.processid, self._wait_step)
-            except EtcdError:
-                self.queue.again(entry)
-                raise
-        for colony, processid, running in self.running.overdue(now):
-            try:
-                await self._change_quietly(colony, processid, self._exec_step)
-            except EtcdError:
-                self.running.again(processid, running)
-                raise
-
-    async def _change_quietly(
+    async def change_quietly(
         self, colony: str, processid: str, step: Callable[[Process, int], store.Step | None]
     ) -> None:
+        """Like `change`; a process that is gone is nothing to be told."""
         try:
             await self.change(colony, processid, step)
         except RpcError as error:
             if error.status != 404:
                 raise
-
-    def _wait_step(self, process: Process, revision: int) -> store.Step | None:
-        now = self.now()
-        if process.state != State.WAITING or not 0 < process.waitdeadline < now:
-            return None
-        errors = ["Maximum waiting time limit exceeded"]
-        return store.close(process, revision, State.FAILED, now, errors=errors)
-
-    def _exec_step(self, process: Process, revision: int) -> store.Step | None:
-        now = self.now()
-        if process.state != State.RUNNING or not 0 < process.execdeadline < now:
-            return None
-        if -1 < process.spec.maxretries <= process.retries:
-            errors = ["Maximum execution time limit exceeded"]
-            return store.close(process, revision, State.FAILED, now, errors=errors)
-        return store.requeue(process, revision, now, counts=True)
 
 
 def require_assigned(process: Process, identity: str) -> None:
@@ -489,3 +395,23 @@ def _entry(key: str, value: bytes, revision: int) -> Entry:
     colony, executortype, prioritytime, processid = keys.parse_queue(key)
     waiting = unpack(value, Waiting)
     return Entry(colony, executortype, prioritytime, processid, waiting, revision)
+
+
+def _blocked_entry(key: str, value: bytes, revision: int) -> Entry:
+    colony, processid = keys.parse_blocked(key)
+    mark = unpack(value, Blocked)
+    return Entry(
+        colony, mark.executortype, mark.prioritytime, processid, mark.waiting, revision, True
+    )
+
+
+def _entry_of(process: Process, revision: int) -> Entry:
+    return Entry(
+        process.colonyname,
+        process.spec.conditions.executortype,
+        process.prioritytime,
+        process.processid,
+        store.waiting_of(process),
+        revision,
+        process.waitforparents,
+    )

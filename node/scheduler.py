@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedSet
 
 from node.model import Running, Waiting
+
+# The lane of those that nobody may have yet: no executor's name has a "/".
+_NOBODY = "/"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One waiting process in the index, with the revision of its queue key."""
+    """One waiting process in the index, with the revision of its queue key.
+
+    A `blocked` one waits for others: it is listed and has deadlines, and nobody gets it.
+    """
 
     colony: str
     executortype: str
@@ -38,6 +44,7 @@ class Entry:
     processid: str
     waiting: Waiting
     revision: int
+    blocked: bool = False
 
 
 def matches(candidate: Candidate, waiting: Waiting) -> bool:
@@ -56,17 +63,22 @@ class Queue:
     """The waiting processes of all colonies.
 
     Processes that name executors stand in a lane of each name, so that they never slow the
-    scan of an executor that they do not name.
+    scan of an executor that they do not name. Each lane has a track for every colony that
+    processes came from; `held` tells which colonies have as much running as they may.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    _lanes: dict[tuple[str, str, str], SortedSet[tuple[int, str]]] = field(default_factory=dict)
+    held: Callable[[str], bool] = field(default=lambda _: False, repr=False, compare=False)
+    _lanes: dict[tuple[str, str, str], dict[str, SortedSet[tuple[int, str]]]] = field(
+        default_factory=dict
+    )
+    _origins: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
     _deadlines: list[tuple[int, str]] = field(default_factory=list)
 
     def _lanes_of(self, entry: Entry) -> list[tuple[str, str, str]]:
-        names = entry.waiting.executornames or [""]
+        names = [_NOBODY] if entry.blocked else entry.waiting.executornames or [""]
         return [(entry.colony, entry.executortype, name) for name in names]
 
     def add(self, entry: Entry) -> bool:
@@ -79,8 +91,12 @@ class Queue:
         self._taken.pop(entry.processid, None)
         self.entries[entry.processid] = entry
         self._counts[entry.colony] += 1
+        origin = entry.waiting.origin
+        if origin:
+            self._origins[origin] += 1
         for lane in self._lanes_of(entry):
-            self._lanes.setdefault(lane, SortedSet()).add((entry.prioritytime, entry.processid))
+            tracks = self._lanes.setdefault(lane, {})
+            tracks.setdefault(origin, SortedSet()).add((entry.prioritytime, entry.processid))
         if entry.waiting.waitdeadline:
             heapq.heappush(self._deadlines, (entry.waiting.waitdeadline, entry.processid))
         return True
@@ -97,11 +113,18 @@ class Queue:
         self._counts[entry.colony] -= 1
         if not self._counts[entry.colony]:
             del self._counts[entry.colony]
+        origin = entry.waiting.origin
+        if origin:
+            self._origins[origin] -= 1
+            if not self._origins[origin]:
+                del self._origins[origin]
         for lane in self._lanes_of(entry):
-            places = self._lanes[lane]
-            places.discard((entry.prioritytime, entry.processid))
-            if not places:
-                del self._lanes[lane]
+            tracks = self._lanes[lane]
+            tracks[origin].discard((entry.prioritytime, entry.processid))
+            if not tracks[origin]:
+                del tracks[origin]
+                if not tracks:
+                    del self._lanes[lane]
 
     def remove(self, processid: str, revision: int | None = None) -> None:
         """The queue key is gone from the store, since `revision` if that is known."""
@@ -115,16 +138,30 @@ class Queue:
         """The first process in order that the executor may have."""
         best: Entry | None = None
         for name in ("", candidate.name):
-            for _, processid in self._lanes.get(
-                (candidate.colony, candidate.executortype, name), ()
-            ):
-                entry = self.entries[processid]
-                if best is not None and _place(best) < _place(entry):
-                    break
-                if matches(candidate, entry.waiting):
-                    best = entry
-                    break
+            lane = (candidate.colony, candidate.executortype, name)
+            for origin, places in self._lanes.get(lane, {}).items():
+                if origin and self.held(origin):
+                    continue
+                for _, processid in places:
+                    entry = self.entries[processid]
+                    if best is not None and _place(best) < _place(entry):
+                        break
+                    if matches(candidate, entry.waiting):
+                        best = entry
+                        break
         return best
+
+    def first_of(self, origin: str) -> list[Entry]:
+        """The first process in order of each lane that one colony has any in."""
+        return [
+            self.entries[tracks[origin][0][1]]
+            for (_, _, name), tracks in self._lanes.items()
+            if origin in tracks and name != _NOBODY
+        ]
+
+    def count_of(self, origin: str) -> int:
+        """How many processes that came from one colony wait."""
+        return self._origins[origin]
 
     def take(self, entry: Entry) -> None:
         """Hide an entry while its transaction runs, so that nobody else here tries it."""
@@ -162,13 +199,29 @@ class Queue:
 
     def in_order(self, colony: str) -> Iterator[Entry]:
         """The waiting processes of a colony, in order; the queue must not change meanwhile."""
-        lanes = [places for lane, places in self._lanes.items() if lane[0] == colony]
+        tracks = [
+            places
+            for lane, tracks in self._lanes.items()
+            if lane[0] == colony
+            for places in tracks.values()
+        ]
         last = None
-        for place in heapq.merge(*lanes):
+        for place in heapq.merge(*tracks):
             # Who names several executors stands in as many lanes, and so comes as often in a row.
             if place != last:
                 yield self.entries[place[1]]
             last = place
+
+    def depths(self, colony: str) -> dict[str, int]:
+        """How many processes of a colony wait for each executor type.
+
+        Who names several executors counts once for each: it is a measure of load.
+        """
+        found: Counter[str] = Counter()
+        for (name, executortype, lane), places in self._lanes.items():
+            if name == colony and lane != _NOBODY:
+                found[executortype] += len(places)
+        return dict(found)
 
     def count(self, colony: str) -> int:
         """How many processes of a colony wait."""
@@ -190,6 +243,7 @@ class RunningSet:
     entries: dict[str, tuple[str, Running, int]] = field(default_factory=dict)
     _order: dict[str, SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
+    _origins: Counter[str] = field(default_factory=Counter)
     _deadlines: list[tuple[int, str]] = field(default_factory=list)
 
     def is_old(self, processid: str, revision: int) -> bool:
@@ -207,6 +261,8 @@ class RunningSet:
         self._ended.pop(processid, None)
         self.entries[processid] = (colony, running, revision)
         self._order.setdefault(colony, SortedSet()).add((running.starttime, processid))
+        if running.origin:
+            self._origins[running.origin] += 1
         if running.execdeadline:
             heapq.heappush(self._deadlines, (running.execdeadline, processid))
 
@@ -215,6 +271,10 @@ class RunningSet:
         if known is None:
             return
         colony, running, _ = known
+        if running.origin:
+            self._origins[running.origin] -= 1
+            if not self._origins[running.origin]:
+                del self._origins[running.origin]
         order = self._order[colony]
         order.discard((running.starttime, processid))
         if not order:
@@ -265,6 +325,15 @@ class RunningSet:
             for processid, (home, running, _) in self.entries.items()
             if home == colony and running.executorid == executorid
         ]
+
+    def origin_of(self, processid: str) -> str:
+        """Id of the colony that a running process came from, "" for our own and for unknown ones."""
+        known = self.entries.get(processid)
+        return known[1].origin if known else ""
+
+    def count_of(self, origin: str) -> int:
+        """How many processes that came from one colony run."""
+        return self._origins[origin]
 
     def in_order(self, colony: str) -> Iterator[tuple[str, Running]]:
         """The running processes of a colony by start time; the set must not change meanwhile."""

@@ -111,7 +111,7 @@ class Lab:
 
     async def run_one(self) -> Process:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        process = await self.processes.assign(candidate, WORKER, 5)
+        process = await self.processes.handout.assign(candidate, WORKER, 5)
         return await self.processes.close(
             "lab", process.processid, WORKER.executorid, State.SUCCESSFUL, output=[3.5]
         )
@@ -214,7 +214,7 @@ async def test_a_block_by_another_daemon_is_noticed_inside_the_transaction(lab: 
     await elsewhere.load()
     await elsewhere.block(lab.other.id)
     assert lab.peers.state(lab.other.id) == TRUSTED
-    assert code(await lab.raw("submit", lab.seal(Kind.SUBMIT, submission()))) == "untrusted"
+    assert code(await lab.raw("submit", lab.seal(Kind.SUBMIT, submission()))) == "blocked"
     assert not lab.processes.queue.entries
 
 

@@ -44,7 +44,7 @@ def make() -> Process:
 
 async def test_a_requeue_that_the_watch_tells_first_is_handed_out(processes: Processes) -> None:
     submitted = await processes.submit(make(), b"")
-    running = await processes.assign(CANDIDATE, ADA, 5)
+    running = await processes.handout.assign(CANDIDATE, ADA, 5)
     loaded = await processes.load("dev", running.processid)
     assert loaded is not None
     # Another daemon, or our own transaction whose answer is still on its way.
@@ -52,7 +52,7 @@ async def test_a_requeue_that_the_watch_tells_first_is_handed_out(processes: Pro
     result = await processes.client.commit(step.txn)
     queued = keys.queue("dev", "cli", submitted.prioritytime, submitted.processid)
     processes.apply(queued, pack(store.waiting_of(step.process)), result.revision)
-    again = await processes.assign(CANDIDATE, ADA, 5)
+    again = await processes.handout.assign(CANDIDATE, ADA, 5)
     assert (again.processid, again.attempt, again.retries) == (submitted.processid, 2, 1)
 
 
@@ -60,15 +60,15 @@ async def test_a_caller_that_left_gets_nothing(processes: Processes) -> None:
     submitted = await processes.submit(make(), b"")
     with trio.CancelScope() as gone:
         gone.cancel()
-        await processes.assign(CANDIDATE, ADA, 5)
+        await processes.handout.assign(CANDIDATE, ADA, 5)
     found = await processes.load("dev", submitted.processid)
     assert found is not None
     assert (found[0].state, found[0].retries) == (State.WAITING, 0)
-    assert (await processes.assign(CANDIDATE, ADA, 5)).processid == submitted.processid
+    assert (await processes.handout.assign(CANDIDATE, ADA, 5)).processid == submitted.processid
 
 
 async def test_a_caller_at_its_timeout_keeps_what_it_got(processes: Processes) -> None:
     submitted = await processes.submit(make(), b"")
     # The deadline passes while the transaction runs: the caller is still there to take it.
-    got = await processes.assign(CANDIDATE, ADA, 1e-6)
+    got = await processes.handout.assign(CANDIDATE, ADA, 1e-6)
     assert got.processid == submitted.processid

@@ -313,11 +313,11 @@ def test_a_requeue_that_the_watch_tells_first_is_handed_out() -> None:
     waiting = Process("p", "i", "ada", "dev", spec, 0, 0)
     processes = Processes(cast(EtcdClient, OneProcess(waiting)), lambda: 1)
     ran = msgspec.structs.replace(waiting, state=State.RUNNING, assignedexecutorid="x")
-    processes._remember(ran, 5)
+    processes.remember(ran, 5)
     place = keys.queue("dev", "cli", 0, "p")
     processes.apply(place, pack(Waiting([], "", 0, 0, 0, "", "")), 9)
     executor = Executor("x", "cli", "ada", "dev")
-    got = trio.run(processes.assign, ANY, executor, -1)
+    got = trio.run(processes.handout.assign, ANY, executor, -1)
     assert (got.processid, got.state, got.assignedexecutorid) == ("p", State.RUNNING, "x")
 
 

@@ -71,15 +71,15 @@ def calls(node: Node) -> list[Call[Any]]:
 
     async def pause(caller: Caller, request: req.ColonyOnly) -> None:
         await node.client.commit(Txn([], [Put(keys.paused(request.colonyname), pack(True))]))
-        node.processes.paused.add(request.colonyname)
+        node.processes.handout.paused.add(request.colonyname)
 
     async def resume(caller: Caller, request: req.ColonyOnly) -> None:
         await node.client.delete(keys.paused(request.colonyname))
-        node.processes.resume(request.colonyname)
+        node.processes.handout.resume(request.colonyname)
 
     async def pause_status(caller: Caller, request: req.ColonyOnly) -> dict[str, Any]:
         name = request.colonyname
-        paused = name in node.processes.paused
+        paused = name in node.processes.handout.paused
         return {"colonyname": name, "ispaused": paused, "msgtype": "pausestatusreplymsg"}
 
     def of(request: Any) -> str:
@@ -109,7 +109,7 @@ def calls(node: Node) -> list[Call[Any]]:
 
 
 async def statistics(node: Node, colony: str) -> dict[str, int]:
-    """Upstream's counters for one colony; workflows are not counted yet."""
+    """Upstream's counters for one colony."""
     executors = node.directory.roster(colony).executors.values()
     active = sum(1 for executor in executors if executor.state == ExecutorState.APPROVED)
     unregistered = sum(1 for e in executors if e.state == ExecutorState.UNREGISTERED)
@@ -124,6 +124,6 @@ async def statistics(node: Node, colony: str) -> dict[str, int]:
     for state in (State.SUCCESSFUL, State.FAILED, State.CANCELLED):
         key = f"{state.name.lower()}processes"
         counts[key] = await node.client.count(keys.closed_prefix(colony, state))
-    for name in ("waiting", "running", "successful", "failed", "cancelled"):
-        counts[f"{name}workflows"] = 0
+    for state in State:
+        counts[f"{state.name.lower()}workflows"] = await node.workflows.count(colony, state)
     return counts

@@ -53,7 +53,7 @@ def calls(node: Node) -> list[Call[Any]]:
         await node.members.heard_from(executor)
         timeout = min(request.timeout, MAX_POLL)
         with node.until_drain():
-            return wire_process(await processes.assign(candidate, executor, timeout))
+            return wire_process(await processes.handout.assign(candidate, executor, timeout))
         raise missing("the server is stopping; ask again")
 
     async def get(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
@@ -75,12 +75,14 @@ def calls(node: Node) -> list[Call[Any]]:
             colony, request.processid, caller.id, State.SUCCESSFUL, output=request.out or None
         )
         node.count_function(process, caller.id)
+        await node.settle(process)
 
     async def close_failed(caller: Caller, request: req.CloseFailed) -> None:
         colony = await colony_of(node, caller, request.processid)
-        await processes.close(
+        process = await processes.close(
             colony, request.processid, caller.id, State.FAILED, errors=request.errors
         )
+        await node.settle(process)
 
     async def cancel(caller: Caller, request: req.ProcessById) -> None:
         colony = await colony_of(node, caller, request.processid)
@@ -209,6 +211,8 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
 async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]:
     """Processes in one state: waiting by priority, running by start, closed newest first."""
     colony, limit = request.colonyname, request.count
+    if request.processgraphid:
+        return await _nodes_of(node, request)
     if not 0 <= limit <= MAX_COUNT:
         raise bad(f"count: between 0 and {MAX_COUNT}")
     if not 0 <= request.state <= State.CANCELLED:
@@ -243,6 +247,17 @@ async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]
     return await node.processes.load_many(colony, found)
 
 
+async def _nodes_of(node: Node, request: req.GetProcesses) -> list[Process]:
+    """The nodes of a workflow, in all states (-1) or one: pycolonies asks so, upstream refuses."""
+    if "/" in request.processgraphid:
+        return []
+    graph = await node.workflows.load(request.colonyname, request.processgraphid)
+    if graph is None:
+        return []
+    found = await node.workflows.nodes(graph)
+    return [each for each in found if request.state in (-1, each.state)]
+
+
 def _filter(request: req.GetProcesses) -> Callable[[str, str, str], bool]:
     """Upstream applies the first filter that is given: type, then initiator, then label."""
     wanted = (request.executortype, request.initiator, request.label)
@@ -262,7 +277,7 @@ async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
     found, _ = await node.client.range_all(keys.processes(colony))
     for kv in found:
         process = unpack(kv.value, Process)
-        if request.state not in (-1, process.state):
+        if process.processgraphid or request.state not in (-1, process.state):
             continue
         if process.state == State.RUNNING or (process.peer and not process.closed):
             process = await node.processes.cancel(colony, process.processid)

@@ -49,6 +49,8 @@ class NewExecutor(msgspec.Struct):
     locationname: str = ""
     capabilities: Any = None
     allocations: Any = None
+    blueprintid: str = ""
+    blueprintgen: int = 0
 
 
 class AddExecutor(msgspec.Struct):
@@ -124,6 +126,7 @@ class GetProcesses(msgspec.Struct):
     executortype: str = ""
     label: str = ""
     initiator: str = ""
+    processgraphid: str = ""
 
 
 class GetHistory(msgspec.Struct):

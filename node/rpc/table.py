@@ -10,7 +10,7 @@ import base64
 import binascii
 import enum
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from node.errors import RpcError, bad, denied
+from node.etcd.errors import EtcdError
 from node.identity import IdentityError, recover_payload
 from node.model import Executor
 
@@ -29,10 +30,41 @@ MAX_DEPTH = 64
 FRESH = 300
 _NONCES = 100_000
 _IDEMPOTENT = frozenset(
-    {"submitfuncspecmsg", "closesuccessfulmsg", "closefailedmsg", "setoutputmsg"}
+    {
+        "submitfuncspecmsg",
+        "submitworkflowspecmsg",
+        "closesuccessfulmsg",
+        "closefailedmsg",
+        "setoutputmsg",
+        "addfilemsg",
+        "createsnapshotmsg",
+        "channelappendmsg",
+        "channelreadmsg",
+        "searchlogsmsg",
+        "addcronmsg",
+        "runcronmsg",
+        "addgeneratormsg",
+        "packgeneratormsg",
+        "addblueprintmsg",
+        "reconcileblueprintmsg",
+    }
 )
 # Below these keys null means null: they hold the user's own data.
-_OPAQUE = frozenset({"args", "kwargs", "out", "in", "capabilities", "allocations", "fs"})
+_OPAQUE = frozenset(
+    {
+        "args",
+        "kwargs",
+        "out",
+        "in",
+        "capabilities",
+        "allocations",
+        "fs",
+        "payload",
+        "blueprint",
+        "blueprintdefinition",
+        "status",
+    }
+)
 
 R = TypeVar("R")
 
@@ -102,6 +134,7 @@ class Table:
     now: Callable[[], int]
     strict_replay: bool = False
     calls: dict[str, Call[Any]] = field(default_factory=dict)
+    answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     _seen: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
 
     def add(self, call: Call[Any]) -> None:
@@ -118,10 +151,20 @@ class Table:
             payloadtype = envelope.payloadtype
             result = await self._run(envelope)
         except RpcError as error:
+            self._count(payloadtype, error.status)
             failure = {"status": error.status, "message": error.message}
             return error.status, reply("error", failure, error=True)
+        except EtcdError:
+            self._count(payloadtype, 503)
+            raise
+        self._count(payloadtype, 200)
         reply_type = "pausestatusreplymsg" if payloadtype == "getpausestatusmsg" else payloadtype
         return 200, reply(reply_type, {} if result is None else result)
+
+    def _count(self, payloadtype: str, status: int) -> None:
+        # Names that anybody may invent must not fill the memory.
+        name = payloadtype if payloadtype in self.calls else "unknown"
+        self.answered[name, status] += 1
 
     async def _run(self, envelope: Envelope) -> Any:
         call = self.calls.get(envelope.payloadtype)
@@ -144,7 +187,7 @@ class Table:
         if head.msgtype != envelope.payloadtype:
             raise bad(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
         self._check_fresh(head)
-        request = _convert(prune(fields), call.request)
+        request = _convert(fields, call.request)
         caller = self.authorise(call, identity, request, head.nonce, envelope)
         self._check_unused(head, identity, envelope)
         return caller, request
@@ -182,11 +225,11 @@ class Table:
     ) -> Caller:
         """Check the role that the call demands. Raises RpcError 403."""
         submission = b""
-        if call.payloadtype == "submitfuncspecmsg":
+        if call.payloadtype in ("submitfuncspecmsg", "submitworkflowspecmsg"):
             submission = f"{envelope.payload}.{envelope.signature}".encode()
         if call.who is Who.SIGNED or call.colony is None:
             if call.who is Who.SERVER and identity != self.directory.serverid:
-                raise denied("only the server owner may call this")
+                raise denied("Access denied: only the server owner may call this")
             return Caller(identity, nonce=nonce, submission=submission)
         name = call.colony(request)
         colony = self.directory.colony(name)
@@ -199,7 +242,10 @@ class Table:
             Who.BOTH: owner or member is not None,
         }[call.who]
         if not allowed:
-            raise denied(f"colony {name[:80]!r}: only its {call.who.value} may call this")
+            # Clients of upstream look for the first two words.
+            raise denied(
+                f"Access denied: colony {name[:80]!r}: only its {call.who.value} may call this"
+            )
         return Caller(identity, name, member, nonce, submission)
 
 
@@ -223,7 +269,7 @@ def decode_envelope(body: bytes) -> Envelope:
 
 
 def parse_payload(payload: str) -> dict[str, Any]:
-    """Return the JSON object inside a base64 payload. Raises RpcError 400."""
+    """Return the JSON object inside a base64 payload, pruned. Raises RpcError 400."""
     try:
         text = base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
@@ -236,7 +282,8 @@ def parse_payload(payload: str) -> dict[str, Any]:
         raise bad("payload: a JSON object is expected")
     if text.count(b"{") + text.count(b"[") > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
         raise bad(f"payload: nested deeper than {MAX_DEPTH}")
-    return value
+    pruned: dict[str, Any] = prune(value) if b"null" in text else value
+    return pruned
 
 
 def depth_of(value: Any) -> int:

@@ -11,6 +11,10 @@ MEMBERS = ROOT + "member/"
 LIVE = ROOT + "live/"
 QUEUE = LIVE + "queue/"
 RUNNING = LIVE + "running/"
+BLOCKED = LIVE + "blocked/"
+STEPS = LIVE + "step/"
+# What has happened to a graph, beside the ends of nodes; "!" sorts before their numbers.
+RELEASE, REMOVE, START, SWEEP = "!release", "!remove", "!start", "!sweep"
 # Priority times are signed 64-bit; the offset makes them sort as text.
 _BIAS = 1 << 63
 _TOP = (1 << 63) - 1
@@ -76,6 +80,77 @@ def parse_running(key: str) -> tuple[str, str]:
     """Return colony and process id of a running key."""
     colony, processid = key[len(RUNNING) :].split("/")
     return colony, processid
+
+
+def blocked(colony: str, processid: str) -> str:
+    """The mark of a process that waits for its parents."""
+    return f"{BLOCKED}{colony}/{processid}"
+
+
+def parse_blocked(key: str) -> tuple[str, str]:
+    """Return colony and process id of a blocked key."""
+    colony, processid = key[len(BLOCKED) :].split("/")
+    return colony, processid
+
+
+def pending(colony: str, processid: str) -> str:
+    """How many parents of a blocked process are not finished."""
+    return f"{ROOT}pending/{colony}/{processid}"
+
+
+def steps(colony: str, graphid: str) -> str:
+    """Prefix of what has happened to a graph and is not yet dealt with."""
+    return f"{STEPS}{colony}/{graphid}/"
+
+
+def step(colony: str, graphid: str, what: int | str) -> str:
+    """One thing that happened: the end of the node at a place, or what `what` says."""
+    return steps(colony, graphid) + (f"{what:08d}" if isinstance(what, int) else what)
+
+
+def parse_step(key: str) -> tuple[str, str, str]:
+    """Return colony, graph id and what happened."""
+    colony, graphid, what = key[len(STEPS) :].split("/")
+    return colony, graphid, what
+
+
+def graphs(colony: str) -> str:
+    """Prefix of the graphs of a colony."""
+    return f"{ROOT}graph/{colony}/"
+
+
+def graph(colony: str, graphid: str) -> str:
+    """One process graph."""
+    return graphs(colony) + graphid
+
+
+GRAPH_PARTS = ROOT + "graphpart/"
+
+
+def graph_parts(colony: str, graphid: str) -> str:
+    """Prefix of the nodes of a large graph that is being submitted."""
+    return f"{GRAPH_PARTS}{colony}/{graphid}/"
+
+
+def graph_part(colony: str, graphid: str, attempt: str, number: int) -> str:
+    """Some of these nodes. An attempt begins with its time in Unix ns, 20 digits."""
+    return f"{graph_parts(colony, graphid)}{attempt}/{number:06d}"
+
+
+def parse_graph_part(key: str) -> tuple[str, str, int]:
+    """Return colony, graph id and the time of the attempt in Unix ns."""
+    colony, graphid, attempt, _ = key[len(GRAPH_PARTS) :].split("/")
+    return colony, graphid, int(attempt[:20])
+
+
+def graph_states(colony: str, state: int) -> str:
+    """Prefix of the marks of the graphs in one state, newest first."""
+    return f"{ROOT}graphstate/{colony}/{state}/"
+
+
+def graph_state(colony: str, state: int, submissiontime: int, graphid: str) -> str:
+    """The mark of a graph in its state; `submissiontime` in Unix ns."""
+    return f"{graph_states(colony, state)}{_TOP - submissiontime:020d}/{graphid}"
 
 
 def closed_prefix(colony: str, state: int) -> str:

@@ -23,9 +23,9 @@ from node.etcd.transactions import (
     Put,
     Txn,
 )
-from node.model import SECOND, Closed, Executor, Process, Running, State, Waiting
+from node.model import SECOND, Blocked, Closed, Executor, Process, Running, State, Waiting
 from node.resources import parse_cpu, parse_memory
-from node.store import keys
+from node.store import channels, keys
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def waiting_of(process: Process) -> Waiting:
         waitdeadline=process.waitdeadline,
         label=process.spec.label,
         initiatorname=process.initiatorname,
+        origin=process.origin,
     )
 
 
@@ -60,6 +61,8 @@ def running_of(process: Process) -> Running:
         execdeadline=0 if process.peer else process.execdeadline,
         label=process.spec.label,
         initiatorname=process.initiatorname,
+        # What was passed on takes no executor of ours.
+        origin="" if process.peer else process.origin,
     )
 
 
@@ -73,20 +76,52 @@ def _keys(process: Process) -> tuple[str, str, str]:
     )
 
 
+def place(process: Process) -> list[Op]:
+    """Where a waiting process stands: in the queue, before it, or at another colony's."""
+    colony, pid = process.colonyname, process.processid
+    waiting = waiting_of(process)
+    if process.waitforparents:
+        executortype = process.spec.conditions.executortype
+        mark = Blocked(executortype, process.prioritytime, waiting)
+        return [Put(keys.blocked(colony, pid), pack(mark))]
+    return [] if process.peer else [Put(_keys(process)[1], pack(waiting))]
+
+
+def create(process: Process) -> list[Op]:
+    """What makes a new process. One with a peer needs more, that sends it there."""
+    colony, pid = process.colonyname, process.processid
+    ops: list[Op] = [Put(keys.process(colony, pid), pack(process)), *place(process)]
+    if process.waitforparents:
+        ops.append(Put(keys.pending(colony, pid), b"%d" % len(process.parents)))
+    for attribute in process.attributes:
+        ops.append(Put(keys.attribute(colony, attribute.attributeid), pid.encode()))
+    return ops
+
+
+def _leave(process: Process) -> list[Op]:
+    """What takes a waiting process from where it stands."""
+    colony, pid = process.colonyname, process.processid
+    if process.waitforparents:
+        return [Delete(keys.blocked(colony, pid)), Delete(keys.pending(colony, pid))]
+    return [] if process.peer else [Delete(_keys(process)[1])]
+
+
+def _begun(process: Process, now: int) -> list[Op]:
+    """A root that starts may be what starts its graph; `now` in Unix ns."""
+    if not process.processgraphid or process.parents:
+        return []
+    return [Put(keys.step(process.colonyname, process.processgraphid, keys.START), pack(now))]
+
+
 def submit(process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Step:
     """A new process. A process with a peer has no place in the queue: `extra` sends it there.
 
     When the id exists already, nothing happens and the failure branch returns the process.
     """
-    key, queue, _ = _keys(process)
-    ops: list[Op] = [Put(key, pack(process))]
-    if not process.peer:
-        ops.append(Put(queue, pack(waiting_of(process))))
+    key = keys.process(process.colonyname, process.processid)
+    ops = create(process)
     if submission:
         ops.append(Put(keys.submission(process.colonyname, process.processid), submission))
-    for attribute in process.attributes:
-        pid = process.processid.encode()
-        ops.append(Put(keys.attribute(process.colonyname, attribute.attributeid), pid))
     return Step(process, Txn([Absent(key)], [*ops, *extra], [Get(key)]))
 
 
@@ -111,6 +146,7 @@ def assign(process: Process, revision: int, executor: Executor, now: int) -> Ste
         Put(key, pack(after)),
         Delete(queue),
         Put(running, pack(running_of(after))),
+        *_begun(after, now),
     ]
     return Step(after, Txn([ModRevision(key, revision)], ops))
 
@@ -126,8 +162,26 @@ def start(process: Process, revision: int, now: int, extra: Sequence[Op]) -> Ste
         attempt=process.attempt + 1,
     )
     key, _, running = _keys(after)
-    ops: list[Op] = [Put(key, pack(after)), Put(running, pack(running_of(after)))]
+    ops: list[Op] = [
+        Put(key, pack(after)),
+        Put(running, pack(running_of(after))),
+        *_begun(after, now),
+    ]
     return Step(after, Txn([ModRevision(key, revision)], [*ops, *extra]))
+
+
+def move(
+    process: Process,
+    revision: int,
+    peer: str,
+    extra: Sequence[Op],
+    compare: Sequence[Compare] = (),
+) -> Step:
+    """A waiting process goes elsewhere: to a peer, where `extra` sends it, or "" to the queue."""
+    after = msgspec.structs.replace(process, peer=peer)
+    key = keys.process(process.colonyname, process.processid)
+    ops: list[Op] = [Put(key, pack(after)), *_leave(process), *place(after), *extra]
+    return Step(after, Txn([ModRevision(key, revision), *compare], ops))
 
 
 def requeue(process: Process, revision: int, now: int, *, counts: bool) -> Step:
@@ -177,16 +231,16 @@ def close(
         output=process.output if output is None else output,
         errors=process.errors if errors is None else errors,
     )
-    key, queue, running = _keys(after)
+    key, _, running = _keys(after)
     mark = Closed(after.spec.conditions.executortype, after.spec.label, after.initiatorname)
     ops: list[Op] = [
         Put(key, pack(after)),
         Put(keys.closed(after.colonyname, state, now, after.processid), pack(mark)),
     ]
-    if process.state == State.RUNNING:
-        ops.append(Delete(running))
-    elif not process.peer:
-        ops.append(Delete(queue))
+    ops.extend([Delete(running)] if process.state == State.RUNNING else _leave(process))
+    if after.processgraphid:
+        ended = keys.step(after.colonyname, after.processgraphid, after.graphindex)
+        ops.append(Put(ended, pack([int(state), 0])))
     if after.notify:
         ops.append(Put(after.notify, after.processid.encode()))
     return Step(after, Txn([ModRevision(key, revision), *compare], [*ops, *extra]))
@@ -195,15 +249,16 @@ def close(
 def remove(process: Process, revision: int) -> Txn:
     """Everything about a process goes, from any state but running."""
     colony, pid = process.colonyname, process.processid
-    key, queue, _ = _keys(process)
+    key = keys.process(colony, pid)
     ops: list[Op] = [
         Delete(key),
         Delete(keys.submission(colony, pid)),
         DeletePrefix(keys.process_logs(colony, pid)),
     ]
     if process.state == State.WAITING:
-        ops.append(Delete(queue))
+        ops.extend(_leave(process))
     else:
         ops.append(Delete(keys.closed(colony, process.state, process.endtime, pid)))
     ops.extend(Delete(keys.attribute(colony, attr.attributeid)) for attr in process.attributes)
+    ops.extend(channels.removal(process))
     return Txn([ModRevision(key, revision)], ops)

@@ -1,0 +1,172 @@
+"""Process graphs as values: places of nodes from their dependencies, states, and the layout.
+
+No I/O and no clock: `workflows` runs what is decided here, `store.graphs` knows the transactions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from node.model import FunctionSpec, Process, State
+
+# Nodes of one graph: their specs must fit into memory several times over.
+MAX_NODES = 50_000
+# The distances that upstream's dashboard expects between nodes, in pixels.
+_COLUMN, _ROW = 200, 80
+_COLOURS = {
+    State.WAITING: "#f5f5f5",
+    State.RUNNING: "#bbdefb",
+    State.SUCCESSFUL: "#c8e6c9",
+    State.FAILED: "#ffcdd2",
+    State.CANCELLED: "#e0e0e0",
+}
+
+
+class GraphError(ValueError):
+    """A workflow whose nodes do not make a graph; the message names the nodes."""
+
+
+@lru_cache(maxsize=65_536)
+def node_id(graphid: str, place: int) -> str:
+    """The process id of the node at a place of a graph."""
+    return hashlib.sha3_256(f"{graphid}/{place}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who waits for whom, by place."""
+
+    parents: list[list[int]]
+    children: list[list[int]]
+
+    @property
+    def roots(self) -> list[int]:
+        """The places that wait for nobody."""
+        return [place for place, parents in enumerate(self.parents) if not parents]
+
+
+def plan(specs: Sequence[FunctionSpec]) -> Plan:
+    """Return the graph that the specs' dependencies describe.
+
+    Raises GraphError for no nodes or too many, a name that is missing or used twice, an unknown
+    dependency, and a cycle.
+    """
+    if not specs:
+        raise GraphError("functionspecs: a workflow has at least one")
+    if len(specs) > MAX_NODES:
+        raise GraphError(f"functionspecs: a workflow has at most {MAX_NODES}")
+    places: dict[str, int] = {}
+    for place, spec in enumerate(specs):
+        if not spec.nodename:
+            raise GraphError(f"functionspecs[{place}].nodename: must not be empty")
+        if spec.nodename in places:
+            raise GraphError(f"functionspecs[{place}].nodename: {spec.nodename!r} is used twice")
+        places[spec.nodename] = place
+    parents: list[list[int]] = []
+    children: list[list[int]] = [[] for _ in specs]
+    for place, spec in enumerate(specs):
+        mine: dict[int, None] = {}
+        for name in spec.conditions.dependencies or []:
+            if name not in places:
+                raise GraphError(
+                    f"functionspecs[{place}].conditions.dependencies: {spec.nodename!r} depends on"
+                    f" {name!r}, which is no node of this workflow"
+                )
+            mine[places[name]] = None
+        parents.append(list(mine))
+        for parent in mine:
+            children[parent].append(place)
+    _refuse_cycle(specs, parents, children)
+    return Plan(parents, children)
+
+
+def _refuse_cycle(
+    specs: Sequence[FunctionSpec], parents: list[list[int]], children: list[list[int]]
+) -> None:
+    missing = [len(mine) for mine in parents]
+    free = [place for place, count in enumerate(missing) if not count]
+    done = 0
+    while free:
+        place = free.pop()
+        done += 1
+        for child in children[place]:
+            missing[child] -= 1
+            if not missing[child]:
+                free.append(child)
+    if done == len(parents):
+        return
+    # Each place left has a parent that is left: going up must come round.
+    place = next(place for place, count in enumerate(missing) if count)
+    way: dict[int, None] = {}
+    while place not in way:
+        way[place] = None
+        place = next(parent for parent in parents[place] if missing[parent])
+    round_trip = list(way)[list(way).index(place) :]
+    names = [specs[each].nodename for each in [*round_trip, place]]
+    shown = names if len(names) <= 12 else [*names[:6], "…", *names[-5:]]
+    raise GraphError(f"functionspecs: nodes depend on themselves: {' → '.join(shown)}")
+
+
+def state_of(ended: Mapping[int, int], count: int, *, started: bool) -> State:
+    """The state of a graph, by upstream's rule: any failed, any cancelled, all successful."""
+    if ended.get(State.FAILED):
+        return State.FAILED
+    if ended.get(State.CANCELLED):
+        return State.CANCELLED
+    if ended.get(State.SUCCESSFUL, 0) >= count:
+        return State.SUCCESSFUL
+    return State.RUNNING if started or ended else State.WAITING
+
+
+def depths(parents: Mapping[int, Sequence[int]]) -> dict[int, int]:
+    """How far each place is from the roots: 0 for a root. The graph has no cycles."""
+    found: dict[int, int] = {}
+    for start in parents:
+        stack = [start]
+        while stack:
+            place = stack[-1]
+            unknown = [up for up in parents[place] if up in parents and up not in found]
+            if unknown:
+                stack.extend(unknown)
+                continue
+            stack.pop()
+            above = [found[up] for up in parents[place] if up in parents]
+            found[place] = max(above, default=-1) + 1
+    return found
+
+
+def layout(nodes: Sequence[Process]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Nodes and edges as upstream's dashboard draws them (React Flow)."""
+    deep = depths({node.graphindex: node.parents for node in nodes})
+    columns: dict[int, int] = {}
+    drawn: list[dict[str, Any]] = []
+    edges: list[dict[str, Any]] = []
+    for node in nodes:
+        depth = deep[node.graphindex]
+        column = columns.get(depth, 0)
+        columns[depth] = column + 1
+        kind = "input" if not node.parents else "output" if not node.children else ""
+        drawn.append(
+            {
+                "id": node.processid,
+                "data": {"label": node.spec.nodename},
+                "position": {"x": column * _COLUMN, "y": depth * _ROW},
+                "type": kind,
+                "style": {"background": _COLOURS[node.state], "color": "black"},
+            }
+        )
+        for child in node.children:
+            target = node_id(node.processgraphid, child)
+            edges.append(
+                {
+                    "id": f"{node.processid}-{target}",
+                    "source": node.processid,
+                    "target": target,
+                    "animated": node.state == State.RUNNING,
+                }
+            )
+    return drawn, edges

@@ -1,0 +1,153 @@
+"""Calls about workflows (process graphs)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from node.codec import wire_graph, wire_process
+from node.directory import name_of
+from node.errors import bad, denied, missing
+from node.model import FunctionSpec, Graph, State
+from node.node import Node
+from node.rpc.table import Call, Caller, Who
+from node.submission import new_id
+from node.workflows import WorkflowSpec
+
+MAX_COUNT = 100
+
+
+class SubmitWorkflow(msgspec.Struct):
+    spec: WorkflowSpec
+
+
+class GraphById(msgspec.Struct):
+    processgraphid: str
+
+
+class GetGraphs(msgspec.Struct):
+    colonyname: str
+    count: int = 0
+    state: int = 0
+
+
+class RemoveGraphs(msgspec.Struct):
+    colonyname: str
+    state: int = 0
+
+
+class AddChild(msgspec.Struct):
+    processgraphid: str
+    parentprocessid: str
+    spec: FunctionSpec
+    childprocessid: str = ""
+    insert: bool = False
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for workflows."""
+    workflows = node.workflows
+
+    async def submit(caller: Caller, request: SubmitWorkflow) -> dict[str, Any]:
+        """Submit a workflow: function specs that depend on each other by their node names."""
+        assert caller.member is not None
+        graphid, nonce = new_id(), ""
+        if caller.nonce:
+            graphid = hashlib.sha3_256(f"{caller.id}/{caller.nonce}".encode()).hexdigest()
+            nonce = hashlib.sha256(caller.submission).hexdigest()
+        graph = await workflows.submit(
+            request.spec.colonyname,
+            request.spec.functionspecs,
+            graphid=graphid,
+            initiatorid=caller.id,
+            initiatorname=name_of(caller.member),
+            submission=caller.submission,
+            nonce=nonce,
+        )
+        if graph.nonce != nonce:
+            raise denied("nonce: used already for another submission")
+        return wire_graph(graph)
+
+    async def get(caller: Caller, request: GraphById) -> dict[str, Any]:
+        """One workflow with its nodes and edges."""
+        graph = await locate_graph(node, caller, request.processgraphid)
+        return wire_graph(graph, await workflows.nodes(graph))
+
+    async def get_many(caller: Caller, request: GetGraphs) -> list[dict[str, Any]]:
+        """Workflows in one state, newest first."""
+        if not 0 <= request.count <= MAX_COUNT:
+            raise bad(f"count: between 0 and {MAX_COUNT}")
+        if not 0 <= request.state <= State.CANCELLED:
+            raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
+        if request.count == 0:
+            return []
+        found = await workflows.listing(request.colonyname, request.state, request.count)
+        return [wire_graph(graph) for graph in found]
+
+    async def add_child(caller: Caller, request: AddChild) -> dict[str, Any]:
+        """Add a node below a running one, as the executor that runs it."""
+        graph = await locate_graph(node, caller, request.processgraphid)
+        if "/" in request.parentprocessid:
+            raise missing("parentprocessid: no node of this workflow")
+        child = await workflows.add_child(
+            graph,
+            request.parentprocessid,
+            request.childprocessid,
+            request.spec,
+            caller.id,
+            insert=request.insert,
+        )
+        return wire_process(child)
+
+    async def cancel(caller: Caller, request: GraphById) -> None:
+        """End every node of a workflow that waits or runs."""
+        graph = await locate_graph(node, caller, request.processgraphid)
+        await workflows.cancel(graph.colonyname, graph.processgraphid)
+
+    async def remove(caller: Caller, request: GraphById) -> None:
+        """Delete a workflow that is not running, with its processes."""
+        graph = await locate_graph(node, caller, request.processgraphid)
+        await workflows.remove(graph.colonyname, graph.processgraphid)
+
+    async def remove_all(caller: Caller, request: RemoveGraphs) -> None:
+        """Delete all workflows in one state; -1 means every state, running ones too."""
+        if request.state not in (-1, 0, 2, 3, 4):
+            raise bad("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
+        states = [request.state] if request.state != -1 else list(State)
+        for state in states:
+            while found := await workflows.listing(request.colonyname, state, MAX_COUNT):
+                for graph in found:
+                    await workflows.remove(
+                        graph.colonyname, graph.processgraphid, running=request.state == -1
+                    )
+
+    def of(request: Any) -> str:
+        return str(request.colonyname)
+
+    def of_spec(request: SubmitWorkflow) -> str:
+        return request.spec.colonyname
+
+    return [
+        Call("submitworkflowspecmsg", SubmitWorkflow, Who.MEMBER, submit, of_spec),
+        Call("getprocessgraphmsg", GraphById, Who.SIGNED, get),
+        Call("getprocessgraphsmsg", GetGraphs, Who.MEMBER, get_many, of),
+        Call("addchildmsg", AddChild, Who.SIGNED, add_child),
+        Call("cancelprocessgraphmsg", GraphById, Who.SIGNED, cancel),
+        Call("removeprocessgraphmsg", GraphById, Who.SIGNED, remove),
+        Call("removeallprocessgraphsmsg", RemoveGraphs, Who.OWNER, remove_all, of),
+    ]
+
+
+async def locate_graph(node: Node, caller: Caller, graphid: str) -> Graph:
+    """A graph in one of the caller's colonies. Raises RpcError 403 or 404."""
+    colonies = node.directory.colonies_of(caller.id)
+    if not colonies:
+        raise denied("the caller is a member of no colony here")
+    if "/" not in graphid:
+        for colony in colonies:
+            graph = await node.workflows.load(colony, graphid)
+            if graph is not None:
+                return graph
+    raise missing(f"processgraphid: no workflow {graphid[:80]!r} in the caller's colonies")

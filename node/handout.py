@@ -1,0 +1,186 @@
+"""Handing waiting processes to executors: who polls for which, and who is woken.
+
+The order is `scheduler`'s, the transaction `store.processes`'; the indexes are `processes`'.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from node.errors import RpcError, missing
+from node.etcd.errors import EtcdError
+from node.model import Executor, Process, State
+from node.scheduler import Candidate, Entry, matches
+from node.store import processes as store
+
+if TYPE_CHECKING:
+    from node.processes import Processes
+
+# A lost race is tried again with fresh values; this many in a row means something is wrong.
+_TRIES = 8
+
+
+@dataclass(eq=False)
+class _Waiter:
+    candidate: Candidate
+    woken: trio.Event = field(default_factory=trio.Event)
+
+
+def _same(executor: Executor) -> Executor:
+    return executor
+
+
+@dataclass
+class HandOut:
+    """`paused` holds the names of the colonies whose assignments are paused.
+
+    `present` gives an executor as it is now, or raises RpcError when it may not have work.
+    """
+
+    processes: Processes
+    present: Callable[[Executor], Executor] = _same
+    paused: set[str] = field(default_factory=set)
+    _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
+    _starting: Counter[str] = field(default_factory=Counter)
+
+    def held(self, origin: str) -> bool:
+        """Whether a colony has as much running here as it may, hand-outs under way included."""
+        most = self.processes.hooks.most_running(origin)
+        return 0 < most <= self.processes.running.count_of(origin) + self._starting[origin]
+
+    def freed(self, origin: str) -> None:
+        """A process that came from a colony stopped running: there may be room for its next."""
+        if origin and not self.held(origin):
+            for entry in self.processes.queue.first_of(origin):
+                self.wake(entry)
+
+    def wake(self, entry: Entry) -> None:
+        """Wake the first waiter that may have the process; each looks again for itself."""
+        for waiter in self._waiters.get((entry.colony, entry.executortype), {}):
+            if not waiter.woken.is_set() and matches(waiter.candidate, entry.waiting):
+                waiter.woken.set()
+                return
+
+    def polling(self, colony: str) -> Counter[tuple[str, str]]:
+        """How many polls wait for work, by type and name of the executor."""
+        found: Counter[tuple[str, str]] = Counter()
+        for (name, executortype), line in self._waiters.items():
+            if name == colony:
+                found.update((executortype, waiter.candidate.name) for waiter in line)
+        return found
+
+    def wake_all(self) -> None:
+        """Everybody looks again."""
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.woken.set()
+
+    async def assign(self, candidate: Candidate, executor: Executor, timeout: float) -> Process:
+        """Hand the first matching process to an executor, waiting up to `timeout` seconds.
+
+        Raises RpcError 404 when there is none in time, 408 or 503 when assignment is paused.
+        """
+        deadline = trio.current_time() + max(timeout, 0)
+        place = (candidate.colony, candidate.executortype)
+        while True:
+            waiter = _Waiter(candidate)
+            line = self._waiters.setdefault(place, {})
+            line[waiter] = None
+            try:
+                if candidate.colony not in self.paused:
+                    # Shielded: a hand-out under way ends as assigned or not at all.
+                    with trio.CancelScope(shield=True):
+                        process = await self._take(candidate, executor)
+                    if process is not None:
+                        await self._hand_over(process)
+                        return process
+                if timeout <= 0:
+                    break
+                with trio.move_on_at(deadline) as patience:
+                    await waiter.woken.wait()
+                if patience.cancelled_caught:
+                    break
+                # It looks again itself: who passes the wake on as well makes two of one.
+                waiter.woken = trio.Event()
+            finally:
+                line.pop(waiter, None)
+                if not line:
+                    self._waiters.pop(place, None)
+                elif waiter.woken.is_set():
+                    self._pass_on(candidate)
+        if candidate.colony in self.paused:
+            raise RpcError(408 if timeout > 0 else 503, "assignments are paused in this colony")
+        raise missing("no process is waiting that this executor may have")
+
+    async def _hand_over(self, process: Process) -> None:
+        """Put the process back if its caller left while the transaction ran."""
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.Cancelled:
+
+            def step(now_is: Process, revision: int) -> store.Step | None:
+                if now_is.state != State.RUNNING or now_is.attempt != process.attempt:
+                    return None
+                return store.requeue(now_is, revision, self.processes.now(), counts=False)
+
+            # Bounded by the timeout of each call to the store.
+            with trio.CancelScope(shield=True):
+                await self.processes.change_quietly(process.colonyname, process.processid, step)
+            raise
+
+    def resume(self, colony: str) -> None:
+        """Assignments of a colony go on: every waiter looks again."""
+        self.paused.discard(colony)
+        for (name, _), line in self._waiters.items():
+            if name == colony:
+                for waiter in line:
+                    waiter.woken.set()
+
+    def _pass_on(self, candidate: Candidate) -> None:
+        """A woken waiter leaves: whatever woke it may be for the next one."""
+        for waiter in self._waiters.get((candidate.colony, candidate.executortype), {}):
+            if not waiter.woken.is_set():
+                if self.processes.queue.find(waiter.candidate) is not None:
+                    waiter.woken.set()
+                return
+
+    async def _take(self, candidate: Candidate, executor: Executor) -> Process | None:
+        while (entry := self.processes.queue.find(candidate)) is not None:
+            origin = entry.waiting.origin
+            self.processes.queue.take(entry)
+            self._starting[origin] += 1
+            try:
+                process = await self._hand_out(entry, executor)
+            except (EtcdError, RpcError):
+                self.processes.queue.give_back(entry)
+                raise
+            finally:
+                self._starting[origin] -= 1
+            if process is not None:
+                return process
+        return None
+
+    async def _hand_out(self, entry: Entry, executor: Executor) -> Process | None:
+        known = await self.processes.recall(entry.colony, entry.processid)
+        if known is not None and (known[0].state != State.WAITING or known[0].peer):
+            # The watch may be ahead of the answer to our own requeue: the store's word is final.
+            known = await self.processes.load(entry.colony, entry.processid)
+        for _ in range(_TRIES):
+            # One that a peer has is in our index only until the watch says that it left.
+            if known is None or known[0].state != State.WAITING or known[0].peer:
+                return None
+            # The poll may have waited for long: the executor may have another id, or be gone.
+            worker = self.present(executor)
+            step = store.assign(known[0], known[1], worker, self.processes.now())
+            result = await self.processes.client.commit(step.txn)
+            if result.succeeded:
+                self.processes.settle(step.process, result.revision)
+                return step.process
+            known = await self.processes.load(entry.colony, entry.processid)
+        return None

@@ -1,0 +1,418 @@
+"""What follows from the steps of process graphs: children unblocked, failures carried on, ends.
+
+A step is written by the transaction that makes it happen and goes with the one that deals with
+it, so a crash between the two loses nothing and repeats nothing. `workflows` makes the graphs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from math import inf
+
+import msgspec
+import trio
+
+from node.codec import pack, unpack
+from node.errors import RpcError
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.errors import EtcdError, EtcdTooLarge
+from node.etcd.transactions import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
+from node.graphs import node_id
+from node.log import get_logger
+from node.model import Graph, Process, State
+from node.processes import Processes
+from node.store import graphs as store
+from node.store import keys
+from node.store import processes as process_store
+
+log = get_logger("workflows")
+
+# Steps looked at in one go, and children touched by one transaction: each takes four operations
+# of the 128 there may be, each step one.
+_PAGE = 12
+_CHILDREN = 26
+# Operations and bytes of one transaction of a release.
+OPS = 100
+BYTES = 600_000
+_WORKERS = 8
+_REMEMBERED = 4096
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of the node at a place; `told` of its children are dealt with already."""
+
+    place: int
+    state: State
+    told: int
+    item: KeyValue
+
+
+@dataclass
+class _Batch:
+    """One transaction in the making."""
+
+    compare: list[Compare] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    ends: list[tuple[int, State]] = field(default_factory=list)
+    unblocked: Counter[int] = field(default_factory=Counter)
+    nodes: dict[str, Process] = field(default_factory=dict)
+    started: int = 0
+    failing: int = 0
+
+
+@dataclass
+class Resolution:
+    """Deals with the steps of all graphs, each graph by one task at a time."""
+
+    client: EtcdClient
+    processes: Processes
+    _locks: dict[tuple[str, str], tuple[trio.Lock, list[int]]] = field(default_factory=dict)
+    _dirty: dict[tuple[str, str], None] = field(default_factory=dict)
+    _read: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
+    _bell: trio.Event = field(default_factory=trio.Event)
+
+    def stepped(self, colony: str, graphid: str, revision: int) -> None:
+        """A step of a graph was written at `revision`, by us or by another daemon."""
+        if self._read.get((colony, graphid), 0) < revision:
+            self._dirty[colony, graphid] = None
+            self._bell.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Settle every graph whose steps nobody settles; started once those at hand are."""
+        first = True
+        while True:
+            failed = False
+            self._bell = trio.Event()
+            for colony, graphid in list(self._dirty):
+                try:
+                    await self.settle(colony, graphid)
+                except (EtcdError, RpcError) as error:
+                    log.warning("workflow waits", graph=graphid, error=error)
+                    failed = True
+            if first:
+                first = False
+                task_status.started()
+            if failed:
+                await trio.sleep(1)
+            elif not self._dirty:
+                await self._bell.wait()
+
+    async def settle(self, colony: str, graphid: str, patience: float = inf) -> None:
+        """Return when all that has happened to the graph by now is dealt with.
+
+        What is not after `patience` seconds goes on behind the caller's back.
+        """
+        if (colony, graphid) not in self._dirty and (colony, graphid) not in self._locks:
+            return
+        with trio.move_on_after(patience):
+            async with self.held(colony, graphid):
+                pass
+
+    def held(self, colony: str, graphid: str) -> _Held:
+        """An async context in which the graph is settled, and nobody here changes it."""
+        return _Held(self, colony, graphid)
+
+    async def enter(self, colony: str, graphid: str) -> None:
+        """Lock a graph and settle it."""
+        lock, users = self._locks.setdefault((colony, graphid), (trio.Lock(), []))
+        users.append(1)
+        try:
+            await lock.acquire()
+        except BaseException:
+            self._leave(colony, graphid)
+            raise
+        try:
+            # What is not settled because the caller went away is settled by `run`.
+            while (colony, graphid) in self._dirty:
+                await self._settle(colony, graphid)
+        except BaseException:
+            self.exit(colony, graphid)
+            raise
+
+    def exit(self, colony: str, graphid: str) -> None:
+        """Unlock a graph."""
+        self._locks[colony, graphid][0].release()
+        self._leave(colony, graphid)
+
+    def _leave(self, colony: str, graphid: str) -> None:
+        users = self._locks[colony, graphid][1]
+        users.pop()
+        if not users:
+            del self._locks[colony, graphid]
+
+    async def _settle(self, colony: str, graphid: str) -> None:
+        place = (colony, graphid)
+        while True:
+            page = await self.client.range(keys.steps(colony, graphid), limit=_PAGE)
+            if not page.items:
+                self._read[place] = max(page.revision, self._read.get(place, 0))
+                self._read.move_to_end(place)
+                if len(self._read) > _REMEMBERED:
+                    self._read.popitem(last=False)
+                self._dirty.pop(place, None)
+                return
+            await self._deal(colony, graphid, page.items)
+
+    async def _deal(self, colony: str, graphid: str, items: list[KeyValue]) -> None:
+        """Deal with the first of these steps, or the first few."""
+        what = {keys.parse_step(item.key)[2]: item for item in items}
+        found = await self.client.get(keys.graph(colony, graphid))
+        if found is None:
+            await self._remove(colony, graphid, what.get(keys.REMOVE))
+            return
+        graph, revision = unpack(found.value, Graph), found.mod_revision
+        if keys.RELEASE in what:
+            await self._release(graph, revision, what[keys.RELEASE])
+        elif keys.SWEEP in what:
+            await self._sweep(graph, what[keys.SWEEP])
+        else:
+            try:
+                await self._step(graph, revision, what, _CHILDREN)
+            except EtcdTooLarge:
+                await self._step(graph, revision, what, 1)
+
+    # -- children and states -------------------------------------------------------------
+
+    async def _step(
+        self, graph: Graph, revision: int, what: dict[str, KeyValue], most: int
+    ) -> None:
+        colony = graph.colonyname
+        batch = _Batch([ModRevision(keys.graph(colony, graph.processgraphid), revision)])
+        start = what.pop(keys.START, None)
+        if start is not None:
+            batch.started = unpack(start.value, int)
+            batch.compare.append(ModRevision(start.key, start.mod_revision))
+            batch.ops.append(Delete(start.key))
+        ends = [
+            _End(int(name), State(value[0]), value[1], item)
+            for name, item in what.items()
+            for value in [unpack(item.value, list[int])]
+        ]
+        await self._count(graph, batch, ends, most)
+        now = self.processes.now()
+        after = store.with_ends(graph, batch.ends, batch.started, now)
+        if batch.failing and not graph.sweeping:
+            after.sweeping = batch.failing
+            key = keys.step(colony, graph.processgraphid, keys.SWEEP)
+            batch.ops.append(Put(key, pack([batch.failing])))
+        batch.ops.extend(store.put_graph(after, graph))
+        ready = await self._decrement(graph, batch)
+        if ready is None:
+            return
+        result = await self.client.commit(Txn(batch.compare, batch.ops))
+        if result.succeeded:
+            for process in ready:
+                self.processes.committed_submit(process, result.revision)
+
+    async def _count(self, graph: Graph, batch: _Batch, ends: list[_End], most: int) -> None:
+        """Take as many ends into the batch as there is room for."""
+        graphid = graph.processgraphid
+        ids = [node_id(graphid, end.place) for end in ends]
+        for node in await self.processes.load_many(graph.colonyname, ids):
+            batch.nodes[node.processid] = node
+        for end, processid in zip(ends, ids, strict=True):
+            ended = batch.nodes.get(processid)
+            children = ended.children if ended is not None else []
+            todo: list[int] = []
+            if end.state == State.SUCCESSFUL:
+                todo = children[end.told :]
+                room = most - len(batch.unblocked)
+                if len(set(todo) - set(batch.unblocked)) > room:
+                    if batch.ends:
+                        return
+                    todo = todo[:room]
+            elif children:
+                batch.failing = min(batch.failing or int(end.state), int(end.state))
+            batch.unblocked.update(todo)
+            batch.compare.append(ModRevision(end.item.key, end.item.mod_revision))
+            told = end.told + len(todo)
+            if todo and told < len(children):
+                batch.ops.append(Put(end.item.key, pack([int(end.state), told])))
+                if end.told == 0:
+                    batch.ends.append((end.place, end.state))
+                return
+            batch.ops.append(Delete(end.item.key))
+            if end.told == 0:
+                batch.ends.append((end.place, end.state))
+
+    async def _decrement(self, graph: Graph, batch: _Batch) -> list[Process] | None:
+        """Count the batch's parents off; returns the nodes that nothing keeps any more.
+
+        None when such a node could not take its input and was failed instead: look again.
+        """
+        colony, graphid = graph.colonyname, graph.processgraphid
+        places = list(batch.unblocked)
+        if not places:
+            return []
+        ids = [node_id(graphid, place) for place in places]
+        gets = [Get(keys.pending(colony, pid)) for pid in ids]
+        gets += [Get(keys.process(colony, pid)) for pid in ids]
+        responses = (await self.client.commit(Txn([], gets))).responses
+        ready: list[Process] = []
+        for place, counters, nodes in zip(
+            places, responses[: len(ids)], responses[len(ids) :], strict=True
+        ):
+            if not counters or not nodes:
+                continue  # it ended while it waited
+            counter, revision = counters[0], nodes[0].mod_revision
+            left = int(counter.value) - batch.unblocked[place]
+            batch.compare.append(ModRevision(counter.key, counter.mod_revision))
+            if left > 0:
+                batch.ops.append(Put(counter.key, b"%d" % left))
+                continue
+            process = unpack(nodes[0].value, Process)
+            if not process.waitforparents:
+                continue
+            inputs = await self._inputs(process, batch.nodes)
+            unblocked = msgspec.structs.replace(process, waitforparents=False, input=inputs)
+            if len(pack(unblocked)) > 2 * BYTES:
+                await self._fail(process, "the outputs of its parents do not fit the store")
+                return None
+            forwarding = self.processes.hooks.forwarding(unblocked).ops if process.peer else ()
+            batch.compare.append(ModRevision(keys.process(colony, process.processid), revision))
+            batch.ops.extend(store.unblock(unblocked, forwarding))
+            ready.append(unblocked)
+        return ready
+
+    async def _inputs(self, process: Process, known: dict[str, Process]) -> list[object]:
+        """The outputs of the parents, in the order of the dependencies."""
+        ids = [node_id(process.processgraphid, parent) for parent in process.parents]
+        unknown = [pid for pid in ids if pid not in known]
+        for parent in await self.processes.load_many(process.colonyname, unknown):
+            known[parent.processid] = parent
+        return [value for pid in ids if pid in known for value in known[pid].output]
+
+    async def _fail(self, process: Process, reason: str) -> None:
+        def step(now_is: Process, revision: int) -> process_store.Step | None:
+            if now_is.closed:
+                return None
+            return process_store.close(
+                now_is, revision, State.FAILED, self.processes.now(), errors=[reason]
+            )
+
+        await self.processes.change_quietly(process.colonyname, process.processid, step)
+
+    # -- whole graphs --------------------------------------------------------------------
+
+    async def _sweep(self, graph: Graph, item: KeyValue) -> None:
+        """Bring every unfinished node into the state that the step names."""
+        (number,) = unpack(item.value, list[int])
+        state = State(number)
+        errors = ["another node of the workflow failed"] if state == State.FAILED else None
+        colony, graphid, now = graph.colonyname, graph.processgraphid, self.processes.now
+
+        def step(process: Process, revision: int) -> process_store.Step | None:
+            if process.closed:
+                return None
+            extra: tuple[Op, ...] = ()
+            compare: tuple[Compare, ...] = ()
+            if process.peer and not process.waitforparents:
+                addition = self.processes.hooks.cancelling(process)
+                extra, compare = tuple(addition.ops), tuple(addition.compare)
+            return process_store.close(
+                process, revision, state, now(), errors=errors, extra=extra, compare=compare
+            )
+
+        places = iter(range(graph.count))
+
+        async def work() -> None:
+            for place in places:
+                pid = node_id(graphid, place)
+                known = await self.processes.recall(colony, pid)
+                if known is None or known[0].closed:
+                    continue
+                await self.processes.change_quietly(colony, pid, step)
+                if known[0].peer and not known[0].waitforparents:
+                    self.processes.hooks.submitted(known[0])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_WORKERS):
+                nursery.start_soon(work)
+        await self.client.commit(
+            Txn([ModRevision(item.key, item.mod_revision)], [Delete(item.key)])
+        )
+
+    async def _release(self, graph: Graph, revision: int, item: KeyValue) -> None:
+        """Create the nodes of a large graph from its parts, those that wait for others first."""
+        colony, graphid = graph.colonyname, graph.processgraphid
+        attempt, done = unpack(item.value, tuple[str, int])
+        parts, _ = await self.client.range_all(
+            f"{keys.graph_parts(colony, graphid)}{attempt}/", page=20
+        )
+        nodes = [node for part in parts for node in unpack(part.value, list[Process])]
+        at = item.mod_revision
+        while done < len(nodes):
+            ops: list[Op] = []
+            batch: list[Process] = []
+            size = 0
+            for node in nodes[done:]:
+                forwarding = self.processes.hooks.forwarding(node).ops if node.peer else ()
+                more = store.create_node(node, forwarding)
+                more_size = size_of(more)
+                if batch and (len(ops) + len(more) > OPS or size + more_size > BYTES):
+                    break
+                ops.extend(more)
+                batch.append(node)
+                size += more_size
+            done += len(batch)
+            ops.append(Put(item.key, pack([attempt, done])))
+            result = await self.client.commit(Txn([ModRevision(item.key, at)], ops))
+            if not result.succeeded:
+                return
+            at = result.revision
+            for node in batch:
+                self.processes.committed_submit(node, at)
+        after = msgspec.structs.replace(graph, released=True)
+        last: list[Op] = [Delete(item.key), DeletePrefix(keys.graph_parts(colony, graphid))]
+        compare = [
+            ModRevision(item.key, at),
+            ModRevision(keys.graph(colony, graphid), revision),
+        ]
+        await self.client.commit(Txn(compare, [*last, *store.put_graph(after, graph)]))
+
+    async def _remove(self, colony: str, graphid: str, item: KeyValue | None) -> None:
+        """The graph is gone: so are its nodes, and then its steps."""
+        count = unpack(item.value, int) if item is not None else 0
+        places = iter(range(count))
+
+        async def work() -> None:
+            for place in places:
+                while (known := await self.processes.load(colony, node_id(graphid, place))) is not (
+                    None
+                ):
+                    txn = process_store.remove(*known)
+                    if (await self.client.commit(txn)).succeeded:
+                        self.processes.forget(known[0].processid)
+                        break
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_WORKERS):
+                nursery.start_soon(work)
+        ops: list[Op] = [
+            DeletePrefix(keys.steps(colony, graphid)),
+            DeletePrefix(keys.graph_parts(colony, graphid)),
+            Delete(keys.submission(colony, graphid)),
+        ]
+        await self.client.commit(Txn([], ops))
+
+
+@dataclass
+class _Held:
+    """See `Resolution.held`."""
+
+    resolution: Resolution
+    colony: str
+    graphid: str
+
+    async def __aenter__(self) -> None:
+        await self.resolution.enter(self.colony, self.graphid)
+
+    async def __aexit__(self, *_: object) -> None:
+        self.resolution.exit(self.colony, self.graphid)
+
+
+def size_of(ops: list[Op]) -> int:
+    """About how many bytes these operations put into a request."""
+    return sum(len(op.key) + len(op.value) for op in ops if isinstance(op, Put))
