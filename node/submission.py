@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 
+from node.channels import check_names
 from node.errors import bad
 from node.model import DAY, SECOND, Attribute, FunctionSpec, Process
 from node.resources import parse_cpu, parse_memory
@@ -39,6 +40,7 @@ def check_spec(spec: FunctionSpec) -> None:
             raise bad(f"spec.{name}: at most {MAX_SECONDS}")
     if len(spec.env or {}) > MAX_ENV:
         raise bad(f"spec.env: at most {MAX_ENV} entries")
+    check_names(spec.channels or ())
     conditions = spec.conditions
     if not conditions.executortype or "/" in conditions.executortype:
         raise bad("spec.conditions.executortype: a name without '/' is needed")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from node.codec import pack, unpack
-from node.errors import denied, missing
-from node.etcd.transactions import Put, Txn
+import msgspec
+
+from node import logs
+from node.codec import unpack
+from node.errors import bad, denied, missing
 from node.handlers.processes import locate
-from node.model import Log
+from node.model import DAY, Log
 from node.node import Node
 from node.processes import require_assigned
 from node.rpc import requests as req
@@ -16,18 +18,19 @@ from node.rpc.table import Call, Caller, Who
 from node.store import keys
 
 MAX_COUNT = 500
+MAX_FOUND = 100
+MAX_DAYS = 30
+
+
+class SearchLogs(msgspec.Struct):
+    colonyname: str
+    text: str = ""
+    days: int = 0
+    count: int = 0
 
 
 def calls(node: Node) -> list[Call[Any]]:
     """The rows of the table for logs."""
-
-    async def write(log: Log) -> None:
-        place = keys.log_place(log.timestamp)
-        data = pack(log)
-        ops = [Put(keys.executor_logs(log.colonyname, log.executorname) + place, data)]
-        if log.processid:
-            ops.append(Put(keys.process_logs(log.colonyname, log.processid) + place, data))
-        await node.client.commit(Txn([], ops))
 
     async def add(caller: Caller, request: req.AddLog) -> None:
         process = await locate(node, caller, request.processid)
@@ -35,21 +38,23 @@ def calls(node: Node) -> list[Call[Any]]:
         executor = node.directory.executor_of(process.colonyname, caller.id)
         if executor is None:
             raise denied("only the assigned executor may log")
-        await write(
+        await logs.write(
+            node.client,
             Log(
                 process.processid,
                 process.colonyname,
                 executor.executorname,
                 request.message,
                 node.tick(),
-            )
+            ),
         )
 
     async def add_executor(caller: Caller, request: req.AddExecutorLog) -> None:
         if caller.executor.executorname != request.executorname:
             raise denied("executorname: an executor may log for itself only")
         name, message = request.executorname, request.message
-        await write(Log("", request.colonyname, name, message, node.tick()))
+        line = Log("", request.colonyname, name, message, node.tick())
+        await logs.write(node.client, line)
 
     async def get(caller: Caller, request: req.GetLogs) -> list[Log]:
         if not 0 <= request.count <= MAX_COUNT:
@@ -70,6 +75,18 @@ def calls(node: Node) -> list[Call[Any]]:
         page = await node.client.range(prefix, limit=request.count, start=start)
         return [unpack(kv.value, Log) for kv in page.items]
 
+    async def search(caller: Caller, request: SearchLogs) -> list[Log]:
+        if not 0 <= request.count <= MAX_FOUND:
+            raise bad(f"count: between 0 and {MAX_FOUND}")
+        if not 0 <= request.days <= MAX_DAYS:
+            raise bad(f"days: between 0 and {MAX_DAYS}")
+        if request.count == 0 or request.days == 0:
+            return []
+        until = node.tick()
+        since = until - request.days * DAY
+        colony, text = request.colonyname, request.text
+        return await logs.search(node.client, colony, text, request.count, since=since, until=until)
+
     def of(request: Any) -> str:
         return str(request.colonyname)
 
@@ -77,4 +94,5 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("addlogmsg", req.AddLog, Who.SIGNED, add),
         Call("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, add_executor, of),
         Call("getlogsmsg", req.GetLogs, Who.MEMBER, get, of),
+        Call("searchlogsmsg", SearchLogs, Who.MEMBER, search, of),
     ]

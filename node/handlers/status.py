@@ -1,8 +1,10 @@
-"""Our own call about the node itself, for the command line."""
+"""Calls about the node itself: upstream's about the cluster, and our own for the command line."""
 
 from __future__ import annotations
 
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 from node.errors import denied
 from node.handlers.colonies import statistics
@@ -38,4 +40,34 @@ def calls(node: Node) -> list[Call[Any]]:
             **node.extra_status(),
         }
 
-    return [Call("getnodestatusmsg", req.Empty, Who.SIGNED, status)]
+    async def cluster(caller: Caller, request: req.Empty) -> dict[str, Any]:
+        here = this_node(node)
+        return {"nodes": [here], "leader": here}
+
+    return [
+        Call("getnodestatusmsg", req.Empty, Who.SIGNED, status),
+        Call("getclustermsg", req.Empty, Who.SERVER, cluster),
+    ]
+
+
+def this_node(node: Node) -> dict[str, Any]:
+    """This daemon as a node of upstream's cluster. A port of 0 is one that does not exist here.
+
+    The embedded store has no ports, and nothing is relayed from daemon to daemon.
+    """
+    hostname = socket.gethostname()
+    everywhere = node.rpc_host in ("", "0.0.0.0", "::")
+    endpoint = node.etcd_endpoint
+    store = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    try:
+        port = store.port or 0
+    except ValueError:  # a unix socket
+        port = 0
+    return {
+        "name": hostname,
+        "host": hostname if everywhere else node.rpc_host,
+        "port": port,
+        "peerport": 0,
+        "relayport": 0,
+        "apiport": node.rpc_port,
+    }

@@ -1,14 +1,17 @@
-"""WebSocket `/pubsub`: subscriptions to processes, several to a socket.
+"""WebSocket `/pubsub`: subscriptions to processes and channels, several to a socket.
 
 Each text frame holds a signed envelope that the table checks; each answer is a reply envelope of
-type `subscribeprocessmsg` with a process. Differs from upstream on purpose:
+type `subscribeprocessmsg` with a process, or of type `subscribechannelmsg` with entries. Differs
+from upstream on purpose:
 
 - subscribing takes membership, still held at each event: upstream tells anybody about a process;
 - events are a broadcast within the caller's colonies: upstream mixes colonies, and gives each
   event to one subscriber;
 - refusals are told in an error envelope: upstream closes the socket or says nothing;
 - a process that ends in another state than the awaited one is sent too, as nothing else will
-  come: with upstream, a client that waits for success never hears of a failure.
+  come: with upstream, a client that waits for success never hears of a failure;
+- the end of a process ends the subscriptions to its channels as a timeout does: with upstream,
+  no frame tells of it.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ from wsproto.events import (
 )
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
+from node.channels import frames, wire
 from node.codec import wire_process
 from node.errors import RpcError, bad, denied
 from node.etcd.errors import EtcdError
+from node.handlers.channels import Subscribe
 from node.handlers.processes import locate
 from node.log import get_logger
 from node.model import Process, State
@@ -55,7 +60,9 @@ _SEND_SECONDS = 5.0  # a peer that doesn't take a frame in this time is cut off
 _CLOSE_SECONDS = 2.0
 _CHUNK = 16_384
 _NORMAL, _GOING_AWAY, _TOO_BIG, _TOO_SLOW = 1000, 1001, 1009, 1013
-_TYPE = "subscribeprocessmsg"
+_TYPE, _CHANNEL = "subscribeprocessmsg", "subscribechannelmsg"
+_CHANNEL_SECONDS = 30  # of a channel subscription that names no timeout, as upstream
+_CHANNEL_PAGE = 64  # entries read at once for a subscriber
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _HANDSHAKE = ("host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version")
 
@@ -103,6 +110,7 @@ class _Socket:
             for call in (
                 Call(_TYPE, req.SubscribeProcess, Who.SIGNED, self._follow_one),
                 Call("subscribeprocessesmsg", req.SubscribeProcesses, Who.SIGNED, self._follow_any),
+                Call(_CHANNEL, Subscribe, Who.SIGNED, self._follow_channel),
             )
         }
 
@@ -225,7 +233,7 @@ class _Socket:
             call = self._calls.get(envelope.payloadtype)
             caller, request = self._table.admit(call, envelope)
             assert call is not None  # or admit had refused
-            if not 0 <= request.state <= State.CANCELLED:
+            if not 0 <= getattr(request, "state", 0) <= State.CANCELLED:
                 raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
             if self._active >= MAX_SUBSCRIPTIONS:
                 raise bad(f"a socket has at most {MAX_SUBSCRIPTIONS} subscriptions")
@@ -319,6 +327,35 @@ class _Socket:
                 self._require_member(caller, process.colonyname)
                 await self._tell(process)
             self._too_slow()
+
+    async def _follow_channel(self, caller: Caller, request: Subscribe) -> None:
+        """Send what is in a channel and what comes, then an empty array; the socket stays open.
+
+        Each look goes on from the last entry that was sent: nothing is buffered, missed or sent
+        twice, and who reads slowly gets more entries in a frame.
+        """
+        channels, index = self._node.channels, max(0, request.afterseq)
+        seconds = min(max(request.timeout or _CHANNEL_SECONDS, 0), _LONGEST)
+        with channels.hear(request.processid, request.name) as news, trio.CancelScope() as patience:
+            while True:
+                news.quiet()
+                # First the process, then its channel: after its end nothing is appended.
+                process, _ = await channels.find(caller.id, request.processid, request.name)
+                entries = await channels.read(process, request.name, index, _CHANNEL_PAGE)
+                for frame in frames(entries):
+                    await self._say([wire(entry) for entry in frame])
+                    index += len(frame)
+                if entries:
+                    continue
+                if process.closed:
+                    break
+                # As upstream, the clock runs once the backlog is sent.
+                patience.deadline = min(patience.deadline, trio.current_time() + seconds)
+                await news.wait(RECHECK)
+        await self._say([])
+
+    async def _say(self, entries: list[dict[str, Any]]) -> None:
+        await self._send(TextMessage(data=reply(_CHANNEL, entries).decode()))
 
     def _too_slow(self) -> None:
         self._end(_TOO_SLOW, "events come faster than they are taken")

@@ -1,0 +1,306 @@
+"""Channels: ordered messages between the initiator of a process and its executor.
+
+Who may speak and how much, appending, reading, and waking those who listen; keys and transactions
+are in `store.channels`. The log is in the store, so every daemon of it serves the same one.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from node.codec import unpack, wire_time
+from node.directory import Directory
+from node.errors import RpcError, bad, conflict, denied, missing
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Txn
+from node.etcd.watch import Batch, watch
+from node.model import SECOND, Process
+from node.store import channels as store
+from node.store.channels import Entry, Head, Pulse
+
+if TYPE_CHECKING:
+    from node.processes import Processes
+
+MAX_PAYLOAD = 2**20  # bytes of one message; etcd takes 1.5 MiB
+MAX_ENTRIES = 10_000  # in one channel
+MAX_SIZE = 32 * 2**20  # bytes of payload in one channel: a read of all of it stays possible
+MAX_CHANNELS = 100  # of one process
+MAX_NAME = 200  # characters
+RATE, BURST = 100, 500  # messages a second of one process, and how many may come at once
+FRAME = 2**20  # bytes of payload in one frame of a subscription, unless one message is larger
+_PAGE = 200  # entries of one read of the store
+_TRIES = 8
+_KEPT = 4096  # heads and rates in memory
+
+_Place = tuple[str, str, str]  # colony, process id, name
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise RpcError 400 unless `spec.channels` can be served."""
+    if len(names) > MAX_CHANNELS:
+        raise bad(f"spec.channels: at most {MAX_CHANNELS} channels")
+    for place, name in enumerate(names):
+        if not 1 <= len(name) <= MAX_NAME:
+            raise bad(f"spec.channels[{place}]: a name has 1 to {MAX_NAME} characters")
+    if len(set(names)) != len(names):
+        raise bad("spec.channels: the same name twice")
+
+
+def wire(entry: Entry) -> dict[str, Any]:
+    """Return an entry as upstream's SDKs expect it, ready for JSON."""
+    value: dict[str, Any] = {
+        "sequence": entry.sequence,
+        "timestamp": wire_time(entry.timestamp),
+        "senderid": entry.senderid,
+        "payload": base64.b64encode(entry.payload).decode(),
+        "type": entry.type,
+    }
+    if entry.inreplyto:
+        value["inreplyto"] = entry.inreplyto
+    return value
+
+
+def frames(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Cut entries into parts of at most `FRAME` bytes of payload, or of one message."""
+    part: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if part and size + len(entry.payload) > FRAME:
+            yield part
+            part, size = [], 0
+        part.append(entry)
+        size += len(entry.payload)
+    if part:
+        yield part
+
+
+class Rates:
+    """Token buckets by key; `now` is in Unix ns. Buckets long unused are forgotten, so full."""
+
+    def __init__(self, rate: int = RATE, burst: int = BURST, kept: int = _KEPT) -> None:
+        self._rate, self._burst, self._kept = rate, burst, kept
+        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def allow(self, key: str, now: int) -> bool:
+        """Take a token, if there is one."""
+        left, then = self._buckets.pop(key, (float(self._burst), now))
+        left = min(self._burst, left + max(0, now - then) / SECOND * self._rate)
+        allowed = left >= 1
+        self._buckets[key] = (left - 1 if allowed else left, now)
+        if len(self._buckets) > self._kept:
+            self._buckets.popitem(last=False)
+        return allowed
+
+
+class News:
+    """One listener's bell: rung whenever the channel, or its process, may have changed."""
+
+    def __init__(self) -> None:
+        self._bell = trio.Event()
+
+    def ring(self) -> None:
+        """There may be something new."""
+        self._bell.set()
+
+    def quiet(self) -> None:
+        """From here on a ring is news: call this before looking."""
+        self._bell = trio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        """Return at the next ring since `quiet`, or after `seconds`, in case one was lost."""
+        with trio.move_on_after(seconds):
+            await self._bell.wait()
+
+
+@dataclass
+class _Line:
+    """Those of this daemon that append to one channel: one after the other, in order of arrival."""
+
+    turn: trio.Lock = field(default_factory=trio.Lock)
+    length: int = 0
+
+
+@dataclass
+class Channels:
+    """`now` gives Unix nanoseconds."""
+
+    client: EtcdClient
+    directory: Directory
+    processes: Processes
+    now: Callable[[], int]
+    rates: Rates = field(default_factory=Rates)
+    _heads: OrderedDict[_Place, tuple[Head, int]] = field(default_factory=OrderedDict)
+    _lines: dict[_Place, _Line] = field(default_factory=dict)
+    _listeners: dict[str, dict[News, str]] = field(default_factory=dict)
+
+    async def find(self, identity: str, processid: str, name: str) -> tuple[Process, int]:
+        """A process, whose channel the caller may use, and its revision.
+
+        Raises RpcError 403 when the caller is not a member, or neither the initiator nor the
+        assigned executor; 404 when there is no such process or it has no such channel.
+        """
+        colonies = self.directory.colonies_of(identity)
+        if not colonies:
+            raise denied("the caller is a member of no colony here")
+        for colony in colonies if "/" not in processid else ():
+            known = await self.processes.load(colony, processid)
+            if known is not None:
+                _check_party(known[0], identity, name)
+                return known
+        raise missing(f"processid: no process {processid[:80]!r} in the caller's colonies")
+
+    # -- appending -----------------------------------------------------------------------
+
+    async def append(self, processid: str, name: str, said: Entry, nonce: str = "") -> None:
+        """Put a message at the end of a channel; a repeat of one that is there does nothing.
+
+        The time is set here. Raises RpcError 400 for a message that is too large or too many at
+        once, 409 when the channel is full or the process has ended, and as `find` does.
+        """
+        if len(said.payload) > MAX_PAYLOAD:
+            raise bad(f"payload: {len(said.payload)} bytes; a message has at most {MAX_PAYLOAD}")
+        process, _ = await self.find(said.senderid, processid, name)
+        if not self.rates.allow(processid, self.now()):
+            raise bad(
+                f"processid: the channels of a process take {RATE} messages a second and"
+                f" {BURST} at once; wait and send again"
+            )
+        place = (process.colonyname, processid, name)
+        line = self._lines.setdefault(place, _Line())
+        line.length += 1
+        try:
+            async with line.turn:
+                await self._append(place, said, nonce)
+        finally:
+            line.length -= 1
+            if not line.length:
+                del self._lines[place]
+
+    async def _append(self, place: _Place, said: Entry, nonce: str) -> None:
+        colony, processid, name = place
+        known = await self.processes.recall(colony, processid)
+        if known is None:
+            raise missing(f"processid: process {processid} was removed")
+        process, revision = known
+        head, at = self._heads.get(place, (Head(), 0))
+        for _ in range(_TRIES):
+            _check_party(process, said.senderid, name)
+            said.timestamp = self.now()
+            own = said.senderid == process.assignedexecutorid
+            digest = store.digest(said, attempt=process.attempt if own else 0, nonce=nonce)
+            txn = store.append(process, revision, name, said, head, at, digest)
+            refusal = _refusal(process, head, len(said.payload))
+            if refusal is not None:
+                # Refused on what memory holds: only the store's own word is final.
+                txn = Txn([], txn.failure)
+            result = await self.client.commit(txn)
+            if refusal is None and result.succeeded:
+                head = Head(head.count + 1, head.size + len(said.payload))
+                self._keep(place, head, result.revision)
+                self.ring(processid, name)
+                return
+            if digest and result.responses[2]:
+                return  # said already: a safe retry, even after the end
+            if not result.responses[0]:
+                raise missing(f"processid: process {processid} was removed")
+            then = (revision, at)
+            process = unpack(result.responses[0][0].value, Process)
+            revision = result.responses[0][0].mod_revision
+            head, at = Head(), 0
+            for there in result.responses[1]:
+                head, at = unpack(there.value, Head), there.mod_revision
+            self._keep(place, head, at)
+            if refusal is not None and then == (revision, at):
+                raise refusal
+        raise conflict("name: the channel changes too fast; send again")
+
+    def _keep(self, place: _Place, head: Head, at: int) -> None:
+        self._heads[place] = (head, at)
+        self._heads.move_to_end(place)
+        if len(self._heads) > _KEPT:
+            self._heads.popitem(last=False)
+
+    # -- reading and listening -----------------------------------------------------------
+
+    async def read(self, process: Process, name: str, after: int, limit: int = 0) -> list[Entry]:
+        """Entries of a channel without the first `after`, at most `limit` (0 and below: all)."""
+        place = (process.colonyname, process.processid, name)
+        found: list[Entry] = []
+        if after >= MAX_ENTRIES:
+            return found
+        start = store.entry(*place, max(0, after))
+        while True:
+            most = min(_PAGE, limit - len(found)) if limit > 0 else _PAGE
+            page = await self.client.range(store.entries(*place), limit=most, start=start)
+            found.extend(unpack(kv.value, Entry) for kv in page.items)
+            if not page.more or len(found) == limit:
+                return found
+            start = page.items[-1].key + "\0"
+
+    @contextmanager
+    def hear(self, processid: str, name: str) -> Iterator[News]:
+        """Be rung when there may be something new in a channel, by whichever daemon."""
+        news = News()
+        self._listeners.setdefault(processid, {})[news] = name
+        try:
+            yield news
+        finally:
+            mine = self._listeners[processid]
+            del mine[news]
+            if not mine:
+                del self._listeners[processid]
+
+    def ring(self, processid: str, name: str = "") -> None:
+        """Ring who listens to a channel, or to any of a process, or ("") to any at all."""
+        if not processid:
+            everybody = [news for mine in self._listeners.values() for news in mine]
+        else:
+            mine = self._listeners.get(processid, {})
+            everybody = [news for news, wanted in mine.items() if name in ("", wanted)]
+        for news in everybody:
+            news.ring()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hear what other daemons of this store append, for ever."""
+        sender, receiver = trio.open_memory_channel[Batch](64)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(watch, self.client, store.PULSE, sender))
+            task_status.started()
+            async for batch in receiver:
+                if batch.snapshot:
+                    self.ring("")  # what came before it may have been missed
+                for event in batch.events if not batch.snapshot else ():
+                    if event.value is not None:
+                        pulse = unpack(event.value, Pulse)
+                        self.ring(pulse.processid, pulse.name)
+
+
+def _check_party(process: Process, identity: str, name: str) -> None:
+    if identity not in (process.initiatorid, process.assignedexecutorid):
+        raise denied(
+            "only the initiator of the process and its assigned executor may use its channels"
+        )
+    if name not in (process.spec.channels or ()):
+        raise missing(f"name: the process has no channel {name[:80]!r}; spec.channels names them")
+
+
+def _refusal(process: Process, head: Head, size: int) -> RpcError | None:
+    """Why a message of `size` bytes can't be appended, or None."""
+    if process.peer:
+        return conflict("processid: the process is at another colony, and channels stay here")
+    if process.closed:
+        ended = process.state.name.lower()
+        return conflict(f"processid: the process is {ended}; its channels take no more messages")
+    if head.count >= MAX_ENTRIES:
+        return conflict(f"name: the channel is full: it takes {MAX_ENTRIES} messages")
+    if head.size + size > MAX_SIZE:
+        return conflict(f"name: the channel is full: it takes {MAX_SIZE} bytes of payload")
+    return None

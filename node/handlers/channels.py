@@ -1,0 +1,86 @@
+"""Calls about channels: append and read; the subscription is in `rpc.pubsub`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+import msgspec
+
+from node.channels import wire
+from node.errors import bad
+from node.node import Node
+from node.rpc.table import Call, Caller, Who
+from node.store.channels import Entry
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+MAX_TYPE = 64  # characters
+
+
+class Append(msgspec.Struct):
+    """`payload` in base64, or as the byte values that pycolonies and colonies-ts send."""
+
+    processid: str
+    name: str
+    sequence: Int64 = 0
+    inreplyto: Int64 = 0
+    payload: str | list[Byte] | None = None
+    payloadtype: str = ""
+
+
+class Read(msgspec.Struct):
+    """`afterseq` is how many entries were read before, whatever its name says."""
+
+    processid: str
+    name: str
+    afterseq: int = 0
+    limit: int = 0
+
+
+class Subscribe(msgspec.Struct):
+    """`timeout` is seconds; 0 means upstream's 30."""
+
+    processid: str
+    name: str
+    afterseq: int = 0
+    timeout: int = 0
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for channels."""
+    channels = node.channels
+
+    async def append(caller: Caller, request: Append) -> None:
+        if len(request.payloadtype) > MAX_TYPE:
+            raise bad(f"payloadtype: at most {MAX_TYPE} characters")
+        said = Entry(
+            senderid=caller.id,
+            sequence=request.sequence,
+            inreplyto=request.inreplyto,
+            timestamp=0,
+            type=request.payloadtype or "data",
+            payload=_bytes(request.payload),
+        )
+        await channels.append(request.processid, request.name, said, caller.nonce)
+
+    async def read(caller: Caller, request: Read) -> list[dict[str, Any]]:
+        process, _ = await channels.find(caller.id, request.processid, request.name)
+        found = await channels.read(process, request.name, request.afterseq, request.limit)
+        return [wire(entry) for entry in found]
+
+    return [
+        Call("channelappendmsg", Append, Who.SIGNED, append),
+        Call("channelreadmsg", Read, Who.SIGNED, read),
+    ]
+
+
+def _bytes(payload: str | list[Byte] | None) -> bytes:
+    """The bytes of a payload. Raises RpcError 400."""
+    if not isinstance(payload, str):
+        return bytes(payload or ())
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise bad("payload: neither base64 nor an array of byte values") from None

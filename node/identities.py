@@ -1,0 +1,211 @@
+"""Changes of ids: a user, an executor, a colony or the server goes on under another key.
+
+The caller proves the old key by signing; that it holds the new one shows when it uses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from node.codec import pack, unpack
+from node.directory import Directory
+from node.errors import bad, conflict, denied, missing
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Compare, Get, ModRevision, Op, Put, Txn
+from node.model import Colony, Executor, ExecutorState, Process, State, User
+from node.processes import Processes
+from node.store import keys
+from node.store import processes as store
+
+_ID = re.compile(r"[0-9a-f]{64}\Z")
+# Of one transaction: etcd takes 128 operations and 1.5 MiB.
+_MOST, _BYTES = 50, 2**20
+_TRIES = 8
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+@dataclass
+class Identities:
+    """`home` is the name of the home colony."""
+
+    client: EtcdClient
+    directory: Directory
+    processes: Processes
+    home: str
+    _changing: set[tuple[str, str]] = field(default_factory=set)
+
+    def present(self, executor: Executor) -> Executor:
+        """The executor as it is now, to be asked before work is handed to a poll that waited.
+
+        Raises RpcError 403 when it is no longer approved under this id, 409 while that changes.
+        """
+        colony, identity = executor.colonyname, executor.executorid
+        now_is = self.directory.executor_of(colony, identity)
+        if now_is is None or now_is.state != ExecutorState.APPROVED:
+            raise denied("the caller is no longer an approved executor under this id")
+        if (colony, identity) in self._changing:
+            raise conflict("the executor's id is changing; ask again")
+        return now_is
+
+    async def change_user(self, colony: str, old: str, new: str) -> None:
+        """Raises RpcError 400 for a bad id, 403 when no user calls, 409 for an id that is taken."""
+        user = self.directory.user_of(colony, old)
+        if user is None:
+            raise denied("only a user may change its user id")
+        self._check_free(colony, old, new, "userid")
+        key = keys.user(colony, user.name)
+        await self._rewrite(key, User, lambda u: u.userid == old, userid=new)
+
+    async def change_colony(self, colony: str, new: str) -> None:
+        """A hosted colony gets another owner. Raises RpcError 400 or 409."""
+        _check_id(new, "colonyid")
+        if colony == self.home:
+            raise conflict(
+                f"colonyname: {colony} is the home colony of this daemon. Its id is what other"
+                " colonies trust, and comes from keys/colony.key, so it can't change here;"
+                " for another id begin a new home with `colony init` and let peers trust that"
+            )
+        for other in self.directory.rosters.values():
+            if other.colony and other.colony.name != colony and other.colony.colonyid == new:
+                raise conflict("colonyid: another colony of this server has it")
+        await self._rewrite(keys.colony(colony), Colony, lambda _: True, colonyid=new)
+
+    async def change_server(self, new: str) -> None:
+        """The server gets another owner, also after a restart. Raises RpcError 400 or 409."""
+        _check_id(new, "serverid")
+        old = self.directory.serverid.encode()
+        found = await self.client.get(keys.SERVER)
+        if found is None or found.value != old:
+            raise conflict("serverid: it changed meanwhile")
+        txn = Txn([ModRevision(keys.SERVER, found.mod_revision)], [Put(keys.SERVER, new.encode())])
+        if not (await self.client.commit(txn)).succeeded:
+            raise conflict("serverid: it changed meanwhile")
+        self.directory.serverid = new
+
+    async def change_executor(self, colony: str, old: str, new: str) -> None:
+        """An executor goes on under another id, and so does the work that it has.
+
+        One transaction, unless the work does not fit in one: then the executor's own record comes
+        last, so that whatever interrupts this, the old key can ask again. Raises RpcError 400 for
+        a bad id, 403 when no executor calls, 409 for an id that is taken.
+        """
+        executor = self.directory.executor_of(colony, old)
+        if executor is None:
+            raise denied("only an executor may change its executor id")
+        self._check_free(colony, old, new, "executorid")
+        if old == new:
+            return
+        key = keys.executor(colony, executor.executorname)
+        with self._no_new_work(colony, old):
+            for _ in range(_TRIES):
+                found = await self.client.get(key)
+                known = unpack(found.value, Executor) if found is not None else None
+                if found is None or known is None or known.executorid != old:
+                    raise conflict("executorid: it changed meanwhile")
+                await self._move_all(colony, old, new, leave=_MOST)
+                data = pack(msgspec.structs.replace(known, executorid=new))
+                revision = await self._move(
+                    await self._load_work(colony, old, _MOST),
+                    new,
+                    [ModRevision(key, found.mod_revision)],
+                    [Put(key, data)],
+                )
+                if revision:
+                    self.directory.apply(key, data, revision)
+                    break
+            else:
+                raise conflict("executorid: the executor and its work change too fast; try again")
+            # What was handed out while this ran.
+            await self._move_all(colony, old, new, leave=0)
+
+    @contextmanager
+    def _no_new_work(self, colony: str, identity: str) -> Iterator[None]:
+        if (colony, identity) in self._changing:
+            raise conflict("executorid: it is changing already")
+        self._changing.add((colony, identity))
+        try:
+            yield
+        finally:
+            self._changing.discard((colony, identity))
+
+    async def _move_all(self, colony: str, old: str, new: str, *, leave: int) -> None:
+        """Move work in parts until at most `leave` processes, that fit a transaction, are left."""
+        for _ in range(1000):
+            work = await self._load_work(colony, old, _MOST + 1)
+            if not work or (len(work) <= leave and _fits(work)):
+                return
+            part = work[:_MOST] if _fits(work[:_MOST]) else work[:1]
+            await self._move(part, new, [], [])
+
+    async def _load_work(self, colony: str, identity: str, most: int) -> list[tuple[Process, int]]:
+        """Running processes of an executor, with their revisions."""
+        work: list[tuple[Process, int]] = []
+        for processid in self.processes.running.of_executor(colony, identity):
+            known = await self.processes.load(colony, processid)
+            if known is None or known[0].state != State.RUNNING:
+                continue
+            if known[0].assignedexecutorid == identity:
+                work.append(known)
+                if len(work) == most:
+                    break
+        return work
+
+    async def _move(
+        self, work: list[tuple[Process, int]], new: str, compare: list[Compare], ops: list[Op]
+    ) -> int:
+        """Assign running processes to another id, all or none; the revision, or 0 if none."""
+        moved: list[Process] = []
+        for process, revision in work:
+            after = msgspec.structs.replace(process, assignedexecutorid=new)
+            key = keys.process(after.colonyname, after.processid)
+            mark = keys.running(after.colonyname, after.processid)
+            compare = [*compare, ModRevision(key, revision)]
+            ops = [*ops, Put(key, pack(after)), Put(mark, pack(store.running_of(after)))]
+            moved.append(after)
+        result = await self.client.commit(Txn(compare, ops))
+        if not result.succeeded:
+            return 0
+        for after in moved:
+            self.processes.settle(after, result.revision)
+        return result.revision
+
+    def _check_free(self, colony: str, old: str, new: str, field_name: str) -> None:
+        _check_id(new, field_name)
+        taken = self.directory.user_of(colony, new) or self.directory.executor_of(colony, new)
+        if taken is not None and old != new:
+            raise conflict(f"{field_name}: another member of this colony has it")
+
+    async def _rewrite(
+        self, key: str, kind: type[S], still: Callable[[S], bool], **fields: Any
+    ) -> None:
+        """Replace fields of a member key, guarded by the revision that was read."""
+        for _ in range(_TRIES):
+            found = await self.client.get(key)
+            if found is None:
+                raise missing("it was removed meanwhile")
+            value = unpack(found.value, kind)
+            if not still(value):
+                raise conflict("it changed meanwhile")
+            data = pack(msgspec.structs.replace(value, **fields))
+            txn = Txn([ModRevision(key, found.mod_revision)], [Put(key, data)], [Get(key)])
+            result = await self.client.commit(txn)
+            if result.succeeded:
+                self.directory.apply(key, data, result.revision)
+                return
+        raise conflict("it changes too fast; try again")
+
+
+def _fits(work: list[tuple[Process, int]]) -> bool:
+    return len(work) <= 1 or sum(len(pack(process)) for process, _ in work) <= _BYTES
+
+
+def _check_id(identity: str, field_name: str) -> None:
+    if _ID.match(identity) is None:
+        raise bad(f"{field_name}: 64 lower-case hex characters are needed")

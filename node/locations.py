@@ -1,0 +1,63 @@
+"""Locations: the named places of a colony, which executors and blueprints refer to.
+
+An executor or a spec may name a place that is not listed: the list is for people and blueprints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.codec import pack, unpack
+from node.errors import bad, missing
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Absent, Get, Put, Txn
+from node.store import locations as store
+from node.store.locations import Location
+from node.submission import new_id
+
+MAX_NAME = 200  # characters
+
+
+@dataclass
+class Locations:
+    """All locations of the colonies hosted here; memory holds none of them."""
+
+    client: EtcdClient
+
+    async def _create(self, location: Location) -> Location | None:
+        """Store a location; returns the one that is there under its name, if there is one."""
+        if not 1 <= len(location.name) <= MAX_NAME:
+            raise bad(f"location.name: 1 to {MAX_NAME} characters")
+        location.locationid = location.locationid or new_id()
+        key = store.location(location.colonyname, location.name)
+        txn = Txn([Absent(key)], [Put(key, pack(location))], [Get(key)])
+        result = await self.client.commit(txn)
+        return None if result.succeeded else unpack(result.responses[0][0].value, Location)
+
+    async def add(self, location: Location) -> Location:
+        """Raises RpcError 400 for a name that is unusable or taken in the colony."""
+        if await self._create(location) is not None:
+            raise bad(f"location.name: {location.name!r} exists already in this colony")
+        return location
+
+    async def ensure(self, colony: str, name: str) -> Location:
+        """The location called `name`, made if it is missing. Raises RpcError 400 for a bad name."""
+        location = Location(name, colony)
+        return await self._create(location) or location
+
+    async def get(self, colony: str, name: str) -> Location:
+        """Raises RpcError 404 when there is none."""
+        found = await self.client.get(store.location(colony, name))
+        if found is None:
+            raise missing(f"name: colony {colony} has no location {name[:80]!r}")
+        return unpack(found.value, Location)
+
+    async def remove(self, colony: str, name: str) -> None:
+        """Raises RpcError 404 when there is none. Executors that name it stay as they are."""
+        if not await self.client.delete(store.location(colony, name)):
+            raise missing(f"name: colony {colony} has no location {name[:80]!r}")
+
+    async def all_of(self, colony: str) -> list[Location]:
+        """The locations of a colony, by name."""
+        found, _ = await self.client.range_all(store.locations(colony))
+        return sorted((unpack(kv.value, Location) for kv in found), key=lambda place: place.name)

@@ -1,0 +1,73 @@
+"""Log lines: how they are written, and how a search goes through them, newest first.
+
+Who may write and read is decided by the caller.
+"""
+
+from __future__ import annotations
+
+from node.codec import pack, unpack
+from node.errors import bad
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Get, Put, Txn
+from node.model import Log
+from node.store import keys
+from node.store import logs as store
+
+# Lines that one search looks at: some seconds.
+MAX_LOOKED_AT = 50_000
+_PAGE = 50
+
+
+async def write(client: EtcdClient, log: Log) -> None:
+    """Keep a line for its process, if it has one, for its executor, and for the search."""
+    place = keys.log_place(log.timestamp)
+    data = pack(log)
+    ops = [
+        Put(keys.executor_logs(log.colonyname, log.executorname) + place, data),
+        Put(store.place(log.colonyname, log.timestamp, log.executorname), b""),
+    ]
+    if log.processid:
+        ops.append(Put(keys.process_logs(log.colonyname, log.processid) + place, data))
+    await client.commit(Txn([], ops))
+
+
+async def search(
+    client: EtcdClient, colony: str, text: str, count: int, *, since: int, until: int
+) -> list[Log]:
+    """The newest `count` lines that contain `text`, newest first; times in Unix ns.
+
+    Reads back only as far as it must. Raises RpcError 400 when the newest `MAX_LOOKED_AT` lines
+    have none at all and there are more.
+    """
+    found: list[Log] = []
+    looked_at = 0
+    for number in range(until // store.BUCKET, since // store.BUCKET - 1, -1):
+        prefix = store.bucket(colony, number)
+        start: str | None = None
+        while True:
+            page = await client.range(prefix, limit=_PAGE, start=start, keys_only=True)
+            places = [store.parse(kv.key) for kv in page.items]
+            gets = [
+                Get(keys.executor_logs(colony, name) + keys.log_place(timestamp))
+                for timestamp, name in places
+                if timestamp > since
+            ]
+            looked_at += len(gets)
+            result = await client.commit(Txn([], gets)) if gets else None
+            for kv in (kv for kvs in (result.responses if result else ()) for kv in kvs):
+                line = unpack(kv.value, Log)
+                if text in line.message:
+                    found.append(line)
+                    if len(found) == count:
+                        return found
+            if not page.more or len(gets) < len(places):
+                break
+            if looked_at >= MAX_LOOKED_AT:
+                if found:
+                    return found
+                raise bad(
+                    f"text: not in the newest {looked_at} lines; ask for fewer days, or for the"
+                    " lines of one process or executor"
+                )
+            start = page.items[-1].key + "\0"
+    return found

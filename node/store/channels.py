@@ -1,0 +1,136 @@
+"""Channels in the store: their entries by index, how much each holds, and what was said already.
+
+Values in, transactions out; who may speak, and how fast, is decided by the caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import cbor2
+import msgspec
+
+from node.codec import SCHEMA, pack
+from node.etcd.transactions import Absent, DeletePrefix, Get, ModRevision, Op, Put, Txn
+from node.model import Process
+from node.store import keys
+
+# Below `keys.ROOT`; all three go with the process, and with the colony.
+CLASSES = ("channel", "channelhead", "channelmark")
+# Rewritten by every append: one key, so that a cheap watch tells a daemon what others appended,
+# whatever the number and the size of the logs.
+PULSE = keys.ROOT + "channelpulse"
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """One message. `timestamp` is Unix ns, `sequence` the sender's own number."""
+
+    senderid: str
+    sequence: int
+    inreplyto: int
+    timestamp: int
+    type: str
+    payload: bytes
+
+
+class Head(msgspec.Struct, array_like=True):
+    """How much a channel holds: entries, and bytes of payload."""
+
+    count: int = 0
+    size: int = 0
+
+
+class Pulse(msgspec.Struct, array_like=True):
+    """Where the latest message is."""
+
+    processid: str
+    name: str
+
+
+def encode(entry: Entry) -> bytes:
+    """What `codec.unpack` reads, with the payload as it is instead of in base64."""
+    return cbor2.dumps([SCHEMA, msgspec.to_builtins(entry, builtin_types=(bytes,))], canonical=True)
+
+
+def _of(kind: str, colony: str, processid: str, name: str) -> str:
+    # Names are the submitter's free choice: no "/" of theirs may end up in a key.
+    return f"{keys.ROOT}{kind}/{colony}/{processid}/{quote(name, safe='')}"
+
+
+def entries(colony: str, processid: str, name: str) -> str:
+    """Prefix of the entries of a channel, in order."""
+    return _of("channel", colony, processid, name) + "/"
+
+
+def entry(colony: str, processid: str, name: str, index: int) -> str:
+    """One entry; `index` is how many came before it."""
+    return entries(colony, processid, name) + f"{index:08d}"
+
+
+def head(colony: str, processid: str, name: str) -> str:
+    """How much a channel holds."""
+    return _of("channelhead", colony, processid, name)
+
+
+def mark(colony: str, processid: str, name: str, digest: str) -> str:
+    """Present when a message with this digest is in the channel."""
+    return _of("channelmark", colony, processid, name) + "/" + digest
+
+
+def digest(said: Entry, *, attempt: int, nonce: str) -> str:
+    """What tells a repeat from news: the same digest is the same message; "" is always news.
+
+    A sequence of 0 is one that the sender does not keep, so it says nothing; then only a
+    `nonce` does. `attempt` keeps apart what an executor says in two attempts at the work.
+    """
+    if said.sequence == 0 and not nonce:
+        return ""
+    parts = [
+        said.senderid,
+        said.sequence,
+        said.inreplyto,
+        said.type,
+        attempt,
+        "" if said.sequence else nonce,
+        said.payload,
+    ]
+    return hashlib.sha256(cbor2.dumps(parts, canonical=True)).hexdigest()
+
+
+def append(
+    process: Process, revision: int, name: str, said: Entry, known: Head, at: int, digest: str
+) -> Txn:
+    """Put an entry at the end. `at` is the revision of the head, 0 when there is none yet.
+
+    Holds only while the process is as it was at `revision`: nobody speaks after its end. The
+    failure branch tells the process, the head and the mark as they are.
+    """
+    colony, pid = process.colonyname, process.processid
+    place = head(colony, pid, name)
+    holds = Head(known.count + 1, known.size + len(said.payload))
+    ops: list[Op] = [
+        Put(entry(colony, pid, name, known.count), encode(said)),
+        Put(place, pack(holds)),
+        Put(PULSE, pack(Pulse(pid, name))),
+    ]
+    compare: list[ModRevision | Absent] = [
+        ModRevision(keys.process(colony, pid), revision),
+        ModRevision(place, at),
+    ]
+    reads: list[Op] = [Get(keys.process(colony, pid)), Get(place)]
+    if digest:
+        told = mark(colony, pid, name, digest)
+        ops.append(Put(told, b""))
+        compare.append(Absent(told))
+        reads.append(Get(told))
+    return Txn(compare, ops, reads)
+
+
+def removal(process: Process) -> Sequence[Op]:
+    """What joins the transaction that removes a process: its channels go."""
+    if not process.spec.channels:
+        return ()
+    place = f"{process.colonyname}/{process.processid}/"
+    return [DeletePrefix(f"{keys.ROOT}{kind}/{place}") for kind in CLASSES]

@@ -1,0 +1,30 @@
+"""The log lines of a colony by time, newest first: the index that a search walks through.
+
+The lines themselves are under `keys.executor_logs`; a key here is all there is of an entry.
+"""
+
+from __future__ import annotations
+
+from node.store import keys
+
+# The span of a bucket in ns, some 2.8 hours: etcd counts every key of a range that it reads from,
+# so a walk through all of a long history in one range would pay for all of it at each page.
+BUCKET = 10**13
+_TOP = (1 << 63) - 1
+_TOP_BUCKET = _TOP // BUCKET
+
+
+def bucket(colony: str, number: int) -> str:
+    """Prefix of the lines of one bucket, newest first."""
+    return f"{keys.ROOT}logtime/{colony}/{_TOP_BUCKET - number:06d}/"
+
+
+def place(colony: str, timestamp: int, executorname: str) -> str:
+    """The place in time of one line; `timestamp` in Unix ns."""
+    return f"{bucket(colony, timestamp // BUCKET)}{_TOP - timestamp:020d}/{executorname}"
+
+
+def parse(key: str) -> tuple[int, str]:
+    """Return timestamp and executor name of a place."""
+    *_, inverted, executorname = key.split("/")
+    return _TOP - int(inverted), executorname
