@@ -17,11 +17,37 @@ from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.home import valid_name
 from node.model import SECOND, Colony, Executor, ExecutorState, Function, User
-from node.store import keys
+from node.store import blueprints, crons, files, generators, keys
 from node.submission import new_id
 
 # Heartbeats reach the store at most this often, in ns: flash wears.
 _HEARTBEAT = 60 * SECOND
+# Classes of keys that go with their colony, beside its members and processes.
+_CLASSES = (
+    "live/queue",
+    "live/running",
+    "live/blocked",
+    "live/step",
+    "pending",
+    "graph",
+    "graphpart",
+    "graphstate",
+    "submission",
+    "closed",
+    "attribute",
+    "log",
+    "executorlog",
+    "logtime",
+    "paused",
+    "location",
+    "channel",
+    "channelhead",
+    "channelmark",
+    *files.CLASSES,
+    *crons.CLASSES,
+    *generators.CLASSES,
+    *blueprints.CLASSES,
+)
 
 
 @dataclass
@@ -57,10 +83,7 @@ class Members:
         if self.directory.colony(name) is None:
             raise missing(f"colony {name} is not hosted here")
         prefixes = [keys.members(name), keys.processes(name)]
-        for kind in ("live/queue", "live/running", "submission", "closed", "attribute"):
-            prefixes.append(f"{keys.ROOT}{kind}/{name}/")
-        for kind in ("log", "executorlog", "paused"):
-            prefixes.append(f"{keys.ROOT}{kind}/{name}/")
+        prefixes += [f"{keys.ROOT}{kind}/{name}/" for kind in _CLASSES]
         ops: list[Op] = [DeletePrefix(prefix) for prefix in prefixes]
         roster = self.directory.roster(name)
         gone = [keys.colony(name)]

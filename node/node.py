@@ -13,12 +13,27 @@ from typing import Any
 import msgspec
 import trio
 
+from node.blueprints import Blueprints
+from node.channels import Channels
+from node.crons import Crons
+from node.definitions import Definitions
 from node.directory import Directory
 from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdError
+from node.files import Files
+from node.generators import Generators
+from node.identities import Identities
+from node.leader import Leader
+from node.locations import Locations
+from node.log import get_logger
 from node.members import Members
 from node.model import Function, Process
 from node.processes import Processes
+from node.reconciliation import Reconciliation
 from node.subscriptions import Subscriptions
+from node.workflows import PATIENCE, Workflows
+
+log = get_logger("node")
 
 
 @dataclass
@@ -31,8 +46,20 @@ class Node:
     directory: Directory
     members: Members
     processes: Processes
+    workflows: Workflows
     subscriptions: Subscriptions = field(default_factory=Subscriptions)
+    channels: Channels = field(init=False)
+    locations: Locations = field(init=False)
+    files: Files = field(init=False)
+    identities: Identities = field(init=False)
+    leader: Leader = field(init=False)
+    crons: Crons = field(init=False)
+    generators: Generators = field(init=False)
+    definitions: Definitions = field(init=False)
+    blueprints: Blueprints = field(init=False)
+    rpc_host: str = ""
     rpc_port: int = 0
+    etcd_endpoint: str = ""
     extra_status: Callable[[], dict[str, Any]] = dict
     started: int = 0
     draining: trio.Event = field(default_factory=trio.Event)
@@ -44,8 +71,22 @@ class Node:
         """Put the parts together."""
         directory = Directory()
         members = Members(client, directory, now)
-        node = cls(client, home, now, directory, members, Processes(client, now), started=now())
+        processes = Processes(client, now)
+        workflows = Workflows(client, processes, now)
+        node = cls(client, home, now, directory, members, processes, workflows, started=now())
         node.processes.changed = node.subscriptions.changed
+        node.channels = Channels(client, directory, processes, now)
+        processes.moved = node.channels.ring
+        node.locations = Locations(client)
+        node.leader = leader = Leader(client)
+        node.crons = Crons(client, directory, workflows, leader, now)
+        node.generators = Generators(client, directory, workflows, leader, now)
+        node.definitions = Definitions(client, now)
+        follow = Reconciliation(client, processes, node.crons, now)
+        node.blueprints = Blueprints(client, processes, follow, node.locations, now)
+        node.files = Files(client, now)
+        node.identities = Identities(client, directory, processes, home)
+        processes.handout.present = node.identities.present
         return node
 
     def tick(self) -> int:
@@ -70,6 +111,18 @@ class Node:
         self.draining.set()
         for scope in list(self._polls):
             scope.cancel()
+
+    async def settle(self, process: Process) -> None:
+        """Return when what follows in its workflow from a process's end has happened."""
+        if not process.processgraphid:
+            return
+        try:
+            await self.workflows.resolution.settle(
+                process.colonyname, process.processgraphid, PATIENCE
+            )
+        except EtcdError as error:
+            # The end itself is in the store; what follows from it comes with the store's return.
+            log.warning("workflow waits", graph=process.processgraphid, error=error)
 
     def count_function(self, process: Process, executorid: str) -> None:
         """Note in memory what a successful call says about the function that ran it."""

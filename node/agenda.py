@@ -1,0 +1,167 @@
+"""What is due when: keys in the order of their moments, and the loop that acts on them.
+
+Values only, and a loop around an action that is handed in; who may act is decided in `timers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import trio
+from sortedcontainers import SortedSet
+
+from node.codec import unpack
+from node.errors import RpcError
+from node.etcd.errors import EtcdError
+from node.log import get_logger
+from node.model import SECOND
+
+T = TypeVar("T")
+
+log = get_logger("timers")
+
+# Seconds after which the clock is looked at again whatever is due: it may have been set.
+_LONGEST_SLEEP = 30.0
+# Actions under way at a time; more would only queue up in the store.
+_AT_ONCE = 16
+
+
+@dataclass
+class Agenda:
+    """Keys and the moments they are due at, in Unix ns. A key that is held back is not due."""
+
+    changed: trio.Event = field(default_factory=trio.Event)
+    _moments: dict[str, int] = field(default_factory=dict)
+    _order: SortedSet[tuple[int, str]] = field(default_factory=SortedSet)
+    _held: set[str] = field(default_factory=set)
+
+    def set(self, key: str, moment: int | None) -> None:
+        """`key` is due at `moment`, or never. Whoever waits for `changed` looks again."""
+        before = self._moments.pop(key, None)
+        if before is not None:
+            self._order.discard((before, key))
+        if moment is not None:
+            self._moments[key] = moment
+            if key not in self._held:
+                self._order.add((moment, key))
+        if before != moment:
+            self.look_again()
+
+    def clear(self) -> None:
+        """Forget all keys; those that are held back stay so when they return."""
+        self._moments.clear()
+        self._order.clear()
+        self.look_again()
+
+    def hold(self, key: str) -> None:
+        """Leave `key` out until it is let go: somebody deals with it."""
+        self._held.add(key)
+        moment = self._moments.get(key)
+        if moment is not None:
+            self._order.discard((moment, key))
+
+    def let_go(self, key: str) -> None:
+        """The end of `hold`."""
+        self._held.discard(key)
+        moment = self._moments.get(key)
+        if moment is not None:
+            self._order.add((moment, key))
+        self.look_again()
+
+    def due(self, now: int) -> list[str]:
+        """Keys whose moment has come, the earliest first."""
+        found: list[str] = []
+        for moment, key in self._order:
+            if moment > now:
+                break
+            found.append(key)
+        return found
+
+    def next(self) -> int | None:
+        """The earliest moment there is, or None."""
+        return self._order[0][0] if self._order else None
+
+    def look_again(self) -> None:
+        """Whoever follows the agenda looks at the clock again."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+@dataclass
+class Index(Generic[T]):
+    """Values of one class of keys with their revisions, and when each is `due` in Unix ns."""
+
+    kind: type[T]
+    due: Callable[[T], int | None]
+    agenda: Agenda = field(default_factory=Agenda)
+    _known: dict[str, tuple[T, int]] = field(default_factory=dict)
+
+    def get(self, key: str) -> tuple[T, int] | None:
+        """The value as last known, and its revision."""
+        return self._known.get(key)
+
+    def apply(self, key: str, value: bytes | None, revision: int) -> None:
+        """Take in one change of the store; those older than what is known are ignored."""
+        known = self._known.get(key)
+        if known is not None and known[1] >= revision:
+            return
+        if value is None:
+            self.forget(key)
+        else:
+            self.learn(key, unpack(value, self.kind), revision)
+
+    def replace(self, items: Sequence[tuple[str, bytes, int]]) -> None:
+        """The store was listed anew: (key, value, revision) of everything."""
+        self._known.clear()
+        self.agenda.clear()
+        for key, value, revision in items:
+            self.apply(key, value, revision)
+
+    def learn(self, key: str, value: T, revision: int) -> None:
+        """The value is this, by the write at `revision`."""
+        self._known[key] = (value, revision)
+        self.agenda.set(key, self.due(value))
+
+    def forget(self, key: str) -> None:
+        """The key is gone."""
+        self._known.pop(key, None)
+        self.agenda.set(key, None)
+
+
+async def follow(
+    agenda: Agenda, now: Callable[[], int], act: Callable[[str], Awaitable[float]]
+) -> None:
+    """Act on each key when it is due, until cancelled. `now` gives Unix ns.
+
+    `act` returns the seconds for which its key is then left alone, 0 for none; the same is done
+    for a second when it raises EtcdError or RpcError.
+    """
+    room = trio.Semaphore(_AT_ONCE)
+
+    async def one(key: str) -> None:
+        pause = 1.0
+        try:
+            async with room:
+                try:
+                    pause = await act(key)
+                except (EtcdError, RpcError) as error:
+                    log.warning("due, and not done", key=key, error=error)
+            if pause > 0:
+                await trio.sleep(pause)
+        finally:
+            agenda.let_go(key)
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            changed = agenda.changed
+            for key in agenda.due(now()):
+                agenda.hold(key)
+                nursery.start_soon(one, key)
+            moment = agenda.next()
+            pause = _LONGEST_SLEEP
+            if moment is not None:
+                pause = min(pause, max(0.0, (moment - now()) / SECOND))
+            with trio.move_on_after(pause):
+                await changed.wait()

@@ -1,0 +1,308 @@
+"""Crons: workflows that start by the clock, each due time exactly once.
+
+Expressions are read by `schedule`, transactions made by `store.crons`; which daemon follows the
+clock is decided in `timers`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from node import schedule
+from node.agenda import Index
+from node.codec import unpack
+from node.directory import Directory
+from node.errors import RpcError, bad, conflict, missing
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Compare, Get, ModRevision, Txn
+from node.leader import Leader
+from node.log import get_logger
+from node.model import SECOND, State
+from node.store import crons as store
+from node.store.crons import Cron, Firing
+from node.submission import MAX_SECONDS, new_id
+from node.timed import check_name, check_workflow, is_final, may_start
+from node.workflows import Workflows, read_workflow
+
+log = get_logger("crons")
+
+# A lost race is tried again with fresh values; this many in a row means something is wrong.
+_TRIES = 8
+# Nanoseconds that whoever wrote down a firing has to submit it before the leader does.
+_GRACE = 2 * SECOND
+# Seconds between two looks at whether the previous workflow has ended.
+_PATIENCE = 1.0
+_PAGE = 16
+
+
+def check_cron(cron: Cron, local: ZoneInfo) -> None:
+    """Raise RpcError 400 that names the field of a cron that has no usable value."""
+    check_name(cron.name, "cron.name")
+    if cron.interval == 0 or cron.interval < -1 or cron.interval > MAX_SECONDS:
+        raise bad(f"cron.interval: seconds up to {MAX_SECONDS}, or -1 for the expression")
+    if cron.interval > 0:
+        return
+    if cron.random:
+        raise bad("cron.random: needs cron.interval, in which a random moment is chosen")
+    try:
+        schedule.parse(cron.cronexpression, local)
+    except schedule.ScheduleError as error:
+        raise bad(f"cron.cronexpression: {error}") from None
+
+
+def next_run(cron: Cron, now: int, local: ZoneInfo, dice: Callable[[], float]) -> tuple[int, int]:
+    """When a cron that runs, or is added, at `now` runs next; and the end of its random interval.
+
+    All in Unix ns. It is always after `now`: what was missed meanwhile is not made up for. The
+    beat of an interval is kept unless one was missed. `dice` gives numbers in [0, 1). Raises
+    ScheduleError when there is no next time.
+    """
+    if cron.interval > 0 and cron.random:
+        start = cron.window if cron.nextrun <= now < cron.window else now
+        span = cron.interval * SECOND
+        return start + 1 + int(dice() * (span - 1)), start + span
+    if cron.interval > 0:
+        return _beat(cron.nextrun, now, cron.interval), 0
+    plan = schedule.parse(cron.cronexpression, local)
+    if isinstance(plan, schedule.Every):
+        return _beat(cron.nextrun, now, plan.seconds), 0
+    return schedule.next_moment(plan, now), 0
+
+
+def _beat(due: int, now: int, seconds: int) -> int:
+    following = due + seconds * SECOND
+    return following if due <= now < following else now + seconds * SECOND
+
+
+def due(cron: Cron) -> int | None:
+    """When the leader has to look after a cron, in Unix ns; None for never."""
+    if cron.firing is not None:
+        return cron.firing.at + _GRACE
+    return cron.nextrun or None
+
+
+@dataclass
+class Crons:
+    """`now` gives Unix nanoseconds, `dice` numbers in [0, 1)."""
+
+    client: EtcdClient
+    directory: Directory
+    workflows: Workflows
+    leader: Leader
+    now: Callable[[], int]
+    local: ZoneInfo = field(default_factory=schedule.environment_zone)
+    dice: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
+    index: Index[Cron] = field(default_factory=lambda: Index(Cron, due))
+
+    # -- for callers ---------------------------------------------------------------------
+
+    async def add(self, cron: Cron, workflowspec: str) -> Cron:
+        """Store a new cron and say when it runs first; an empty id is filled in.
+
+        A repeat with the same id returns what is there. Raises RpcError 400 or 404.
+        """
+        check_cron(cron, self.local)
+        check_workflow(workflowspec, cron.colonyname, "cron.workflowspec")
+        try:
+            nextrun, window = next_run(cron, self.now(), self.local, self.dice)
+        except schedule.ScheduleError as error:
+            raise bad(f"cron.cronexpression: {error}") from None
+        cron = msgspec.structs.replace(
+            cron, cronid=cron.cronid or new_id(), nextrun=nextrun, window=window
+        )
+        result = await self.client.commit(store.add(cron, workflowspec))
+        if not result.succeeded:
+            mine, name = result.responses
+            if mine:
+                return unpack(mine[0].value, Cron)
+            if name:
+                raise bad(f"cron.name: a cron {cron.name!r} exists already")
+            raise missing(f"cron.colonyname: {cron.colonyname!r} is not hosted here")
+        self.index.learn(store.key(cron.colonyname, cron.cronid), cron, result.revision)
+        return cron
+
+    async def remove(self, colony: str, cronid: str) -> None:
+        """Remove a cron. Raises RpcError 404."""
+        cron = await self.get(colony, cronid)
+        result = await self.client.commit(store.remove(cron))
+        self.index.apply(store.key(colony, cronid), None, result.revision)
+
+    async def get(self, colony: str, cronid: str) -> Cron:
+        """The cron as the store has it. Raises RpcError 404."""
+        found = await self._load(colony, cronid)
+        if found is None:
+            raise missing(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
+        return found[0]
+
+    async def find(self, colony: str, name: str) -> Cron | None:
+        """The cron with a name, or None."""
+        found = await self.client.get(store.name_key(colony, name))
+        known = await self._load(colony, found.value.decode()) if found is not None else None
+        return known[0] if known is not None else None
+
+    async def listing(self, colony: str, count: int) -> list[Cron]:
+        """At most `count` crons of a colony, by name."""
+        items, _ = await self.client.range_all(store.prefix(colony))
+        found = [unpack(kv.value, Cron) for kv in items]
+        return sorted(found, key=lambda cron: cron.name)[:count]
+
+    async def specs(self, crons: Sequence[Cron]) -> list[str]:
+        """The workflows of crons, as they were sent; "" for one that is gone."""
+        found: list[str] = []
+        for start in range(0, len(crons), _PAGE):
+            part = crons[start : start + _PAGE]
+            gets = [Get(store.spec_key(cron.colonyname, cron.cronid)) for cron in part]
+            result = await self.client.commit(Txn([], gets))
+            found.extend(kvs[0].value.decode() if kvs else "" for kvs in result.responses)
+        return found
+
+    async def run_now(self, colony: str, cronid: str, token: str) -> Cron:
+        """Start a cron's workflow now and move its next run; the same token starts it once.
+
+        One that waits for its previous workflow stays as it is while that runs. Raises RpcError.
+        """
+        graphid = store.graph_token(cronid, token)
+        for _ in range(_TRIES):
+            known = await self._load(colony, cronid)
+            if known is None:
+                raise missing(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
+            if known[0].firing is not None:
+                await self._submit(*known, ())
+                continue
+            if await self.workflows.load(colony, graphid) is not None:
+                return known[0]
+            if not await self._free(known[0]):
+                return known[0]
+            written = await self._write(*known, graphid, ())
+            if written is not None:
+                await self._submit(*written, ())
+                return await self.get(colony, cronid)
+        raise conflict("cronid: the cron changes too fast; try again")
+
+    # -- for the leader ------------------------------------------------------------------
+
+    async def act(self, key: str) -> float:
+        """Start the workflow of a cron that is due, as the leader.
+
+        Returns the seconds for which the cron is then left alone. Raises EtcdError.
+        """
+        known = self.index.get(key)
+        if known is None:
+            return 0.0
+        cron = known[0]
+        if cron.firing is not None:
+            await self._submit(*known, self.leader.fence)
+            return 0.0
+        if not 0 < cron.nextrun <= self.now():
+            return 0.0
+        if not may_start(self.directory, cron.colonyname, cron.initiatorid):
+            log.warning("a cron's creator left the colony", cron=cron.cronid, name=cron.name)
+            await self._commit(self._moved(cron), known[1], self.leader.fence)
+            return 0.0
+        if not await self._free(cron):
+            return _PATIENCE
+        graphid = store.graph_id(cron.cronid, cron.nextrun)
+        written = await self._write(*known, graphid, self.leader.fence)
+        if written is None:
+            # Changed, and known by now; or this daemon leads no longer, and is about to hear of it.
+            return 0.0 if self.index.get(key) != known else _PATIENCE
+        await self._submit(*written, self.leader.fence)
+        return 0.0
+
+    def _moved(self, cron: Cron) -> Cron:
+        try:
+            nextrun, window = next_run(cron, self.now(), self.local, self.dice)
+        except schedule.ScheduleError as error:
+            log.error("a cron has no next run", cron=cron.cronid, name=cron.name, error=error)
+            nextrun, window = 0, 0
+        return msgspec.structs.replace(cron, nextrun=nextrun, window=window)
+
+    async def _free(self, cron: Cron) -> bool:
+        """Whether nothing has to be waited for: failed, cancelled or removed is over, too."""
+        if not cron.waitforprevprocessgraph or not cron.prevprocessgraphid:
+            return True
+        graph = await self.workflows.load(cron.colonyname, cron.prevprocessgraphid)
+        return graph is None or graph.state >= State.SUCCESSFUL
+
+    async def _write(
+        self, cron: Cron, revision: int, graphid: str, fence: Sequence[Compare]
+    ) -> tuple[Cron, int] | None:
+        """Write down that a workflow is to be submitted, and move the cron; None if that lost."""
+        now = self.now()
+        after = msgspec.structs.replace(
+            self._moved(cron),
+            lastrun=now,
+            prevprocessgraphid=graphid,
+            firing=Firing(graphid, cron.prevprocessgraphid, now),
+        )
+        return await self._commit(after, revision, fence)
+
+    async def _commit(
+        self, cron: Cron, revision: int, fence: Sequence[Compare]
+    ) -> tuple[Cron, int] | None:
+        """Store another value of a cron read at `revision`, or learn the one that is there."""
+        key = store.key(cron.colonyname, cron.cronid)
+        result = await self.client.commit(store.update(cron, revision, fence))
+        if result.succeeded:
+            self.index.learn(key, cron, result.revision)
+            return cron, result.revision
+        self._take_in(key, result.responses[0])
+        return None
+
+    def _take_in(self, key: str, found: Sequence[KeyValue]) -> None:
+        if found:
+            self.index.apply(key, found[0].value, found[0].mod_revision)
+        else:
+            self.index.forget(key)
+
+    async def _load(self, colony: str, cronid: str) -> tuple[Cron, int] | None:
+        if "/" in cronid:
+            return None
+        found = await self.client.get(store.key(colony, cronid))
+        return (unpack(found.value, Cron), found.mod_revision) if found is not None else None
+
+    async def _submit(self, cron: Cron, revision: int, fence: Sequence[Compare]) -> None:
+        """Submit what is written down, and strike it out.
+
+        Submitting compares the cron's revision: once it is struck out, or the cron removed,
+        nobody can do it again, however long ago it began to.
+        """
+        firing = cron.firing
+        assert firing is not None
+        colony = cron.colonyname
+        key = store.key(colony, cron.cronid)
+        spec = await self.client.get(store.spec_key(colony, cron.cronid))
+        if spec is None:
+            self._take_in(key, [])
+            return
+        _, specs = read_workflow(spec.value.decode(), "cron.workflowspec")
+        given = (
+            await self.workflows.leaf_outputs(colony, firing.previous) if firing.previous else []
+        )
+        after = msgspec.structs.replace(cron, firing=None)
+        try:
+            await self.workflows.submit(
+                colony,
+                specs,
+                graphid=firing.graphid,
+                initiatorid=cron.initiatorid,
+                initiatorname=cron.initiatorname,
+                root_input=given,
+                field="cron.workflowspec",
+                guard=[ModRevision(key, revision), *fence],
+            )
+        except (RpcError, EtcdError) as error:
+            if isinstance(error, EtcdError) and not is_final(error):
+                raise
+            if isinstance(error, RpcError) and error.status == 409:
+                self._take_in(key, [kv] if (kv := await self.client.get(key)) is not None else [])
+                return
+            log.error("a cron's workflow is refused", cron=cron.cronid, name=cron.name, error=error)
+            after = msgspec.structs.replace(after, prevprocessgraphid="")
+        await self._commit(after, revision, fence)

@@ -1,0 +1,395 @@
+"""Generators: arguments that wait in a queue, and workflows that start with them in order.
+
+Transactions are made by `store.generators`; which daemon looks after the queues is decided in
+`timers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from node.agenda import Index
+from node.codec import unpack
+from node.directory import Directory
+from node.errors import RpcError, bad, conflict, missing
+from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Compare, Delete, Get, ModRevision, Op, Txn
+from node.leader import Leader
+from node.log import get_logger
+from node.model import SECOND
+from node.store import generators as store
+from node.store.generators import Arg, Firing, Generator, Packing
+from node.submission import MAX_SECONDS, new_id
+from node.timed import check_name, check_workflow, is_final, may_start
+from node.workflows import Workflows, read_workflow
+
+log = get_logger("generators")
+
+MAX_TRIGGER = 10_000
+# Bytes of all arguments of one workflow: each root holds them, and the store takes 1.5 MiB.
+MAX_BYTES = 1024 * 1024
+# Nanoseconds for which the repeat of a request is known again; requests are fresh for half of it.
+REMEMBERED = 600 * SECOND
+_TRIES = 32
+# Arguments and bytes of one transaction of packs: each argument takes two operations of 128.
+_TOGETHER, _TOGETHER_BYTES = 50, 512 * 1024
+# Seconds between two attempts to start a workflow that was refused; its arguments wait.
+_LATER = 30.0
+_PAGE = 16
+_ARGS_PAGE = 1000
+
+
+def check_generator(generator: Generator) -> None:
+    """Raise RpcError 400 that names the field of a generator that has no usable value."""
+    check_name(generator.name, "generator.name")
+    if not 1 <= generator.trigger <= MAX_TRIGGER:
+        raise bad(f"generator.trigger: between 1 and {MAX_TRIGGER} arguments")
+    if generator.timeout > MAX_SECONDS:
+        raise bad(f"generator.timeout: at most {MAX_SECONDS} seconds")
+
+
+def largest_arg(generator: Generator) -> int:
+    """Bytes that an argument may have, so that one workflow can hold as many as trigger it."""
+    return MAX_BYTES // generator.trigger
+
+
+def decide(generator: Generator, now: int) -> Firing | None:
+    """What is to be submitted at `now` (Unix ns): as many as trigger it, or all when time is up."""
+    size = generator.queuesize
+    if size >= generator.trigger:
+        upto = generator.head + generator.trigger
+    elif size and generator.timeout > 0 and now >= _deadline(generator):
+        upto = generator.tail
+    else:
+        return None
+    return Firing(store.graph_id(generator.generatorid, generator.head), upto, now)
+
+
+def _deadline(generator: Generator) -> int:
+    return generator.oldest + generator.timeout * SECOND
+
+
+def due(generator: Generator) -> int | None:
+    """When the leader has to look after a generator, in Unix ns; None for not before a pack."""
+    if generator.firing is not None or generator.queuesize >= generator.trigger:
+        return 0
+    if generator.queuesize and generator.timeout > 0:
+        return _deadline(generator)
+    return None
+
+
+@dataclass(eq=False)
+class _Seat:
+    packing: Packing
+    done: bool = False
+    error: Exception | None = None
+
+
+@dataclass
+class _Line:
+    """Packs of one generator in the order they came; who has the lock stores for those behind."""
+
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    seats: list[_Seat] = field(default_factory=list)
+
+    def front(self) -> list[_Seat]:
+        """Those that go into one transaction."""
+        taken, tokens, size = list[_Seat](), set[str](), 0
+        for seat in self.seats[:_TOGETHER]:
+            size += len(seat.packing.arg.encode())
+            # A repeat that came meanwhile goes later, when its token tells that it is one.
+            if taken and (size > _TOGETHER_BYTES or seat.packing.token in tokens):
+                break
+            taken.append(seat)
+            tokens |= {seat.packing.token} - {""}
+        return taken
+
+
+@dataclass
+class Generators:
+    """`now` gives Unix nanoseconds."""
+
+    client: EtcdClient
+    directory: Directory
+    workflows: Workflows
+    leader: Leader
+    now: Callable[[], int]
+    index: Index[Generator] = field(default_factory=lambda: Index(Generator, due))
+    _lines: dict[str, _Line] = field(default_factory=dict)
+
+    # -- for callers ---------------------------------------------------------------------
+
+    async def add(self, generator: Generator, workflowspec: str) -> Generator:
+        """Store a new generator; an empty id is filled in.
+
+        A repeat with the same id returns what is there. Raises RpcError 400 or 404.
+        """
+        check_generator(generator)
+        check_workflow(workflowspec, generator.colonyname, "generator.workflowspec")
+        generator = msgspec.structs.replace(
+            generator, generatorid=generator.generatorid or new_id()
+        )
+        result = await self.client.commit(store.add(generator, workflowspec))
+        if not result.succeeded:
+            mine, name = result.responses
+            if mine:
+                return unpack(mine[0].value, Generator)
+            if name:
+                raise bad(f"generator.name: a generator {generator.name!r} exists already")
+            raise missing(f"generator.colonyname: {generator.colonyname!r} is not hosted here")
+        key = store.key(generator.colonyname, generator.generatorid)
+        self.index.learn(key, generator, result.revision)
+        return generator
+
+    async def remove(self, colony: str, generatorid: str) -> None:
+        """Remove a generator with its queue. Raises RpcError 404."""
+        generator = await self.get(colony, generatorid)
+        result = await self.client.commit(store.remove(generator))
+        self.index.apply(store.key(colony, generatorid), None, result.revision)
+
+    async def get(self, colony: str, generatorid: str) -> Generator:
+        """The generator as the store has it. Raises RpcError 404."""
+        found = await self._load(colony, generatorid)
+        if found is None:
+            raise missing(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
+        return found[0]
+
+    async def find(self, colony: str, name: str) -> Generator | None:
+        """The generator with a name, or None."""
+        found = await self.client.get(store.name_key(colony, name))
+        known = await self._load(colony, found.value.decode()) if found is not None else None
+        return known[0] if known is not None else None
+
+    async def listing(self, colony: str, count: int) -> list[Generator]:
+        """At most `count` generators of a colony, by name."""
+        items, _ = await self.client.range_all(store.prefix(colony))
+        found = [unpack(kv.value, Generator) for kv in items]
+        return sorted(found, key=lambda generator: generator.name)[:count]
+
+    async def specs(self, generators: Sequence[Generator]) -> list[str]:
+        """The workflows of generators, as they were sent; "" for one that is gone."""
+        found: list[str] = []
+        for start in range(0, len(generators), _PAGE):
+            part = generators[start : start + _PAGE]
+            gets = [Get(store.spec_key(each.colonyname, each.generatorid)) for each in part]
+            result = await self.client.commit(Txn([], gets))
+            found.extend(kvs[0].value.decode() if kvs else "" for kvs in result.responses)
+        return found
+
+    async def _load(self, colony: str, generatorid: str) -> tuple[Generator, int] | None:
+        if "/" in generatorid:
+            return None
+        found = await self.client.get(store.key(colony, generatorid))
+        return (unpack(found.value, Generator), found.mod_revision) if found is not None else None
+
+    async def pack(self, colony: str, generatorid: str, arg: str, token: str = "") -> None:
+        """Add an argument to the end of the queue; the same token adds it once in ten minutes.
+
+        Packs of one generator keep their order, and those that come together share a
+        transaction. Raises RpcError, and EtcdError, which leaves open whether it was added.
+        """
+        key = store.key(colony, generatorid)
+        line = self._lines.setdefault(key, _Line())
+        seat = _Seat(Packing(arg, token))
+        line.seats.append(seat)
+        try:
+            # The lock is given in the order of the seats: whoever gets it sits in front.
+            async with line.lock:
+                if not seat.done:
+                    # Shielded: others sit in this transaction; bounded by the store's timeout.
+                    with trio.CancelScope(shield=True):
+                        await self._store(colony, generatorid, line.front())
+        finally:
+            line.seats = [each for each in line.seats if each is not seat and not each.done]
+            if not line.seats:
+                self._lines.pop(key, None)
+        if seat.error is not None:
+            raise seat.error
+
+    async def _store(self, colony: str, generatorid: str, seats: list[_Seat]) -> None:
+        """Add what the seats hold, or tell each of them what was wrong."""
+        try:
+            await self._enqueue(colony, generatorid, seats)
+        except (RpcError, EtcdError) as error:
+            for seat in seats:
+                seat.error = seat.error if seat.done else error
+        finally:
+            for seat in seats:
+                seat.done = True
+
+    async def _enqueue(self, colony: str, generatorid: str, seats: list[_Seat]) -> None:
+        key = store.key(colony, generatorid)
+        known = self.index.get(key) or await self._load(colony, generatorid)
+        for _ in range(_TRIES):
+            if known is None:
+                self.index.forget(key)
+                raise missing(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
+            most = largest_arg(known[0])
+            for seat in seats:
+                if not seat.done and len(seat.packing.arg.encode()) > most:
+                    seat.error = bad(
+                        f"arg: at most {most} bytes, so that {known[0].trigger} fit one workflow"
+                    )
+                    seat.done = True
+            left = [seat for seat in seats if not seat.done]
+            if not left:
+                return
+            packings = [seat.packing for seat in left]
+            after, txn = store.enqueue(known[0], known[1], packings, self.now())
+            result = await self.client.commit(txn)
+            if result.succeeded:
+                self.index.learn(key, after, result.revision)
+                return
+            found, *tokens = result.responses
+            known = (unpack(found[0].value, Generator), found[0].mod_revision) if found else None
+            used = {kv.key.rpartition("/")[2] for kvs in tokens for kv in kvs}
+            for seat in left:
+                seat.done = seat.packing.token in used
+        raise conflict("generatorid: the generator changes too fast; try again")
+
+    # -- for the leader ------------------------------------------------------------------
+
+    async def act(self, key: str) -> float:
+        """Start the workflow that a generator is due for, as the leader.
+
+        Returns the seconds for which the generator is then left alone. Raises EtcdError.
+        """
+        known = self.index.get(key)
+        if known is None:
+            return 0.0
+        generator, revision = known
+        firing = generator.firing or decide(generator, self.now())
+        if firing is None:
+            return 0.0
+        if not may_start(self.directory, generator.colonyname, generator.initiatorid):
+            log.warning(
+                "a generator's creator left the colony",
+                generator=generator.generatorid,
+                name=generator.name,
+            )
+            return _LATER
+        if generator.firing is None:
+            after, txn = store.fire(generator, revision, firing, self.leader.fence)
+            result = await self.client.commit(txn)
+            if not result.succeeded:
+                return await self._reload(key, revision)
+            self.index.learn(key, after, result.revision)
+            generator, revision = after, result.revision
+        return await self._submit(key, generator, revision, firing)
+
+    async def _reload(self, key: str, revision: int) -> float:
+        """Learn what a transaction was lost to; the seconds to wait if it was not to a change."""
+        found = await self.client.get(key)
+        if found is None:
+            self.index.forget(key)
+            return 0.0
+        self.index.apply(key, found.value, found.mod_revision)
+        # Unchanged, so this daemon leads no longer and is about to hear of it.
+        return 1.0 if found.mod_revision == revision else 0.0
+
+    async def _submit(self, key: str, generator: Generator, revision: int, firing: Firing) -> float:
+        """Submit what is written down, then strike it out together with its arguments.
+
+        Packs change the generator meanwhile, so submitting compares the first of the arguments:
+        it goes with the workflow's success, and then nobody can submit it again.
+        """
+        colony, generatorid = generator.colonyname, generator.generatorid
+        spec = await self.client.get(store.spec_key(colony, generatorid))
+        if spec is None:
+            self.index.forget(key)
+            return 0.0
+        _, specs = read_workflow(spec.value.decode(), "generator.workflowspec")
+        args, first, oldest = await self._args(generator, firing)
+        if len(args) != firing.upto - generator.head:
+            return await self._reload(key, revision)
+        fence = self.leader.fence
+        try:
+            await self.workflows.submit(
+                colony,
+                specs,
+                graphid=firing.graphid,
+                initiatorid=generator.initiatorid,
+                initiatorname=generator.initiatorname,
+                root_args=list(args),
+                field="generator.workflowspec",
+                guard=[first, *fence],
+            )
+        except (RpcError, EtcdError) as error:
+            if isinstance(error, EtcdError) and not is_final(error):
+                raise
+            if isinstance(error, RpcError) and error.status == 409:
+                return await self._reload(key, revision)
+            # No argument is given up: whoever can mend it, or removes the generator, decides.
+            log.error(
+                "a generator's workflow is refused",
+                generator=generatorid,
+                name=generator.name,
+                error=error,
+            )
+            return _LATER
+        return await self._strike_out(key, generator, revision, firing, oldest, fence)
+
+    async def _strike_out(
+        self,
+        key: str,
+        generator: Generator,
+        revision: int,
+        firing: Firing,
+        oldest: int,
+        fence: Sequence[Compare],
+    ) -> float:
+        for _ in range(_TRIES):
+            if generator.firing != firing:
+                return 0.0  # done by somebody else
+            if not oldest and generator.tail > firing.upto:
+                oldest = (await self._args(generator, firing))[2]
+            after, txn = store.fired(generator, revision, oldest, fence)
+            result = await self.client.commit(txn)
+            if result.succeeded:
+                self.index.learn(key, after, result.revision)
+                return 0.0
+            if await self._reload(key, revision) or (known := self.index.get(key)) is None:
+                break
+            generator, revision = known
+        return 1.0
+
+    async def _args(self, generator: Generator, firing: Firing) -> tuple[list[str], Compare, int]:
+        """The arguments of a firing, the condition that they wait, and when the next one came."""
+        colony, generatorid = generator.colonyname, generator.generatorid
+        prefix = store.args_prefix(colony, generatorid)
+        head, upto = (
+            store.arg_key(colony, generatorid, number) for number in (generator.head, firing.upto)
+        )
+        start, found, oldest, first = head, list[str](), 0, ModRevision(head, 0)
+        while True:
+            count = firing.upto - generator.head - len(found) + 1
+            page = await self.client.range(prefix, limit=min(count, _ARGS_PAGE), start=start)
+            for kv in page.items:
+                arg = unpack(kv.value, Arg)
+                if kv.key == head:
+                    first = ModRevision(head, kv.mod_revision)
+                if kv.key >= upto:
+                    oldest = arg.at
+                    break
+                found.append(arg.arg)
+            if oldest or not page.more or not page.items:
+                return found, first, oldest
+            start = page.items[-1].key + "\0"
+
+    async def sweep(self) -> None:
+        """Forget the tokens of requests that are too old to be repeated."""
+        start: str | None = None
+        limit = self.now() - REMEMBERED
+        while True:
+            page = await self.client.range(store.PACKED, limit=_ARGS_PAGE, start=start)
+            old: list[Op] = [Delete(kv.key) for kv in page.items if int(kv.value) < limit]
+            for at in range(0, len(old), 100):
+                await self.client.commit(Txn([], old[at : at + 100]))
+            if not page.more:
+                return
+            start = page.items[-1].key + "\0"

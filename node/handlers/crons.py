@@ -1,0 +1,130 @@
+"""Calls about crons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from node.codec import wire_time
+from node.directory import name_of
+from node.errors import RpcError, bad, denied, missing
+from node.node import Node
+from node.rpc.table import Call, Caller, Who
+from node.store.crons import Cron
+from node.timed import CHECKER_PERIOD, id_for
+
+
+class NewCron(msgspec.Struct):
+    """A cron as clients send it; its times and its creator are ours to say."""
+
+    colonyname: str
+    name: str = ""
+    cronexpression: str = ""
+    interval: int = 0
+    random: bool = False
+    workflowspec: str = ""
+    waitforprevprocessgraph: bool = False
+    # What pycolonies calls the same.
+    waitforprevprocessgrap: bool = False
+
+
+class AddCron(msgspec.Struct):
+    cron: NewCron
+
+
+class CronById(msgspec.Struct):
+    cronid: str
+
+
+class GetCrons(msgspec.Struct):
+    colonyname: str
+    count: int = 0
+
+
+def wire_cron(cron: Cron, workflowspec: str) -> dict[str, Any]:
+    """Return a cron as upstream's SDKs expect it, ready for JSON."""
+    return {
+        "cronid": cron.cronid,
+        "initiatorid": cron.initiatorid,
+        "initiatorname": cron.initiatorname,
+        "colonyname": cron.colonyname,
+        "name": cron.name,
+        "cronexpression": cron.cronexpression,
+        "interval": cron.interval,
+        "random": cron.random,
+        "nextrun": wire_time(cron.nextrun),
+        "lastrun": wire_time(cron.lastrun),
+        "workflowspec": workflowspec,
+        "prevprocessgraphid": cron.prevprocessgraphid,
+        "waitforprevprocessgraph": cron.waitforprevprocessgraph,
+        "checkerperiod": CHECKER_PERIOD,
+    }
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for crons."""
+    crons = node.crons
+
+    async def wire(found: list[Cron]) -> list[dict[str, Any]]:
+        specs = await crons.specs(found)
+        return [wire_cron(cron, spec) for cron, spec in zip(found, specs, strict=True)]
+
+    async def locate(caller: Caller, cronid: str) -> Cron:
+        """A cron in one of the caller's colonies: others' can't be told from nothing."""
+        colonies = node.directory.colonies_of(caller.id)
+        if not colonies:
+            raise denied("the caller is a member of no colony here")
+        for colony in colonies:
+            try:
+                return await crons.get(colony, cronid)
+            except RpcError as error:
+                if error.status != 404:
+                    raise
+        raise missing(f"cronid: no cron {cronid[:80]!r} in the caller's colonies")
+
+    async def add(caller: Caller, request: AddCron) -> dict[str, Any]:
+        """Start a workflow by the clock, at the times of an expression or of an interval."""
+        assert caller.member is not None
+        asked = request.cron
+        cron = Cron(
+            cronid=id_for(caller.id, caller.nonce),
+            colonyname=asked.colonyname,
+            name=asked.name,
+            initiatorid=caller.id,
+            initiatorname=name_of(caller.member),
+            cronexpression=asked.cronexpression,
+            interval=asked.interval,
+            random=asked.random,
+            waitforprevprocessgraph=asked.waitforprevprocessgraph or asked.waitforprevprocessgrap,
+        )
+        return wire_cron(await crons.add(cron, asked.workflowspec), asked.workflowspec)
+
+    async def get(caller: Caller, request: CronById) -> dict[str, Any]:
+        """One cron, with its next and last run."""
+        return (await wire([await locate(caller, request.cronid)]))[0]
+
+    async def get_many(caller: Caller, request: GetCrons) -> list[dict[str, Any]]:
+        """The crons of a colony, by name."""
+        if request.count < 0:
+            raise bad("count: 0 or more")
+        return await wire(await crons.listing(request.colonyname, request.count))
+
+    async def run(caller: Caller, request: CronById) -> dict[str, Any]:
+        """Start the workflow of a cron now; not while the previous one runs, if it waits for it."""
+        cron = await locate(caller, request.cronid)
+        token = id_for(caller.id, caller.nonce)
+        return (await wire([await crons.run_now(cron.colonyname, cron.cronid, token)]))[0]
+
+    async def remove(caller: Caller, request: CronById) -> None:
+        """Remove a cron; what it started stays."""
+        cron = await locate(caller, request.cronid)
+        await crons.remove(cron.colonyname, cron.cronid)
+
+    return [
+        Call("addcronmsg", AddCron, Who.MEMBER, add, lambda request: request.cron.colonyname),
+        Call("getcronmsg", CronById, Who.SIGNED, get),
+        Call("getcronsmsg", GetCrons, Who.MEMBER, get_many, lambda request: request.colonyname),
+        Call("runcronmsg", CronById, Who.SIGNED, run),
+        Call("removecronmsg", CronById, Who.SIGNED, remove),
+    ]

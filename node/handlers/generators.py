@@ -1,0 +1,152 @@
+"""Calls about generators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from node.codec import wire_time
+from node.directory import name_of
+from node.errors import RpcError, bad, denied, missing
+from node.node import Node
+from node.rpc.table import Call, Caller, Who
+from node.store.generators import Generator
+from node.timed import CHECKER_PERIOD, id_for
+
+
+class NewGenerator(msgspec.Struct):
+    """A generator as clients send it; its times, its queue and its creator are ours to say."""
+
+    colonyname: str
+    name: str = ""
+    workflowspec: str = ""
+    trigger: int = 0
+    timeout: int = 0
+
+
+class AddGenerator(msgspec.Struct):
+    generator: NewGenerator
+
+
+class GeneratorById(msgspec.Struct):
+    generatorid: str
+
+
+class ResolveGenerator(msgspec.Struct):
+    colonyname: str
+    generatorname: str
+
+
+class GetGenerators(msgspec.Struct):
+    colonyname: str
+    count: int = 0
+
+
+class PackGenerator(msgspec.Struct):
+    generatorid: str
+    arg: str = ""
+
+
+def wire_generator(generator: Generator, workflowspec: str) -> dict[str, Any]:
+    """Return a generator as upstream's SDKs expect it, ready for JSON."""
+    return {
+        "generatorid": generator.generatorid,
+        "initiatorid": generator.initiatorid,
+        "initiatorname": generator.initiatorname,
+        "colonyname": generator.colonyname,
+        "name": generator.name,
+        "workflowspec": workflowspec,
+        "trigger": generator.trigger,
+        "timeout": generator.timeout,
+        "firstpack": wire_time(generator.firstpack),
+        "lastrun": wire_time(generator.lastrun),
+        "queuesize": generator.queuesize,
+        "checkerperiod": CHECKER_PERIOD,
+    }
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for generators."""
+    generators = node.generators
+
+    async def wire(found: list[Generator]) -> list[dict[str, Any]]:
+        specs = await generators.specs(found)
+        return [wire_generator(each, spec) for each, spec in zip(found, specs, strict=True)]
+
+    async def locate(caller: Caller, generatorid: str) -> Generator:
+        """A generator in one of the caller's colonies: others' can't be told from nothing."""
+        colonies = node.directory.colonies_of(caller.id)
+        if not colonies:
+            raise denied("the caller is a member of no colony here")
+        for colony in colonies:
+            try:
+                return await generators.get(colony, generatorid)
+            except RpcError as error:
+                if error.status != 404:
+                    raise
+        raise missing(f"generatorid: no generator {generatorid[:80]!r} in the caller's colonies")
+
+    async def add(caller: Caller, request: AddGenerator) -> dict[str, Any]:
+        """Start a workflow whenever so many arguments are packed, or some waited long enough."""
+        assert caller.member is not None
+        asked = request.generator
+        generator = Generator(
+            generatorid=id_for(caller.id, caller.nonce),
+            colonyname=asked.colonyname,
+            name=asked.name,
+            initiatorid=caller.id,
+            initiatorname=name_of(caller.member),
+            trigger=asked.trigger,
+            timeout=asked.timeout,
+        )
+        added = await generators.add(generator, asked.workflowspec)
+        return wire_generator(added, asked.workflowspec)
+
+    async def get(caller: Caller, request: GeneratorById) -> dict[str, Any]:
+        """One generator, with the size of its queue."""
+        return (await wire([await locate(caller, request.generatorid)]))[0]
+
+    async def resolve(caller: Caller, request: ResolveGenerator) -> dict[str, Any]:
+        """The generator with a name."""
+        found = await generators.find(request.colonyname, request.generatorname)
+        if found is None:
+            raise missing(f"generatorname: no generator {request.generatorname[:80]!r}")
+        return (await wire([found]))[0]
+
+    async def get_many(caller: Caller, request: GetGenerators) -> list[dict[str, Any]]:
+        """The generators of a colony, by name."""
+        if request.count < 0:
+            raise bad("count: 0 or more")
+        return await wire(await generators.listing(request.colonyname, request.count))
+
+    async def pack(caller: Caller, request: PackGenerator) -> None:
+        """Add an argument to the queue of a generator."""
+        colonies = node.directory.colonies_of(caller.id)
+        if len(colonies) != 1:
+            colonies = [(await locate(caller, request.generatorid)).colonyname]
+        token = id_for(caller.id, caller.nonce) if caller.nonce else ""
+        await generators.pack(colonies[0], request.generatorid, request.arg, token)
+
+    async def remove(caller: Caller, request: GeneratorById) -> None:
+        """Remove a generator and its queue; what it started stays."""
+        generator = await locate(caller, request.generatorid)
+        await generators.remove(generator.colonyname, generator.generatorid)
+
+    def of(request: Any) -> str:
+        return str(request.colonyname)
+
+    return [
+        Call(
+            "addgeneratormsg",
+            AddGenerator,
+            Who.MEMBER,
+            add,
+            lambda request: request.generator.colonyname,
+        ),
+        Call("getgeneratormsg", GeneratorById, Who.SIGNED, get),
+        Call("resolvegeneratormsg", ResolveGenerator, Who.MEMBER, resolve, of),
+        Call("getgeneratorsmsg", GetGenerators, Who.MEMBER, get_many, of),
+        Call("packgeneratormsg", PackGenerator, Who.SIGNED, pack),
+        Call("removegeneratormsg", GeneratorById, Who.SIGNED, remove),
+    ]

@@ -1,0 +1,217 @@
+"""Generators in the store: a small value with the ends of a queue, and the queue's arguments.
+
+Values in, transactions out. A pack writes its arguments at the queue's end; a firing writes down
+its range before its workflow is submitted, and strikes both out in one transaction after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from node.codec import pack
+from node.etcd.transactions import (
+    Absent,
+    Compare,
+    Delete,
+    DeletePrefix,
+    DeleteRange,
+    Get,
+    ModRevision,
+    Op,
+    Present,
+    Put,
+    Txn,
+)
+from node.store import keys
+
+GENERATORS = keys.ROOT + "timed/generator/"
+PACKED = keys.ROOT + "packed/"
+# Classes of keys that go with a colony.
+CLASSES = ("timed/generator", "generatorspec", "generatorname", "generatorarg", "packed")
+
+
+class Firing(msgspec.Struct, frozen=True):
+    """A workflow that is to be submitted with the arguments from the queue's head to `upto`.
+
+    `at` is when this was decided, in Unix ns.
+    """
+
+    graphid: str
+    upto: int
+    at: int
+
+
+class Generator(msgspec.Struct, frozen=True):
+    """A generator. Times are Unix nanoseconds, 0 for unset; `timeout` is seconds, 0 for none.
+
+    The queue is the arguments numbered from `head` to before `tail`; `oldest` is when the one at
+    the head came.
+    """
+
+    generatorid: str
+    colonyname: str
+    name: str
+    initiatorid: str
+    initiatorname: str
+    trigger: int
+    timeout: int = 0
+    firstpack: int = 0
+    lastrun: int = 0
+    head: int = 0
+    tail: int = 0
+    oldest: int = 0
+    firing: Firing | None = None
+
+    @property
+    def queuesize(self) -> int:
+        """How many arguments wait."""
+        return self.tail - self.head
+
+
+class Arg(msgspec.Struct, frozen=True, array_like=True):
+    """One argument, and when it came in Unix ns."""
+
+    arg: str
+    at: int
+
+
+class Packing(msgspec.Struct, frozen=True):
+    """An argument to be queued; `token` stands for the request, "" if that has nothing unique."""
+
+    arg: str
+    token: str
+
+
+def prefix(colony: str) -> str:
+    """Prefix of the generators of a colony."""
+    return f"{GENERATORS}{colony}/"
+
+
+def key(colony: str, generatorid: str) -> str:
+    """One generator."""
+    return prefix(colony) + generatorid
+
+
+def parse_key(text: str) -> tuple[str, str]:
+    """Return colony and generator id of a key."""
+    colony, generatorid = text[len(GENERATORS) :].split("/")
+    return colony, generatorid
+
+
+def spec_key(colony: str, generatorid: str) -> str:
+    """The workflow of a generator, as it was sent."""
+    return f"{keys.ROOT}generatorspec/{colony}/{generatorid}"
+
+
+def name_key(colony: str, name: str) -> str:
+    """Which generator has a name; hashed, since upstream's names are free text."""
+    digest = hashlib.sha3_256(name.encode()).hexdigest()
+    return f"{keys.ROOT}generatorname/{colony}/{digest}"
+
+
+def args_prefix(colony: str, generatorid: str) -> str:
+    """Prefix of the arguments of a generator."""
+    return f"{keys.ROOT}generatorarg/{colony}/{generatorid}/"
+
+
+def arg_key(colony: str, generatorid: str, number: int) -> str:
+    """One argument; they sort as they came."""
+    return f"{args_prefix(colony, generatorid)}{number:020d}"
+
+
+def packed_prefix(colony: str, generatorid: str) -> str:
+    """Prefix of the tokens of a generator."""
+    return f"{PACKED}{colony}/{generatorid}/"
+
+
+def packed_key(colony: str, generatorid: str, token: str) -> str:
+    """Present when the request that a token stands for was served; holds when, in Unix ns."""
+    return packed_prefix(colony, generatorid) + token
+
+
+def graph_id(generatorid: str, head: int) -> str:
+    """The id of the graph that takes the arguments from `head` on."""
+    return hashlib.sha3_256(f"generator/{generatorid}/{head}".encode()).hexdigest()
+
+
+def add(generator: Generator, workflowspec: str) -> Txn:
+    """A new generator, if its name is free and its colony exists; else the reads tell."""
+    g = generator
+    mine, name = key(g.colonyname, g.generatorid), name_key(g.colonyname, g.name)
+    return Txn(
+        [Absent(mine), Absent(name), Present(keys.colony(g.colonyname))],
+        [
+            Put(mine, pack(g)),
+            Put(spec_key(g.colonyname, g.generatorid), workflowspec.encode()),
+            Put(name, g.generatorid.encode()),
+        ],
+        [Get(mine), Get(name)],
+    )
+
+
+def enqueue(
+    generator: Generator, revision: int, packings: Sequence[Packing], now: int
+) -> tuple[Generator, Txn]:
+    """Arguments join the queue; none does if a token was used before: the reads tell which."""
+    g = generator
+    mine = key(g.colonyname, g.generatorid)
+    after = msgspec.structs.replace(
+        g,
+        tail=g.tail + len(packings),
+        firstpack=g.firstpack or now,
+        oldest=g.oldest if g.queuesize else now,
+    )
+    ops: list[Op] = [Put(mine, pack(after))]
+    compare: list[Compare] = [ModRevision(mine, revision)]
+    reads: list[Op] = [Get(mine)]
+    for number, packing in enumerate(packings, g.tail):
+        place = arg_key(g.colonyname, g.generatorid, number)
+        ops.append(Put(place, pack(Arg(packing.arg, now))))
+        if packing.token:
+            token = packed_key(g.colonyname, g.generatorid, packing.token)
+            ops.append(Put(token, str(now).encode()))
+            compare.append(Absent(token))
+            reads.append(Get(token))
+    return after, Txn(compare, ops, reads)
+
+
+def fire(
+    generator: Generator, revision: int, firing: Firing, compare: Sequence[Compare]
+) -> tuple[Generator, Txn]:
+    """Write down what is to be submitted."""
+    mine = key(generator.colonyname, generator.generatorid)
+    after = msgspec.structs.replace(generator, firing=firing)
+    return after, Txn([ModRevision(mine, revision), *compare], [Put(mine, pack(after))])
+
+
+def fired(
+    generator: Generator, revision: int, oldest: int, compare: Sequence[Compare]
+) -> tuple[Generator, Txn]:
+    """The workflow is in the store: its arguments go. `oldest` is when the next one came, or 0."""
+    g = generator
+    assert g.firing is not None
+    mine = key(g.colonyname, g.generatorid)
+    after = msgspec.structs.replace(
+        g, firing=None, head=g.firing.upto, lastrun=g.firing.at, oldest=oldest
+    )
+    gone = DeleteRange(
+        arg_key(g.colonyname, g.generatorid, g.head),
+        arg_key(g.colonyname, g.generatorid, g.firing.upto),
+    )
+    return after, Txn([ModRevision(mine, revision), *compare], [Put(mine, pack(after)), gone])
+
+
+def remove(generator: Generator) -> Txn:
+    """A generator goes, with what is queued; its graphs stay."""
+    colony, generatorid = generator.colonyname, generator.generatorid
+    ops: list[Op] = [
+        Delete(key(colony, generatorid)),
+        Delete(spec_key(colony, generatorid)),
+        Delete(name_key(colony, generator.name)),
+        DeletePrefix(args_prefix(colony, generatorid)),
+        DeletePrefix(packed_prefix(colony, generatorid)),
+    ]
+    return Txn([Present(key(colony, generatorid))], ops)

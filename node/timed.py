@@ -1,0 +1,74 @@
+"""What crons and generators have in common: a name, a workflow to start, and whose it is.
+
+When they start it is theirs; how a workflow becomes processes is in `workflows`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from node import graphs
+from node.directory import Directory
+from node.errors import RpcError, bad
+from node.etcd.errors import EtcdError, EtcdNoSpace
+from node.model import ExecutorState, FunctionSpec
+from node.submission import check_spec, new_id
+from node.workflows import read_workflow
+
+# The period that upstream shows for its loops, in ms: how late a start may be there.
+CHECKER_PERIOD = 1000
+MAX_NAME = 255
+
+
+def check_name(name: str, field: str) -> None:
+    """Raise RpcError 400 unless `name` is a text of one line and of a bounded length."""
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise bad(f"{field}: between 1 and {MAX_NAME} printable characters")
+
+
+def check_workflow(text: str, colony: str, field: str) -> list[FunctionSpec]:
+    """Read a workflow and check it, as far as that can be done without submitting it.
+
+    Raises RpcError 400 that begins with `field`, also for the workflow of another colony.
+    """
+    named, specs = read_workflow(text, field)
+    if named not in ("", colony):
+        raise bad(f"{field}.colonyname: {named[:80]!r} is not the colony {colony!r} of what has it")
+    try:
+        graphs.plan(specs)
+    except graphs.GraphError as error:
+        raise bad(f"{field}.{error}") from None
+    for place, spec in enumerate(specs):
+        try:
+            check_spec(spec)
+        except RpcError as error:
+            inner = f"{field}.functionspecs[{place}]"
+            raise bad(error.message.replace("spec", inner, 1)) from None
+    return specs
+
+
+def may_start(directory: Directory, colony: str, identity: str) -> bool:
+    """Whether what this identity left behind may start workflows in a colony (still).
+
+    Its owner and users may; executors too unless they were rejected: one that is not registered
+    at the moment has not lost its rights, as upstream has it.
+    """
+    owner = directory.colony(colony)
+    if owner is None:
+        return False
+    executor = directory.executor_of(colony, identity)
+    if executor is not None and executor.state != ExecutorState.REJECTED:
+        return True
+    return identity == owner.colonyid or directory.user_of(colony, identity) is not None
+
+
+def id_for(identity: str, nonce: str) -> str:
+    """An id for what a request makes: the same for a repeat of a request that has a nonce."""
+    if not nonce:
+        return new_id()
+    return hashlib.sha3_256(f"{identity}/{nonce}".encode()).hexdigest()
+
+
+def is_final(error: EtcdError) -> bool:
+    """Whether the same request will fail again: it does not fit the store."""
+    return not error.retryable and not isinstance(error, EtcdNoSpace)
