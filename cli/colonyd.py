@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -84,6 +85,7 @@ def run_daemon(
         print(f"colonyd: {error}", file=sys.stderr)
         return EXIT_CONFIG
     configure_logging(config.log.level)
+    _raise_file_limit()
     try:
         trio.run(run, settings, federated)
     except BaseExceptionGroup as group:
@@ -95,6 +97,12 @@ def run_daemon(
     except _KNOWN as error:
         return _explain([error])
     return 0
+
+
+def _raise_file_limit() -> None:
+    """Use all the open files that we may: each waiting worker is one, and shells allow 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 _KNOWN = (StoreRefused, HomeError, RpcError, EtcdError, OSError)

@@ -9,21 +9,56 @@ import importlib
 from collections.abc import Mapping
 
 import click
+from click.shell_completion import CompletionItem
 
 from cli.session import EXIT_CODES, shared_options
 
-# Name → (module, attribute, one line of help). Keeps `colony --help` from importing everything.
-COMMANDS: Mapping[str, tuple[str, str, str]] = {
-    "init": ("cli.init", "init", "Create a home directory: keys and a colony."),
-    "up": ("cli.up", "up", "Run the daemon in the foreground."),
-    "demo": ("cli.demo", "demo", "Two colonies on this machine, one forwarded function."),
-    "status": ("cli.status", "status", "Show how the daemon is."),
-    "doctor": ("cli.doctor", "doctor", "Look for what is wrong and say what to do."),
-    "run": ("cli.run", "run", "Submit a function to run, here or in another colony."),
-    "process": ("cli.process", "process", "List, show, await and cancel processes."),
-    "executor": ("cli.executor", "executor", "List, approve and reject executors."),
-    "peers": ("cli.peers", "peers", "Other colonies: list, trust, block, ping."),
-    "worker": ("cli.worker", "worker", "Run shell commands as an executor's functions."),
+Command = tuple[str, str, str]
+
+# Title → name → (module, attribute, one line of help). Keeps `colony --help` from importing
+# everything.
+SECTIONS: Mapping[str, Mapping[str, Command]] = {
+    "A daemon of one's own": {
+        "init": ("cli.init", "init", "Create a home directory: keys and a colony."),
+        "up": ("cli.up", "up", "Run the daemon in the foreground."),
+        "demo": ("cli.demo", "demo", "Two colonies on this machine, one forwarded function."),
+        "status": ("cli.status", "status", "Show how the daemon is."),
+        "top": ("cli.top", "top", "Watch queue, running work, executors and peers."),
+        "doctor": ("cli.doctor", "doctor", "Look for what is wrong and say what to do."),
+        "config": ("cli.config", "config", "Show the settings in force."),
+        "key": ("cli.key", "key", "Make private keys, tell their ids."),
+    },
+    "Work": {
+        "run": ("cli.run", "run", "Submit a function to run, here or in another colony."),
+        "process": ("cli.processes", "process", "Processes: list, show, await, cancel, close."),
+        "workflow": ("cli.workflow", "workflow", "Graphs of functions: submit, show, await."),
+        "cron": ("cli.cron", "cron", "Workflows that start by the clock."),
+        "generator": ("cli.generator", "generator", "Workflows that start with enough arguments."),
+        "file": ("cli.file", "file", "Files that processes share."),
+        "log": ("cli.log", "log", "What executors logged: get, search, add."),
+        "channel": ("cli.channel", "channel", "Messages between submitter and executor."),
+        "attribute": ("cli.attribute", "attribute", "Keys and values of a process."),
+        "blueprint": ("cli.blueprint", "blueprint", "Wanted states that executors make real."),
+    },
+    "Who and where": {
+        "worker": ("cli.worker", "worker", "Run shell commands as an executor's functions."),
+        "executor": ("cli.executor", "executor", "Executors: add, approve, reject, remove."),
+        "function": ("cli.function", "function", "What executors say they can do."),
+        "user": ("cli.user", "user", "People who may submit work."),
+        "colony": ("cli.colony", "colony", "The colonies that a server hosts."),
+        "location": ("cli.location", "location", "Named places where executors stand."),
+        "peers": ("cli.peers", "peers", "Other colonies: list, trust, block, ping."),
+    },
+    "The server": {
+        "server": ("cli.server", "server", "The server: info, counters, alive or not."),
+        "cluster": ("cli.cluster", "cluster", "The daemons that serve one store together."),
+        "rpc": ("cli.rpc", "rpc", "The calls that a daemon answers."),
+        "version": ("cli.config", "version", "Show the versions of command and daemon."),
+        "completion": ("cli.completion", "completion", "Print a shell's completion script."),
+    },
+}
+COMMANDS: Mapping[str, Command] = {
+    name: command for commands in SECTIONS.values() for name, command in commands.items()
 }
 
 _EPILOG = f"""\b
@@ -49,8 +84,21 @@ class _Lazy(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(name.ljust(width), line) for name, (_, _, line) in commands.items()]
+                formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names from the list above: click would import every module to ask for its help."""
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [
+            CompletionItem(name, help=line)
+            for name, (_, _, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
 
 @click.group(
@@ -62,7 +110,8 @@ def main() -> None:
 
     \b
     Environment: COLONYD_HOME, COLONIES_SERVER_HOST, COLONIES_SERVER_PORT,
-    COLONIES_COLONY_NAME, COLONIES_PRVKEY, COLONIES_COLONY_PRVKEY.
+    COLONIES_COLONY_NAME, COLONIES_PRVKEY, COLONIES_COLONY_PRVKEY, COLONIES_SERVER_PRVKEY,
+    COLONIES_EXECUTOR_NAME.
     """
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.session import printable
+
+if TYPE_CHECKING:
+    from cli.session import Session
 
 STATES = ("waiting", "running", "successful", "failed", "cancelled")
 _PIPE_WIDTH = 240  # columns when stdout is no terminal: nothing a script reads gets folded
@@ -41,6 +44,42 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
     console.print(table)
+
+
+def print_value(session: Session, value: Any, fields: Iterable[tuple[str, object]]) -> None:
+    """Print one object: as JSON when asked, else as `fields`."""
+    if session.as_json:
+        print_json(value)
+    else:
+        print_fields(fields)
+
+
+def print_done(session: Session, value: Any, line: str) -> None:
+    """Print what a change did: as JSON when asked, else as one line."""
+    if session.as_json:
+        print_json(value)
+    else:
+        click.echo(line)
+
+
+def print_rows(
+    session: Session,
+    rows: Sequence[Any],
+    columns: Sequence[str],
+    cells: Callable[[Any], Sequence[object]],
+    empty: str,
+) -> None:
+    """Print a listing: as JSON when asked, else as a table of what `cells` makes of each row."""
+    if session.as_json:
+        print_json(rows)
+    else:
+        print_table(columns, [cells(row) for row in rows], empty)
+
+
+def when(text: object) -> str:
+    """A time of a reply for people, in UTC; empty when it is unset."""
+    moment = parse_time(text)
+    return moment.astimezone(UTC).isoformat(sep=" ", timespec="milliseconds") if moment else ""
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
+from cli import log as log_lines
 from cli.client import Client, RpcError, Unreachable
 from cli.output import (
     STATES,
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
 SUCCESSFUL = 2
 _POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds between polls of a process
 _PAGE = 100  # the most processes one call returns
-_LOG_PAGE = 500  # the most log lines one call returns
 
 process = colony_group(
     "process",
-    "List, show, await and cancel processes. An id may be cut to its first characters.",
+    "Processes: list, show, await, cancel, and act as the executor of one. "
+    "An id may be cut to its first characters.",
     "colony process ls --state running",
     "colony process show 3fa2b1c09d7e",
 )
@@ -113,10 +114,10 @@ async def find_id(client: Client, key: PrivateKey, colony: str, text: str) -> st
 
 
 async def _list(
-    client: Client, key: PrivateKey, colony: str, state: int, count: int, executor_type: str = ""
+    client: Client, key: PrivateKey, colony: str, state: int, count: int, **filters: str
 ) -> list[dict[str, Any]]:
-    fields = {"colonyname": colony, "count": count, "state": state, "executortype": executor_type}
-    fields |= {"label": "", "initiator": ""}
+    fields: dict[str, Any] = {"colonyname": colony, "count": count, "state": state}
+    fields |= {"executortype": "", "label": "", "initiator": ""} | filters
     return await client.call("getprocessesmsg", fields, key) or []
 
 
@@ -124,8 +125,15 @@ async def _list(
 @click.option("--state", type=click.Choice(STATES), default=None, help="Only this state.")
 @click.option("--count", type=click.IntRange(1, _PAGE), default=20, show_default=True)
 @click.option("--executor-type", default="", help="Only for this type of executor.")
-def ls(session: Session, state: str | None, count: int, executor_type: str) -> None:
-    """List the newest processes, of one state or of all."""
+@click.option("--initiator", default="", help="Only what this user or executor submitted.")
+@click.option("--label", default="", help="Only with this label.")
+def ls(
+    session: Session, state: str | None, count: int, executor_type: str, initiator: str, label: str
+) -> None:
+    """List the newest processes, of one state or of all; at most one of the filters."""
+    filters = {"executortype": executor_type, "initiator": initiator, "label": label}
+    if sum(map(bool, filters.values())) > 1:
+        raise Failure("--executor-type, --initiator, --label: one at a time", code=USAGE)
     key, colony = session.member_key(), session.colony()
     states = range(5) if state is None else [STATES.index(state)]
 
@@ -133,7 +141,7 @@ def ls(session: Session, state: str | None, count: int, executor_type: str) -> N
         async with session.client() as client:
             rows = []
             for number in states:
-                rows += await _list(client, key, colony, number, count, executor_type)
+                rows += await _list(client, key, colony, number, count, **filters)
             return rows
 
     rows = session.run(work)
@@ -174,7 +182,7 @@ def show(session: Session, processid: str) -> None:
 
     async def work() -> tuple[dict[str, Any], dict[str, Any] | None]:
         async with session.client() as client:
-            full = await _full_id(session, client, key, processid)
+            full = await full_id(session, client, key, processid)
             found = await client.call("getprocessmsg", {"processid": full}, key)
             try:
                 forward = await client.call("getforwardmsg", {"processid": full}, key)
@@ -191,7 +199,8 @@ def show(session: Session, processid: str) -> None:
     print_fields(process_fields(found) + (forward_fields(forward) if forward else []))
 
 
-async def _full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:
+async def full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:
+    """Complete an id of the session's colony; full ids pass without asking."""
     colony = "" if len(text) == 64 else session.colony()
     return await find_id(client, key, colony, text)
 
@@ -255,7 +264,7 @@ def wait(session: Session, processid: str, timeout: float | None) -> None:
 
     async def work() -> dict[str, Any]:
         async with session.client() as client:
-            full = await _full_id(session, client, key, processid)
+            full = await full_id(session, client, key, processid)
             return await wait_closed(client, key, full, timeout)
 
     try:
@@ -282,7 +291,7 @@ def cancel(session: Session, processid: str) -> None:
 
     async def work() -> str:
         async with session.client() as client:
-            full = await _full_id(session, client, key, processid)
+            full = await full_id(session, client, key, processid)
             await client.call("cancelprocessmsg", {"processid": full}, key)
             return full
 
@@ -300,28 +309,16 @@ def logs(session: Session, processid: str, follow: bool) -> None:
     """Print what the executor logged about a process, oldest first."""
     key, colony = session.member_key(), session.colony()
     kept: list[dict[str, Any]] = []
-
-    async def drain(client: Client, full: str, since: int) -> int:
-        while True:
-            fields: dict[str, Any] = {"colonyname": colony, "processid": full, "executorname": ""}
-            fields |= {"count": _LOG_PAGE, "since": since, "latest": False}
-            lines = await client.call("getlogsmsg", fields, key) or []
-            for line in lines:
-                since = max(since, line["timestamp"])
-                if session.as_json:
-                    kept.append(line)
-                else:
-                    click.echo(line["message"].rstrip("\n"))
-            if len(lines) < _LOG_PAGE:
-                return since
+    keep = kept.append if session.as_json else log_lines.plain
 
     async def work() -> None:
         async with session.client() as client:
-            full = await _full_id(session, client, key, processid)
-            since = await drain(client, full, 0)
+            full = await full_id(session, client, key, processid)
+            fields = {"colonyname": colony, "processid": full}
+            since = await log_lines.drain(client, key, keep, 0, **fields)
             while follow:
                 found = await client.call("getprocessmsg", {"processid": full}, key)
-                since = await drain(client, full, since)
+                since = await log_lines.drain(client, key, keep, since, **fields)
                 if found["state"] >= SUCCESSFUL:
                     return
                 await trio.sleep(_POLL_MOST)

@@ -6,61 +6,55 @@ Watching processes submitted earlier is in `cli.process`.
 from __future__ import annotations
 
 import json
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
+import trio
 
+from cli.client import Client, RpcError, Unreachable
+from cli.inputs import read_object
+from cli.log import drain
 from cli.output import output_lines, print_json
 from cli.process import explain_end, wait_closed
-from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
+from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish, printable
+
+if TYPE_CHECKING:
+    from node.identity import PrivateKey
 
 
 @colony_command(
     "run",
     "colony run --func upper hello --wait",
     "colony run --func convert photo.png --kwargs width=320 --colony lab-42",
+    "colony run --spec convert.json --follow",
 )
 @click.argument("args", nargs=-1)
-@click.option("--func", "funcname", required=True, help="Name of the function.")
+@click.option("--func", "funcname", default=None, help="Name of the function.")
+@click.option("--spec", "file", default=None, metavar="FILE", help="Function spec, JSON; - stdin.")
 @click.option("--kwargs", "kwargs", multiple=True, metavar="K=V", help="Named argument; repeat.")
+@click.option("--env", "env", multiple=True, metavar="K=V", help="Environment; repeat.")
 @click.option("--json-args", is_flag=True, help="Read arguments as JSON where they are JSON.")
-@click.option("--executor-type", default="cli", show_default=True, help="Type of executor.")
+@click.option("--executor-type", default=None, help="Type of executor [cli].")
+@click.option("--executor", "executors", multiple=True, help="Only this executor; repeat.")
+@click.option("--location", default="", help="Only executors at this location.")
 @click.option("--colony", default=None, help="Colony to run in: name or id of a peer, or home.")
+@click.option("--label", default="", help="A word to find it by.")
+@click.option("--channel", "channels", multiple=True, help="Name of a channel to open; repeat.")
 @click.option("--wait", is_flag=True, help="Wait and print the output, one line per element.")
+@click.option("--follow", is_flag=True, help="--wait, with what is logged meanwhile on stderr.")
 @click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
-@click.option("--max-wait", type=int, default=-1, help="Fail if not started in so many seconds.")
-@click.option("--max-exec", type=int, default=-1, help="Seconds of one execution; then a retry.")
-@click.option("--max-retries", type=int, default=-1, help="Retries after --max-exec.")
-@click.option("--priority", type=click.IntRange(-50000, 50000), default=0, help="Higher is sooner.")
-def run(
-    session: Session,
-    args: tuple[str, ...],
-    funcname: str,
-    kwargs: tuple[str, ...],
-    json_args: bool,
-    executor_type: str,
-    colony: str | None,
-    wait: bool,
-    timeout: float | None,
-    max_wait: int,
-    max_exec: int,
-    max_retries: int,
-    priority: int,
-) -> None:
+@click.option("--max-wait", type=int, default=None, help="Fail if not started in so many seconds.")
+@click.option("--max-exec", type=int, default=None, help="Seconds of one execution; then a retry.")
+@click.option("--max-retries", type=int, default=None, help="Retries after --max-exec.")
+@click.option("--priority", type=click.IntRange(-50000, 50000), default=None, help="High: sooner.")
+def run(session: Session, wait: bool, follow: bool, timeout: float | None, **given: Any) -> None:
     """Submit a function with ARGS and print the process id, or with --wait its output.
 
-    Put -- before arguments that begin with a dash.
+    Put -- before arguments that begin with a dash. Options go over what a --spec says.
     """
-    spec = function_spec(
-        funcname,
-        [argument(text, json_args) for text in args],
-        dict(keyword(text, json_args) for text in kwargs),
-        colony=colony or session.colony(),
-        executor_type=executor_type,
-    )
-    # 0 would mean "at once" to the server; people mean "no limit".
-    spec |= {"maxwaittime": max_wait or -1, "maxexectime": max_exec or -1}
-    spec |= {"maxretries": max_retries, "priority": priority}
+    wait = wait or follow
+    spec = spec_of(session, given)
     key = session.member_key()
     submitted: list[str] = []
 
@@ -72,7 +66,15 @@ def run(
             submitted.append(process["processid"])
             if not wait:
                 return process
-            return await wait_closed(client, key, process["processid"], timeout)
+            logs = Follower(client, key, process)
+            async with trio.open_nursery() as nursery:
+                if follow:
+                    nursery.start_soon(logs.run)
+                ended = await wait_closed(client, key, process["processid"], timeout)
+                nursery.cancel_scope.cancel()
+            if follow:
+                await logs.look()
+            return ended
 
     try:
         process = session.run(work)
@@ -95,6 +97,79 @@ def run(
         finish(explain_end(process))
 
 
+class Follower:
+    """Prints on stderr what is logged about a process, each line once."""
+
+    def __init__(self, client: Client, key: PrivateKey, process: dict[str, Any]) -> None:
+        self._client, self._key = client, key
+        colony = process["spec"]["conditions"]["colonyname"]
+        self._fields = {"colonyname": colony, "processid": process["processid"]}
+        self._since = 0
+
+    def _show(self, line: dict[str, Any]) -> None:
+        # Noted for each line: the look may be cancelled between two pages.
+        self._since = int(line["timestamp"])
+        click.echo(printable(str(line["message"]).rstrip("\n")), err=True)
+
+    async def look(self) -> None:
+        """Print what is new; a daemon that is away, or a peer's colony, has nothing to tell."""
+        with suppress(RpcError, Unreachable):
+            await drain(self._client, self._key, self._show, self._since, **self._fields)
+
+    async def run(self) -> None:
+        """Look for ever, twice a second."""
+        while True:
+            await self.look()
+            await trio.sleep(0.5)
+
+
+def spec_of(session: Session, given: dict[str, Any]) -> dict[str, Any]:
+    """The function spec that the options describe: those of --spec, with the options over it."""
+    spec: dict[str, Any] = read_object(given["file"], "spec") if given["file"] else {}
+    if not given["funcname"] and not spec.get("funcname"):
+        raise Failure(
+            "which function?", code=USAGE, next_step="name it with --func, or in a file with --spec"
+        )
+    as_json = given["json_args"]
+    conditions = spec.get("conditions") or {}
+    base = function_spec(
+        given["funcname"] or spec["funcname"],
+        [argument(text, as_json) for text in given["args"]] or spec.get("args") or [],
+        (spec.get("kwargs") or {}) | dict(keyword(text, as_json) for text in given["kwargs"]),
+        colony=given["colony"] or conditions.get("colonyname") or session.colony(),
+        executor_type=given["executor_type"] or conditions.get("executortype") or "cli",
+    )
+    base["conditions"] = conditions | {
+        name: value for name, value in base["conditions"].items() if value
+    }
+    if given["executors"]:
+        base["conditions"]["executornames"] = list(given["executors"])
+    if given["location"]:
+        base["conditions"]["locationname"] = given["location"]
+    base["env"] = (spec.get("env") or {}) | dict(keyword(text, False) for text in given["env"])
+    merged = base | {name: value for name, value in spec.items() if name not in _MERGED}
+    for option, name in _LIMITS.items():
+        if given[option] is not None:
+            merged[name] = given[option]
+    # 0 would mean "at once" to the server of old; people mean "no limit".
+    for name in ("maxwaittime", "maxexectime"):
+        merged[name] = merged[name] or -1
+    if given["label"]:
+        merged["label"] = given["label"]
+    if given["channels"]:
+        merged["channels"] = list(given["channels"])
+    return merged
+
+
+_MERGED = {"funcname", "args", "kwargs", "conditions", "env"}
+_LIMITS = {
+    "max_wait": "maxwaittime",
+    "max_exec": "maxexectime",
+    "max_retries": "maxretries",
+    "priority": "priority",
+}
+
+
 def argument(text: str, as_json: bool) -> Any:
     """An argument as given, or with `as_json` the JSON value it spells (else the text)."""
     if as_json:
@@ -109,7 +184,7 @@ def keyword(text: str, as_json: bool) -> tuple[str, Any]:
     """Split 'k=v'. Raises Failure (usage) without a '='."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise Failure(f"--kwargs {text!r}: write it as name=value", code=USAGE)
+        raise Failure(f"{text!r}: write it as name=value", code=USAGE)
     return name, argument(value, as_json)
 
 

@@ -133,28 +133,49 @@ class Session:
         """The key of the colony's owner: $COLONIES_COLONY_PRVKEY or keys/colony.key."""
         return self._key("COLONIES_COLONY_PRVKEY", "colony.key")
 
+    def server_key(self) -> PrivateKey:
+        """The key of the server's owner: $COLONIES_SERVER_PRVKEY or keys/server.key."""
+        return self._key("COLONIES_SERVER_PRVKEY", "server.key")
+
+    def signer(self, executor: str | None) -> PrivateKey:
+        """The key of an executor of this home, by name; without one the member's key."""
+        if executor is None:
+            return self.member_key()
+        return self._key("", f"executor-{executor}.key")
+
+    def executor_name(self, executor: str | None) -> str:
+        """The executor that is named, by --as or by $COLONIES_EXECUTOR_NAME."""
+        if name := executor or self.environ.get("COLONIES_EXECUTOR_NAME"):
+            return name
+        raise Failure(
+            "this is an executor's call",
+            code=USAGE,
+            next_step="name it with --as, or set COLONIES_EXECUTOR_NAME and COLONIES_PRVKEY",
+        )
+
     def _key(self, variable: str, file: str) -> PrivateKey:
         from node.identity import IdentityError, PrivateKey, read_key
 
         path = self.home / "keys" / file
+        instead = f", or set {variable}" if variable else ""
         try:
-            if text := self.environ.get(variable):
+            if variable and (text := self.environ.get(variable)):
                 return PrivateKey.from_hex(text)
             return read_key(path)
         except FileNotFoundError:
             raise Failure(
                 f"no key at {path}",
                 code=NOT_FOUND,
-                next_step=f"`colony init`, or --home, or set {variable}",
+                next_step=f"`colony init`, or --home{instead}" if variable else "`colony key ls`",
             ) from None
         except PermissionError:
             raise Failure(
                 f"{path}: not readable by this user",
                 code=DENIED,
-                next_step=f"run as the key's owner, or set {variable}",
+                next_step=f"run as the key's owner{instead}",
             ) from None
         except IdentityError as error:
-            raise Failure(f"{error}", next_step=f"restore the file, or set {variable}") from None
+            raise Failure(f"{error}", next_step=f"restore the file{instead}") from None
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run async `work` to its end; known errors become Failures with exit codes."""
@@ -185,13 +206,25 @@ class Session:
         except BaseExceptionGroup as group:
             raise _leaf(group) from None
 
-    def call(self, payloadtype: str, fields: dict[str, Any], *, owner: bool = False) -> Any:
-        """One signed call in a run of its own: what most commands need."""
-        key = self.owner_key() if owner else self.member_key()
+    def call(
+        self,
+        payloadtype: str,
+        fields: dict[str, Any],
+        *,
+        owner: bool = False,
+        key: PrivateKey | None = None,
+        timeout: float = 10.0,
+        attempts: int = 1,
+    ) -> Any:
+        """One signed call in a run of its own: what most commands need. `timeout` in seconds.
+
+        `attempts` above 1 is for calls that a repeat of the same bytes doesn't make twice.
+        """
+        signing = key or (self.owner_key() if owner else self.member_key())
 
         async def work() -> Any:
             async with self.client() as client:
-                return await client.call(payloadtype, fields, key)
+                return await client.call(payloadtype, fields, signing, timeout, attempts=attempts)
 
         return self.run(work)
 
@@ -246,6 +279,21 @@ def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
             callback=_remember(attribute),
         )(function)
     return function
+
+
+as_executor = click.option(
+    "--as", "executor", metavar="EXECUTOR", default=None,
+    help="Sign as this executor of the home [$COLONIES_PRVKEY, else the user].",
+)  # fmt: skip
+
+
+def confirm(yes: bool, what: str) -> None:
+    """Ask before something that can't be undone, unless --yes was given or nobody is there."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Failure(f"this would {what}", code=USAGE, next_step="give --yes if that is meant")
+    click.confirm(f"Really {what}?", abort=True, err=True)
 
 
 def _epilog(examples: tuple[str, ...]) -> str:

@@ -56,10 +56,14 @@ def commands() -> Iterator[tuple[str, click.Command]]:
             continue
         command = main.get_command(context, name)
         assert command is not None
-        yield name, command
-        if isinstance(command, click.Group):
-            for part, inner in command.commands.items():
-                yield f"{name} {part}", inner
+        yield from with_parts(name, command)
+
+
+def with_parts(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        for part, inner in command.commands.items():
+            yield from with_parts(f"{name} {part}", inner)
 
 
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=lambda value: str(value)[:20])
@@ -131,6 +135,16 @@ def test_run_wait_of_a_bad_end(colony: Colony, server: ColonyServer, state: int,
     assert word in result.stderr
     assert "next: `colony process show" in result.stderr
     assert result.stdout == ""
+
+
+def test_run_follow_tells_each_line_once_on_stderr(colony: Colony, server: ColonyServer) -> None:
+    _closed(server, Queue(server), state=2, out=["done"])
+    lines = [{"message": text, "timestamp": at} for at, text in ((1, "one\n"), (2, "two"))]
+    server.answers["getlogsmsg"] = lambda payload, caller: [
+        line for line in lines if line["timestamp"] > payload["since"]
+    ]
+    result = colony("run", "--func", "f", "--follow")
+    assert (result.stdout, result.stderr) == ("done\n", "one\ntwo\n")
 
 
 def test_run_wait_timeout(colony: Colony, server: ColonyServer) -> None:

@@ -1,0 +1,164 @@
+"""`colony channel`: messages between who submitted a process and who runs it, while it runs.
+
+Programs subscribe over WebSocket; people, who read slower, are served by asking every so often.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sys
+import time
+from typing import Any
+
+import click
+import trio
+
+from cli.output import print_done, print_json
+from cli.session import (
+    FAILED,
+    Failure,
+    Session,
+    as_executor,
+    colony_command,
+    colony_group,
+    printable,
+)
+
+_POLL = 0.5  # seconds
+_CLOSED = 2
+_PAGE = 500  # messages asked for at a time
+
+channel = colony_group(
+    "channel",
+    "Messages between who submitted a process and who runs it. Channels are named in the spec: "
+    "`colony run --channel NAME`.",
+    "colony channel send 3fa2b1c09d7e chat 'a little to the left'",
+    "colony channel follow 3fa2b1c09d7e chat",
+)
+
+
+def _payload(entry: dict[str, Any]) -> bytes:
+    try:
+        return base64.b64decode(entry.get("payload") or "")
+    except (binascii.Error, ValueError):
+        return str(entry.get("payload")).encode()
+
+
+def _print(entry: dict[str, Any]) -> None:
+    if entry.get("type") == "error":
+        click.echo(f"error: {printable(_payload(entry).decode(errors='replace'))}", err=True)
+        return
+    data = _payload(entry)
+    if sys.stdout.isatty():
+        click.echo(printable(data.decode(errors="replace")))
+    else:
+        click.echo(data)
+
+
+@colony_command("send", "colony channel send 3fa2b1c09d7e chat 'a little to the left'")
+@click.argument("processid")
+@click.argument("name")
+@click.argument("message", required=False)
+@as_executor
+@click.option("--end", "kind", flag_value="end", help="Say that no more will come.")
+@click.option("--error", "kind", flag_value="error", help="Say that something is wrong.")
+@click.option("--sequence", type=int, default=None, help="Own number of the message [the time].")
+@click.option("--reply-to", type=int, default=0, help="Number of the message it answers.")
+def send(
+    session: Session,
+    processid: str,
+    name: str,
+    message: str | None,
+    executor: str | None,
+    kind: str | None,
+    sequence: int | None,
+    reply_to: int,
+) -> None:
+    """Send MESSAGE (or stdin) into a channel of a process."""
+    from cli.process import full_id
+
+    if message is None:
+        data = b"" if kind == "end" else sys.stdin.buffer.read()
+    else:
+        data = message.encode()
+    key = session.signer(executor)
+    # Microseconds: they grow with each message, and every JSON reader can hold them.
+    number = time.time_ns() // 1000 if sequence is None else sequence
+    fields: dict[str, Any] = {"name": name, "sequence": number, "inreplyto": reply_to}
+    fields |= {"payload": base64.b64encode(data).decode(), "payloadtype": kind or ""}
+
+    async def work() -> str:
+        async with session.client() as client:
+            full = await full_id(session, client, key, processid)
+            await client.call("channelappendmsg", {"processid": full, **fields}, key)
+            return full
+
+    full = session.run(work)
+    print_done(session, {"processid": full, "name": name, "sequence": number}, str(number))
+
+
+def _read(
+    session: Session, processid: str, name: str, executor: str | None, after: int, follow: bool
+) -> None:
+    from cli.process import full_id
+
+    key = session.signer(executor)
+    kept: list[dict[str, Any]] = []
+    ended: list[str] = []
+
+    async def work() -> None:
+        async with session.client() as client:
+            full = await full_id(session, client, key, processid)
+            seen = after
+            while True:
+                # Asked before reading: what was said before the end is then all read.
+                closed = False
+                if follow:
+                    found = await client.call("getprocessmsg", {"processid": full}, key)
+                    closed = found["state"] >= _CLOSED
+                fields = {"processid": full, "name": name, "afterseq": seen, "limit": _PAGE}
+                entries = await client.call("channelreadmsg", fields, key) or []
+                for entry in entries:
+                    if session.as_json:
+                        kept.append(entry)
+                    elif entry.get("type") != "end":
+                        _print(entry)
+                    if entry.get("type") in ("end", "error"):
+                        ended.append(str(entry["type"]))
+                seen += len(entries)
+                if len(entries) == _PAGE:
+                    continue
+                if not follow or ended or closed:
+                    return
+                await trio.sleep(_POLL)
+
+    session.run(work)
+    if session.as_json:
+        print_json(kept)
+    if follow and "error" in ended:
+        raise Failure("the other side reports an error", code=FAILED)
+
+
+@colony_command("read", "colony channel read 3fa2b1c09d7e chat --after 10")
+@click.argument("processid")
+@click.argument("name")
+@as_executor
+@click.option("--after", type=click.IntRange(0), default=0, help="Skip so many messages.")
+def read(session: Session, processid: str, name: str, executor: str | None, after: int) -> None:
+    """Print the messages of a channel, one per line; with --json their numbers and senders."""
+    _read(session, processid, name, executor, after, follow=False)
+
+
+@colony_command("follow", "colony channel follow 3fa2b1c09d7e chat")
+@click.argument("processid")
+@click.argument("name")
+@as_executor
+@click.option("--after", type=click.IntRange(0), default=0, help="Skip so many messages.")
+def follow(session: Session, processid: str, name: str, executor: str | None, after: int) -> None:
+    """Print messages as they come, until one side ends or the process does."""
+    _read(session, processid, name, executor, after, follow=True)
+
+
+for _command in (send, read, follow):
+    channel.add_command(_command)

@@ -1,0 +1,89 @@
+"""`colony config` and `colony version`: what is in force here, without secrets.
+
+What the settings mean is in `node.config`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from cli.client import RpcError, Unreachable
+from cli.output import cell_text, print_fields, print_json, print_value
+from cli.session import Session, colony_command
+
+_SECRET = re.compile(r"secret|password|passwd|prvkey|private|accesskey|access_key|token", re.I)
+_HIDDEN = "(set, not shown)"
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """A setting fit to be shown: what its name calls a secret is hidden, also below it."""
+    if isinstance(value, dict):
+        return {key: without_secrets(inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(inner, name) for inner in value]
+    if _SECRET.search(name) and value:
+        return _HIDDEN
+    return re.sub(r"://[^/@\s]+@", "://", value) if isinstance(value, str) else value
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Settings by dotted path."""
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from flat(inner, f"{prefix}{key}.")
+        else:
+            yield prefix + key, cell_text(inner)
+
+
+@colony_command("config", "colony config", "colony config --json")
+def config(session: Session) -> None:
+    """Show the settings in force: config.toml with the environment over it, and the addresses."""
+    import msgspec
+
+    settings = without_secrets(msgspec.to_builtins(session.config(), enc_hook=int))
+    path = session.home / "config.toml"
+    variables = {
+        name: _HIDDEN if _SECRET.search(name) else value
+        for name, value in sorted(session.environ.items())
+        if name.startswith(("COLONIES_", "COLONYD_"))
+    }
+    if session.as_json:
+        print_json(
+            {
+                "home": str(session.home),
+                "server": session.url(),
+                "settings": settings,
+                "environment": variables,
+            }
+        )
+        return
+    print_fields(
+        [
+            ("home", str(session.home)),
+            ("file", str(path) if path.exists() else f"{path} (not there: the defaults)"),
+            ("server", session.url()),
+            *flat(settings),
+            *variables.items(),
+        ]
+    )
+
+
+@colony_command("version", "colony version")
+def version(session: Session) -> None:
+    """Show the versions of this command and of the daemon, if one answers."""
+    from node.version import VERSION
+
+    async def work() -> str:
+        async with session.client() as client:
+            try:
+                reply = await client.call("versionmsg", {}, None, timeout=5.0)
+            except (RpcError, Unreachable):
+                return ""
+            return str(reply.get("buildversion") or "")
+
+    found = session.run(work)
+    value = {"colony": VERSION, "daemon": found or None, "server": session.url()}
+    fields = [("colony", VERSION), ("daemon", found or f"none answers at {session.url()}")]
+    print_value(session, value, fields)

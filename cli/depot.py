@@ -1,0 +1,138 @@
+"""What commands about files share: calls, the places of bytes, and the spelling of names.
+
+The commands are in `cli.file` and `cli.snapshot`, moving bytes in `cli.transfer` and `cli.s3`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.session import USAGE, Failure, Session
+
+if TYPE_CHECKING:
+    from cli.client import Client
+    from cli.filesync import Item
+    from cli.transfer import Content, Meter, Store
+    from node.identity import PrivateKey
+
+_ID = 64
+
+
+@dataclass
+class Depot:
+    """Calls about files and the places of their bytes, for one run of a command."""
+
+    session: Session
+    client: Client
+    colony: str
+    key: PrivateKey
+    daemon: Store
+    s3: Store | None
+
+    async def call(self, payloadtype: str, fields: dict[str, Any], attempts: int = 3) -> Any:
+        """One call in the colony."""
+        fields = {"colonyname": self.colony, **fields}
+        return await self.client.call(payloadtype, fields, self.key, 30.0, attempts=attempts)
+
+    async def newest(self, target: str) -> dict[str, Any]:
+        """The newest version of LABEL/NAME, or the one with an id. Raises RpcError 404."""
+        found = await self.call("getfilemsg", {**address(target), "latest": True})
+        return dict(found[0])
+
+    def keeper(self, version: dict[str, Any]) -> Store:
+        """Where the bytes of a version are. Raises Failure without keys for them."""
+        if version["ref"]["protocol"] == "colonyd":
+            return self.daemon
+        if self.s3 is None:
+            place = version["ref"]["s3object"]
+            raise Failure(
+                f"{version['name']} is on the S3 server {place['server']}",
+                code=USAGE,
+                next_step="set AWS_S3_ENDPOINT, AWS_S3_ACCESSKEY, AWS_S3_SECRETKEY, AWS_S3_BUCKET",
+            )
+        return self.s3
+
+    async def put(
+        self, path: Path, item: Item, content: Content, progress: Meter
+    ) -> dict[str, Any]:
+        """Upload a file and add it as the newest version."""
+        store = self.s3 or self.daemon
+        if content.size or store is self.daemon:
+            ref = await store.put(path, content, progress)
+        else:
+            # As upstream: nothing is stored of an empty file.
+            ref = {"protocol": "s3", "s3object": {}}
+        new = {
+            "colonyname": self.colony,
+            "label": item.label,
+            "name": item.name,
+            "size": content.size,
+            "checksum": content.checksum,
+            "checksumalg": "SHA256",
+            "ref": ref,
+        }
+        return dict(await self.call("addfilemsg", {"file": new}))
+
+    async def get(self, version: dict[str, Any], target: Path, progress: Meter) -> None:
+        """Download a version to a path."""
+        from cli.transfer import fetch
+
+        await fetch(self.keeper(version), version, target, progress)
+
+
+@asynccontextmanager
+async def depot(session: Session) -> AsyncIterator[Depot]:
+    """Open what file commands need. Raises Failure when the S3 settings are incomplete."""
+    from contextlib import AsyncExitStack
+
+    from cli.s3 import S3Settings, S3Store
+    from cli.transfer import DaemonStore
+
+    colony, key = session.colony(), session.member_key()
+    settings = S3Settings.from_environ(session.environ)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(session.client())
+        daemon = await stack.enter_async_context(DaemonStore(client, colony, key))
+        s3 = await stack.enter_async_context(S3Store(settings)) if settings else None
+        yield Depot(session, client, colony, key, daemon, s3)
+
+
+def address(target: str) -> dict[str, str]:
+    """The fields of a call that name a file: an id, or LABEL/NAME."""
+    if len(target) == _ID and "/" not in target:
+        return {"fileid": target}
+    label, _, name = target.rpartition("/")
+    if not name:
+        raise Failure(f"{target!r}: write it as LABEL/NAME", code=USAGE)
+    return {"label": label or "/", "name": name}
+
+
+def checked_item(label: str, name: str) -> Item:
+    """Label and name in their one spelling. Raises Failure (usage)."""
+    from cli.filesync import Item
+    from node.errors import RpcError
+    from node.labels import check_name, normalise_label
+
+    try:
+        return Item(normalise_label(label, "--label"), check_name(name, "--name"))
+    except RpcError as error:
+        raise Failure(error.message, code=USAGE) from None
+
+
+def require_inside(directory: Path, path: Path) -> None:
+    """Raise Failure when a link on the way leads a download out of its directory."""
+    if not path.parent.resolve().is_relative_to(directory.resolve()):
+        raise Failure(f"{path}: a link leads out of {directory}")
+
+
+def prepare(directory: Path, path: Path) -> None:
+    """Make the directories on the way to `path`. Raises Failure when they are not inside."""
+    # The nearest one there is may be a link; what is made below it then lies there too.
+    nearest = next(each for each in path.parents if each.exists() or each == directory)
+    require_inside(directory, nearest / "x")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    require_inside(directory, path)

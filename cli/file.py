@@ -1,0 +1,273 @@
+"""`colony file`: put files under labels, get them back, keep a directory in step, snapshots.
+
+The bytes move in `cli.transfer` and `cli.s3`; the commands of snapshots are in `cli.snapshot`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.depot import Depot, address, checked_item, depot, prepare
+from cli.output import print_done, print_json, print_rows, print_table, print_value, when
+from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+from cli.snapshot import snapshot
+
+if TYPE_CHECKING:
+    from cli.filesync import Item, Plan, Scan
+
+file = colony_group(
+    "file",
+    "Files of the colony, by label and name. FILE is LABEL/NAME or an id. The bytes are kept by "
+    "the daemon, or on an S3 server when AWS_S3_ENDPOINT, _ACCESSKEY, _SECRETKEY and _BUCKET "
+    "are set.",
+    "colony file put photo.png --label /pictures",
+    "colony file get /pictures/photo.png",
+)
+
+
+def amount(size: object) -> str:
+    """Bytes for people."""
+    number = float(size) if isinstance(size, int | float) else 0.0
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def full_name(row: dict[str, Any]) -> str:
+    """LABEL/NAME of a version."""
+    return f"{str(row.get('label', '')).rstrip('/')}/{row.get('name')}"
+
+
+@colony_command("put", "colony file put photo.png --label /pictures")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--label", required=True, help="Where to put it, like /pictures/2026.")
+@click.option("--name", default=None, help="Name there [the file's].")
+def put(session: Session, path: Path, label: str, name: str | None) -> None:
+    """Upload PATH as the newest version of a file."""
+    from cli.transfer import digest, meter
+
+    item = checked_item(label, name or path.name)
+    if not path.is_file():
+        raise Failure(f"{path}: not a file here", code=NOT_FOUND, next_step="`colony file sync`")
+
+    async def work() -> dict[str, Any]:
+        import trio
+
+        async with depot(session) as ours:
+            content = await trio.to_thread.run_sync(digest, path)
+            with meter(item.name, content.size) as progress:
+                return await ours.put(path, item, content, progress)
+
+    added = session.run(work)
+    line = f"{full_name(added)}  version {added['sequencenr']}  {amount(added['size'])}"
+    print_done(session, added, line)
+
+
+@colony_command(
+    "get",
+    "colony file get /pictures/photo.png",
+    "colony file get /pictures/photo.png --to old.png --force",
+)
+@click.argument("target", metavar="FILE")
+@click.option("--to", "to", type=click.Path(path_type=Path), default=Path("."), help="[.]")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def get(session: Session, target: str, to: Path, force: bool) -> None:
+    """Download a file; it appears only when whole and checked."""
+    from cli.transfer import meter
+
+    async def work() -> tuple[dict[str, Any], Path]:
+        async with depot(session) as ours:
+            version = await ours.newest(target)
+            item = checked_item(version["label"], version["name"])
+            path = _target(to, item.name, force)
+            with meter(item.name, version["size"]) as progress:
+                await ours.get(version, path, progress)
+            return version, path
+
+    version, path = session.run(work)
+    done = {**version, "path": str(path)}
+    print_done(session, done, f"{path}  {amount(version['size'])}")
+
+
+def _target(to: Path, name: str, force: bool) -> Path:
+    path = to / name if to.is_dir() else to
+    if path.exists() and not force:
+        raise Failure(f"{path} exists", next_step="another place with --to, or --force")
+    return path
+
+
+@colony_command("ls", "colony file ls /pictures")
+@click.argument("label", default="/")
+def ls(session: Session, label: str) -> None:
+    """List the files directly under LABEL, newest versions only."""
+    rows = session.call("getfilesmsg", {"colonyname": session.colony(), "label": label}) or []
+    print_rows(
+        session,
+        rows,
+        ["NAME", "SIZE", "SHA-256"],
+        lambda row: [row["name"], amount(row["size"]), str(row["checksum"])[:12]],
+        "no files under this label; `colony file labels` lists labels",
+    )
+
+
+@colony_command("labels", "colony file labels", "colony file labels /pictures")
+@click.argument("label", default="")
+def labels(session: Session, label: str) -> None:
+    """List labels and how many versions of files they have: all, or those below LABEL."""
+    fields = {"colonyname": session.colony(), "name": label, "exact": bool(label)}
+    rows = session.call("getfilelabelsmsg", fields) or []
+    print_rows(
+        session,
+        rows,
+        ["LABEL", "VERSIONS"],
+        lambda row: [row["name"], row["files"]],
+        "no labels; put a file with `colony file put`",
+    )
+
+
+@colony_command("info", "colony file info /pictures/photo.png")
+@click.argument("target", metavar="FILE")
+def info(session: Session, target: str) -> None:
+    """Show a file's versions, the newest first."""
+    fields = {"colonyname": session.colony(), **address(target), "latest": False}
+    versions: list[dict[str, Any]] = session.call("getfilemsg", fields)
+    if session.as_json:
+        print_json(versions)
+        return
+    newest = versions[0]
+    place = newest["ref"]["s3object"]
+    where = f"{newest['ref']['protocol']}://{place['server']}:{place['port']}"
+    print_value(
+        session,
+        newest,
+        [
+            ("file", full_name(newest)),
+            ("sha-256", newest["checksum"]),
+            ("kept at", f"{where}/{place['bucket']}/{place['object']}".replace("//" * 2, "//")),
+        ],
+    )
+    print_table(
+        ["VERSION", "SIZE", "ADDED", "SHA-256", "ID"],
+        [
+            [v["sequencenr"], amount(v["size"]), when(v["added"]), v["checksum"][:12], v["fileid"]]
+            for v in versions
+        ],
+        "no versions",
+    )
+
+
+@colony_command("rm", "colony file rm /pictures/photo.png")
+@click.argument("target", metavar="FILE")
+def rm(session: Session, target: str) -> None:
+    """Remove all versions of a file, or the one with an id. Bytes on an S3 server stay there."""
+    fields = {"colonyname": session.colony(), **address(target)}
+
+    async def work() -> None:
+        async with depot(session) as ours:
+            await ours.newest(target)  # 404 for what is not there: the removal itself is silent
+            await ours.call("removefilemsg", fields)
+
+    session.run(work)
+    print_done(session, {"removed": target}, f"removed {target}")
+
+
+@colony_command(
+    "sync",
+    "colony file sync ./pictures --label /pictures --dry",
+    "colony file sync ./pictures --keep-local",
+)
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--label", default=None, help="Label [that of the last sync of this directory].")
+@click.option("--keep-local", "keep", flag_value="local", help="On conflict upload.")
+@click.option("--keep-remote", "keep", flag_value="remote", help="On conflict download.")
+@click.option("--dry", is_flag=True, help="Only show what would be done.")
+def sync(session: Session, directory: Path, label: str | None, keep: str | None, dry: bool) -> None:
+    """Upload what the colony lacks and download what DIRECTORY lacks. Nothing is deleted."""
+    from cli.filesync import plan, read_marker, write_marker
+
+    label = label or read_marker(directory)
+    if label is None:
+        raise Failure(f"{directory} was not synced before", code=USAGE, next_step="give --label")
+    root = checked_item(label, "x").label
+    if directory.exists() and not directory.is_dir():
+        raise Failure(f"{directory}: not a directory", code=USAGE)
+
+    async def work() -> dict[str, Any]:
+        async with depot(session) as ours:
+            local, remote = await _compare(ours, directory, root)
+            checksums = {item: content.checksum for item, content in local.files.items()}
+            made = plan(checksums, {i: str(row["checksum"]) for i, row in remote.items()}, keep)
+            done: dict[str, Any] = {
+                "label": root,
+                "upload": [item.below(root) for item in made.upload],
+                "download": [item.below(root) for item in made.download],
+                "conflicts": [item.below(root) for item in made.conflicts],
+                "same": made.same,
+                "skipped": local.skipped,
+            }
+            if made.conflicts and not dry:
+                listed = ", ".join(done["conflicts"][:5])
+                raise Failure(
+                    f"{len(made.conflicts)} files differ on both sides: {listed}",
+                    next_step="choose with --keep-local or --keep-remote; nothing was changed",
+                )
+            if not dry:
+                await _carry_out(ours, directory, root, made, local, remote)
+                write_marker(directory, root)
+            return done
+
+    done = session.run(work)
+    for path in done["skipped"]:
+        click.echo(f"skipped {path}: a link, or a name that no label can hold", err=True)
+    if session.as_json:
+        print_json(done)
+        return
+    for word, key in (("upload", "upload"), ("download", "download"), ("conflict", "conflicts")):
+        for path in done[key]:
+            click.echo(f"{word}  {path}")
+    click.echo(f"{done['same']} files are the same on both sides", err=True)
+
+
+async def _compare(
+    ours: Depot, directory: Path, root: str
+) -> tuple[Scan, dict[Item, dict[str, Any]]]:
+    """What a directory and the colony have under a label."""
+    import trio
+
+    from cli.filesync import scan
+
+    local = await trio.to_thread.run_sync(scan, directory, root)
+    remote: dict[Item, dict[str, Any]] = {}
+    for label in await ours.call("getfilelabelsmsg", {"name": root, "exact": True}) or []:
+        rows = await ours.call("getfilesmsg", {"label": label["name"]})
+        for row in rows:
+            # Names of the server become paths here.
+            remote[checked_item(label["name"], row["name"])] = row
+    return local, remote
+
+
+async def _carry_out(
+    ours: Depot, directory: Path, root: str, made: Plan, local: Scan, remote: dict[Item, Any]
+) -> None:
+    from cli.transfer import meter
+
+    total = sum(local.files[item].size for item in made.upload)
+    with meter("upload", total) as progress:
+        for item in made.upload:
+            await ours.put(directory / item.below(root), item, local.files[item], progress)
+    total = sum(int(remote[item]["size"]) for item in made.download)
+    with meter("download", total) as progress:
+        for item in made.download:
+            version = await ours.newest(f"{item.label.rstrip('/')}/{item.name}")
+            path = directory / item.below(root)
+            prepare(directory, path)
+            await ours.get(version, path, progress)
+
+
+for _command in (put, get, ls, labels, info, rm, sync, snapshot):
+    file.add_command(_command)

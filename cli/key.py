@@ -1,0 +1,93 @@
+"""`colony key`: makes private keys and tells their ids.
+
+A key never travels: ids are what others are given. Which key signs a call is in `cli.session`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.inputs import read_text
+from cli.output import print_json, print_rows
+from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+
+key = colony_group(
+    "key",
+    "Private keys and the ids that follow from them.",
+    "colony key ls",
+    "colony key generate executor.key",
+)
+
+
+@colony_command(
+    "generate", "colony key generate executor.key", "COLONIES_PRVKEY=$(colony key generate)"
+)
+@click.argument("file", required=False)
+def generate(session: Session, file: str | None) -> None:
+    """Make a key: into FILE (only its owner can read it; prints the id), or on stdout.
+
+    On stdout stands the secret itself, and the id on stderr. No daemon is asked.
+    """
+    from node.identity import PrivateKey, write_key
+
+    made = PrivateKey.generate()
+    if file:
+        try:
+            write_key(Path(file), made)
+        except FileExistsError:
+            raise Failure(
+                f"{file} is there already", code=USAGE, next_step="choose another name"
+            ) from None
+        except OSError as error:
+            raise Failure(f"{file}: {error.strerror}", code=USAGE) from None
+    if session.as_json:
+        print_json({"id": made.id, **({"file": file} if file else {"prvkey": made.hex})})
+    elif file:
+        click.echo(made.id)
+    else:
+        click.echo(made.hex)
+        click.echo(f"id {made.id}", err=True)
+
+
+@colony_command("id", "colony key id executor.key", "echo $COLONIES_PRVKEY | colony key id -")
+@click.argument("file", required=False)
+def id_(session: Session, file: str | None) -> None:
+    """Print the id of the key in FILE (- reads stdin), or of the key that signs your calls."""
+    from node.identity import IdentityError, PrivateKey
+
+    if file:
+        try:
+            found = PrivateKey.from_hex(read_text(file))
+        except IdentityError as error:
+            raise Failure(f"{file}: {error}", code=USAGE) from None
+    else:
+        found = session.member_key()
+    if session.as_json:
+        print_json({"id": found.id})
+    else:
+        click.echo(found.id)
+
+
+@colony_command("ls", "colony key ls")
+def ls(session: Session) -> None:
+    """List the key files of the home and their ids."""
+    from node.home import Home
+    from node.identity import IdentityError, read_key
+
+    directory = Home(session.home).keys
+    if not directory.is_dir():
+        raise Failure(f"no keys at {directory}", code=NOT_FOUND, next_step="`colony init`")
+    rows: list[dict[str, str]] = []
+    for path in sorted(directory.glob("*.key")):
+        try:
+            found = read_key(path).id
+        except (OSError, IdentityError) as error:
+            found = f"unreadable: {error}"
+        rows.append({"name": path.stem, "id": found})
+    print_rows(session, rows, ["NAME", "ID"], lambda row: [row["name"], row["id"]], "no keys")
+
+
+for _command in (generate, id_, ls):
+    key.add_command(_command)

@@ -1,0 +1,96 @@
+"""Key files of a home: made, listed, and replaced when an id changes, so that no crash loses a key.
+
+Which calls tell a daemon of an id is in the command groups.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.session import USAGE, Failure, Session
+
+if TYPE_CHECKING:
+    from node.identity import PrivateKey
+
+
+def check_id(text: str) -> str:
+    """An id as given on the command line. Raises Failure (usage)."""
+    if len(text) != 64 or any(c not in "0123456789abcdef" for c in text):
+        raise Failure(
+            f"{text!r} is no id", code=USAGE, next_step="an id has 64 hex characters; `colony key`"
+        )
+    return text
+
+
+def check_name(text: str) -> str:
+    """A name as given on the command line. Raises Failure (usage)."""
+    from node.home import valid_name
+
+    if not valid_name(text):
+        raise Failure(f"{text!r}: use letters, digits, '_', '-' and '.'", code=USAGE)
+    return text
+
+
+def key_path(session: Session, name: str) -> Path:
+    """Where the key file called `name` lies."""
+    from node.home import Home
+
+    return Home(session.home).key(name)
+
+
+def read_or_make(path: Path) -> tuple[PrivateKey, bool]:
+    """The key in a file, made if there is none; whether it was made. Raises Failure."""
+    from node.identity import IdentityError, PrivateKey, read_key, write_key
+
+    try:
+        try:
+            return read_key(path), False
+        except FileNotFoundError:
+            key = PrivateKey.generate()
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_key(path, key)
+            return key, True
+    except (OSError, IdentityError) as error:
+        raise Failure(f"{path}: {error}", next_step="choose another name or --home") from None
+
+
+def rotate(
+    session: Session,
+    old: PrivateKey,
+    path: Path,
+    change: Callable[[PrivateKey, str], None],
+    accepted: Callable[[PrivateKey], bool],
+) -> str:
+    """Replace the key of `path` by a new one, at the daemon first; returns the new id.
+
+    The new key is on disk before the daemon hears of it, and an interrupted change is finished by
+    the next try: `accepted` tells whether the daemon knows a key already. `change` makes the call,
+    signed by the old key. The old key stays beside the new one as `.old`.
+    """
+    fresh = path.with_name(path.name + ".new")
+    new, made = read_or_make(fresh)
+    if made or not accepted(new):
+        change(old, new.id)
+    if path.exists():
+        os.replace(path, path.with_name(path.name + ".old"))
+    os.replace(fresh, path)
+    return new.id
+
+
+def accepts(session: Session, payloadtype: str, fields: dict[str, Any]) -> Callable[..., bool]:
+    """A probe for `rotate`: whether a call signed by a key is let in."""
+    from cli.session import DENIED
+
+    def probe(key: PrivateKey) -> bool:
+        try:
+            session.call(payloadtype, fields, key=key)
+        except Failure as failure:
+            if vars(failure).get("exit_code") == DENIED:
+                return False
+            raise
+        return True
+
+    return probe

@@ -1,0 +1,79 @@
+"""`colony rpc`: the calls that a daemon answers, read from the code itself: no daemon is asked.
+
+What the rows say is in `node.rpc.catalogue` and `node.rpc.notes`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from cli.output import print_json, print_table
+from cli.session import Session, colony_command, colony_group
+
+if TYPE_CHECKING:
+    from federation.service import Federation
+    from node.etcd.client import EtcdClient
+    from node.rpc.table import Call
+
+rpc = colony_group("rpc", "The calls that a daemon answers.", "colony rpc ls")
+
+
+def all_calls() -> list[Call[Any]]:
+    """Every row of the table, federation's and the subscriptions included."""
+    from federation.calls import calls as federation_calls
+    from node.daemon import HANDLERS
+    from node.node import Node
+    from node.rpc.catalogue import subscriptions
+
+    # Nothing is called: the handlers keep a node they never use.
+    node = Node.build(cast("EtcdClient", None), "home", time.time_ns)
+    rows = [call for module in HANDLERS for call in module.calls(node)]
+    return rows + subscriptions() + federation_calls(cast("Federation", None))
+
+
+@colony_command("ls", "colony rpc ls", "colony rpc ls --markdown > docs/protocol.md")
+@click.option("--markdown", "as_markdown", is_flag=True, help="The whole of docs/protocol.md.")
+def ls(session: Session, as_markdown: bool) -> None:
+    """List every call: its fields, who may make it, and what it is for."""
+    from node.rpc.catalogue import describe, markdown
+
+    calls = all_calls()
+    if as_markdown:
+        click.echo(markdown(calls), nl=False)
+        return
+    rows = describe(calls)
+    if session.as_json:
+        print_json(
+            [
+                {
+                    "payloadtype": row.payloadtype,
+                    "section": row.section,
+                    "fields": {field.name: field.type for field in row.fields},
+                    "optional": [field.name for field in row.fields if field.optional],
+                    "who": row.who,
+                    "reply": row.reply,
+                    "about": row.about,
+                }
+                for row in rows
+            ]
+        )
+        return
+    print_table(
+        ["CALL", "FIELDS", "WHO", "WHAT FOR"],
+        [
+            [
+                row.payloadtype,
+                ", ".join(f"{field.name}: {field.type}" for field in row.fields),
+                row.who,
+                row.about,
+            ]
+            for row in rows
+        ],
+        "no calls",
+    )
+
+
+rpc.add_command(ls)

@@ -1,0 +1,146 @@
+"""`colony file snapshot`: the files below a label as they were at one moment.
+
+Single files are in `cli.file`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.output import print_done, print_rows, print_value, short, when
+from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group, confirm
+
+snapshot = colony_group(
+    "snapshot",
+    "The files below a label as they were at one moment. SNAPSHOT is a name or an id.",
+    "colony file snapshot create monday --label /pictures",
+    "colony file snapshot download monday --to ./monday",
+)
+
+
+def _fields(session: Session, text: str) -> dict[str, Any]:
+    which = "snapshotid" if len(text) == 64 else "name"
+    return {"colonyname": session.colony(), which: text}
+
+
+@colony_command("create", "colony file snapshot create monday --label /pictures")
+@click.argument("name")
+@click.option("--label", required=True, help="Label whose files, and those below, to keep.")
+def create(session: Session, name: str, label: str) -> None:
+    """Remember which versions are the newest now."""
+    fields = {"colonyname": session.colony(), "label": label, "name": name}
+    made = session.call("createsnapshotmsg", fields, timeout=60.0)
+    print_done(session, made, f"{made['name']}  {len(made['fileids'])} files of {made['label']}")
+
+
+@colony_command("ls", "colony file snapshot ls")
+def ls(session: Session) -> None:
+    """List snapshots, the newest first."""
+    fields = {"colonyname": session.colony()}
+    print_rows(
+        session,
+        session.call("getsnapshotsmsg", fields, timeout=60.0) or [],
+        ["NAME", "LABEL", "FILES", "ADDED", "ID"],
+        lambda row: [
+            row["name"],
+            row["label"],
+            len(row["fileids"]),
+            when(row["added"]),
+            short(row["snapshotid"]),
+        ],
+        "no snapshots; make one with `colony file snapshot create`",
+    )
+
+
+@colony_command("info", "colony file snapshot info monday")
+@click.argument("name", metavar="SNAPSHOT")
+def info(session: Session, name: str) -> None:
+    """Show a snapshot; with --json also the ids of its files."""
+    found = session.call("getsnapshotmsg", _fields(session, name), timeout=60.0)
+    print_value(
+        session,
+        found,
+        [
+            ("snapshot", found["name"]),
+            ("label", found["label"]),
+            ("files", len(found["fileids"])),
+            ("added", when(found["added"])),
+            ("id", found["snapshotid"]),
+        ],
+    )
+
+
+@colony_command("download", "colony file snapshot download monday --to ./monday")
+@click.argument("name", metavar="SNAPSHOT")
+@click.option("--to", "to", type=click.Path(path_type=Path), required=True, help="A directory.")
+def download(session: Session, name: str, to: Path) -> None:
+    """Write the files of a snapshot to a directory; what is there with the same bytes stays."""
+    from cli.depot import checked_item, depot, prepare
+    from cli.transfer import digest, meter
+
+    if to.exists() and not to.is_dir():
+        raise Failure(f"{to}: not a directory", code=USAGE)
+    fields = _fields(session, name)
+
+    async def work() -> dict[str, Any]:
+        import trio
+
+        from cli.client import RpcError
+
+        written, lost = 0, []
+        async with depot(session) as ours:
+            found = await ours.call("getsnapshotmsg", fields)
+            for fileid in found["fileids"]:
+                try:
+                    version = await ours.newest(fileid)
+                except RpcError as error:
+                    if error.status != 404:
+                        raise
+                    lost.append(fileid)
+                    continue
+                item = checked_item(version["label"], version["name"])
+                path = to / item.below(found["label"])
+                prepare(to, path)
+                if path.is_file():
+                    content = await trio.to_thread.run_sync(digest, path)
+                    if content.checksum == version["checksum"]:
+                        continue
+                with meter(item.name, version["size"]) as progress:
+                    await ours.get(version, path, progress)
+                written += 1
+            return {"written": written, "files": len(found["fileids"]), "lost": lost}
+
+    done = session.run(work)
+    print_done(session, done, f"{to}  {done['written']} of {done['files']} files written")
+    if done["lost"]:
+        raise Failure(
+            f"{len(done['lost'])} versions of the snapshot were removed since",
+            code=NOT_FOUND,
+            next_step="a snapshot keeps no version alive; take them from another copy",
+        )
+
+
+@colony_command("rm", "colony file snapshot rm monday", "colony file snapshot rm --all --yes")
+@click.argument("name", metavar="SNAPSHOT", required=False)
+@click.option("--all", "everything", is_flag=True, help="All snapshots of the colony.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def rm(session: Session, name: str | None, everything: bool, yes: bool) -> None:
+    """Remove a snapshot; the files stay."""
+    if bool(name) == everything:
+        raise Failure("give a snapshot or --all, one of them", code=USAGE)
+    if name is None:
+        confirm(yes, "remove all snapshots")
+        session.call("removeallsnapshotmsg", {"colonyname": session.colony()})
+        print_done(session, {"removed": "all"}, "removed all snapshots")
+        return
+    fields = _fields(session, name)
+    session.call("getsnapshotmsg", fields, timeout=60.0)  # 404: the removal itself is silent
+    session.call("removesnapshotmsg", fields)
+    print_done(session, {"removed": name}, f"removed {name}")
+
+
+for _command in (create, ls, info, download, rm):
+    snapshot.add_command(_command)

@@ -1,0 +1,225 @@
+"""Moves the bytes of files between this machine and where a colony keeps them.
+
+Bytes go to the daemon's own directory or, in `cli.s3`, to an S3 server; every download is checked
+against the checksum the colony has. Which files are moved is decided in `cli.file`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import httpx
+import trio
+
+from cli.client import Client, RpcError, Unreachable, decode
+from cli.session import Failure
+
+if TYPE_CHECKING:
+    from node.identity import PrivateKey
+
+__all__ = ["Content", "DaemonStore", "Meter", "Store", "digest", "fetch", "meter"]
+
+_CHUNK = 1 << 20
+_ATTEMPTS = 6  # tries without progress before a transfer is given up
+_PAUSE = 0.2  # seconds before the second try; doubles
+_QUIET = 30.0  # seconds without a byte after which a connection counts as lost
+_SLOWEST = 20e6  # bytes a second at which a daemon hashes and syncs what has arrived
+_SHOWN = 4 << 20  # bytes from which on a transfer shows its progress
+
+Meter = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file on this machine holds: SHA-256 in hex and size in bytes."""
+
+    checksum: str
+    size: int
+
+
+class Store(Protocol):
+    """A place for bytes."""
+
+    async def put(self, path: Path, content: Content, meter: Meter) -> dict[str, Any]:
+        """Upload and return the file's `ref`."""
+
+    def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:
+        """The bytes of a version of a file from `offset` on."""
+
+
+def digest(path: Path) -> Content:
+    """Hash a file. Raises OSError."""
+    hashed, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            hashed.update(chunk)
+            size += len(chunk)
+    return Content(hashed.hexdigest(), size)
+
+
+@contextmanager
+def meter(what: str, total: int) -> Iterator[Meter]:
+    """A progress bar on stderr when that is a terminal and `total` bytes take a while."""
+    if total < _SHOWN or not sys.stderr.isatty():
+        yield lambda size: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(
+        *columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True
+    ) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda size: progress.advance(task, size)
+
+
+async def fetch(store: Store, file: dict[str, Any], target: Path, progress: Meter) -> None:
+    """Write a version of a file to `target`, which appears only when whole and checked.
+
+    A connection that breaks is taken up where it broke. Raises Failure or RpcError.
+    """
+    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    hashed, size, idle = hashlib.sha256(), int(file["size"]), 0
+    try:
+        async with await trio.open_file(partial, "xb") as out:
+            done = 0
+            while done < size:
+                before = done
+                try:
+                    async with aclosing(store.get(file, done)) as chunks:
+                        async for chunk in chunks:
+                            await out.write(chunk)
+                            hashed.update(chunk)
+                            done += len(chunk)
+                            progress(len(chunk))
+                except (httpx.TransportError, Unreachable) as error:
+                    idle = 0 if done > before else idle + 1
+                    if idle >= _ATTEMPTS:
+                        raise Failure(f"{file['name']}: {error or type(error).__name__}") from None
+                    await trio.sleep(_PAUSE * 2**idle)
+                    continue
+                if done < size:
+                    raise Failure(f"{file['name']}: it ends after {done} of {size} bytes")
+        if hashed.hexdigest() != file["checksum"] and file["checksum"]:
+            raise Failure(
+                f"{file['name']}: the bytes that arrived are not those of the checksum",
+                next_step="nothing was kept; upload the file anew where it came from",
+            )
+        os.replace(partial, target)
+    except OSError as error:
+        raise Failure(f"{target}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class DaemonStore:
+    """The directory of a daemon: uploads in parts that go on after an interruption."""
+
+    def __init__(self, client: Client, colony: str, key: PrivateKey) -> None:
+        """`client` is open for as long as this is used."""
+        self._client = client
+        self._colony = colony
+        self._key = key
+        self._http = httpx.AsyncClient(trust_env=False)
+
+    async def __aenter__(self) -> DaemonStore:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._http.__aexit__(*error)
+
+    async def _ticket(self, method: str, content: Content) -> dict[str, Any]:
+        fields = {
+            "colonyname": self._colony,
+            "method": method,
+            "checksum": content.checksum,
+            "size": content.size,
+        }
+        ticket: dict[str, Any] = await self._client.call(
+            "fileticketmsg", fields, self._key, attempts=3
+        )
+        return ticket
+
+    async def put(self, path: Path, content: Content, meter: Meter) -> dict[str, Any]:
+        """Upload what the daemon lacks of a file. Raises Failure, RpcError, Unreachable."""
+        ticket = await self._ticket("PUT", content)
+        done = ticket["offset"]
+        meter(done)
+        idle = 0
+        async with await trio.open_file(path, "rb") as file:
+            while not ticket["complete"]:
+                try:
+                    reached, complete = await self._put_part(ticket, file, done, content)
+                except (httpx.TransportError, _Retry) as error:
+                    idle += 1
+                    if idle >= _ATTEMPTS:
+                        raise Failure(f"{path}: the upload breaks off: {error}") from None
+                    await trio.sleep(_PAUSE * 2**idle)
+                    ticket = await self._ticket("PUT", content)
+                    reached, complete = ticket["offset"], ticket["complete"]
+                if reached > done:
+                    idle = 0
+                    meter(reached - done)
+                done = reached
+                if complete:
+                    break
+        return {"protocol": "colonyd", "s3object": {"object": content.checksum}}
+
+    async def _put_part(
+        self, ticket: dict[str, Any], file: Any, offset: int, content: Content
+    ) -> tuple[int, bool]:
+        """Send one part: the offset reached, and whether that was all."""
+        size = content.size
+        await file.seek(offset)
+        part = await file.read(min(ticket["partsize"], size - offset))
+        if len(part) < min(ticket["partsize"], size - offset):
+            raise Failure(f"{file.name}: it became shorter while it was read")
+        span = f"{offset}-{offset + len(part) - 1}" if part else "*"
+        # The last part is answered when all is hashed and on the disk.
+        patience = httpx.Timeout(_QUIET + size / _SLOWEST, connect=5.0)
+        answer = await self._http.put(
+            self._client.url + ticket["url"],
+            content=part,
+            headers={"content-range": f"bytes {span}/{size}"},
+            timeout=patience,
+        )
+        if answer.status_code == 200:
+            reply = answer.json()
+            return int(reply["offset"]), bool(reply["complete"])
+        reached = answer.headers.get("upload-offset", "")
+        if answer.status_code == 409 and reached.isdigit() and int(reached) != offset:
+            return int(reached), False
+        try:
+            decode("PUT", answer.status_code, answer.content)
+        except RpcError as error:
+            # An expired ticket (403) and a store that is away (503) are worth a new ticket.
+            if error.status in (403, 503):
+                raise _Retry(error.message) from None
+            raise
+        raise _Retry(f"status {answer.status_code}")
+
+    async def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:
+        """The bytes of a version from `offset` on. Raises RpcError, httpx.TransportError."""
+        content = Content(file["checksum"], int(file["size"]))
+        ticket = await self._ticket("GET", content)
+        headers = {"range": f"bytes={offset}-"} if offset else {}
+        url = self._client.url + ticket["url"]
+        async with self._http.stream("GET", url, headers=headers, timeout=_QUIET) as answer:
+            if answer.status_code != (206 if offset else 200):
+                decode("GET", max(answer.status_code, 400), await answer.aread())
+            async for chunk in answer.aiter_bytes():
+                yield chunk
+
+
+class _Retry(Exception):
+    """The same part may go through with a new ticket."""

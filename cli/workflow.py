@@ -1,0 +1,285 @@
+"""`colony workflow`: submits graphs of functions, shows and awaits them, cancels and removes them.
+
+How a graph is drawn is in `cli.graph`; files are read by `cli.inputs`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+import trio
+
+from cli.client import Client, Unreachable
+from cli.graph import leaves, progress, tree
+from cli.inputs import pick, workflow_spec
+from cli.output import (
+    STATES,
+    ago,
+    output_lines,
+    parse_time,
+    print_done,
+    print_fields,
+    print_json,
+    print_rows,
+    print_table,
+    short,
+    state_name,
+    when,
+)
+from cli.session import FAILED, TIMEOUT, Failure, Session, colony_command, colony_group, confirm
+
+if TYPE_CHECKING:
+    from node.identity import PrivateKey
+
+_PAGE = 100  # the most graphs one call returns
+_AT_ONCE = 16  # processes asked for at a time
+_MOST_NODES = 500  # processes of a graph that `show` asks for
+_POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds
+_SUCCESSFUL = 2
+_REMOVABLE = ("waiting", "successful", "failed", "cancelled")
+
+workflow = colony_group(
+    "workflow",
+    "Submit, show, await and end workflows: graphs of functions. "
+    "An id may be cut to its first characters.",
+    "colony workflow submit etl.json --wait",
+    "colony workflow ls --state running",
+)
+
+
+async def _graphs(
+    client: Client, key: PrivateKey, colony: str, state: int, count: int
+) -> list[dict[str, Any]]:
+    fields = {"colonyname": colony, "count": count, "state": state}
+    return await client.call("getprocessgraphsmsg", fields, key) or []
+
+
+async def _full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:
+    if len(text) == 64:
+        return text
+    rows: list[dict[str, Any]] = []
+    for state in range(len(STATES)):
+        rows += await _graphs(client, key, session.colony(), state, _PAGE)
+    found = pick(rows, text, ["processgraphid"], "workflow", "colony workflow ls")
+    return str(found["processgraphid"])
+
+
+async def _load(client: Client, key: PrivateKey, graphid: str) -> dict[str, Any]:
+    reply: dict[str, Any] = await client.call(
+        "getprocessgraphmsg", {"processgraphid": graphid}, key, timeout=60.0
+    )
+    return reply
+
+
+async def _processes(client: Client, key: PrivateKey, ids: list[str]) -> dict[str, dict[str, Any]]:
+    """The processes with these ids, a few at a time."""
+    found: dict[str, dict[str, Any]] = {}
+    slots = trio.CapacityLimiter(_AT_ONCE)
+
+    async def fetch(processid: str) -> None:
+        async with slots:
+            found[processid] = await client.call("getprocessmsg", {"processid": processid}, key)
+
+    async with trio.open_nursery() as nursery:
+        for processid in ids:
+            nursery.start_soon(fetch, processid)
+    return found
+
+
+async def _until_closed(
+    client: Client, key: PrivateKey, graphid: str, timeout: float | None
+) -> dict[str, Any]:
+    """Poll until the workflow is closed; `timeout` in seconds. Raises TimeoutError, RpcError."""
+    pause = _POLL_FIRST
+    with trio.move_on_after(float("inf") if timeout is None else timeout):
+        while True:
+            try:
+                graph = await _load(client, key, graphid)
+                if graph["state"] >= _SUCCESSFUL:
+                    return graph
+            except Unreachable:
+                pause = _POLL_MOST  # the daemon restarts: the workflow outlives it
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, _POLL_MOST)
+    raise TimeoutError(graphid)
+
+
+def _wait(session: Session, text: str, timeout: float | None) -> None:
+    """Wait, print the outputs of the last nodes, and fail if the workflow did."""
+    key = session.member_key()
+
+    async def work() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        async with session.client() as client:
+            graphid = await _full_id(session, client, key, text)
+            graph = await _until_closed(client, key, graphid, timeout)
+            last = leaves(graph)
+            return graph, list((await _processes(client, key, last)).values())
+
+    try:
+        graph, ends = session.run(work)
+    except TimeoutError:
+        raise Failure(
+            f"workflow {text} is not finished after {timeout:g} s",
+            code=TIMEOUT,
+            next_step=f"`colony workflow show {text[:12]}`",
+        ) from None
+    ends.sort(key=lambda process: str(process["spec"].get("nodename")))
+    if session.as_json:
+        print_json({**graph, "leaves": ends})
+    else:
+        for process in ends:
+            for line in output_lines(process.get("out")):
+                click.echo(line)
+    if graph["state"] != _SUCCESSFUL:
+        name = short(graph["processgraphid"])
+        raise Failure(
+            f"workflow {name} {state_name(graph['state'])}",
+            code=FAILED,
+            next_step=f"`colony workflow show {name}`",
+        )
+
+
+@colony_command(
+    "submit", "colony workflow submit etl.json", "cat etl.json | colony workflow submit - --wait"
+)
+@click.argument("file")
+@click.option("--wait", is_flag=True, help="Wait and print the outputs of the last nodes.")
+@click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
+def submit(session: Session, file: str, wait: bool, timeout: float | None) -> None:
+    """Submit the workflow in FILE (JSON; - reads stdin) and print its id.
+
+    \b
+    The file holds an array of function specs, each with a nodename, and the nodes it waits for:
+      [{"nodename": "a", "funcname": "fetch", "conditions": {"executortype": "cli"}},
+       {"nodename": "b", "funcname": "store",
+        "conditions": {"executortype": "cli", "dependencies": ["a"]}}]
+    """
+    spec = workflow_spec(file, session.colony())
+    graph: dict[str, Any] = session.call(
+        "submitworkflowspecmsg", {"spec": spec}, timeout=60.0, attempts=4
+    )
+    if wait:
+        _wait(session, graph["processgraphid"], timeout)
+    else:
+        print_done(session, graph, graph["processgraphid"])
+
+
+@colony_command("wait", "colony workflow wait 3fa2b1c09d7e --timeout 60")
+@click.argument("workflowid")
+@click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
+def wait(session: Session, workflowid: str, timeout: float | None) -> None:
+    """Wait for a workflow, print the outputs of its last nodes; exit 0 if successful, else 1."""
+    _wait(session, workflowid, timeout)
+
+
+@colony_command("ls", "colony workflow ls", "colony workflow ls --state failed")
+@click.option("--state", type=click.Choice(STATES), default=None, help="Only this state.")
+@click.option("--count", type=click.IntRange(1, _PAGE), default=20, show_default=True)
+def ls(session: Session, state: str | None, count: int) -> None:
+    """List the newest workflows, of one state or of all."""
+    key, colony = session.member_key(), session.colony()
+    states = range(len(STATES)) if state is None else [STATES.index(state)]
+
+    async def work() -> list[dict[str, Any]]:
+        async with session.client() as client:
+            rows: list[dict[str, Any]] = []
+            for number in states:
+                rows += await _graphs(client, key, colony, number, count)
+            return rows
+
+    rows = session.run(work)
+    rows.sort(key=lambda row: str(row.get("submissiontime")), reverse=True)
+    print_rows(
+        session,
+        rows[:count],
+        ["ID", "STATE", "NODES", "SUBMITTED", "ENDED", "BY"],
+        lambda row: [
+            short(row["processgraphid"]),
+            state_name(row.get("state")),
+            len(row.get("processids") or []),
+            ago(parse_time(row.get("submissiontime"))),
+            ago(parse_time(row.get("endtime"))),
+            row.get("initiatorname"),
+        ],
+        "no workflows",
+    )
+
+
+@colony_command("show", "colony workflow show 3fa2b1c09d7e")
+@click.argument("workflowid")
+def show(session: Session, workflowid: str) -> None:
+    """Show a workflow and the state of each of its nodes, in the order they run."""
+    key = session.member_key()
+
+    async def work() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        async with session.client() as client:
+            graph = await _load(client, key, await _full_id(session, client, key, workflowid))
+            ids = list(graph.get("processids") or [])[:_MOST_NODES]
+            return graph, await _processes(client, key, ids)
+
+    graph, processes = session.run(work)
+    if session.as_json:
+        print_json({**graph, "processes": list(processes.values())})
+        return
+    print_fields(
+        [
+            ("workflow", graph["processgraphid"]),
+            ("state", state_name(graph.get("state"))),
+            ("nodes", progress(graph, processes)),
+            ("submitted by", graph.get("initiatorname")),
+            ("submitted", when(graph.get("submissiontime"))),
+            ("started", when(graph.get("starttime"))),
+            ("ended", when(graph.get("endtime"))),
+        ]
+    )
+    click.echo()
+    print_table(
+        ["NODE", "STATE", "FUNCTION", "AFTER", "ID", "ERRORS"],
+        tree(graph, processes),
+        "no nodes",
+    )
+
+
+def _change(session: Session, payloadtype: str, text: str, word: str, extra: Any = None) -> None:
+    key = session.member_key()
+
+    async def work() -> str:
+        async with session.client() as client:
+            full = await _full_id(session, client, key, text)
+            fields = {"processgraphid": full, **(extra or {})}
+            await client.call(payloadtype, fields, key, timeout=60.0)
+            return full
+
+    full = session.run(work)
+    print_done(session, {"processgraphid": full, word: True}, f"{word} {full}")
+
+
+@colony_command("cancel", "colony workflow cancel 3fa2b1c09d7e")
+@click.argument("workflowid")
+def cancel(session: Session, workflowid: str) -> None:
+    """Cancel what waits and runs of a workflow."""
+    _change(session, "cancelprocessgraphmsg", workflowid, "cancelled")
+
+
+@colony_command("rm", "colony workflow rm 3fa2b1c09d7e")
+@click.argument("workflowid")
+def rm(session: Session, workflowid: str) -> None:
+    """Remove a workflow and its processes; it must not run."""
+    _change(session, "removeprocessgraphmsg", workflowid, "removed", {"all": False})
+
+
+@colony_command("rm-all", "colony workflow rm-all --state failed --yes")
+@click.option("--state", type=click.Choice(_REMOVABLE), default=None, help="Only this state.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def rm_all(session: Session, state: str | None, yes: bool) -> None:
+    """Remove all workflows of one state, or of every state, as the colony's owner."""
+    colony = session.colony()
+    confirm(yes, f"remove all {state or ''} workflows of colony {colony}".replace("  ", " "))
+    fields = {"colonyname": colony, "state": -1 if state is None else STATES.index(state)}
+    session.call("removeallprocessgraphsmsg", fields, owner=True, timeout=600.0)
+    print_done(session, {"removed": state or "all"}, f"removed {state or 'all'} workflows")
+
+
+for _command in (submit, wait, ls, show, cancel, rm, rm_all):
+    workflow.add_command(_command)

@@ -1,0 +1,228 @@
+"""`GET /metrics`: the node in numbers, in Prometheus's text format.
+
+Counting is done where things happen; here it is only read, put into words, and kept for a moment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from node.errors import RpcError, denied, missing
+from node.etcd.errors import EtcdError
+from node.handlers.colonies import statistics
+from node.model import ExecutorState, State
+from node.node import Node
+from node.rpc.connection import Request, Response
+from node.rpc.table import Table
+from node.version import VERSION
+
+__all__ = ["Family", "Metrics", "render"]
+
+PATH = "/metrics"
+FRESH = 2.0  # seconds for which a reading is served again: scrapers may come in numbers
+_HEADS = 64  # places looked at for the first process that waits for nothing but an executor
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_PROXIED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+Labels = Mapping[str, str]
+Access = Literal["local", "open", "off"]
+
+
+@dataclass
+class Family:
+    """One metric and its samples."""
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    about: str
+    samples: list[tuple[Labels, float]] = field(default_factory=list)
+
+    def add(self, value: float, **labels: str) -> Family:
+        """Add a sample."""
+        self.samples.append((labels, value))
+        return self
+
+
+def render(families: Iterable[Family]) -> str:
+    """The text format, version 0.0.4; families without samples are left out."""
+    lines: list[str] = []
+    for family in families:
+        if not family.samples:
+            continue
+        lines.append(f"# HELP {family.name} {_escaped(family.about, quotes=False)}")
+        lines.append(f"# TYPE {family.name} {family.kind}")
+        for labels, value in family.samples:
+            told = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
+            number = int(value) if value == int(value) else value
+            lines.append(f"{family.name}{f'{{{told}}}' if told else ''} {number}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str, *, quotes: bool = True) -> str:
+    text = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace('"', '\\"') if quotes else text
+
+
+def is_local(remote: str, headers: Mapping[str, str]) -> bool:
+    """Whether a request was made on this host, and not through a proxy that stands on it."""
+    if any(name in headers for name in _PROXIED):
+        return False
+    try:
+        address = ipaddress.ip_address(remote.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+@dataclass
+class Metrics:
+    """Reads the node at most once in `FRESH` seconds, however many ask."""
+
+    node: Node
+    table: Table
+    access: Access = "local"
+    _text: bytes = b""
+    _until: float = -1.0
+    _reading: trio.Lock = field(default_factory=trio.Lock)
+
+    async def answer(self, request: Request) -> Response:
+        """Answer `GET /metrics`. Raises RpcError 403 or 404."""
+        if self.access == "off":
+            raise missing("metrics are off here (rpc.metrics)")
+        if self.access == "local" and not is_local(request.remote, request.headers):
+            raise denied("metrics are for this host only; set rpc.metrics = 'open' for others")
+        async with self._reading:
+            if trio.current_time() >= self._until:
+                self._text = render(await self._read()).encode()
+                self._until = trio.current_time() + FRESH
+        return Response(200, self._text, _CONTENT_TYPE)
+
+    async def _read(self) -> list[Family]:
+        families = [*self._own(), *self._rpc(), *self._extension()]
+        up = Family("colonyd_store_up", "gauge", "Whether the store answers.")
+        try:
+            families += await self._colonies()
+            families += await self._store()
+        except (EtcdError, RpcError):
+            return [*families, up.add(0)]
+        return [*families, up.add(1)]
+
+    def _own(self) -> list[Family]:
+        usage = os.times()
+        families = [
+            Family("colonyd_build_info", "gauge", "The version that runs.").add(1, version=VERSION),
+            Family(
+                "process_start_time_seconds", "gauge", "Unix time at which the daemon started."
+            ).add(self.node.started / 1e9),
+            Family(
+                "process_cpu_seconds_total", "counter", "CPU time used, without the store's."
+            ).add(usage.user + usage.system),
+        ]
+        if (resident := _resident_bytes()) is not None:
+            about = "Resident memory, without the store's."
+            families.append(Family("process_resident_memory_bytes", "gauge", about).add(resident))
+        return families
+
+    def _rpc(self) -> list[Family]:
+        calls = Family("colonyd_rpc_requests_total", "counter", "Calls answered, by HTTP status.")
+        refused = Counter[str]()
+        for (payloadtype, status), number in sorted(self.table.answered.items()):
+            calls.add(number, payloadtype=payloadtype, status=str(status))
+            if status >= 400:
+                refused[str(status)] += number
+        refusals = Family("colonyd_rpc_refusals_total", "counter", "Calls refused, by HTTP status.")
+        for code, number in sorted(refused.items()):
+            refusals.add(number, status=code)
+        return [calls, refusals]
+
+    def _extension(self) -> list[Family]:
+        """What is plugged in tells its numbers by name: peers by state, messages by outcome."""
+        families = []
+        for name, value in self.node.extra_status().items():
+            if isinstance(value, dict):
+                family = Family(f"colonyd_{name}", "gauge", f"Number of {name}, by kind.")
+                for kind, number in value.items():
+                    if isinstance(number, int | float):
+                        family.add(number, kind=str(kind))
+                families.append(family)
+        return families
+
+    async def _colonies(self) -> list[Family]:
+        node = self.node
+        processes = Family("colonyd_processes", "gauge", "Processes by colony and state.")
+        workflows = Family("colonyd_workflows", "gauge", "Workflows by colony and state.")
+        executors = Family("colonyd_executors", "gauge", "Executors by colony and state.")
+        head = Family(
+            "colonyd_queue_head_age_seconds",
+            "gauge",
+            "Age of the process that is next to be handed out; 0 with an empty queue.",
+        )
+        total = Counter[str]()
+        for name in sorted(node.directory.rosters):
+            if node.directory.colony(name) is None:
+                continue
+            counts = await statistics(node, name)
+            total.update(counts)
+            for state in State:
+                word = state.name.lower()
+                processes.add(counts[f"{word}processes"], colony=name, state=word)
+                workflows.add(counts[f"{word}workflows"], colony=name, state=word)
+            standing = Counter(e.state for e in node.directory.roster(name).executors.values())
+            for each in ExecutorState:
+                executors.add(standing[each], colony=name, state=each.name.lower())
+            head.add(await self._head_age(name), colony=name)
+        # Upstream's names carry no labels, so that its dashboards show the same numbers here.
+        same = [
+            Family(f"colonies_server_{name}", "gauge", f"Number of {name}.").add(total[name])
+            for name in ("colonies", "executors")
+        ]
+        for kind in ("processes", "workflows"):
+            for state in State:
+                word = state.name.lower()
+                same.append(
+                    Family(
+                        f"colonies_server_{kind}_{word}", "gauge", f"Number of {word} {kind}."
+                    ).add(total[word + kind])
+                )
+        return [*same, processes, workflows, executors, head]
+
+    async def _head_age(self, colony: str) -> float:
+        """Age in seconds of the first process that waits for nothing but an executor."""
+        first = islice(self.node.processes.queue.in_order(colony), _HEADS)
+        entry = next((entry for entry in first if not entry.blocked), None)
+        if entry is None:
+            return 0.0
+        known = await self.node.processes.load(colony, entry.processid)
+        return max(0.0, (self.node.now() - known[0].submissiontime) / 1e9) if known else 0.0
+
+    async def _store(self) -> list[Family]:
+        status = await self.node.client.status()
+        return [
+            Family("colonyd_store_size_bytes", "gauge", "Size of the store's file.").add(
+                status.db_size
+            ),
+            Family("colonyd_store_in_use_bytes", "gauge", "What of it is in use.").add(
+                status.db_in_use
+            ),
+            Family("colonyd_store_revision", "counter", "Transactions of the store so far.").add(
+                status.revision
+            ),
+        ]
+
+
+def _resident_bytes() -> int | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,190 @@
+"""The table of calls as documentation: one row for each, with the fields of its request.
+
+The rows come from the table itself and the lines of `notes`; how they are printed is decided by
+the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from node.handlers import channels
+from node.rpc import requests as req
+from node.rpc.notes import NOT_CALLED, NOTES
+from node.rpc.table import Call, Caller, Who
+
+__all__ = ["Field", "Row", "describe", "markdown"]
+
+_PLAIN = {
+    inspect.AnyType: "any",
+    inspect.NoneType: "null",
+    inspect.BoolType: "bool",
+    inspect.IntType: "int",
+    inspect.FloatType: "number",
+    inspect.StrType: "string",
+    inspect.BytesType: "base64",
+    inspect.RawType: "any",
+}
+_BEGIN = """\
+# Calls
+
+Every call that a colonyd answers: made by `colony rpc ls --markdown` from the table that also
+checks and dispatches them. Do not edit it by hand.
+
+A call is a `POST /api` with `{"payloadtype", "payload", "signature"}`; the payload is the base64 of
+a JSON object with the fields below and `msgtype`, which repeats the payload type. The signature
+covers the text of the payload. `nonce` (16 to 128 characters) and `issuedat` (Unix s) may stand
+beside the fields: the request then can't be replayed. An answer has the same shape, with `error`;
+a refusal carries `{"status", "message"}`, and the message begins with the field that is wrong.
+
+A field with `?` may be left out. Lists in answers are never null. An id is looked up in the
+caller's own colonies only: what belongs to others is 404, like what isn't there.
+"""
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A field of a request. `optional` ones may be left out."""
+
+    name: str
+    type: str
+    optional: bool
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What there is to know about one call."""
+
+    section: str
+    payloadtype: str
+    fields: list[Field]
+    who: str
+    reply: str
+    about: str
+
+
+def subscriptions() -> list[Call[Any]]:
+    """The rows of what is sent to `/pubsub`, where a socket makes its own handlers."""
+
+    async def by_socket(caller: Caller, request: Any) -> None:
+        raise NotImplementedError("subscriptions are served by node.rpc.pubsub")
+
+    return [
+        Call("subscribeprocessmsg", req.SubscribeProcess, Who.SIGNED, by_socket),
+        Call("subscribeprocessesmsg", req.SubscribeProcesses, Who.SIGNED, by_socket),
+        Call("subscribechannelmsg", channels.Subscribe, Who.SIGNED, by_socket),
+    ]
+
+
+def describe(calls: Iterable[Call[Any]]) -> list[Row]:
+    """The rows of `calls`, in the order of the documentation; calls without a note come last."""
+    table = {call.payloadtype: call for call in calls}
+    rows = []
+    for section, notes in NOTES.items():
+        for payloadtype, note in notes.items():
+            if payloadtype in table:
+                call = table.pop(payloadtype)
+                who = note.rights or call.who.value
+                fields = fields_of(call.request)
+                rows.append(Row(section, payloadtype, fields, who, note.reply, note.about))
+    rows += [
+        Row("Ours", call.payloadtype, fields_of(call.request), call.who.value, "", "")
+        for call in table.values()
+    ]
+    return rows
+
+
+def fields_of(kind: type) -> list[Field]:
+    """The fields of a request struct."""
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    return [Field(f.encode_name, type_text(f.type), not f.required) for f in info.fields]
+
+
+def type_text(kind: inspect.Type) -> str:
+    """A type in the words of the documentation: string, int[], Conditions, ..."""
+    if type(kind) in _PLAIN:
+        return _PLAIN[type(kind)]
+    if isinstance(kind, inspect.Metadata):
+        return type_text(kind.type)
+    if isinstance(kind, inspect.ListType | inspect.SetType | inspect.VarTupleType):
+        return f"{type_text(kind.item_type)}[]"
+    if isinstance(kind, inspect.DictType):
+        return "object" if isinstance(kind.value_type, inspect.AnyType) else (
+            f"{{string: {type_text(kind.value_type)}}}"
+        )  # fmt: skip
+    if isinstance(kind, inspect.UnionType):
+        # Null means the zero value everywhere, so it needs no saying.
+        parts = [part for part in kind.types if not isinstance(part, inspect.NoneType)]
+        return " or ".join(type_text(part) for part in parts)
+    if isinstance(kind, inspect.EnumType):
+        return "int" if isinstance(next(iter(kind.cls)).value, int) else "string"
+    if isinstance(kind, inspect.LiteralType):
+        return " or ".join(repr(value) for value in kind.values)
+    return (
+        str(getattr(getattr(kind, "cls", None), "__name__", "any"))
+        .removeprefix("New")
+        .removeprefix("Sent")
+    )
+
+
+def objects(calls: Iterable[Call[Any]]) -> dict[str, list[Field]]:
+    """The objects that requests are made of, by name, with their fields."""
+    found: dict[str, list[Field]] = {}
+    seen: set[type] = set()
+    left: list[inspect.Type] = []
+    for call in calls:
+        info = inspect.type_info(call.request)
+        assert isinstance(info, inspect.StructType)
+        left += [field.type for field in info.fields]
+    while left:
+        kind = left.pop()
+        left += [inner for inner in _inner(kind) if inner is not None]
+        # An object may hold others of its own kind.
+        if isinstance(kind, inspect.StructType) and kind.cls not in seen:
+            seen.add(kind.cls)
+            found.setdefault(type_text(kind), fields_of(kind.cls))
+            left += [field.type for field in kind.fields]
+    return dict(sorted(found.items()))
+
+
+def _inner(kind: inspect.Type) -> Iterator[inspect.Type | None]:
+    """The types that a collection, a union or an annotated type is made of."""
+    yield getattr(kind, "item_type", None)
+    yield getattr(kind, "value_type", None)
+    if isinstance(kind, inspect.Metadata):
+        yield kind.type
+    if isinstance(kind, inspect.UnionType):
+        yield from kind.types
+
+
+def markdown(calls: Iterable[Call[Any]]) -> str:
+    """The documentation of `calls`."""
+    every = list(calls)
+    parts = [_BEGIN]
+    section = ""
+    for row in describe(every):
+        if row.section != section:
+            section = row.section
+            parts.append(f"\n## {section}\n")
+            if section == "WebSocket":
+                parts.append("Sent as text frames to `/pubsub`, several to a socket.\n")
+            if section == "Ours":
+                parts.append("Calls that upstream's servers don't have.\n")
+            parts.append("| call | fields | who | answer | what for |\n|---|---|---|---|---|")
+        parts.append(
+            f"| `{row.payloadtype}` | {_listed(row.fields)} | {row.who} | {row.reply} | "
+            f"{row.about} |"
+        )
+    parts.append("\n## Objects in requests\n\n| object | fields |\n|---|---|")
+    parts += [f"| {name} | {_listed(fields)} |" for name, fields in objects(every).items()]
+    parts.append("\n## Named upstream, never called\n\n| type | why |\n|---|---|")
+    parts += [f"| `{name}` | {why} |" for name, why in NOT_CALLED.items()]
+    return "\n".join(parts) + "\n"
+
+
+def _listed(fields: list[Field]) -> str:
+    told = [f"{field.name}{'?' if field.optional else ''}: {field.type}" for field in fields]
+    return ", ".join(told) or "–"
