@@ -201,7 +201,7 @@ class Crons:
             return 0.0
         if not 0 < cron.nextrun <= self.now():
             return 0.0
-        if not may_start(self.directory, cron.colonyname, cron.initiatorid):
+        if not may_start(self.directory, cron.colonyname, cron.initiatorid, cron.initiatorname):
             log.warning("a cron's creator left the colony", cron=cron.cronid, name=cron.name)
             await self._commit(self._moved(cron), known[1], self.leader.fence)
             return 0.0

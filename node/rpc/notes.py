@@ -177,14 +177,28 @@ NOTES: dict[str, dict[str, Note]] = {
         ),
         "fileticketmsg": Note(
             "Leave to fetch or to store the bytes of a file in the node's own directory.",
-            "{ticket, ...}",
+            "{method, url, expires, size, offset, complete, partsize}",
         ),
         "getpeersmsg": Note("Other colonies and the trust in them.", "Peer[]"),
         "getpeermsg": Note("One other colony.", "Peer"),
         "trustpeermsg": Note("Let a colony send work here and take work from here.", "Peer"),
-        "blockpeermsg": Note("Refuse a colony from now on.", "Peer"),
+        "setpeerpolicymsg": Note("Change what a trusted colony may do here.", "Peer"),
+        "blockpeermsg": Note(
+            "Refuse a colony from now on, and end what it has here and we there.", "Peer"
+        ),
+        "invitepeermsg": Note(
+            "Make a token with which one colony can make trust mutual.",
+            "{invitation, token, expires, addresses, policy}",
+        ),
+        "getinvitationsmsg": Note("Invitations that nobody used.", "Invitation[]"),
+        "revokeinvitationmsg": Note("Forget an invitation.", "{invitation}"),
+        "joinpeermsg": Note("Use another colony's token.", "Peer"),
         "pingpeermsg": Note("Ask a colony for a signed answer.", "{ok, rtt, error}"),
         "getforwardmsg": Note("How far a forwarded process is, and its outcome.", "Forward"),
+        "getroutesmsg": Note("The routes of the configuration.", "Route[]"),
+        "explainroutemsg": Note(
+            "Where a spec would go now, and why.", "{stays, why, choices, routes}"
+        ),
     },
 }
 

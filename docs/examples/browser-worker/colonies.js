@@ -1,0 +1,119 @@
+// The wire of Colonies for a page: ids, signatures and calls. What a worker does with them is in
+// worker.js; nothing here touches the page.
+
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { sha3_256 } from "@noble/hashes/sha3.js";
+import { bytesToHex, hexToBytes, randomBytes, utf8ToBytes } from "@noble/hashes/utils.js";
+
+/** The node answered, with an error. `status` is the HTTP status. */
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** No answer came: whether the call had an effect is unknown. */
+export class Unreachable extends Error {}
+
+/** A private key and the id that follows from it. The key leaves this object only through `hex`. */
+export class Identity {
+  #secret;
+
+  /** `hex`: the private key, 64 hexadecimal characters. Throws when it is none. */
+  constructor(hex) {
+    if (!/^[0-9a-f]{64}$/i.test(hex) || !secp256k1.utils.isValidSecretKey(hexToBytes(hex))) {
+      throw new Error("a private key is 64 hexadecimal characters");
+    }
+    this.#secret = hexToBytes(hex);
+    // The hash of the public key's hexadecimal text, not of its bytes.
+    const publicKey = secp256k1.getPublicKey(this.#secret, false);
+    this.id = bytesToHex(sha3_256(utf8ToBytes(bytesToHex(publicKey))));
+  }
+
+  static generate() {
+    return new Identity(bytesToHex(secp256k1.utils.randomSecretKey()));
+  }
+
+  get hex() {
+    return bytesToHex(this.#secret);
+  }
+
+  /** Sign the base64 text of a payload: 130 hexadecimal characters, r ‖ s ‖ recovery id. */
+  sign(payload) {
+    const digest = sha3_256(utf8ToBytes(payload));
+    // RFC 6979 nonce and low s are this library's defaults; a node refuses a high s.
+    const signature = secp256k1.sign(digest, this.#secret, { prehash: false, format: "recovered" });
+    return bytesToHex(signature.subarray(1)) + bytesToHex(signature.subarray(0, 1));
+  }
+}
+
+/** Make the body of a signed request. */
+export function encode(payloadtype, fields, identity) {
+  const message = {
+    msgtype: payloadtype,
+    ...fields,
+    // What keeps a copy of the request from being used again; nodes of upstream ignore it.
+    nonce: bytesToHex(randomBytes(16)),
+    issuedat: Math.floor(Date.now() / 1000),
+  };
+  const payload = toBase64(utf8ToBytes(JSON.stringify(message)));
+  return JSON.stringify({ payloadtype, payload, signature: identity.sign(payload) });
+}
+
+/** Read the body of a reply. Throws Refused for errors, and for what is no reply. */
+export function decode(status, text) {
+  let envelope, payload;
+  try {
+    envelope = JSON.parse(text);
+    payload = JSON.parse(fromBase64(envelope.payload));
+  } catch {
+    throw new Refused(status >= 400 ? status : 502, `not a Colonies reply (HTTP status ${status})`);
+  }
+  if (envelope.error || status >= 400) {
+    throw new Refused(payload?.status ?? status, payload?.message ?? "no reason was given");
+  }
+  return payload;
+}
+
+/** One node. `url` is its base address, such as http://127.0.0.1:50080. */
+export class Client {
+  constructor(url) {
+    this.url = new URL("api", url.endsWith("/") ? url : `${url}/`).href;
+  }
+
+  /** Make one call and return its result. `seconds` bounds it, `signal` ends it early. */
+  async call(payloadtype, fields, identity, { signal, seconds = 15 } = {}) {
+    const body = encode(payloadtype, fields, identity);
+    const bound = AbortSignal.timeout(seconds * 1000);
+    let status, text;
+    try {
+      const reply = await fetch(this.url, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body,
+        credentials: "omit",
+        cache: "no-store",
+        signal: signal ? AbortSignal.any([signal, bound]) : bound,
+      });
+      status = reply.status;
+      text = await reply.text();
+    } catch (error) {
+      throw new Unreachable(bound.aborted ? "no answer in time" : error.message);
+    }
+    return decode(status, text);
+  }
+}
+
+function toBase64(bytes) {
+  // In pieces, as the arguments of one call are limited in number.
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 8192) {
+    text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  }
+  return btoa(text);
+}
+
+function fromBase64(text) {
+  return new TextDecoder().decode(Uint8Array.from(atob(text), (char) => char.charCodeAt(0)));
+}

@@ -1,0 +1,90 @@
+"""Definitions of blueprints: which kinds a colony knows, their schemas and their reconcilers.
+
+Blueprints themselves are in `blueprints`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from node.blueprint_rules import check_definition
+from node.codec import unpack
+from node.errors import conflict, missing
+from node.etcd.client import EtcdClient
+from node.store import blueprints as store
+from node.store.blueprints import Definition
+from node.submission import new_id
+
+# A lost race is tried again with fresh values; this many in a row means something is wrong.
+_TRIES = 16
+_PAGE = 16
+
+
+@dataclass
+class Definitions:
+    """`now` gives Unix nanoseconds."""
+
+    client: EtcdClient
+    now: Callable[[], int]
+    _removing: trio.Lock = field(default_factory=trio.Lock)
+
+    async def add(self, definition: Definition) -> Definition:
+        """Store a new definition. Raises RpcError 400, 404, or 409 if name or kind is taken."""
+        check_definition(definition)
+        now = self.now()
+        definition = msgspec.structs.replace(
+            definition,
+            blueprintdefinitionid=definition.blueprintdefinitionid or new_id(),
+            metadata=msgspec.structs.replace(definition.metadata, createdat=now, updatedat=now),
+        )
+        meta = definition.metadata
+        result = await self.client.commit(store.define(definition))
+        if result.succeeded:
+            return definition
+        kind, name = result.responses
+        if name:
+            raise conflict(f"blueprintdefinition.metadata.name: {meta.name!r} exists already")
+        if kind:
+            other = unpack(kind[0].value, Definition).metadata.name
+            raise conflict(
+                f"blueprintdefinition.spec.names.kind: {definition.names.kind!r} is defined by"
+                f" {other!r} already"
+            )
+        raise missing(f"colony {meta.colonyname!r} is not hosted here")
+
+    async def get(self, colony: str, name: str) -> Definition:
+        """The definition with a name. Raises RpcError 404."""
+        kind = await self.client.get(store.definition_name(colony, name))
+        if kind is not None:
+            found = await self.client.get(store.definition(colony, kind.value.decode()))
+            if found is not None:
+                return unpack(found.value, Definition)
+        raise missing(f"name: no blueprint definition {name[:80]!r} in colony {colony}")
+
+    async def listing(self, colony: str) -> list[Definition]:
+        """The definitions of a colony, by name."""
+        items, _ = await self.client.range_all(store.definitions(colony), _PAGE)
+        return sorted((unpack(kv.value, Definition) for kv in items), key=lambda d: d.metadata.name)
+
+    async def remove(self, colony: str, name: str) -> None:
+        """Remove a definition. Raises RpcError 404, or 409 while there are blueprints of it."""
+        async with self._removing:
+            for _ in range(_TRIES):
+                definition = await self.get(colony, name)
+                kind = definition.names.kind
+                touched = await self.client.get(store.kind(colony, kind))
+                if touched is None:
+                    continue
+                left = await self.client.count(store.places(colony, kind))
+                if left:
+                    raise conflict(
+                        f"name: {left} blueprint(s) of kind {kind!r} exist; remove them first"
+                    )
+                txn = store.undefine(definition, touched.mod_revision)
+                if (await self.client.commit(txn)).succeeded:
+                    return
+        raise conflict(f"name: {name[:80]!r} changes too fast; try again")

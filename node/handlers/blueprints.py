@@ -1,0 +1,378 @@
+"""Calls about blueprints and their definitions."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import msgspec
+
+from node.blueprint_rules import Initiator, Wanted, colony_initiator
+from node.codec import wire_process, wire_time
+from node.directory import name_of
+from node.errors import bad, denied
+from node.node import Node
+from node.rpc.table import Call, Caller, Who
+from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
+from node.timed import id_for
+
+# What upstream's clients send may be null at any place, and then means nothing.
+Text = str | None
+
+
+class SentMetadata(msgspec.Struct):
+    """The server's own fields (times, last reconciliation) are sent back, and ignored."""
+
+    name: Text = None
+    colonyname: Text = None
+    locationname: Text = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    generation: int | None = None
+    updated: Text = msgspec.field(name="updatedAt", default=None)
+
+
+class SentBlueprint(msgspec.Struct):
+    blueprintid: Text = None
+    kind: Text = None
+    metadata: SentMetadata | None = None
+    spec: dict[str, Any] | None = None
+    status: dict[str, Any] | None = None
+
+
+class SentNames(msgspec.Struct):
+    kind: Text = None
+    listkind: Text = msgspec.field(name="listKind", default=None)
+    singular: Text = None
+    plural: Text = None
+    shortnames: list[str] | None = msgspec.field(name="shortNames", default=None)
+
+
+class SentHandler(msgspec.Struct):
+    executortype: Text = msgspec.field(name="executorType", default=None)
+    functionname: Text = msgspec.field(name="functionName", default=None)
+    interval: int | None = msgspec.field(name="reconcileInterval", default=None)
+
+
+class SentDefinitionSpec(msgspec.Struct):
+    group: Text = None
+    version: Text = None
+    names: SentNames | None = None
+    scope: Text = None
+    schema: dict[str, Any] | None = None
+    handler: SentHandler | None = None
+
+
+class SentDefinition(msgspec.Struct):
+    blueprintdefinitionid: Text = None
+    kind: Text = None
+    metadata: SentMetadata | None = None
+    spec: SentDefinitionSpec | None = None
+
+
+class AddDefinition(msgspec.Struct):
+    blueprintdefinition: SentDefinition
+
+
+class DefinitionNamed(msgspec.Struct):
+    colonyname: str
+    name: str
+
+
+class ColonyDefinitions(msgspec.Struct):
+    colonyname: str
+
+
+class Named(msgspec.Struct):
+    """What upstream calls a namespace is a colony."""
+
+    namespace: str
+    name: str
+
+
+class AddBlueprint(msgspec.Struct):
+    blueprint: SentBlueprint
+
+
+class GetBlueprints(msgspec.Struct):
+    namespace: str
+    kind: str = ""
+    locationname: str = ""
+
+
+class UpdateBlueprint(msgspec.Struct):
+    blueprint: SentBlueprint
+    forcegeneration: bool = False
+
+
+class UpdateStatus(msgspec.Struct):
+    colonyname: str
+    blueprintname: str
+    status: dict[str, Any] | None = None
+
+
+class Reconcile(msgspec.Struct):
+    namespace: str
+    name: str
+    force: bool = False
+
+
+class GetHistory(msgspec.Struct):
+    blueprintid: str
+    limit: int = 0
+
+
+# -- what is sent, as we see it ----------------------------------------------------------
+
+
+def wanted(sent: SentBlueprint) -> Wanted:
+    """Return the blueprint that a client sent. Raises RpcError 400 for a time that is none."""
+    meta = sent.metadata or SentMetadata()
+    return Wanted(
+        kind=sent.kind or "",
+        name=meta.name or "",
+        colony=meta.colonyname or "",
+        location=meta.locationname or "",
+        labels=meta.labels or {},
+        annotations=meta.annotations or {},
+        spec=sent.spec or {},
+        status=sent.status,
+        blueprintid=sent.blueprintid or "",
+        generation=meta.generation or 0,
+        copied=_milliseconds(meta.updated or "", "blueprint.metadata.updatedAt"),
+    )
+
+
+def _milliseconds(text: str, field: str) -> int:
+    """Unix ms of an RFC 3339 time, 0 for none and for upstream's year 1. Raises RpcError 400."""
+    if not text:
+        return 0
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError("no offset")
+        return max(0, int(moment.timestamp() * 1000))
+    except (ValueError, OverflowError):
+        raise bad(f"{field}: a time such as 2030-01-31T12:00:00Z is expected") from None
+
+
+def defined(sent: SentDefinition) -> Definition:
+    """Return the definition that a client sent."""
+    meta, spec = sent.metadata or SentMetadata(), sent.spec or SentDefinitionSpec()
+    names, handler = spec.names or SentNames(), spec.handler or SentHandler()
+    return Definition(
+        blueprintdefinitionid=sent.blueprintdefinitionid or "",
+        kind=sent.kind or "",
+        metadata=Metadata(
+            name=meta.name or "",
+            colonyname=meta.colonyname or "",
+            locationname=meta.locationname or "",
+            labels=meta.labels or {},
+            annotations=meta.annotations or {},
+        ),
+        names=Names(
+            kind=names.kind or "",
+            listkind=names.listkind or "",
+            singular=names.singular or "",
+            plural=names.plural or "",
+            shortnames=names.shortnames or [],
+        ),
+        handler=Handler(
+            executortype=handler.executortype or "",
+            functionname=handler.functionname or "",
+            reconcileinterval=handler.interval or 0,
+        ),
+        group=spec.group or "",
+        version=spec.version or "",
+        scope=spec.scope or "",
+        schema=spec.schema,
+    )
+
+
+# -- what we have, as it is sent ---------------------------------------------------------
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """The fields that hold something: upstream leaves the others out."""
+    return {name: value for name, value in fields.items() if value}
+
+
+def wire_metadata(meta: Metadata) -> dict[str, Any]:
+    """Return metadata as upstream's SDKs expect it, ready for JSON."""
+    return {
+        "name": meta.name,
+        "colonyname": meta.colonyname,
+        "createdAt": wire_time(meta.createdat),
+        "updatedAt": wire_time(meta.updatedat),
+        "lastReconciliationTime": wire_time(meta.reconciledat),
+        **_given(
+            locationname=meta.locationname,
+            labels=meta.labels,
+            annotations=meta.annotations,
+            generation=meta.generation,
+            lastReconciliationProcess=meta.reconciledby,
+        ),
+    }
+
+
+def wire_blueprint(blueprint: Blueprint) -> dict[str, Any]:
+    """Return a blueprint as upstream's SDKs expect it, ready for JSON."""
+    return {
+        "blueprintid": blueprint.blueprintid,
+        "kind": blueprint.kind,
+        "metadata": wire_metadata(blueprint.metadata),
+        "spec": blueprint.spec,
+        **_given(status=blueprint.status),
+    }
+
+
+def wire_definition(definition: Definition) -> dict[str, Any]:
+    """Return a definition as upstream's SDKs expect it, ready for JSON."""
+    names, handler = definition.names, definition.handler
+    spec: dict[str, Any] = {
+        "group": definition.group,
+        "version": definition.version,
+        "names": {
+            "kind": names.kind,
+            "listKind": names.listkind,
+            "singular": names.singular,
+            "plural": names.plural,
+            **_given(shortNames=names.shortnames),
+        },
+        "scope": definition.scope,
+        "handler": {
+            "executorType": handler.executortype,
+            "functionName": handler.functionname,
+            **_given(reconcileInterval=handler.reconcileinterval),
+        },
+    }
+    if definition.schema is not None:
+        spec["schema"] = definition.schema
+    return {
+        "blueprintdefinitionid": definition.blueprintdefinitionid,
+        "kind": definition.kind,
+        "metadata": wire_metadata(definition.metadata),
+        "spec": spec,
+    }
+
+
+def wire_change(row: Change) -> dict[str, Any]:
+    """Return a row of history as upstream's SDKs expect it, ready for JSON."""
+    return {
+        "historyid": row.historyid,
+        "blueprintid": row.blueprintid,
+        "kind": row.kind,
+        "namespace": row.colonyname,
+        "name": row.name,
+        "generation": row.generation,
+        "spec": row.spec,
+        "timestamp": wire_time(row.timestamp),
+        "changedby": row.changedby,
+        "changetype": row.changetype,
+        **_given(status=row.status),
+    }
+
+
+# -- the calls ---------------------------------------------------------------------------
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for blueprints."""
+    directory, blueprints, definitions = node.directory, node.blueprints, node.definitions
+
+    def initiator(caller: Caller) -> Initiator:
+        """The member who calls, or the colony when its owner does."""
+        if caller.member is not None:
+            return Initiator(caller.id, name_of(caller.member))
+        colony = directory.colony(caller.colony)
+        if colony is None:
+            raise denied(f"colony {caller.colony!r} is not hosted here")
+        return colony_initiator(colony)
+
+    async def define(caller: Caller, request: AddDefinition) -> dict[str, Any]:
+        return wire_definition(await definitions.add(defined(request.blueprintdefinition)))
+
+    async def get_definition(caller: Caller, request: DefinitionNamed) -> dict[str, Any]:
+        return wire_definition(await definitions.get(request.colonyname, request.name))
+
+    async def get_definitions(caller: Caller, request: ColonyDefinitions) -> list[dict[str, Any]]:
+        return [wire_definition(d) for d in await definitions.listing(request.colonyname)]
+
+    async def remove_definition(caller: Caller, request: Named) -> None:
+        await definitions.remove(request.namespace, request.name)
+
+    async def add(caller: Caller, request: AddBlueprint) -> dict[str, Any]:
+        new = wanted(request.blueprint)
+        if caller.nonce and not new.blueprintid:
+            new.blueprintid, new.repeatable = id_for(caller.id, caller.nonce), True
+        return wire_blueprint(await blueprints.add(new, initiator(caller)))
+
+    async def get(caller: Caller, request: Named) -> dict[str, Any]:
+        return wire_blueprint(await blueprints.get(request.namespace, request.name))
+
+    async def get_many(caller: Caller, request: GetBlueprints) -> list[dict[str, Any]]:
+        found = await blueprints.listing(request.namespace, request.kind, request.locationname)
+        return [wire_blueprint(blueprint) for blueprint in found]
+
+    async def update(caller: Caller, request: UpdateBlueprint) -> dict[str, Any]:
+        changed = await blueprints.update(
+            wanted(request.blueprint), initiator(caller), force=request.forcegeneration
+        )
+        return wire_blueprint(changed)
+
+    async def remove(caller: Caller, request: Named) -> None:
+        await blueprints.remove(request.namespace, request.name, initiator(caller))
+
+    async def set_status(caller: Caller, request: UpdateStatus) -> None:
+        name = request.blueprintname
+        await blueprints.set_status(request.colonyname, name, request.status or {})
+
+    async def reconcile(caller: Caller, request: Reconcile) -> dict[str, Any]:
+        process = await blueprints.reconcile(
+            request.namespace,
+            request.name,
+            initiator(caller),
+            force=request.force,
+            processid=id_for(caller.id, caller.nonce),
+        )
+        return wire_process(process)
+
+    async def history(caller: Caller, request: GetHistory) -> list[dict[str, Any]]:
+        colonies = set(directory.colonies_of(caller.id))
+        for name, roster in directory.rosters.items():
+            if roster.colony is not None and roster.colony.colonyid == caller.id:
+                colonies.add(name)
+        if not colonies:
+            raise denied("the caller is a member or the owner of no colony here")
+        rows = await blueprints.history(sorted(colonies), request.blueprintid, request.limit)
+        return [wire_change(row) for row in rows]
+
+    def of(request: Any) -> str:
+        return str(request.colonyname)
+
+    def of_named(request: Any) -> str:
+        return str(request.namespace)
+
+    def of_sent(request: AddBlueprint | UpdateBlueprint) -> str:
+        meta = request.blueprint.metadata
+        return (meta.colonyname if meta else None) or ""
+
+    def of_definition(request: AddDefinition) -> str:
+        meta = request.blueprintdefinition.metadata
+        return (meta.colonyname if meta else None) or ""
+
+    both = Who.BOTH
+    return [
+        Call("addblueprintdefinitionmsg", AddDefinition, Who.OWNER, define, of_definition),
+        Call("getblueprintdefinitionmsg", DefinitionNamed, both, get_definition, of),
+        Call("getblueprintdefinitionsmsg", ColonyDefinitions, both, get_definitions, of),
+        Call("removeblueprintdefinitionmsg", Named, Who.OWNER, remove_definition, of_named),
+        Call("addblueprintmsg", AddBlueprint, both, add, of_sent),
+        Call("getblueprintmsg", Named, both, get, of_named),
+        Call("getblueprintsmsg", GetBlueprints, both, get_many, of_named),
+        Call("updateblueprintmsg", UpdateBlueprint, both, update, of_sent),
+        Call("removeblueprintmsg", Named, both, remove, of_named),
+        Call("updateblueprintstatusmsg", UpdateStatus, Who.MEMBER, set_status, of),
+        Call("reconcileblueprintmsg", Reconcile, Who.MEMBER, reconcile, of_named),
+        Call("getblueprinthistorymsg", GetHistory, Who.SIGNED, history),
+    ]

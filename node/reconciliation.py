@@ -1,0 +1,154 @@
+"""What follows from a change of a blueprint: processes and crons that join its transaction.
+
+When something changes is decided in `blueprints`, what a process asks for in `blueprint_rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from node.blueprint_rules import (
+    Initiator,
+    call,
+    call_kwargs,
+    colony_initiator,
+    cron_name,
+    reconcile_call,
+)
+from node.codec import unpack
+from node.crons import Crons, next_run
+from node.errors import missing
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.transactions import Get, Present, Txn
+from node.model import Colony, FunctionSpec, Process
+from node.processes import Processes
+from node.store import blueprints as store
+from node.store import crons as cron_store
+from node.store import keys
+from node.store import processes as process_store
+from node.store.blueprints import Blueprint, Definition, Draft
+from node.store.crons import Cron
+from node.submission import build_process
+
+# Seconds between two reconciliations of a kind that names no interval, as upstream.
+INTERVAL = 60
+_MAX_CRON_NAME = 255
+
+# Brings memory in step with the store; told the revision of the transaction.
+Followup = Callable[[int], None]
+
+
+async def read(client: EtcdClient, *wanted: str) -> list[KeyValue | None]:
+    """What several keys hold, at one moment."""
+    result = await client.commit(Txn([], [Get(key) for key in wanted]))
+    return [kvs[0] if kvs else None for kvs in result.responses]
+
+
+@dataclass
+class Reconciliation:
+    """`now` gives Unix nanoseconds."""
+
+    client: EtcdClient
+    processes: Processes
+    crons: Crons
+    now: Callable[[], int]
+
+    def generation(
+        self, blueprint: Blueprint, definition: Definition, initiator: Initiator
+    ) -> Process | None:
+        """The process that reconciles a generation, if the kind has a handler."""
+        handler = definition.handler
+        if not handler.executortype or not handler.functionname:
+            return None
+        meta = blueprint.metadata
+        spec = reconcile_call(definition, meta.locationname, call_kwargs(blueprint))
+        processid = store.derived(blueprint, str(meta.generation))
+        return self.process(blueprint, spec, initiator, processid)
+
+    def process(
+        self, blueprint: Blueprint, spec: FunctionSpec, initiator: Initiator, processid: str
+    ) -> Process:
+        """A process that calls a reconciler."""
+        return build_process(
+            spec,
+            processid=processid,
+            initiatorid=initiator.id,
+            initiatorname=initiator.name,
+            colonyname=blueprint.metadata.colonyname,
+            now=self.now(),
+        )
+
+    def submit(self, draft: Draft, process: Process) -> Followup:
+        """Have a process submitted with the draft."""
+        draft.join(process_store.submit(process, b"").txn)
+        return lambda revision: self.processes.committed_submit(process, revision)
+
+    async def start_cron(
+        self, draft: Draft, definition: Definition, location: str
+    ) -> list[Followup]:
+        """Have the kind reconciled from time to time at a location, from now on if not already.
+
+        The colony itself is the initiator: who adds the first blueprint may leave.
+        """
+        handler, colony = definition.handler, definition.metadata.colonyname
+        if not handler.executortype or not handler.functionname:
+            return []
+        kind = definition.names.kind
+        cronid, name = store.cron_id(colony, kind, location), cron_name(kind, location)
+        own = cron_store.key(colony, cronid)
+        there, taken, owner = await read(
+            self.client, own, cron_store.name_key(colony, name), keys.colony(colony)
+        )
+        if there is not None:
+            draft.compare.append(Present(own))
+            return []
+        if owner is None:
+            raise missing(f"colony {colony!r} is not hosted here")
+        if taken is not None or len(name) > _MAX_CRON_NAME:
+            name = f"{name[: _MAX_CRON_NAME - 9]}-{cronid[:8]}"
+        identity = colony_initiator(unpack(owner.value, Colony))
+        cron = Cron(
+            cronid=cronid,
+            colonyname=colony,
+            name=name,
+            initiatorid=identity.id,
+            initiatorname=identity.name,
+            interval=handler.reconcileinterval or INTERVAL,
+            waitforprevprocessgraph=True,
+        )
+        nextrun, window = next_run(cron, self.now(), self.crons.local, self.crons.dice)
+        cron = msgspec.structs.replace(cron, nextrun=nextrun, window=window)
+        spec = reconcile_call(definition, location, {"kind": kind})
+        workflow = {"colonyname": colony, "functionspecs": [spec]}
+        draft.join(cron_store.add(cron, msgspec.json.encode(workflow).decode()))
+        return [lambda revision: self.crons.index.learn(own, cron, revision)]
+
+    async def stop_cron(self, draft: Draft, leaving: Blueprint) -> list[Followup]:
+        """End the cron of a kind at a location with the last blueprint there.
+
+        For a draft that compares the kind's key, as read before.
+        """
+        meta, kind = leaving.metadata, leaving.kind
+        there = store.place(meta.colonyname, kind, meta.locationname)
+        if (await self.client.range(there, limit=2, keys_only=True)).count > 1:
+            return []
+        cronid = store.cron_id(meta.colonyname, kind, meta.locationname)
+        own = cron_store.key(meta.colonyname, cronid)
+        found = await self.client.get(own)
+        if found is None:
+            return []
+        draft.join(cron_store.remove(unpack(found.value, Cron)))
+        return [lambda revision: self.crons.index.apply(own, None, revision)]
+
+    def cleanup(
+        self, blueprint: Blueprint, definition: Definition, initiator: Initiator
+    ) -> Process | None:
+        """The process that clears away what a removed blueprint brought about."""
+        if not definition.handler.executortype:
+            return None
+        location = blueprint.metadata.locationname
+        spec = call(definition, "cleanup", "cleanup", location, call_kwargs(blueprint))
+        return self.process(blueprint, spec, initiator, store.derived(blueprint, "cleanup"))

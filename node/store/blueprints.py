@@ -1,0 +1,317 @@
+"""Blueprints in the store: what is kept, under which keys, and the transactions that change it.
+
+A kind has a key of its own that every coming and going of a blueprint of the kind writes: who
+compares it knows that none came or went meanwhile. Processes and crons join from their modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from node.codec import pack
+from node.etcd.transactions import (
+    Absent,
+    Compare,
+    Delete,
+    DeletePrefix,
+    Get,
+    ModRevision,
+    Op,
+    Present,
+    Put,
+    Txn,
+)
+from node.store import keys
+
+# Classes of keys that go with a colony.
+CLASSES = (
+    "blueprint",
+    "blueprintdefinition",
+    "blueprintdefinitionname",
+    "blueprinthistory",
+    "blueprintid",
+    "blueprintkind",
+    "blueprintplace",
+)
+# Rows of history that a blueprint keeps: one for each of its newest generations.
+MAX_HISTORY = 1_000
+_TOP = (1 << 63) - 1
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    """What is known about a blueprint or a definition. Times are Unix ns, 0 for unset."""
+
+    name: str
+    colonyname: str
+    locationname: str = ""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    generation: int = 1
+    createdat: int = 0
+    updatedat: int = 0
+    reconciledby: str = ""
+    reconciledat: int = 0
+
+
+class Blueprint(msgspec.Struct, frozen=True):
+    """A wanted state (`spec`), and the state that its reconciler last told (`status`).
+
+    `seed` is ours and fresh for each blueprint, unlike the id, which its creator may choose: ids
+    of what follows from a blueprint are derived from it.
+    """
+
+    blueprintid: str
+    kind: str
+    metadata: Metadata
+    seed: str
+    spec: dict[str, Any] = msgspec.field(default_factory=dict)
+    status: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Names(msgspec.Struct, frozen=True):
+    """What the kind of a definition is called."""
+
+    kind: str
+    listkind: str = ""
+    singular: str = ""
+    plural: str = ""
+    shortnames: list[str] = msgspec.field(default_factory=list)
+
+
+class Handler(msgspec.Struct, frozen=True):
+    """Who reconciles blueprints of a kind, and how often in seconds (0: as often as upstream)."""
+
+    executortype: str = ""
+    functionname: str = ""
+    reconcileinterval: int = 0
+
+
+class Definition(msgspec.Struct, frozen=True):
+    """A kind of blueprints. `kind` is what the client sent at the top; `names.kind` counts."""
+
+    blueprintdefinitionid: str
+    kind: str
+    metadata: Metadata
+    names: Names
+    handler: Handler
+    group: str = ""
+    version: str = ""
+    scope: str = ""
+    schema: dict[str, Any] | None = None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A row of history: a blueprint as a change of its generation left it; the time in Unix ns."""
+
+    historyid: str
+    blueprintid: str
+    kind: str
+    colonyname: str
+    name: str
+    generation: int
+    timestamp: int
+    changedby: str
+    changetype: str
+    spec: dict[str, Any] = msgspec.field(default_factory=dict)
+    status: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+@dataclass
+class Draft:
+    """A transaction in the making."""
+
+    compare: list[Compare] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+
+    def join(self, txn: Txn) -> None:
+        """Make another transaction's conditions and operations part of this one."""
+        self.compare.extend(txn.compare)
+        self.ops.extend(txn.success)
+
+    @property
+    def txn(self) -> Txn:
+        """What to commit."""
+        return Txn(self.compare, self.ops)
+
+
+def _key(kind: str, colony: str, *parts: str) -> str:
+    """A key of one class; names may hold any character."""
+    return f"{keys.ROOT}{kind}/{colony}/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def definitions(colony: str) -> str:
+    """Prefix of the definitions of a colony."""
+    return _key("blueprintdefinition", colony)
+
+
+def definition(colony: str, kind: str) -> str:
+    """The definition of a kind."""
+    return _key("blueprintdefinition", colony, kind)
+
+
+def definition_name(colony: str, name: str) -> str:
+    """Which kind the definition with a name defines."""
+    return _key("blueprintdefinitionname", colony, name)
+
+
+def kind(colony: str, kind: str) -> str:
+    """Written whenever a blueprint of a kind comes, goes or moves."""
+    return _key("blueprintkind", colony, kind)
+
+
+def blueprints(colony: str) -> str:
+    """Prefix of the blueprints of a colony."""
+    return _key("blueprint", colony)
+
+
+def blueprint(colony: str, name: str) -> str:
+    """One blueprint."""
+    return _key("blueprint", colony, name)
+
+
+def blueprint_id(colony: str, blueprintid: str) -> str:
+    """Which blueprint has an id."""
+    return _key("blueprintid", colony, blueprintid)
+
+
+def places(colony: str, kind: str) -> str:
+    """Prefix of the blueprints of a kind, at all locations."""
+    return _key("blueprintplace", colony, kind, "")
+
+
+def place(colony: str, kind: str, location: str, name: str = "") -> str:
+    """One blueprint at its location, or without a name the prefix of all that are there.
+
+    Locations are compared as at hand-out: without regard to case.
+    """
+    return _key("blueprintplace", colony, kind, location.lower(), name)
+
+
+def place_owner(key: str) -> str:
+    """The name of the blueprint that is at a place."""
+    return unquote(key.rpartition("/")[2])
+
+
+def history(blueprint: Blueprint) -> str:
+    """Prefix of the history of a blueprint, newest first."""
+    return _key("blueprinthistory", blueprint.metadata.colonyname, blueprint.seed, "")
+
+
+def change(blueprint: Blueprint, generation: int) -> str:
+    """One row of history."""
+    return f"{history(blueprint)}{_TOP - generation:020d}"
+
+
+def derived(blueprint: Blueprint, what: str) -> str:
+    """The id of a process that follows from a blueprint: the same however often it is asked for."""
+    return hashlib.sha3_256(f"blueprint/{blueprint.seed}/{what}".encode()).hexdigest()
+
+
+def cron_id(colony: str, kind: str, location: str) -> str:
+    """The id of the cron that reconciles the blueprints of a kind at a location."""
+    return hashlib.sha3_256(place(colony, kind, location).encode()).hexdigest()
+
+
+def _own(blueprint: Blueprint) -> tuple[str, str, str]:
+    meta = blueprint.metadata
+    return (
+        blueprint_key(blueprint),
+        blueprint_id(meta.colonyname, blueprint.blueprintid),
+        place(meta.colonyname, blueprint.kind, meta.locationname, meta.name),
+    )
+
+
+def blueprint_key(it: Blueprint) -> str:
+    """The key of a blueprint at hand."""
+    return blueprint(it.metadata.colonyname, it.metadata.name)
+
+
+def define(it: Definition) -> Txn:
+    """A new definition, if its colony exists and its name and kind are free."""
+    colony = it.metadata.colonyname
+    own = definition(colony, it.names.kind)
+    name = definition_name(colony, it.metadata.name)
+    return Txn(
+        [Present(keys.colony(colony)), Absent(own), Absent(name)],
+        [
+            Put(own, pack(it)),
+            Put(name, it.names.kind.encode()),
+            Put(kind(colony, it.names.kind), b""),
+        ],
+        [Get(own), Get(name)],
+    )
+
+
+def undefine(it: Definition, kind_revision: int) -> Txn:
+    """A definition goes, if no blueprint of its kind came since its kind was read."""
+    colony = it.metadata.colonyname
+    touched = kind(colony, it.names.kind)
+    ops: list[Op] = [
+        Delete(definition(colony, it.names.kind)),
+        Delete(definition_name(colony, it.metadata.name)),
+        Delete(touched),
+    ]
+    return Txn([ModRevision(touched, kind_revision)], ops)
+
+
+def add(it: Blueprint, definition_revision: int) -> Draft:
+    """A new blueprint, if its name and id are free and its definition is the one that was read."""
+    colony = it.metadata.colonyname
+    own, identity, there = _own(it)
+    return Draft(
+        [
+            ModRevision(definition(colony, it.kind), definition_revision),
+            Absent(own),
+            Absent(identity),
+        ],
+        [
+            Put(own, pack(it)),
+            Put(identity, it.metadata.name.encode()),
+            Put(there, b""),
+            Put(kind(colony, it.kind), b""),
+        ],
+    )
+
+
+def write(it: Blueprint, revision: int) -> Draft:
+    """Another value of a blueprint that was read at `revision`."""
+    own = blueprint_key(it)
+    return Draft([ModRevision(own, revision)], [Put(own, pack(it))])
+
+
+def move(before: Blueprint, after: Blueprint, kind_revision: int) -> Draft:
+    """What joins a `write` that gives a blueprint another location."""
+    touched = kind(before.metadata.colonyname, before.kind)
+    return Draft(
+        [ModRevision(touched, kind_revision)],
+        [Delete(_own(before)[2]), Put(_own(after)[2], b""), Put(touched, b"")],
+    )
+
+
+def remove(it: Blueprint, revision: int, kind_revision: int) -> Draft:
+    """A blueprint goes with its history, if none of its kind came or went meanwhile."""
+    own, identity, there = _own(it)
+    touched = kind(it.metadata.colonyname, it.kind)
+    return Draft(
+        [ModRevision(own, revision), ModRevision(touched, kind_revision)],
+        [
+            Delete(own),
+            Delete(identity),
+            Delete(there),
+            DeletePrefix(history(it)),
+            Put(touched, b""),
+        ],
+    )
+
+
+def record(it: Blueprint, row: Change) -> list[Op]:
+    """What adds a row of history and drops the one that is too old."""
+    ops: list[Op] = [Put(change(it, row.generation), pack(row))]
+    if row.generation > MAX_HISTORY:
+        ops.append(Delete(change(it, row.generation - MAX_HISTORY)))
+    return ops
