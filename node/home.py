@@ -58,6 +58,11 @@ class Home:
         return self.path / "etcd"
 
     @property
+    def files(self) -> Path:
+        """Directory of the bytes of files (mode 0700)."""
+        return self.path / "files"
+
+    @property
     def lock(self) -> Path:
         """The file that a running daemon holds locked."""
         return self.path / "lock"

@@ -1,0 +1,340 @@
+"""Files of the colonies hosted here: versions, labels, snapshots, and who holds the bytes.
+
+The shell around `store.files`: it reads, commits and tries again. The bytes are in `vault`, and who
+may ask is decided by the caller.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from node.codec import unpack
+from node.errors import bad, conflict, missing
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Delete, DeletePrefix, Get, ModRevision, Txn
+from node.log import get_logger
+from node.store import files as store
+from node.store import keys
+from node.store.files import File, Held, Holding, Known, Newest, Place, Snapshot
+from node.submission import new_id
+from node.tickets import Tickets
+from node.vault import Vault
+
+log = get_logger("files")
+
+_TRIES = 8
+# Versions removed or read in one transaction: each takes up to three operations.
+_AT_ONCE = 30
+# Ids are kept as 32 bytes, and a value must stay below etcd's 1.5 MiB.
+MAX_SNAPSHOT = 30_000
+# Seconds between two sweeps of the bytes, at most.
+_SWEEP = 3600.0
+
+
+class Label(msgspec.Struct):
+    """A label and how many versions of files it has."""
+
+    name: str
+    files: int
+
+
+class FileData(msgspec.Struct):
+    """The newest version of a file as listings give it."""
+
+    name: str
+    checksum: str
+    size: int
+    s3filename: str
+
+
+@dataclass
+class Files:
+    """`now` gives Unix nanoseconds. Without a vault, bytes are kept elsewhere only.
+
+    `grace` is in seconds, `max_body` in bytes; `port` gives that of RPC.
+    """
+
+    client: EtcdClient
+    now: Callable[[], int]
+    vault: Vault | None = None
+    tickets: Tickets | None = None
+    grace: float = 86_400.0
+    port: Callable[[], int] = lambda: 0
+    max_body: int = 2 << 20
+    _locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
+
+    # -- reading -------------------------------------------------------------------------
+
+    async def get(self, colony: str, fileid: str) -> File | None:
+        """The version with this id, or None."""
+        if "/" in fileid:
+            return None
+        found = await self.client.get(store.by_id(colony, fileid))
+        if found is None:
+            return None
+        place = unpack(found.value, Place)
+        version = await self.client.get(store.version(colony, place))
+        return unpack(version.value, File) if version else None
+
+    async def versions(self, colony: str, label: str, name: str, limit: int = 0) -> list[File]:
+        """Versions of one file, newest first, at most `limit` (0: all)."""
+        prefix = store.versions(colony, label, name)
+        if limit:
+            found = (await self.client.range(prefix, limit=limit)).items
+        else:
+            found, _ = await self.client.range_all(prefix)
+        return [unpack(kv.value, File) for kv in found]
+
+    async def listing(self, colony: str, label: str) -> list[FileData]:
+        """The newest version of each file directly under a label, by name."""
+        prefix = store.names(colony, label)
+        found, _ = await self.client.range_all(prefix)
+        newest = [(kv.key[len(prefix) :], unpack(kv.value, Newest)) for kv in found]
+        return [FileData(name, n.checksum, n.size, n.object) for name, n in newest]
+
+    async def labels(self, colony: str, prefix: str) -> list[Label]:
+        """Labels that start with the text `prefix`, which is rooted."""
+        found, _ = await self.client.range_all(store.label_key(colony, prefix))
+        return [_label(colony, kv) for kv in found]
+
+    async def labels_below(self, colony: str, label: str) -> list[Label]:
+        """A label itself, if it has files, and all labels below it."""
+        if label == "/":
+            return await self.labels(colony, label)
+        own = await self.client.get(store.label_key(colony, label))
+        below = await self.labels(colony, label + "/")
+        return [_label(colony, own), *below] if own else below
+
+    async def _read(
+        self, colony: str, label: str, name: str, checksums: Sequence[str]
+    ) -> tuple[Known, dict[str, Held]]:
+        """What a change compares and counts on, at one revision."""
+        wanted = [
+            store.sequence(colony),
+            store.label_key(colony, label),
+            store.names(colony, label) + name,
+            *(store.holding(colony, checksum) for checksum in checksums),
+        ]
+        answer = (await self.client.commit(Txn([], [Get(key) for key in wanted]))).responses
+        last, count, newest = (found[0] if found else None for found in answer[:3])
+        known = Known(
+            last=unpack(last.value, int) if last else 0,
+            revision=last.mod_revision if last else 0,
+            count=unpack(count.value, int) if count else 0,
+            newest=unpack(newest.value, Newest) if newest else None,
+        )
+        held = {
+            checksum: Held(unpack(found[0].value, Holding), found[0].mod_revision)
+            for checksum, found in zip(checksums, answer[3:], strict=True)
+            if found
+        }
+        return known, held
+
+    # -- changing ------------------------------------------------------------------------
+
+    async def add(self, file: File) -> File:
+        """Add a version; its sequence number and time are set here.
+
+        A file with the id of one that is there already returns that one, unless it differs.
+        Raises RpcError 409 when its bytes should be here and are not.
+        """
+        colony = file.colonyname
+        ours = [file.checksum] if file.ref.protocol == "colonyd" else []
+        async with self._locks[colony]:
+            for _ in range(_TRIES):
+                known, held = await self._read(colony, file.label, file.name, ours)
+                if ours and not self._kept(file, held.get(file.checksum)):
+                    raise conflict("file.ref: upload the bytes first (fileticketmsg)")
+                new = msgspec.structs.replace(file, sequencenr=known.last + 1, added=self.now())
+                if ours:
+                    where = held[file.checksum].value
+                    new.ref.s3object.server, new.ref.s3object.port = where.server, where.port
+                txn = store.add(new, known, held.get(file.checksum))
+                if (await self.client.commit(txn)).succeeded:
+                    return new
+                await self._require_colony(colony)
+                there = await self.get(colony, file.fileid)
+                if there is not None:
+                    return there
+        raise conflict("file: others change the files of this colony too fast; try again")
+
+    def _kept(self, file: File, held: Held | None) -> bool:
+        """Whether the bytes of a file are kept; if they are here, their grace begins anew."""
+        if held is None or held.value.size != file.size:
+            return False
+        if self.vault is None or held.value.holder != self.vault.holder:
+            return True
+        return self.vault.touch(file.checksum)
+
+    async def _require_colony(self, colony: str) -> None:
+        if await self.client.get(keys.colony(colony)) is None:
+            raise missing(f"colony {colony} is not hosted here")
+
+    async def remove(self, colony: str, fileid: str) -> None:
+        """Remove one version; one that is not there is no error, so a repeat is none."""
+        async with self._locks[colony]:
+            for _ in range(_TRIES):
+                file = await self.get(colony, fileid)
+                if file is None or await self._remove(colony, [file]):
+                    return
+        raise conflict("fileid: others change the files of this colony too fast; try again")
+
+    async def remove_all(self, colony: str, label: str, name: str) -> None:
+        """Remove all versions of one file, the oldest first: the newest is shown to the end."""
+        async with self._locks[colony]:
+            tries = _TRIES
+            while tries:
+                victims = (await self.versions(colony, label, name))[-_AT_ONCE:]
+                if not victims:
+                    return
+                if not await self._remove(colony, victims):
+                    tries -= 1
+        raise conflict("name: others change the files of this colony too fast; try again")
+
+    async def _remove(self, colony: str, victims: Sequence[File]) -> bool:
+        """Remove versions of one file in one transaction; False when a race was lost."""
+        first = victims[0]
+        ours = sorted({v.checksum for v in victims if v.ref.protocol == "colonyd"})
+        known, held = await self._read(colony, first.label, first.name, ours)
+        # Read after the sequence: what changes from here on fails the comparison with it.
+        pointers = [Get(store.by_id(colony, victim.fileid)) for victim in victims]
+        if not all((await self.client.commit(Txn([], pointers))).responses):
+            return False
+        newest = known.newest
+        gone = {victim.fileid for victim in victims}
+        if newest is not None and newest.fileid in gone:
+            # One more than leave: if any version stays, the newest of those is among them.
+            top = await self.versions(colony, first.label, first.name, len(victims) + 1)
+            left = next((file for file in top if file.fileid not in gone), None)
+            newest = store.newest_of(left) if left else None
+        txn = store.remove(victims, known, newest, held, self.now())
+        return (await self.client.commit(txn)).succeeded
+
+    async def hold(self, colony: str, checksum: str, size: int) -> None:
+        """Note that complete bytes are here for a colony, or renew their grace."""
+        assert self.vault is not None
+        key = store.holding(colony, checksum)
+        for _ in range(_TRIES):
+            self.vault.touch(checksum)
+            found = await self.client.get(key)
+            refs = unpack(found.value, Holding).refs if found else 0
+            where = socket.gethostname(), self.port()
+            value = Holding(size, self.vault.holder, *where, refs, self.now())
+            txn = store.hold(colony, checksum, value, found.mod_revision if found else 0)
+            if (await self.client.commit(txn)).succeeded:
+                return
+            await self._require_colony(colony)
+        raise conflict("checksum: others upload the same bytes; try again")
+
+    async def holding(self, colony: str, checksum: str) -> Holding | None:
+        """Who keeps these bytes for a colony, if somebody does."""
+        found = await self.client.get(store.holding(colony, checksum))
+        return unpack(found.value, Holding) if found else None
+
+    # -- snapshots -----------------------------------------------------------------------
+
+    async def create_snapshot(
+        self, colony: str, label: str, name: str, snapshotid: str = ""
+    ) -> Snapshot:
+        """Keep the newest versions below a label as they are at one revision of the store.
+
+        Raises RpcError 409 when the name is taken, 400 for too many files.
+        """
+        found, _ = await self.client.range_all(store.tree(colony, label), page=5000)
+        if len(found) > MAX_SNAPSHOT:
+            raise bad(f"label: {len(found)} files; a snapshot holds at most {MAX_SNAPSHOT}")
+        ids = b"".join(bytes.fromhex(unpack(kv.value, Newest).fileid) for kv in found)
+        new = Snapshot(snapshotid or new_id(), colony, label, name, ids, self.now())
+        if (await self.client.commit(store.add_snapshot(new))).succeeded:
+            return new
+        await self._require_colony(colony)
+        there = await self.snapshot_named(colony, name)
+        if there is not None and there.snapshotid == snapshotid:
+            return there
+        raise conflict(f"name: there is a snapshot called {name[:80]!r}; remove it first")
+
+    async def snapshot(self, colony: str, snapshotid: str) -> Snapshot | None:
+        """The snapshot with this id, or None."""
+        if "/" in snapshotid:
+            return None
+        found = await self.client.get(store.snapshot(colony, snapshotid))
+        return unpack(found.value, Snapshot) if found else None
+
+    async def snapshot_named(self, colony: str, name: str) -> Snapshot | None:
+        """The snapshot with this name, or None."""
+        if "/" in name:
+            return None
+        found = await self.client.get(store.snapshot_name(colony, name))
+        return await self.snapshot(colony, found.value.decode()) if found else None
+
+    async def snapshots(self, colony: str) -> list[Snapshot]:
+        """All snapshots, newest first."""
+        found, _ = await self.client.range_all(store.snapshots(colony))
+        return sorted((unpack(kv.value, Snapshot) for kv in found), key=lambda s: -s.added)
+
+    async def remove_snapshot(self, snapshot: Snapshot) -> None:
+        """Remove one snapshot; the files stay."""
+        colony = snapshot.colonyname
+        name = Delete(store.snapshot_name(colony, snapshot.name))
+        await self.client.commit(
+            Txn([], [name, Delete(store.snapshot(colony, snapshot.snapshotid))])
+        )
+
+    async def remove_snapshots(self, colony: str) -> None:
+        """Remove all snapshots of a colony."""
+        prefixes = store.snapshots(colony), store.snapshot_names(colony)
+        await self.client.commit(Txn([], [DeletePrefix(prefix) for prefix in prefixes]))
+
+    # -- bytes that nobody needs ---------------------------------------------------------
+
+    async def sweep(self) -> tuple[int, int]:
+        """Forget and remove bytes no version has referred to for the grace period.
+
+        The holding goes first, in a transaction that a new reference would fail; a crash after it
+        leaves bytes without a holding, which the next sweep removes. Gives files and bytes.
+        """
+        if self.vault is None:
+            return 0, 0
+        before = self.now() - int(self.grace * 1e9)
+        needed: set[str] = set()
+        found, _ = await self.client.range_all(store.BYTES)
+        for kv in found:
+            _, checksum = store.parse_holding(kv.key)
+            value = unpack(kv.value, Holding)
+            if value.holder != self.vault.holder:
+                continue
+            if not value.refs and value.since < before:
+                txn = Txn([ModRevision(kv.key, kv.mod_revision)], [Delete(kv.key)])
+                if (await self.client.commit(txn)).succeeded:
+                    continue
+            needed.add(checksum)
+        return await self.vault.sweep(needed, self.grace)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Sweep now and then, for ever. Each daemon sweeps its own directory."""
+        task_status.started()
+        while True:
+            try:
+                files, size = await self.sweep()
+                if files:
+                    log.info("files swept", files=files, bytes=size)
+            except (EtcdError, OSError) as error:
+                log.warning("sweep waits", error=error)
+            await trio.sleep(max(0.5, min(_SWEEP, self.grace / 2)))
+
+
+def _label(colony: str, kv: KeyValue) -> Label:
+    return Label(store.label_of(colony, kv.key), unpack(kv.value, int))
+
+
+def snapshot_ids(snapshot: Snapshot) -> list[str]:
+    """The ids of the versions in a snapshot."""
+    ids = snapshot.fileids.hex()
+    return [ids[at : at + 64] for at in range(0, len(ids), 64)]

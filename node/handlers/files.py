@@ -1,0 +1,247 @@
+"""Calls about files: versions, listings, labels, and tickets for their bytes.
+
+Snapshots have their own module; the bytes pass through `rpc.filedoor` or an S3 server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from node.codec import wire_time
+from node.errors import RpcError, bad, denied, missing
+from node.files import FileData, Label
+from node.labels import check_name, normalise_label
+from node.node import Node
+from node.rpc.filedoor import PREFIX
+from node.rpc.table import Call, Caller, Who
+from node.store.files import File, Reference, S3Object
+from node.submission import new_id
+from node.tickets import CHECKSUM
+
+MAX_FIELD = 1024
+_PART = 1 << 20
+
+
+class NewFile(msgspec.Struct):
+    """A file as clients send it: id, sequence number and time are ours to give."""
+
+    colonyname: str
+    name: str
+    label: str = ""
+    size: int = 0
+    checksum: str = ""
+    checksumalg: str = ""
+    ref: Reference = msgspec.field(default_factory=Reference)
+
+
+class AddFile(msgspec.Struct):
+    file: NewFile
+
+
+class GetFile(msgspec.Struct):
+    colonyname: str
+    fileid: str = ""
+    label: str = ""
+    name: str = ""
+    latest: bool = False
+
+
+class GetFiles(msgspec.Struct):
+    colonyname: str
+    label: str = ""
+
+
+class GetLabels(msgspec.Struct):
+    colonyname: str
+    name: str = ""
+    exact: bool = False
+
+
+class RemoveFile(msgspec.Struct):
+    colonyname: str
+    fileid: str = ""
+    label: str = ""
+    name: str = ""
+
+
+class Ticket(msgspec.Struct):
+    """`method` GET or PUT, `checksum` the SHA-256 of the bytes, `size` theirs (for a PUT)."""
+
+    colonyname: str
+    method: str
+    checksum: str
+    size: int = 0
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for files."""
+    files = node.files
+
+    async def add(caller: Caller, request: AddFile) -> dict[str, Any]:
+        file = _checked(request.file)
+        if caller.nonce:
+            # A repeat of the same request, after a lost reply, adds nothing.
+            file.fileid = hashlib.sha3_256(f"{caller.id}/{caller.nonce}".encode()).hexdigest()
+        added = await files.add(file)
+        if _content(added) != _content(file):
+            raise denied("nonce: used already for another file")
+        return wire_file(added)
+
+    async def get(caller: Caller, request: GetFile) -> list[dict[str, Any]]:
+        colony = request.colonyname
+        if request.fileid:
+            file = await files.get(colony, request.fileid)
+            found = [file] if file else []
+        elif request.label and request.name:
+            label = normalise_label(request.label, "label")
+            name = check_name(request.name, "name")
+            found = await files.versions(colony, label, name, 1 if request.latest else 0)
+        else:
+            raise bad("fileid, label: an id is needed, or a label and a name")
+        if not found:
+            raise missing("fileid, label, name: no such file in this colony")
+        return [wire_file(file) for file in found]
+
+    async def get_many(caller: Caller, request: GetFiles) -> list[FileData]:
+        return await files.listing(request.colonyname, normalise_label(request.label, "label"))
+
+    async def labels(caller: Caller, request: GetLabels) -> list[Label]:
+        if request.exact and request.name:
+            name = normalise_label(request.name, "name")
+            return await files.labels_below(request.colonyname, name)
+        prefix = "/" + request.name.lstrip("/")
+        return await files.labels(request.colonyname, prefix)
+
+    async def remove(caller: Caller, request: RemoveFile) -> None:
+        if request.fileid:
+            await files.remove(request.colonyname, request.fileid)
+        elif request.label and request.name:
+            label = normalise_label(request.label, "label")
+            name = check_name(request.name, "name")
+            await files.remove_all(request.colonyname, label, name)
+        else:
+            raise bad("fileid, label: an id is needed, or a label and a name")
+
+    async def ticket(caller: Caller, request: Ticket) -> dict[str, Any]:
+        return await _ticket(node, caller, request)
+
+    def of(request: Any) -> str:
+        return str(request.colonyname)
+
+    def of_file(request: AddFile) -> str:
+        return request.file.colonyname
+
+    return [
+        Call("addfilemsg", AddFile, Who.MEMBER, add, of_file),
+        Call("getfilemsg", GetFile, Who.MEMBER, get, of),
+        Call("getfilesmsg", GetFiles, Who.MEMBER, get_many, of),
+        Call("getfilelabelsmsg", GetLabels, Who.MEMBER, labels, of),
+        Call("removefilemsg", RemoveFile, Who.MEMBER, remove, of),
+        Call("fileticketmsg", Ticket, Who.MEMBER, ticket, of),
+    ]
+
+
+async def _ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]:
+    """A ticket, how far an upload is, and where the bytes are."""
+    files, colony, checksum = node.files, request.colonyname, request.checksum
+    vault, tickets = files.vault, files.tickets
+    if vault is None or tickets is None:
+        raise RpcError(503, "this daemon keeps no files")
+    if not CHECKSUM.match(checksum):
+        raise bad("checksum: the SHA-256 as 64 lower-case hex characters is needed")
+    held = await files.holding(colony, checksum)
+    complete = held is not None and (
+        held.holder != vault.holder or vault.size_of(checksum) == held.size
+    )
+    size = request.size
+    if request.method == "GET":
+        if held is None or not complete:
+            raise missing("checksum: no bytes of this colony have it")
+        if held.holder != vault.holder:
+            raise missing(f"checksum: these bytes are kept by {held.server}:{held.port}; ask there")
+        size = held.size
+    query, expires = tickets.issue(request.method, colony, checksum, size, uploader=caller.id)
+    offset = 0
+    if request.method == "PUT":
+        if held is not None and complete:
+            if held.size != size:
+                raise bad(f"size: the bytes with this checksum are {held.size}")
+            if held.holder == vault.holder:
+                await files.hold(colony, checksum, size)
+            offset = size
+        else:
+            offset = vault.offset(tickets.check("PUT", checksum, query))
+            if not offset:
+                vault.require_room(size)
+    return {
+        "method": request.method,
+        "url": f"{PREFIX}{checksum}?{query}",
+        "expires": expires,
+        "size": size,
+        "offset": offset,
+        "complete": complete,
+        "partsize": min(_PART, files.max_body),
+    }
+
+
+def _checked(new: NewFile) -> File:
+    """The version that a client asks to add. Raises RpcError 400."""
+    given = new.ref.s3object
+    if not 0 <= new.size < 1 << 63:
+        raise bad("file.size: bytes, 0 or more")
+    if not 0 <= given.port + 1 <= 65536:
+        raise bad("file.ref.s3object.port: between -1 and 65535")
+    texts = {
+        "file.checksum": new.checksum,
+        "file.checksumalg": new.checksumalg,
+        "file.ref.protocol": new.ref.protocol,
+        "file.ref.s3object.server": given.server,
+        "file.ref.s3object.region": given.region,
+        "file.ref.s3object.object": given.object,
+        "file.ref.s3object.bucket": given.bucket,
+        "file.ref.s3object.encryptionalg": given.encryptionalg,
+    }
+    for name, text in texts.items():
+        if len(text) > MAX_FIELD:
+            raise bad(f"{name}: at most {MAX_FIELD} characters")
+    protocol = new.ref.protocol or "s3"
+    if protocol == "colonyd":
+        if not CHECKSUM.match(new.checksum) or new.checksumalg.upper() != "SHA256":
+            raise bad("file.checksum: bytes kept here are named by their SHA256, lower-case hex")
+        if given.object not in ("", new.checksum):
+            raise bad("file.ref.s3object.object: for bytes kept here it is the checksum")
+        given = S3Object(object=new.checksum)
+    # Keys that a client put in are dropped: every member could read them.
+    place = S3Object(
+        server=given.server,
+        port=given.port,
+        tls=given.tls,
+        region=given.region,
+        encryptionalg=given.encryptionalg,
+        object=given.object,
+        bucket=given.bucket,
+    )
+    return File(
+        fileid=new_id(),
+        colonyname=new.colonyname,
+        label=normalise_label(new.label, "file.label"),
+        name=check_name(new.name, "file.name"),
+        size=new.size,
+        checksum=new.checksum,
+        checksumalg=new.checksumalg,
+        ref=Reference(protocol, place),
+    )
+
+
+def _content(file: File) -> tuple[str, ...]:
+    return file.label, file.name, file.checksum, str(file.size), file.ref.s3object.object
+
+
+def wire_file(file: File) -> dict[str, Any]:
+    """A version as upstream's SDKs expect it, ready for JSON."""
+    value: dict[str, Any] = msgspec.to_builtins(file)
+    value["added"] = wire_time(file.added)
+    return value

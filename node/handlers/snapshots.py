@@ -1,0 +1,95 @@
+"""Calls about snapshots: the newest files under a label, kept by id.
+
+Files themselves are in `handlers.files`; a snapshot keeps no bytes and no version alive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from node.codec import wire_time
+from node.errors import bad, missing
+from node.files import snapshot_ids
+from node.labels import normalise_label
+from node.node import Node
+from node.rpc.requests import ColonyOnly
+from node.rpc.table import Call, Caller, Who
+from node.store.files import Snapshot
+
+MAX_NAME = 256
+
+
+class CreateSnapshot(msgspec.Struct):
+    colonyname: str
+    name: str
+    label: str = ""
+
+
+class OneSnapshot(msgspec.Struct):
+    colonyname: str
+    snapshotid: str = ""
+    name: str = ""
+
+
+def calls(node: Node) -> list[Call[Any]]:
+    """The rows of the table for snapshots."""
+    files = node.files
+
+    async def create(caller: Caller, request: CreateSnapshot) -> dict[str, Any]:
+        name, snapshotid = request.name, ""
+        if not 0 < len(name) <= MAX_NAME or "/" in name or not name.isprintable():
+            raise bad(f"name: 1 to {MAX_NAME} characters, no '/' and no control characters")
+        if caller.nonce:
+            # A repeat of the same request, after a lost reply, gives the first one's snapshot.
+            snapshotid = hashlib.sha3_256(f"{caller.id}/{caller.nonce}".encode()).hexdigest()
+        label = normalise_label(request.label, "label")
+        return _wire(await files.create_snapshot(request.colonyname, label, name, snapshotid))
+
+    async def find(request: OneSnapshot) -> Snapshot | None:
+        if request.snapshotid:
+            return await files.snapshot(request.colonyname, request.snapshotid)
+        if request.name:
+            return await files.snapshot_named(request.colonyname, request.name)
+        raise bad("snapshotid, name: one is needed")
+
+    async def get(caller: Caller, request: OneSnapshot) -> dict[str, Any]:
+        found = await find(request)
+        if found is None:
+            raise missing("snapshotid, name: no such snapshot in this colony")
+        return _wire(found)
+
+    async def get_many(caller: Caller, request: ColonyOnly) -> list[dict[str, Any]]:
+        return [_wire(snapshot) for snapshot in await files.snapshots(request.colonyname)]
+
+    async def remove(caller: Caller, request: OneSnapshot) -> None:
+        found = await find(request)
+        if found is not None:
+            await files.remove_snapshot(found)
+
+    async def remove_all(caller: Caller, request: ColonyOnly) -> None:
+        await files.remove_snapshots(request.colonyname)
+
+    def of(request: Any) -> str:
+        return str(request.colonyname)
+
+    return [
+        Call("createsnapshotmsg", CreateSnapshot, Who.MEMBER, create, of),
+        Call("getsnapshotmsg", OneSnapshot, Who.MEMBER, get, of),
+        Call("getsnapshotsmsg", ColonyOnly, Who.MEMBER, get_many, of),
+        Call("removesnapshotmsg", OneSnapshot, Who.MEMBER, remove, of),
+        Call("removeallsnapshotmsg", ColonyOnly, Who.MEMBER, remove_all, of),
+    ]
+
+
+def _wire(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "snapshotid": snapshot.snapshotid,
+        "colonyname": snapshot.colonyname,
+        "label": snapshot.label,
+        "name": snapshot.name,
+        "fileids": snapshot_ids(snapshot),
+        "added": wire_time(snapshot.added),
+    }

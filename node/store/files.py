@@ -1,0 +1,290 @@
+"""File versions, labels, snapshots and who holds bytes: structs, keys and transactions.
+
+Each change of a colony's files rewrites the colony's sequence key and compares it, so the indexes
+(newest version per name, count per label, references per content) can't drift apart. Reading and
+retrying is in `node.files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from node.codec import pack
+from node.etcd.transactions import Absent, Compare, Delete, ModRevision, Op, Present, Put, Txn
+from node.store import keys
+
+# The classes of keys that go when a colony is removed.
+CLASSES = (
+    "file",
+    "fileid",
+    "filename",
+    "filelabel",
+    "fileseq",
+    "filebytes",
+    "snapshot",
+    "snapshotname",
+)
+BYTES = keys.ROOT + "filebytes/"
+_TOP = (1 << 63) - 1
+
+
+class S3Object(msgspec.Struct):
+    """Where bytes lie. Secrets are never stored, so that no member can read another's."""
+
+    server: str = ""
+    port: int = 0
+    tls: bool = False
+    accesskey: str = ""
+    secretkey: str = ""
+    region: str = ""
+    encryptionkey: str = ""
+    encryptionalg: str = ""
+    object: str = ""
+    bucket: str = ""
+
+
+class Reference(msgspec.Struct):
+    """How to get bytes: "s3" from an S3 server, "colonyd" from a daemon's own directory."""
+
+    protocol: str = "s3"
+    s3object: S3Object = msgspec.field(default_factory=S3Object)
+
+
+class File(msgspec.Struct):
+    """One immutable version of a file; `added` in Unix ns, `size` in bytes."""
+
+    fileid: str
+    colonyname: str
+    label: str
+    name: str
+    size: int
+    checksum: str
+    checksumalg: str
+    ref: Reference
+    sequencenr: int = 0
+    added: int = 0
+
+
+class Newest(msgspec.Struct, frozen=True, array_like=True):
+    """What the key of a file's name holds: all that listings and snapshots need."""
+
+    fileid: str
+    sequencenr: int
+    checksum: str
+    size: int
+    object: str
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where the version with an id is kept."""
+
+    label: str
+    name: str
+    sequencenr: int
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """Bytes that a daemon keeps for a colony; `since` (Unix ns): when `refs` became 0, or newer.
+
+    `holder` is the id of the daemon's directory; `server` and `port` are where it is reached.
+    """
+
+    size: int
+    holder: str
+    server: str
+    port: int
+    refs: int = 0
+    since: int = 0
+
+
+class Snapshot(msgspec.Struct):
+    """The newest versions under a label at one moment: `fileids` are 32 bytes each, in a row."""
+
+    snapshotid: str
+    colonyname: str
+    label: str
+    name: str
+    fileids: bytes
+    added: int
+
+
+def _stem(label: str) -> str:
+    return "" if label == "/" else label
+
+
+def sequence(colony: str) -> str:
+    """The last sequence number of a colony; every change of its files writes it."""
+    return f"{keys.ROOT}fileseq/{colony}/last"
+
+
+def versions(colony: str, label: str, name: str) -> str:
+    """Prefix of the versions of one file, newest first. "//" ends the label: none contains it."""
+    return f"{keys.ROOT}file/{colony}{_stem(label)}//{name}/"
+
+
+def version(colony: str, place: Place) -> str:
+    """One version."""
+    prefix = versions(colony, place.label, place.name)
+    return f"{prefix}{_TOP - place.sequencenr:020d}"
+
+
+def by_id(colony: str, fileid: str) -> str:
+    """The place of a version."""
+    return f"{keys.ROOT}fileid/{colony}/{fileid}"
+
+
+def names(colony: str, label: str) -> str:
+    """Prefix of the names directly under a label."""
+    return f"{keys.ROOT}filename/{colony}{_stem(label)}//"
+
+
+def tree(colony: str, label: str) -> str:
+    """Prefix of the names under a label and all labels below it."""
+    return f"{keys.ROOT}filename/{colony}{_stem(label)}/"
+
+
+def label_key(colony: str, label: str) -> str:
+    """How many versions a label has. Also the prefix of all labels that start so."""
+    return f"{keys.ROOT}filelabel/{colony}{label}"
+
+
+def label_of(colony: str, key: str) -> str:
+    """The label in a label key."""
+    return key[len(f"{keys.ROOT}filelabel/{colony}") :]
+
+
+def holding(colony: str, checksum: str) -> str:
+    """The bytes with a SHA-256 (hex) that are kept for a colony."""
+    return f"{BYTES}{colony}/{checksum}"
+
+
+def parse_holding(key: str) -> tuple[str, str]:
+    """Colony and checksum of a holding's key."""
+    colony, checksum = key[len(BYTES) :].split("/")
+    return colony, checksum
+
+
+def snapshots(colony: str) -> str:
+    """Prefix of a colony's snapshots."""
+    return f"{keys.ROOT}snapshot/{colony}/"
+
+
+def snapshot(colony: str, snapshotid: str) -> str:
+    """One snapshot."""
+    return snapshots(colony) + snapshotid
+
+
+def snapshot_names(colony: str) -> str:
+    """Prefix of the names of snapshots."""
+    return f"{keys.ROOT}snapshotname/{colony}/"
+
+
+def snapshot_name(colony: str, name: str) -> str:
+    """The id of the snapshot that has a name."""
+    return snapshot_names(colony) + name
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What was read before a change: sequence, versions under the label, newest of the name."""
+
+    last: int = 0
+    revision: int = 0
+    count: int = 0
+    newest: Newest | None = None
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A holding as read, and its revision."""
+
+    value: Holding
+    revision: int
+
+
+def place_of(file: File) -> Place:
+    """Where a version is kept."""
+    return Place(file.label, file.name, file.sequencenr)
+
+
+def newest_of(file: File) -> Newest:
+    """What the name's key holds while this version is the newest."""
+    return Newest(file.fileid, file.sequencenr, file.checksum, file.size, file.ref.s3object.object)
+
+
+def add(file: File, known: Known, held: Held | None) -> Txn:
+    """A new version, with its sequence number set. `held`: the bytes that it refers to."""
+    colony = file.colonyname
+    compare: list[Compare] = [
+        Present(keys.colony(colony)),
+        ModRevision(sequence(colony), known.revision),
+        Absent(by_id(colony, file.fileid)),
+    ]
+    ops: list[Op] = [
+        Put(sequence(colony), pack(file.sequencenr)),
+        Put(version(colony, place_of(file)), pack(file)),
+        Put(by_id(colony, file.fileid), pack(place_of(file))),
+        Put(names(colony, file.label) + file.name, pack(newest_of(file))),
+        Put(label_key(colony, file.label), pack(known.count + 1)),
+    ]
+    if held is not None:
+        key = holding(colony, file.checksum)
+        compare.append(ModRevision(key, held.revision))
+        refs = held.value.refs + 1
+        ops.append(Put(key, pack(msgspec.structs.replace(held.value, refs=refs))))
+    return Txn(compare, ops)
+
+
+def remove(
+    victims: Sequence[File],
+    known: Known,
+    newest: Newest | None,
+    held: dict[str, Held],
+    now: int,
+) -> Txn:
+    """Remove versions of one file; `newest` is what is left, `held` the bytes they refer to."""
+    first = victims[0]
+    colony, label = first.colonyname, first.label
+    compare: list[Compare] = [ModRevision(sequence(colony), known.revision)]
+    ops: list[Op] = [Put(sequence(colony), pack(known.last))]
+    lost: dict[str, int] = {}
+    for victim in victims:
+        ops.append(Delete(version(colony, place_of(victim))))
+        ops.append(Delete(by_id(colony, victim.fileid)))
+        if victim.ref.protocol == "colonyd":
+            lost[victim.checksum] = lost.get(victim.checksum, 0) + 1
+    name_key = names(colony, label) + first.name
+    ops.append(Delete(name_key) if newest is None else Put(name_key, pack(newest)))
+    left = known.count - len(victims)
+    key = label_key(colony, label)
+    ops.append(Put(key, pack(left)) if left > 0 else Delete(key))
+    for checksum, count in lost.items():
+        if checksum not in held:
+            continue
+        key = holding(colony, checksum)
+        compare.append(ModRevision(key, held[checksum].revision))
+        refs = max(0, held[checksum].value.refs - count)
+        ops.append(
+            Put(key, pack(msgspec.structs.replace(held[checksum].value, refs=refs, since=now)))
+        )
+    return Txn(compare, ops)
+
+
+def hold(colony: str, checksum: str, value: Holding, revision: int) -> Txn:
+    """Note or renew that bytes are kept; `revision` is that of the holding read, 0 for none."""
+    key = holding(colony, checksum)
+    compare: list[Compare] = [Present(keys.colony(colony)), ModRevision(key, revision)]
+    return Txn(compare, [Put(key, pack(value))])
+
+
+def add_snapshot(value: Snapshot) -> Txn:
+    """A new snapshot under a name that is free."""
+    colony = value.colonyname
+    name_key = snapshot_name(colony, value.name)
+    return Txn(
+        [Present(keys.colony(colony)), Absent(name_key)],
+        [
+            Put(name_key, value.snapshotid.encode()),
+            Put(snapshot(colony, value.snapshotid), pack(value)),
+        ],
+    )

@@ -1,0 +1,104 @@
+"""Short-lived signed permissions for one transfer of one file's bytes, as a query string.
+
+Whoever has a ticket may do what it says until it expires: members get theirs by a call, and one
+may be handed to a peer colony with a forwarded process. Serving bytes is in `rpc.filedoor`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable
+from urllib.parse import parse_qsl, urlencode
+
+import msgspec
+
+from node.errors import bad, denied
+from node.model import SECOND
+
+# Seconds that a ticket holds unless it is made for longer.
+LIFETIME = 900
+CHECKSUM = re.compile(r"[0-9a-f]{64}\Z")
+_METHODS = ("GET", "PUT")
+_CONTEXT = b"colonyd file ticket 1"
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """What a ticket allows: `method` GET or PUT on the bytes with a SHA-256 (hex) and size.
+
+    `uploader` keeps the half-done uploads of members apart; `expires` is in Unix seconds.
+    """
+
+    method: str
+    colony: str
+    checksum: str
+    size: int
+    expires: int
+    uploader: str = ""
+
+
+class Tickets:
+    """Makes and checks tickets with a secret of this daemon. `now` gives Unix nanoseconds."""
+
+    def __init__(self, secret: bytes, now: Callable[[], int]) -> None:
+        self._key = hashlib.sha256(_CONTEXT + secret).digest()
+        self._now = now
+
+    def issue(
+        self,
+        method: str,
+        colony: str,
+        checksum: str,
+        size: int,
+        *,
+        uploader: str = "",
+        lifetime: int = LIFETIME,
+    ) -> tuple[str, int]:
+        """A query string, and when it expires (Unix seconds). Raises RpcError 400."""
+        if method not in _METHODS:
+            raise bad("method: GET or PUT")
+        if not CHECKSUM.match(checksum):
+            raise bad("checksum: the SHA-256 as 64 lower-case hex characters is needed")
+        if not 0 <= size < 1 << 63:
+            raise bad("size: bytes, 0 or more")
+        expires = self._now() // SECOND + lifetime
+        scope = Scope(method, colony, checksum, size, expires, uploader)
+        fields = {
+            "method": method,
+            "colony": colony,
+            "size": str(size),
+            "expires": str(expires),
+            "uploader": uploader,
+            "signature": self._sign(scope),
+        }
+        return urlencode(fields), expires
+
+    def check(self, method: str, checksum: str, query: str) -> Scope:
+        """What the ticket in `query` allows. HEAD goes with any ticket. Raises RpcError 403."""
+        fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+        try:
+            scope = Scope(
+                fields["method"],
+                fields["colony"],
+                checksum,
+                int(fields["size"]),
+                int(fields["expires"]),
+                fields["uploader"],
+            )
+            signature = fields["signature"].encode()
+        except (KeyError, ValueError):
+            raise denied("ticket: incomplete; get one with fileticketmsg") from None
+        if not hmac.compare_digest(signature, self._sign(scope).encode()):
+            raise denied("ticket: not made by this daemon for these bytes")
+        if method not in (scope.method, "HEAD"):
+            raise denied(f"ticket: it allows {scope.method}, not {method[:10]}")
+        if self._now() >= scope.expires * SECOND:
+            raise denied("ticket: expired; get a new one with fileticketmsg")
+        return scope
+
+    def _sign(self, scope: Scope) -> str:
+        # JSON keeps the fields apart, whatever stands in them.
+        text = json.dumps(msgspec.structs.astuple(scope)).encode()
+        return hmac.new(self._key, text, hashlib.sha256).hexdigest()

@@ -1,0 +1,230 @@
+"""Bytes of files in a directory: each under its SHA-256, complete or not there at all.
+
+A part goes to a file of its uploader and only a whole, hashed and synced one gets its final name.
+Which bytes are still needed is asked of the caller; who may read or write them, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from node.errors import RpcError, bad, conflict
+from node.tickets import CHECKSUM, Scope
+
+_HASHED = 1 << 20
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d{1,19})\Z")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an upload is, in bytes. `complete`: the bytes have their final name."""
+
+    offset: int
+    complete: bool
+
+
+class Vault:
+    """One directory; `quota` in bytes (0: none). `now` gives Unix nanoseconds.
+
+    `used` counts complete files by their size and begun ones by the size that they will have.
+    """
+
+    def __init__(self, path: Path, quota: int, now: Callable[[], int]) -> None:
+        """Prepare the directory and count what is there. Raises OSError."""
+        self.path = path
+        self.quota = quota
+        self._now = now
+        self._partials = path / "partial"
+        self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
+        for directory in (path, self._partials):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.holder = _holder(path / "id")
+        self.used = sum(size for _, size, _ in self._complete())
+        self.used += sum(size for _, size, _ in self._begun())
+
+    def _complete(self) -> list[tuple[str, int, int]]:
+        """Checksum, size and time of change (ns) of every complete file."""
+        found = []
+        for shelf in os.scandir(self.path):
+            if len(shelf.name) == 2 and shelf.is_dir(follow_symlinks=False):
+                for entry in os.scandir(shelf.path):
+                    if CHECKSUM.match(entry.name):
+                        stat = entry.stat(follow_symlinks=False)
+                        found.append((entry.name, stat.st_size, stat.st_mtime_ns))
+        return found
+
+    def _begun(self) -> list[tuple[str, int, int]]:
+        """Name, size declared and time of change (ns) of every begun upload."""
+        found = []
+        for entry in os.scandir(self._partials):
+            match = _PARTIAL.match(entry.name)
+            if match is not None:
+                stat = entry.stat(follow_symlinks=False)
+                found.append((entry.name, int(match[1]), stat.st_mtime_ns))
+        return found
+
+    def file(self, checksum: str) -> Path:
+        """Where the bytes with this SHA-256 are, if they are."""
+        if not CHECKSUM.match(checksum):
+            raise ValueError("not a checksum")
+        return self.path / checksum[:2] / checksum
+
+    def size_of(self, checksum: str) -> int | None:
+        """Size in bytes of complete bytes, else None."""
+        try:
+            return self.file(checksum).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def touch(self, checksum: str) -> bool:
+        """Begin the grace of complete bytes anew; False when they are not here."""
+        try:
+            os.utime(self.file(checksum), ns=(self._now(), self._now()))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _partial(self, scope: Scope) -> Path:
+        owner = "\n".join((scope.colony, scope.uploader, scope.checksum)).encode()
+        return self._partials / f"{hashlib.sha256(owner).hexdigest()}.{scope.size}"
+
+    def offset(self, scope: Scope) -> int:
+        """How many bytes of an upload have arrived."""
+        try:
+            return self._partial(scope).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def require_room(self, size: int) -> None:
+        """Raise RpcError 409 when `size` bytes more would exceed the quota."""
+        if self.quota and self.used + size > self.quota:
+            raise conflict(
+                f"size: {size} bytes more do not fit; {self.used} of {self.quota} are used"
+                " (files.quota)"
+            )
+
+    async def write(self, scope: Scope, offset: int, data: bytes) -> Progress:
+        """Add a part of an upload at the offset reached; the last one completes it.
+
+        Raises RpcError 400 for bytes that are too many or not those promised, 409 for another
+        offset or a full quota, 503 when the disk refuses.
+        """
+        if offset + len(data) > scope.size:
+            raise bad(f"content-range: more than the {scope.size} bytes announced")
+        path = self._partial(scope)
+        lock = self._locks[path.name]
+        try:
+            async with lock:
+                reached = self.offset(scope)
+                if offset != reached:
+                    raise conflict(f"content-range: {reached} bytes have arrived; go on there")
+                if not path.exists():
+                    self.require_room(scope.size)
+                    path.touch(mode=0o600)
+                    self.used += scope.size
+                await trio.to_thread.run_sync(_append, path, data)
+                reached += len(data)
+                if reached == scope.size:
+                    await self._complete_upload(scope, path)
+                return Progress(reached, reached == scope.size)
+        except OSError as error:
+            raise RpcError(503, f"the bytes can't be kept: {error.strerror}") from None
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._locks.pop(path.name, None)
+
+    async def _complete_upload(self, scope: Scope, path: Path) -> None:
+        found = await trio.to_thread.run_sync(_seal, path)
+        if found != scope.checksum:
+            self._drop(path, scope.size)
+            raise bad(f"checksum: the bytes that arrived have {found}; upload them anew")
+        if self._settle(scope, path):
+            shelf = self.file(scope.checksum).parent
+            await trio.to_thread.run_sync(_sync_directories, shelf, self.path)
+
+    def _drop(self, path: Path, size: int) -> None:
+        path.unlink()
+        self.used -= size
+
+    def _settle(self, scope: Scope, path: Path) -> bool:
+        """Give whole bytes their final name; False when the same ones have it already."""
+        if self.touch(scope.checksum):
+            self._drop(path, scope.size)
+            return False
+        final = self.file(scope.checksum)
+        final.parent.mkdir(mode=0o700, exist_ok=True)
+        path.rename(final)
+        self.touch(scope.checksum)
+        return True
+
+    async def sweep(self, needed: set[str], grace: float) -> tuple[int, int]:
+        """Remove what is older than `grace` seconds and not needed: files and bytes removed.
+
+        Uploads younger than that stay, also across a restart, so that they can go on.
+        """
+        before = self._now() - int(grace * 1e9)
+        files = size = 0
+        for name, declared, changed in await trio.to_thread.run_sync(self._begun):
+            if changed < before and name not in self._locks:
+                with contextlib.suppress(FileNotFoundError):
+                    (self._partials / name).unlink()
+                    self.used -= declared
+                    files, size = files + 1, size + declared
+        for checksum, length, _ in await trio.to_thread.run_sync(self._complete):
+            if checksum in needed:
+                continue
+            # Looked at again without a pause before the removal: whoever relies on the bytes
+            # touches them first.
+            path = self.file(checksum)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime_ns < before:
+                    path.unlink()
+                    self.used -= length
+                    files, size = files + 1, size + length
+        return files, size
+
+
+def _holder(path: Path) -> str:
+    """The lasting id of a directory."""
+    try:
+        return path.read_text("ascii").strip()
+    except FileNotFoundError:
+        identity = secrets.token_hex(16)
+        temporary = path.with_name("id.new")
+        temporary.write_text(identity + "\n", "ascii")
+        temporary.rename(path)
+        return identity
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def _seal(path: Path) -> str:
+    """Sync a file and hash it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASHED):
+            digest.update(chunk)
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _sync_directories(*directories: Path) -> None:
+    for directory in directories:
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
