@@ -28,7 +28,8 @@ from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.submission import MAX_SECONDS, new_id
 from node.timed import check_name, check_workflow, is_final, may_start
-from node.workflows import Workflows, read_workflow
+from node.workflow_specs import read_workflow
+from node.workflows import Workflows
 
 log = get_logger("crons")
 

@@ -26,7 +26,8 @@ from node.store import generators as store
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.submission import MAX_SECONDS, new_id
 from node.timed import check_name, check_workflow, is_final, may_start
-from node.workflows import Workflows, read_workflow
+from node.workflow_specs import read_workflow
+from node.workflows import Workflows
 
 log = get_logger("generators")
 

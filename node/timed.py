@@ -13,7 +13,7 @@ from node.errors import RpcError, bad
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.model import ExecutorState, FunctionSpec
 from node.submission import check_spec, new_id
-from node.workflows import read_workflow
+from node.workflow_specs import read_workflow
 
 # The period that upstream shows for its loops, in ms: how late a start may be there.
 CHECKER_PERIOD = 1000

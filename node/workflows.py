@@ -47,40 +47,6 @@ _PAGE = 500
 _STALE = 3600 * SECOND
 
 
-class WorkflowSpec(msgspec.Struct):
-    """A workflow as it is submitted."""
-
-    functionspecs: list[FunctionSpec] = msgspec.field(default_factory=list)
-    colonyname: str = ""
-
-
-def read_workflow(text: str, field: str) -> tuple[str, list[FunctionSpec]]:
-    """Parse the JSON text of a workflow, or of the bare list of its function specs.
-
-    Returns its colony's name ("" for a bare list) and the specs. Raises RpcError 400 that begins
-    with `field`.
-    """
-    try:
-        value = msgspec.json.decode(text)
-        if isinstance(value, list):
-            value = {"functionspecs": value}
-        spec = msgspec.convert(_without_nulls(value), WorkflowSpec)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise bad(f"{field}: {error}") from None
-    return spec.colonyname, spec.functionspecs
-
-
-def _without_nulls(value: Any) -> Any:
-    """To upstream's JSON reader null is the zero value; args and the like keep theirs."""
-    if isinstance(value, dict):
-        return {
-            key: inner if key in ("args", "kwargs", "fs") else _without_nulls(inner)
-            for key, inner in value.items()
-            if inner is not None
-        }
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
-
-
 def _there(result: TxnResult) -> Graph:
     """The graph that was there already; without one it was the guard that did not hold."""
     if not result.responses[0]:
@@ -187,11 +153,17 @@ class Workflows:
         if submission and len(submission) < BYTES:
             ops.append(Put(keys.submission(colony, graphid), submission))
         head = list(ops)
+        routed: list[Process] = []
         for node in nodes:
+            if not node.waitforparents and not node.peer:
+                node.peer = self.processes.hooks.route(node)
+                routed.append(node)
             ops.extend(store.create_node(node, self._forwarding(node)))
             if len(ops) > OPS:
                 break
         if len(ops) > OPS or size_of(ops) > 2 * BYTES:
+            for node in routed:
+                node.peer = ""  # decided anew when it is released
             return await self._store_large(graph, nodes, head, guard)
         key = keys.graph(colony, graphid)
         result = await self.client.commit(Txn([Absent(key), *guard], ops, [Get(key)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import httpx
@@ -435,8 +436,8 @@ async def test_kills_at_random_moments_of_workflows(make_daemon: Make) -> None:
             body = encode("submitworkflowspecmsg", {"spec": workflow}, me.user)
             moment, below = dice.random() * (1.0 if large else 0.3), dice.random() < 0.4
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_kill, daemon, moment, below)
-                graph = await _patient(client, "submitworkflowspecmsg", body)
+                nursery.start_soon(partial(kill_at, daemon, moment, below=below))
+                graph = await patient(client, "submitworkflowspecmsg", body)
                 ran = await _run_all(me, graph)
             assert ran[0] == "root"
             assert ran[-1] == "last"
@@ -449,7 +450,8 @@ async def test_kills_at_random_moments_of_workflows(make_daemon: Make) -> None:
         assert waiting == []
 
 
-async def _kill(daemon: Daemon, moment: float, below: bool) -> None:
+async def kill_at(daemon: Daemon, moment: float, *, below: bool) -> None:
+    """Kill the daemon, or the store below it, after `moment` seconds; return when it serves."""
     await trio.sleep(moment)
     if below:
         mark = len(daemon.events)
@@ -460,7 +462,7 @@ async def _kill(daemon: Daemon, moment: float, below: bool) -> None:
         await trio.to_thread.run_sync(daemon.start)
 
 
-async def _patient(client: Client, payloadtype: str, body: bytes) -> Any:
+async def patient(client: Client, payloadtype: str, body: bytes) -> Any:
     """Post until there is an answer: the same bytes, so that nothing happens twice."""
     with trio.fail_after(60):
         while True:
@@ -486,11 +488,11 @@ async def _run_all(me: Party, graph: dict[str, Any]) -> list[str]:
             # An answer that got lost: what was handed out is ours all the same.
             fields = {"processgraphid": graph["processgraphid"], "state": 1}
             body = encode("getprocessesmsg", {"colonyname": me.colony} | fields, me.user)
-            tasks = await _patient(me.client, "getprocessesmsg", body)
+            tasks = await patient(me.client, "getprocessesmsg", body)
         for task in tasks:
             name = str(task["spec"]["nodename"])
             fields = {"processid": task["processid"], "out": [f"out of {name}"]}
             body = encode("closesuccessfulmsg", fields, me.key)
-            await _patient(me.client, "closesuccessfulmsg", body)
+            await patient(me.client, "closesuccessfulmsg", body)
             ran.append(name)
     return ran

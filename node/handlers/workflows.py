@@ -14,7 +14,7 @@ from node.model import FunctionSpec, Graph, State
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 from node.submission import new_id
-from node.workflows import WorkflowSpec
+from node.workflow_specs import WorkflowSpec
 
 MAX_COUNT = 100
 
