@@ -1,0 +1,63 @@
+"""A coverage-guided fuzzer of all that happens to a posted body before its handler runs.
+
+Run by `scripts/fuzz --atheris`, which installs atheris; it is no test of the suite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import Any
+
+import atheris  # type: ignore[import-not-found,unused-ignore]
+
+with atheris.instrument_imports(include=["node", "msgspec"]):
+    from cli.rpc import all_calls
+    from node.codec import pack
+    from node.directory import Directory
+    from node.errors import RpcError
+    from node.identity import PrivateKey
+    from node.model import Colony, User
+    from node.rpc.table import Envelope, Table, decode_envelope
+    from node.store import keys
+    from tests.fuzzing import signed
+
+KEY = PrivateKey.generate()
+
+
+def _table() -> Table:
+    directory = Directory()
+    colony, user = Colony(KEY.id, "dev"), User("dev", KEY.id, "ann")
+    directory.apply(keys.colony("dev"), pack(colony), 1)
+    directory.apply(keys.user("dev", "ann"), pack(user), 2)
+    directory.serverid = KEY.id
+    return Table(directory, time.time_ns)
+
+
+TABLE = _table()
+CALLS: list[Any] = all_calls()
+
+
+def once(data: bytes) -> None:
+    """One input: as a body, and as the payload of a signed request."""
+    if not data:
+        return
+    with contextlib.suppress(RpcError):
+        decode_envelope(data)
+    call = CALLS[data[0] % len(CALLS)]
+    body = data[1:]
+    if data[0] & 1:
+        # The type is right more often than chance would have it.
+        body = b'{"msgtype":"' + call.payloadtype.encode() + b'",' + body
+    try:
+        envelope: Envelope = decode_envelope(signed(call.payloadtype, body, KEY))
+        TABLE.admit(call, envelope)
+    except RpcError as error:
+        if not 400 <= error.status < 500:
+            raise
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, once)
+    atheris.Fuzz()
