@@ -147,17 +147,22 @@ class Meter:
         }
 
     def report(self, step: str, **more: object) -> dict[str, object]:
-        """Print this step's line: rate, percentiles in ms, CPU shares as parts of one core."""
+        """Print this step's line: rate, percentiles in ms, CPU as parts of one core and ms a round.
+
+        On a machine that others use, CPU a round still means something when the rate does not.
+        """
         elapsed = time.perf_counter() - self.begun
         after = self._read_cpu()
         rounds = sorted(self.rounds) or [0.0]
+        used = {name: after[name] - before for name, before in self._cpu.items()}
         line: dict[str, object] = {
             "step": step,
             "count": len(self.rounds),
             "rate": len(self.rounds) / elapsed,
             "p50": percentile(rounds, 0.50) * 1e3,
             "p99": percentile(rounds, 0.99) * 1e3,
-            "cpu": {name: (after[name] - before) / elapsed for name, before in self._cpu.items()},
+            "cpu": {name: seconds / elapsed for name, seconds in used.items()},
+            "cpu_ms": {name: seconds / len(rounds) * 1e3 for name, seconds in used.items()},
             **more,
         }
         print(json.dumps(line), flush=True)

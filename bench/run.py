@@ -19,11 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from bench.load import cpu_seconds
 from node.etcd.client import open_client
 from node.etcd.supervisor import supervise
 from node.etcd.transactions import Absent, Put, Txn
@@ -165,14 +167,24 @@ class Daemon:
         return time.perf_counter() - begun
 
 
-async def raw_transactions(directory: Path, seconds: float) -> dict[int, float]:
-    """Transactions a second through our client on an idle etcd, by number in flight.
+@dataclass(frozen=True)
+class Raw:
+    """What etcd alone does through our client: a second, and CPU in ms a transaction."""
+
+    rate: float
+    client: float
+    etcd: float
+
+
+async def raw_transactions(directory: Path, seconds: float) -> dict[int, Raw]:
+    """Transactions through our client on an idle etcd, by number in flight.
 
     Each creates one key of 1 KiB if it is absent: the least that a guarded write can be.
     """
-    rates: dict[int, float] = {}
+    found: dict[int, Raw] = {}
     async with trio.open_nursery() as nursery:
         target: str = await nursery.start(partial(supervise, directory, quota_bytes=2 << 30))
+        etcd = int((directory / "etcd.pid").read_text().split()[0])
         async with open_client(target) as client:
             for tasks in (1, RAW_TASKS):
                 numbers = iter(range(1 << 40))
@@ -187,13 +199,18 @@ async def raw_transactions(directory: Path, seconds: float) -> dict[int, float]:
                         if not done.succeeded:
                             raise BenchError(f"{key}: not written")
 
-                begun = time.perf_counter()
+                begun, own, other = time.perf_counter(), time.process_time(), cpu_seconds(etcd)
                 async with trio.open_nursery() as writers:
                     for _ in range(tasks):
                         writers.start_soon(writer)
-                rates[tasks] = next(numbers) / (time.perf_counter() - begun)
+                count = next(numbers)
+                found[tasks] = Raw(
+                    count / (time.perf_counter() - begun),
+                    (time.process_time() - own) / count * 1e3,
+                    (cpu_seconds(etcd) - other) / count * 1e3,
+                )
         nursery.cancel_scope.cancel()
-    return rates
+    return found
 
 
 def load(daemon: Daemon, seconds: float, depths: Sequence[int]) -> list[dict[str, object]]:
@@ -241,22 +258,23 @@ def judge(line: dict[str, object]) -> tuple[float | None, str]:
 
 
 def table(lines: Sequence[dict[str, object]]) -> Iterator[str]:
-    """The steps as text; CPU shares in percent of one core."""
+    """The steps as text: the client's CPU in percent of one core, the others' in ms a round."""
     yield (
-        f"{'step':26}{'rate/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'client':>8}{'colonyd':>8}"
-        f"{'etcd':>6}{'upstream':>10}{'ratio':>7}  bar"
+        f"{'step':26}{'rate/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'client':>8}{'colonyd':>9}"
+        f"{'etcd':>7}{'upstream':>10}{'ratio':>7}  bar"
     )
     for line in lines:
-        cpu = line["cpu"]
+        cpu, cpu_ms = line["cpu"], line["cpu_ms"]
         assert isinstance(cpu, dict)
+        assert isinstance(cpu_ms, dict)
         upstream = UPSTREAM.get(str(line["step"]).partition(" depth=")[0])
         ratio, verdict = judge(line)
-        shares = [f"{100 * cpu.get(name, 0):.0f}%" for name in ("client", "colonyd", "etcd")]
+        own, etcd = cpu_ms.get("colonyd", math.nan), cpu_ms.get("etcd", math.nan)
         # Hand-overs are paced by the bench, so their rate says nothing.
         rate = "" if line["step"] == "hand-over" else f"{line['rate']:.0f}"
         yield (
             f"{line['step']:26}{rate:>9}{line['p50']:9.2f}{line['p99']:9.2f}"
-            f"{shares[0]:>8}{shares[1]:>8}{shares[2]:>6}"
+            f"{100 * cpu.get('client', 0):7.0f}%{own:9.2f}{etcd:7.2f}"
             f"{'' if upstream is None else format(upstream, '.4g'):>10}"
             f"{'' if ratio is None else format(ratio, '.1f') + 'x':>7}  {verdict}"
         ).rstrip()
@@ -307,16 +325,17 @@ def show(result: dict[str, object]) -> Iterator[str]:
     assert isinstance(steps, list)
     assert isinstance(rss, dict)
     assert isinstance(start, dict)
-    yield f"{result['machine']}; {result['seconds']} s a step; CPU in percent of one core"
+    yield f"{result['machine']}; {result['seconds']} s a step; CPU in ms a round (client: %)"
     yield ""
     yield from table(steps)
     yield ""
-    limit = raw[RAW_TASKS] / 3
+    limit = raw[RAW_TASKS].rate / 3
     best = max((line["rate"] for line in steps if line["step"].startswith("cycle")), default=0.0)
-    yield (
-        f"etcd alone, our client: {raw[1]:.0f} txn/s at 1 in flight, "
-        f"{raw[RAW_TASKS]:.0f} at {RAW_TASKS}"
-    )
+    for tasks, alone in raw.items():
+        yield (
+            f"etcd alone, our client, {tasks:2} in flight: {alone.rate:.0f} txn/s, "
+            f"CPU {alone.client:.2f} ms here and {alone.etcd:.2f} ms in etcd"
+        )
     yield (
         f"cycles against that limit: {best:.0f} of {limit:.0f} a second = {best / limit:.2f} "
         f"({'ok' if best >= limit / 3 else 'under a third'})"
@@ -354,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             shutil.rmtree(place, ignore_errors=True)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2, default=asdict) + "\n")
     print("\n".join(show(result)))
     return 0
 

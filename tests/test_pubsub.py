@@ -8,6 +8,7 @@ import gc
 import json
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,27 @@ async def test_subscribeprocesses_tells_of_each_transition(
         assert [(value["processid"], value["state"]) for _, value in told] == wanted
         assert {kind for kind, _ in told} == {"subscribeprocessmsg"}
         assert await raw.close_code() == 1000
+
+
+async def test_no_event_is_lost_beside_another(party: Party, lone_daemon: Daemon) -> None:
+    """Subscriptions of one socket write at the same time: each event waits for its turn."""
+    raw = await Raw.connect(lone_daemon.port)
+    async with raw.stream:
+        for _ in range(4):
+            await raw.ask(
+                party.user,
+                msgtype="subscribeprocessesmsg",
+                executortype=party.type,
+                state=0,
+                timeout=20,
+            )
+        await raw.send(Ping())
+        assert isinstance(await raw.next(), Pong)
+        # More than fits the buffers of a peer that isn't reading yet.
+        submit = partial(party.submit, args=["x" * 150_000])
+        submitted = [(await trio.to_thread.run_sync(submit)).processid for _ in range(12)]
+        told = [(await raw.reply())[1]["processid"] for _ in range(48)]
+        assert sorted(told) == sorted(submitted * 4)
 
 
 async def test_timeout_zero_sends_the_state_and_closes(party: Party, lone_daemon: Daemon) -> None:

@@ -1,4 +1,4 @@
-"""An awaitable etcd client: gRPC futures that wake trio tasks, with a deadline on every call.
+"""An awaitable etcd client: etcd3's messages over a channel of ours, a deadline on every call.
 
 It knows keys and bytes only; what they mean is in `node.store`, and changes come from `watch`.
 """
@@ -10,41 +10,32 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import msgspec
 import trio
 from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
-from etcd3.etcdrpc import rpc_pb2_grpc as stubs
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost, error_from
-from node.etcd.snapshots import download_snapshot
+from node.etcd.channel import Channel, Stream, open_channel
+from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost
+from node.etcd.snapshots import save_snapshot
 from node.etcd.transactions import (
     Absent,
     Compare,
     Delete,
     DeletePrefix,
+    DeleteRange,
     ModRevision,
     Op,
     Put,
     Txn,
 )
 
-# Bytes of one answer. A page of a listing that is larger is asked for again in smaller pages.
-MAX_ANSWER = 64 * 1024 * 1024
 _READ_AGAIN = 0.05  # seconds after a broken connection; etcd's restart takes longer
 
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_ANSWER),
-    ("grpc.max_send_message_length", MAX_ANSWER),
-    # The default back-off grows to two minutes: far too long for a server we restart ourselves.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # A repeated write must be our decision; and two clients must not share a broken connection.
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
+_KV, _LEASE, _MAINTENANCE = (
+    "/etcdserverpb.KV/",
+    "/etcdserverpb.Lease/",
+    "/etcdserverpb.Maintenance/",
 )
 
 
@@ -96,25 +87,38 @@ def _key_value(kv: Any) -> KeyValue:
     return KeyValue(kv.key.decode(), kv.value, kv.mod_revision, kv.create_revision, kv.lease)
 
 
-def _compare(compare: Compare) -> Any:
-    key = compare.key.encode()
+# Messages are filled in place: one built apart would be copied into the other.
+
+
+def _add_compare(request: Any, compare: Compare) -> None:
+    added = request.compare.add()
+    added.key = compare.key.encode()
     if isinstance(compare, ModRevision):
-        return pb.Compare(
-            key=key, target=pb.Compare.MOD, result=pb.Compare.EQUAL, mod_revision=compare.revision
-        )
-    result = pb.Compare.EQUAL if isinstance(compare, Absent) else pb.Compare.GREATER
-    return pb.Compare(key=key, target=pb.Compare.CREATE, result=result, create_revision=0)
+        added.target = pb.Compare.MOD
+        added.mod_revision = compare.revision
+        return
+    added.target = pb.Compare.CREATE
+    added.create_revision = 0
+    if not isinstance(compare, Absent):
+        added.result = pb.Compare.GREATER
 
 
-def _operation(op: Op) -> Any:
+def _add_operation(branch: Any, op: Op) -> None:
+    added = branch.add()
     if isinstance(op, Put):
-        put = pb.PutRequest(key=op.key.encode(), value=op.value, lease=op.lease)
-        return pb.RequestOp(request_put=put)
-    if isinstance(op, Delete):
-        return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=op.key.encode()))
-    if isinstance(op, DeletePrefix):
-        return pb.RequestOp(request_delete_range=_delete_prefix(op.prefix))
-    return pb.RequestOp(request_range=pb.RangeRequest(key=op.key.encode()))
+        put = added.request_put
+        put.key, put.value = op.key.encode(), op.value
+        if op.lease:
+            put.lease = op.lease
+    elif isinstance(op, Delete):
+        added.request_delete_range.key = op.key.encode()
+    elif isinstance(op, DeletePrefix):
+        added.request_delete_range.CopyFrom(_delete_prefix(op.prefix))
+    elif isinstance(op, DeleteRange):
+        gone = added.request_delete_range
+        gone.key, gone.range_end = op.start.encode(), op.end.encode()
+    else:
+        added.request_range.key = op.key.encode()
 
 
 def _delete_prefix(prefix: str) -> Any:
@@ -129,64 +133,29 @@ class EtcdClient:
     A cancelled call returns at once, and like `EtcdUnavailable` leaves a write's outcome unknown.
     """
 
-    def __init__(self, channel: Any, timeout: float) -> None:
+    def __init__(self, channel: Channel, timeout: float) -> None:
         """Use `open_client` instead; `timeout` in seconds."""
-        self.channel = channel
+        self._channel = channel
         self._timeout = timeout
         self._closed = False
-        self._token = trio.lowlevel.current_trio_token()
-        kv, lease = stubs.KVStub(channel), stubs.LeaseStub(channel)
-        self._kv, self._lease, self._maintenance = kv, lease, stubs.MaintenanceStub(channel)
-        # A stream of one request and one answer is, on the wire, a plain call: no thread needed.
-        self._renew = channel.unary_unary(
-            "/etcdserverpb.Lease/LeaseKeepAlive",
-            request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
-            response_deserializer=pb.LeaseKeepAliveResponse.FromString,
-        )
 
     def close(self) -> None:
         """End the connection; calls that wait, and later ones, raise `EtcdUnavailable`."""
         self._closed = True
-        self.channel.close()
+        self._channel.close()
 
-    async def _call(self, method: Any, request: Any, timeout: float | None = None) -> Any:
+    @property
+    def open_calls(self) -> int:
+        """How many calls, watches among them, are under way."""
+        return self._channel.open_calls
+
+    async def _call(
+        self, path: str, request: Any, answer: Any, timeout: float | None = None
+    ) -> Any:
         """One request, one answer, within `timeout` seconds (the client's when None)."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        task = trio.lowlevel.current_task()
-        waiting = True
-
-        def wake() -> None:
-            nonlocal waiting
-            if waiting:
-                waiting = False
-                trio.lowlevel.reschedule(task)
-
-        def done(_: object) -> None:  # on a thread of gRPC's
-            try:
-                self._token.run_sync_soon(wake)
-            except trio.RunFinishedError:
-                return
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            nonlocal waiting
-            waiting = False
-            future.cancel()
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        # Waiting for readiness makes a short restart of etcd a delay instead of an error.
         seconds = self._timeout if timeout is None else timeout
-        try:
-            future = method.future(request, timeout=seconds, wait_for_ready=True)
-        except ValueError as error:  # gRPC's answer to a call on a closed channel
-            raise EtcdUnavailable("the client is closed") from error
-        future.add_done_callback(done)
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        try:
-            return future.result()
-        except grpc.RpcError as error:
-            raise error_from(error.code().name, error.details() or "") from None
-        except grpc.FutureCancelledError:
-            raise EtcdUnavailable("the client was closed during the call") from None
+        data = await self._channel.call(path, request.SerializeToString(), seconds)
+        return answer.FromString(data)
 
     async def _read(self, request: Any) -> Any:
         """A range; asked again on a broken connection, since reading twice does no harm."""
@@ -194,7 +163,9 @@ class EtcdClient:
         while True:
             remaining = deadline - trio.current_time()
             try:
-                return await self._call(self._kv.Range, request, timeout=max(0.0, remaining))
+                return await self._call(
+                    _KV + "Range", request, pb.RangeResponse, timeout=max(0.0, remaining)
+                )
             except EtcdUnavailable:
                 if self._closed or deadline - trio.current_time() < _READ_AGAIN:
                     raise
@@ -267,32 +238,39 @@ class EtcdClient:
     async def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Write unconditionally; gives the revision of the write."""
         request = pb.PutRequest(key=key.encode(), value=value, lease=lease)
-        return int((await self._call(self._kv.Put, request)).header.revision)
+        return int((await self._call(_KV + "Put", request, pb.PutResponse)).header.revision)
 
     async def delete(self, key: str) -> int:
         """Remove one key; gives how many were removed, 0 or 1."""
         request = pb.DeleteRangeRequest(key=key.encode())
-        return int((await self._call(self._kv.DeleteRange, request)).deleted)
+        return await self._delete(request)
 
     async def delete_prefix(self, prefix: str) -> int:
         """Remove all keys that start with `prefix`; gives how many."""
-        return int((await self._call(self._kv.DeleteRange, _delete_prefix(prefix))).deleted)
+        return await self._delete(_delete_prefix(prefix))
+
+    async def _delete(self, request: Any) -> int:
+        answer = await self._call(_KV + "DeleteRange", request, pb.DeleteRangeResponse)
+        return int(answer.deleted)
 
     async def commit(self, txn: Txn) -> TxnResult:
         """Run a transaction: it happens wholly or not at all, even if this call fails."""
-        request = pb.TxnRequest(
-            compare=[_compare(compare) for compare in txn.compare],
-            success=[_operation(op) for op in txn.success],
-            failure=[_operation(op) for op in txn.failure],
-        )
-        answer = await self._call(self._kv.Txn, request)
+        request = pb.TxnRequest()
+        for compare in txn.compare:
+            _add_compare(request, compare)
+        for op in txn.success:
+            _add_operation(request.success, op)
+        for op in txn.failure:
+            _add_operation(request.failure, op)
+        answer = await self._call(_KV + "Txn", request, pb.TxnResponse)
         reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
         responses = [[_key_value(kv) for kv in read.kvs] for read in reads]
         return TxnResult(answer.succeeded, answer.header.revision, responses)
 
     async def grant(self, ttl: int) -> int:
         """A new lease of `ttl` seconds (etcd may make it longer); gives its id."""
-        return int((await self._call(self._lease.LeaseGrant, pb.LeaseGrantRequest(TTL=ttl))).ID)
+        request = pb.LeaseGrantRequest(TTL=ttl)
+        return int((await self._call(_LEASE + "LeaseGrant", request, pb.LeaseGrantResponse)).ID)
 
     async def keep_alive(self, lease: int) -> None:
         """Renew the lease, a third of its life apart, until cancelled; raises `LeaseLost`.
@@ -300,9 +278,13 @@ class EtcdClient:
         Silence of etcd is not the loss of the lease, so it is outlasted: whoever acts on holding
         the lease compares a key attached to it in the same transaction.
         """
+        request = pb.LeaseKeepAliveRequest(ID=lease)
         while True:
             try:
-                answer = await self._call(self._renew, pb.LeaseKeepAliveRequest(ID=lease))
+                # A stream of one request and one answer is, on the wire, a plain call.
+                answer = await self._call(
+                    _LEASE + "LeaseKeepAlive", request, pb.LeaseKeepAliveResponse
+                )
             except EtcdError as error:
                 if not error.retryable:
                     raise
@@ -314,13 +296,14 @@ class EtcdClient:
 
     async def revoke(self, lease: int) -> None:
         """End a lease now, and with it every key attached; `LeaseLost` when it is gone already."""
-        await self._call(self._lease.LeaseRevoke, pb.LeaseRevokeRequest(ID=lease))
+        request = pb.LeaseRevokeRequest(ID=lease)
+        await self._call(_LEASE + "LeaseRevoke", request, pb.LeaseRevokeResponse)
 
     async def status(self) -> Status:
         """The server's version, sizes and revision."""
         # Status tells raft's index, not the store's revision: an empty read does.
         read = await self._read(pb.RangeRequest(key=b"\0", count_only=True))
-        answer = await self._call(self._maintenance.Status, pb.StatusRequest())
+        answer = await self._call(_MAINTENANCE + "Status", pb.StatusRequest(), pb.StatusResponse)
         # The stubs are older than `dbSizeInUse`, which is field 9.
         fields: Any = UnknownFieldSet(answer)
         newer = {field.field_number: field.data for field in fields}
@@ -337,30 +320,41 @@ class EtcdClient:
     async def compact(self, revision: int) -> None:
         """Forget what was overwritten before `revision`; `Compacted` when that was done already."""
         request = pb.CompactionRequest(revision=revision)
-        await self._call(self._kv.Compact, request, timeout=60)
+        await self._call(_KV + "Compact", request, pb.CompactionResponse, timeout=60)
 
     async def defragment(self) -> None:
         """Give free space back to the file system; etcd answers nothing else meanwhile."""
-        await self._call(self._maintenance.Defragment, pb.DefragmentRequest(), timeout=300)
+        request = pb.DefragmentRequest()
+        await self._call(_MAINTENANCE + "Defragment", request, pb.DefragmentResponse, timeout=300)
 
     async def alarms(self) -> list[str]:
         """Names of the raised alarms, such as NOSPACE."""
+        return [_alarm_name(alarm.alarm) for alarm in await self._alarms()]
+
+    async def _alarms(self) -> Any:
         request = pb.AlarmRequest(action=pb.AlarmRequest.GET)
-        answer = await self._call(self._maintenance.Alarm, request)
-        return [_alarm_name(alarm.alarm) for alarm in answer.alarms]
+        return (await self._call(_MAINTENANCE + "Alarm", request, pb.AlarmResponse)).alarms
 
     async def disarm(self) -> None:
         """Clear all alarms; etcd raises NOSPACE again if space was not freed first."""
-        request = pb.AlarmRequest(action=pb.AlarmRequest.GET)
-        for alarm in (await self._call(self._maintenance.Alarm, request)).alarms:
+        for alarm in await self._alarms():
             off = pb.AlarmRequest(
                 action=pb.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm
             )
-            await self._call(self._maintenance.Alarm, off)
+            await self._call(_MAINTENANCE + "Alarm", off, pb.AlarmResponse)
 
     async def snapshot(self, path: Path) -> int:
         """Save a consistent copy of the store at `path`, which must not exist; gives its bytes."""
-        return await download_snapshot(self._maintenance.Snapshot, pb.SnapshotRequest(), path)
+        request = pb.SnapshotRequest().SerializeToString()
+
+        def begin() -> Stream:
+            return self._channel.stream(_MAINTENANCE + "Snapshot", request, single=True)
+
+        return await save_snapshot(begin, pb.SnapshotResponse.FromString, path)
+
+    def open_watch(self, request: Any) -> Stream:
+        """A stream of watch messages that begins with `request`; what they mean is in `watch`."""
+        return self._channel.stream("/etcdserverpb.Watch/Watch", request.SerializeToString())
 
 
 def _alarm_name(number: int) -> str:
@@ -374,9 +368,9 @@ async def open_client(target: str, *, timeout: float = 5.0) -> AsyncIterator[Etc
 
     Does not wait for the server: the first call does.
     """
-    channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
-    client = EtcdClient(channel, timeout)
-    try:
-        yield client
-    finally:
-        client.close()
+    async with open_channel(target) as channel:
+        client = EtcdClient(channel, timeout)
+        try:
+            yield client
+        finally:
+            client.close()

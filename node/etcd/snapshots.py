@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import trio
 
-from node.etcd.errors import EtcdError, error_from
+from node.etcd.channel import Stream
+from node.etcd.errors import EtcdError
 
 _DIGEST = 32  # bytes of SHA-256 behind the database
 
@@ -35,38 +36,54 @@ class _TailHash:
         return self._hash.digest() == self._tail
 
 
-def _copy(stream: Any, path: Path) -> int:
-    check, size = _TailHash(), 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        try:
-            for part in stream:
-                file.write(part.blob)
-                check.feed(part.blob)
-                size += len(part.blob)
-        except grpc.RpcError as error:
-            raise error_from(error.code().name, error.details() or "") from None
-        if not check.matches():
+class _File:
+    """The file as it grows; every method may wait for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._file = os.fdopen(descriptor, "wb")
+        self._check = _TailHash()
+        self.size = 0
+
+    def add(self, data: bytes) -> None:
+        self._file.write(data)
+        self._check.feed(data)
+        self.size += len(data)
+
+    def finish(self) -> None:
+        """Raises EtcdError when the contents are not what was sent."""
+        if not self._check.matches():
             raise EtcdError("the snapshot arrived damaged: its digest does not match")
-        file.flush()
-        os.fsync(file.fileno())
-    return size
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
-async def download_snapshot(method: Any, request: Any, path: Path) -> int:
-    """Write the stream of `method(request)` to the new file `path` (0600); gives its bytes.
+async def save_snapshot(
+    begin: Callable[[], Stream], decode: Callable[[bytes], Any], path: Path
+) -> int:
+    """Write the stream that `begin` opens to the new file `path` (0600); gives its bytes.
 
-    The file appears under its name only when complete and synced.
+    The file appears under its name only when complete and synced. Raises EtcdError.
     """
     if await trio.Path(path).exists():
         raise FileExistsError(path)
     partial = path.with_name(path.name + ".partial")
-    stream = method(request, wait_for_ready=True)
+    stream = begin()
+    file = _File(partial)
     try:
-        # When cancelled the thread is left behind; ending the stream, below, ends it too.
-        size = await trio.to_thread.run_sync(_copy, stream, partial, abandon_on_cancel=True)
+        while True:
+            try:
+                messages = await stream.receive()
+            except trio.EndOfChannel:
+                break
+            await trio.to_thread.run_sync(file.add, b"".join(decode(m).blob for m in messages))
+        await trio.to_thread.run_sync(file.finish)
         os.rename(partial, path)
     finally:
-        stream.cancel()
+        stream.close()
+        file.close()
         partial.unlink(missing_ok=True)
-    return size
+    return file.size

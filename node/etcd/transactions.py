@@ -30,13 +30,20 @@ class DeletePrefix(msgspec.Struct, frozen=True):
     prefix: str
 
 
+class DeleteRange(msgspec.Struct, frozen=True):
+    """Remove every key from `start` to before `end`."""
+
+    start: str
+    end: str
+
+
 class Get(msgspec.Struct, frozen=True):
     """Read `key`; gives an empty list in the result when it does not exist."""
 
     key: str
 
 
-Op = Put | Delete | DeletePrefix | Get
+Op = Put | Delete | DeletePrefix | DeleteRange | Get
 
 
 class ModRevision(msgspec.Struct, frozen=True):

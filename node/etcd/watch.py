@@ -6,27 +6,22 @@ make of the events is theirs.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import grpc
 import msgspec
 import trio
 from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped]
-from etcd3.etcdrpc import rpc_pb2_grpc as stubs
 
 from node.etcd.client import EtcdClient, prefix_end
-from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable, error_from
+from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable
 from node.log import get_logger
 
 log = get_logger("watch")
 
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.1, 2.0  # seconds between a broken stream and the next listing
 _STABLE = 10.0  # seconds of a stream after which its end counts as the first again
-_IN_FLIGHT = 64  # messages read ahead of a slow reader before the stream is left to fill up
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -49,72 +44,35 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class _Stream:
-    """One gRPC watch: two threads that do nothing but wait, and a queue into trio."""
+    """One watch on etcd; a reader that is slow lets it fill up there."""
 
     def __init__(self, client: EtcdClient, prefix: str, start_revision: int) -> None:
         key = prefix.encode()
         create = pb.WatchCreateRequest(
             key=key or b"\0", range_end=prefix_end(key), start_revision=start_revision
         )
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._requests.put(pb.WatchRequest(create_request=create))
-        self._room = threading.Semaphore(_IN_FLIGHT)
-        self._token = trio.lowlevel.current_trio_token()
-        self._sender, self._receiver = trio.open_memory_channel[Any](_IN_FLIGHT + 1)
-        # Cut off from the other members, a member of a cluster would stay silent without this.
-        self._call = stubs.WatchStub(client.channel).Watch(
-            self._outgoing(), wait_for_ready=True, metadata=(("hasleader", "true"),)
-        )
-
-    def _outgoing(self) -> Iterator[Any]:
-        while (request := self._requests.get()) is not None:
-            yield request
-
-    def read(self) -> None:
-        """Pass answers to the trio side until the stream ends; runs on a thread of its own."""
-        ending: EtcdError = EtcdUnavailable("the watch ended")
-        try:
-            self._room.acquire()
-            for answer in self._call:
-                self._token.run_sync_soon(self._sender.send_nowait, answer)
-                self._room.acquire()
-        except grpc.RpcError as error:
-            ending = error_from(error.code().name, error.details() or "")
-        except trio.RunFinishedError:
-            return
-        try:
-            self._token.run_sync_soon(self._deliver_ending, ending)
-        except trio.RunFinishedError:
-            return
-
-    def _deliver_ending(self, ending: EtcdError) -> None:
-        self._sender.send_nowait(ending)
+        self._stream = client.open_watch(pb.WatchRequest(create_request=create))
 
     def ask_for_progress(self) -> None:
         """Make the server say something, if it is there."""
-        self._requests.put(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+        request = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+        self._stream.send(request.SerializeToString())
 
-    async def receive(self) -> Any:
-        """The next answer; raises `EtcdError` when the stream has ended."""
-        answer = await self._receiver.receive()
-        self._room.release()
-        if isinstance(answer, EtcdError):
-            raise answer
-        return answer
+    async def receive(self) -> list[Any]:
+        """The answers that came, one at least; raises `EtcdError` when the stream has ended."""
+        try:
+            return [pb.WatchResponse.FromString(each) for each in await self._stream.receive()]
+        except trio.EndOfChannel:
+            raise EtcdUnavailable("the watch ended") from None
 
     def close(self) -> None:
-        """End the stream and both threads."""
-        self._call.cancel()
-        self._requests.put(None)
-        self._room.release()
+        """End the stream."""
+        self._stream.close()
 
 
 @contextmanager
 def _open_stream(client: EtcdClient, prefix: str, start_revision: int) -> Iterator[_Stream]:
     stream = _Stream(client, prefix, start_revision)
-    # A plain thread: trio's are counted, and one that waits for ever would use up the allowance.
-    thread = threading.Thread(target=stream.read, name=f"watch {prefix}", daemon=True)
-    thread.start()
     try:
         yield stream
     finally:
@@ -139,22 +97,29 @@ async def _follow(
     """Pass batches on until the stream fails; raises `EtcdError`."""
     asked = False
     while True:
-        answer = None
+        answers: list[Any] = []
         with trio.move_on_after(heartbeat / 2):
-            answer = await stream.receive()
-        if answer is None:
+            answers = await stream.receive()
+        if not answers:
             if asked:
                 raise EtcdUnavailable(f"the watch was silent for {heartbeat} s")
             stream.ask_for_progress()
             asked = True
             continue
         asked = False
-        if answer.canceled:
-            if answer.compact_revision:
-                raise Compacted(f"watched from before revision {answer.compact_revision}")
-            raise EtcdUnavailable(f"etcd ended the watch: {answer.cancel_reason or 'no reason'}")
-        if answer.events:
-            await channel.send(Batch(False, _events(answer), answer.header.revision))
+        events: list[Event] = []
+        revision = 0
+        for answer in answers:
+            if answer.canceled:
+                if answer.compact_revision:
+                    raise Compacted(f"watched from before revision {answer.compact_revision}")
+                reason = answer.cancel_reason or "no reason"
+                raise EtcdUnavailable(f"etcd ended the watch: {reason}")
+            if answer.events:
+                events += _events(answer)
+                revision = answer.header.revision
+        if events:
+            await channel.send(Batch(False, events, revision))
 
 
 async def watch(

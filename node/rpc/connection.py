@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from node.log import get_logger
+from node.rpc.plain import parse_plain
 
 __all__ = [
     "Connection",
@@ -158,6 +159,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_ahead",
         "_limits",
         "_reading",
         "_roster",
@@ -174,7 +176,9 @@ class Connection:
         self.stream = stream
         self._limits = roster.limits
         self.remote = _remote(stream)
-        self.http = h11.Connection(h11.SERVER, roster.limits.max_header)
+        # Made for a request that is not plain, or not here in one piece, and dropped after it.
+        self.http: h11.Connection | None = None
+        self._ahead = b""  # read behind the last request
         # Clients open pools ahead of their first request; the clock of a request starts with it.
         self.scope = trio.CancelScope(deadline=trio.current_time() + self._limits.idle_timeout)
         self._reading = False
@@ -208,6 +212,7 @@ class Connection:
             except _RefusedRequest as refusal:
                 return await self._refuse(refusal.status, str(refusal))
             except h11.RemoteProtocolError as fault:
+                assert self.http is not None
                 if self.http.trailing_data[1]:
                     return None  # cut off in the middle: nobody is left to answer
                 return await self._refuse(fault.error_status_hint, str(fault))
@@ -216,47 +221,57 @@ class Connection:
             response = await self._handle(request)
             if response.upgrade is not None:
                 roster.upgraded.add(self)
+                ahead = self.http.trailing_data[0] if self.http is not None else self._ahead
                 try:
-                    return await response.upgrade(self.stream, self.http.trailing_data[0])
+                    return await response.upgrade(self.stream, ahead)
                 finally:
                     roster.upgraded.discard(self)
             # What is not DONE now asked for a close, speaks HTTP/1.0, or hoped for an upgrade.
             parser = self.http
-            close = parser.their_state is not h11.DONE or roster.draining or roster.starved > 0
+            ends = parser is not None and parser.their_state is not h11.DONE
+            close = ends or roster.draining or roster.starved > 0
             await self._respond(response, request.method, close=close)
             if close:
                 return None
-            self.http = h11.Connection(h11.SERVER, self._limits.max_header)
-            ahead, ended = parser.trailing_data
-            if ahead:
-                self.http.receive_data(ahead)
-            if ended:
-                self.http.receive_data(b"")
+            if parser is not None:
+                # An end that was read already will be read again.
+                self._ahead = parser.trailing_data[0]
+                self.http = None
 
     async def _read_request(self) -> Request | None:
         """Return the next request, or None when the peer has closed the connection."""
-        parser, roster = self.http, self._roster
-        event = parser.next_event()
-        if event is h11.NEED_DATA and not parser.trailing_data[0]:
-            roster.idle[self] = None
+        if self._ahead:
+            # Whoever sends many at once takes turns with the others.
+            await trio.lowlevel.checkpoint()
+        else:
+            self._roster.idle[self] = None
             try:
-                await self._receive()
+                self._ahead = bytes(await self.stream.receive_some(_CHUNK))
             finally:
-                roster.idle.pop(self, None)
-            if self.scope.cancel_called:
+                self._roster.idle.pop(self, None)
+            if not self._ahead or self.scope.cancel_called:
                 # Drained or evicted in the moment the bytes came: better not to start at all
                 # than to have the handler cancelled at its first await.
                 return None
-            event = parser.next_event()
+        limits = self._limits
+        plain = parse_plain(self._ahead, limits.max_header, limits.max_body)
+        if plain is not None:
+            method, target, headers, body, end = plain
+            self._ahead = self._ahead[end:]
+            return self._request(method, target, headers, body)
+        self.http = parser = h11.Connection(h11.SERVER, limits.max_header)
+        parser.receive_data(self._ahead)
+        self._ahead = b""
+        event = parser.next_event()
         if event is h11.NEED_DATA:
             self._reading = True
             self.scope.deadline = trio.current_time() + self._limits.read_timeout
             while event is h11.NEED_DATA:
-                await self._receive()
+                await self._receive(parser)
                 event = parser.next_event()
         if not isinstance(event, h11.Request):
             return None
-        headers: dict[str, str] = {}
+        headers = {}
         size = len(event.target)
         for raw_name, raw_value in event.headers:
             size += len(raw_name) + len(raw_value) + 4
@@ -264,20 +279,25 @@ class Connection:
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if size > self._limits.max_header:
             raise _RefusedRequest(431, f"headers exceed {self._limits.max_header} bytes")
-        body = await self._read_body(int(headers.get("content-length", "0")))
+        body = await self._read_body(parser, int(headers.get("content-length", "0")))
         self._reading = False
-        path, _, query = event.target.decode("ascii").partition("?")
+        return self._request(
+            event.method.decode("ascii"), event.target.decode("ascii"), headers, body
+        )
+
+    def _request(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Request:
+        path, _, query = target.partition("?")
         if not path.startswith("/") and "://" in path:  # absolute form, as sent to proxies
             path = "/" + path.partition("://")[2].partition("/")[2]
         if "%" in path:
             path = unquote(path)
-        return Request(event.method.decode("ascii"), path, query, headers, body, self.remote)
+        return Request(method, path, query, headers, body, self.remote)
 
-    async def _receive(self) -> None:
-        self.http.receive_data(bytes(await self.stream.receive_some(_CHUNK)))
+    async def _receive(self, parser: h11.Connection) -> None:
+        parser.receive_data(bytes(await self.stream.receive_some(_CHUNK)))
 
-    async def _read_body(self, declared: int) -> bytes:
-        parser, limit = self.http, self._limits.max_body
+    async def _read_body(self, parser: h11.Connection, declared: int) -> bytes:
+        limit = self._limits.max_body
         too_large = f"the body exceeds {limit} bytes"
         if declared > limit:
             raise _RefusedRequest(413, too_large)
@@ -302,7 +322,7 @@ class Connection:
                         await self.stream.send_all(_CONTINUE)
                 allowance = self._limits.read_timeout + len(body) / _SLOWEST_BODY
                 self.scope.deadline = began + allowance
-                await self._receive()
+                await self._receive(parser)
             else:
                 return bytes(body)
 
@@ -337,7 +357,10 @@ class Connection:
                 room = _READ_AHEAD
                 while room > 0:
                     data = await self.stream.receive_some(room)
-                    self.http.receive_data(bytes(data))
+                    if self.http is not None:
+                        self.http.receive_data(bytes(data))
+                    else:
+                        self._ahead += data
                     room -= len(data)
                     if not data:
                         self.scope.cancel()

@@ -23,6 +23,7 @@ from node.rpc.connection import (
     Upgrade,
     plain_error,
 )
+from node.rpc.prompt import PromptStream
 
 __all__ = [
     "Handler",
@@ -134,6 +135,8 @@ class _Server:
                 await trio.aclose_forcefully(stream)
                 raise
             self._open += 1
+            if isinstance(stream, trio.SocketStream):
+                stream = PromptStream(stream)
             self._nursery.start_soon(self._serve, stream)
 
     async def _take_slot(self) -> None:

@@ -145,15 +145,15 @@ class _Socket:
             async with self._writing:
                 if self._broken:
                     return
-                self._broken = True
+                sent = False
                 try:
                     with trio.move_on_after(_SEND_SECONDS):
                         await self._stream.send_all(data)
-                        self._broken = False
+                        sent = True
                 except _GONE:
                     pass
-        if self._broken:
-            self._break()
+                if not sent:
+                    self._break()
 
     async def _send(self, event: Event) -> None:
         if not self._broken and self._websocket.state is ConnectionState.OPEN:

@@ -34,8 +34,11 @@ class Store:
         return int((self.directory / "etcd.pid").read_text().split()[0])
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to etcd itself."""
+        """Send a signal to etcd itself; after a SIGSTOP it has really stopped."""
         os.kill(self.pid(), number)
+        if number == signal.SIGSTOP:
+            # The signal is only asked for: a thread could still answer the next request.
+            os.waitid(os.P_PID, self.pid(), os.WSTOPPED | os.WNOWAIT)
 
 
 async def start_store(nursery: trio.Nursery, directory: Path, *, quota: int = QUOTA) -> Store:

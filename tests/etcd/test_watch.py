@@ -168,17 +168,18 @@ async def test_a_frozen_etcd_is_noticed(store: Store, nursery: trio.Nursery) -> 
         nursery.cancel_scope.cancel()
 
 
-async def test_a_cancelled_watch_leaves_no_thread(client: EtcdClient) -> None:
-    before = {thread for thread in threading.enumerate() if thread.name.startswith("watch p/")}
+async def test_a_cancelled_watch_leaves_no_call_and_no_thread(client: EtcdClient) -> None:
+    threads = threading.active_count()
     async with trio.open_nursery() as nursery:
         receiver = await start_watch(nursery, client, "p/")
         await receiver.receive()
-        mine = {t for t in threading.enumerate() if t.name.startswith("watch p/")} - before
-        assert len(mine) == 1
+        await client.put("p/a", b"")
+        await receiver.receive()
+        assert client.open_calls == 1
+        assert threading.active_count() == threads
         nursery.cancel_scope.cancel()
-    for thread in mine:
-        await trio.to_thread.run_sync(thread.join, 5)
-        assert not thread.is_alive()
+    assert client.open_calls == 0
+    await client.put("p/a", b"")  # and the connection is as good as before
 
 
 async def test_the_reader_is_gone(client: EtcdClient) -> None:
