@@ -28,7 +28,7 @@ def test_defaults_without_a_file(tmp_path: Path) -> None:
     config = load(tmp_path)
     assert config.node.home == str(tmp_path)
     assert (config.rpc.host, config.rpc.port, config.rpc.replay) == ("0.0.0.0", 50080, "lenient")
-    assert config.rpc.max_body == 2 * 1024**2
+    assert config.rpc.max_body == 16 * 1024**2
     assert (config.etcd.endpoints, config.etcd.quota) == ([], 2 * 1024**3)
     assert (config.federation.enabled, config.federation.port) == (True, 50081)
     assert (config.federation.trust, config.federation.interfaces) == ("manual", [])
@@ -76,7 +76,7 @@ def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None
     text = "[rpc]\nport = 1\nhost = 'file'\nreplay = 'strict'\n"
     environ = {"COLONYD_RPC__PORT": "2", "COLONYD_RPC__HOST": "env"}
     rpc = load(tmp_path, text, flags={"rpc.port": 3, "rpc.host": None}, environ=environ).rpc
-    assert (rpc.port, rpc.host, rpc.replay, rpc.max_body) == (3, "env", "strict", 2 * 1024**2)
+    assert (rpc.port, rpc.host, rpc.replay, rpc.max_body) == (3, "env", "strict", 16 * 1024**2)
 
 
 def test_the_environments_text_takes_the_fields_type(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ Disconnects, draining and TLS are in `test_http_lifecycle`; what requests mean, 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
+import trio
 
 from node.rpc.http import Limits, Request, Response
-from tests.http_edge import GET, echo, post, serving
+from tests.http_edge import GET, Client, echo, post, serving
 
 
 async def test_request_and_response_arrive_whole() -> None:
@@ -149,6 +151,35 @@ async def test_refusals_are_answered_and_close(raw: bytes, status: int, word: st
         assert json.loads(body)["status"] == status
         assert word in json.loads(body)["message"]
         assert await client.closed()
+
+
+async def test_unfinished_bodies_share_a_bound() -> None:
+    """Many great ones at once would be all the memory there is; small ones still pass."""
+    body = b"x" * 300_000
+    async with serving(echo, Limits(max_body=400_000, max_held=350_000)) as served:
+        pair = [await served.connect() for _ in range(2)]
+        answers: list[int] = []
+        refused = trio.Event()
+
+        async def send(client: Client) -> None:
+            with suppress(trio.BrokenResourceError):
+                await client.send(post(body)[:-1])
+            status, _, _ = await client.reply("POST")
+            answers.append(status)
+            refused.set()
+
+        async with trio.open_nursery() as nursery:
+            for client in pair:
+                nursery.start_soon(send, client)
+            await refused.wait()
+            small = await served.connect()
+            assert (await small.ask(post(b"y" * 60_000)))[0] == 200
+            for client in pair:
+                with suppress(trio.BrokenResourceError):
+                    await client.send(b"x")
+        assert answers == [503, 200]
+        again = await served.connect()
+        assert (await again.ask(post(body)))[0] == 200
 
 
 async def test_a_body_in_crumbs_is_refused() -> None:

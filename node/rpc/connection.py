@@ -38,6 +38,7 @@ log = get_logger("http")
 _CHUNK = 65_536  # bytes asked of the kernel at a time
 _READ_AHEAD = 65_536  # bytes kept of requests pipelined behind a running one
 _SLOWEST_BODY = 16_384  # bytes per second a body must sustain once the read timeout is used up
+_SMALL_BODY = 65_536  # bytes; a body up to this is read whatever others send
 _CLOSE_SECONDS = 2.0  # bound on saying goodbye to a peer that may be stuck
 _LINGER_BYTES = 4_194_304  # read and dropped after a refusal, so that the peer sees the answer
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -75,13 +76,17 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what one peer may use: sizes in bytes, times in seconds."""
+    """Bounds on what one peer may use: sizes in bytes, times in seconds.
+
+    `max_held` is for all unfinished bodies together: beyond it only small ones are read on.
+    """
 
     max_body: int = 2_000_000
     max_header: int = 16_384
     read_timeout: float = 10.0
     idle_timeout: float = 120.0
     max_connections: int = 4096
+    max_held: int = 67_108_864
 
 
 class _RefusedRequest(Exception):
@@ -114,6 +119,7 @@ class Roster:
         self.upgraded: set[Connection] = set()
         self.running: dict[Connection, None] = {}
         self.running_long: dict[Connection, None] = {}
+        self.held = 0  # bytes of bodies that are not complete
         self._first: trio.Event | None = None
         self._date = ""
         self._date_second = 0
@@ -302,15 +308,27 @@ class Connection:
         if declared > limit:
             raise _RefusedRequest(413, too_large)
         body = bytearray()
+        try:
+            return await self._gather_body(parser, body, limit, too_large)
+        finally:
+            self._roster.held -= len(body)
+
+    async def _gather_body(
+        self, parser: h11.Connection, body: bytearray, limit: int, too_large: str
+    ) -> bytes:
+        roster = self._roster
         pieces = 0
         began = 0.0
         while True:
             event = parser.next_event()
             if isinstance(event, h11.Data):
                 body += event.data
+                roster.held += len(event.data)
                 pieces += 1
                 if len(body) > limit:
                     raise _RefusedRequest(413, too_large)
+                if roster.held > self._limits.max_held and len(body) > _SMALL_BODY:
+                    raise _RefusedRequest(503, "too many large requests at once; try again")
                 if pieces > 1024 and len(body) < 64 * pieces:
                     # Each piece costs the parser as much as a kilobyte does.
                     raise _RefusedRequest(400, "the body arrives in too small pieces")
