@@ -6,7 +6,6 @@ The order is `scheduler`'s, the transaction `store.processes`'; the indexes are 
 from __future__ import annotations
 
 from collections import Counter
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -159,6 +158,8 @@ class HandOut:
                 process = await self._hand_out(entry, executor)
             except (EtcdError, RpcError):
                 self.processes.queue.give_back(entry)
+                # Others may have looked in vain while it was taken.
+                self.wake(entry)
                 raise
             finally:
                 self._starting[origin] -= 1

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from node.codec import pack
-from node.etcd.client import open_client
+from node.etcd.client import TxnResult, open_client
+from node.etcd.errors import EtcdUnavailable
+from node.etcd.transactions import Txn
 from node.model import Conditions, Executor, FunctionSpec, Process, State
 from node.processes import Processes
 from node.scheduler import Candidate
@@ -72,3 +75,35 @@ async def test_a_caller_at_its_timeout_keeps_what_it_got(processes: Processes) -
     # The deadline passes while the transaction runs: the caller is still there to take it.
     got = await processes.handout.assign(CANDIDATE, ADA, 1e-6)
     assert got.processid == submitted.processid
+
+
+async def test_a_hand_out_that_fails_leaves_the_process_to_who_waits(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    submitted = await processes.submit(make(), b"")
+    commit, under_way, fail = processes.client.commit, trio.Event(), trio.Event()
+
+    async def broken(txn: Txn) -> TxnResult:
+        monkeypatch.setattr(processes.client, "commit", commit)
+        under_way.set()
+        await fail.wait()
+        raise EtcdUnavailable("gone")
+
+    async def unlucky() -> None:
+        with pytest.raises(EtcdUnavailable):
+            await processes.handout.assign(CANDIDATE, ADA, 5)
+
+    monkeypatch.setattr(processes.client, "commit", broken)
+    nursery.start_soon(unlucky)
+    await under_way.wait()
+    got: list[Process] = []
+
+    async def lucky() -> None:
+        with trio.fail_after(5):
+            got.append(await processes.handout.assign(CANDIDATE, ADA, 60))
+
+    async with trio.open_nursery() as inner:
+        inner.start_soon(lucky)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        fail.set()
+    assert got[0].processid == submitted.processid
