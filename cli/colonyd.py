@@ -53,6 +53,7 @@ async def federated(
         config,
         Path(config.node.home),
         node.now,
+        node.members,
     )
     node.processes.hooks = federation
     node.extra_status = partial(_federation_status, federation)

@@ -5,13 +5,23 @@ A key never travels: ids are what others are given. Which key signs a call is in
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cli.inputs import read_text
-from cli.output import print_json, print_rows
-from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+from cli.output import print_fields, print_json, print_rows, short
+from cli.session import (
+    NOT_FOUND,
+    USAGE,
+    Failure,
+    Session,
+    colony_command,
+    colony_group,
+    confirm,
+)
 
 key = colony_group(
     "key",
@@ -89,5 +99,32 @@ def ls(session: Session) -> None:
     print_rows(session, rows, ["NAME", "ID"], lambda row: [row["name"], row["id"]], "no keys")
 
 
-for _command in (generate, id_, ls):
+@colony_command("rotate", "colony key rotate", "colony key rotate --yes")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rotate(session: Session, yes: bool) -> None:
+    """Give the home colony a new key, and so a new id; peers that trust it follow.
+
+    The daemon makes the key, signs with both that one follows the other, and keeps the old one
+    beside it. For seven days both count, so that what is on its way gets there. Whoever holds
+    copies of keys/colony.key must replace them. After a theft: rotate before the thief does.
+    """
+    old = session.owner_key()
+    confirm(yes, f"replace the key of colony {session.colony()} ({short(old.id)})")
+    done: dict[str, Any] = session.call("rotatekeymsg", {}, key=old)
+    if session.as_json:
+        print_json(done)
+        return
+    until = datetime.fromtimestamp(float(done["until"]), UTC)
+    print_fields(
+        [
+            ("colony", session.colony()),
+            ("id", done["id"]),
+            ("former id", done["former"]),
+            ("both count until", until.isoformat(sep=" ", timespec="seconds")),
+            ("old key", done["kept"]),
+        ]
+    )
+
+
+for _command in (generate, id_, ls, rotate):
     key.add_command(_command)

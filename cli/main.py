@@ -25,6 +25,7 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         "status": ("cli.status", "status", "Show how the daemon is."),
         "top": ("cli.top", "top", "Watch queue, running work, executors and peers."),
         "doctor": ("cli.doctor", "doctor", "Look for what is wrong and say what to do."),
+        "history": ("cli.history", "history", "What has left the store: list, show, verify."),
         "config": ("cli.config", "config", "Show the settings in force."),
         "key": ("cli.key", "key", "Make private keys, tell their ids."),
     },
@@ -48,6 +49,7 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         "colony": ("cli.colony", "colony", "The colonies that a server hosts."),
         "location": ("cli.location", "location", "Named places where executors stand."),
         "peers": ("cli.peers", "peers", "Other colonies: list, trust, block, ping."),
+        "routes": ("cli.routes", "routes", "Where processes go that name no colony, and why."),
     },
     "The server": {
         "server": ("cli.server", "server", "The server: info, counters, alive or not."),

@@ -10,16 +10,27 @@ from typing import Any
 
 import click
 
+from cli.invite import invite, join
 from cli.output import ago, print_fields, print_json, print_table, short
-from cli.session import Failure, Session, colony_command, colony_group
+from cli.policy import policy_fields, policy_options, wish
+from cli.session import USAGE, Failure, Session, colony_command, colony_group
 
 peers = colony_group(
     "peers",
-    "Other colonies: list, show, trust, block and ping them. PEER is a name, an id, or the "
-    "first characters of an id.",
+    "Other colonies: list, show, invite, join, trust, block and ping them. PEER is a name, an id, "
+    "or the first characters of an id.",
     "colony peers ls",
     "colony peers trust 3fa2b1c0",
+    "colony peers invite --expires 10m",
 )
+
+
+def _state(peer: dict[str, Any]) -> str:
+    """Its state, and on whose word it is known if nobody decided about it."""
+    state, by = str(peer.get("state") or ""), peer.get("introducedby") or []
+    if by and (state == "pending" or peer.get("distance")):
+        return f"{state}, introduced by {', '.join(by)}"
+    return state
 
 
 def _seen(peer: dict[str, Any]) -> str:
@@ -40,7 +51,7 @@ def ls(session: Session) -> None:
             [
                 short(row.get("id")),
                 row.get("name"),
-                row.get("state"),
+                _state(row),
                 _seen(row),
                 row.get("outstanding"),
                 ", ".join(row.get("endpoints") or []),
@@ -59,17 +70,68 @@ def show(session: Session, peer: str) -> None:
     _print(session, session.call("getpeermsg", {"peer": peer}, owner=True))
 
 
-@colony_command("trust", "colony peers trust 3fa2b1c0")
+@colony_command(
+    "trust",
+    "colony peers trust 3fa2b1c0",
+    "colony peers trust 3fa2b1c0 --function 'render*' --max-waiting 100 --rate 60",
+    "colony peers trust 3fa2b1c0 --policy lab.toml",
+)
 @click.argument("peer")
-def trust(session: Session, peer: str) -> None:
-    """Let a colony send work here and take work from here. Compare its id first."""
-    _print(session, session.call("trustpeermsg", {"peer": peer}, owner=True))
+@policy_options
+def trust(session: Session, peer: str, asked: dict[str, Any]) -> None:
+    """Let a colony send work here and take work from here. Compare its id first.
+
+    What it may do here is the policy's: the default is [federation.policy] of the configuration.
+    A blocked colony is trusted again this way.
+    """
+    _print(session, session.call("trustpeermsg", {"peer": peer, **wish(asked)}, owner=True))
+
+
+@colony_command(
+    "policy",
+    "colony peers policy lab-42",
+    "colony peers policy lab-42 --max-running 4 --no-forward",
+    "colony peers policy lab-42 --default",
+)
+@click.argument("peer")
+@click.option("--default", "default", is_flag=True, help="Give up its own policy.")
+@policy_options
+def policy(session: Session, peer: str, default: bool, asked: dict[str, Any]) -> None:
+    """Show what a colony may do here, or change it: what is not named stays."""
+    change = wish(asked)
+    if default and change:
+        raise Failure(
+            "--default gives up the colony's own policy; nothing can be laid over it",
+            code=USAGE,
+            next_step="give either --default or what is to change",
+        )
+    if default or change:
+        fields = {"peer": peer, "default": default, **change}
+        shown = session.call("setpeerpolicymsg", fields, owner=True)
+    else:
+        shown = session.call("getpeermsg", {"peer": peer}, owner=True)
+    if session.as_json:
+        print_json(shown["policy"])
+        return
+    print_fields(
+        [
+            ("peer", shown.get("name")),
+            ("policy", "its own" if shown.get("ownpolicy") else "the default"),
+            *policy_fields(shown["policy"]),
+            ("waiting now", shown.get("waiting")),
+            ("running now", shown.get("running")),
+        ]
+    )
 
 
 @colony_command("block", "colony peers block lab-42")
 @click.argument("peer")
 def block(session: Session, peer: str) -> None:
-    """Refuse a colony from now on, whoever introduces it."""
+    """Refuse a colony from now on, whoever introduces it, and end all that is under way.
+
+    What waits for it here fails, what it may be running is in doubt and fails with that word,
+    and its processes here are cancelled. `colony peers trust` takes it back.
+    """
     _print(session, session.call("blockpeermsg", {"peer": peer}, owner=True))
 
 
@@ -89,6 +151,18 @@ def ping(session: Session, peer: str) -> None:
         click.echo(f"{peer} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")
 
 
+def _offers(said: dict[str, Any] | None) -> str:
+    """Such as 'cli (2 executors, 1 free, 0 waiting): *'; a line for each type."""
+    if not said:
+        return ""
+    lines = [
+        f"{name} ({offer['executors']} executors, {offer['free']} free, {offer['waiting']} waiting)"
+        f": {', '.join(offer['functions'])}"
+        for name, offer in sorted(said["types"].items())
+    ]
+    return "\n".join([*lines, f"as it said {said['age']:.0f} s ago"])
+
+
 def _print(session: Session, peer: dict[str, Any]) -> None:
     if session.as_json:
         print_json(peer)
@@ -97,14 +171,19 @@ def _print(session: Session, peer: dict[str, Any]) -> None:
         [
             ("peer", peer.get("name")),
             ("id", peer.get("id")),
-            ("state", peer.get("state")),
+            ("state", _state(peer)),
             ("seen", _seen(peer)),
             ("endpoints", ", ".join(peer.get("endpoints") or [])),
             ("outstanding", peer.get("outstanding")),
+            ("offers us", _offers(peer.get("capabilities"))),
+            ("waiting here", peer.get("waiting")),
+            ("running here", peer.get("running")),
+            ("policy", "its own" if peer.get("ownpolicy") else ""),
+            ("ending", "not all of it has ended yet" if peer.get("ending") else ""),
             ("error", peer.get("error")),
         ]
     )
 
 
-for _command in (ls, show, trust, block, ping):
+for _command in (ls, show, trust, policy, block, ping, invite, join):
     peers.add_command(_command)

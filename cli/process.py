@@ -5,6 +5,7 @@ Submitting is in `cli.run`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +181,7 @@ def show(session: Session, processid: str) -> None:
     """Show one process: state, result, and which colony ran it, with its signature."""
     key = session.member_key()
 
-    async def work() -> tuple[dict[str, Any], dict[str, Any] | None]:
+    async def work() -> tuple[dict[str, Any], dict[str, Any] | None, list[dict[str, Any]]]:
         async with session.client() as client:
             full = await full_id(session, client, key, processid)
             found = await client.call("getprocessmsg", {"processid": full}, key)
@@ -190,13 +191,18 @@ def show(session: Session, processid: str) -> None:
                 if error.status not in (400, 403, 404):
                     raise
                 forward = None  # never forwarded, or a server without federation
-            return found, forward or None
+            asked: list[dict[str, Any]] = []
+            if str(found.get("initiatorname")).startswith("colony/"):
+                with suppress(RpcError):  # a server that can't tell
+                    asked = await client.call("getoriginmsg", {"processid": full}, key) or []
+            return found, forward or None, asked
 
-    found, forward = session.run(work)
+    found, forward, asked = session.run(work)
     if session.as_json:
-        print_json({**found, "forward": forward})
+        print_json({**found, "forward": forward, **({"asked": asked} if asked else {})})
         return
-    print_fields(process_fields(found) + (forward_fields(forward) if forward else []))
+    fields = process_fields(found) + (forward_fields(forward) if forward else [])
+    print_fields(fields + origin_fields(asked))
 
 
 async def full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:
@@ -243,6 +249,8 @@ def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
         ("sent", f"{forward.get('attempts', 0)} times"),
         ("last error", forward.get("lasterror")),
         ("process there", forward.get("remoteprocessid")),
+        ("routed by", forward.get("route")),
+        ("tried before", "\n".join(tried["error"] for tried in forward.get("tried") or [])),
     ]
     if outcome:
         valid = bool(outcome.get("signaturevalid"))
@@ -252,7 +260,26 @@ def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
             ("outcome issued", issued.isoformat(sep=" ", timespec="seconds")),
             ("outcome", "✓ signature valid" if valid else "✗ SIGNATURE NOT VALID"),
         ]
+    chain = forward.get("chain") or []
+    if len(chain) > 1:
+        fields.append(("ran at", "\n".join(map(_chain_line, chain))))
     return fields
+
+
+def _chain_line(step: dict[str, Any]) -> str:
+    """One colony of the way back, the last one ran it."""
+    name = f"{step.get('name') or 'colony'} {short(step.get('issuer'))}"
+    if not step.get("signaturevalid"):
+        return f"{name} ✗ SIGNATURE NOT VALID"
+    problem = step.get("problem")
+    return f"{name} ✓ signature valid" + (f" ✗ BUT {problem}" if problem else "")
+
+
+def origin_fields(asked: list[dict[str, Any]]) -> list[tuple[str, object]]:
+    """What `show` prints about the colonies that a process came from, its origin first."""
+    lines = [_chain_line(hop) for hop in asked]
+    first = asked[0].get("initiator") if asked else ""
+    return [("asked for by", "\n".join(lines)), ("submitted there by", first)] if lines else []
 
 
 @colony_command("wait", "colony process wait 3fa2b1c09d7e --timeout 60")

@@ -9,18 +9,22 @@ from typing import Any
 
 import msgspec
 
-from federation import outbox
+from federation import chains, outbox, relays, route_calls, tokens
 from federation.envelope import Kind, Refused, inspect
 from federation.outbox import Forward
 from federation.peers import Known
+from federation.policy import Policy, PolicyError, changed, read
+from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
 from node.codec import unpack
-from node.errors import missing
+from node.errors import bad, missing
+from node.home import Home
 from node.identity import id_of, verify_es256k
 from node.model import State
 from node.rpc.requests import Empty, ProcessById
 from node.rpc.table import Call, Caller, Who
+from node.store import keys
 
 __all__ = ["ByPeer", "calls", "outcome_view"]
 
@@ -29,6 +33,55 @@ class ByPeer(msgspec.Struct):
     """A peer by id, unique beginning of an id, or name."""
 
     peer: str
+
+
+class Wish(msgspec.Struct):
+    """What a policy is to be: a whole one, or `change` laid over the one in force; or neither."""
+
+    policy: dict[str, Any] | None = None
+    change: dict[str, Any] | None = None
+
+    def over(self, present: Policy) -> Policy | None:
+        """The policy that is wanted, None when nothing was said. Raises RpcError 400."""
+        if self.policy is None and not self.change:
+            return None
+        try:
+            base = present if self.policy is None else read(self.policy)
+            return changed(base, self.change or {})
+        except PolicyError as error:
+            raise bad(str(error)) from None
+
+
+class TrustPeer(Wish, kw_only=True):
+    """Trust a peer, with a policy of its own if one is given."""
+
+    peer: str
+
+
+class SetPolicy(Wish, kw_only=True):
+    """Change a trusted peer's policy; `default` gives it up for that of the configuration."""
+
+    peer: str
+    default: bool = False
+
+
+class Invite(Wish, kw_only=True):
+    """Make an invitation for `expires` seconds. Without `addresses`, those of our card."""
+
+    expires: int = 3600
+    addresses: list[str] = []
+
+
+class ByInvitation(msgspec.Struct):
+    """An invitation by the beginning of its name."""
+
+    invitation: str
+
+
+class JoinPeer(Wish, kw_only=True):
+    """Use an invitation; the policy is for who invited."""
+
+    token: str
 
 
 def calls(federation: Federation) -> list[Call[Any]]:
@@ -40,23 +93,73 @@ def calls(federation: Federation) -> list[Call[Any]]:
     def view(entry: Known) -> dict[str, Any]:
         peer = entry.peer
         return {
-            "id": peer.id,
+            "id": peer.wire,
             "name": peer.name,
             "state": peer.state,
             "endpoints": entry.addresses(),
             "lastseen": entry.lastseen,
             "error": entry.error,
             "outstanding": federation.ledger.outstanding(peer.id),
+            "waiting": federation.ledger.processes.queue.count_of(peer.id),
+            "running": federation.ledger.processes.running.count_of(peer.id),
+            "policy": policy_view(federation.peers.policy(peer.id)),
+            "ownpolicy": peer.policy is not None,
+            "ending": peer.ending,
+            "introducedby": [
+                federation.peers.name(by) for by in federation.peers.introducers(peer.id)
+            ],
+            "distance": peer.distance,
+            "former": [{"id": each.id, "until": each.until} for each in peer.former],
         }
 
     async def get_peers(caller: Caller, request: Empty) -> list[dict[str, Any]]:
         return [view(entry) for entry in federation.peers.known.values()]
 
     async def get_peer(caller: Caller, request: ByPeer) -> dict[str, Any]:
-        return view(federation.peers.find(request.peer))
+        entry = federation.peers.find(request.peer)
+        said, age = federation.board.get(entry.peer.id), federation.board.age(entry.peer.id)
+        return view(entry) | {"capabilities": route_calls.statement_view(said, age)}
 
-    async def trust(caller: Caller, request: ByPeer) -> dict[str, Any]:
-        return view(await federation.trust(request.peer))
+    async def trust(caller: Caller, request: TrustPeer) -> dict[str, Any]:
+        present = federation.peers.policy(federation.peers.find(request.peer).peer.id)
+        return view(await federation.trust(request.peer, request.over(present)))
+
+    async def set_policy(caller: Caller, request: SetPolicy) -> dict[str, Any]:
+        entry = federation.peers.find(request.peer)
+        policy = request.over(federation.peers.policy(entry.peer.id))
+        if policy is None and not request.default:
+            raise bad("policy: say what to change")
+        chosen = None if request.default else policy
+        return view(await federation.set_policy(entry.peer.id, chosen))
+
+    async def invite(caller: Caller, request: Invite) -> dict[str, Any]:
+        policy = request.over(federation.peers.default)
+        token = await federation.invitations.invite(request.expires, policy, request.addresses)
+        return {
+            "invitation": tokens.name_of(token.secret),
+            "token": tokens.write_token(token),
+            "expires": token.expires,
+            "addresses": token.addresses,
+            "policy": policy_view(policy or federation.peers.default),
+        }
+
+    async def get_invitations(caller: Caller, request: Empty) -> list[dict[str, Any]]:
+        return [
+            {
+                "invitation": name,
+                "created": kept.created,
+                "expires": kept.expires,
+                "policy": policy_view(kept.policy or federation.peers.default),
+            }
+            for name, kept in await federation.invitations.open()
+        ]
+
+    async def revoke(caller: Caller, request: ByInvitation) -> dict[str, Any]:
+        return {"invitation": await federation.invitations.revoke(request.invitation)}
+
+    async def join(caller: Caller, request: JoinPeer) -> dict[str, Any]:
+        policy = request.over(federation.peers.default)
+        return view(await federation.joining.join(request.token, policy))
 
     async def block(caller: Caller, request: ByPeer) -> dict[str, Any]:
         return view(await federation.block(request.peer))
@@ -72,26 +175,48 @@ def calls(federation: Federation) -> list[Call[Any]]:
     async def get_forward(caller: Caller, request: ProcessById) -> dict[str, Any]:
         return await _forward(federation, request.processid)
 
+    async def get_origin(caller: Caller, request: ProcessById) -> list[dict[str, Any]]:
+        return await _asked(federation, request.processid)
+
+    async def rotate(caller: Caller, request: Empty) -> Rotated:
+        return await federation.rotation.rotate(Home(federation.directory))
+
     return [
+        Call("rotatekeymsg", Empty, Who.OWNER, rotate, home),
         Call("getpeersmsg", Empty, Who.OWNER, get_peers, home),
         Call("getpeermsg", ByPeer, Who.OWNER, get_peer, home),
-        Call("trustpeermsg", ByPeer, Who.OWNER, trust, home),
+        Call("trustpeermsg", TrustPeer, Who.OWNER, trust, home),
+        Call("setpeerpolicymsg", SetPolicy, Who.OWNER, set_policy, home),
+        Call("invitepeermsg", Invite, Who.OWNER, invite, home),
+        Call("getinvitationsmsg", Empty, Who.OWNER, get_invitations, home),
+        Call("revokeinvitationmsg", ByInvitation, Who.OWNER, revoke, home),
+        Call("joinpeermsg", JoinPeer, Who.OWNER, join, home),
         Call("blockpeermsg", ByPeer, Who.OWNER, block, home),
         Call("pingpeermsg", ByPeer, Who.OWNER, ping, home),
         Call("getforwardmsg", ProcessById, Who.BOTH, get_forward, home),
+        Call("getoriginmsg", ProcessById, Who.BOTH, get_origin, home),
+        *route_calls.rows(federation),
     ]
+
+
+def policy_view(policy: Policy) -> dict[str, Any]:
+    """A policy as it is written in files and on the command line."""
+    view: dict[str, Any] = msgspec.to_builtins(policy)
+    return view
 
 
 async def _forward(federation: Federation, processid: str) -> dict[str, Any]:
     """How far a forwarded process is. Raises RpcError 404."""
     loaded = await federation.ledger.processes.load(federation.home, processid)
-    if loaded is None or not loaded[0].peer:
+    if loaded is None:
         raise missing(f"process {processid} was not forwarded from this colony")
-    process = loaded[0]
-    keys = federation.keys
-    found = await federation.client.get(keys.forward(process.peer, processid))
+    process, places = loaded[0], federation.keys
+    found = None
+    if process.peer:
+        found = await federation.client.get(places.forward(process.peer, processid))
     if found is None:
-        found = await federation.client.get(keys.proof(processid))
+        # Without a peer it may have come back from one.
+        found = await federation.client.get(places.proof(processid))
     if found is None:
         raise missing(f"no forward of process {processid} is known")
     forward = unpack(found.value, Forward)
@@ -101,20 +226,82 @@ async def _forward(federation: Federation, processid: str) -> dict[str, Any]:
     state = forward.state
     if state == outbox.CANCELLING and process.state == State.FAILED:
         state = outbox.DOUBT  # given up by its deadline; the peer is being told
-    peer = federation.peers.get(process.peer)
+    peer = federation.peers.get(forward.peer)
     waiting = state in (outbox.QUEUED, outbox.DOUBT, outbox.CANCELLING)
     return {
         "processid": processid,
-        "peer": process.peer,
-        "peername": federation.peers.name(process.peer),
+        "peer": forward.peer,
+        "peername": federation.peers.name(forward.peer),
         "state": state,
         "attempts": forward.attempts,
         "lasterror": forward.lasterror or (peer.error if peer and waiting else ""),
         "remoteprocessid": forward.remoteprocessid,
         "outcome": outcome_view(
-            forward.outcome, process.peer, peer.peer.public_key if peer else b""
+            forward.outcome, *_signer(federation, forward.outcome, forward.peer)
         ),
+        "chain": await _chain(federation, forward),
+        "route": forward.route,
+        "tried": route_calls.tried_view(federation, forward),
     }
+
+
+async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any]]:
+    """Every signed outcome from the peer's down to that of who ran it, each verified now."""
+    sealed, peers = forward.outcome, federation.peers
+    if not sealed:
+        found = await federation.client.get(federation.keys.apart(forward.processid))
+        sealed = found.value if found else b""
+    issuer, key = _signer(federation, sealed, forward.peer)
+    return [
+        {
+            "issuer": step.issuer,
+            "name": peers.name(step.issuer) if peers.get(step.issuer) else "",
+            "issued": step.issued,
+            "signaturevalid": step.signed,
+            "problem": step.problem,
+            "processid": step.outcome.localpid if step.outcome else "",
+            "state": step.outcome.state if step.outcome else -1,
+        }
+        for step in chains.trace(sealed, issuer, key, federation.sealer.ids, peers.ids)
+    ]
+
+
+def _signer(federation: Federation, sealed: bytes, peer: str) -> tuple[str, bytes]:
+    """Under which of a peer's keys a message was sealed, that one or a former; its id and key."""
+    try:
+        issuer = inspect(sealed, limit=len(sealed)).issuer
+    except Refused:
+        return peer, b""
+    if federation.peers.roster.root(issuer) != peer:
+        return peer, b""
+    return issuer, federation.peers.public_key(issuer) or b""
+
+
+async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]:
+    """Who asked for a process that came from another colony, the origin first, verified now.
+
+    Raises RpcError 404.
+    """
+    loaded = await federation.ledger.processes.load(federation.home, processid)
+    found = None
+    if loaded is not None and loaded[0].origin:
+        found = await federation.client.get(keys.submission(federation.home, processid))
+    if loaded is None or found is None:
+        raise missing(f"process {processid} did not come from another colony")
+    peers = federation.peers
+    issuer, key = _signer(federation, found.value, loaded[0].origin)
+    hops, valid = relays.way(found.value, issuer, key)
+    return [
+        {
+            "issuer": hop.issuer,
+            "name": peers.name(hop.issuer) if peers.get(hop.issuer) else "",
+            "issued": hop.issued,
+            "initiator": hop.submit.initiator,
+            "processid": hop.submit.pid,
+            "signaturevalid": valid,
+        }
+        for hop in hops
+    ]
 
 
 def outcome_view(sealed: bytes, peer: str, public_key: bytes) -> dict[str, Any] | None:

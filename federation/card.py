@@ -21,10 +21,12 @@ CARD_LIMIT = 8192  # bytes of a signed card
 _ANYONE = "*"  # a card is addressed to no colony in particular
 _MAX_ENDPOINTS = 16
 _MAX_VERSIONS = 16
+_MAX_MAILBOXES = 4
 _MAX_SEQUENCE = 2**63 - 1
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _ENDPOINT = re.compile(r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})")
+_ID = _FINGERPRINT
 _KEYS = {"key", "name", "seq", "fp", "at", "ver"}
 
 
@@ -39,6 +41,7 @@ class Card(msgspec.Struct, frozen=True):
     endpoints: list[str]  # "host:port", "[v6]:port"
     versions: list[int]  # protocol versions spoken
     expires: int  # seconds since the epoch
+    mailboxes: list[str] = []  # ids of colonies that it polls, being out of reach itself
 
 
 def sign_card(key: PrivateKey, card: Card, *, issued: int | None = None) -> bytes:
@@ -60,6 +63,8 @@ def sign_card(key: PrivateKey, card: Card, *, issued: int | None = None) -> byte
         "at": card.endpoints,
         "ver": card.versions,
     }
+    if card.mailboxes:
+        body["mb"] = card.mailboxes
     data = seal(
         key,
         Kind.CARD,
@@ -123,6 +128,7 @@ def _parse(payload: bytes, issuer: str, expires: int) -> Card:
             msgspec.convert(body["at"], list[str]),
             msgspec.convert(body["ver"], list[int]),
             expires,
+            msgspec.convert(body.get("mb", []), list[str]),
         )
     except msgspec.ValidationError as error:
         raise Refused("malformed", f"card: {error}") from None
@@ -140,6 +146,8 @@ def _problem(card: Card) -> str | None:
         return "a fingerprint is 64 lower-case hex characters"
     if len(card.endpoints) > _MAX_ENDPOINTS or not 1 <= len(card.versions) <= _MAX_VERSIONS:
         return f"at most {_MAX_ENDPOINTS} endpoints and 1 to {_MAX_VERSIONS} versions"
+    if len(card.mailboxes) > _MAX_MAILBOXES or not all(map(_ID.fullmatch, card.mailboxes)):
+        return f"at most {_MAX_MAILBOXES} mailboxes, each the id of a colony"
     for endpoint in card.endpoints:
         match = _ENDPOINT.fullmatch(endpoint)
         if not match or not 0 < int(match[1]) < 65536:

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation import outbox
-from federation.envelope import Kind, Refused
+from federation import outbox, relays
+from federation.envelope import Kind, Refused, inspect
 from federation.ledger import Entry, Ledger
 from federation.messages import Cancel, Receipt, Sealer, Submit, load
 from federation.outbox import Forward
-from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent
+from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent, Untimely
 from node.errors import RpcError
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.log import get_logger
+from node.model import Process
+from node.store import keys
 
 __all__ = ["Delivery"]
 
@@ -34,6 +36,7 @@ class Delivery:
 
     ledger: Ledger
     sealer: Sealer
+    hops: int = 1  # that our own processes may take, unless their target names more
     _chance: random.Random = field(default_factory=random.Random)
 
     # -- sending -----------------------------------------------------------------------------
@@ -112,6 +115,8 @@ class Delivery:
             entry.busy = False
             self.ledger.activity.ring()
             self.ledger.bell(link.id).ring()
+            # It may have been sent elsewhere.
+            self.ledger.bell(entry.forward.peer).ring()
 
     def _back_off(self, entry: Entry, least: float) -> None:
         entry.tries += 1
@@ -120,7 +125,7 @@ class Delivery:
 
     async def _send_cancel(self, link: Link, entry: Entry) -> None:
         forward = entry.forward
-        body = self.sealer.seal(Kind.CANCEL, link.id, Cancel(forward.processid, forward.attempt))
+        body = link.seal(Kind.CANCEL, Cancel(forward.processid, forward.attempt))
         try:
             opened, data = await link.post("/v1/cancel", body, Kind.RECEIPT)
         except PeerRefused as error:
@@ -135,25 +140,22 @@ class Delivery:
 
     async def _send_submit(self, link: Link, entry: Entry) -> None:
         now = self.sealer.now()
-        first = not entry.forward.envelope or entry.forward.state == outbox.QUEUED
         envelope = entry.forward.envelope or await self._envelope(link, entry.forward)
         if not envelope:
             await self.ledger.forget(entry.forward)
             self.ledger.stale[entry.forward.processid] = link.id
             return
         forward = outbox.sending(entry.forward, envelope, now)
-        if first:
-            # In the store before the first byte leaves: a crash must not make it look unsent.
-            try:
-                if not await self.ledger.save(entry, forward):
-                    return
-            except EtcdTooLarge as error:
-                name = self.ledger.peers.name(link.id)
-                move = outbox.refused(forward, "too_large", str(error), name, now)
-                await self.ledger.apply(entry, move)
+        # In the store before its first byte leaves: neither a crash nor another daemon of this
+        # colony must take it for unsent, or for the only copy.
+        try:
+            if not await self.ledger.save(entry, forward):
                 return
-        else:
-            entry.forward = forward
+        except EtcdTooLarge as error:
+            name = self.ledger.peers.name(link.id)
+            move = outbox.refused(forward, "too_large", str(error), name, now)
+            await self.ledger.apply(entry, move)
+            return
         try:
             opened, data = await link.post("/v1/submit", envelope, Kind.RECEIPT)
         except (Unsent, Later) as error:
@@ -165,9 +167,14 @@ class Delivery:
         except Lost as error:
             entry.forward = outbox.lost(forward, str(error))
             raise
+        except Untimely as error:
+            await self.ledger.save(entry, outbox.untimely(forward, str(error), error.signed))
+            raise
         except PeerRefused as error:
             name = self.ledger.peers.name(link.id)
-            move = outbox.refused(forward, error.code, error.message, name, self.sealer.now())
+            move = outbox.refused(
+                forward, error.code, error.message, name, self.sealer.now(), signed=error.signed
+            )
             log.info("forward refused", process=forward.processid, peer=link.id, code=error.code)
             await self.ledger.apply(entry, move)
             return
@@ -181,13 +188,39 @@ class Delivery:
         found = await self.ledger.processes.load(self.ledger.home, forward.processid)
         if found is None or found[0].closed:
             return b""
-        process = found[0]
-        spec = msgspec.json.encode(process.spec)
-        submit = Submit(
-            forward.processid, forward.attempt, spec, process.initiatorname, hops=1, path=[]
-        )
+        process, target = found[0], found[0].spec.conditions.colonyname
         expires = forward.deliver // 1_000_000_000 + 1
-        return self.sealer.seal(Kind.SUBMIT, link.id, submit, cti=forward.cti, expires=expires)
+        home = (self.ledger.home, *self.sealer.ids)
+        beyond = relays.onward_target(target, self.ledger.peers.names(link.id), home)
+        if process.origin:
+            submit, latest = await self._passed_on(process, forward, beyond)
+            expires = min(expires, latest)
+        else:
+            conditions = msgspec.structs.replace(
+                process.spec.conditions, colonyname=beyond or link.wire
+            )
+            spec = msgspec.structs.replace(process.spec, conditions=conditions)
+            submit = Submit(
+                forward.processid,
+                forward.attempt,
+                msgspec.json.encode(spec),
+                process.initiatorname,
+                hops=relays.hops_for(target, self.hops),
+                path=[],
+            )
+        return link.seal(Kind.SUBMIT, submit, cti=forward.cti, expires=expires)
+
+    async def _passed_on(
+        self, process: Process, forward: Forward, beyond: str
+    ) -> tuple[Submit, int]:
+        """The submission of a process that came from another colony, in that one's own words."""
+        ledger = self.ledger
+        received = await ledger.client.get(keys.submission(ledger.home, process.processid))
+        if received is None:
+            raise Refused("malformed", "the submission that asked for it is gone")
+        issuer = inspect(received.value, limit=len(received.value)).issuer
+        known = {issuer: ledger.peers.public_key(issuer) or b""}
+        return relays.passed_on(received.value, forward.processid, forward.attempt, beyond, known)
 
     # -- deadlines ---------------------------------------------------------------------------
 
@@ -199,10 +232,15 @@ class Delivery:
             if entry.busy:
                 continue
             peer = self.ledger.peers.get(entry.forward.peer)
-            name = self.ledger.peers.name(entry.forward.peer)
-            move = outbox.deadline_passed(entry.forward, now, name, peer.error if peer else "")
-            if move is not None:
+            name, problem = self.ledger.peers.name(entry.forward.peer), peer.error if peer else ""
+            away = outbox.stranded(entry.forward, now, name, problem)
+            move = outbox.deadline_passed(entry.forward, now, name, problem)
+            if move is not None or away is not None:
                 try:
+                    if away is not None and await self.ledger.detour(entry, away):
+                        continue
+                    if move is None:
+                        continue
                     await self.ledger.apply(entry, move)
                     await self.ledger.refresh(entry.forward.peer)
                 except RpcError as error:

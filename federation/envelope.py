@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import enum
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -67,6 +67,15 @@ class Kind(enum.StrEnum):
     OUTCOMES = "outcomes"
     OUTCOME = "outcome"
     CAPABILITIES = "capabilities"
+    INTRODUCTIONS = "introductions"
+    COLLECT = "collect"
+    PARCELS = "parcels"
+    PASS = "pass"
+    PASSED = "passed"
+    SUCCESSION = "succession"
+    JOIN = "join"
+    WELCOME = "welcome"
+    REFUSAL = "refusal"
 
 
 class Refused(Exception):
@@ -88,6 +97,12 @@ class Opened(msgspec.Struct, frozen=True):
     expires: int
     payload: bytes
     digest: bytes  # SHA-256 of the whole envelope
+    signer: str = ""  # the issuer's present id, where `issuer` is that under which we know it
+
+    @property
+    def wire(self) -> str:
+        """The id that the message itself names."""
+        return self.signer or self.issuer
 
 
 class Unverified(msgspec.Struct, frozen=True):
@@ -199,7 +214,7 @@ def open_envelope(
     data: bytes,
     *,
     kind: Kind,
-    audience: str,
+    audience: str | Collection[str],
     now: float,
     keys: Callable[[str], bytes | None],
     limit: int,
@@ -217,7 +232,7 @@ def open_envelope(
     if id_of(public_key) != seen.issuer:
         raise Refused("unknown_issuer", f"{seen.issuer} is not the hash of the key given for it")
     _check_signature(seen, kind, public_key)
-    if seen.audience != audience:
+    if seen.audience not in ((audience,) if isinstance(audience, str) else audience):
         raise Refused("wrong_audience", f"meant for {seen.audience!r}, this is {audience!r}")
     _check_time(seen, now, high_water)
     return Opened(

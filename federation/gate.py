@@ -5,6 +5,7 @@ Sockets and HTTP are `node.rpc.http`'s; what a message does is in `inbox`.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -15,8 +16,10 @@ import msgspec
 from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.inbox import Inbox, Refusal, refusal_of
-from federation.messages import Hello, Sealer, load
-from federation.peers import BLOCKED, TRUSTED, Peers
+from federation.invitations import Invitations
+from federation.messages import Denial, Hello, Sealer, Successor, load
+from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
+from federation.succession import prove
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
@@ -27,9 +30,28 @@ Action = Callable[[Opened, bytes], Awaitable[bytes]]
 __all__ = ["MAX_BODY", "Gate", "is_near"]
 
 MAX_BODY = 1_500_000  # bytes of one message
-_HELLO_LIMIT = CARD_LIMIT + 1024
+_HELLO_LIMIT = CARD_LIMIT + 1024 + 8 * 4096
+_INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card
+# Bytes, of the kinds with a limit of their own.
+_LIMITS = {Kind.HELLO: _HELLO_LIMIT, Kind.JOIN: _HELLO_LIMIT, Kind.CAPABILITIES: 65_536}
+_LIMITS[Kind.INTRODUCTIONS] = 64 * (CARD_LIMIT + 64)
+
+# Refusals of these are signed: of a process that may go elsewhere, and of whose clock is off.
+_SIGNED = ("/v1/submit", "/v1/hello")
 
 log = get_logger("gate")
+
+
+async def _nobody(opened: Opened, data: bytes) -> bytes:
+    raise Refusal(404, "not_found", "this colony introduces nobody")
+
+
+async def _no_mailbox(opened: Opened, data: bytes) -> bytes:
+    raise Refusal(404, "not_found", "this colony holds no mail")
+
+
+async def _nothing(opened: Opened, data: bytes) -> bytes:
+    raise Refusal(404, "not_found", "this colony tells nobody what it offers")
 
 
 def is_near(host: str) -> bool:
@@ -53,6 +75,12 @@ class Gate:
     greeted: Callable[[str], None]
     high_water: Callable[[], float] = lambda: 0.0
     max_body: int = MAX_BODY
+    capabilities: Action = _nothing
+    introductions: Action = _nobody
+    mail: Action = _no_mailbox
+    passing: Action = _no_mailbox
+    invitations: Invitations | None = None
+    successors: Callable[[], list[Successor]] = list
     counters: Counter[str] = field(default_factory=Counter)
 
     async def handle(self, request: Request) -> Response:
@@ -60,9 +88,9 @@ class Gate:
         try:
             return await self._route(request)
         except Refused as refused:
-            return self._refuse(refusal_of(refused))
+            return self._refuse(refusal_of(refused), request)
         except Refusal as refusal:
-            return self._refuse(refusal)
+            return self._refuse(refusal, request)
         except (EtcdError, RpcError) as error:
             log.warning("the store did not answer", error=error)
             return self._refuse(Refusal(503, "busy", "the store did not answer", again=2))
@@ -71,15 +99,33 @@ class Gate:
         """The answer to what is not even HTTP as we want it."""
         return self._refuse(Refusal(status, "too_large" if status == 413 else "http", message))
 
-    def _refuse(self, refusal: Refusal) -> Response:
+    def _refuse(self, refusal: Refusal, request: Request | None = None) -> Response:
         self.counters[refusal.code] += 1
-        body = {
+        body: dict[str, object] = {
             "code": refusal.code,
             "message": refusal.message,
             "clock": self.sealer.seconds,
         }
+        final = refusal.status < 500 and refusal.status != 429 and refusal.code != "id_reuse"
+        if request is not None and request.path in _SIGNED and final:
+            body["signed"] = self._denial(refusal, request.body)
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
+
+    def _denial(self, refusal: Refusal, body: bytes) -> bytes:
+        """Our name under a final refusal: its origin may send the process to another colony."""
+        try:
+            issuer = inspect(body, limit=self.max_body).issuer
+        except Refused:
+            return b""
+        denial = Denial(
+            refusal.code,
+            refusal.message[:300],
+            hashlib.sha256(body).digest(),
+            self.sealer.seconds,
+            self._latest(),
+        )
+        return self.sealer.seal(Kind.REFUSAL, issuer, denial)
 
     async def _route(self, request: Request) -> Response:
         if request.path == "/v1/card":
@@ -91,24 +137,29 @@ class Gate:
         kind, action = self._calls[request.path]
         if request.method != "POST":
             raise Refusal(405, "method", "POST an envelope")
-        limit = _HELLO_LIMIT if kind is Kind.HELLO else self.max_body
+        limit = _LIMITS.get(kind, self.max_body)
         if len(request.body) > limit:
             raise Refusal(413, "too_large", f"{len(request.body)} bytes; at most {limit} here")
-        card = self._card_in(request.body) if kind is Kind.HELLO else None
+        if kind is Kind.JOIN and self.invitations is not None:
+            self.invitations.knock(request.remote)
+        card = self._card_in(request.body) if kind in _INTRODUCING else None
         opened = open_envelope(
             request.body,
             kind=kind,
-            audience=self.sealer.key.id,
+            audience=self.sealer.ids,
             now=self.sealer.seconds,
             keys=lambda issuer: self._key(issuer, card),
             limit=limit,
             high_water=self.high_water(),
         )
-        if card is not None:
-            await self.peers.learn(
-                card, load(opened.payload, Hello).card, near=is_near(request.remote)
-            )
-        self._demand_trust(opened.issuer)
+        if card is not None and kind is Kind.HELLO:
+            hello = load(opened.payload, Hello)
+            await self._follow(hello)
+            await self.peers.learn(card, hello.card, near=is_near(request.remote))
+        root = self.peers.roster.root(opened.issuer)
+        if root != opened.issuer and kind is not Kind.JOIN:
+            opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
+        self._demand_trust(opened.issuer, joining=kind is Kind.JOIN)
         answer = await action(opened, request.body)
         self.counters[f"ok_{kind.value}"] += 1
         return Response(200, answer, "application/cose")
@@ -117,13 +168,31 @@ class Gate:
     def _calls(self) -> dict[str, tuple[Kind, Action]]:
         return {
             "/v1/hello": (Kind.HELLO, self._hello),
+            "/v1/join": (Kind.JOIN, self._join),
             "/v1/submit": (Kind.SUBMIT, self.inbox.accept),
             "/v1/cancel": (Kind.CANCEL, self.inbox.cancel),
             "/v1/outcomes": (Kind.POLL, self.inbox.outcomes),
+            "/v1/capabilities": (Kind.CAPABILITIES, self.capabilities),
+            "/v1/mail": (Kind.COLLECT, self.mail),
+            "/v1/pass": (Kind.PASS, self.passing),
+            "/v1/introductions": (Kind.INTRODUCTIONS, self.introductions),
         }
 
+    async def _follow(self, hello: Hello) -> None:
+        """Take note that a peer has another key now, before its card is that of a stranger."""
+        for each in hello.successors:
+            try:
+                await self.peers.succeed(prove(each), self.sealer.seconds)
+            except Usurped as error:
+                log.warning("succession refused", why=error)
+                raise Refusal(409, "usurped", str(error)) from None
+
     def _key(self, issuer: str, card: Card | None) -> bytes | None:
-        known = self.peers.public_key(issuer)
+        entry = self.peers.get(issuer)
+        known = entry.peer.key_of(issuer, self.sealer.seconds) if entry else None
+        if known is None and entry is not None and issuer in entry.peer.ids[1:]:
+            now_is = entry.peer.wire[:12]
+            raise Refusal(401, "superseded", f"this key was replaced; the colony is {now_is}")
         if known is None and card is not None and card.id == issuer:
             return card.public_key
         return known
@@ -137,17 +206,30 @@ class Gate:
             raise Refused("unknown_issuer", "the card is another colony's")
         return card
 
-    def _demand_trust(self, issuer: str) -> None:
+    def _demand_trust(self, issuer: str, *, joining: bool) -> None:
         state = self.peers.state(issuer)
         if state == BLOCKED:
             raise Refusal(403, "blocked", "this colony blocks yours")
-        if state != TRUSTED:
+        if state != TRUSTED and not joining:
             raise Refusal(
                 403,
                 "untrusted",
                 f"this colony does not trust yours yet; there: colony peers trust {issuer[:12]}",
             )
 
+    async def _join(self, opened: Opened, body: bytes) -> bytes:
+        if self.invitations is None:
+            raise Refusal(404, "not_found", "this colony invites nobody")
+        return await self.invitations.answer(opened, body)
+
     async def _hello(self, opened: Opened, body: bytes) -> bytes:
         self.greeted(opened.issuer)
-        return self.sealer.seal(Kind.HELLO, opened.issuer, Hello(self.card()))
+        nonce = load(opened.payload, Hello).nonce
+        now, latest = self.sealer.seconds, self._latest()
+        hello = Hello(self.card(), nonce, now, latest, self.successors())
+        return self.sealer.seal(Kind.HELLO, opened.issuer, hello)
+
+    def _latest(self) -> int:
+        """The time that messages are judged by, if it is not the clock's."""
+        highest = int(self.high_water())
+        return highest if highest > self.sealer.seconds else 0

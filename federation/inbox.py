@@ -5,23 +5,28 @@ A message gets here opened and from a trusted colony; each acceptance is one tra
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
-from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused
+from federation import chains, relays
+from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.keys import Keys
 from federation.messages import Cancel, Outcome, Outcomes, Poll, Receipt, Sealer, Submit, load
 from federation.messages import cti_of as cti
-from federation.peers import TRUSTED, Peers
+from federation.outbox import Forward
+from federation.peers import BLOCKED, TRUSTED, Peers
+from federation.policy import Breach, Meter, breach, onward
+from federation.relays import Asked, BadPath, local_id
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.transactions import Absent, Delete, Get, ModRevision, Op, Put, Txn
-from node.model import FunctionSpec, Process, State
+from node.hooks import Addition
+from node.model import SECOND, FunctionSpec, Process, State
 from node.processes import Processes
 from node.rpc.table import MAX_DEPTH, depth_of, prune
 from node.store import processes as store
@@ -29,7 +34,6 @@ from node.submission import build_process
 
 __all__ = ["Inbox", "Marker", "Refusal", "local_id", "parse_spec"]
 
-_MAX_HOPS = 1
 _PAGE = 64  # outcomes in one answer
 _PAGE_BYTES = 2_000_000  # after which no further outcome is added
 _TRIES = 5
@@ -57,11 +61,6 @@ class Marker(msgspec.Struct, frozen=True):
     expires: int
 
 
-def local_id(issuer: str, pid: str, attempt: int) -> str:
-    """Our id for a process of another colony: the same on every repeat."""
-    return hashlib.sha3_256(f"{issuer}/{pid}/{attempt}".encode()).hexdigest()
-
-
 def parse_spec(data: bytes) -> FunctionSpec:
     """Read a function spec. Raises Refusal (bad_spec)."""
     try:
@@ -73,9 +72,21 @@ def parse_spec(data: bytes) -> FunctionSpec:
         raise Refusal(400, "bad_spec", f"spec: {error}") from None
 
 
+def _nowhere(target: str, path: Sequence[str]) -> str:
+    return ""
+
+
+def _none(issuer: str) -> int:
+    return 0
+
+
 @dataclass
 class Inbox:
-    """What other colonies have here."""
+    """What other colonies have here.
+
+    `way_to` gives the trusted peer that leads to another colony, by the target and the ids of
+    those that had the process already, or "". `relayed` counts a colony's processes on their way.
+    """
 
     home: str
     sealer: Sealer
@@ -85,6 +96,9 @@ class Inbox:
     keys: Keys
     owed: dict[str, set[str]] = field(default_factory=dict)
     draining: bool = False
+    meter: Meter = field(default_factory=Meter)
+    way_to: Callable[[str, Sequence[str]], str] = _nowhere
+    relayed: Callable[[str], int] = _none
     _bells: dict[str, trio.Event] = field(default_factory=dict)
 
     async def load(self) -> None:
@@ -99,6 +113,10 @@ class Inbox:
         pid = process.notify.rpartition("/")[2]
         self.owed.setdefault(process.origin, set()).add(pid)
         self._ring(process.origin)
+
+    def blocked(self, issuer: str) -> None:
+        """A colony was blocked: its waiting polls end now, with a refusal."""
+        self._ring(issuer)
 
     def _ring(self, issuer: str) -> None:
         bell = self._bells.pop(issuer, None)
@@ -128,20 +146,84 @@ class Inbox:
 
     def _trusted_revision(self, issuer: str) -> int:
         entry = self.peers.get(issuer)
+        if entry is not None and entry.peer.state == BLOCKED:
+            raise Refusal(403, "blocked", "this colony blocks yours")
         if entry is None or entry.peer.state != TRUSTED:
             raise Refusal(403, "untrusted", "this colony does not trust yours")
         return entry.revision
+
+    def _trust_in(self, issuer: str, peer: str) -> list[ModRevision]:
+        """What a transaction demands, so that no block that it overlooks can precede it.
+
+        `peer` is whom the process goes on to, if it does.
+        """
+        trusted = [ModRevision(self.keys.peer(issuer), self._trusted_revision(issuer))]
+        if peer:
+            entry = self.peers.get(peer)
+            if entry is None or entry.peer.state != TRUSTED:
+                raise Refusal(404, "no_way", "the colony that leads there is trusted no more")
+            trusted.append(ModRevision(self.keys.peer(peer), entry.revision))
+        return trusted
 
     # -- submit --------------------------------------------------------------------------
 
     async def accept(self, opened: Opened, data: bytes) -> bytes:
         """Take a process in, once. Returns the sealed receipt, the first one on a repeat."""
         submit = load(opened.payload, Submit)
-        if not 1 <= submit.hops <= _MAX_HOPS or len(submit.path) >= submit.hops:
-            raise Refusal(400, "hops", f"{submit.hops} hops; at most {_MAX_HOPS} here")
-        if self.sealer.key.id in submit.path or opened.issuer in submit.path:
-            raise Refusal(400, "loop", "the process was in this colony before")
-        process = self._build(opened, submit)
+        try:
+            outer = msgspec.structs.replace(opened, issuer=opened.wire)
+            asked = relays.unwrap(outer, submit, self.sealer.ids, len(data), self._same)
+        except BadPath as error:
+            raise Refusal(400, error.code, error.message) from None
+        if any(self.peers.state(each) == BLOCKED for each in asked.ids):
+            raise Refusal(403, "blocked", "this colony blocks one that the process was in")
+        process = self._build(opened, submit, asked)
+        forbidden = self._enter(opened.issuer, process, submit, len(data))
+        if forbidden is not None:
+            # What was accepted stays so, whatever the policy says by now.
+            found = await self.client.get(self.keys.marker(opened.issuer, submit.pid))
+            if found is not None:
+                return self._again(unpack(found.value, Marker), opened)
+            raise Refusal(
+                forbidden.status, forbidden.code, forbidden.message, again=forbidden.again
+            )
+        fresh = True
+        try:
+            answer, fresh = await self._take_in(opened, data, submit, process)
+        finally:
+            # After an error the outcome is unknown; what is in the store, the watch tells.
+            self.meter.leave(opened.issuer, used=fresh)
+        return answer
+
+    def _same(self, one: str, other: str) -> bool:
+        """Whether two ids are of one colony, as far as we know."""
+        return self.peers.roster.root(one) == self.peers.roster.root(other)
+
+    def _enter(self, issuer: str, process: Process, submit: Submit, size: int) -> Breach | None:
+        """Hold a place for a submission, or say what the policy has against it.
+
+        What waits is counted by the node's index, which the watch rebuilds. A counter in the
+        transaction would be exact for several daemons of one colony too, but each start, retry and
+        end of such a process would have to change it. So daemons may together let in what they
+        took at the same moment, before they heard of each other.
+        """
+        policy = self.peers.policy(issuer)
+        hops = len(submit.path) + 1
+        problem = breach(policy, process.spec, size=size, hops=hops)
+        if problem is None and process.spec.conditions.colonyname != self.home:
+            problem = onward(policy, hops=hops, limit=submit.hops)
+            if problem is None and not process.peer:
+                name = process.spec.conditions.colonyname[:80]
+                problem = Breach("no_way", f"no way leads from here to a colony {name!r}", 404)
+        if problem is not None:
+            return problem
+        waiting = self.processes.queue.count_of(issuer) + self.relayed(issuer)
+        return self.meter.enter(issuer, policy, waiting, trio.current_time())
+
+    async def _take_in(
+        self, opened: Opened, data: bytes, submit: Submit, process: Process
+    ) -> tuple[bytes, bool]:
+        """Store marker and process, once: the receipt, and whether they are new."""
         receipt = Receipt(submit.pid, submit.attempt, "accepted", process.processid)
         marker = Marker(
             opened.digest,
@@ -150,15 +232,19 @@ class Inbox:
             self._receipt(opened, receipt),
             opened.expires + MAX_LIFETIME,
         )
-        key, peer = self.keys.marker(opened.issuer, submit.pid), self.keys.peer(opened.issuer)
+        key = self.keys.marker(opened.issuer, submit.pid)
+        addition = Addition()
+        if process.peer:
+            # From here on it is a forward like any other.
+            addition = self.processes.hooks.forwarding(process)
         try:
-            step = store.submit(process, data)
+            step = store.submit(process, data, addition.ops)
         except ValueError as error:
             raise Refusal(400, "bad_spec", f"spec.conditions: {error}") from None
         for _ in range(_TRIES):
-            revision = self._trusted_revision(opened.issuer)
+            trusted = self._trust_in(opened.issuer, process.peer)
             txn = Txn(
-                [Absent(key), ModRevision(peer, revision), *step.txn.compare],
+                [Absent(key), *trusted, *addition.compare, *step.txn.compare],
                 [Put(key, pack(marker)), *step.txn.success],
                 [Get(key)],
             )
@@ -168,35 +254,58 @@ class Inbox:
                 raise Refusal(413, "too_large", f"the store refuses it: {error}") from None
             if result.succeeded:
                 self.processes.committed_submit(process, result.revision)
-                return marker.receipt
+                return marker.receipt, True
             if result.responses[0]:
-                return self._again(unpack(result.responses[0][0].value, Marker), opened)
-            await self.peers.reload(opened.issuer)
-            if self._trusted_revision(opened.issuer) == revision:
+                there = unpack(result.responses[0][0].value, Marker)
+                return self._again(there, opened), False
+            for each in filter(None, (opened.issuer, process.peer)):
+                await self.peers.reload(each)
+            if self._trust_in(opened.issuer, process.peer) == trusted:
                 raise Refusal(409, "id_reuse", "the process exists here without its marker")
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
     def _again(self, marker: Marker, opened: Opened) -> bytes:
         if marker.localpid and marker.digest != opened.digest:
             raise Refusal(409, "id_reuse", "another message with this process id was accepted")
-        return marker.receipt
+        return self._first_receipt(marker, opened)
 
-    def _build(self, opened: Opened, submit: Submit) -> Process:
-        spec = parse_spec(submit.spec)
-        spec.conditions.colonyname = self.home
+    def _first_receipt(self, marker: Marker, opened: Opened) -> bytes:
+        """The same bytes again, unless they are of a future that our clock was in once."""
+        seen = inspect(marker.receipt, limit=len(marker.receipt))
+        if seen.issued <= self.sealer.seconds:
+            return marker.receipt
+        receipt = load(seen.payload, Receipt)
+        return self.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=seen.cti)
+
+    def _build(self, opened: Opened, submit: Submit, asked: Asked) -> Process:
+        spec = parse_spec(asked.first.spec)
+        target, peer = submit.target if submit.path else spec.conditions.colonyname, ""
+        if relays.is_mine(target, self.home, self.sealer.ids):
+            target = self.home
+        else:
+            peer = self.way_to(target, asked.ids)
+        spec.conditions.colonyname = target
         try:
-            return build_process(
+            process = build_process(
                 spec,
-                processid=local_id(opened.issuer, submit.pid, submit.attempt),
+                processid=local_id(opened.wire, submit.pid, submit.attempt),
                 initiatorid=opened.issuer,
                 initiatorname=f"colony/{self.peers.name(opened.issuer)}",
                 colonyname=self.home,
                 now=self.sealer.now(),
                 origin=opened.issuer,
                 notify=self.keys.owed(opened.issuer, submit.pid),
+                peer=peer,
             )
         except RpcError as error:
             raise Refusal(400, "bad_spec", error.message) from None
+        policy, taken = self.peers.policy(opened.issuer), len(submit.path) + 1
+        if onward(policy, hops=taken, limit=submit.hops) is None:
+            process.hops = min(submit.hops, policy.max_hops) - taken
+        if peer and process.waitdeadline:
+            # Nobody waits for it any longer than the message that asked for it holds.
+            process.waitdeadline = min(process.waitdeadline, opened.expires * SECOND)
+        return process
 
     # -- cancel --------------------------------------------------------------------------
 
@@ -216,7 +325,9 @@ class Inbox:
                 return receipt
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, Marker)
-                return there.receipt if not there.localpid else await self._end(opened, there, wish)
+                if not there.localpid:
+                    return self._first_receipt(there, opened)
+                return await self._end(opened, there, wish)
             await self.peers.reload(opened.issuer)
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
@@ -242,6 +353,8 @@ class Inbox:
         if not found and poll.wait and not self.draining:
             with trio.move_on_after(poll.wait):
                 await bell.wait()
+            # It may have been blocked while it waited: what is owed is kept, and not served.
+            self._trusted_revision(opened.issuer)
             found = await self._owed(opened.issuer)
         return self.sealer.seal(Kind.OUTCOMES, opened.issuer, Outcomes(found))
 
@@ -287,11 +400,29 @@ class Inbox:
                 process.starttime,
                 process.endtime,
             )
+            if process.peer:
+                outcome = await self._carry(process, outcome)
             # The same bytes each time, until they would be too old to be accepted.
             ended = process.endtime // 1_000_000_000
-            issued = ended if now < ended + MAX_LIFETIME - 3600 else now
+            # Or in the future, when our clock was ahead at the end and was set back since.
+            issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
         name = cti("outcome", pid, attempt)
         return self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
+
+    async def _carry(self, process: Process, outcome: Outcome) -> Outcome:
+        """A relay's outcome goes with the one that it was told itself, for its origin to check."""
+        found = await self.client.get(self.keys.proof(process.processid))
+        if found is None:
+            return outcome
+        record = unpack(found.value, Forward)
+        below = record.outcome
+        if not below:
+            kept = await self.client.get(self.keys.apart(process.processid))
+            below = kept.value if kept else b""
+        if not below:
+            return outcome
+        key = self.peers.public_key(inspect(below, limit=len(below)).issuer)
+        return chains.carried(outcome, below, key or b"")
 
     async def sweep(self) -> None:
         """Forget markers whose time is over and whose process is done with."""

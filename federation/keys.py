@@ -52,6 +52,21 @@ class Keys:
         return f"{self.root}late/"
 
     @property
+    def aparts(self) -> str:
+        """Prefix of the signed outcomes that stand apart from their forwards."""
+        return f"{self.root}apart/"
+
+    @property
+    def invitations(self) -> str:
+        """Prefix of the invitations that nobody used yet."""
+        return f"{self.root}invitation/"
+
+    @property
+    def used_invitations(self) -> str:
+        """Prefix of who used which invitation."""
+        return f"{self.root}joined/"
+
+    @property
     def clock(self) -> str:
         """The latest wall-clock time this node remembers, in seconds."""
         return f"{self.root}clock"
@@ -60,6 +75,19 @@ class Keys:
     def sequence(self) -> str:
         """The sequence number of our latest card."""
         return f"{self.root}sequence"
+
+    @property
+    def succession(self) -> str:
+        """By which keys this colony was known before, as both keys of each change signed it."""
+        return f"{self.root}succession"
+
+    def invitation(self, name: str) -> str:
+        """One open invitation."""
+        return f"{self.invitations}{name}"
+
+    def used_invitation(self, name: str) -> str:
+        """Who used one invitation."""
+        return f"{self.used_invitations}{name}"
 
     def peer(self, peerid: str) -> str:
         """One peer."""
@@ -84,6 +112,10 @@ class Keys:
     def proof(self, processid: str) -> str:
         """How a forward ended, with the signed outcome."""
         return f"{self.proofs}{processid}"
+
+    def apart(self, processid: str) -> str:
+        """The signed outcome of a forward that did not fit beside the rest of its record."""
+        return f"{self.aparts}{processid}"
 
     def late(self, processid: str) -> str:
         """A signed outcome that came too late to count."""

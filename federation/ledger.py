@@ -6,6 +6,7 @@ fetched by `results`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,7 +15,7 @@ import trio
 from federation import outbox
 from federation.keys import Keys
 from federation.messages import Sealer
-from federation.outbox import Act, Forward, Move
+from federation.outbox import Act, Forward, Move, Way
 from federation.peers import Peers
 from node.codec import pack, unpack
 from node.errors import RpcError
@@ -26,7 +27,7 @@ from node.model import Process, State
 from node.processes import Processes
 from node.store import processes as store
 
-__all__ = ["Bell", "Entry", "Ledger"]
+__all__ = ["Bell", "Detour", "Entry", "Ledger"]
 
 _BATCH = 60  # entries read in one transaction
 
@@ -41,6 +42,22 @@ class Bell:
         """Wake all."""
         self.event.set()
         self.event = trio.Event()
+
+
+@dataclass(frozen=True)
+class Detour:
+    """Where a process goes that its peer surely will not run: to another, or "" for our queue.
+
+    `forward` is the one to there, or the record of those that came to nothing.
+    """
+
+    peer: str
+    forward: Forward
+
+
+def _nowhere(process: Process, move: Move) -> Detour | None:
+    """Without routes, what one peer will not run fails."""
+    return None
 
 
 @dataclass
@@ -78,6 +95,7 @@ class Ledger:
     bells: dict[str, Bell] = field(default_factory=dict)
     returns: dict[str, Bell] = field(default_factory=dict)
     paused: dict[str, float] = field(default_factory=dict)
+    elsewhere: Callable[[Process, Move], Detour | None] = _nowhere
 
     async def load(self) -> None:
         """Read the outbox."""
@@ -103,6 +121,10 @@ class Ledger:
         fresh = [pid for pid, peer in self.stale.items() if peer == peerid]
         return len(self.of_peer(peerid)) + sum(pid not in self.entries for pid in fresh)
 
+    def relayed(self, origin: str) -> int:
+        """How many processes of another colony are on their way through here."""
+        return sum(entry.forward.origin == origin for entry in self.entries.values())
+
     async def wait_idle(self) -> None:
         """Return once nothing is on its way out."""
         while True:
@@ -122,15 +144,17 @@ class Ledger:
 
     # -- joining the node's transactions ---------------------------------------------------
 
-    def forwarding(self, process: Process) -> Addition:
-        """The outbox entry of a new process."""
-        forward = outbox.new_forward(process)
+    def forwarding(self, process: Process, way: Way | None = None) -> Addition:
+        """The outbox entry of a process that goes to its peer, by a route if there is a `way`."""
+        forward = outbox.new_forward(process, way, self.sealer.now() if way else 0)
         return Addition([Put(self.keys.forward(forward.peer, forward.processid), pack(forward))])
 
     def cancelling(self, process: Process) -> Addition:
         """The peer must be told, unless the process certainly never left."""
         key = self.keys.forward(process.peer, process.processid)
         entry = self.entries.get(process.processid)
+        if entry is not None and entry.forward.peer != process.peer:
+            entry = None  # another daemon sent it elsewhere
         now = self.sealer.now()
         if entry is not None and not entry.busy and entry.forward.state == outbox.QUEUED:
             ended = msgspec.structs.replace(entry.forward, state=outbox.CLOSED, ended=now)
@@ -166,7 +190,9 @@ class Ledger:
                 raise
             for pid, found in zip(part, result.responses, strict=True):
                 if not found:
-                    self.entries.pop(pid, None)
+                    known = self.entries.get(pid)
+                    if known is not None and known.forward.peer == peerid:
+                        del self.entries[pid]
                 elif pid not in self.entries:
                     value = unpack(found[0].value, Forward)
                     self.entries[pid] = Entry(value, found[0].mod_revision)
@@ -207,6 +233,8 @@ class Ledger:
     async def apply(self, entry: Entry, move: Move) -> None:
         """Do what follows from an event, in one transaction."""
         before, after = entry.forward, move.forward
+        if move.certain and await self.detour(entry, move):
+            return
         if move.act is Act.NOTHING:
             if move.stays:
                 await self.save(entry, after)
@@ -229,7 +257,10 @@ class Ledger:
                     return None
                 return store.start(process, revision, now, ops)
             state = State.FAILED if move.act is Act.FAIL else State.CANCELLED
-            return store.close(process, revision, state, now, errors=move.errors, extra=ops)
+            errors = move.errors
+            if move.act is Act.FAIL:
+                errors = [*(tried.error for tried in after.tried), *errors]
+            return store.close(process, revision, state, now, errors=errors, extra=ops)
 
         try:
             await self.processes.change(self.home, after.processid, step)
@@ -244,6 +275,54 @@ class Ledger:
         self.stale[after.processid] = after.peer
         self.bell(after.peer).ring()
 
+    async def detour(self, entry: Entry, move: Move) -> bool:
+        """Send a process elsewhere that its peer surely will not run; False if it has to fail.
+
+        One transaction takes the forward away, and gives the process its new place and forward: it
+        compares both, so that it does nothing once another daemon's copy left.
+        """
+        before, known = entry.forward, entry.revision
+        key = self.keys.forward(before.peer, before.processid)
+        taken: Detour | None = None
+
+        def step(process: Process, revision: int) -> store.Step | None:
+            nonlocal taken
+            taken = None
+            if entry.forward is before and _waits_for(process, before.peer):
+                taken = self.elsewhere(process, move)
+            if taken is None:
+                return None
+            forward = taken.forward
+            place = self.keys.proof(forward.processid)
+            if taken.peer:
+                place = self.keys.forward(taken.peer, forward.processid)
+            ops: list[Op] = [Delete(key), Put(place, pack(forward))]
+            compare = [ModRevision(key, known)]
+            return store.move(process, revision, taken.peer, ops, compare)
+
+        try:
+            await self.processes.change(self.home, before.processid, step)
+        except RpcError as error:
+            if error.status not in (404, 409):
+                raise
+            # Gone, or the forward is not what we know of it: read it again before anything else.
+            self.stale[before.processid] = before.peer
+            self.bell(before.peer).ring()
+            return error.status == 409
+        if taken is None:
+            return False
+        if taken.peer:
+            entry.forward, entry.due, entry.tries = taken.forward, 0.0, 0
+            self.stale[before.processid] = taken.peer
+            self.bell(taken.peer).ring()
+        else:
+            self.entries.pop(before.processid, None)
+        return True
+
     async def forget(self, forward: Forward) -> None:
         """The process is gone from the store: so is its forward."""
         await self.client.delete(self.keys.forward(forward.peer, forward.processid))
+
+
+def _waits_for(process: Process, peer: str) -> bool:
+    return process.state == State.WAITING and process.peer == peer

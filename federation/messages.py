@@ -17,33 +17,105 @@ from federation.envelope import MAX_LIFETIME, Kind, Refused, seal
 from node.identity import PrivateKey
 
 __all__ = [
+    "DEEPEST",
     "Cancel",
+    "Capabilities",
+    "Collect",
+    "Denial",
     "Hello",
+    "Introduction",
+    "Introductions",
+    "Join",
+    "Offer",
     "Outcome",
     "Outcomes",
+    "Parcel",
+    "Parcels",
+    "Pass",
+    "Passed",
     "Poll",
     "Receipt",
+    "Reply",
     "Sealer",
     "Submit",
+    "Succession",
+    "Successor",
+    "Welcome",
     "cti_of",
     "dump",
     "load",
 ]
 
 _DEPTH = 4
+DEEPEST = 3  # hops that an introduction may have come
 Pid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
 Attempt = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Text = Annotated[str, msgspec.Meta(max_length=200)]
+Name = Annotated[bytes, msgspec.Meta(min_length=1, max_length=16)]
+Key = Annotated[bytes, msgspec.Meta(min_length=65, max_length=65)]
+Wait = Annotated[int, msgspec.Meta(ge=0, le=30)]
 M = TypeVar("M")
 
 
-class Hello(msgspec.Struct, frozen=True):
-    """I am here; my signed card."""
+class Succession(msgspec.Struct, frozen=True):
+    """The colony with the public key `old` goes on with the key `new`."""
+
+    old: Key
+    new: Key
+
+
+class Successor(msgspec.Struct, frozen=True):
+    """The same succession, sealed by both keys: it proves itself."""
+
+    by_old: Annotated[bytes, msgspec.Meta(max_length=2048)]
+    by_new: Annotated[bytes, msgspec.Meta(max_length=2048)]
+
+
+class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
+    """I am here; my signed card. An answer repeats the `nonce` that it answers.
+
+    It also tells the time by the answerer's `clock`, and, if that is later, the `latest` that it
+    remembers and judges by; both in seconds. `successors` tell of the keys before this one.
+    """
 
     card: bytes
+    nonce: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    clock: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
+    latest: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
+    successors: Annotated[list[Successor], msgspec.Meta(max_length=8)] = []
 
 
-class Submit(msgspec.Struct, frozen=True):
-    """Run this: `pid` is the origin's process id, `spec` the function spec as JSON bytes."""
+Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
+
+
+class Join(msgspec.Struct, frozen=True):
+    """Here is my card; I was invited. First only a `nonce`, then also `answer`, the inviter's.
+
+    `proof` shows that the secret of the invitation is known.
+    """
+
+    card: bytes
+    invitation: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}\\Z")]
+    nonce: Nonce
+    answer: bytes = b""
+    proof: bytes = b""
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    """The inviter's `nonce`, and once the joiner is trusted the inviter's `proof`."""
+
+    nonce: Nonce
+    proof: bytes = b""
+
+
+class Submit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Run this: `pid` is the sender's process id, `spec` the function spec as JSON bytes.
+
+    `hops` is how many the origin allows, `path` the ids of the colonies before the sender. A relay
+    has no spec of its own: `inner` is the sealed submission that it was sent, `target` who is
+    meant if not the receiver, `keys` the public keys of those in `path`.
+    """
 
     pid: Pid
     attempt: Attempt
@@ -51,6 +123,9 @@ class Submit(msgspec.Struct, frozen=True):
     initiator: str
     hops: int
     path: list[str]
+    target: Annotated[str, msgspec.Meta(max_length=400)] = ""
+    inner: bytes = b""
+    keys: Annotated[list[bytes], msgspec.Meta(max_length=4)] = []
 
 
 class Cancel(msgspec.Struct, frozen=True):
@@ -82,8 +157,12 @@ class Outcomes(msgspec.Struct, frozen=True):
     outcomes: list[bytes]
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """How a forwarded process ended: `state` as upstream numbers it, `out` JSON, times Unix ns."""
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a forwarded process ended: `state` as upstream numbers it, `out` JSON, times Unix ns.
+
+    A relay's carries the sealed outcome `below` it, which alone has the output, and the public
+    `keys` of all whose outcomes are in there.
+    """
 
     pid: Pid
     attempt: Attempt
@@ -94,11 +173,116 @@ class Outcome(msgspec.Struct, frozen=True):
     executor: str
     start: int
     end: int
+    below: bytes = b""
+    keys: Annotated[list[bytes], msgspec.Meta(max_length=4)] = []
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """What a colony has of one executor type now; `functions` are names or globs."""
+
+    functions: Annotated[list[Text], msgspec.Meta(max_length=256)] = []
+    executors: Count = 0
+    free: Count = 0  # polls that wait for work
+    waiting: Count = 0
+    running: Count = 0
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What the sender offers the receiver. Of two of one sender, the one with the higher `seq`.
+
+    `labels` are globs, empty for all; `limits` are bytes of a `body`, and how many more processes
+    of the receiver's may wait (`room`), each absent for none. `clock` is the sender's, in seconds.
+    """
+
+    seq: Annotated[int, msgspec.Meta(ge=0)]
+    accepting: bool = True
+    types: Annotated[dict[Text, Offer], msgspec.Meta(max_length=64)] = {}
+    labels: Annotated[list[Text], msgspec.Meta(max_length=64)] = []
+    limits: Annotated[dict[Text, int], msgspec.Meta(max_length=16)] = {}
+    clock: int = 0
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """A colony that the sender trusts, by its signed card. `hops`: 1 if its owner said so."""
+
+    card: Annotated[bytes, msgspec.Meta(max_length=8192)]
+    hops: Annotated[int, msgspec.Meta(ge=1, le=DEEPEST)]
+
+
+class Introductions(msgspec.Struct, frozen=True):
+    """All whom the sender introduces: what a later message has no more is introduced no more."""
+
+    known: Annotated[list[Introduction], msgspec.Meta(max_length=64)]
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The answer to a parcel as HTTP would give it; `after` is its header retry-after.
+
+    `data` may come in parts: with `more`, another follows.
+    """
+
+    id: Name
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    after: Text
+    data: bytes
+    more: bool = False
+
+
+class Collect(msgspec.Struct, frozen=True):
+    """I can't be connected to: give me what is for me, within `wait` seconds, and take these."""
+
+    wait: Wait
+    answers: Annotated[list[Reply], msgspec.Meta(max_length=16)]
+
+
+class Parcel(msgspec.Struct, frozen=True):
+    """A message for the receiver, posted to `path`; it may think `wait` seconds about it."""
+
+    id: Name
+    path: Text
+    body: bytes
+    wait: Wait
+
+
+class Parcels(msgspec.Struct, frozen=True):
+    """What is held for who polls."""
+
+    parcels: Annotated[list[Parcel], msgspec.Meta(max_length=64)]
+
+
+class Pass(msgspec.Struct, frozen=True):
+    """Give this to the colony `to`, which polls you, and me its answer."""
+
+    to: Pid
+    path: Text
+    body: bytes
+    wait: Wait
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """What that colony answered."""
+
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    after: Text
+    data: bytes
+
+
+class Denial(msgspec.Struct, frozen=True):
+    """The message whose SHA-256 is `digest` was not taken, and nothing came of it.
+
+    `clock` and `latest` as in a hello.
+    """
+
+    code: str
+    message: str
+    digest: bytes
+    clock: Count = 0
+    latest: Count = 0
 
 
 def dump(message: msgspec.Struct) -> bytes:
     """Encode a payload."""
-    return cbor.encode(msgspec.structs.asdict(message))
+    return cbor.encode(msgspec.to_builtins(message, builtin_types=(bytes,)))
 
 
 def load(payload: bytes, kind: type[M]) -> M:
@@ -114,12 +298,25 @@ def cti_of(*parts: object) -> bytes:
     return hashlib.sha256("".join(str(part) for part in parts).encode()).digest()[:16]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sealer:
-    """Signs with the home colony's key; `now` gives Unix nanoseconds."""
+    """Signs with the home colony's key; `now` gives Unix nanoseconds.
+
+    `former` are the ids of the keys that it had before: what is meant for those is meant for it.
+    """
 
     key: PrivateKey
     now: Callable[[], int]
+    former: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids of the colony, the present one first."""
+        return (self.key.id, *self.former)
+
+    def succeed(self, key: PrivateKey) -> None:
+        """Sign with another key from now on."""
+        self.key, self.former = key, self.ids
 
     @property
     def seconds(self) -> int:

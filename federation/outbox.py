@@ -22,9 +22,13 @@ __all__ = [
     "DOUBT",
     "QUEUED",
     "REFUSED",
+    "RETURNED",
     "Act",
     "Forward",
     "Move",
+    "Tried",
+    "Way",
+    "blocked",
     "cancelled",
     "cancelling",
     "concluded",
@@ -34,18 +38,52 @@ __all__ = [
     "new_forward",
     "received",
     "refused",
+    "returned",
     "sending",
+    "stranded",
     "unsent",
+    "untimely",
 ]
 
 QUEUED, DOUBT, ACCEPTED, CANCELLING = "queued", "doubt", "accepted", "cancelling"
-CLOSED, REFUSED = "closed", "refused"  # only in the record of a finished forward
+# Only in the record of a finished forward; a returned one is back in the queue of its colony.
+CLOSED, REFUSED, RETURNED = "closed", "refused", "returned"
 
 # An outcome made at the last moment needs this long (ns) to come back.
 _GRACE = 3 * SECOND
 # How long (ns) a cancel is tried, and the outcome awaited that it leads to.
 _CANCEL_FOR = 86_400 * SECOND
 _FIRST_DELAY, _LAST_DELAY = 1.0, 300.0
+# How long (ns) a forward with somewhere else to go waits for its peer to be reached, at most.
+_SHARE = 30 * SECOND
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """A peer that surely will not run the process, and why. `at` in Unix ns.
+
+    `final`: it said so; else it was not reached, and may be tried again once it says something
+    newer than its statement number `seq`.
+    """
+
+    peer: str
+    error: str
+    at: int
+    final: bool
+    seq: int = -1
+
+
+@dataclass(frozen=True)
+class Way:
+    """Why a process goes to its peer when it named none, and where it was tried before.
+
+    `retry` is whether it may go elsewhere when its peer surely will not run it; `places` how many
+    more there are.
+    """
+
+    route: str = ""
+    retry: bool = False
+    places: int = 0
+    tried: tuple[Tried, ...] = ()
 
 
 class Forward(msgspec.Struct, frozen=True):
@@ -54,7 +92,8 @@ class Forward(msgspec.Struct, frozen=True):
     `deliver` is when a spec that never left is given up, `unheard` when one without a receipt is,
     `finish` when the outcome of one with a receipt is. `sent` counts the copies that may have
     arrived, `attempts` the tries. `envelope` is made once, so every copy
-    is the same bytes.
+    is the same bytes. `route` says why it goes there when the process named no colony, `share` is
+    when one that may go elsewhere (`retry`) does so if it never left.
     """
 
     processid: str
@@ -73,6 +112,11 @@ class Forward(msgspec.Struct, frozen=True):
     remoteprocessid: str = ""
     outcome: bytes = b""
     ended: int = 0
+    route: str = ""
+    retry: bool = False
+    share: int = 0
+    tried: list[Tried] = []
+    origin: str = ""  # of one that is passed on: the colony that it came from
 
     @property
     def cti(self) -> bytes:
@@ -96,29 +140,53 @@ class Act(Enum):
 
 @dataclass(frozen=True)
 class Move:
-    """What follows: the forward, whether it stays in the outbox, and the process's fate."""
+    """What follows: the forward, whether it stays in the outbox, and the process's fate.
+
+    `certain`: the peer surely will not run it, so another may.
+    """
 
     forward: Forward
     stays: bool
     act: Act = Act.NOTHING
     errors: list[str] = field(default_factory=list)
+    certain: bool = False
 
 
-def new_forward(process: Process) -> Forward:
-    """The forward of a process that was just submitted."""
+def new_forward(process: Process, way: Way | None = None, now: int = 0) -> Forward:
+    """The forward of a process that was just submitted, or at `now` (Unix ns) sent elsewhere."""
     spec, begin = process.spec, process.submissiontime
-    longest = begin + MAX_LIFETIME * SECOND
+    longest = max(begin, now) + MAX_LIFETIME * SECOND
     wait, run, retries = spec.maxwaittime, spec.maxexectime, spec.maxretries
     deliver = unheard = finish = longest
     if wait > 0:
-        deliver = min(longest, begin + wait * SECOND)
+        # A retry began to wait later.
+        deliver = min(longest, process.waitdeadline or begin + wait * SECOND)
         unheard = min(longest, deliver + _GRACE)
         # Without a limit on running, only delivery has a deadline of its own.
         if run > 0 and retries >= 0:
             total = (wait + run) * (1 + retries)
             unheard = finish = min(longest, begin + total * SECOND + _GRACE)
     attempt = process.attempt + 1
-    return Forward(process.processid, process.peer, attempt, deliver, unheard, finish)
+    forward = Forward(
+        process.processid,
+        process.peer,
+        attempt,
+        deliver,
+        unheard,
+        finish,
+        origin=process.origin,
+    )
+    if way is None:
+        return forward
+    begin = max(now, begin)
+    share = begin + min(_SHARE, max(0, deliver - begin) // (way.places + 1))
+    return msgspec.structs.replace(
+        forward,
+        route=way.route,
+        retry=way.retry,
+        share=share if way.retry else 0,
+        tried=list(way.tried),
+    )
 
 
 def delay(tries: int, chance: random.Random) -> float:
@@ -152,6 +220,17 @@ def unsent(forward: Forward, error: str) -> Forward:
     )
 
 
+def untimely(forward: Forward, error: str, signed: bool) -> Forward:
+    """The peer's clock shows another time than we thought, so it did not take the copy.
+
+    If that is certain, and it was the only one, the next is sealed with other times. Else the
+    bytes stay the same ones, as an earlier copy may have arrived.
+    """
+    if not signed or forward.sent > 1:
+        return lost(forward, error)
+    return msgspec.structs.replace(unsent(forward, error), envelope=b"")
+
+
 def lost(forward: Forward, error: str) -> Forward:
     """No answer came, so the copy may have arrived."""
     return msgspec.structs.replace(forward, lasterror=error)
@@ -180,8 +259,10 @@ def cancelled(forward: Forward, remote: str, receipt: bytes, now: int) -> Move:
     return Move(msgspec.structs.replace(after, state=CLOSED, ended=now), False)
 
 
-def refused(forward: Forward, code: str, message: str, peername: str, now: int) -> Move:
-    """The peer turned the message away for good."""
+def refused(
+    forward: Forward, code: str, message: str, peername: str, now: int, *, signed: bool = False
+) -> Move:
+    """The peer turned the message away for good; `signed` is whether it put its name to that."""
     error = f"peer {peername} refused: {code}: {message}"
     after = msgspec.structs.replace(forward, lasterror=error, ended=now)
     if forward.state == CANCELLING:
@@ -192,7 +273,9 @@ def refused(forward: Forward, code: str, message: str, peername: str, now: int) 
             return Move(msgspec.structs.replace(after, deliver=0, ended=0), True)
         error += "; an earlier copy may have arrived: in doubt, the peer may still run it"
         return Move(msgspec.structs.replace(after, state=DOUBT), False, Act.FAIL, [error])
-    return Move(msgspec.structs.replace(after, state=REFUSED), False, Act.FAIL, [error])
+    # Another message under this id, which it has, may be one of ours that a lost store forgot.
+    certain = signed and code != "id_reuse"
+    return Move(msgspec.structs.replace(after, state=REFUSED), False, Act.FAIL, [error], certain)
 
 
 def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -> Move | None:
@@ -201,7 +284,7 @@ def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -
         reason = forward.lasterror or lasterror or "it was never reached"
         error = f"forward to peer {peername} not delivered by its deadline: {reason}"
         after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
-        return Move(after, False, Act.FAIL, [error])
+        return Move(after, False, Act.FAIL, [error], True)
     if now <= (forward.unheard if forward.state == DOUBT else forward.finish):
         return None
     if forward.state == CANCELLING:
@@ -210,6 +293,39 @@ def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -
     # The peer is asked to stop: nobody waits any more.
     after = cancelling(msgspec.structs.replace(forward, lasterror=error), now)
     return Move(after, True, Act.FAIL, [error])
+
+
+def stranded(forward: Forward, now: int, peername: str, lasterror: str) -> Move | None:
+    """What follows for one that may go elsewhere and never left by its share of the time.
+
+    Without another place the caller lets it be: it ends at its own deadline.
+    """
+    if forward.state != QUEUED or not forward.retry or now <= forward.share:
+        return None
+    error = f"peer {peername} not reached: {forward.lasterror or lasterror or 'no connection'}"
+    after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
+    return Move(after, False, Act.FAIL, [error], True)
+
+
+def returned(forward: Forward, tried: tuple[Tried, ...], now: int) -> Forward:
+    """The record of a forward whose process is back in our queue."""
+    return msgspec.structs.replace(
+        forward, state=RETURNED, envelope=b"", tried=list(tried), ended=now
+    )
+
+
+def blocked(forward: Forward, peername: str, now: int) -> Move:
+    """The owner blocked the peer: nobody waits for it any more, and nothing more is sent to it."""
+    if forward.state == CANCELLING:
+        error = f"peer {peername} is blocked here; whether it stopped is not known"
+        after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
+        return Move(after, False)
+    state, error = CLOSED, f"peer {peername} was blocked here before this was sent: it never ran"
+    if forward.state != QUEUED:
+        state = DOUBT
+        error = f"peer {peername} was blocked here: in doubt, the peer may still run it"
+    after = msgspec.structs.replace(forward, state=state, lasterror=error, ended=now)
+    return Move(after, False, Act.FAIL, [error], state == CLOSED)
 
 
 def cancelling(forward: Forward, now: int) -> Forward:

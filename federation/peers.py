@@ -6,31 +6,58 @@ so strangers cannot fill the store. Who speaks to a peer is in `transport`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from federation.card import Card
+from federation.clocks import Clock
+from federation.envelope import MAX_LIFETIME
 from federation.keys import Keys
+from federation.policy import Policy
+from federation.succession import Heir
 from node.codec import pack, unpack
 from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Get, ModRevision, Put, Txn
+from node.etcd.transactions import Compare, Get, ModRevision, Op, Put, Txn
 from node.log import get_logger
 
-__all__ = ["BLOCKED", "PENDING", "SEEN", "TRUSTED", "Known", "Peer", "Peers"]
+__all__ = ["BLOCKED", "PENDING", "SEEN", "TRUSTED", "Former", "Known", "Peer", "Peers", "Usurped"]
 
 SEEN, PENDING, TRUSTED, BLOCKED = "seen", "pending", "trusted", "blocked"
 _MAX_STRANGERS = 64  # of each of seen and pending; the oldest makes room
-_MAX_ADDRESSES = 8
+_MAX_INTRODUCED = 256  # beside those; the newest finds no room
+_MAX_ADDRESSES = 8  # that were announced, of one colony
+_MAX_PROVEN = 4
 _TRIES = 5
 
 log = get_logger("peers")
 
 
+class Usurped(Exception):
+    """A key may not take another one's place; the message says why."""
+
+
+class Former(msgspec.Struct, frozen=True):
+    """A key that a colony had before; it still counts `until` (seconds since the epoch)."""
+
+    id: str
+    public_key: bytes
+    until: int
+
+
 class Peer(msgspec.Struct, frozen=True):
-    """What is kept of a colony; key, name and addresses come from its signed `card`."""
+    """What is kept of a colony; key, name and addresses come from its signed `card`.
+
+    Its things are kept under the `id` by which it became known, for ever. Once it has changed its
+    key it calls itself `current`, and `former` has the keys before, the latest first.
+
+    Without a `policy` the default one holds. `distance` is 0 for a colony that the owner decided
+    about, else by how many hops it was introduced that is trusted for that alone. `ending`: it was
+    blocked, and what it has here and we have there is not all ended yet.
+    """
 
     id: str
     state: str = SEEN
@@ -40,6 +67,31 @@ class Peer(msgspec.Struct, frozen=True):
     fingerprint: str = ""
     endpoints: list[str] = []
     card: bytes = b""
+    policy: Policy | None = None
+    ending: bool = False
+    distance: int = 0
+    mailboxes: list[str] = []
+    current: str = ""
+    former: list[Former] = []
+
+    @property
+    def wire(self) -> str:
+        """The id by which it calls itself, and is to be called."""
+        return self.current or self.id
+
+    @property
+    def ids(self) -> list[str]:
+        """All ids that are its own."""
+        return [self.wire, *(each.id for each in self.former)]
+
+    def key_of(self, issuer: str, now: float) -> bytes | None:
+        """The key with which it may sign as `issuer` at a time, in seconds."""
+        if issuer == self.wire:
+            return self.public_key or None
+        return next(
+            (each.public_key for each in self.former if each.id == issuer and now < each.until),
+            None,
+        )
 
 
 @dataclass
@@ -51,19 +103,61 @@ class Known:
     lastseen: int = 0  # seconds since the epoch, of a signed answer
     error: str = ""
     sighted: list[str] = field(default_factory=list)  # "host:port" hints, newest first
+    proven: list[str] = field(default_factory=list)  # where it was, latest first
+    clock: Clock = field(default_factory=Clock)
+    introduced: dict[str, int] = field(default_factory=dict)  # hops, by the id of the introducer
+    met: bool = False  # it spoke to us, or we to it
+    latest: bytes = b""  # its card as last signed, which outlives the one that is stored
 
     def addresses(self) -> list[str]:
         """Where to try, best first."""
-        return list(dict.fromkeys([*self.sighted, *self.peer.endpoints]))
+        return list(dict.fromkeys([*self.proven, *self.sighted, *self.peer.endpoints]))
 
     def sight(self, address: str) -> None:
-        """Put an address first."""
+        """Somebody says that it is at an address: after all where it has been."""
         self.sighted = [address, *(at for at in self.sighted if at != address)][:_MAX_ADDRESSES]
+
+    def prove(self, address: str) -> None:
+        """It was at an address."""
+        self.proven = [address, *(at for at in self.proven if at != address)][:_MAX_PROVEN]
+
+
+class Roster(dict[str, Known]):
+    """Peers by the id under which they are kept, found under every id that they have."""
+
+    def __init__(self, known: Mapping[str, Known]) -> None:
+        super().__init__(known)
+        self._roots: dict[str, str] = {}
+        for entry in known.values():
+            self.index(entry.peer)
+
+    def index(self, peer: Peer) -> None:
+        """Find a peer under its other ids as well."""
+        for each in peer.ids:
+            if each != peer.id:
+                self._roots[each] = peer.id
+
+    def root(self, peerid: str) -> str:
+        """The id under which a peer is kept."""
+        return self._roots.get(peerid, peerid)
+
+    def __getitem__(self, peerid: str) -> Known:
+        return super().__getitem__(self.root(peerid))
+
+    def __contains__(self, peerid: object) -> bool:
+        return isinstance(peerid, str) and super().__contains__(self.root(peerid))
+
+    def get(self, peerid: str, default: Any = None) -> Any:
+        """The peer with an id."""
+        return super().get(self.root(peerid), default)
 
 
 @dataclass
 class Peers:
-    """The registry of `home`, whose own id is `me`. `changed` hears of every peer that changes."""
+    """The registry of `home`, whose own id is `me`. `changed` hears of every peer that changes.
+
+    `default` is the policy of peers that have none of their own, `former` our ids before this one.
+    """
 
     client: EtcdClient
     keys: Keys
@@ -71,6 +165,12 @@ class Peers:
     lan: bool = False
     changed: Callable[[str], None] = lambda _: None
     known: dict[str, Known] = field(default_factory=dict)
+    default: Policy = field(default_factory=Policy)
+    former: Collection[str] = ()
+    roster: Roster = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = self.roster = Roster(self.known)
 
     async def load(self) -> None:
         """Read all decisions."""
@@ -78,13 +178,16 @@ class Peers:
         for item in items:
             peer = unpack(item.value, Peer)
             self.known[peer.id] = Known(peer, item.mod_revision)
+            self.roster.index(peer)
 
     async def reload(self, peerid: str) -> None:
         """Another daemon may have decided: read one peer again."""
+        peerid = self.roster.root(peerid)
         found = await self.client.get(self.keys.peer(peerid))
         if found is not None:
             entry = self.known.setdefault(peerid, Known(Peer(peerid)))
             entry.peer, entry.revision = unpack(found.value, Peer), found.mod_revision
+            self.roster.index(entry.peer)
         elif peerid in self.known and self.known[peerid].revision:
             del self.known[peerid]
         self.changed(peerid)
@@ -101,14 +204,28 @@ class Peers:
         return entry.peer.state if entry else ""
 
     def public_key(self, peerid: str) -> bytes | None:
-        """Its key once a card has proven it."""
+        """Its key once a card has proven it, also one that it had before, however long ago."""
         entry = self.known.get(peerid)
-        return entry.peer.public_key or None if entry else None
+        return entry.peer.key_of(peerid, 0) if entry else None
+
+    def ids(self, peerid: str) -> list[str]:
+        """All ids of the colony with this one."""
+        entry = self.known.get(peerid)
+        return entry.peer.ids if entry else [peerid]
+
+    def names(self, peerid: str) -> set[str]:
+        """All by which a colony may be called: its ids and its name."""
+        return {peerid, self.name(peerid), *self.ids(peerid)}
 
     def name(self, peerid: str) -> str:
         """What to call it in messages for people."""
         entry = self.known.get(peerid)
         return (entry.peer.name if entry else "") or peerid[:12]
+
+    def policy(self, peerid: str) -> Policy:
+        """What it may do here."""
+        entry = self.known.get(peerid)
+        return (entry.peer.policy if entry else None) or self.default
 
     def trusted(self) -> list[Known]:
         """All trusted peers."""
@@ -117,9 +234,24 @@ class Peers:
     def named(self, text: str) -> str | None:
         """Id of the one trusted peer with this id or name; None for none or several."""
         if self.state(text) == TRUSTED:
-            return text
+            return self.roster.root(text)
         found = [entry.peer.id for entry in self.trusted() if entry.peer.name == text]
         return found[0] if len(found) == 1 else None
+
+    def toward(self, target: str, avoid: Collection[str] = (), *, further: bool = True) -> str:
+        """Id of the trusted peer that leads to a target such as "cat" or "bee/cat", or "".
+
+        `avoid` are colonies that it must not be. With `further`, one that introduced the target
+        will do.
+        """
+        name, avoid = target.partition("/")[0], {self.roster.root(each) for each in avoid}
+        peer = self.named(name)
+        if peer is None and further:
+            peers = [pid for pid, entry in self.known.items() if name in (pid, entry.peer.name)]
+            # Of two of one name, nobody but the owner knows which is meant.
+            ways = self.introducers(peers[0]) if len(peers) == 1 else []
+            peer = next((way for way in ways if way not in avoid), None)
+        return "" if peer is None or peer in avoid else peer
 
     def find(self, text: str) -> Known:
         """The peer with this id, unique beginning of an id (8 or more), or name.
@@ -130,7 +262,11 @@ class Peers:
         if not found:
             found = [entry for entry in self.known.values() if text and entry.peer.name == text]
         if not found and len(text) >= 8:
-            found = [entry for pid, entry in self.known.items() if pid.startswith(text)]
+            found = [
+                entry
+                for entry in self.known.values()
+                if any(each.startswith(text) for each in (entry.peer.id, *entry.peer.ids))
+            ]
         if not found:
             raise missing(f"peer: no colony {text[:80]!r} is known here")
         if len(found) > 1:
@@ -142,7 +278,7 @@ class Peers:
 
     def sighted(self, peerid: str, address: str) -> Known | None:
         """An address was announced, proving nothing. None for ourselves and for blocked ones."""
-        if peerid == self.me or self.state(peerid) == BLOCKED:
+        if self.is_me(peerid) or self.state(peerid) == BLOCKED:
             return None
         if peerid not in self.known:
             self._make_room(SEEN)
@@ -150,8 +286,16 @@ class Peers:
         self.known[peerid].sight(address)
         return self.known[peerid]
 
+    def is_me(self, peerid: str) -> bool:
+        """Whether an id is ours, or was."""
+        return peerid == self.me or peerid in self.former
+
     def _make_room(self, state: str) -> None:
-        strangers = [pid for pid, entry in self.known.items() if entry.peer.state == state]
+        strangers = [
+            pid
+            for pid, entry in self.known.items()
+            if entry.peer.state == state and not entry.introduced
+        ]
         if len(strangers) >= _MAX_STRANGERS:
             del self.known[strangers[0]]
 
@@ -163,38 +307,129 @@ class Peers:
         A card that is not newer changes nothing. `near`: it came over the local network, so
         that `trust = "lan"` trusts it. `unblock`: the owner asks for one blocked before it was met.
         """
-        if card.id == self.me or (self.state(card.id) == BLOCKED and not unblock):
+        if self.is_me(card.id) or (self.state(card.id) == BLOCKED and not unblock):
             return None
         entry = self.known.get(card.id)
-        fresh = Peer(
-            card.id,
-            entry.peer.state if entry and entry.peer.state == TRUSTED else PENDING,
-            card.name,
-            card.public_key,
-            card.sequence,
-            card.fingerprint,
-            card.endpoints,
-            data,
-        )
+        if entry is not None and card.id != entry.peer.wire:
+            return entry  # by a key that it has no more
+
+        def described(peer: Peer) -> Peer:
+            return _described(peer, card, data) if card.sequence > peer.sequence else peer
+
         if entry is None or not entry.peer.public_key:
             self._make_room(PENDING)
-            entry = self.known.setdefault(card.id, Known(fresh))
-            entry.peer = fresh
+            entry = self.known.setdefault(card.id, Known(Peer(card.id)))
+            entry.peer = msgspec.structs.replace(described(entry.peer), state=PENDING)
             log.info("colony proved itself", peer=card.id, called=card.name)
         elif card.sequence > entry.peer.sequence:
             if entry.peer.state == TRUSTED:
-                await self._save(entry, fresh)
+                await self._save(entry, described)
             else:
-                entry.peer = fresh
+                entry.peer = msgspec.structs.replace(described(entry.peer), state=PENDING)
+        entry.met = True
+        if card.sequence >= entry.peer.sequence:
+            entry.latest = data
         if self.lan and near and entry.peer.state == PENDING:
             await self.trust(card.id)
         self.changed(card.id)
         return entry
 
+    # -- introductions -------------------------------------------------------------------
+
+    async def introduce(self, card: Card, data: bytes, by: str, hops: int) -> Known | None:
+        """A trusted peer showed the card of another colony: it is pending, unless known already.
+
+        None when it is our own, of a blocked colony, or one more than there may be.
+        """
+        entry = self.known.get(card.id)
+        if self.is_me(card.id) or (entry and entry.peer.state == BLOCKED):
+            return None
+        if entry is not None and card.id != entry.peer.wire:
+            return entry
+        if entry is not None and entry.peer.state == TRUSTED:
+            if card.sequence > entry.peer.sequence:
+                await self.learn(card, data, near=False)
+            return entry
+        if entry is None or not entry.introduced:
+            count = sum(bool(each.introduced) for each in self.known.values())
+            if count >= _MAX_INTRODUCED:
+                return None
+        if entry is None:
+            entry = self.known.setdefault(card.id, Known(Peer(card.id)))
+        entry.introduced[by] = hops
+        if card.sequence > entry.peer.sequence or not entry.peer.public_key:
+            entry.peer = msgspec.structs.replace(_described(entry.peer, card, data), state=PENDING)
+        if card.sequence >= entry.peer.sequence:
+            entry.latest = data
+        return entry
+
+    def dismiss(self, by: str, keep: Collection[str]) -> None:
+        """A colony introduces nobody any more but those in `keep`."""
+        keep = {self.roster.root(each) for each in keep}
+        for pid, entry in list(self.known.items()):
+            if by in entry.introduced and pid not in keep:
+                self.withdraw(by, entry)
+
+    def withdraw(self, by: str, entry: Known) -> None:
+        """One introduction is over; who is known by nothing else is forgotten."""
+        entry.introduced.pop(by, None)
+        known_else = entry.introduced or entry.met or entry.sighted
+        if entry.peer.state == PENDING and not known_else:
+            self.known.pop(entry.peer.id, None)
+
+    def introducers(self, peerid: str) -> list[str]:
+        """Ids of the trusted peers that introduced a colony, the nearest to it first."""
+        entry = self.known.get(peerid)
+        introduced = entry.introduced if entry else {}
+        found = [by for by in introduced if self.state(by) == TRUSTED]
+        return sorted(found, key=lambda by: (introduced[by], by))
+
     # -- deciding ------------------------------------------------------------------------
 
-    async def _save(self, entry: Known, peer: Peer) -> None:
-        key = self.keys.peer(peer.id)
+    async def succeed(self, heir: Heir, now: int) -> bool:
+        """A colony that we decided about goes on under another key; `now` in seconds.
+
+        One write: everything else stays where it is. Whoever knows of one successor takes no
+        other; True when it is new. Raises Usurped.
+        """
+        entry = self.known.get(heir.old)
+        if entry is None or entry.peer.state not in (TRUSTED, BLOCKED):
+            return False
+        other = self.known.get(heir.new)
+        if other is not None and other is not entry and other.revision:
+            raise Usurped("the new key is that of another colony, about which was decided here")
+        former = Former(heir.old, heir.old_key, min(heir.until, now + MAX_LIFETIME))
+
+        def followed(peer: Peer) -> Peer:
+            if heir.new in peer.ids:
+                return peer
+            if heir.old != peer.wire:
+                raise Usurped(f"{heir.old[:12]} has another successor, {peer.wire[:12]}")
+            return msgspec.structs.replace(
+                peer,
+                current=heir.new,
+                public_key=heir.new_key,
+                former=[former, *peer.former],
+                card=b"",
+            )
+
+        if heir.new in entry.peer.ids:
+            return False
+        if other is not None and other is not entry:
+            self.known.pop(other.peer.id)  # a stranger until now
+        await self._save(entry, followed)
+        entry.latest = b""
+        self.roster.index(entry.peer)
+        log.warning("a peer changed its key", peer=entry.peer.id, now=heir.new)
+        return True
+
+    async def _save(self, entry: Known, decide: Callable[[Peer], Peer]) -> None:
+        """Store what `decide` makes of the peer as stored: another daemon may have changed it.
+
+        A block outlasts everything but the owner's `trust`, which does not come this way.
+        """
+        key = self.keys.peer(entry.peer.id)
+        peer = decide(entry.peer)
         for _ in range(_TRIES):
             txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(peer))], [Get(key)])
             result = await self.client.commit(txn)
@@ -206,17 +441,19 @@ class Peers:
             entry.revision = there[0].mod_revision if there else 0
             if there:
                 stored = unpack(there[0].value, Peer)
-                # Another daemon's decision: a block outlasts a card, a newer card an older one.
+                peer = decide(stored)
                 if stored.state == BLOCKED and peer.state != BLOCKED:
                     entry.peer = stored
                     self.changed(peer.id)
                     return
-                if stored.sequence > peer.sequence:
-                    peer = msgspec.structs.replace(stored, state=peer.state)
         raise conflict("the peer's record changes too fast; try again")
 
-    async def trust(self, peerid: str) -> Known:
-        """Let a colony whose card is known send work here. Raises RpcError 404 or 409."""
+    async def trust(self, peerid: str, policy: Policy | None = None, *, distance: int = 0) -> Known:
+        """Let a colony whose card is known send work here. Raises RpcError 404 or 409.
+
+        Without a `policy` it keeps the one it has, or has the default one. `distance` is for one
+        that is trusted for an introduction alone.
+        """
         entry = self.find(peerid)
         if not entry.peer.public_key:
             raise conflict("no card of this colony was seen yet; is its daemon reachable?")
@@ -224,7 +461,17 @@ class Peers:
             # The only way back: the owner says so. The store must not restore the block.
             await self.reload(peerid)
             entry = self.find(peerid)
-        peer = msgspec.structs.replace(entry.peer, state=TRUSTED)
+
+        def trusted(peer: Peer) -> Peer:
+            return msgspec.structs.replace(
+                peer,
+                state=TRUSTED,
+                policy=policy or peer.policy,
+                ending=False,
+                distance=distance,
+            )
+
+        peer = trusted(entry.peer)
         if entry.peer.state == BLOCKED:
             key = self.keys.peer(peer.id)
             txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(peer))])
@@ -233,14 +480,107 @@ class Peers:
                 raise conflict("the peer's record changed meanwhile; try again")
             entry.peer, entry.revision = peer, result.revision
             self.changed(peer.id)
-        elif entry.peer.state != TRUSTED:
-            await self._save(entry, peer)
+        elif entry.peer != peer:
+            await self._save(entry, trusted)
         log.info("peer trusted", peer=peer.id, called=peer.name)
         return entry
 
-    async def block(self, peerid: str) -> Known:
-        """Refuse a colony from now on; the tombstone stays. Raises RpcError 404."""
+    async def set_policy(self, peerid: str, policy: Policy | None) -> Known:
+        """Change what a trusted colony may do here, None for the default. Raises RpcError."""
         entry = self.find(peerid)
-        await self._save(entry, msgspec.structs.replace(entry.peer, state=BLOCKED))
-        log.info("peer blocked", peer=peerid, called=entry.peer.name)
+        if entry.peer.state != TRUSTED:
+            raise conflict(f"the colony is {entry.peer.state}; a policy is for trusted ones")
+        await self._save(entry, lambda peer: msgspec.structs.replace(peer, policy=policy))
+        log.info("policy changed", peer=entry.peer.id, called=entry.peer.name)
         return entry
+
+    async def admit(
+        self,
+        card: Card,
+        data: bytes,
+        policy: Policy | None,
+        *,
+        compare: Sequence[Compare],
+        ops: Sequence[Op],
+        unblock: bool = False,
+    ) -> bool:
+        """Trust a colony in one transaction with `ops`, if `compare` holds; False if it does not.
+
+        A blocked one stays blocked, False as well, unless the owner asks to `unblock`. Raises
+        RpcError 409 after too many races.
+        """
+        root = self.roster.root(card.id)
+        key = self.keys.peer(root)
+        for _ in range(_TRIES):
+            found = await self.client.get(key)
+            there = unpack(found.value, Peer) if found else Peer(card.id)
+            if there.state == BLOCKED and not unblock:
+                await self.reload(card.id)
+                return False
+            newer = card.sequence > there.sequence
+            peer = msgspec.structs.replace(
+                _described(there, card, data) if newer else there,
+                state=TRUSTED,
+                policy=policy or there.policy,
+                ending=False,
+                distance=0,
+            )
+            revision = found.mod_revision if found else 0
+            result = await self.client.commit(
+                Txn(
+                    [ModRevision(key, revision), *compare],
+                    [Put(key, pack(peer)), *ops],
+                    [Get(key)],
+                )
+            )
+            if result.succeeded:
+                entry = self.known.setdefault(root, Known(peer))
+                entry.peer, entry.revision = peer, result.revision
+                self.changed(card.id)
+                log.info("peer trusted", peer=card.id, called=peer.name)
+                return True
+            now = result.responses[0]
+            if (now[0].mod_revision if now else 0) == revision:
+                return False
+        raise conflict("the peer's record changes too fast; try again")
+
+    async def block(self, peerid: str) -> Known:
+        """Refuse a colony from now on; the tombstone stays. Raises RpcError 404.
+
+        `ending` is set in the same write: whoever finds it after a crash ends the rest.
+        """
+        entry = self.find(peerid)
+        await self._save(
+            entry, lambda peer: msgspec.structs.replace(peer, state=BLOCKED, ending=True)
+        )
+        log.info("peer blocked", peer=entry.peer.id, called=entry.peer.name)
+        return entry
+
+    async def ended(self, peerid: str) -> None:
+        """All that a blocked colony had here, and we there, is ended; if it is still blocked."""
+        entry = self.known.get(peerid)
+        if entry is None or entry.peer.state != BLOCKED or not entry.peer.ending:
+            return
+        key = self.keys.peer(peerid)
+        peer = msgspec.structs.replace(entry.peer, ending=False)
+        result = await self.client.commit(
+            Txn([ModRevision(key, entry.revision)], [Put(key, pack(peer))])
+        )
+        if result.succeeded:
+            entry.peer, entry.revision = peer, result.revision
+        else:
+            await self.reload(peerid)
+
+
+def _described(peer: Peer, card: Card, data: bytes) -> Peer:
+    """The peer with what its card says; what was decided about it stays."""
+    return msgspec.structs.replace(
+        peer,
+        name=card.name,
+        public_key=card.public_key,
+        sequence=card.sequence,
+        fingerprint=card.fingerprint,
+        endpoints=card.endpoints,
+        mailboxes=card.mailboxes,
+        card=data,
+    )

@@ -5,13 +5,11 @@ Cards of others are in `card` and `peers`.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
-
-import ifaddr
 
 from federation.card import VERSION, Card, sign_card
 from federation.envelope import MAX_LIFETIME
+from federation.interfaces import ANY, survey
 from federation.keys import Keys
 from federation.messages import Sealer
 from node.config import FederationConfig
@@ -20,28 +18,19 @@ from node.etcd.client import EtcdClient
 __all__ = ["Portrait", "own_addresses"]
 
 _DAY = 86_400
-_ANY = ("0.0.0.0", "::", "*")
+_LOCAL = ("127.", "[::1]")
 
 
 def own_addresses(settings: FederationConfig, port: int) -> list[str]:
     """Where peers may reach us, as "host:port": the configured host, else the interfaces'."""
-    if settings.host not in _ANY:
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        return [f"{host}:{port}"]
-    usual: list[str] = []
-    loopback: list[str] = []
-    for adapter in ifaddr.get_adapters():
-        for ip in adapter.ips:
-            text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
-            address = ipaddress.ip_address(text)
-            wanted = {text, adapter.name, adapter.nice_name} & set(settings.interfaces)
-            if address.is_link_local or (settings.interfaces and not wanted):
-                continue
-            if address.version == 6 and settings.host == "0.0.0.0":
-                continue
-            host = f"[{text}]" if address.version == 6 else text
-            (loopback if address.is_loopback else usual).append(f"{host}:{port}")
-    return sorted(set(usual or loopback))[:16]
+    if settings.host not in ANY:
+        hosts = [settings.host]
+    else:
+        network = survey(settings.interfaces)
+        # A link-local IPv6 address means nothing to who is not on that link; discovery tells it.
+        families = ANY[settings.host]
+        hosts = network.addresses_for(families, link_local=False) if network else []
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in sorted(hosts)]
 
 
 @dataclass
@@ -56,13 +45,24 @@ class Portrait:
     port: int = 0
     fingerprint: str = ""
     endpoints: list[str] = field(default_factory=list)
+    mailboxes: list[str] = field(default_factory=list)
     _sequence: int = 0
     _signed: tuple[int, bytes] = (0, b"")
 
     @property
     def announced(self) -> list[str]:
         """Addresses for discovery; none means those of the interfaces."""
-        return [] if self.settings.host in _ANY else [self.settings.host]
+        return [] if self.settings.host in ANY else [self.settings.host]
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """Which of IPv4 and IPv6 the listener serves."""
+        return ANY.get(self.settings.host, (4, 6))
+
+    @property
+    def sequence(self) -> int:
+        """The number of our card, larger at each start than at all before."""
+        return self._sequence
 
     async def start(self, port: int, fingerprint: str) -> None:
         """Take a number above all before, whatever the clock says."""
@@ -71,13 +71,29 @@ class Portrait:
         await self._next_sequence()
 
     async def moved(self) -> bool:
-        """Whether our addresses changed; the card tells the new ones from now on."""
+        """Whether our addresses changed; the card tells the new ones from now on.
+
+        Without a network there is nobody to tell, and the old ones may well be those that return.
+        """
         endpoints = own_addresses(self.settings, self.port)
-        if endpoints == self.endpoints:
+        lost = all(each.startswith(_LOCAL) for each in endpoints)
+        if endpoints == self.endpoints or (lost and self.endpoints):
             return False
         self.endpoints = endpoints
         await self._next_sequence()
         return True
+
+    async def polls(self, mailboxes: list[str]) -> bool:
+        """We can be reached by way of these peers; whether the card did not say so yet."""
+        if mailboxes == self.mailboxes:
+            return False
+        self.mailboxes = mailboxes
+        await self._next_sequence()
+        return True
+
+    async def renew(self) -> None:
+        """The key is another: a new card, and none like those before."""
+        await self._next_sequence()
 
     async def _next_sequence(self) -> None:
         found = await self.client.get(self.keys.sequence)
@@ -99,6 +115,7 @@ class Portrait:
                 [VERSION],
                 # Issued a day ago, so that a reader whose clock is behind takes it too.
                 now + MAX_LIFETIME - _DAY,
+                self.mailboxes,
             )
             self._signed = (now, sign_card(key, card))
         return self._signed[1]

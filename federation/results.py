@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation import outbox
-from federation.envelope import Kind, Refused, open_envelope
+from federation import chains, outbox, relays
+from federation.envelope import Kind, Opened, Refused, open_envelope
 from federation.ledger import Ledger
 from federation.messages import Outcome, Outcomes, Poll, Sealer, load
 from federation.outbox import Forward
@@ -29,6 +29,7 @@ from node.store import processes as store
 __all__ = ["Results"]
 
 _POLL = 30  # seconds
+_IDLE = 300.0  # seconds between looks at a peer that should owe nothing
 _OUTCOME_LIMIT = 8_000_000  # bytes
 
 log = get_logger("results")
@@ -42,6 +43,7 @@ class Results:
     sealer: Sealer
     high_water: Callable[[], float]
     late: int = 0
+    broken: int = 0  # outcomes whose chain did not hold
     _acks: dict[str, set[str]] = field(default_factory=dict)
     _chance: random.Random = field(default_factory=random.Random)
 
@@ -55,14 +57,17 @@ class Results:
     async def poll_forever(self, link: Link) -> None:
         """Fetch outcomes from one peer while it may owe any, until cancelled."""
         bell, failures = self.ledger.bell(link.id), 0
+        # What a crash, a refusal or a block kept from being fetched or acknowledged is still owed.
+        again = trio.current_time()
         while True:
             event, back = bell.event, self.ledger.returned(link.id).event
-            if not self._awaited(link.id):
-                await event.wait()
+            if not self._awaited(link.id) and trio.current_time() < again:
+                with trio.move_on_at(again):
+                    await event.wait()
                 continue
             try:
                 await self.poll_once(link)
-                failures = 0
+                failures, again = 0, trio.current_time() + _IDLE
             except (TransportError, EtcdError, RpcError, Refused) as error:
                 failures += 1
                 link.entry.error = str(error)
@@ -78,7 +83,7 @@ class Results:
         acks = sorted(self._acks.get(link.id, set()))[:100]
         waits = any(entry.forward.outstanding for entry in self.ledger.of_peer(link.id))
         wait = _POLL if waits else 0
-        body = self.sealer.seal(Kind.POLL, link.id, Poll(wait, acks))
+        body = link.seal(Kind.POLL, Poll(wait, acks))
         opened, _ = await link.post("/v1/outcomes", body, Kind.OUTCOMES, wait)
         self._acks.get(link.id, set()).difference_update(acks)
         problem: Exception | None = None
@@ -97,13 +102,13 @@ class Results:
         opened = open_envelope(
             sealed,
             kind=Kind.OUTCOME,
-            audience=self.sealer.key.id,
-            now=self.sealer.seconds,
-            keys=lambda issuer: link.entry.peer.public_key if issuer == link.id else None,
+            audience=self.sealer.ids,
+            now=link.seconds,
+            keys=link.key_of,
             limit=_OUTCOME_LIMIT,
-            high_water=self.high_water(),
+            high_water=link.highest,
         )
-        outcome = load(opened.payload, Outcome)
+        outcome = await self._told(link, opened, sealed)
         output = _output(outcome.out)
         key = self.ledger.keys.forward(link.id, outcome.pid)
         found = await self.ledger.client.get(key)
@@ -118,9 +123,13 @@ class Results:
         try:
             closed = await self._close(link, outcome, output, leaving) if fits else False
         except EtcdTooLarge:
-            # The result matters more than the proof of it.
-            log.warning("outcome too large to keep its signature", process=outcome.pid)
-            bare = msgspec.structs.replace(record, outcome=b"") if record else None
+            assert record is not None
+            if not await self._keep_apart(outcome.pid, sealed) and record.origin:
+                # Without its proof nobody would believe what we pass on.
+                errors = ["the output is too large to be passed on with its signature"]
+                outcome = msgspec.structs.replace(outcome, state=State.FAILED, errors=errors)
+                output = []
+            bare = msgspec.structs.replace(record, outcome=b"")
             leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(bare))]
             closed = await self._close(link, outcome, output, leaving)
         if not closed:
@@ -131,6 +140,45 @@ class Results:
                 self.ledger.entries.pop(outcome.pid, None)
             self.ledger.stale[outcome.pid] = link.id
         return outcome.pid
+
+    async def _told(self, link: Link, opened: Opened, sealed: bytes) -> Outcome:
+        """The outcome with what the colony that ran it says, verified down to its signature.
+
+        A chain that does not hold is the peer's own doing, and ends the process as a failure: no
+        repeat of it can hold, and nobody else would tell us more.
+        """
+        ledger, outcome = self.ledger, load(opened.payload, Outcome)
+        known = await ledger.processes.recall(ledger.home, outcome.pid)
+        beyond = ""
+        if known is not None:
+            target = known[0].spec.conditions.colonyname
+            home = (ledger.home, *self.sealer.ids)
+            beyond = relays.onward_target(target, ledger.peers.names(link.id), home)
+        if not outcome.below and not beyond:
+            return outcome
+        key = link.key_of(opened.issuer) or b""
+        steps = chains.trace(sealed, opened.issuer, key, self.sealer.ids, ledger.peers.ids)
+        told, problem = chains.conclusion(steps, relays.segments(beyond) if beyond else [])
+        if told is not None:
+            return msgspec.structs.replace(outcome, out=told.out)
+        self.broken += 1
+        log.warning("outcome without a valid chain", process=outcome.pid, why=problem)
+        errors = [
+            f"what peer {ledger.peers.name(link.id)} says of the end is not proven: {problem}"
+        ]
+        return msgspec.structs.replace(outcome, state=int(State.FAILED), out=b"[]", errors=errors)
+
+    async def _keep_apart(self, pid: str, sealed: bytes) -> bool:
+        """Keep a large outcome for itself, before the process is closed with it; whether it fits.
+
+        A crash in between leaves a copy that the next try replaces.
+        """
+        try:
+            await self.ledger.client.put(self.ledger.keys.apart(pid), sealed)
+        except EtcdTooLarge:
+            log.warning("outcome too large to keep its signature", process=pid)
+            return False
+        return True
 
     async def _close(
         self, link: Link, outcome: Outcome, output: list[object], leaving: Sequence[Op]

@@ -7,26 +7,41 @@ from __future__ import annotations
 
 import functools
 import random
+import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
 
-from federation import outbox
+from federation import outbox, relays
+from federation.blocking import Endings
+from federation.capabilities import Board
 from federation.card import open_card
 from federation.delivery import Delivery
-from federation.discovery import Advert, Sighting, discover
-from federation.envelope import Kind, Refused
-from federation.gate import MAX_BODY, Gate, is_near
+from federation.discovery import Advert, discover
+from federation.envelope import Refused
+from federation.exchange import Exchange
+from federation.gate import MAX_BODY, Gate
 from federation.inbox import Inbox
+from federation.introductions import Introducer
+from federation.invitations import Invitations
+from federation.joining import Joining
 from federation.keys import Keys
 from federation.ledger import Bell, Ledger
-from federation.messages import Hello, Sealer, load
-from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peers
+from federation.mailbox import Collector, Office, pass_on
+from federation.meeting import Meeting
+from federation.messages import Hello, Sealer, Successor
+from federation.peers import BLOCKED, TRUSTED, Known, Peers, Usurped
+from federation.policy import MAX_HOPS, Policy, of_config
 from federation.portrait import Portrait
 from federation.results import Results
+from federation.rotation import Rotation
+from federation.router import Router
+from federation.routes import read_routes
+from federation.succession import prove
+from federation.surroundings import Surroundings
 from federation.tls import make_certificate, server_context
-from federation.transport import Link, TransportError, Unsent, fetch_card, split_address
+from federation.transport import Carrier, Link, TransportError, Unsent, Untimely
 from node.config import Config
 from node.errors import RpcError, conflict
 from node.etcd.client import EtcdClient
@@ -34,6 +49,7 @@ from node.etcd.errors import EtcdError
 from node.hooks import Addition, Hooks
 from node.identity import PrivateKey
 from node.log import get_logger
+from node.members import Members
 from node.model import Process
 from node.processes import Processes
 from node.rpc.http import Limits, bound_port, open_listeners, serve_http
@@ -42,10 +58,9 @@ __all__ = ["Federation"]
 
 _PROBE = 30.0  # seconds between hellos
 _TICK = 0.5  # seconds between looks at deadlines
+_LOOK = 0.5  # seconds between looks at what waits and what we offer
 _CLOCK = 60.0
 _SWEEP = 3600.0
-_FETCH_AGAIN = 20.0  # seconds between fetches of one stranger's card
-_FETCHES = 4  # at a time
 _FLUSH = 3.0  # seconds to finish what is on its way when draining
 _EXPECTED = (TransportError, EtcdError, RpcError, Refused)
 
@@ -64,20 +79,74 @@ class Federation(Hooks):
         config: Config,
         directory: Path,
         now: Callable[[], int],
+        members: Members | None = None,
     ) -> None:
-        self.home, self.key, self.client, self.config = home_name, key, client, config
+        self.home, self.client, self.config = home_name, client, config
         self.directory, self.now = directory, now
         self.keys = Keys(home_name)
         self.sealer = sealer = Sealer(key, now)
         lan = config.federation.trust == "lan"
-        self.peers = Peers(client, self.keys, key.id, lan, changed=self._changed)
+        default = of_config(config.federation.policy)
+        self.peers = Peers(client, self.keys, key.id, lan, changed=self._changed, default=default)
         self.ledger = Ledger(home_name, sealer, client, processes, self.peers, self.keys)
-        self.delivery = Delivery(self.ledger, sealer)
+        self.delivery = Delivery(self.ledger, sealer, config.federation.hops)
         self.results = Results(self.ledger, sealer, self.high_water)
         self.inbox = Inbox(home_name, sealer, client, processes, self.peers, self.keys)
         self.portrait = Portrait(home_name, sealer, client, self.keys, config.federation)
         self.gate = Gate(
             sealer, self.peers, self.inbox, self.portrait.card, self._greeted, self.high_water
+        )
+        self.board = Board(trio.current_time)
+        self.exchange = Exchange(
+            home_name,
+            sealer,
+            self.peers,
+            processes,
+            self.board,
+            members,
+            lambda: self.portrait.sequence,
+            lambda: not self.inbox.draining,
+            lambda: self._chance,
+        )
+        self.gate.capabilities = self.exchange.answer
+        self.introducer = Introducer(
+            sealer,
+            self.peers,
+            self.high_water,
+            config.federation.introductions,
+            lambda: self._chance,
+        )
+        self.gate.introductions = self.introducer.answer
+        self.rotation = Rotation(home_name, sealer, client, self.keys, self._renew, members)
+        self.gate.successors = self.rotation.successors
+        self.office = Office(sealer, self.peers, self._greeted)
+        self.gate.mail, self.gate.passing = self.office.collect, self.office.forward
+        self.collector = Collector(
+            sealer, self.gate.handle, lambda tries: outbox.delay(tries, self._chance)
+        )
+        self._mailboxes: dict[str, trio.Event] = {}
+        self.router = Router(
+            home_name,
+            read_routes(config.routes),
+            client,
+            processes,
+            self.peers,
+            self.ledger,
+            self.board,
+            self.exchange,
+            lambda: self._chance,
+        )
+        self.ledger.elsewhere = self.router.elsewhere
+        self.inbox.way_to, self.inbox.relayed = self.peers.toward, self.ledger.relayed
+        self.router.onward = self._stays
+        self.invitations = self.gate.invitations = Invitations(
+            client, self.keys, sealer, self.peers, self.portrait, self.high_water
+        )
+        self.joining = Joining(sealer, self.peers, self.portrait.card, self.high_water)
+        self.endings = Endings(self.ledger, now)
+        self.surroundings = Surroundings(config.federation.interfaces)
+        self.meeting = Meeting(
+            sealer, self.peers, self.high_water, self._heard_again, lambda: self._chance
         )
         self.drain = trio.Event()
         self.port = 0
@@ -87,19 +156,44 @@ class Federation(Hooks):
         self._probes: dict[str, Bell] = {}
         self._nursery: trio.Nursery | None = None
         self._highest = 0.0
-        self._fetched: dict[str, float] = {}
-        self._fetching = trio.CapacityLimiter(_FETCHES)
         self._chance = random.Random()
+
+    @property
+    def key(self) -> PrivateKey:
+        """The colony's key, which may change."""
+        return self.sealer.key
 
     # -- hooks of the node ---------------------------------------------------------------
 
     def peer_of(self, colonyname: str) -> str | None:
-        """Id of the trusted peer that `colonyname` names; never for the home colony's name."""
-        return None if colonyname == self.home else self.peers.named(colonyname)
+        """Id of the trusted peer that `colonyname` names or, as "bee/cat", begins with.
+
+        None for the home colony's name, and for more colonies than a process may pass.
+        """
+        if colonyname == self.home or len(relays.segments(colonyname)) > MAX_HOPS:
+            return None
+        return self.peers.toward(colonyname, further=self.config.federation.hops > 1) or None
+
+    def hosts(self, colonyname: str) -> bool:
+        """Whether a colony is hosted here."""
+        members = self.exchange.members
+        return members is not None and members.directory.colony(colonyname) is not None
+
+    def route(self, process: Process) -> str:
+        """Id of the peer that the routes send a process to, or ""."""
+        return self.router.route(process)
+
+    def _stays(self, process: Process) -> str:
+        """Why a process of another colony may not go on from here, or ""."""
+        if process.hops < 1:
+            return "it came from another colony, as far as it may go"
+        if not self.peers.policy(process.origin).forward:
+            return "the policy of the colony it came from keeps it here"
+        return ""
 
     def forwarding(self, process: Process) -> Addition:
         """The outbox entry that joins a submission."""
-        return self.ledger.forwarding(process)
+        return self.ledger.forwarding(process, self.router.way(process))
 
     def cancelling(self, process: Process) -> Addition:
         """The outbox entry that joins a cancel."""
@@ -109,12 +203,20 @@ class Federation(Hooks):
         """Why a process of another colony must stay, or ""."""
         return self.inbox.removable(process)
 
+    def most_running(self, origin: str) -> int:
+        """How many processes of a colony may run here at once."""
+        return self.peers.policy(origin).max_running
+
     def submitted(self, process: Process) -> None:
-        """Wake the sender."""
+        """Wake the sender; what a block overtook ends with all the rest."""
         self.ledger.touched(process)
+        if self.peers.state(process.peer) == BLOCKED:
+            self.endings.begin()
 
     def closed(self, process: Process) -> None:
         """Wake the poll of the colony that a process came from."""
+        if process.peer:
+            self.board.ended(process.peer, process.spec.conditions.executortype)
         if process.origin and process.notify:
             self.inbox.closed(process)
 
@@ -129,6 +231,7 @@ class Federation(Hooks):
         context = server_context(certificate, key)
         listeners = await open_listeners(settings.host, settings.port, context)
         self.port = bound_port(listeners)
+        self.surroundings.start()
         await self.portrait.start(self.port, self.fingerprint)
         limits = Limits(max_body=MAX_BODY, max_connections=512)
         async with trio.open_nursery() as outer:
@@ -136,32 +239,47 @@ class Federation(Hooks):
             await outer.start(
                 functools.partial(serve, self.gate.handle, listeners, error=self.gate.refuse)
             )
-            async with trio.open_nursery() as inner:
-                self._nursery = inner
-                self._start(inner)
-                log.info("federation ready", port=self.port, id=self.key.id)
-                task_status.started()
-                await self.drain.wait()
-                self.inbox.drain()
-                with trio.move_on_after(_FLUSH):
-                    await self.ledger.wait_idle()
-                self._nursery = None
-                inner.cancel_scope.cancel()
+            outer.start_soon(self.surroundings.run)
+            outer.start_soon(self._move_on)
+            await self.work(task_status)
+            outer.cancel_scope.cancel()
+
+    async def work(self, task_status: trio.TaskStatus[None]) -> None:
+        """Speak to peers until `drain` is set; what is on its way then gets a moment to end."""
+        async with trio.open_nursery() as inner:
+            self._nursery = inner
+            self._start(inner)
+            log.info("federation ready", port=self.port, id=self.key.id)
+            task_status.started()
+            await self.drain.wait()
+            self.inbox.drain()
+            self.office.drain()
+            with trio.move_on_after(_FLUSH):
+                await self.ledger.wait_idle()
+            self._nursery = None
+            inner.cancel_scope.cancel()
 
     def _start(self, nursery: trio.Nursery) -> None:
         nursery.start_soon(self._every, _TICK, self.delivery.expire)
         nursery.start_soon(self._every, _CLOCK, self._keep_clock)
         nursery.start_soon(self._every, _SWEEP, self._sweep)
+        nursery.start_soon(self.endings.run)
+        nursery.start_soon(self._every, _LOOK, self._look_around)
+        nursery.start_soon(self.meeting.run)
         if self.config.federation.discovery:
-            nursery.start_soon(self._discover)
+            nursery.start_soon(discover, self._advert, self.meeting.heard, self.surroundings)
         for peer in self.config.peers:
-            nursery.start_soon(self._meet, peer.url, peer.id)
+            nursery.start_soon(self.meeting.meet, peer.url, peer.id)
+            if peer.mailbox:
+                self._mailbox(peer.id).set()
         for entry in self.peers.trusted():
             self._changed(entry.peer.id)
 
     async def _load(self) -> None:
         remembered = await self.client.get(self.keys.clock)
         self._highest = float(remembered.value) if remembered else 0.0
+        await self.rotation.load()
+        self.peers.former = self.sealer.former
         await self.peers.load()
         await self.inbox.load()
         await self.ledger.load()
@@ -175,6 +293,10 @@ class Federation(Hooks):
                 log.warning("background task", task=action.__name__, error=repr(error))
             await trio.sleep(seconds)
 
+    async def _look_around(self) -> None:
+        self.exchange.look()
+        await self.router.tick()
+
     # -- clock ------------------------------------------------------------------
 
     def high_water(self) -> float:
@@ -186,12 +308,14 @@ class Federation(Hooks):
         if now > self._highest:
             await self.client.put(self.keys.clock, f"{now:.0f}".encode())
             self._highest = now
+        self.introducer.prune()
         if await self.portrait.moved():
             self.greet_all()
 
     async def _sweep(self) -> None:
         await self.inbox.sweep()
-        for prefix in (self.keys.proofs, self.keys.lates):
+        await self.invitations.sweep()
+        for prefix in (self.keys.proofs, self.keys.lates, self.keys.aparts):
             listing = await self.client.range(prefix, limit=1000, keys_only=True)
             for item in listing.items:
                 pid = item.key[len(prefix) :]
@@ -200,71 +324,31 @@ class Federation(Hooks):
 
     # -- meeting colonies ----------------------------------------------------------------
 
-    async def _discover(self) -> None:
-        sender, receiver = trio.open_memory_channel[Sighting](64)
-        advert = Advert(self.key.id, self.fingerprint, self.port, self.portrait.announced)
-        interfaces = self.config.federation.interfaces
-        async with trio.open_nursery() as nursery, receiver:
-            nursery.start_soon(lambda: discover(advert, sender, interfaces=interfaces))
-            async for sighting in receiver:
-                self._sighted(sighting, nursery)
-
-    def _sighted(self, sighting: Sighting, nursery: trio.Nursery) -> None:
-        host = f"[{sighting.host}]" if ":" in sighting.host else sighting.host
-        address = f"{host}:{sighting.port}"
-        entry = self.peers.sighted(sighting.id, address)
-        if entry is None:
-            return
-        if entry.peer.state == TRUSTED:
-            self._probe_bell(sighting.id).ring()
-            return
-        # Keyed by address as well: a false hint must not keep us from a true one.
-        place, now = f"{sighting.id}@{address}", trio.current_time()
-        if now - self._fetched.get(place, -_FETCH_AGAIN) < _FETCH_AGAIN:
-            return
-        if len(self._fetched) > 512:
-            self._fetched.clear()
-        self._fetched[place] = now
-        nursery.start_soon(self._fetch_quietly, address, sighting.id)
-
-    async def _fetch_quietly(self, address: str, peerid: str) -> None:
-        try:
-            async with self._fetching:
-                await self.fetch(address, peerid)
-        except _EXPECTED as error:
-            entry = self.peers.get(peerid)
-            if entry is not None and entry.peer.state != TRUSTED:
-                entry.error = str(error)
-            log.info("card not fetched", address=address, error=error)
+    def _advert(self) -> Advert:
+        portrait = self.portrait
+        return Advert(
+            self.key.id, self.fingerprint, self.port, portrait.announced, portrait.families
+        )
 
     async def fetch(self, address: str, peerid: str = "", *, unblock: bool = False) -> Known | None:
         """Fetch the card at an address and take it in; `peerid`, if given, must be its id.
 
         Raises TransportError. None for a blocked colony or ourselves.
         """
-        card, data = await fetch_card(address, self.sealer, self._highest)
-        if peerid and card.id != peerid:
-            raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
-        near = is_near(split_address(address)[0])
-        entry = await self.peers.learn(card, data, near=near, unblock=unblock)
-        if entry is not None:
-            entry.sight(address.removeprefix("https://").rstrip("/"))
-            entry.error = ""
-        return entry
+        return await self.meeting.fetch(address, peerid, unblock=unblock)
 
-    async def _meet(self, url: str, peerid: str) -> None:
-        """Introduce a colony of the configuration; its address is a hint like any other."""
-        tries = 0
+    async def _move_on(self) -> None:
+        """After a change of the network, sleep, or a clock that was set: tell every peer."""
+        event = self.surroundings.bell.event
         while True:
+            await event.wait()
+            event = self.surroundings.bell.event
+            self.meeting.forget()
             try:
-                entry = await self.fetch(url, peerid)
-                if entry is not None and entry.peer.state in (PENDING, TRUSTED):
-                    tries = 0
-            except (*_EXPECTED, ValueError) as error:
-                tries += 1
-                log.info("configured peer not reached", url=url, error=error)
-            pause = min(60.0, outbox.delay(tries, self._chance)) if tries else 60.0
-            await trio.sleep(pause)
+                await self._keep_clock()
+            except EtcdError as error:
+                log.warning("card not renewed", error=error)  # within a minute, it will be
+            self.greet_all()
 
     # -- peers ---------------------------------------------------------------------------
 
@@ -278,6 +362,13 @@ class Federation(Hooks):
                 self._nursery.start_soon(self._serve_peer, entry, scope)
         elif not trusted and peerid in self._scopes:
             self._scopes.pop(peerid).cancel()
+            self.exchange.forget(peerid)
+            self.introducer.forget(peerid)
+            self.office.forget(peerid)
+        self.introducer.look()
+        if self.peers.state(peerid) == BLOCKED:
+            self.inbox.blocked(peerid)
+            self.endings.begin()
 
     async def _serve_peer(self, entry: Known, scope: trio.CancelScope) -> None:
         link = self.link_to(entry)
@@ -288,10 +379,52 @@ class Federation(Hooks):
                     nursery.start_soon(self._supervised, self.delivery.send_forever, link)
                     nursery.start_soon(self._supervised, self.results.poll_forever, link)
                     nursery.start_soon(self._supervised, self._probe_forever, link)
+                    nursery.start_soon(self._supervised, self._exchange_forever, link)
+                    nursery.start_soon(self._supervised, self._introduce_forever, link)
+                    nursery.start_soon(self._supervised, self._collect_forever, link)
         finally:
             if self.links.get(link.id) is link:
                 del self.links[link.id]
             await link.close()
+
+    async def _exchange_forever(self, link: Link) -> None:
+        await self.exchange.tell_forever(link, lambda: self.ledger.returned(link.id).event)
+
+    async def _introduce_forever(self, link: Link) -> None:
+        back = self.ledger.returned(link.id)
+        await self.introducer.exchange_forever(link, lambda: back.event)
+
+    async def _collect_forever(self, link: Link) -> None:
+        await self._mailbox(link.id).wait()
+        await self.portrait.polls(sorted(self.mailboxes()))
+        self.greet_all()
+        await self.collector.collect_forever(link)
+
+    def _mailbox(self, peerid: str) -> trio.Event:
+        """Set once a peer is one that we poll."""
+        return self._mailboxes.setdefault(peerid, trio.Event())
+
+    def mailboxes(self) -> list[str]:
+        """Ids of the trusted peers that we poll."""
+        return [
+            peerid
+            for peerid, event in self._mailboxes.items()
+            if event.is_set() and self.peers.state(peerid) == TRUSTED
+        ]
+
+    def _around(self, entry: Known) -> Carrier | None:
+        """The way to a peer that polls us, or one whom we trust; None when it is reached itself."""
+        peerid = entry.peer.id
+        if self.office.open(peerid):
+            return functools.partial(self.office.carry, peerid, self.key.id)
+        wire = entry.peer.wire
+        if entry.sighted or entry.proven:
+            return None
+        for mailbox in entry.peer.mailboxes:
+            link = self.links.get(self.peers.roster.root(mailbox))
+            if link is not None and link.id != peerid:
+                return functools.partial(pass_on, link, wire)
+        return None
 
     async def _supervised(self, task: Callable[[Link], Awaitable[None]], link: Link) -> None:
         """One peer's trouble never becomes the daemon's."""
@@ -310,7 +443,27 @@ class Federation(Hooks):
         async def renew(address: str) -> None:
             await self.fetch(address, entry.peer.id)
 
-        return Link(entry, self.sealer, renew, self.high_water)
+        around = functools.partial(self._around, entry)
+        measure = functools.partial(self._heard_again, entry.peer.id)
+        return Link(entry, self.sealer, renew, self.high_water, around, measure, self.follow)
+
+    async def follow(self, successors: list[Successor]) -> None:
+        """Take note of another colony's change of keys. Raises Refused."""
+        for each in successors:
+            try:
+                await self.peers.succeed(prove(each), self.sealer.seconds)
+            except Usurped as error:
+                log.warning("succession refused", why=error)
+                raise Refused("unknown_issuer", str(error)) from None
+
+    async def _renew(self) -> None:
+        """Our key is another: cards and greetings tell of it."""
+        self.peers.me, self.peers.former = self.sealer.key.id, self.sealer.former
+        await self.portrait.renew()
+        self.greet_all()
+
+    def _heard_again(self, peerid: str) -> None:
+        self._probe_bell(peerid).ring()
 
     def _probe_bell(self, peerid: str) -> Bell:
         return self._probes.setdefault(peerid, Bell())
@@ -334,13 +487,23 @@ class Federation(Hooks):
         """Exchange signed hellos; returns the round trip in seconds. Raises TransportError."""
         await link.connect()
         begin = trio.current_time()
-        body = self.sealer.seal(Kind.HELLO, link.id, Hello(self.portrait.card()))
-        opened, _ = await link.post("/v1/hello", body, Kind.HELLO)
+        message = Hello(
+            self.portrait.card(),
+            secrets.token_bytes(16),
+            successors=self.rotation.successors(),
+        )
+        try:
+            hello = await link.greet(message)
+        except Untimely:
+            # Its refusal told its clock: now the times of ours hold by that.
+            begin = trio.current_time()
+            hello = await link.greet(message)
         took = trio.current_time() - begin
-        data = load(opened.payload, Hello).card
-        card = open_card(data, self.sealer.seconds, high_water=self._highest)
-        if card.id == link.id and card.sequence > link.entry.peer.sequence:
-            await self.peers.learn(card, data, near=False)
+        card = open_card(hello.card, self.sealer.seconds, high_water=self._highest)
+        if card.id == link.wire and card.sequence > link.entry.peer.sequence:
+            await self.peers.learn(card, hello.card, near=False)
+        elif card.id == link.wire and card.sequence == link.entry.peer.sequence:
+            link.entry.latest = hello.card
         return took
 
     async def _probe_forever(self, link: Link) -> None:
@@ -362,7 +525,7 @@ class Federation(Hooks):
             with trio.move_on_after(pause):
                 await event.wait()
 
-    async def trust(self, text: str) -> Known:
+    async def trust(self, text: str, policy: Policy | None = None) -> Known:
         """Trust a colony, meeting it first if need be. Raises RpcError."""
         entry = self.peers.find(text)
         if not entry.peer.public_key:
@@ -377,11 +540,25 @@ class Federation(Hooks):
             else:
                 reason = "; ".join(problems) or "no address is known"
                 raise conflict(f"its card can't be fetched: {reason}")
-        return await self.peers.trust(entry.peer.id)
+        trusted = await self.peers.trust(entry.peer.id, policy)
+        self.ledger.processes.handout.wake_all()  # more of its processes may run than before
+        return trusted
+
+    async def set_policy(self, text: str, policy: Policy | None) -> Known:
+        """Change what a trusted colony may do here, None for the default. Raises RpcError."""
+        entry = await self.peers.set_policy(self.peers.find(text).peer.id, policy)
+        self.ledger.processes.handout.wake_all()
+        return entry
 
     async def block(self, text: str) -> Known:
-        """Refuse a colony from now on. Raises RpcError 404."""
-        return await self.peers.block(self.peers.find(text).peer.id)
+        """Refuse a colony from now on, and end what it has here and we there. Raises RpcError 404.
+
+        What has not ended within a few seconds does so later, after a restart too.
+        """
+        entry = await self.peers.block(self.peers.find(text).peer.id)
+        with trio.move_on_after(_FLUSH):
+            await self.endings.wait(entry)
+        return entry
 
     async def ping(self, text: str) -> float:
         """Round trip of a signed hello in seconds. Raises TransportError, RpcError or Refused."""

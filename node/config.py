@@ -18,22 +18,34 @@ import msgspec
 __all__ = [
     "Config",
     "ConfigError",
+    "Duration",
     "EtcdConfig",
     "FederationConfig",
+    "FilesConfig",
+    "HistoryConfig",
     "LogConfig",
     "NodeConfig",
     "PeerConfig",
+    "PolicyConfig",
+    "RouteConfig",
     "RpcConfig",
     "Size",
     "load_config",
 ]
 
 _ENV_PREFIX = "COLONYD_"
+_RETENTION = "COLONIES_RETENTION_POLICY"  # upstream's name; seconds
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
+_SECONDS = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 ColonyId = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
 NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
+# `when` of a route that lets processes wait first: a number and its unit, seconds without one.
+WAITING = r"waiting *> *([0-9]+(?:\.[0-9]+)?) *(ms|s|min|m|h|d)?"
+Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=64)]
+Limit = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 
 
 class ConfigError(Exception):
@@ -54,6 +66,24 @@ class Size(int):
         return cls(int(match[1]) * _UNITS[match[2].upper()])
 
 
+class Duration(int):
+    """Seconds, written as an integer or as text such as "30d"; 0 or "forever" have no end."""
+
+    @classmethod
+    def parse(cls, value: object) -> Duration:
+        """Read `value`; raises ValueError with a message fit for the user."""
+        if value == "forever":
+            return cls(0)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return cls(value)
+        match = re.fullmatch(r"(\d{1,12})\s*([a-z]*)", value) if isinstance(value, str) else None
+        if match is None or match[2] not in _SECONDS:
+            raise ValueError(
+                f'expected a time such as "30d", "12h", 3600 (seconds) or "forever", got {value!r}'
+            )
+        return cls(int(match[1]) * _SECONDS[match[2]])
+
+
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file."""
 
@@ -71,7 +101,8 @@ class RpcConfig(_Section, frozen=True):
     host: NonEmpty = "0.0.0.0"
     port: Port = 50080
     replay: Literal["lenient", "strict"] = "lenient"
-    max_body: Size = Size(2 * 2**20)
+    metrics: Literal["local", "open", "off"] = "local"
+    max_body: Size = Size(16 * 2**20)
 
 
 class EtcdConfig(_Section, frozen=True):
@@ -81,8 +112,49 @@ class EtcdConfig(_Section, frozen=True):
     quota: Size = Size(2 * 2**30)
 
 
+class FilesConfig(_Section, frozen=True):
+    """[files]: the directory of bytes. `quota` in bytes, 0 for none; `grace` in seconds."""
+
+    quota: Size = Size(10 * 2**30)
+    grace: Annotated[int, msgspec.Meta(ge=1)] = 86_400
+
+
+class HistoryConfig(_Section, frozen=True):
+    """[history]: how long closed processes in `states`, workflows and log lines stay in the store.
+
+    Then they move to files below the home; with a `keep` of 0, nothing ever does.
+    """
+
+    keep: Duration = Duration(0)
+    states: list[Literal["successful", "failed", "cancelled"]] = msgspec.field(
+        default_factory=lambda: ["successful", "failed", "cancelled"]
+    )
+
+
+class PolicyConfig(_Section, frozen=True):
+    """[federation.policy]: what a trusted colony may do here that has no policy of its own.
+
+    Empty lists allow all, a limit of 0 is none; `rate` is submissions a minute, `max_body` bytes.
+    """
+
+    functions: Patterns = msgspec.field(default_factory=list)
+    executor_types: Patterns = msgspec.field(default_factory=list)
+    labels: Patterns = msgspec.field(default_factory=list)
+    max_waiting: Limit = 0
+    max_running: Limit = 0
+    rate: Limit = 0
+    max_body: Size = Size(0)
+    forward: bool = False
+    max_hops: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
+
+
 class FederationConfig(_Section, frozen=True):
-    """[federation]: the port that peers talk to, and how peers are found and trusted."""
+    """[federation]: the port that peers talk to, and how peers are found and trusted.
+
+    `hops` is how many colonies our processes may pass to where they end, 1 for the peer alone.
+    Colonies that trusted peers introduce are `pending`, or trusted as well; with "off", nobody is
+    introduced either way.
+    """
 
     enabled: bool = True
     host: NonEmpty = "0.0.0.0"
@@ -90,13 +162,46 @@ class FederationConfig(_Section, frozen=True):
     trust: Literal["manual", "lan"] = "manual"
     discovery: bool = True
     interfaces: list[NonEmpty] = msgspec.field(default_factory=list)
+    hops: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
+    introductions: Literal["pending", "off", "trust"] = "pending"
+    policy: PolicyConfig = PolicyConfig()
 
 
 class PeerConfig(_Section, frozen=True):
-    """[[peers]]: a colony beyond the local network; an empty id accepts the card found there."""
+    """[[peers]]: a colony beyond the local network; an empty id accepts the card found there.
+
+    `mailbox`: nobody can connect to us, so we fetch from this peer, named by id, what is for us.
+    """
 
     url: NonEmpty
     id: ColonyId = ""
+    mailbox: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mailbox and not self.id:
+            raise ValueError("a mailbox needs the id of its colony")
+
+
+class RouteConfig(_Section, frozen=True):
+    """[[routes]]: where processes go that name no colony; globs, the first that leads somewhere.
+
+    `to` is "any", or names or ids of peers: the first that can takes it, with `weights` the less
+    busy of two drawn by weight. With `retry` another gets what one surely will not run.
+    """
+
+    func: NonEmpty = "*"
+    executortype: NonEmpty = "*"
+    label: str = "*"
+    when: str = "always"
+    to: NonEmpty | Annotated[list[NonEmpty], msgspec.Meta(min_length=1)] = "any"
+    weights: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1e6)]] = msgspec.field(
+        default_factory=dict
+    )
+    retry: bool = True
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(f"always|no-executor|{WAITING}", self.when) is None:
+            raise ValueError('when is "always", "no-executor", or such as "waiting > 30s"')
 
 
 class LogConfig(_Section, frozen=True):
@@ -111,9 +216,15 @@ class Config(_Section, frozen=True):
     node: NodeConfig = NodeConfig()
     rpc: RpcConfig = RpcConfig()
     etcd: EtcdConfig = EtcdConfig()
+    files: FilesConfig = FilesConfig()
+    history: HistoryConfig = HistoryConfig()
     federation: FederationConfig = FederationConfig()
     peers: list[PeerConfig] = msgspec.field(default_factory=list)
+    routes: list[RouteConfig] = msgspec.field(default_factory=list)
     log: LogConfig = LogConfig()
+
+
+_LISTS: dict[Any, type] = {list[PeerConfig]: PeerConfig, list[RouteConfig]: RouteConfig}
 
 
 def load_config(
@@ -163,6 +274,8 @@ def _layers(
     environ: Mapping[str, str], overrides: Mapping[str, object]
 ) -> Iterator[tuple[str, object, str]]:
     """Yield (dotted path, value, origin), the strongest last; environment origins start with $."""
+    if environ.get("COLONIES_RETENTION", "").lower() == "true" and environ.get(_RETENTION):
+        yield "history.keep", environ[_RETENTION], f"${_RETENTION}"
     for name in sorted(environ):
         # Names without "__" are not settings: $COLONYD_HOME, for one.
         section, separator, key = name.removeprefix(_ENV_PREFIX).lower().partition("__")
@@ -186,10 +299,10 @@ def _check_names(data: Mapping[str, object], kind: type, path: str, origin: str)
         if isinstance(inner, type) and issubclass(inner, _Section):
             if isinstance(value, Mapping):
                 _check_names(value, inner, here, origin)
-        elif inner == list[PeerConfig] and isinstance(value, list):
+        elif inner in _LISTS and isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, Mapping):
-                    _check_names(item, PeerConfig, f"{here}[{index}]", origin)
+                    _check_names(item, _LISTS[inner], f"{here}[{index}]", origin)
 
 
 def _in(origin: str) -> str:
@@ -221,6 +334,6 @@ def _coerce(value: str, kind: Any, dotted: str, origin: str) -> object:
 
 
 def _decode(kind: type, value: object) -> object:
-    if kind is Size:
-        return Size.parse(value)
+    if kind is Size or kind is Duration:
+        return kind.parse(value)
     raise NotImplementedError(kind)

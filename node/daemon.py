@@ -16,7 +16,9 @@ from pathlib import Path
 
 import trio
 
+from node import metrics, succession, timers
 from node.config import Config, ConfigError, load_config
+from node.deadlines import expire
 from node.directory import Directory
 from node.errors import RpcError
 from node.etcd.client import EtcdClient, open_client
@@ -25,19 +27,56 @@ from node.etcd.maintenance import maintain
 from node.etcd.premises import lock_home
 from node.etcd.supervisor import supervise
 from node.etcd.watch import Batch, watch
-from node.handlers import colonies, executors, logs, processes, status
-from node.home import Home, HomeInfo, init_home
+from node.handlers import (
+    blueprints,
+    channels,
+    colonies,
+    crons,
+    executors,
+    files,
+    generators,
+    identities,
+    locations,
+    logs,
+    processes,
+    snapshots,
+    status,
+    workflows,
+)
+from node.home import Home, HomeError, HomeInfo, init_home
+from node.leader import home_identity
 from node.log import configure_logging, get_logger
 from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.notify import Notifier, watchdog
 from node.processes import Processes
-from node.rpc import pubsub
+from node.retention import Retention
+from node.rpc import cors, filedoor, pubsub
 from node.rpc.http import Limits, Request, Response, bound_port, open_listeners, serve_http
 from node.rpc.table import Table, reply
 from node.store import keys
+from node.tickets import Tickets
+from node.vault import Vault
 
 log = get_logger("daemon")
+
+# Every module with rows of the table; each new capability adds its own here.
+HANDLERS = (
+    colonies,
+    executors,
+    processes,
+    logs,
+    workflows,
+    files,
+    snapshots,
+    crons,
+    generators,
+    status,
+    channels,
+    identities,
+    locations,
+    blueprints,
+)
 
 # Seconds that requests in flight get to finish after SIGTERM.
 GRACE = 10.0
@@ -118,9 +157,12 @@ async def _serve(
     began = time.monotonic()
     node = Node.build(client, info.name, time.time_ns)
     table = Table(node.directory, node.now, strict_replay=config.rpc.replay == "strict")
-    for module in (colonies, executors, processes, logs, status):
+    _furnish(node, Home(settings.home).files, config, info)
+    node.leader.identity = home_identity(settings.home)
+    for module in HANDLERS:
         for call in module.calls(node):
             table.add(call)
+    info = await succession.finish(client, Home(settings.home), info, node.now())
     node.directory.serverid = await node.members.adopt(
         Colony(info.colony.id, info.name),
         User(info.name, info.user.id, info.username),
@@ -133,9 +175,15 @@ async def _serve(
         await nursery.start(_follow, node, keys.MEMBERS)
         await nursery.start(_follow, node, keys.LIVE)
         await nursery.start(_follow, node, keys.paused(""))
+        await nursery.start(_follow, node, keys.SERVER)
+        await nursery.start(node.channels.run)
+        await nursery.start(node.workflows.run)
+        await nursery.start(timers.run, node)
+        await nursery.start(node.files.run)
         nursery.start_soon(_deadlines, node)
         listeners = await open_listeners(config.rpc.host, config.rpc.port)
-        node.rpc_port = bound_port(listeners)
+        node.rpc_host, node.rpc_port = config.rpc.host, bound_port(listeners)
+        node.etcd_endpoint = next(iter(config.etcd.endpoints), "")
         async with _extended(extension, node, table, info, config):
             drained = trio.Event()
             await nursery.start(_door, node, table, config, listeners, drained)
@@ -149,6 +197,9 @@ async def _serve(
                 seconds=round(time.monotonic() - began, 3),
             )
             nursery.start_soon(_watchdog, node, notifier)
+            # After the extension: its hooks say what must stay.
+            retention = Retention(node, settings.home, config.history)
+            nursery.start_soon(retention.run)
             # Modules and the first listing stay, and requests leave hardly any cycles: looking for
             # them among all that waits, every few requests, would make a deep queue a slow one.
             gc.freeze()
@@ -160,6 +211,18 @@ async def _serve(
             await drained.wait()
         nursery.cancel_scope.cancel()
     log.info("stopped")
+
+
+def _furnish(node: Node, path: Path, config: Config, info: HomeInfo) -> None:
+    """Give the node its directory of bytes, at `path`. Raises HomeError."""
+    try:
+        node.files.vault = Vault(path, int(config.files.quota), node.now)
+    except OSError as error:
+        raise HomeError(f"{path}: {error.strerror}") from None
+    node.files.tickets = Tickets(bytes.fromhex(info.server.hex), node.now)
+    node.files.grace = config.files.grace
+    node.files.max_body = int(config.rpc.max_body)
+    node.files.port = lambda: node.rpc_port
 
 
 def _adopted(info: HomeInfo) -> Executor | None:
@@ -196,7 +259,7 @@ async def _door(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     limits = Limits(max_body=int(config.rpc.max_body))
-    handler = http_handler(node, table)
+    handler = http_handler(node, table, metrics.Metrics(node, table, config.rpc.metrics))
     try:
         await serve_http(
             handler,
@@ -204,7 +267,7 @@ async def _door(
             limits=limits,
             drain=node.draining,
             grace=GRACE,
-            error=_plain_error,
+            error=edge_error,
             task_status=task_status,
         )
     finally:
@@ -216,10 +279,24 @@ def _plain_error(status_code: int, message: str) -> Response:
     return Response(status_code, body)
 
 
-def http_handler(node: Node, table: Table) -> Callable[[Request], Awaitable[Response]]:
+def edge_error(status_code: int, message: str) -> Response:
+    """The answer to a request that got to no handler: of whatever path, any page may read why."""
+    return cors.readable(_plain_error(status_code, message))
+
+
+def http_handler(
+    node: Node, table: Table, numbers: metrics.Metrics
+) -> Callable[[Request], Awaitable[Response]]:
     """Return the handler of the RPC port: `POST /api`, `GET /health` and `/pubsub`."""
 
     async def handle(request: Request) -> Response:
+        if not cors.shared(request.path):
+            return await answer(request)
+        if request.method == "OPTIONS":
+            return cors.preflight(request)
+        return cors.readable(await answer(request))
+
+    async def answer(request: Request) -> Response:
         if request.path == "/api" and request.method == "POST":
             try:
                 status_code, body = await table.answer(request.body)
@@ -231,6 +308,16 @@ def http_handler(node: Node, table: Table) -> Callable[[Request], Awaitable[Resp
                 return pubsub.upgrade(node, table, request)
             except RpcError as error:
                 return _plain_error(error.status, error.message)
+        if request.path == metrics.PATH and request.method == "GET":
+            try:
+                return await numbers.answer(request)
+            except RpcError as error:
+                return Response(error.status, f"{error.message}\n".encode())
+        if request.path.startswith(filedoor.PREFIX):
+            try:
+                return await filedoor.answer(node.files, request)
+            except EtcdError as error:
+                return _store_error(error)
         if request.path == "/health" and request.method in ("GET", "HEAD"):
             try:
                 await node.client.get(keys.SERVER)
@@ -271,13 +358,18 @@ async def _watch(client: EtcdClient, prefix: str, sender: trio.MemorySendChannel
 def _take_in(node: Node, prefix: str, batch: Batch) -> None:
     if prefix == keys.paused(""):
         if batch.snapshot:
-            node.processes.paused.clear()
+            node.processes.handout.paused.clear()
         for event in batch.events:
             name = event.key[len(prefix) :]
             if event.value is None:
-                node.processes.resume(name)
+                node.processes.handout.resume(name)
             else:
-                node.processes.paused.add(name)
+                node.processes.handout.paused.add(name)
+        return
+    if prefix == keys.SERVER:
+        for event in batch.events:
+            if event.key == prefix and event.value is not None:
+                node.directory.serverid = event.value.decode()
         return
     index: Directory | Processes = node.directory if prefix == keys.MEMBERS else node.processes
     if batch.snapshot:
@@ -293,7 +385,7 @@ async def _deadlines(node: Node) -> None:
     """Deal with passed deadlines once a second; a store that is away is tried again."""
     while True:
         try:
-            await node.processes.expire()
+            await expire(node.processes)
         except (EtcdError, RpcError) as error:
             log.warning("deadlines wait", error=error)
         await trio.sleep(_TICK)

@@ -154,6 +154,7 @@ class HandOut:
             origin = entry.waiting.origin
             self.processes.queue.take(entry)
             self._starting[origin] += 1
+            process = None
             try:
                 process = await self._hand_out(entry, executor)
             except (EtcdError, RpcError):
@@ -163,6 +164,8 @@ class HandOut:
                 raise
             finally:
                 self._starting[origin] -= 1
+                if process is None:
+                    self.freed(origin)  # the place it held may serve another
             if process is not None:
                 return process
         return None

@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from node.identity import IdentityError, PrivateKey, read_key, write_key
@@ -75,6 +76,45 @@ class Home:
     def key(self, name: str) -> Path:
         """Path of the key file called `name`."""
         return self.keys / f"{name}.key"
+
+    # The colony's next key lies ready in a file of its own until the store knows of it.
+
+    @property
+    def _next(self) -> Path:
+        return self.keys / "colony.key.new"
+
+    def has_next_key(self) -> bool:
+        """Whether a change of the colony's key was begun."""
+        return self._next.exists()
+
+    def next_key(self) -> PrivateKey:
+        """The key that is to follow the colony's, made if there is none. Raises IdentityError."""
+        try:
+            return read_key(self._next)
+        except FileNotFoundError:
+            write_key(self._next, PrivateKey.generate())
+            return read_key(self._next)
+
+    def take_next_key(self, now: int) -> Path:
+        """Put the next key in the place of the colony's, which is never empty; `now` in Unix ns.
+
+        Returns where the old key is kept. May be repeated after a crash at any moment.
+        """
+        place, day = self.key("colony"), datetime.fromtimestamp(now // 10**9, UTC)
+        kept = self.keys / f"colony.key.old-{day:%Y-%m-%d}"
+        number = 1
+        while kept.exists() and not kept.samefile(place):
+            number += 1
+            kept = self.keys / f"colony.key.old-{day:%Y-%m-%d}-{number}"
+        if not kept.exists():
+            os.link(place, kept)
+        os.replace(self._next, place)
+        descriptor = os.open(self.keys, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return kept
 
 
 def default_home(environ: Mapping[str, str]) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from node.etcd.transactions import Compare, Op
 from node.model import Process
@@ -27,6 +28,13 @@ class Hooks:
         """Id of the trusted peer that `colonyname` names (by name or id), or None."""
         return None
 
+    def route(self, process: Process) -> str:
+        """Id of the peer that a process goes to which names none, or "" when it stays.
+
+        Asked when it is submitted or ready; `forwarding` follows before anything else happens.
+        """
+        return ""
+
     def forwarding(self, process: Process) -> Addition:
         """What joins the transaction that submits a process with a peer."""
         return Addition()
@@ -38,6 +46,17 @@ class Hooks:
     def removable(self, process: Process) -> str:
         """Why a closed process must not be removed yet, or ""."""
         return ""
+
+    async def record(self, process: Process) -> dict[str, Any]:
+        """What history keeps of a closed process beside what the node knows, such as who signed it.
+
+        Values as JSON has them, and bytes. Raises EtcdError: then the process stays for now.
+        """
+        return {}
+
+    def most_running(self, origin: str) -> int:
+        """How many processes of the colony `origin` may be handed out here at once; 0: any."""
+        return 0
 
     def submitted(self, process: Process) -> None:
         """A process with a peer is in the store."""

@@ -70,7 +70,7 @@ class Identities:
             raise conflict(
                 f"colonyname: {colony} is the home colony of this daemon. Its id is what other"
                 " colonies trust, and comes from keys/colony.key, so it can't change here;"
-                " for another id begin a new home with `colony init` and let peers trust that"
+                " `colony key rotate` gives it a new key, and its peers follow"
             )
         for other in self.directory.rosters.values():
             if other.colony and other.colony.name != colony and other.colony.colonyid == new:

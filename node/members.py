@@ -39,6 +39,7 @@ _CLASSES = (
     "executorlog",
     "logtime",
     "paused",
+    "history",
     "location",
     "channel",
     "channelhead",

@@ -97,8 +97,8 @@ class Process(msgspec.Struct):
 
     `attempt` grows with each hand-out. `notify` names a key that the closing transaction
     puts, so that whoever owes the outcome to another colony finds it. `peer` is the id of the
-    colony the process was forwarded to, `origin` the id of the one it came from. A node of a
-    process graph knows its place there; `parents` and `children` are places, too (`graphs`).
+    colony the process was forwarded to, `origin` the id of the one it came from, `hops` how many
+    further colonies one that came from another may be passed on to. A node of a process graph knows its place there; `parents` and `children` are places, too (`graphs`).
     """
 
     processid: str
@@ -130,6 +130,7 @@ class Process(msgspec.Struct):
     parents: list[int] = msgspec.field(default_factory=list)
     children: list[int] = msgspec.field(default_factory=list)
     waitforparents: bool = False
+    hops: int = 0
 
     @property
     def closed(self) -> bool:

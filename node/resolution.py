@@ -270,7 +270,8 @@ class Resolution:
             if len(pack(unblocked)) > 2 * BYTES:
                 await self._fail(process, "the outputs of its parents do not fit the store")
                 return None
-            forwarding = self.processes.hooks.forwarding(unblocked).ops if process.peer else ()
+            unblocked.peer = unblocked.peer or self.processes.hooks.route(unblocked)
+            forwarding = self.processes.hooks.forwarding(unblocked).ops if unblocked.peer else ()
             batch.compare.append(ModRevision(keys.process(colony, process.processid), revision))
             batch.ops.extend(store.unblock(unblocked, forwarding))
             ready.append(unblocked)
@@ -348,6 +349,9 @@ class Resolution:
             batch: list[Process] = []
             size = 0
             for node in nodes[done:]:
+                if not node.waitforparents and not node.peer:
+                    peer = self.processes.hooks.route(node)
+                    node = msgspec.structs.replace(node, peer=peer)
                 forwarding = self.processes.hooks.forwarding(node).ops if node.peer else ()
                 more = store.create_node(node, forwarding)
                 more_size = size_of(more)

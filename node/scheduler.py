@@ -218,9 +218,9 @@ class Queue:
         Who names several executors counts once for each: it is a measure of load.
         """
         found: Counter[str] = Counter()
-        for (name, executortype, lane), places in self._lanes.items():
+        for (name, executortype, lane), tracks in self._lanes.items():
             if name == colony and lane != _NOBODY:
-                found[executortype] += len(places)
+                found[executortype] += sum(map(len, tracks.values()))
         return dict(found)
 
     def count(self, colony: str) -> int:

@@ -195,6 +195,8 @@ NOTES: dict[str, dict[str, Note]] = {
         "joinpeermsg": Note("Use another colony's token.", "Peer"),
         "pingpeermsg": Note("Ask a colony for a signed answer.", "{ok, rtt, error}"),
         "getforwardmsg": Note("How far a forwarded process is, and its outcome.", "Forward"),
+        "rotatekeymsg": Note("Go on under another key; peers follow.", "{id, former, until, kept}"),
+        "getoriginmsg": Note("The colonies that asked for a process, each verified.", "Hop[]"),
         "getroutesmsg": Note("The routes of the configuration.", "Route[]"),
         "explainroutemsg": Note(
             "Where a spec would go now, and why.", "{stays, why, choices, routes}"

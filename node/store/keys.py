@@ -153,6 +153,11 @@ def graph_state(colony: str, state: int, submissiontime: int, graphid: str) -> s
     return f"{graph_states(colony, state)}{_TOP - submissiontime:020d}/{graphid}"
 
 
+def descending(time: int) -> str:
+    """How a time in Unix ns stands in keys that are sorted newest first."""
+    return f"{_TOP - time:020d}"
+
+
 def closed_prefix(colony: str, state: int) -> str:
     """Prefix of the closed processes in one state, newest first."""
     return f"{ROOT}closed/{colony}/{state}/"

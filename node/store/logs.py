@@ -24,6 +24,12 @@ def place(colony: str, timestamp: int, executorname: str) -> str:
     return f"{bucket(colony, timestamp // BUCKET)}{_TOP - timestamp:020d}/{executorname}"
 
 
+def until(colony: str, limit: int) -> tuple[str, str]:
+    """Prefix of all lines of a colony, newest first, and where those begin up to `limit` (ns)."""
+    start = f"{bucket(colony, limit // BUCKET)}{_TOP - limit:020d}/"
+    return f"{keys.ROOT}logtime/{colony}/", start
+
+
 def parse(key: str) -> tuple[int, str]:
     """Return timestamp and executor name of a place."""
     *_, inverted, executorname = key.split("/")

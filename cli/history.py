@@ -1,0 +1,295 @@
+"""`colony history`: lists, shows and verifies what has left the store for the home's history files.
+
+The files are written by the daemon; how they look is in `node.history`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.output import (
+    STATES,
+    ago,
+    cell_text,
+    output_lines,
+    print_fields,
+    print_json,
+    print_rows,
+    short,
+    state_name,
+)
+from cli.session import FAILED, NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+
+history = colony_group(
+    "history",
+    "Closed processes, workflows and log lines that are past `history.keep`. Unlike all other "
+    "commands, these ask no daemon: they read the files below the home directory, so run them on "
+    "the daemon's machine as its user.",
+    "colony history ls --func render",
+    "colony history verify",
+)
+
+_colony = click.option("--colony", default=None, help="A colony hosted here [the home colony].")
+
+
+def _directory(session: Session, colony: str | None) -> Path:
+    from node.home import valid_name
+
+    name = colony or session.colony()
+    if not valid_name(name):
+        raise Failure(f"colony name {name!r}: not a usable name", code=USAGE)
+    return session.home / "history" / name
+
+
+def _read(
+    directory: Path, wanted: Callable[[dict[str, Any]], bool], newest: int = 0
+) -> list[dict[str, Any]]:
+    """Each wanted record once: of two about one thing the later one is at least as complete.
+
+    With `newest`, at least that many of those that ended last are among them, and not all.
+    """
+    from node.history import HistoryError, records
+
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    try:
+        for record in filter(wanted, records(directory)):
+            found[str(record["kind"]), str(record["id"]), int(record.get("part", -1))] = record
+            if newest and len(found) > 2 * newest + 1000:
+                kept = sorted(found.items(), key=lambda item: _ended(item[1]))[-newest:]
+                found = dict(kept)
+    except HistoryError as error:
+        raise Failure(
+            str(error), next_step="`colony history verify`; restore the file from a backup"
+        ) from None
+    except PermissionError as error:
+        raise Failure(
+            f"{error.filename}: not readable by this user", next_step="run as the daemon's user"
+        ) from None
+    return list(found.values())
+
+
+def _ended(record: dict[str, Any]) -> int:
+    return int(record[record["kind"]]["endtime"])
+
+
+def _moment(nanoseconds: object) -> datetime | None:
+    return datetime.fromtimestamp(int(str(nanoseconds)) / 1e9, UTC) if nanoseconds else None
+
+
+def _iso(nanoseconds: object) -> str:
+    moment = _moment(nanoseconds)
+    return moment.isoformat(sep=" ", timespec="milliseconds") if moment else ""
+
+
+@colony_command("ls", "colony history ls", "colony history ls --state failed --count 100")
+@_colony
+@click.option("--state", type=click.Choice(STATES[2:]), default=None, help="Only this state.")
+@click.option("--func", default="", help="Only this function.")
+@click.option("--workflows", is_flag=True, help="Workflows instead of processes.")
+@click.option("--count", type=click.IntRange(1), default=20, show_default=True)
+def ls(
+    session: Session, colony: str | None, state: str | None, func: str, workflows: bool, count: int
+) -> None:
+    """List what ended last, of the processes (or workflows) that are in history."""
+    kind = "workflow" if workflows else "process"
+
+    def wanted(record: dict[str, Any]) -> bool:
+        if record["kind"] != kind:
+            return False
+        if state is not None and state_name(record[kind]["state"]) != state:
+            return False
+        return workflows or not func or record[kind]["spec"]["funcname"] == func
+
+    found = _read(_directory(session, colony), wanted, count)
+    rows = [record[kind] for record in sorted(found, key=_ended, reverse=True)[:count]]
+    if workflows:
+        columns = ["ID", "NODES", "STATE", "ENDED", "BY"]
+    else:
+        columns = ["ID", "FUNCTION", "STATE", "ENDED", "BY", "TYPE"]
+
+    def cells(thing: Any) -> list[object]:
+        if workflows:
+            return [
+                short(thing["processgraphid"]),
+                thing["count"],
+                state_name(thing["state"]),
+                ago(_moment(thing["endtime"])),
+                thing["initiatorname"],
+            ]
+        arguments = ", ".join(cell_text(value) for value in thing["spec"]["args"] or [])
+        call = f"{thing['spec']['funcname']}({arguments})"
+        return [
+            short(thing["processid"]),
+            call if len(call) <= 48 else call[:47] + "…",
+            state_name(thing["state"]),
+            ago(_moment(thing["endtime"])),
+            thing["initiatorname"],
+            thing["spec"]["conditions"]["executortype"],
+        ]
+
+    print_rows(session, rows, columns, cells, "nothing in history")
+
+
+@colony_command("show", "colony history show 3fa2b1c09d7e", "colony history show 3fa2 --json")
+@_colony
+@click.argument("identifier", metavar="ID")
+def show(session: Session, colony: str | None, identifier: str) -> None:
+    """Show a process or workflow with its logs; the start of an id is enough if it is unique."""
+    start = identifier.lower()
+
+    def wanted(record: dict[str, Any]) -> bool:
+        if record["kind"] in ("process", "workflow", "logs") and record["id"].startswith(start):
+            return True
+        return record["kind"] == "process" and bool(
+            record["process"]["processgraphid"].startswith(start)
+        )
+
+    everything = _read(_directory(session, colony), wanted)
+    found = [
+        record
+        for record in everything
+        if record["kind"] in ("process", "workflow") and record["id"].startswith(start)
+    ]
+    if not found:
+        raise Failure(
+            f"nothing in history begins with {identifier!r}",
+            code=NOT_FOUND,
+            next_step="`colony history ls`; what is not old enough: `colony process show`",
+        )
+    if len(found) > 1:
+        raise Failure(
+            f"{len(found)} things begin with {identifier!r}",
+            code=USAGE,
+            next_step="give more of it",
+        )
+    (record,) = found
+    if record["kind"] == "workflow":
+        _show_workflow(session, record, everything)
+        return
+    parts = [r for r in everything if r["kind"] == "logs" and r["id"] == record["id"]]
+    parts.sort(key=lambda part: int(part["part"]))
+    record["logs"] = [line for part in [*parts, record] for line in part["logs"]]
+    if session.as_json:
+        print_json(record)
+        return
+    it = record["process"]
+    print_fields(
+        [
+            ("process", it["processid"]),
+            ("function", it["spec"]["funcname"]),
+            ("args", it["spec"]["args"]),
+            ("kwargs", it["spec"]["kwargs"]),
+            ("state", state_name(it["state"])),
+            ("by", f"{it['initiatorname']} {it['initiatorid']}"),
+            ("executor", it["assignedexecutorid"]),
+            ("forwarded to", it["peer"]),
+            ("came from", it["origin"]),
+            ("workflow", it["processgraphid"]),
+            ("submitted", _iso(it["submissiontime"])),
+            ("started", _iso(it["starttime"])),
+            ("ended", _iso(it["endtime"])),
+            ("retries", it["retries"] or None),
+            ("output", "\n".join(output_lines(it["output"]))),
+            ("errors", "\n".join(map(cell_text, it["errors"]))),
+            ("forward", record.get("forward")),
+            ("signed request", "kept; --json shows it" if record["submission"] else ""),
+            ("logs", "\n".join(_log_line(line) for line in record["logs"])),
+            ("record", f"{record['number']}, written {_iso(record['written'])}"),
+        ]
+    )
+
+
+def _log_line(line: dict[str, Any]) -> str:
+    return f"{_iso(line['timestamp'])} {line['executorname']}: {line['message']}".rstrip("\n")
+
+
+def _show_workflow(session: Session, record: dict[str, Any], everything: list[Any]) -> None:
+    nodes = [
+        other["process"]
+        for other in everything
+        if other["kind"] == "process" and other["process"]["processgraphid"] == record["id"]
+    ]
+    nodes.sort(key=lambda node: int(node["graphindex"]))
+    if session.as_json:
+        print_json(record | {"nodes": nodes})
+        return
+    it = record["workflow"]
+    print_fields(
+        [
+            ("workflow", it["processgraphid"]),
+            ("state", state_name(it["state"])),
+            ("by", f"{it['initiatorname']} {it['initiatorid']}"),
+            ("submitted", _iso(it["submissiontime"])),
+            ("ended", _iso(it["endtime"])),
+            ("record", f"{record['number']}, written {_iso(record['written'])}"),
+        ]
+    )
+    for node in nodes:
+        name = node["spec"]["nodename"] or node["spec"]["funcname"]
+        click.echo(f"  {short(node['processid'])}  {name}  {state_name(node['state'])}")
+
+
+@colony_command("verify", "colony history verify", "colony history verify --contains 5d41402a…")
+@_colony
+@click.option(
+    "--contains",
+    "digest",
+    default="",
+    metavar="DIGEST",
+    help="Also demand the record with this digest: the `head` of an earlier run, noted elsewhere.",
+)
+def verify(session: Session, colony: str | None, digest: str) -> None:
+    """Check that every record follows the one before, and print the digest of the last.
+
+    The chain shows any change, removal or insertion in between. That the whole was not written
+    anew, or cut at its end, only a digest shows that was noted elsewhere: --contains. (The daemon
+    notes the last one in its store, and complains at its next record if it is gone.)
+    """
+    from node.history import verify as check
+
+    directory = _directory(session, colony)
+    try:
+        found = check(directory, digest.lower())
+    except PermissionError as error:
+        raise Failure(
+            f"{error.filename}: not readable by this user", next_step="run as the daemon's user"
+        ) from None
+    problems = list(found.problems)
+    if digest and not found.contains:
+        problems.append(f"no record has the digest {digest}")
+    if session.as_json:
+        print_json(
+            {
+                "directory": str(directory),
+                "files": found.files,
+                "records": found.records,
+                "head": found.head.digest,
+                "problems": problems,
+            }
+        )
+    else:
+        print_fields(
+            [
+                ("directory", str(directory)),
+                ("files", found.files),
+                ("records", found.records),
+                ("head", found.head.digest),
+            ]
+        )
+        for problem in problems:
+            click.echo(f"problem: {problem}", err=True)
+    if problems:
+        raise Failure(
+            f"history is not what was written: {len(problems)} problems",
+            code=FAILED,
+            next_step="compare with a backup; `colony history ls` shows what can be read",
+        )
+
+
+for command in (ls, show, verify):
+    history.add_command(command)

@@ -1,0 +1,104 @@
+"""`colony routes`: where processes go that name no colony, and why one would go where.
+
+Routes are settings of the daemon; what they mean is decided in `federation`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli.inputs import read_object
+from cli.output import print_json, print_rows, print_table, short
+from cli.session import Session, colony_command, colony_group
+
+routes = colony_group(
+    "routes",
+    "Routes: where processes go that name no colony. They are settings ([[routes]]).",
+    "colony routes ls",
+    "colony routes explain convert.json",
+)
+
+
+@colony_command("ls", "colony routes ls")
+def ls(session: Session) -> None:
+    """List the routes, in the order in which they are asked."""
+    rows: list[dict[str, Any]] = session.call("getroutesmsg", {}, owner=True) or []
+    print_rows(
+        session,
+        rows,
+        ["#", "FUNCTION", "TYPE", "LABEL", "WHEN", "TO", "WEIGHTS", "RETRY", "SENT"],
+        lambda row: [
+            row["number"],
+            row["func"],
+            row["executortype"],
+            row["label"],
+            row["when"],
+            ", ".join(row["to"]),
+            ", ".join(f"{name} {weight:g}" for name, weight in row["weights"].items()),
+            row["retry"],
+            row["sent"],
+        ],
+        "no routes; processes that name no colony stay here",
+    )
+
+
+@colony_command(
+    "explain",
+    "colony routes explain convert.json",
+    "colony routes explain - --age 60 < convert.json",
+)
+@click.argument("spec")
+@click.option("--age", type=float, default=0.0, help="As if it had waited so many seconds [0].")
+def explain(session: Session, spec: str, age: float) -> None:
+    """Tell where the function spec in the file SPEC (- for stdin) would go now, and why."""
+    value = read_object(spec, "spec")
+    conditions = value.setdefault("conditions", {})
+    if isinstance(conditions, dict):
+        conditions.setdefault("executortype", "cli")
+    reply: dict[str, Any] = session.call("explainroutemsg", {"spec": value, "age": age}, owner=True)
+    if session.as_json:
+        print_json(reply)
+        return
+    for route in reply["routes"]:
+        _print_route(route)
+    click.echo(_outcome(reply))
+
+
+def _print_route(route: dict[str, Any]) -> None:
+    if not route["matches"]:
+        click.echo(f"{route['text']}: does not match: {route['why']}\n")
+        return
+    word = "its time has come" if route["holds"] else "its time has not come"
+    click.echo(f"{route['text']}: matches, {word}: {route['why']}")
+    print_table(
+        ["  PEER", "ID", "ELIGIBLE", "LOAD", "WEIGHT", "CHANCE", "WHY"],
+        [
+            [
+                f"  {peer['name']}",
+                short(peer["id"]),
+                peer["eligible"],
+                f"{peer['load']:.2f}" if peer["eligible"] else "",
+                f"{peer['weight']:g}",
+                f"{peer['probability']:.0%}" if peer["eligible"] else "",
+                peer["why"],
+            ]
+            for peer in route["peers"]
+        ],
+        "  no trusted peers",
+    )
+    click.echo()
+
+
+def _outcome(reply: dict[str, Any]) -> str:
+    if reply["stays"]:
+        return f"stays here: {reply['why']}"
+    chances = ", ".join(
+        f"{choice['name']} ({choice['probability']:.0%})" for choice in reply["choices"]
+    )
+    return f"goes to {chances or 'nobody'}: {reply['why']}"
+
+
+for _command in (ls, explain):
+    routes.add_command(_command)

@@ -1,0 +1,210 @@
+"""The end of all that a blocked colony has here and we have there, taken up again until it is done.
+
+That it is blocked stands in the store before the first end (`peers.Peers.block`); what becomes of
+each forward is `outbox`'s to say.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from federation import outbox
+from federation.inbox import Marker
+from federation.ledger import Bell, Entry, Ledger
+from federation.outbox import Act, Forward
+from federation.peers import BLOCKED, Known
+from node.codec import unpack
+from node.errors import RpcError, conflict
+from node.etcd.client import KeyValue
+from node.etcd.transactions import Delete, ModRevision, Op, Txn
+from node.log import get_logger
+from node.model import Process, State
+from node.store import processes as store
+
+__all__ = ["Endings"]
+
+_MANY = 40  # processes looked at together
+_TRIES = 8
+_LONGEST = 60.0  # seconds between two tries
+
+log = get_logger("blocking")
+
+
+@dataclass
+class Endings:
+    """Ends things of blocked colonies, one after the other, each in one transaction.
+
+    Every step looks at the store, ends one thing, and leaves nothing half done: a sweep that is
+    cut off anywhere is simply begun again. What can be new after the block is only what we send
+    ourselves (a submission under way, a workflow's next node); `Federation.submitted` hears of it.
+    """
+
+    ledger: Ledger
+    now: Callable[[], int]
+    _begin: Bell = field(default_factory=Bell)
+    _ended: Bell = field(default_factory=Bell)
+    _chance: random.Random = field(default_factory=random.Random)
+
+    async def run(self) -> None:
+        """Sweep whenever there is something to, also what a crash left undone; until cancelled."""
+        tries = 0
+        while True:
+            event, failed = self._begin.event, False
+            for peerid in self.due():
+                try:
+                    await self.sweep(peerid)
+                except Exception as error:
+                    failed = True
+                    log.warning("block not finished", peer=peerid, error=repr(error))
+            self._ended.ring()
+            tries = tries + 1 if failed else 0
+            pause = min(_LONGEST, outbox.delay(tries, self._chance)) if failed else math.inf
+            with trio.move_on_after(pause):
+                await event.wait()
+
+    def begin(self) -> None:
+        """There may be something to end."""
+        self._begin.ring()
+
+    async def wait(self, entry: Known) -> None:
+        """Return once all of a blocked colony has ended."""
+        while entry.peer.ending:
+            await self._ended.event.wait()
+
+    def due(self) -> set[str]:
+        """The colonies for which a sweep was not finished, or must be made anew."""
+        peers = self.ledger.peers
+        marked = {
+            entry.peer.id
+            for entry in peers.known.values()
+            if entry.peer.state == BLOCKED and entry.peer.ending
+        }
+        sent = {entry.forward.peer for entry in self.ledger.entries.values()}
+        sent.update(self.ledger.stale.values())
+        return marked | {peerid for peerid in sent if peers.state(peerid) == BLOCKED}
+
+    def _over(self, peerid: str) -> bool:
+        """Whether the owner trusts it again: then what is left goes on."""
+        return self.ledger.peers.state(peerid) != BLOCKED
+
+    async def sweep(self, peerid: str) -> None:
+        """End all there is, then note that it is done. Raises EtcdError, RpcError: try again."""
+        forwards = await self._sweep_outbox(peerid)
+        processes = await self._sweep_inbox(peerid)
+        if not self._over(peerid):
+            await self.ledger.peers.ended(peerid)
+            log.info("blocked", peer=peerid, forwards=forwards, processes=processes)
+
+    # -- what we have there --------------------------------------------------------------
+
+    async def _sweep_outbox(self, peerid: str) -> int:
+        """Fail what waits or may run there; what the peer may run is in doubt, and says so."""
+        client, keys = self.ledger.client, self.ledger.keys
+        items, _ = await client.range_all(keys.forward(peerid, ""), page=100)
+        count = 0
+        for item in items:
+            found: KeyValue | None = item
+            for _ in range(_TRIES):
+                if found is None or self._over(peerid):
+                    break
+                if await self._end_forward(found):
+                    count += 1
+                    break
+                # A copy left, a receipt came, or it went elsewhere: what it is now decides.
+                found = await client.get(item.key)
+            else:
+                raise conflict(f"the forward {item.key} changes too fast")
+        return count
+
+    async def _end_forward(self, item: KeyValue) -> bool:
+        """End one forward and its process, if the entry is still as it was read.
+
+        Process and entry are compared, so what was sent meanwhile is never called unsent. What
+        never left and came by a route may go elsewhere instead.
+        """
+        forward = unpack(item.value, Forward)
+        pid, now = forward.processid, self.now()
+        move = outbox.blocked(forward, self.ledger.peers.name(forward.peer), now)
+        known = self.ledger.entries.get(pid)
+        if known is None or known.revision != item.mod_revision:
+            known = Entry(forward, item.mod_revision)
+        if move.certain and forward.retry and await self.ledger.detour(known, move):
+            return False
+        leaving = self.ledger.leaving(move)
+        unchanged = ModRevision(item.key, item.mod_revision)
+        loaded = await self.ledger.processes.load(self.ledger.home, pid)
+        closed = loaded is None or loaded[0].closed or loaded[0].peer != forward.peer
+        if loaded is None:
+            txn = Txn([unchanged], [Delete(item.key)])
+        elif closed or move.act is Act.NOTHING:
+            txn = Txn([unchanged], leaving)
+        else:
+            errors = [*(tried.error for tried in forward.tried), *move.errors]
+            return await self._fail(loaded[0], loaded[1], unchanged, errors, leaving)
+        ended = (await self.ledger.client.commit(txn)).succeeded
+        if ended:
+            self._gone(pid, forward.peer)
+        return ended
+
+    async def _fail(
+        self,
+        process: Process,
+        revision: int,
+        unchanged: ModRevision,
+        errors: list[str],
+        leaving: list[Op],
+    ) -> bool:
+        step = store.close(
+            process,
+            revision,
+            State.FAILED,
+            self.now(),
+            errors=errors,
+            extra=leaving,
+            compare=[unchanged],
+        )
+        result = await self.ledger.client.commit(step.txn)
+        if result.succeeded:
+            self.ledger.processes.settle(step.process, result.revision)
+            self._gone(process.processid, process.peer)
+        return result.succeeded
+
+    def _gone(self, processid: str, peerid: str) -> None:
+        """The entry left the store: memory follows."""
+        known = self.ledger.entries.get(processid)
+        if known is not None and known.forward.peer == peerid:
+            del self.ledger.entries[processid]
+        if self.ledger.stale.get(processid) == peerid:
+            del self.ledger.stale[processid]
+        self.ledger.activity.ring()
+
+    # -- what it has here ----------------------------------------------------------------
+
+    async def _sweep_inbox(self, peerid: str) -> int:
+        """Cancel what it has here: each open process of another colony has its marker."""
+        client, keys = self.ledger.client, self.ledger.keys
+        processes, home = self.ledger.processes, self.ledger.home
+        items, _ = await client.range_all(keys.marker(peerid, ""))
+        ids = [marker.localpid for marker in (unpack(item.value, Marker) for item in items)]
+        ids = [localpid for localpid in ids if localpid]
+        reason = f"colony {self.ledger.peers.name(peerid)}, where this came from, was blocked"
+        count = 0
+        for start in range(0, len(ids), _MANY):
+            for process in await processes.load_many(home, ids[start : start + _MANY]):
+                if process.closed:
+                    continue
+                if self._over(peerid):
+                    return count
+                try:
+                    await processes.cancel(home, process.processid, [reason])
+                    count += 1
+                except RpcError as error:
+                    # 400, 404: it ended meanwhile. All else is tried again by the next sweep.
+                    if error.status not in (400, 404):
+                        raise
+        return count

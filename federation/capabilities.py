@@ -1,0 +1,224 @@
+"""What colonies offer each other: our own statement, and those of the peers as long as they hold.
+
+Values in, values out: statements are sent by `exchange`, and what they lead to is in `routes`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from federation.messages import Capabilities, Offer
+from federation.policy import Policy
+from node.model import SECOND, Executor, ExecutorState, Function
+
+__all__ = [
+    "HEARD",
+    "LIFETIME",
+    "STALE",
+    "Board",
+    "Statement",
+    "Survey",
+    "fits",
+    "load",
+    "offers",
+    "permitted",
+    "present",
+    "same",
+]
+
+# Seconds that a statement is believed, by the clock of who received it: theirs may be wrong.
+STALE = 90.0
+# Seconds that its signature holds, by the clock of who made it.
+LIFETIME = 7200
+# Seconds after which an executor that neither polls nor runs anything counts as away. The store
+# hears of one once a minute.
+HEARD = 120
+_MOST_TYPES, _MOST_FUNCTIONS, _LONGEST = 64, 256, 200
+_ANYTHING = "*"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the node's indexes say of one colony at `now` (Unix ns).
+
+    `polling` counts the polls that wait, by type and executor; `running` has the type and the
+    executor id of each running process.
+    """
+
+    now: int
+    executors: Sequence[Executor] = ()
+    functions: Sequence[Function] = ()
+    polling: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    running: Sequence[tuple[str, str]] = ()
+
+
+def present(survey: Survey) -> list[Executor]:
+    """The approved executors that poll, run something, or were heard from within `HEARD`."""
+    busy = {executorid for _, executorid in survey.running}
+    return [
+        each
+        for each in survey.executors
+        if each.state == ExecutorState.APPROVED
+        and (
+            (each.executortype, each.executorname) in survey.polling
+            or each.executorid in busy
+            or survey.now - each.lastheardfromtime <= HEARD * SECOND
+        )
+    ]
+
+
+def offers(survey: Survey) -> dict[str, Offer]:
+    """What the executors that are present offer, by type.
+
+    An executor runs the functions it registered; one that registered none is handed anything.
+    """
+    named: dict[str, set[str]] = {}
+    for function in survey.functions:
+        named.setdefault(function.executorname, set()).add(function.funcname)
+    here: dict[str, list[Executor]] = {}
+    for each in present(survey):
+        here.setdefault(each.executortype, []).append(each)
+    free: Counter[str] = Counter()
+    for (executortype, _), polls in survey.polling.items():
+        free[executortype] += polls
+    running = Counter(executortype for executortype, _ in survey.running)
+    found: dict[str, Offer] = {}
+    for executortype in sorted(here, key=lambda name: (-len(here[name]), name))[:_MOST_TYPES]:
+        names: set[str] = set()
+        for each in here[executortype]:
+            names |= named.get(each.executorname, {_ANYTHING})
+        if len(executortype) > _LONGEST:
+            continue
+        found[executortype] = Offer(
+            functions=_bounded(names),
+            executors=len(here[executortype]),
+            free=free[executortype],
+            waiting=survey.waiting.get(executortype, 0),
+            running=running[executortype],
+        )
+    return found
+
+
+def _bounded(names: set[str]) -> list[str]:
+    if _ANYTHING in names:
+        return [_ANYTHING]
+    return sorted(name for name in names if len(name) <= _LONGEST)[:_MOST_FUNCTIONS]
+
+
+def permitted(found: Mapping[str, Offer], policy: Policy) -> dict[str, Offer]:
+    """The part of what is offered that a policy lets a peer use."""
+    allowed: dict[str, Offer] = {}
+    for executortype, offer in found.items():
+        if not _listed(policy.executor_types, executortype):
+            continue
+        names = offer.functions
+        if policy.functions:
+            names = (
+                list(policy.functions)
+                if _ANYTHING in names
+                else [name for name in names if _listed(policy.functions, name)]
+            )
+        if names:
+            allowed[executortype] = msgspec.structs.replace(offer, functions=names)
+    return allowed
+
+
+def _listed(patterns: Sequence[str], name: str) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def fits(patterns: Iterable[str], name: str) -> bool:
+    """Whether a name is among names and globs."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def same(one: Capabilities, other: Capabilities) -> bool:
+    """Whether what changed between two statements of ours is not worth another message."""
+    if (one.accepting, one.labels, one.types.keys()) != (
+        other.accepting,
+        other.labels,
+        other.types.keys(),
+    ):
+        return False
+    if (one.limits.get("room") == 0) != (other.limits.get("room") == 0):
+        return False
+    return all(_alike(offer, other.types[name]) for name, offer in one.types.items())
+
+
+def _alike(one: Offer, other: Offer) -> bool:
+    if one.functions != other.functions or (one.free == 0) != (other.free == 0):
+        return False
+    less, more = sorted((load(one), load(other)))
+    return more - less <= max(0.5, less / 2)
+
+
+def load(offer: Offer, sent: int = 0) -> float:
+    """How busy the executors of a type are: below 1, some of them are free.
+
+    `sent` counts what went there since, of which the statement can't know.
+    """
+    slots = max(1, offer.executors, offer.free + offer.running)
+    return (offer.waiting + offer.running + sent) / slots
+
+
+@dataclass
+class Statement:
+    """What a peer said. `at` is when it came, in seconds of the receiver's steady clock.
+
+    `sent` counts by type the processes that went there since and did not come back.
+    """
+
+    said: Capabilities
+    at: float
+    sent: Counter[str] = field(default_factory=Counter)
+
+    def stale(self, now: float) -> bool:
+        """Whether it is too old to be believed at `now`, on the same clock."""
+        return now - self.at > STALE
+
+
+@dataclass
+class Board:
+    """The latest statement of each peer. `time` gives seconds of a clock that never jumps."""
+
+    time: Callable[[], float]
+    statements: dict[str, Statement] = field(default_factory=dict)
+
+    def take(self, peerid: str, said: Capabilities) -> bool:
+        """Keep a verified statement; False for one that is not newer than the one known."""
+        known = self.statements.get(peerid)
+        if known is not None and said.seq <= known.said.seq:
+            return False
+        self.statements[peerid] = Statement(said, self.time())
+        return True
+
+    def drop(self, peerid: str) -> None:
+        """A peer is trusted no more."""
+        self.statements.pop(peerid, None)
+
+    def get(self, peerid: str) -> Statement | None:
+        """The latest statement, which may be stale."""
+        return self.statements.get(peerid)
+
+    def age(self, peerid: str) -> float | None:
+        """Seconds since the latest statement came."""
+        known = self.statements.get(peerid)
+        return None if known is None else self.time() - known.at
+
+    def sent(self, peerid: str, executortype: str) -> None:
+        """A process goes there."""
+        known = self.statements.get(peerid)
+        if known is not None:
+            known.sent[executortype] += 1
+
+    def ended(self, peerid: str, executortype: str) -> None:
+        """A process that a peer had is closed; perhaps the statement counts it still."""
+        known = self.statements.get(peerid)
+        if known is not None and known.sent[executortype] > 0:
+            known.sent[executortype] -= 1

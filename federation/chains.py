@@ -1,0 +1,151 @@
+"""The chain of signed outcomes from the colony that ran a process back to its origin.
+
+Values in, values out: outcomes are fetched, kept and acted upon by `results` and `inbox`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import msgspec
+
+from federation.envelope import Kind, Refused, inspect
+from federation.messages import Outcome, load
+from federation.policy import MAX_HOPS
+from federation.relays import keyring, local_id
+from node.identity import id_of, verify_es256k
+from node.model import State
+
+__all__ = ["Step", "carried", "conclusion", "trace"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One signed outcome of a chain; `problem` is what is wrong with it, "" for nothing.
+
+    `signed` is whether the signature holds, whatever else is wrong.
+    """
+
+    issuer: str
+    issued: int  # seconds since the epoch
+    signed: bool
+    problem: str
+    outcome: Outcome | None
+
+
+def _alone(issuer: str) -> Collection[str]:
+    return (issuer,)
+
+
+def trace(
+    sealed: bytes,
+    peer: str,
+    public_key: bytes,
+    me: Collection[str],
+    ids: Callable[[str], Collection[str]] = _alone,
+) -> list[Step]:
+    """Check a chain from the outcome that `peer` owes us down to that of who ran the process.
+
+    `me` are our own ids, `ids` gives those of another colony, which may have changed its key. It ends with the first outcome of which nothing can be read. Each names
+    what the one above says: the audience is its issuer, the process is its process, the state and
+    the errors are the same, and only the last has the output.
+    """
+    steps: list[Step] = []
+    keys = {peer: public_key} if public_key and id_of(public_key) == peer else {}
+    audiences, above = set(me), None
+    while sealed:
+        step, audience = _step(sealed, keys)
+        problem = step.problem
+        if not problem and step.outcome is not None:
+            passed = {*me, *(each.issuer for each in steps)}
+            problem = _misfit(step, audience, audiences, above, passed)
+            if not steps and step.issuer != peer:
+                problem = "it is not from the colony that the process went to"
+            if above is None:
+                keys |= keyring(step.outcome.keys)
+        steps.append(Step(step.issuer, step.issued, step.signed, problem, step.outcome))
+        if step.outcome is None:
+            break
+        above, audiences, sealed = step.outcome, set(ids(step.issuer)), step.outcome.below
+        if sealed and len(steps) == MAX_HOPS:
+            steps.append(Step("", 0, False, f"more than {MAX_HOPS} hops", None))
+            break
+    return steps
+
+
+def _step(sealed: bytes, keys: dict[str, bytes]) -> tuple[Step, str]:
+    try:
+        seen = inspect(sealed, limit=len(sealed))
+        outcome = load(seen.payload, Outcome)
+    except Refused as refused:
+        return Step("", 0, False, str(refused), None), ""
+    key = keys.get(seen.issuer, b"")
+    signed = bool(key) and verify_es256k(key, seen.signed_bytes(Kind.OUTCOME), seen.signature)
+    problem = "" if signed else "the signature does not hold" if key else "its key is missing"
+    return Step(seen.issuer, seen.issued, signed, problem, outcome), seen.audience
+
+
+def _misfit(
+    step: Step, audience: str, audiences: set[str], above: Outcome | None, passed: set[str]
+) -> str:
+    """What in an authentic outcome does not belong to the one above it."""
+    outcome = step.outcome
+    assert outcome is not None
+    if audience not in audiences:
+        return "it was meant for another colony"
+    if step.issuer in passed:
+        return "the colony is in the chain twice"
+    if outcome.below and outcome.localpid not in {
+        local_id(each, outcome.pid, outcome.attempt) for each in audiences
+    }:
+        return "it tells of another process than it was sent"
+    if above is None:
+        return ""
+    if outcome.pid != above.localpid:
+        return "it is about another process"
+    if outcome.state != above.state or outcome.errors != above.errors:
+        return "the relay above it told another end"
+    if above.out and above.out != outcome.out:
+        return "the relay above it told another output"
+    return ""
+
+
+def conclusion(steps: list[Step], wanted: list[str]) -> tuple[Outcome | None, str]:
+    """The outcome of who ran it, once the chain holds; else None and why not.
+
+    `wanted` are the names or ids of colonies beyond the peer by which it should go: success comes
+    from as far as that, and from those colonies where they were named by id.
+    """
+    for place, step in enumerate(steps):
+        if step.problem:
+            where = f"outcome {place + 1} of {len(steps)}, by {step.issuer[:12] or 'nobody'}"
+            return None, f"{where}: {step.problem}"
+    last = steps[-1].outcome
+    assert last is not None
+    if last.state == State.SUCCESSFUL:
+        if len(steps) <= len(wanted):
+            return None, f"{steps[-1].issuer[:12]} ended it, and should have passed it on"
+        for step, name in zip(steps[1:], wanted, strict=False):
+            if len(name) == 64 and name != step.issuer:
+                return None, f"{step.issuer[:12]} had it, and not {name[:12]}"
+    return last, ""
+
+
+def carried(outcome: Outcome, below: bytes, public_key: bytes) -> Outcome:
+    """A relay's outcome with the one it came from, if that is indeed what ended the process.
+
+    `public_key` is that of who signed the one below. What the relay itself brought about (a
+    deadline, a cancel, a refusal) it tells in its own name alone.
+    """
+    try:
+        seen = inspect(below, limit=len(below))
+        there = load(seen.payload, Outcome)
+    except Refused:
+        return outcome
+    if (there.state, there.errors) != (outcome.state, outcome.errors):
+        return outcome
+    keys = keyring([public_key, *there.keys])
+    return msgspec.structs.replace(
+        outcome, out=b"", below=below, keys=list(keys.values())[:MAX_HOPS]
+    )

@@ -1,0 +1,179 @@
+"""Introductions: trusted peers show each other the signed cards of colonies that they trust.
+
+A card proves itself, so an introduction is an address and no more than that; whom to trust stays
+the owner's decision, unless the configuration says otherwise. Peers are kept by `peers`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import trio
+
+from federation.card import Card, open_card
+from federation.envelope import Kind, Opened, Refused, inspect
+from federation.inbox import Refusal
+from federation.ledger import Bell
+from federation.messages import DEEPEST, Introduction, Introductions, Sealer, load
+from federation.peers import PENDING, TRUSTED, Known, Peers
+from federation.policy import Bucket
+from federation.transport import Link, PeerRefused, TransportError
+from node.errors import RpcError
+from node.etcd.errors import EtcdError
+from node.log import get_logger
+
+__all__ = ["MOST", "Introducer", "chosen"]
+
+MOST = 64  # cards in one exchange
+_MOST_TRUSTED = 256  # that an introduction alone made trusted
+_RATE = 6  # exchanges a minute that one peer may ask for
+_AGAIN = 600.0  # seconds between two exchanges when nothing changed
+_LEAST = 2.0  # ... and when something did
+_AWAY = 60.0  # seconds until a peer is asked again that was not there, and did not return
+_OLD = 3600.0  # ... or that introduces nobody
+
+log = get_logger("introductions")
+
+
+def chosen(trusted: Iterable[Known], to: str, now: float) -> list[Introduction]:
+    """Whom to introduce to the peer `to`: those heard of last come first. `now` in seconds.
+
+    Never itself, nobody whose card has expired, nobody from too far away.
+    """
+    found: list[Introduction] = []
+    for entry in sorted(trusted, key=lambda entry: (-entry.lastseen, entry.peer.id)):
+        hops, card = entry.peer.distance + 1, entry.latest or entry.peer.card
+        if entry.peer.id == to or hops > DEEPEST or not card or _expiry(card) <= now:
+            continue
+        found.append(Introduction(card, hops))
+        if len(found) == MOST:
+            break
+    return found
+
+
+def _expiry(card: bytes) -> int:
+    try:
+        return inspect(card, limit=len(card)).expires
+    except Refused:
+        return 0
+
+
+@dataclass
+class Introducer:
+    """`mode` is "pending", "trust" or "off", as configured."""
+
+    sealer: Sealer
+    peers: Peers
+    high_water: Callable[[], float]
+    mode: str = "pending"
+    chance: Callable[[], random.Random] = random.Random
+    _bells: dict[str, Bell] = field(default_factory=dict)
+    _buckets: dict[str, Bucket] = field(default_factory=dict)
+    _known: frozenset[tuple[str, int]] = frozenset()
+
+    # -- ours ----------------------------------------------------------------------------
+
+    def _message(self, peerid: str) -> Introductions:
+        return Introductions(chosen(self.peers.trusted(), peerid, self.sealer.seconds))
+
+    def look(self) -> None:
+        """A peer changed: if it is whom we trust, all others hear of it."""
+        known = frozenset((each.peer.id, each.peer.distance) for each in self.peers.trusted())
+        if known != self._known:
+            self._known = known
+            for bell in self._bells.values():
+                bell.ring()
+
+    # -- theirs --------------------------------------------------------------------------
+
+    async def answer(self, opened: Opened, data: bytes) -> bytes:
+        """A peer introduced colonies: take them in, and introduce ours.
+
+        Raises Refusal (not_found, introductions_rate) or Refused (malformed).
+        """
+        if self.mode == "off":
+            raise Refusal(404, "not_found", "this colony introduces nobody")
+        bucket = self._buckets.setdefault(opened.issuer, Bucket())
+        wait = bucket.take(_RATE, trio.current_time())
+        if wait > 0:
+            again = math.ceil(wait)
+            message = f"more than {_RATE} exchanges a minute"
+            raise Refusal(429, "introductions_rate", message, again=again)
+        await self.take_in(opened.issuer, load(opened.payload, Introductions))
+        ours = self._message(opened.issuer)
+        return self.sealer.seal(Kind.INTRODUCTIONS, opened.issuer, ours)
+
+    async def take_in(self, by: str, said: Introductions) -> None:
+        """Meet the colonies that a peer introduced, and forget those that it does no more."""
+        cards: dict[str, tuple[Card, Introduction]] = {}
+        for each in said.known:
+            try:
+                card = open_card(each.card, self.sealer.seconds, high_water=self.high_water())
+            except Refused as refused:
+                log.debug("introduced card not taken", by=by, why=refused)
+                continue
+            known = cards.get(card.id)
+            if known is None or card.sequence > known[0].sequence:
+                cards[card.id] = (card, each)
+        self.peers.dismiss(by, cards.keys())
+        for card, each in cards.values():
+            entry = await self.peers.introduce(card, each.card, by, each.hops)
+            if entry is not None and self.mode == "trust":
+                await self._trust(entry, each.hops)
+
+    async def _trust(self, entry: Known, hops: int) -> None:
+        taken = sum(each.peer.distance > 0 for each in self.peers.trusted())
+        if entry.peer.state != PENDING or taken >= _MOST_TRUSTED:
+            return
+        await self.peers.trust(entry.peer.id, distance=hops)
+
+    def prune(self) -> None:
+        """Forget introduced colonies whose card expired; once a minute is enough."""
+        now = self.sealer.seconds
+        for entry in list(self.peers.known.values()):
+            expired = _expiry(entry.latest or entry.peer.card) <= now
+            if entry.peer.state == PENDING and entry.introduced and expired:
+                for by in list(entry.introduced):
+                    self.peers.withdraw(by, entry)
+
+    # -- exchanging ------------------------------------------------------------------------
+
+    async def exchange_forever(self, link: Link, back: Callable[[], trio.Event]) -> None:
+        """Exchange introductions with one peer, until cancelled; `back` tells of its return."""
+        if self.mode == "off":
+            await trio.sleep_forever()
+        bell = self._bells.setdefault(link.id, Bell())
+        while True:
+            returned, event = back(), bell.event
+            pause = await self.exchange(link)
+            if pause:
+                with trio.move_on_after(pause):
+                    await returned.wait()
+                continue
+            with trio.move_on_after(_AGAIN * self.chance().uniform(0.8, 1.0)):
+                await event.wait()
+            await trio.sleep(_LEAST)
+
+    async def exchange(self, link: Link) -> float:
+        """One exchange; returns 0, or how many seconds to leave the peer in peace."""
+        try:
+            body = link.seal(Kind.INTRODUCTIONS, self._message(link.id))
+            opened, _ = await link.post("/v1/introductions", body, Kind.INTRODUCTIONS)
+            if self.peers.state(link.id) == TRUSTED:
+                await self.take_in(link.id, load(opened.payload, Introductions))
+        except PeerRefused as error:
+            log.debug("peer introduces nobody", peer=link.id, code=error.code)
+            return _OLD if error.code == "not_found" else _AWAY
+        except (TransportError, Refused, EtcdError, RpcError) as error:
+            log.debug("no introductions", peer=link.id, error=error)
+            return _AWAY
+        return 0.0
+
+    def forget(self, peerid: str) -> None:
+        """A peer is trusted no more, and so is nobody on its word."""
+        self.peers.dismiss(peerid, ())
+        self._bells.pop(peerid, None)
+        self._buckets.pop(peerid, None)

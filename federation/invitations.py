@@ -1,0 +1,231 @@
+"""The inviting side: invitations are made, listed, revoked, and used once by who knows the secret.
+
+What a token holds and what is derived from its secret is in `tokens`, the joining side in
+`joining`; the trust that follows is kept by `peers`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from federation import tokens
+from federation.card import Card, open_card
+from federation.envelope import Kind, Opened
+from federation.inbox import Refusal
+from federation.keys import Keys
+from federation.messages import Join, Sealer, Welcome, load
+from federation.peers import BLOCKED, Peers
+from federation.policy import Bucket, Policy
+from federation.portrait import Portrait
+from federation.tokens import Token
+from node.codec import pack, unpack
+from node.errors import bad, conflict, missing
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Absent, Delete, Get, ModRevision, Put, Txn
+from node.log import get_logger
+
+__all__ = ["Invitation", "Invitations"]
+
+MOST = 100  # open invitations
+LONGEST = 30 * 86_400  # seconds
+_KEEP_USED = 86_400  # seconds after its end in which whoever used it may ask again
+_FRESH = 60  # seconds a nonce of ours is good for, at least; twice that at most
+_TRIES = 3
+
+# Attempts a minute: of one address, and of all together. A join takes two.
+_EACH, _ALL = 20, 600
+_ADDRESSES = 512  # remembered; the longest silent one makes room
+
+log = get_logger("invitations")
+
+
+class Invitation(msgspec.Struct, frozen=True):
+    """What is kept of one: a key made from its secret. Times are seconds since the epoch."""
+
+    key: bytes
+    created: int
+    expires: int
+    policy: Policy | None = None
+
+
+class Used(msgspec.Struct, frozen=True):
+    """Who used an invitation. With the key, a joiner whose answer was lost is answered again."""
+
+    key: bytes
+    joiner: str
+    expires: int
+
+
+@dataclass
+class Invitations:
+    """The invitations of the colony whose key `sealer` has; its card is `portrait`'s."""
+
+    client: EtcdClient
+    keys: Keys
+    sealer: Sealer
+    peers: Peers
+    portrait: Portrait
+    high_water: Callable[[], float]
+    _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    _all: Bucket = field(default_factory=Bucket)
+    _each: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
+
+    # -- the owner's ---------------------------------------------------------------------
+
+    async def invite(self, seconds: int, policy: Policy | None, addresses: list[str]) -> Token:
+        """Make an invitation that is good for `seconds`; the secret is in the token only.
+
+        Raises RpcError 400 for fields that can't be, 409 when too many are open.
+        """
+        if not 0 < seconds <= LONGEST:
+            raise bad(f"expires: 1 to {LONGEST} seconds")
+        places = addresses or self.portrait.endpoints
+        if not places:
+            raise bad("addresses: none is known; give one at which the other side reaches this")
+        if await self.client.count(self.keys.invitations) >= MOST:
+            raise conflict(f"{MOST} invitations are open; revoke some: colony peers invite ls")
+        secret, now = secrets.token_bytes(tokens.SECRET_BYTES), self.sealer.seconds
+        token = Token(
+            self.sealer.key.id,
+            self.portrait.fingerprint,
+            places[: tokens.MAX_ADDRESSES],
+            now + seconds,
+            secret,
+        )
+        try:
+            tokens.write_token(token)
+        except ValueError as error:
+            raise bad(f"addresses: {error}") from None
+        kept = Invitation(tokens.key_of(secret), now, token.expires, policy)
+        await self.client.put(self.keys.invitation(tokens.name_of(secret)), pack(kept))
+        log.info("invited", invitation=tokens.name_of(secret), expires=token.expires)
+        return token
+
+    async def open(self) -> list[tuple[str, Invitation]]:
+        """The invitations that nobody used, by name."""
+        items, _ = await self.client.range_all(self.keys.invitations)
+        start = len(self.keys.invitations)
+        return [(item.key[start:], unpack(item.value, Invitation)) for item in items]
+
+    async def revoke(self, text: str) -> str:
+        """Forget one, named by the beginning of its name. Raises RpcError 404 or 400."""
+        found = [name for name, _ in await self.open() if text and name.startswith(text)]
+        if not found:
+            raise missing(f"invitation: none that begins with {text[:40]!r} is open")
+        if len(found) > 1:
+            raise bad(f"invitation: {text!r} may be {', '.join(found[:5])}; give more of it")
+        await self.client.delete(self.keys.invitation(found[0]))
+        log.info("invitation revoked", invitation=found[0])
+        return found[0]
+
+    async def sweep(self) -> None:
+        """Forget what is past its time."""
+        now = self.sealer.seconds
+        for name, kept in await self.open():
+            if kept.expires < now:
+                await self.client.delete(self.keys.invitation(name))
+        items, _ = await self.client.range_all(self.keys.used_invitations)
+        for item in items:
+            if unpack(item.value, Used).expires + _KEEP_USED < now:
+                await self.client.delete(item.key)
+
+    # -- the inviting side ---------------------------------------------------------------
+
+    def knock(self, remote: str) -> None:
+        """Count an attempt from an address. Raises Refusal (join_rate)."""
+        now = trio.current_time()
+        bucket = self._each.pop(remote, None) or Bucket()
+        self._each[remote] = bucket
+        if len(self._each) > _ADDRESSES:
+            self._each.popitem(last=False)
+        wait = bucket.take(_EACH, now) or self._all.take(_ALL, now)
+        if wait:
+            raise Refusal(429, "join_rate", "too many attempts to join", again=int(wait) + 1)
+
+    def _challenges(self, issuer: str, nonce: bytes) -> list[bytes]:
+        """Our nonces for an exchange, the present one first: made, not kept, so none can crowd."""
+        slot = int(trio.current_time() // _FRESH)
+        said = f"{issuer}/{nonce.hex()}"
+        return [
+            hmac.digest(self._seed, f"{said}/{slot - back}".encode(), "sha256")[:16]
+            for back in (0, 1)
+        ]
+
+    async def answer(self, opened: Opened, data: bytes) -> bytes:
+        """Give a nonce, or check the proof and trust the joiner. Returns the sealed welcome.
+
+        The joiner is trusted and the invitation goes in one transaction that compares it, so of
+        several joiners one wins; who it was stays on record, to be answered again.
+        """
+        join = load(opened.payload, Join)
+        challenges = self._challenges(opened.issuer, join.nonce)
+        if not join.answer and not join.proof:
+            return self._welcome(opened, challenges[0], b"")
+        if not any(hmac.compare_digest(join.answer, each) for each in challenges):
+            raise Refusal(409, "join_stale", "the exchange took too long; begin again")
+        card = open_card(join.card, self.sealer.seconds, high_water=self.high_water())
+        for _ in range(_TRIES):
+            key = await self._verify(opened, join, card)
+            if key is not None:
+                return self._welcome(opened, join.answer, self._proof(key, "inviter", opened, join))
+        raise Refusal(503, "busy", "the invitation changes too fast", again=1)
+
+    async def _verify(self, opened: Opened, join: Join, card: Card) -> bytes | None:
+        """Trust the joiner: the invitation's key, None to look again. Raises Refusal.
+
+        A wrong secret takes the same reads and the same comparison as a right one.
+        """
+        places = (
+            self.keys.invitation(join.invitation),
+            self.keys.used_invitation(join.invitation),
+        )
+        result = await self.client.commit(Txn([], [Get(place) for place in places]))
+        fresh, used = result.responses
+        kept = unpack(fresh[0].value, Invitation) if fresh else None
+        past = unpack(used[0].value, Used) if used else None
+        key = kept.key if kept else past.key if past else secrets.token_bytes(32)
+        right = hmac.compare_digest(self._proof(key, "joiner", opened, join), join.proof)
+        if right and past is not None and past.joiner == opened.issuer:
+            return key
+        if not right or kept is None:
+            raise Refusal(
+                403,
+                "join_refused",
+                "no open invitation fits this token: it was used, was revoked, or is another "
+                "colony's; ask for a new one (there: colony peers invite)",
+            )
+        if kept.expires < self.sealer.seconds:
+            raise Refusal(403, "join_expired", "the invitation has expired; ask for a new one")
+        admitted = await self.peers.admit(
+            card,
+            join.card,
+            kept.policy,
+            compare=[ModRevision(places[0], fresh[0].mod_revision), Absent(places[1])],
+            ops=[Delete(places[0]), Put(places[1], pack(Used(key, opened.issuer, kept.expires)))],
+        )
+        if admitted:
+            log.info("joined", invitation=join.invitation, peer=opened.issuer)
+            return key
+        if self.peers.state(opened.issuer) == BLOCKED:
+            raise Refusal(403, "blocked", "this colony blocks yours")
+        return None
+
+    def _proof(self, key: bytes, role: tokens.Role, opened: Opened, join: Join) -> bytes:
+        return tokens.proof(
+            key,
+            role,
+            joiner=opened.issuer,
+            inviter=self.sealer.key.id,
+            nonces=(join.nonce, join.answer),
+            fingerprint=self.portrait.fingerprint,
+        )
+
+    def _welcome(self, opened: Opened, nonce: bytes, proof: bytes) -> bytes:
+        return self.sealer.seal(Kind.WELCOME, opened.issuer, Welcome(nonce, proof))

@@ -1,0 +1,134 @@
+"""The joining side: a token in, mutual trust out.
+
+What is in a token is read by `tokens`; the other end is `invitations`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from federation import tokens
+from federation.card import Card
+from federation.envelope import Kind, Refused
+from federation.messages import Join, Sealer, Welcome, load
+from federation.peers import Known, Peer, Peers
+from federation.policy import Policy
+from federation.tokens import Token, TokenError
+from federation.transport import Link, Lost, PeerRefused, TransportError, Unsent, fetch_card
+from node.errors import bad, conflict, denied
+from node.log import get_logger
+
+__all__ = ["Joining"]
+
+_PATH = "/v1/join"
+_TRIES = 3  # of one message whose answer was lost
+
+log = get_logger("joining")
+
+
+@dataclass
+class Joining:
+    """Joins as the colony whose key `sealer` has; `card` gives our signed card."""
+
+    sealer: Sealer
+    peers: Peers
+    card: Callable[[], bytes]
+    high_water: Callable[[], float]
+
+    async def join(self, text: str, policy: Policy | None) -> Known:
+        """Prove to know a token's secret, be trusted there, then trust the colony that invited.
+
+        Safe to repeat: who used a token is answered again. Its own `trust` is the last step, after
+        the other side has proven the same. Raises RpcError.
+        """
+        token = self._read(text)
+        problems: list[str] = []
+        for address in token.addresses:
+            try:
+                return await self._at(address, token, policy)
+            except PeerRefused as error:
+                raise denied(f"the invitation was not accepted: {error}") from None
+            except TransportError as error:
+                problems.append(str(error))
+        raise conflict(f"nobody who could accept the invitation was reached: {'; '.join(problems)}")
+
+    def _read(self, text: str) -> Token:
+        try:
+            token = tokens.read_token(text)
+        except TokenError as error:
+            raise bad(f"token: {error}") from None
+        if token.id == self.sealer.key.id:
+            raise bad("token: this colony made it; use it at the colony that is invited")
+        now = max(self.sealer.seconds, int(self.high_water()))
+        if token.expires < now:
+            raise bad(f"token: it expired {now - token.expires} s ago; ask for a new one")
+        return token
+
+    async def _at(self, address: str, token: Token, policy: Policy | None) -> Known:
+        """Join at one address. Raises TransportError, RpcError."""
+        card, data = await fetch_card(
+            address, self.sealer, self.high_water(), pinned=token.fingerprint
+        )
+        if card.id != token.id:
+            raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
+        link = self._link(address, card)
+        try:
+            await self._prove(link, token)
+        finally:
+            await link.close()
+        if not await self.peers.admit(card, data, policy, compare=[], ops=[], unblock=True):
+            raise conflict("the peer's record changed meanwhile; try again")
+        entry = self.peers.find(card.id)
+        entry.prove(address)
+        log.info("joined", peer=card.id, called=card.name)
+        return entry
+
+    def _link(self, address: str, card: Card) -> Link:
+        async def renew(at: str) -> None:
+            raise Unsent(f"{at}: shows another certificate than the invitation says")
+
+        peer = Peer(
+            card.id,
+            name=card.name,
+            public_key=card.public_key,
+            fingerprint=card.fingerprint,
+            endpoints=[address],
+        )
+        return Link(Known(peer), self.sealer, renew, self.high_water)
+
+    async def _prove(self, link: Link, token: Token) -> None:
+        """The exchange: nonces, our proof, theirs. Raises TransportError."""
+        key, name = tokens.key_of(token.secret), tokens.name_of(token.secret)
+        card, nonce = self.card(), secrets.token_bytes(16)
+        theirs = (await self._say(link, Join(card, name, nonce))).nonce
+
+        def proof(role: tokens.Role) -> bytes:
+            return tokens.proof(
+                key,
+                role,
+                joiner=self.sealer.key.id,
+                inviter=token.id,
+                nonces=(nonce, theirs),
+                fingerprint=token.fingerprint,
+            )
+
+        welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")))
+        if not hmac.compare_digest(welcome.proof, proof("inviter")):
+            raise PeerRefused("join_unproven", "the other side does not know the secret itself")
+
+    async def _say(self, link: Link, message: Join) -> Welcome:
+        """Send one message, again while its answer is lost. Raises TransportError."""
+        body = self.sealer.seal(Kind.JOIN, link.id, message)
+        for left in reversed(range(_TRIES)):
+            try:
+                opened, _ = await link.post(_PATH, body, Kind.WELCOME)
+                return load(opened.payload, Welcome)
+            except Lost:
+                if not left:
+                    raise
+            except Refused as error:
+                raise Lost(f"the answer is not valid: {error}") from None
+        raise AssertionError("unreachable")

@@ -1,0 +1,262 @@
+"""Work for colonies that can't be connected to: they poll a peer, which hands them what came.
+
+A message takes this way as it is, sealed for who it is meant for, and so does the answer; nothing
+here reads, signs or keeps any of it, and a sender's own outbox outlasts what is lost.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from federation.envelope import Kind, Opened, Refused
+from federation.inbox import Refusal
+from federation.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, Sealer, load
+from federation.peers import TRUSTED, Peers
+from federation.transport import Answer, Link, Lost, PeerRefused, TransportError, Unsent
+from node.log import get_logger
+from node.rpc.http import Request, Response
+
+__all__ = ["Carrier", "Collector", "Office", "pass_on"]
+
+Carrier = Callable[[str, bytes, float], Awaitable[Answer]]
+
+_WAIT = 25  # seconds of a poll
+_GAP = 10.0  # seconds between two polls of a colony that is there
+_ANSWER = 15.0  # seconds for an answer, beside what the message itself allows
+_PER_SENDER, _IN_ALL = 16, 64  # messages held for one colony
+_BYTES = 4_000_000  # ... and their bytes, a quarter of it from one sender
+_PAGE = 2_000_000  # bytes handed out at once
+_PART = 1_000_000  # bytes of an answer in one message
+_LONGEST = 8_000_000  # bytes of an answer
+_SLOTS = 64  # messages that a collector works on at a time
+_PATIENCE = 60.0  # seconds until a mailbox that refused is asked again
+
+log = get_logger("mailbox")
+
+
+@dataclass(eq=False)
+class _Held:
+    """A message that waits for its answer."""
+
+    parcel: Parcel
+    sender: str
+    taken: bool = False
+    parts: bytearray = field(default_factory=bytearray)
+    answer: Answer | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(eq=False)
+class _Box:
+    """What is held for one colony; `seen` is when it last polled, in trio's time."""
+
+    held: OrderedDict[bytes, _Held] = field(default_factory=OrderedDict)
+    bell: trio.Event = field(default_factory=trio.Event)
+    polls: int = 0
+    seen: float = float("-inf")
+
+    def ring(self) -> None:
+        self.bell.set()
+        self.bell = trio.Event()
+
+
+def _nobody(peerid: str) -> None:
+    return None
+
+
+@dataclass
+class Office:
+    """The boxes of the colonies that poll us. `arrived` hears of each that begins to."""
+
+    sealer: Sealer
+    peers: Peers
+    arrived: Callable[[str], None] = _nobody
+    draining: bool = False
+    _boxes: dict[str, _Box] = field(default_factory=dict)
+    _count: int = 0
+
+    def open(self, peerid: str) -> bool:
+        """Whether a colony polls us, so that a message gets to it this way."""
+        box = self._boxes.get(peerid)
+        return box is not None and (box.polls > 0 or trio.current_time() - box.seen < _GAP)
+
+    def drain(self) -> None:
+        """Answer every poll now."""
+        self.draining = True
+        for box in self._boxes.values():
+            box.ring()
+
+    def forget(self, peerid: str) -> None:
+        """A colony is trusted no more: nothing is held for it."""
+        box = self._boxes.pop(peerid, None)
+        if box is not None:
+            for held in box.held.values():
+                held.done.set()
+            box.ring()
+
+    async def carry(self, peerid: str, sender: str, path: str, body: bytes, wait: float) -> Answer:
+        """Hold a message until the colony has taken and answered it. Raises Unsent or Lost.
+
+        `wait` is how many seconds it may think; bounded in number and bytes, also by sender.
+        """
+        if not self.open(peerid):
+            raise Unsent("it does not poll us now")
+        box = self._boxes[peerid]
+        same = [held for held in box.held.values() if held.sender == sender]
+        total = sum(len(held.parcel.body) for held in box.held.values()) + len(body)
+        mine = sum(len(held.parcel.body) for held in same) + len(body)
+        if len(box.held) >= _IN_ALL or len(same) >= _PER_SENDER or total > _BYTES:
+            raise Unsent("its mailbox is full")
+        if same and mine > _BYTES // 4:
+            raise Unsent("its mailbox holds too much of one sender")
+        self._count += 1
+        name = self._count.to_bytes(8, "big")
+        held = box.held[name] = _Held(Parcel(name, path, body, min(30, int(wait))), sender)
+        box.ring()
+        try:
+            with trio.move_on_after(_ANSWER + wait):
+                await held.done.wait()
+        finally:
+            box.held.pop(name, None)
+        if held.answer is None:
+            raise Lost("no answer by way of the mailbox") if held.taken else Unsent("not fetched")
+        return held.answer
+
+    # -- what peers ask ----------------------------------------------------------------------
+
+    async def collect(self, opened: Opened, data: bytes) -> bytes:
+        """A colony brings answers and takes what is held for it, waiting for it if need be.
+
+        Without a wait it brings answers only.
+        """
+        wish = load(opened.payload, Collect)
+        fresh = not self.open(opened.issuer)
+        box = self._boxes.setdefault(opened.issuer, _Box())
+        for reply in wish.answers:
+            self._answered(box, reply)
+        found: list[Parcel] = []
+        box.polls += 1
+        if fresh:
+            self.arrived(opened.issuer)
+        try:
+            with trio.move_on_after(wish.wait):
+                while wish.wait and not self.draining and not (found := self._next(box)):
+                    await box.bell.wait()
+        finally:
+            box.polls -= 1
+            box.seen = trio.current_time()
+        if self.peers.state(opened.issuer) != TRUSTED:
+            raise Refusal(403, "untrusted", "this colony does not trust yours any more")
+        return self.sealer.seal(Kind.PARCELS, opened.issuer, Parcels(found))
+
+    @staticmethod
+    def _next(box: _Box) -> list[Parcel]:
+        """What was not handed out yet, as much as one answer should hold."""
+        found: list[Parcel] = []
+        total = 0
+        for held in box.held.values():
+            if not held.taken and (not found or total + len(held.parcel.body) <= _PAGE):
+                held.taken = True
+                found.append(held.parcel)
+                total += len(held.parcel.body)
+        return found
+
+    @staticmethod
+    def _answered(box: _Box, reply: Reply) -> None:
+        held = box.held.get(reply.id)
+        if held is None or not held.taken or held.done.is_set():
+            return
+        held.parts += reply.data
+        if len(held.parts) > _LONGEST:
+            held.done.set()
+        elif not reply.more:
+            held.answer = Answer(reply.status, reply.after, bytes(held.parts))
+            held.done.set()
+
+    async def forward(self, opened: Opened, data: bytes) -> bytes:
+        """A peer has a message for a colony that polls us. Raises Refusal.
+
+        What certainly did not get there is told apart from what may have.
+        """
+        wish = load(opened.payload, Pass)
+        to = self.peers.roster.root(wish.to)
+        if self.peers.state(to) != TRUSTED or not self.open(to):
+            raise Refusal(429, "mailbox_absent", "that colony does not poll us now", again=5)
+        try:
+            answer = await self.carry(to, opened.issuer, wish.path, wish.body, wish.wait)
+        except Unsent as error:
+            raise Refusal(429, "mailbox_full", str(error), again=5) from None
+        except Lost as error:
+            raise Refusal(503, "mailbox_lost", str(error), again=5) from None
+        passed = Passed(answer.status, answer.retry_after, answer.data)
+        return self.sealer.seal(Kind.PASSED, opened.issuer, passed)
+
+
+async def pass_on(link: Link, to: str, path: str, body: bytes, wait: float) -> Answer:
+    """Send a message to the colony `to` by way of the peer that it polls. Raises TransportError."""
+    wish = Pass(to, path, body, min(30, int(wait)))
+    sealed = link.seal(Kind.PASS, wish)
+    try:
+        opened, _ = await link.post("/v1/pass", sealed, Kind.PASSED, wait + _ANSWER)
+        passed = load(opened.payload, Passed)
+    except PeerRefused as error:
+        # It is the mailbox that refuses, not the colony that the message is for.
+        raise Unsent(f"its mailbox: {error}") from None
+    except Refused as error:
+        raise Lost(f"its mailbox: {error}") from None
+    return Answer(passed.status, passed.after, passed.data)
+
+
+@dataclass
+class Collector:
+    """The other end: fetches what peers hold for us and lets `handle` answer it."""
+
+    sealer: Sealer
+    handle: Callable[[Request], Awaitable[Response]]
+    delay: Callable[[int], float]
+
+    async def collect_forever(self, link: Link) -> None:
+        """Poll one peer until cancelled, working on what it held meanwhile."""
+        slots, failures = trio.CapacityLimiter(_SLOTS), 0
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    parcels = await self._exchange(link, Collect(_WAIT, []))
+                    failures = 0
+                except (TransportError, Refused) as error:
+                    failures += 1
+                    log.info("mailbox not reached", peer=link.id, error=error)
+                    refused = isinstance(error, PeerRefused)
+                    await trio.sleep(_PATIENCE if refused else self.delay(failures))
+                    continue
+                for parcel in parcels:
+                    nursery.start_soon(self._work, link, parcel, slots)
+                if slots.available_tokens == 0:
+                    async with slots:
+                        pass
+
+    async def _exchange(self, link: Link, wish: Collect) -> list[Parcel]:
+        sealed = link.seal(Kind.COLLECT, wish)
+        opened, _ = await link.post("/v1/mail", sealed, Kind.PARCELS, wish.wait)
+        return load(opened.payload, Parcels).parcels
+
+    async def _work(self, link: Link, parcel: Parcel, slots: trio.CapacityLimiter) -> None:
+        """Answer one message; an answer that gets lost is no worse than on any other way."""
+        async with slots:
+            if parcel.path in ("/v1/mail", "/v1/pass"):
+                return
+            # From nowhere near: it is not the local network that carried it.
+            response = await self.handle(Request("POST", parcel.path, "", {}, parcel.body, ""))
+            after = dict(response.headers).get("retry-after", "")
+            data = bytes(response.body)
+            try:
+                for start in range(0, max(1, len(data)), _PART):
+                    part, more = data[start : start + _PART], start + _PART < len(data)
+                    reply = Reply(parcel.id, response.status, after, part, more)
+                    await self._exchange(link, Collect(0, [reply]))
+            except (TransportError, Refused) as error:
+                log.info("answer not brought to the mailbox", peer=link.id, error=error)

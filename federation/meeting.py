@@ -1,0 +1,160 @@
+"""Meeting other colonies: what discovery hears, and what the configuration names, until a card.
+
+Addresses are hints (`hints` bounds what they cost); who a card makes known is in `peers`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from federation import outbox
+from federation.envelope import Refused
+from federation.gate import is_near
+from federation.hints import Hint, Hints
+from federation.ledger import Bell
+from federation.messages import Sealer
+from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
+from federation.station import Sighting
+from federation.transport import TransportError, Unsent, fetch_card, split_address
+from node.errors import RpcError
+from node.etcd.errors import EtcdError
+from node.log import get_logger
+
+__all__ = ["Meeting"]
+
+_PATIENCE = 10.0  # seconds for a card: who sends one byte after the other gets no longer
+_PROBE_S = 5.0  # seconds between two probes of one peer that was heard again
+_EXPECTED = (TransportError, EtcdError, RpcError, Refused, ValueError)
+
+log = get_logger("meeting")
+
+
+@dataclass
+class Meeting:
+    """`probe` wakes the probe of a trusted peer. `heard` and `forget` are for one thread only."""
+
+    sealer: Sealer
+    peers: Peers
+    high_water: Callable[[], float]
+    probe: Callable[[str], None]
+    chance: Callable[[], random.Random] = random.Random
+    hints: Hints = field(default_factory=Hints)
+    _bell: Bell = field(default_factory=Bell)
+    _probed: dict[str, float] = field(default_factory=dict)
+    _again: set[str] = field(default_factory=set)
+
+    # -- hearing -------------------------------------------------------------------------
+
+    def heard(self, found: Sequence[Sighting]) -> None:
+        """Addresses were announced. Those of strangers wait for a look, trusted ones are probed."""
+        now = trio.current_time()
+        for sighting in found:
+            entry, address = self.peers.get(sighting.id), sighting.address
+            state = entry.peer.state if entry is not None else SEEN
+            if sighting.id == self.peers.me or state == BLOCKED:
+                continue
+            if entry is not None and state == TRUSTED:
+                entry.sight(address)
+                self._again.add(sighting.id)
+            elif (
+                entry is not None
+                and state == PENDING
+                and entry.peer.fingerprint == sighting.fingerprint
+                and address in entry.addresses()
+            ):
+                continue
+            elif self.hints.offer(Hint(sighting.id, address), now):
+                self.peers.sighted(sighting.id, address)
+        self._bell.ring()
+
+    def forget(self) -> None:
+        """The network is another one: every address may lead somewhere else now."""
+        self.hints.forget()
+
+    async def run(self) -> None:
+        """Look at what was heard, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                event, now = self._bell.event, trio.current_time()
+                while (hint := self.hints.take(now)) is not None:
+                    nursery.start_soon(self._look, hint)
+                left = min(self.hints.wait(now), self._probe_heard(now))
+                with trio.move_on_after(left):
+                    await event.wait()
+
+    def _probe_heard(self, now: float) -> float:
+        """Probe those heard again, each once in a while; seconds until the next is due."""
+        for peerid in list(self._again):
+            if self.peers.state(peerid) != TRUSTED:
+                self._again.discard(peerid)
+            elif now - self._probed.get(peerid, float("-inf")) >= _PROBE_S:
+                self._again.discard(peerid)
+                self._probed[peerid] = now
+                self.probe(self.peers.roster.root(peerid))
+        for peerid in [each for each, at in self._probed.items() if now - at > _PROBE_S]:
+            del self._probed[peerid]
+        return min(
+            (self._probed[each] + _PROBE_S - now for each in self._again), default=float("inf")
+        )
+
+    async def _look(self, hint: Hint) -> None:
+        """Fetch the card at an address; whoever lives there is known then."""
+        ok, problem = False, "no card within 10 s"
+        try:
+            with trio.move_on_after(_PATIENCE):
+                found, _ = await self._fetch(hint.address)
+                ok, problem = True, ""
+                if found != hint.id:
+                    problem = f"another colony lives there ({found[:12]})"
+        except _EXPECTED as error:
+            problem = str(error)
+        finally:
+            self.hints.done(hint, trio.current_time(), ok=ok)
+            self._bell.ring()
+        if problem:
+            entry = self.peers.get(hint.id)
+            if entry is not None and entry.peer.state == SEEN:
+                entry.error = problem
+            log.info("card not fetched", address=hint.address, error=problem)
+
+    # -- fetching ------------------------------------------------------------------------
+
+    async def fetch(self, address: str, peerid: str = "", *, unblock: bool = False) -> Known | None:
+        """Fetch the card at an address and take it in; `peerid`, if given, must be its id.
+
+        Raises TransportError. None for a blocked colony or ourselves.
+        """
+        _, entry = await self._fetch(address, peerid, unblock=unblock)
+        return entry
+
+    async def _fetch(
+        self, address: str, peerid: str = "", *, unblock: bool = False
+    ) -> tuple[str, Known | None]:
+        card, data = await fetch_card(address, self.sealer, self.high_water())
+        root = self.peers.roster.root
+        if peerid and root(card.id) != root(peerid):
+            raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
+        near = is_near(split_address(address)[0])
+        entry = await self.peers.learn(card, data, near=near, unblock=unblock)
+        if entry is not None:
+            entry.prove(address.removeprefix("https://").rstrip("/"))
+            entry.error = ""
+        return card.id, entry
+
+    async def meet(self, url: str, peerid: str) -> None:
+        """Introduce a colony of the configuration; its address is a hint like any other."""
+        tries = 0
+        while True:
+            try:
+                entry = await self.fetch(url, peerid)
+                if entry is not None and entry.peer.state in (PENDING, TRUSTED):
+                    tries = 0
+            except _EXPECTED as error:
+                tries += 1
+                log.info("configured peer not reached", url=url, error=error)
+            pause = min(60.0, outbox.delay(tries, self.chance())) if tries else 60.0
+            await trio.sleep(pause)

@@ -1,0 +1,217 @@
+"""What a trusted colony may do here: its policy, and whether one submission keeps to it.
+
+Values in, values out: the inbox counts, asks and refuses; who is trusted at all is in `peers`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import msgspec
+
+from node.config import PolicyConfig
+from node.model import FunctionSpec
+
+__all__ = [
+    "MAX_HOPS",
+    "Breach",
+    "Bucket",
+    "Meter",
+    "Policy",
+    "PolicyError",
+    "breach",
+    "changed",
+    "of_config",
+    "onward",
+    "read",
+]
+
+MAX_HOPS = 4  # that any policy may allow
+_FULL_AGAIN = 5  # seconds after which a peer may ask whether there is room again
+
+Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=64)]
+Limit = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+
+
+class PolicyError(ValueError):
+    """A policy that makes no sense; the message names the field."""
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one colony may do here. Empty lists allow all, a limit of 0 is none.
+
+    Lists hold names or globs (`*`, `?`, `[a-z]`), case matters. `max_waiting` and `max_running`
+    count its processes here, `rate` submissions a minute (as many may come at once), `max_body`
+    bytes of a submission. `forward` lets its processes go on to other colonies, `max_hops` counts
+    the hops from the origin to where a process ends.
+    """
+
+    functions: Patterns = []
+    executor_types: Patterns = []
+    labels: Patterns = []
+    max_waiting: Limit = 0
+    max_running: Limit = 0
+    rate: Limit = 0
+    max_body: Limit = 0
+    forward: bool = False
+    max_hops: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOPS)] = 1
+
+
+def read(value: Mapping[str, Any]) -> Policy:
+    """Read a policy from names and values. Raises PolicyError."""
+    try:
+        policy = msgspec.convert(dict(value), Policy)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$.")
+        name = where.removesuffix("`")
+        text = f"{name}: {problem}" if name else problem
+        raise PolicyError(f"policy.{text}" if name else f"policy: {text}") from None
+    if policy.forward and policy.max_hops < 2:
+        raise PolicyError("policy.max_hops: forwarding further takes at least 2 hops")
+    return policy
+
+
+def changed(base: Policy, change: Mapping[str, Any]) -> Policy:
+    """`base` with some fields replaced; forwarding brings the second hop that it needs.
+
+    Raises PolicyError.
+    """
+    value = msgspec.to_builtins(base) | change
+    if change.get("forward") is True and "max_hops" not in change:
+        value["max_hops"] = max(2, base.max_hops)
+    if change.get("max_hops") == 1 and "forward" not in change:
+        value["forward"] = False
+    return read(value)
+
+
+def of_config(section: PolicyConfig) -> Policy:
+    """The default policy; forwarding means two hops at least."""
+    fields: dict[str, Any] = msgspec.structs.asdict(section)
+    fields["max_body"] = int(section.max_body)
+    if section.forward:
+        fields["max_hops"] = max(2, section.max_hops)
+    return Policy(**fields)
+
+
+class Breach(msgspec.Struct, frozen=True):
+    """Why a submission is turned away: stable code, sentence, HTTP status, seconds to wait."""
+
+    code: str
+    message: str
+    status: int = 403
+    again: int = 0
+
+
+def _allowed(patterns: list[str], name: str) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def breach(policy: Policy, spec: FunctionSpec, *, size: int, hops: int) -> Breach | None:
+    """What about a submission the policy never allows, None for nothing.
+
+    `size` is in bytes, as it came; `hops` counts those taken so far, this one included.
+    """
+    if policy.max_body and size > policy.max_body:
+        message = f"{size} bytes; at most {policy.max_body} are taken from your colony here"
+        return Breach("policy_body", message, 413)
+    if hops > policy.max_hops:
+        message = f"{hops} hops away from its origin; at most {policy.max_hops} from your colony"
+        return Breach("policy_hops", message)
+    for code, what, patterns, name in (
+        ("policy_function", "function", policy.functions, spec.funcname),
+        (
+            "policy_executortype",
+            "executor type",
+            policy.executor_types,
+            spec.conditions.executortype,
+        ),
+        ("policy_label", "label", policy.labels, spec.label),
+    ):
+        if not _allowed(patterns, name):
+            return Breach(code, f"{what} {name[:80]!r} is not open to your colony here")
+    return None
+
+
+def onward(policy: Policy, *, hops: int, limit: int) -> Breach | None:
+    """Why a process that took `hops` may not take another, None when it may.
+
+    `limit` is how many hops its origin allows.
+    """
+    if not policy.forward:
+        return Breach("policy_forward", "your colony's processes are not forwarded from here")
+    if hops + 1 > min(limit, policy.max_hops):
+        message = f"{hops} hops away from its origin; at most {min(limit, policy.max_hops)}"
+        return Breach("policy_hops", message)
+    return None
+
+
+@dataclass
+class Bucket:
+    """Holds one minute's worth of submissions, full at first; times in seconds of one clock."""
+
+    level: float | None = None
+    at: float = 0.0
+
+    def take(self, rate: int, now: float) -> float:
+        """Take one of `rate` a minute. 0 when it was there, else the seconds until it is."""
+        before = float(rate) if self.level is None else self.level
+        elapsed = max(0.0, now - self.at)
+        self.level = min(float(rate), before + elapsed * rate / 60)
+        self.at = now
+        # Without the margin, rounding could send a peer away that came exactly when told to.
+        if self.level >= 1 - 1e-6:
+            self.level = max(0.0, self.level - 1)
+            return 0.0
+        return (1 - self.level) * 60 / rate
+
+    def put_back(self) -> None:
+        """What was taken was not used."""
+        if self.level is not None:
+            self.level += 1  # `take` keeps it below the brim
+
+
+@dataclass
+class Meter:
+    """Rates and places of every peer, in memory: a restart fills the buckets again.
+
+    A place is held from the check until the submission is in the index that counts what waits,
+    with no waiting in between, so submissions at the same moment can't share the last place.
+    """
+
+    _buckets: dict[str, Bucket] = field(default_factory=dict)
+    _held: Counter[str] = field(default_factory=Counter)
+
+    def held(self, peer: str) -> int:
+        """How many places are held."""
+        return self._held[peer]
+
+    def enter(self, peer: str, policy: Policy, waiting: int, now: float) -> Breach | None:
+        """Hold a place and take a token, or say why not; `waiting` processes are there already.
+
+        Each None must be followed by `leave`.
+        """
+        if policy.max_waiting and waiting + self._held[peer] >= policy.max_waiting:
+            message = f"{waiting} of your colony's processes wait here; no more than that"
+            return Breach("policy_waiting", message, 429, _FULL_AGAIN)
+        if policy.rate:
+            wait = self._buckets.setdefault(peer, Bucket()).take(policy.rate, now)
+            if wait > 0:
+                message = f"more than {policy.rate} submissions a minute"
+                return Breach("policy_rate", message, 429, math.ceil(wait))
+        self._held[peer] += 1
+        return None
+
+    def leave(self, peer: str, *, used: bool) -> None:
+        """Give the place back, and the token too unless something new was submitted."""
+        self._held[peer] -= 1
+        if not self._held[peer]:
+            del self._held[peer]
+        bucket = self._buckets.get(peer)
+        if bucket is not None and not used:
+            bucket.put_back()

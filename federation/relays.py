@@ -1,0 +1,228 @@
+"""A submission on its way over several colonies: who is meant, who passed it on, who asked first.
+
+Values in, values out: whether a colony may have its processes passed on is `policy`'s, what becomes
+of them is the inbox's and the outbox's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.clocks import MOST
+from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
+from federation.messages import Submit, load
+from federation.policy import MAX_HOPS
+from node.identity import id_of, verify_es256k
+
+__all__ = [
+    "Asked",
+    "BadPath",
+    "Hop",
+    "hops_for",
+    "is_mine",
+    "keyring",
+    "local_id",
+    "onward_target",
+    "passed_on",
+    "segments",
+    "unwrap",
+    "way",
+]
+
+
+class BadPath(Exception):
+    """The way that a submission claims to have come can't be; `code` is stable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code, self.message = code, message
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One signed submission of the way: who asked whom, when (seconds), and for what."""
+
+    issuer: str
+    audience: str
+    issued: int
+    submit: Submit
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a submission comes to: every hop, the origin's first, each signature checked."""
+
+    hops: Sequence[Hop]
+
+    @property
+    def first(self) -> Submit:
+        """The origin's own words: spec and initiator are there."""
+        return self.hops[0].submit
+
+    @property
+    def ids(self) -> list[str]:
+        """The colonies that had it, the origin first."""
+        return [hop.issuer for hop in self.hops]
+
+
+def local_id(issuer: str, pid: str, attempt: int) -> str:
+    """The id of a process at the colony it was sent to: the same on every repeat."""
+    return hashlib.sha3_256(f"{issuer}/{pid}/{attempt}".encode()).hexdigest()
+
+
+# -- who is meant ------------------------------------------------------------------------------
+
+
+def segments(target: str) -> list[str]:
+    """The colonies of a target, in their order: "bee/cat" is the colony cat, by way of bee."""
+    return target.split("/")
+
+
+def is_mine(target: str, home: str, ids: Collection[str]) -> bool:
+    """Whether a target is the colony called `home` that has, or had, one of the `ids`."""
+    return target in ("", home) or target in ids
+
+
+def onward_target(target: str, peer: Collection[str], home: Collection[str]) -> str:
+    """What is left of a target for a peer that has one of these ids and names, "" for itself.
+
+    `home` holds our own: what names us and goes to a peer all the same, a route sent there.
+    """
+    first, _, rest = target.partition("/")
+    if first in peer:
+        return rest
+    return "" if target in home or not target else target
+
+
+def hops_for(target: str, usual: int) -> int:
+    """How many hops an origin allows: as configured, and as many as the target names."""
+    return min(MAX_HOPS, max(usual, len(segments(target))))
+
+
+# -- the way here ------------------------------------------------------------------------------
+
+
+def unwrap(
+    opened: Opened,
+    submit: Submit,
+    me: Collection[str],
+    limit: int,
+    same: Callable[[str, str], bool] = operator.eq,
+) -> Asked:
+    """Check the way of a submission that just came, down to the origin's own signature.
+
+    `me` are our ids, `limit` bytes of each envelope; `same` is whether two ids are one colony's,
+    before and after it changed its key. Raises BadPath: hops, loop, bad_path.
+    """
+    path = submit.path
+    if not 1 <= submit.hops <= MAX_HOPS or len(path) >= submit.hops:
+        message = f"hop {len(path) + 1} of {submit.hops}; at most {MAX_HOPS} here"
+        raise BadPath("hops", message)
+    before = [*path, opened.issuer]
+    if len(set(before)) < len(before) or not set(before).isdisjoint(me):
+        raise BadPath("loop", "the process was in this colony, or twice in another, before")
+    if bool(path) != bool(submit.inner) or bool(path) == bool(submit.spec):
+        raise BadPath("bad_path", "a relay sends what it was sent, an origin its own spec")
+    keys = keyring(submit.keys)
+    hops = [Hop(opened.issuer, opened.audience, opened.issued, submit)]
+    expires = opened.expires
+    for issuer in reversed(path):
+        hop, expires = _inner(hops[0], issuer, expires, keys, limit, same)
+        hops.insert(0, hop)
+    return Asked(hops)
+
+
+def keyring(keys: Sequence[bytes]) -> dict[str, bytes]:
+    """Public keys by the ids that they prove."""
+    return {id_of(key): key for key in keys}
+
+
+def _inner(
+    outer: Hop,
+    issuer: str,
+    expires: int,
+    keys: Mapping[str, bytes],
+    limit: int,
+    same: Callable[[str, str], bool],
+) -> tuple[Hop, int]:
+    """The submission that a relay was sent, and when it expires."""
+    try:
+        seen = inspect(outer.submit.inner, limit=limit)
+        submit = load(seen.payload, Submit)
+    except Refused as refused:
+        raise BadPath("bad_path", f"what {outer.issuer[:12]} was sent: {refused}") from None
+    key = keys.get(issuer)
+    if key is None:
+        raise BadPath("bad_path", f"the key of {issuer[:12]}, which is in the path, is missing")
+    problem = ""
+    if seen.issuer != issuer or not same(seen.audience, outer.issuer):
+        problem = "is not from whom the path says"
+    elif not verify_es256k(key, seen.signed_bytes(Kind.SUBMIT), seen.signature):
+        problem = "has a signature that does not hold"
+    elif submit.path != outer.submit.path[:-1] or bool(submit.path) != bool(submit.inner):
+        problem = "has another path"
+    elif submit.hops != outer.submit.hops:
+        problem = "allows another number of hops"
+    elif local_id(issuer, submit.pid, submit.attempt) != outer.submit.pid:
+        problem = "is about another process"
+    elif seen.expires + MOST < expires or seen.expires - seen.issued > MAX_LIFETIME:
+        # The times of each hop are those of its receiver's clock, and clocks may be apart.
+        problem = "is not valid for as long"
+    elif bool(submit.path) == bool(submit.spec):
+        problem = "has no spec, or one too many"
+    if problem:
+        raise BadPath("bad_path", f"what {outer.issuer[:12]} was sent {problem}")
+    return Hop(issuer, seen.audience, seen.issued, submit), seen.expires
+
+
+def way(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], bool]:
+    """The hops of a submission that was taken in, and whether every signature holds.
+
+    `issuer` is the colony that it came from. Nothing is left of one that can't be read.
+    """
+    try:
+        seen = inspect(sealed, limit=len(sealed))
+        opened = Opened(
+            seen.issuer, seen.audience, seen.cti, seen.issued, seen.expires, seen.payload, b""
+        )
+        asked = unwrap(opened, load(seen.payload, Submit), (), len(sealed))
+    except (Refused, BadPath):
+        return [], False
+    valid = (
+        seen.issuer == issuer
+        and bool(public_key)
+        and id_of(public_key) == issuer
+        and verify_es256k(public_key, seen.signed_bytes(Kind.SUBMIT), seen.signature)
+    )
+    return asked.hops, valid
+
+
+# -- the way on --------------------------------------------------------------------------------
+
+
+def passed_on(
+    received: bytes, pid: str, attempt: int, target: str, keys: Mapping[str, bytes]
+) -> tuple[Submit, int]:
+    """What a relay sends for the sealed submission it received, and when that one expires.
+
+    `pid` and `attempt` are the relay's own, `keys` the public keys it knows by id. Raises Refused.
+    """
+    seen = inspect(received, limit=len(received))
+    inner = load(seen.payload, Submit)
+    known = keyring(inner.keys) | dict(keys)
+    path = [*inner.path, seen.issuer]
+    submit = Submit(
+        pid,
+        attempt,
+        b"",
+        inner.initiator,
+        inner.hops,
+        path,
+        target,
+        received,
+        [known[each] for each in path if each in known],
+    )
+    return submit, seen.expires

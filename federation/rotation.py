@@ -1,0 +1,105 @@
+"""The home colony changes its key: what peers are told ever after, and what stands in the store.
+
+Key files are `node.home`'s; what a succession proves is in `succession`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from federation.keys import Keys
+from federation.messages import Sealer, Successor
+from federation.succession import OVERLAP, declare, prove
+from node.codec import pack, unpack
+from node.errors import conflict, missing
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import ModRevision, Op, Put, Txn
+from node.home import Home
+from node.log import get_logger
+from node.members import Members
+from node.model import Colony
+from node.store import keys as node_keys
+
+__all__ = ["Rotated", "Rotation"]
+
+_TOLD = 8  # successions that a hello tells, the latest
+
+log = get_logger("rotation")
+
+
+class Rotated(msgspec.Struct, frozen=True):
+    """What became of it: both ids, until when both count (seconds), where the old key lies."""
+
+    id: str
+    former: str
+    until: int
+    kept: str
+
+
+@dataclass
+class Rotation:
+    """`renew` is called once everything speaks with the new key."""
+
+    home: str
+    sealer: Sealer
+    client: EtcdClient
+    keys: Keys
+    renew: Callable[[], Awaitable[None]]
+    members: Members | None = None
+    _all: list[Successor] = field(default_factory=list)
+
+    async def load(self) -> None:
+        """Read the ids that were ours before."""
+        found = await self.client.get(self.keys.succession)
+        self._all = unpack(found.value, list[Successor]) if found else []
+        self.sealer.former = tuple(prove(each).old for each in reversed(self._all))
+
+    def successors(self) -> list[Successor]:
+        """What every hello tells, so that who was away learns of it."""
+        return self._all[-_TOLD:]
+
+    async def rotate(self, home: Home) -> Rotated:
+        """Go on under a new key; the old one stays in a file of its own. Raises RpcError 404, 409.
+
+        The new key is on disk before the store hears of it, and in its place only after. A crash in
+        between is mended at the next start (`node.succession`): the store's word counts.
+        """
+        old, new = self.sealer.key, home.next_key()
+        colony_key = node_keys.colony(self.home)
+        found = await self.client.get(colony_key)
+        known = await self.client.get(self.keys.succession)
+        if found is None:
+            raise missing(f"colony {self.home} is not in the store")
+        colony = unpack(found.value, Colony)
+        if colony.colonyid == new.id:
+            # Only the answer to the write was lost.
+            self._all = unpack(known.value, list[Successor]) if known else []
+            revision = found.mod_revision
+        elif colony.colonyid != old.id:
+            raise conflict("the colony has another key by now; restart this daemon with that")
+        else:
+            successor = declare(old, new, self.sealer.seconds)
+            compare = [
+                ModRevision(colony_key, found.mod_revision),
+                ModRevision(self.keys.succession, known.mod_revision if known else 0),
+            ]
+            said = [*(unpack(known.value, list[Successor]) if known else []), successor]
+            colony = msgspec.structs.replace(colony, colonyid=new.id)
+            ops: list[Op] = [
+                Put(colony_key, pack(colony)),
+                Put(self.keys.succession, pack(said)),
+            ]
+            result = await self.client.commit(Txn(compare, ops))
+            if not result.succeeded:
+                raise conflict("the colony's record changed meanwhile; try again")
+            self._all, revision = said, result.revision
+        kept = home.take_next_key(self.sealer.now())
+        self.sealer.succeed(new)
+        if self.members is not None:
+            self.members.directory.apply(colony_key, pack(colony), revision)
+        log.warning("the colony changed its key", id=new.id, former=old.id)
+        await self.renew()
+        return Rotated(new.id, old.id, prove(self._all[-1]).issued + OVERLAP, str(kept))

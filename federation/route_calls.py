@@ -1,0 +1,141 @@
+"""The calls about routes: list them, and explain where a spec would go and why.
+
+What is decided is `routes`'; nothing here sends anything anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from federation.capabilities import Statement
+from federation.outbox import Forward
+from federation.routes import Option, Report, Route, odds
+from node.errors import bad
+from node.model import FunctionSpec
+from node.rpc.requests import Empty
+from node.rpc.table import Call, Caller, Who
+
+if TYPE_CHECKING:
+    from federation.service import Federation
+
+__all__ = ["ExplainRoute", "rows", "statement_view", "tried_view"]
+
+
+class ExplainRoute(msgspec.Struct):
+    """A spec that was not submitted, as if it had waited for `age` seconds."""
+
+    spec: FunctionSpec
+    age: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+
+
+def rows(federation: Federation) -> list[Call[Any]]:
+    """The rows; routes are for the owner of the home colony to see."""
+
+    def home(_: object) -> str:
+        return federation.home
+
+    async def get_routes(caller: Caller, request: Empty) -> list[dict[str, Any]]:
+        sent = federation.router.counters
+        return [
+            route_view(route) | {"sent": sent.get(route.number, 0)}
+            for route in federation.router.routes
+        ]
+
+    async def explain(caller: Caller, request: ExplainRoute) -> dict[str, Any]:
+        return explanation(federation, request.spec, request.age)
+
+    return [
+        Call("getroutesmsg", Empty, Who.OWNER, get_routes, home),
+        Call("explainroutemsg", ExplainRoute, Who.OWNER, explain, home),
+    ]
+
+
+def route_view(route: Route) -> dict[str, Any]:
+    """A route as it is configured."""
+    return {
+        "number": route.number,
+        "text": route.text,
+        "func": route.func,
+        "executortype": route.executortype,
+        "label": route.label,
+        "when": route.when if route.after is None else f"waiting > {route.after:g} s",
+        "to": list(route.to) or ["any"],
+        "weights": dict(route.weights),
+        "retry": route.retry,
+    }
+
+
+def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[str, Any]:
+    """Where a spec would go now, with every route and every peer looked at. Raises RpcError 400."""
+    if not spec.conditions.executortype:
+        raise bad("spec.conditions.executortype: routes look at it, so a name is needed")
+    name, router = spec.conditions.colonyname, federation.router
+    base: dict[str, Any] = {"age": age, "routes": [], "choices": []}
+    if name and name != federation.home:
+        if federation.hosts(name):
+            return base | {"stays": True, "why": f"{name!r} is hosted here, but no home colony"}
+        peer = federation.peer_of(name)
+        reason = f"the spec names {name!r}; no route is asked"
+        if peer is None:
+            return base | {"stays": False, "why": f"{reason}, and no trusted peer is called so"}
+        only = {"id": peer, "name": federation.peers.name(peer), "probability": 1.0}
+        return base | {"stays": False, "why": reason, "choices": [only]}
+    subject = router.subject(spec, age)
+    decision = router.decision(subject, thorough=True)
+    reports = [_report(report) for report in decision.reports]
+    if decision.report is None:
+        return base | {"stays": True, "why": decision.stays, "routes": reports}
+    eligible = decision.report.eligible
+    chances = odds(decision.report.route, eligible)
+    choices = [
+        {"id": option.id, "name": option.name, "probability": chances[option.id]}
+        for option in eligible
+        if option.id in chances
+    ]
+    why = decision.report.route.text
+    return base | {"stays": False, "why": why, "routes": reports, "choices": choices}
+
+
+def _report(report: Report) -> dict[str, Any]:
+    return route_view(report.route) | {
+        "matches": report.matches,
+        "holds": report.holds,
+        "why": report.why,
+        "peers": [_option(option) for option in report.options],
+    }
+
+
+def _option(option: Option) -> dict[str, Any]:
+    return {
+        "id": option.id,
+        "name": option.name,
+        "eligible": option.eligible,
+        "why": option.why,
+        "load": option.load,
+        "weight": option.weight,
+        "probability": option.probability,
+    }
+
+
+def tried_view(federation: Federation, forward: Forward) -> list[dict[str, Any]]:
+    """The peers that a process was tried at before, and why they will not run it."""
+    return [
+        {
+            "peer": each.peer,
+            "peername": federation.peers.name(each.peer),
+            "error": each.error,
+            "at": each.at // 1_000_000_000,
+            "final": each.final,
+        }
+        for each in forward.tried
+    ]
+
+
+def statement_view(statement: Statement | None, age: float | None) -> dict[str, Any] | None:
+    """What a peer offers us, `age` seconds ago; None when it never said."""
+    if statement is None or age is None:
+        return None
+    said: dict[str, Any] = msgspec.to_builtins(statement.said)
+    return said | {"age": age, "stale": statement.stale(statement.at + age)}

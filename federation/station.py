@@ -1,0 +1,344 @@
+"""The one owner of a Zeroconf object: its sockets and threads, and a bounded box of what it hears.
+
+What is heard is only put into words here (`Sighting`); when a station is opened and closed, and
+what a sighting is worth, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import re
+import secrets
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+from zeroconf import (
+    NonUniqueNameException,
+    RecordUpdate,
+    RecordUpdateListener,
+    ServiceInfo,
+    ServiceListener,
+    Zeroconf,
+)
+
+from federation.interfaces import Network
+from node.log import get_logger
+
+__all__ = ["SERVICE", "Advert", "Box", "Sighting", "Station", "instance_name", "sightings"]
+
+SERVICE = "_colonyd._tcp.local."
+_VERSION = "1"
+_HEX = frozenset("0123456789abcdef")
+# What `instance_name` makes; everything else is not looked at any further.
+_INSTANCE = re.compile(r"[0-9a-f]{32}(-[0-9a-z]{1,16})?\." + re.escape(SERVICE))
+_MAX_ADDRESSES = 8  # hints taken from one announcement
+_MAX_SCOPES = 4  # interfaces tried for a link-local address that does not say where it is
+_RESOLVE_S = 3.0
+_BOX = 256  # announcements heard and not yet taken; the oldest makes room
+_UNRESOLVED = 64  # names heard without addresses; likewise
+_SWEEP = 256  # names looked at again in one sweep
+# What a station may collect before it is closed: 8,000 records are some 10 MiB, and a network
+# that has so many to tell within a minute is not an honest one.
+_MOST_RECORDS = 8_000
+_MOST_TEXT = 4_000_000  # bytes of TXT
+
+log = get_logger("discovery")
+
+
+class Advert(msgspec.Struct, frozen=True):
+    """What this colony announces. Without addresses, those of the network, of these families."""
+
+    id: str
+    fingerprint: str
+    port: int
+    addresses: list[str] = []
+    families: tuple[int, ...] = (4, 6)
+
+
+class Sighting(msgspec.Struct, frozen=True):
+    """An address at which a colony claims to be; `host` may carry a scope (`fe80::1%2`)."""
+
+    id: str
+    fingerprint: str
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """As "host:port"."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def instance_name(colony: str, suffix: str = "") -> str:
+    """Return the service instance of a colony: from its id, since host names clash in a fleet.
+
+    A `suffix` sets it apart from whoever has taken the name already.
+    """
+    return f"{colony[:32]}{'-' if suffix else ''}{suffix}.{SERVICE}"
+
+
+def sightings(
+    properties: Mapping[bytes, bytes | None],
+    addresses: Iterable[str],
+    port: int | None,
+    network: Network,
+) -> list[Sighting]:
+    """Return the usable hints in one announcement, best first; none if it is not one of ours.
+
+    A link-local address without a scope came by another road than the interface it belongs to:
+    it may be on any of ours. Those that lead back to this machine are left out, unless that is
+    where we look.
+    """
+    version, colony, fingerprint = (_text(properties.get(key)) for key in (b"v", b"id", b"fp"))
+    if version != _VERSION or not _is_hash(colony) or not _is_hash(fingerprint):
+        return []
+    if port is None or not 0 < port < 65536:
+        return []
+    hosts: dict[str, tuple[bool, bool, int]] = {}
+    for host in addresses:
+        for each, rank in _usable(host, network):
+            hosts.setdefault(each, rank)
+    best = sorted(hosts, key=lambda each: (hosts[each], each))[:_MAX_ADDRESSES]
+    return [Sighting(colony, fingerprint, each, port) for each in best]
+
+
+def _usable(host: str, network: Network) -> list[tuple[str, tuple[bool, bool, int]]]:
+    """The ways to reach an announced address, with their rank."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return []
+    if address.is_unspecified or address.is_multicast:
+        return []
+    if address.is_loopback and not network.loopback:
+        return []
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return []  # an IPv4 address in a disguise that the checks above do not see through
+        if address.is_link_local:
+            scopes = [] if "%" in host else network.scopes[:_MAX_SCOPES]
+            found = [host] if "%" in host else [f"{host}%{scope}" for scope in scopes]
+            return [(each, (False, True, 6)) for each in found]
+    far = not network.is_on_link(host)
+    return [(host, (far, address.is_link_local, address.version))]
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("ascii", "replace")
+
+
+def _is_hash(text: str) -> bool:
+    return len(text) == 64 and _HEX.issuperset(text)
+
+
+class Box:
+    """What the station's threads heard, for a task that empties it. Bounded; never blocks.
+
+    `wake` is called from those threads, once for all that is in the box.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._heard: deque[tuple[Sighting, ...]] = deque(maxlen=_BOX)
+        self._names: OrderedDict[str, None] = OrderedDict()
+        self.dropped = 0
+        self.flooded = False
+        self.usurped = False
+
+    def put(self, heard: Iterable[Sighting]) -> None:
+        """Announcements that are complete."""
+        group = tuple(heard)
+        if not group:
+            return
+        with self._lock:
+            self.dropped += len(self._heard) == _BOX
+            self._heard.append(group)
+        self._wake()
+
+    def put_name(self, name: str) -> None:
+        """A name of which the rest has to be asked for."""
+        with self._lock:
+            self._names[name] = None
+            if len(self._names) > _UNRESOLVED:
+                self._names.popitem(last=False)
+                self.dropped += 1
+        self._wake()
+
+    def flood(self) -> None:
+        """Somebody says more than anybody has to say."""
+        self.flooded = True
+        self._wake()
+
+    def usurp(self) -> None:
+        """Somebody else announces something under our name."""
+        self.usurped = True
+        self._wake()
+
+    def take(self) -> list[Sighting]:
+        """All that was heard, and empty the box."""
+        with self._lock:
+            heard = [each for group in self._heard for each in group]
+            self._heard.clear()
+        return heard
+
+    def take_name(self) -> str | None:
+        """The name that was heard last."""
+        with self._lock:
+            return self._names.popitem()[0] if self._names else None
+
+
+class _Counter(RecordUpdateListener):
+    """Counts what the station keeps; runs on its threads."""
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self._records = 0
+        self._text = 0
+
+    def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
+        for record in records:
+            if record.old is None:
+                self._records += 1
+                self._text += len(getattr(record.new, "text", b""))
+        if self._records > _MOST_RECORDS or self._text > _MOST_TEXT:
+            self._box.flood()
+
+
+class _Listener(ServiceListener):
+    """Puts every announcement into the box; runs on the station's threads."""
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+
+    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        self._station.look(zc, name)
+
+    update_service = add_service
+
+    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        """Pass over goodbyes: whether a peer is there, its probes tell."""
+
+
+class Station:
+    """Announces one colony and hears of the others, on one network as it is now.
+
+    Every method but `look` blocks and runs in a worker thread that may have been abandoned
+    meanwhile; `close` ends threads and sockets in any case.
+    """
+
+    def __init__(self, me: Advert, network: Network, box: Box) -> None:
+        self._me, self._network, self._box = me, network, box
+        self._lock = threading.Lock()
+        self._zeroconf: Zeroconf | None = None
+        self._closed = False
+        self._info: ServiceInfo | None = None
+
+    def open(self) -> None:
+        """Open sockets on the interfaces, and listen."""
+        station = Zeroconf(interfaces=list(self._network.sockets))
+        with self._lock:
+            self._zeroconf = station
+            closed = self._closed
+        if closed:  # nobody waited for us
+            station.close()
+            return
+        station.add_listener(_Counter(self._box), None)
+        station.add_service_listener(SERVICE, _Listener(self))
+
+    @property
+    def _open(self) -> Zeroconf:
+        if self._zeroconf is None or self._closed:
+            raise RuntimeError("the station is not open")
+        return self._zeroconf
+
+    # -- speaking ------------------------------------------------------------------------
+
+    def announce(self, *, apart: bool = False) -> tuple[str, list[str]]:
+        """Announce the colony; returns name and addresses.
+
+        The name comes from the id, so who has it already is an impostor, or another daemon of the
+        same colony: then a name `apart` is announced without asking, which nobody can prevent.
+        """
+        station = self._open
+        if not apart:
+            info = self._service("")
+            try:
+                # A renaming by zeroconf itself would go on for as long as somebody objects.
+                station.register_service(info, allow_name_change=False)
+            except NonUniqueNameException:
+                log.warning("name is taken, announcing another one", name=info.name)
+                apart = True
+        if apart:
+            info = self._service(secrets.token_hex(4))
+            station.register_service(info, cooperating_responders=True)
+        before, self._info = self._info, info
+        if before is not None:
+            station.unregister_service(before)
+        return info.name, info.parsed_addresses()
+
+    def _service(self, suffix: str) -> ServiceInfo:
+        me = self._me
+        addresses = me.addresses or self._network.addresses_for(me.families, link_local=True)
+        return ServiceInfo(
+            SERVICE,
+            instance_name(me.id, suffix),
+            port=me.port,
+            properties={"v": _VERSION, "id": me.id, "fp": me.fingerprint},
+            # Another one each time, so that addresses of before are not taken for ours now.
+            server=f"{me.id[:32]}-{secrets.token_hex(3)}.local.",
+            parsed_addresses=addresses,
+        )
+
+    # -- hearing -------------------------------------------------------------------------
+
+    def look(self, zc: Zeroconf, name: str, *, ask: bool = True) -> None:
+        """Put what is known of a name into the box; on the station's threads, so nothing waits."""
+        if _INSTANCE.fullmatch(name) is None:
+            return
+        try:
+            info = ServiceInfo(SERVICE, name)
+            if info.load_from_cache(zc):
+                self._hear(info)
+            elif ask:
+                self._box.put_name(name)
+        except Exception as error:
+            # Anybody on the network can announce what makes no sense.
+            log.debug("not understood", name=name, error=f"{type(error).__name__}: {error}")
+
+    def _hear(self, info: ServiceInfo) -> None:
+        mine = self._info
+        if mine is not None and info.name == mine.name:
+            if (info.server, info.port) != (mine.server, mine.port):
+                self._box.usurp()
+            return
+        heard = sightings(info.properties, info.parsed_scoped_addresses(), info.port, self._network)
+        self._box.put(each for each in heard if each.id != self._me.id)
+
+    def resolve(self, name: str) -> None:
+        """Ask for the rest of an announcement, for at most 3 s."""
+        station = self._open
+        if station.get_service_info(SERVICE, name, timeout=round(_RESOLVE_S * 1000)):
+            self.look(station, name, ask=False)
+
+    def sweep(self) -> None:
+        """Put what is still announced into the box again, or a part of it, if it is much."""
+        station = self._open
+        names = [
+            alias
+            for record in station.cache.entries_with_name(SERVICE)
+            if (alias := getattr(record, "alias", ""))
+        ]
+        for name in random.sample(names, min(len(names), _SWEEP)):
+            self.look(station, name)
+
+    def close(self) -> None:
+        """Say goodbye and stop."""
+        with self._lock:
+            self._closed = True
+            station = self._zeroconf
+        if station is not None:
+            station.close()

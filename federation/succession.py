@@ -1,0 +1,59 @@
+"""The succession of keys: a colony goes on under another id, as both its keys say together.
+
+Values in, values out: `rotation` makes it happen at home, `peers` follows it elsewhere.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, seal
+from federation.messages import Succession, Successor, cti_of, dump, load
+from node.identity import PrivateKey, id_of, verify_es256k
+
+__all__ = ["OVERLAP", "Heir", "declare", "prove"]
+
+OVERLAP = MAX_LIFETIME  # seconds in which both keys are believed: what was signed before gets there
+_ANYONE = "*"
+_LIMIT = 2048  # bytes of one of the two envelopes
+
+
+class Heir(msgspec.Struct, frozen=True):
+    """A proven succession: who was replaced by whom. Both keys hold `until` (seconds)."""
+
+    old: str
+    old_key: bytes
+    new: str
+    new_key: bytes
+    issued: int
+    until: int
+
+
+def declare(old: PrivateKey, new: PrivateKey, now: int) -> Successor:
+    """Both keys sign that the second takes the place of the first; `now` in seconds."""
+    said = dump(Succession(old.public_key, new.public_key))
+    name = cti_of("succession", old.id, new.id)
+
+    def signed(key: PrivateKey) -> bytes:
+        return seal(
+            key, Kind.SUCCESSION, _ANYONE, said, cti=name, issued=now, expires=now + OVERLAP
+        )
+
+    return Successor(signed(old), signed(new))
+
+
+def prove(successor: Successor) -> Heir:
+    """What a statement proves, however old it is. Raises Refused."""
+    by_old, by_new = (inspect(each, limit=_LIMIT) for each in (successor.by_old, successor.by_new))
+    if by_old.payload != by_new.payload:
+        raise Refused("malformed", "the two keys do not say the same")
+    said = load(by_old.payload, Succession)
+    for seen, key in ((by_old, said.old), (by_new, said.new)):
+        if id_of(key) != seen.issuer:
+            raise Refused("unknown_issuer", "a succession is signed by the two that it names")
+        if not verify_es256k(key, seen.signed_bytes(Kind.SUCCESSION), seen.signature):
+            raise Refused("bad_signature", f"the signature does not hold for {seen.issuer}")
+    if by_old.issuer == by_new.issuer:
+        raise Refused("malformed", "nobody succeeds itself")
+    until = min(by_old.expires, by_old.issued + OVERLAP)
+    return Heir(by_old.issuer, said.old, by_new.issuer, said.new, by_old.issued, until)

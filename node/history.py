@@ -1,0 +1,264 @@
+"""History files: what has left the store, each record bound by hash to the one before it.
+
+They are written by one daemon and read by anybody who may; what leaves when is in `retention`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+__all__ = ["Chain", "Head", "HistoryError", "Verdict", "files", "records", "verify"]
+
+# A month, by the time of writing: once it is over, its file does not change any more.
+_NAME = re.compile(r"\d{4}-\d{2}\.jsonl\.gz\Z")
+_CHUNK = 1 << 16
+_GZIP = 31  # zlib's number for a window of 32 KiB in gzip's format
+_MOST_PROBLEMS = 20
+
+
+class HistoryError(Exception):
+    """A file that is not what was written there; the message names file and place."""
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last record of a chain: its number, from 1, and the SHA-256 of its line in hex."""
+
+    number: int = 0
+    digest: str = ""
+
+
+NOTHING = Head()
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One batch as it was written at once: its lines, and where it ends in the file."""
+
+    lines: list[bytes]
+    end: int
+
+
+def files(directory: Path) -> list[Path]:
+    """The files of a colony's history, oldest first."""
+    try:
+        return sorted(path for path in directory.iterdir() if _NAME.match(path.name))
+    except FileNotFoundError:
+        return []
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    """The whole batches of a file; one that a crash cut off at the end is left out.
+
+    Raises HistoryError for bytes that nobody wrote.
+    """
+    with path.open("rb") as file:
+        unzip, parts, end = zlib.decompressobj(_GZIP), list[bytes](), 0
+        while chunk := file.read(_CHUNK):
+            while chunk:
+                try:
+                    parts.append(unzip.decompress(chunk))
+                except zlib.error as error:
+                    raise HistoryError(f"{path.name}: damaged after byte {end}: {error}") from None
+                chunk = b""
+                if unzip.eof:
+                    chunk = unzip.unused_data
+                    end = file.tell() - len(chunk)
+                    yield _Member(b"".join(parts).splitlines(), end)
+                    unzip, parts = zlib.decompressobj(_GZIP), []
+
+
+def records(directory: Path) -> Iterator[dict[str, Any]]:
+    """Every record in the order of writing; the same thing may come twice. Raises HistoryError."""
+    for path in files(directory):
+        for member in _members(path):
+            for line in member.lines:
+                yield _parse(path, line)
+
+
+def _parse(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or not isinstance(value.get("number"), int):
+        raise HistoryError(f"{path.name}: a line that is no record: {line[:40]!r}")
+    return value
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+@dataclass
+class Chain:
+    """The writing end of one colony's history. All methods may wait for the disk.
+
+    `head` is the last record. `trouble` tells what was not as it should be when it was opened.
+    """
+
+    directory: Path
+    head: Head = NOTHING
+    trouble: str = ""
+
+    @classmethod
+    def open(cls, directory: Path, known: Head) -> Chain:
+        """Continue what is in `directory`, of which at least `known` must be there.
+
+        What a crash left unfinished is cut off: nothing was taken from the store for it. Raises
+        OSError.
+        """
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        chain = cls(directory)
+        for path in reversed(files(directory)):
+            chain._recover(path)
+            if chain.head.number:
+                break
+        if chain.head.number < known.number:
+            chain.trouble = chain.trouble or (
+                f"it ends with record {chain.head.number}, the store knows of {known.number}"
+            )
+            # Going on from there keeps the gap in sight of whoever verifies.
+            chain.head = known
+        return chain
+
+    def _recover(self, path: Path) -> None:
+        """Find the last record of a file and cut off what follows it."""
+        end, last = 0, b""
+        damage = False
+        try:
+            for member in _members(path):
+                end, last = member.end, (member.lines or [last])[-1]
+            if last:
+                self.head = Head(_parse(path, last)["number"], _digest(last))
+        except HistoryError as error:
+            self.trouble, damage = str(error), True
+            if last:
+                self.head = Head(_number(last), _digest(last))
+        with path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size == end:
+                return
+            if damage:
+                file.seek(end)
+                aside = path.with_name(f"{path.name}.damaged-{end}")
+                _write(aside, file.read())
+            file.truncate(end)
+            os.fsync(file.fileno())
+
+    def append(self, entries: Sequence[dict[str, Any]], now: int) -> Head:
+        """Write records, and return only when they are on the disk; `now` in Unix ns.
+
+        Each entry has `kind` and `id`. Raises OSError; then none of them counts as written.
+        """
+        head, lines = self.head, list[bytes]()
+        for entry in entries:
+            record = {"number": head.number + 1, "previous": head.digest, "written": now, **entry}
+            line = msgspec.json.encode(record)
+            head = Head(head.number + 1, _digest(line))
+            lines.append(line)
+        zip_ = zlib.compressobj(wbits=_GZIP)
+        data = zip_.compress(b"\n".join(lines) + b"\n") + zip_.flush()
+        path = self._file(now)
+        fresh = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
+            start = file.tell()
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(descriptor, start)
+                raise
+        if fresh:
+            _sync(self.directory)
+            _sync(self.directory.parent)
+        self.head = head
+        return head
+
+    def _file(self, now: int) -> Path:
+        """The file of this month; a clock that went back does not open an earlier one."""
+        moment = datetime.datetime.fromtimestamp(now / 1e9, datetime.UTC)
+        name = moment.strftime("%Y-%m.jsonl.gz")
+        there = files(self.directory)
+        return max(self.directory / name, there[-1]) if there else self.directory / name
+
+
+def _number(line: bytes) -> int:
+    """The number of a record that may not be one."""
+    try:
+        return int(json.loads(line)["number"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class Verdict:
+    """What a check of a history found. `problems` are the first ones; none: all is as written."""
+
+    records: int = 0
+    files: int = 0
+    head: Head = NOTHING
+    problems: list[str] = field(default_factory=list)
+    contains: bool = False
+
+    def _problem(self, text: str) -> None:
+        if len(self.problems) < _MOST_PROBLEMS:
+            self.problems.append(text)
+
+
+def verify(directory: Path, digest: str = "") -> Verdict:
+    """Read a whole history and check that each record follows the one before.
+
+    A chain proves the order of what is in it; that nobody wrote all of it anew, and that the end
+    is still there, only a `digest` noted elsewhere shows: `contains` is whether it was met.
+    """
+    found = Verdict()
+    for path in files(directory):
+        found.files += 1
+        try:
+            for member in _members(path):
+                for line in member.lines:
+                    _follow(found, path, line)
+                    found.contains = found.contains or found.head.digest == digest
+        except HistoryError as error:
+            found._problem(str(error))
+    return found
+
+
+def _follow(found: Verdict, path: Path, line: bytes) -> None:
+    record = _parse(path, line)
+    number, previous = record["number"], record.get("previous")
+    if number != found.head.number + 1:
+        found._problem(f"{path.name}: record {number} follows record {found.head.number}")
+    elif previous != found.head.digest:
+        found._problem(
+            f"{path.name}: record {number} does not follow the record {number - 1} that is there"
+        )
+    found.records += 1
+    found.head = Head(number, _digest(line))

@@ -1,0 +1,306 @@
+"""Retention: closed processes, finished workflows and log lines move from the store to history.
+
+What is deleted was written and synced before, so a crash leaves a thing in both places at worst,
+and the next sweep writes it again. How history files look is in `history`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from node.codec import unpack
+from node.config import HistoryConfig
+from node.errors import RpcError
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Delete, Get, Op, Txn
+from node.history import Chain, Head
+from node.log import get_logger
+from node.model import SECOND, Graph, Log, Process, State
+from node.node import Node
+from node.store import history as places
+from node.store import keys
+from node.store import logs as log_store
+from node.store import processes as store
+
+log = get_logger("history")
+
+# Processes in one batch: with their submissions they fit one answer of the store.
+_BATCH = 10
+_PAGE = 200
+# Log lines of a process in one record; longer logs take several.
+_LINES = 1000
+# Log lines deleted in one transaction of at most 128 operations.
+_DELETED = 40
+_LONGEST_PAUSE = 1.0  # seconds between two batches
+_SWEEPS = 60.0  # seconds between two sweeps, at most
+
+
+@dataclass
+class Retention:
+    """`home` is the daemon's directory. `config` may be replaced at any time."""
+
+    node: Node
+    home: Path
+    config: HistoryConfig
+    _chains: dict[str, Chain] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Sweep now and then while this daemon leads, until cancelled."""
+        leader = self.node.leader
+        while True:
+            await leader.elected()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sweeps)
+                await leader.deposed()
+                nursery.cancel_scope.cancel()
+
+    async def _sweeps(self) -> None:
+        while True:
+            if self.config.keep:
+                try:
+                    await self.sweep()
+                except (EtcdError, OSError) as error:
+                    log.warning("history waits", error=error)
+            await trio.sleep(min(_SWEEPS, max(1.0, (self.config.keep or 600) / 20)))
+
+    async def sweep(self) -> int:
+        """Move all that is due; returns how many records that were. Raises EtcdError, OSError."""
+        moved = 0
+        limit = self.node.now() - self.config.keep * SECOND
+        states = [State[name.upper()] for name in self.config.states]
+        for colony in [name for name, it in self.node.directory.rosters.items() if it.colony]:
+            for state in states:
+                moved += await self._graphs(colony, state, limit)
+            for state in states:
+                moved += await self._processes(colony, state, limit)
+            moved += await self._logs(colony, limit)
+        if moved:
+            log.info("moved to history", records=moved)
+        return moved
+
+    # -- writing -------------------------------------------------------------------------
+
+    async def _write(self, colony: str, entries: Sequence[dict[str, Any]]) -> None:
+        """Have records on the disk, and tell the store how far its history goes."""
+        key = places.head(colony, self.node.leader.identity)
+        chain = self._chains.pop(colony, None)
+        if chain is None:
+            found = await self.node.client.get(key)
+            known = unpack(found.value, Head) if found is not None else Head()
+            chain = await trio.to_thread.run_sync(Chain.open, self.home / "history" / colony, known)
+            if chain.trouble:
+                log.error(
+                    "history is not what was written: `colony history verify`",
+                    colony=colony,
+                    because=chain.trouble,
+                )
+        # Kept only once written: after a failure it is read again from the disk.
+        head = await trio.to_thread.run_sync(chain.append, entries, self.node.now())
+        self._chains[colony] = chain
+        await self.node.client.commit(Txn([], [places.put_head(key, head)]))
+
+    async def _record(self, process: Process, submission: bytes) -> list[dict[str, Any]]:
+        """All that is known of a closed process; long logs come before it, in parts."""
+        lines = [line async for line in self._lines(process)]
+        parts = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)]
+        entries: list[dict[str, Any]] = [
+            {"kind": "logs", "id": process.processid, "part": number, "logs": part}
+            for number, part in enumerate(parts[:-1])
+        ]
+        entry = {
+            "kind": "process",
+            "id": process.processid,
+            "process": msgspec.to_builtins(process),
+            "logs": parts[-1] if parts else [],
+            "submission": submission.decode(errors="replace"),
+        }
+        if beyond := await self.node.processes.hooks.record(process):
+            entry["forward"] = beyond
+        return [*entries, entry]
+
+    async def _lines(self, process: Process) -> AsyncIterator[dict[str, Any]]:
+        prefix = keys.process_logs(process.colonyname, process.processid)
+        start: str | None = None
+        while True:
+            page = await self.node.client.range(prefix, limit=_PAGE, start=start)
+            for item in page.items:
+                yield msgspec.to_builtins(unpack(item.value, Log))
+            if not page.more:
+                return
+            start = page.items[-1].key + "\0"
+
+    # -- processes -----------------------------------------------------------------------
+
+    async def _processes(self, colony: str, state: State, limit: int) -> int:
+        """Move the processes that ended by `limit` (Unix ns) and belong to no workflow."""
+        moved = 0
+        async for page in self._old(keys.closed_prefix(colony, state), limit):
+            for at in range(0, len(page), _BATCH):
+                began = trio.current_time()
+                moved += await self._batch(colony, page[at : at + _BATCH], limit)
+                await self._rest(began)
+        return moved
+
+    async def _old(self, prefix: str, limit: int) -> AsyncIterator[list[str]]:
+        """Ids in pages from an index by time, newest first, of what is not after `limit`."""
+        start: str | None = prefix + keys.descending(limit)
+        while start is not None:
+            page = await self.node.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
+            yield [item.key.rpartition("/")[2] for item in page.items]
+            start = page.items[-1].key + "\0" if page.more else None
+
+    async def _batch(self, colony: str, ids: Sequence[str], limit: int) -> int:
+        found = [(p, revision, sub) for p, revision, sub in await self._load(colony, ids)
+                 if self._due(p, limit)]  # fmt: skip
+        if not found:
+            return 0
+        entries: list[dict[str, Any]] = []
+        for process, _, submission in found:
+            entries.extend(await self._record(process, submission))
+        await self._write(colony, entries)
+        for process, revision, _ in found:
+            # One that changed meanwhile stays, and is written again in its time.
+            if (await self.node.client.commit(store.remove(process, revision))).succeeded:
+                self.node.processes.forget(process.processid)
+        return len(entries)
+
+    def _due(self, process: Process, limit: int) -> bool:
+        return (
+            process.closed
+            and 0 < process.endtime <= limit
+            and not process.processgraphid
+            and not self.node.processes.hooks.removable(process)
+        )
+
+    async def _load(self, colony: str, ids: Sequence[str]) -> list[tuple[Process, int, bytes]]:
+        """Processes that exist, with their revision and what asked for them."""
+        gets = [Get(keys.process(colony, pid)) for pid in ids]
+        gets += [Get(keys.submission(colony, pid)) for pid in ids]
+        answers = (await self.node.client.commit(Txn([], gets))).responses
+        return [
+            (unpack(one[0].value, Process), one[0].mod_revision, sub[0].value if sub else b"")
+            for one, sub in zip(answers[: len(ids)], answers[len(ids) :], strict=True)
+            if one
+        ]
+
+    async def _rest(self, began: float) -> None:
+        """Leave the store to others for as long as it was just worked with."""
+        await trio.sleep(min(_LONGEST_PAUSE, trio.current_time() - began))
+
+    # -- workflows -----------------------------------------------------------------------
+
+    async def _graphs(self, colony: str, state: State, limit: int) -> int:
+        """Move the workflows that ended by `limit` (Unix ns), each as a whole."""
+        moved = 0
+        # The index is by submission, which is never after the end.
+        async for page in self._old(keys.graph_states(colony, state), limit):
+            for graphid in page:
+                began = trio.current_time()
+                moved += await self._graph(colony, graphid, limit)
+                await self._rest(began)
+        return moved
+
+    async def _graph(self, colony: str, graphid: str, limit: int) -> int:
+        graph = await self.node.workflows.load(colony, graphid)
+        if graph is None or sum(graph.ended.values()) < graph.count or not graph.released:
+            return 0
+        if not 0 < graph.endtime <= limit:
+            return 0
+        nodes = await self.node.workflows.nodes(graph)
+        if any(self.node.processes.hooks.removable(node) for node in nodes):
+            return 0
+        written = 1
+        for at in range(0, len(nodes), _BATCH):
+            began = trio.current_time()
+            entries: list[dict[str, Any]] = []
+            for node in nodes[at : at + _BATCH]:
+                entries.extend(await self._record(node, b""))
+            await self._write(colony, entries)
+            written += len(entries)
+            await self._rest(began)
+        await self._write(colony, [await self._whole(graph)])
+        try:
+            await self.node.workflows.remove(colony, graphid)
+        except RpcError as error:
+            # Somebody else's call came between: what is still there stays for the next sweep.
+            log.info("a workflow stays", graph=graphid, because=error)
+        return written
+
+    async def _whole(self, graph: Graph) -> dict[str, Any]:
+        key = keys.submission(graph.colonyname, graph.processgraphid)
+        found = await self.node.client.get(key)
+        return {
+            "kind": "workflow",
+            "id": graph.processgraphid,
+            "workflow": msgspec.to_builtins(graph),
+            "submission": found.value.decode(errors="replace") if found is not None else "",
+        }
+
+    # -- log lines -----------------------------------------------------------------------
+
+    async def _logs(self, colony: str, limit: int) -> int:
+        """Move the lines logged by `limit` (Unix ns).
+
+        Those of a process that is still in the store are in its own log, too, and go with it.
+        """
+        moved = 0
+        prefix, start = log_store.until(colony, limit)
+        while True:
+            began = trio.current_time()
+            page = await self.node.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
+            if not page.items:
+                return moved
+            moved += await self._move_lines(colony, [item.key for item in page.items])
+            if not page.more:
+                return moved
+            start = page.items[-1].key + "\0"
+            await self._rest(began)
+
+    async def _move_lines(self, colony: str, marks: Sequence[str]) -> int:
+        entries: list[dict[str, Any]] = []
+        gone: list[Op] = []
+        lines: dict[str, Log] = {}
+        for at in range(0, len(marks), _DELETED):
+            some = [self._line_key(colony, mark) for mark in marks[at : at + _DELETED]]
+            answers = (await self.node.client.commit(Txn([], [Get(k) for k in some]))).responses
+            lines.update({kv.key: unpack(kv.value, Log) for kvs in answers for kv in kvs})
+        alive = await self._alive(colony, {it.processid for it in lines.values() if it.processid})
+        ops: list[list[Op]] = []
+        for mark in marks:
+            key = self._line_key(colony, mark)
+            gone = [Delete(mark), Delete(key)]
+            line = lines.get(key)
+            if line is not None and line.processid not in alive:
+                name = f"{line.executorname}/{line.timestamp}"
+                entries.append({"kind": "log", "id": name, "log": msgspec.to_builtins(line)})
+                if line.processid:
+                    own = keys.process_logs(colony, line.processid)
+                    gone.append(Delete(own + keys.log_place(line.timestamp)))
+            ops.append(gone)
+        if entries:
+            await self._write(colony, entries)
+        for at in range(0, len(ops), _DELETED):
+            some_ops = [op for each in ops[at : at + _DELETED] for op in each]
+            await self.node.client.commit(Txn([], some_ops))
+        return len(entries)
+
+    @staticmethod
+    def _line_key(colony: str, mark: str) -> str:
+        timestamp, executorname = log_store.parse(mark)
+        return keys.executor_logs(colony, executorname) + keys.log_place(timestamp)
+
+    async def _alive(self, colony: str, ids: set[str]) -> set[str]:
+        """Which of these processes are in the store."""
+        found: set[str] = set()
+        wanted = sorted(ids)
+        for at in range(0, len(wanted), _BATCH):
+            gets = [Get(keys.process(colony, pid)) for pid in wanted[at : at + _BATCH]]
+            answers = (await self.node.client.commit(Txn([], gets))).responses
+            found.update(kv.key.rpartition("/")[2] for kvs in answers for kv in kvs)
+        return found

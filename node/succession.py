@@ -1,0 +1,36 @@
+"""The end of a change of the home colony's key that a crash cut short: the store's word counts.
+
+A change is begun by `federation.rotation`; key files are `home`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from node.codec import unpack
+from node.etcd.client import EtcdClient
+from node.home import Home, HomeInfo
+from node.log import get_logger
+from node.model import Colony
+from node.store import keys
+
+__all__ = ["finish"]
+
+log = get_logger("rotation")
+
+
+async def finish(client: EtcdClient, home: Home, info: HomeInfo, now: int) -> HomeInfo:
+    """Put the next key in its place if the store knows the colony by that; `now` in Unix ns.
+
+    If the store knows it by the present one, the change never happened, and a later one uses the
+    key that lies ready.
+    """
+    if not home.has_next_key():
+        return info
+    found = await client.get(keys.colony(info.name))
+    fresh = home.next_key()
+    if found is None or unpack(found.value, Colony).colonyid != fresh.id:
+        return info
+    home.take_next_key(now)
+    log.warning("a change of the colony's key was finished", id=fresh.id, former=info.colony.id)
+    return replace(info, colony=fresh)

@@ -1,0 +1,555 @@
+"""Changes of place on a real store: each is one transaction, and nothing is ever in two places."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from federation import outbox
+from federation.card import Card
+from federation.messages import Capabilities, Offer
+from federation.outbox import Forward
+from federation.peers import Known
+from federation.policy import Policy
+from federation.service import Federation
+from federation.transport import Answer, Link, Lost, Unsent
+from node.codec import pack, unpack
+from node.config import Config, RouteConfig
+from node.deadlines import expire
+from node.errors import RpcError
+from node.etcd.client import EtcdClient, open_client
+from node.etcd.transactions import Put, Txn
+from node.identity import PrivateKey
+from node.model import (
+    SECOND,
+    Colony,
+    Conditions,
+    Executor,
+    ExecutorState,
+    FunctionSpec,
+    Process,
+    State,
+)
+from node.node import Node
+from node.rpc.http import Request
+from node.scheduler import Candidate
+from node.store import keys
+from node.submission import build_process, new_id
+from tests.etcd.support import start_store
+
+CARD = b"card"
+
+
+class Side:
+    """One colony of the store: its node, and its federation without sockets."""
+
+    def __init__(self, client: EtcdClient, name: str, *routes: RouteConfig) -> None:
+        self.name, self.key, self.client = name, PrivateKey.generate(), client
+        self.node = Node.build(client, name, time.time_ns)
+        self.federation = Federation(
+            name,
+            self.key,
+            client,
+            self.node.processes,
+            Config(routes=list(routes)),
+            Path("/nowhere"),
+            time.time_ns,
+            self.node.members,
+        )
+        self.processes = self.node.processes
+        self.processes.hooks = self.federation
+        self.node.directory.apply(keys.colony(name), pack(Colony(self.key.id, name)), 1)
+        self.worker = Executor(new_id(), "cli", "smith", name, ExecutorState.APPROVED)
+
+    def hire(self) -> None:
+        """An approved executor, that has not been heard from yet."""
+        place = keys.executor(self.name, "smith")
+        self.node.directory.apply(place, pack(self.worker), 2)
+
+    async def befriend(self, other: Side, *, offers: bool = True) -> None:
+        """Trust another colony, and believe that it offers anything for the type cli."""
+        key = other.key
+        card = Card(key.id, key.public_key, other.name, 1, "f" * 64, ["far:1"], [1], 2**40)
+        await self.federation.peers.learn(card, CARD, near=False)
+        await self.federation.peers.trust(key.id)
+        if offers:
+            self.hear(other, 1)
+
+    def hear(self, other: Side, seq: int, **offer: Any) -> None:
+        """Another colony says what it offers."""
+        said = Capabilities(seq, types={"cli": Offer(["*"], executors=1, **offer)})
+        self.federation.board.take(other.key.id, said)
+
+    async def submit(self, **spec: Any) -> Process:
+        """A process that names no peer."""
+        conditions = Conditions(colonyname=self.name, executortype="cli")
+        process = build_process(
+            FunctionSpec(funcname="f", conditions=conditions, **spec),
+            processid=new_id(),
+            initiatorid="a" * 64,
+            initiatorname="ann",
+            colonyname=self.name,
+            now=time.time_ns(),
+        )
+        return await self.processes.submit(process, b"")
+
+    async def load(self, process: Process) -> Process:
+        """As the store has it."""
+        found = await self.processes.load(self.name, process.processid)
+        assert found is not None
+        return found[0]
+
+    async def forward(self, peer: Side, process: Process) -> Forward | None:
+        """The forward in the outbox."""
+        key = self.federation.keys.forward(peer.key.id, process.processid)
+        found = await self.client.get(key)
+        return unpack(found.value, Forward) if found else None
+
+    async def queued(self, process: Process) -> bool:
+        """Whether the queue key is in the store."""
+        key = keys.queue(self.name, "cli", process.prioritytime, process.processid)
+        return await self.client.get(key) is not None
+
+    async def tick(self) -> None:
+        """The router looks at what waits."""
+        await self.federation.router.tick()
+
+    async def assign(self, timeout: float = -1) -> Process:
+        """Our own executor asks for work."""
+        candidate = Candidate(self.name, "cli", "smith")
+        return await self.processes.handout.assign(candidate, self.worker, timeout)
+
+
+class Wire(Link):
+    """A link that hands the bytes to another colony's gate, or does not."""
+
+    to: Side
+    trouble: Exception | None = None
+    strip = False  # as if an old peer, or something between, had answered
+    refusal = ""
+    swap = ""  # another refusal, whose signature is shown for this one
+
+    async def connect(self) -> Any:
+        """Always there."""
+
+    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
+        """As `Link.exchange`."""
+        if self.trouble is not None:
+            raise self.trouble
+        request = Request("POST", path, "", {}, body, "10.0.0.9")
+        response = await self.to.federation.gate.handle(request)
+        data = response.body
+        if response.status != 200:
+            value = msgspec.json.decode(data)
+            self.refusal = str(value.get("signed", ""))
+            if self.strip:
+                value.pop("signed", None)
+            value |= {"signed": self.swap} if self.swap else {}
+            data = msgspec.json.encode(value)
+        return Answer(response.status, "", data)
+
+
+def wire(one: Side, other: Side) -> Wire:
+    async def renew(address: str) -> None:
+        raise Unsent("no new card")
+
+    entry: Known = one.federation.peers.known[other.key.id]
+    link = Wire(entry, one.federation.sealer, renew, lambda: 0.0)
+    link.to = other
+    return link
+
+
+async def deliver(one: Side, other: Side, link: Wire, process: Process) -> None:
+    """Send what is due for this process, once."""
+    ledger = one.federation.ledger
+    await ledger.refresh(other.key.id)
+    entry = ledger.entries[process.processid]
+    entry.busy = True
+    await one.federation.delivery._deliver(link, entry)
+
+
+@pytest.fixture
+async def client(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[EtcdClient]:
+    store = await start_store(nursery, tmp_path / "etcd")
+    async with open_client(store.target) as client:
+        yield client
+
+
+async def three(client: EtcdClient, *routes: RouteConfig) -> tuple[Side, Side, Side]:
+    """ant with routes, and bee and cat that trust it."""
+    ant, bee, cat = Side(client, "ant", *routes), Side(client, "bee"), Side(client, "cat")
+    for peer in (bee, cat):
+        await ant.befriend(peer)
+        await peer.befriend(ant, offers=False)
+    return ant, bee, cat
+
+
+BOTH = RouteConfig(to=["bee", "cat"])
+
+
+async def test_a_submission_by_a_route_has_its_forward_in_the_same_transaction(
+    client: EtcdClient,
+) -> None:
+    ant, bee, _ = await three(client, BOTH)
+    process = await ant.submit()
+    assert (await ant.load(process)).peer == bee.key.id
+    forward = await ant.forward(bee, process)
+    assert forward is not None
+    assert forward.route.startswith("route 1 (always → bee, cat): bee is the first")
+    assert forward.retry
+    assert not await ant.queued(process)
+    # One that names its peer is none of the routes' business.
+    named = await ant.submit()
+    explicit = msgspec.structs.replace(named, processid=new_id(), peer=bee.key.id)
+    await ant.processes.submit(explicit, b"")
+    assert (await ant.forward(bee, explicit) or forward).route == ""
+
+
+async def test_what_waits_is_moved_or_handed_out_and_never_both(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client, RouteConfig(when="waiting > 0s", to="bee"))
+    ant.hire()
+    waiting = [await ant.submit() for _ in range(40)]
+    taken: list[str] = []
+
+    async def work() -> None:
+        while True:
+            try:
+                taken.append((await ant.assign()).processid)
+            except RpcError:
+                return
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(ant.tick)
+            nursery.start_soon(work)
+    await ant.tick()
+    moved = 0
+    for process in waiting:
+        found = await ant.load(process)
+        assert not await ant.queued(process)
+        here = process.processid in taken
+        assert found.state == (State.RUNNING if here else State.WAITING)
+        assert found.peer == ("" if here else bee.key.id)
+        assert (await ant.forward(bee, process) is None) == here
+        moved += not here
+    assert 0 < moved < 40, "the test means nothing if one side got it all"
+    assert not ant.processes.queue.entries
+
+
+async def test_another_daemons_executor_is_not_given_what_has_left(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client, RouteConfig(when="waiting > 0s", to="bee"))
+    process = await ant.submit()
+    twin = Side(client, "ant")  # whose watch has not told yet
+    twin.hire()
+    await twin.processes.load("ant", process.processid)
+    for entry in ant.processes.queue.entries.values():
+        twin.processes.queue.add(entry)
+    await ant.tick()
+    assert (await ant.load(process)).peer == bee.key.id
+    with pytest.raises(RpcError, match="no process is waiting"):
+        await twin.assign()
+    assert (await ant.load(process)).state == State.WAITING
+
+
+async def test_a_signed_refusal_sends_it_to_the_next(client: EtcdClient) -> None:
+    ant, bee, cat = await three(client, BOTH)
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    process = await ant.submit()
+    await deliver(ant, bee, wire(ant, bee), process)
+    assert (await ant.load(process)).peer == cat.key.id
+    assert await ant.forward(bee, process) is None
+    forward = await ant.forward(cat, process)
+    assert forward is not None
+    assert (forward.state, forward.attempt, forward.sent) == (outbox.QUEUED, 1, 0)
+    assert [(tried.peer, tried.final) for tried in forward.tried] == [(bee.key.id, True)]
+    await deliver(ant, cat, wire(ant, cat), process)
+    assert (await ant.load(process)).state == State.RUNNING
+    assert [entry.waiting.origin for entry in cat.processes.queue.entries.values()] == [ant.key.id]
+    assert not bee.processes.queue.entries
+
+
+async def test_a_refusal_that_nobody_signed_is_final(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client, BOTH)
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    process, link = await ant.submit(), wire(ant, bee)
+    link.strip = True
+    await deliver(ant, bee, link, process)
+    found = await ant.load(process)
+    assert (found.state, found.peer) == (State.FAILED, bee.key.id)
+    assert "refused: policy_function" in found.errors[0]
+
+
+async def test_a_signed_refusal_of_another_message_is_worth_nothing(client: EtcdClient) -> None:
+    ant, bee, cat = await three(client, BOTH)
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    first, second, link = await ant.submit(), await ant.submit(), wire(ant, bee)
+    await deliver(ant, bee, link, first)
+    assert (await ant.load(first)).peer == cat.key.id
+    link.swap = link.refusal
+    await deliver(ant, bee, link, second)
+    assert (await ant.load(second)).state == State.FAILED
+
+
+async def test_without_retry_a_refusal_is_final(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client, RouteConfig(to=["bee", "cat"], retry=False))
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    process = await ant.submit()
+    await deliver(ant, bee, wire(ant, bee), process)
+    assert (await ant.load(process)).state == State.FAILED
+
+
+async def test_a_peer_that_has_another_message_under_this_id_may_run_it(
+    client: EtcdClient,
+) -> None:
+    ant, bee, _ = await three(client, BOTH)
+    process = await ant.submit()
+    await deliver(ant, bee, wire(ant, bee), process)
+    # As if our store had been restored from before: the same attempt is sealed anew.
+    forward = outbox.new_forward(process, outbox.Way("route", retry=True), time.time_ns())
+    key = ant.federation.keys.forward(bee.key.id, process.processid)
+    back = msgspec.structs.replace(process, state=State.WAITING)
+    stored = keys.process("ant", process.processid)
+    spec = msgspec.structs.replace(back.spec, args=[1])
+    back = msgspec.structs.replace(back, spec=spec)
+    ops = [Put(key, pack(forward)), Put(stored, pack(back))]
+    await client.commit(Txn([], ops))
+    await ant.processes.load("ant", process.processid)
+    ant.federation.ledger.entries.clear()
+    ant.federation.ledger.stale[process.processid] = bee.key.id
+    await deliver(ant, bee, wire(ant, bee), process)
+    found = await ant.load(process)
+    assert (found.state, found.peer) == (State.FAILED, bee.key.id)
+    assert "id_reuse" in found.errors[0]
+
+
+async def test_what_was_never_sent_moves_when_its_share_of_the_time_is_over(
+    client: EtcdClient,
+) -> None:
+    ant, bee, cat = await three(client, BOTH)
+    ant.hire()
+    process, link = await ant.submit(), wire(ant, bee)
+    link.trouble = Unsent("connection refused")
+    await deliver(ant, bee, link, process)
+    await ant.federation.delivery.expire()
+    assert await ant.forward(bee, process) is not None, "its share is not over"
+    await _age(ant, bee, process)
+    await ant.federation.delivery.expire()
+    assert (await ant.load(process)).peer == cat.key.id
+    forward = await ant.forward(cat, process)
+    assert forward is not None
+    assert [(tried.error, tried.final) for tried in forward.tried] == [
+        ("peer bee not reached: connection refused", False)
+    ]
+    # Nowhere else to go but home.
+    await _age(ant, cat, process)
+    await ant.federation.delivery.expire()
+    found = await ant.load(process)
+    assert (found.peer, found.state) == ("", State.WAITING)
+    assert await ant.queued(process)
+    assert await ant.forward(cat, process) is None
+    await ant.tick()
+    assert (await ant.load(process)).peer == "", "neither has said anything since"
+    ant.hear(cat, 2)
+    _patience_over(ant)
+    await ant.tick()
+    assert (await ant.load(process)).peer == cat.key.id
+
+
+def _patience_over(side: Side) -> None:
+    for item in side.federation.router._items.values():
+        if item is not None:
+            item.after = 0.0
+
+
+async def _age(one: Side, peer: Side, process: Process) -> None:
+    """The share of the time of a forward is over."""
+    forward = await one.forward(peer, process)
+    assert forward is not None
+    key = one.federation.keys.forward(peer.key.id, process.processid)
+    await one.client.put(key, pack(msgspec.structs.replace(forward, share=1)))
+    one.federation.ledger.stale[process.processid] = peer.key.id
+
+
+async def test_what_may_have_arrived_stays_in_doubt(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client, BOTH)
+    process, link = await ant.submit(), wire(ant, bee)
+    link.trouble = Lost("no answer")
+    await deliver(ant, bee, link, process)
+    await _age(ant, bee, process)
+    await ant.federation.delivery.expire()
+    forward = await ant.forward(bee, process)
+    assert forward is not None
+    assert (forward.state, forward.sent) == (outbox.DOUBT, 1)
+    # A refusal of the second copy says nothing about the first.
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    await deliver(ant, bee, wire(ant, bee), process)
+    found = await ant.load(process)
+    assert (found.state, found.peer) == (State.FAILED, bee.key.id)
+    assert "the peer may still run it" in found.errors[0]
+
+
+async def test_a_copy_that_another_daemon_sent_keeps_it_there(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client, BOTH)
+    process = await ant.submit()
+    await _age(ant, bee, process)
+    await ant.federation.ledger.refresh(bee.key.id)
+    forward = await ant.forward(bee, process)
+    assert forward is not None
+    key = ant.federation.keys.forward(bee.key.id, process.processid)
+    await client.put(key, pack(outbox.sending(forward, b"sealed", time.time_ns())))
+    # Memory still says that it never left.
+    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.QUEUED
+    await ant.federation.delivery.expire()
+    found = await ant.load(process)
+    assert (found.state, found.peer) == (State.WAITING, bee.key.id)
+    after = await ant.forward(bee, process)
+    assert after is not None
+    assert after.state == outbox.DOUBT
+
+
+async def test_memory_of_where_it_was_does_no_harm(client: EtcdClient) -> None:
+    ant, bee, cat = await three(client, BOTH)
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    process = await ant.submit()
+    twin = Side(client, "ant")  # another daemon, that read the outbox before
+    await twin.federation.ledger.load()
+    await deliver(ant, bee, wire(ant, bee), process)
+    ledger = ant.federation.ledger
+    await ledger.refresh(cat.key.id)
+    ledger.stale[process.processid] = bee.key.id
+    await ledger.refresh(bee.key.id)
+    assert ledger.entries[process.processid].forward.peer == cat.key.id
+    assert twin.federation.ledger.entries[process.processid].forward.peer == bee.key.id
+    await twin.processes.cancel("ant", process.processid)
+    forward = await ant.forward(cat, process)
+    assert forward is not None
+    assert (forward.peer, forward.state) == (cat.key.id, outbox.CANCELLING)
+
+
+async def test_a_deadline_in_an_old_index_does_not_end_what_has_left(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client, RouteConfig(when="waiting > 0s", to="bee"))
+    process = await ant.submit(maxwaittime=1)
+    twin = Side(client, "ant")  # whose watch has not told yet
+    for entry in ant.processes.queue.entries.values():
+        twin.processes.queue.add(entry)
+    twin.processes.now = lambda: time.time_ns() + 2 * SECOND
+    await ant.tick()
+    await expire(twin.processes)
+    found = await ant.load(process)
+    assert (found.state, found.peer) == (State.WAITING, bee.key.id)
+
+
+async def test_what_left_and_came_back_is_known_by_where_it_was_tried(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client, RouteConfig(when="waiting > 0s", to="bee"))
+    said = Capabilities(2, accepting=False)
+    ant.federation.board.take(bee.key.id, said)
+    process = await ant.submit()
+    await ant.tick()
+    # Another daemon sent it there, and back here when it was refused.
+    forward = outbox.new_forward(msgspec.structs.replace(process, peer=bee.key.id))
+    tried = (outbox.Tried(bee.key.id, "no", time.time_ns(), final=True),)
+    record = outbox.returned(forward, tried, time.time_ns())
+    await client.put(ant.federation.keys.proof(process.processid), pack(record))
+    (entry,) = ant.processes.queue.entries.values()
+    ant.processes.queue.add(replace(entry, revision=entry.revision + 1))
+    ant.hear(bee, 3)
+    for _ in range(3):
+        _patience_over(ant)
+        await ant.tick()
+    assert (await ant.load(process)).peer == ""
+
+
+async def test_refused_by_all_it_fails_and_says_what_each_said(client: EtcdClient) -> None:
+    ant, bee, cat = await three(client, BOTH)
+    for peer in (bee, cat):
+        await peer.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    process = await ant.submit()
+    await deliver(ant, bee, wire(ant, bee), process)
+    await deliver(ant, cat, wire(ant, cat), process)
+    found = await ant.load(process)
+    assert found.state == State.FAILED
+    assert [error.partition(" refused")[0] for error in found.errors] == ["peer bee", "peer cat"]
+
+
+async def test_a_cancel_finds_it_wherever_it_went(client: EtcdClient) -> None:
+    ant, bee, cat = await three(client, BOTH)
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    process = await ant.submit()
+    await deliver(ant, bee, wire(ant, bee), process)
+    await deliver(ant, cat, wire(ant, cat), process)
+    await ant.processes.cancel("ant", process.processid)
+    await deliver(ant, cat, wire(ant, cat), process)
+    there = await cat.processes.load_many("cat", list(cat.processes._cache))
+    assert [each.state for each in there] == [State.CANCELLED]
+
+
+async def test_what_waited_before_a_restart_is_found(client: EtcdClient) -> None:
+    ant, bee, _ = await three(client)
+    process = await ant.submit()
+    late = Side(client, "ant", RouteConfig(when="waiting > 0s", to="bee"))
+    late.federation.peers.known = ant.federation.peers.known
+    late.hear(bee, 1)
+    for entry in ant.processes.queue.entries.values():
+        late.processes.queue.add(entry)
+    await late.tick()
+    assert (await late.load(process)).peer == bee.key.id
+
+
+async def test_what_waits_by_a_graphs_rules_is_left_alone(client: EtcdClient) -> None:
+    ant, _, __ = await three(client, RouteConfig(when="waiting > 0s", to="bee"))
+    specs = [
+        FunctionSpec(
+            nodename=name,
+            funcname="f",
+            conditions=Conditions(executortype="cli", dependencies=list(parents)),
+        )
+        for name, parents in (("one", ()), ("two", ("one",)))
+    ]
+    await ant.node.workflows.submit(
+        "ant", specs, graphid=new_id(), initiatorid="a" * 64, initiatorname="ann"
+    )
+    await ant.tick()
+    entries = [entry.blocked for entry in ant.processes.queue.entries.values()]
+    assert entries == [True], "the root went, the other waits for it here"
+
+
+def test_only_a_signed_refusal_of_the_only_copy_is_certain() -> None:
+    forward = Forward("a" * 64, "b" * 64, 1, 1, 1, 1)
+    once, now = outbox.sending(forward, b"x", 1), 2
+    twice = outbox.sending(once, b"x", 1)
+    for copy, code, signed, certain in (
+        (once, "untrusted", True, True),
+        (once, "untrusted", False, False),
+        (once, "id_reuse", True, False),
+        (twice, "untrusted", True, False),
+        (twice, "expired", True, False),
+    ):
+        move = outbox.refused(copy, code, "no", "bee", now, signed=signed)
+        assert move.certain is certain, (copy.sent, code, signed)
+
+
+def test_the_share_of_the_time_is_divided_among_the_places() -> None:
+    now = 1_700_000_000 * SECOND
+    spec = FunctionSpec(funcname="f", maxwaittime=40, conditions=Conditions(executortype="cli"))
+    process = Process("a" * 64, "b" * 64, "ann", "ant", spec, now, now, peer="c" * 64)
+    shares = [
+        (outbox.new_forward(process, outbox.Way("r", True, places), now).share - now) / SECOND
+        for places in (0, 1, 3)
+    ]
+    assert shares == [30, 20, 10]
+    assert outbox.new_forward(process, outbox.Way("r", False, 1), now).share == 0
+    forward = outbox.new_forward(process, outbox.Way("r", True, 1), now)
+    assert outbox.stranded(forward, forward.share, "bee", "") is None
+    move = outbox.stranded(forward, forward.share + 1, "bee", "away")
+    assert move is not None
+    assert move.certain
+    sent = outbox.sending(forward, b"x", now)
+    assert outbox.stranded(sent, forward.share + 1, "bee", "") is None
