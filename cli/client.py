@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import secrets
+import ssl
 import time
 from types import TracebackType
 from typing import Any
@@ -44,14 +45,18 @@ class Unreachable(Exception):
 class Client:
     """Calls one daemon. Use as an async context manager; safe for concurrent calls."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is the server's base address, such as http://127.0.0.1:50080."""
+    def __init__(self, url: str, verify: ssl.SSLContext | bool = True) -> None:
+        """`url` is the server's base address, such as http://127.0.0.1:50080.
+
+        `verify` is what its certificate is checked with; True: the authorities of the system.
+        """
         self.url = url.rstrip("/")
+        # Reading the authorities' certificates takes longer than most calls.
+        self.verify = False if self.url.lower().startswith("http://") else verify
         # trust_env off: a proxy variable must not divert calls to a local daemon.
         self._http = httpx.AsyncClient(
             trust_env=False,
-            # Reading the authorities' certificates takes longer than most calls.
-            verify=not self.url.lower().startswith("http://"),
+            verify=self.verify,
             limits=httpx.Limits(max_connections=128, keepalive_expiry=30.0),
         )
 
@@ -127,6 +132,12 @@ class Client:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException | trio.TooSlowError):
         return "no answer in time"
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, ssl.SSLCertVerificationError):
+            why = below.verify_message.rstrip(".")
+            return f"its certificate is not trusted ({why}); COLONIES_SERVER_PIN names its SHA-256"
+        below = below.__cause__ or below.__context__
     return str(error) or type(error).__name__
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import trio
 
 from federation.calls import calls
+from federation.policy import of_config
 from federation.service import Federation
 from node.config import Config, ConfigError
 from node.daemon import Settings, load, run
@@ -55,7 +56,9 @@ async def federated(
         node.now,
         node.members,
     )
+    federation.depot.files = node.files
     node.processes.hooks = federation
+    node.reload.appliers["federation.policy"] = partial(_default_policy, federation)
     node.extra_status = partial(_federation_status, federation)
     for call in calls(federation):
         table.add(call)
@@ -66,12 +69,20 @@ async def federated(
         federation.drain.set()
 
 
+def _default_policy(federation: Federation, config: Config) -> None:
+    """What those may do here from now on that have no policy of their own."""
+    federation.peers.default = of_config(config.federation.policy)
+
+
 def _federation_status(federation: Federation) -> dict[str, Any]:
     states = Counter(known.peer.state for known in federation.peers.known.values())
     return {
         "federationport": federation.port,
         "peers": {state: states[state] for state in ("trusted", "pending", "seen", "blocked")},
         "messages": dict(federation.gate.counters),
+        "progress": dict(federation.results.follower.counters),
+        "channels": dict(federation.talker.counters),
+        "files": dict(federation.depot.counters),
     }
 
 
@@ -106,13 +117,15 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-_KNOWN = (StoreRefused, HomeError, RpcError, EtcdError, OSError)
+_KNOWN = (ConfigError, StoreRefused, HomeError, RpcError, EtcdError, OSError)
 
 
 def _explain(errors: Sequence[BaseException]) -> int:
     """Print why the daemon can't run, for people; returns the exit code."""
     for error in errors:
         print(f"colonyd: {error}", file=sys.stderr)
+    if any(isinstance(error, ConfigError) for error in errors):
+        return EXIT_CONFIG
     refused = any(isinstance(error, (StoreRefused, EtcdError)) for error in errors)
     return EXIT_STORE if refused else 1
 

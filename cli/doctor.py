@@ -202,7 +202,7 @@ def owners(proc: Path, inodes: set[str]) -> set[str]:
 
 def check_daemon(session: Session) -> Iterator[Check]:
     """Whether the daemon answers, knows this user, and reaches its peers."""
-    from cli.client import Client, RpcError, Unreachable
+    from cli.client import RpcError, Unreachable
 
     try:
         url = session.url()
@@ -211,7 +211,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
         return
 
     async def version() -> Any:
-        async with Client(url) as client:
+        async with session.client() as client:
             return await client.call("getserverinfomsg", {}, None, 5.0)
 
     try:
@@ -233,7 +233,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
         return
 
     async def ping() -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        async with Client(url) as client:
+        async with session.client() as client:
             rows = await client.call("getpeersmsg", {}, key) or []
             answers = []
             for row in rows:
@@ -261,3 +261,19 @@ def check_daemon(session: Session) -> Iterator[Check]:
         else:
             next_step = "is its daemon up and its federation port (50081) open?"
             yield Check("peer", False, f"{name}: {reply.get('error')}", next_step)
+        yield from check_peer_clock(name, reply.get("clock"))
+
+
+def check_peer_clock(name: str, reading: dict[str, Any] | None) -> Iterator[Check]:
+    """Whether a peer's clock shows what ours does, if it was measured."""
+    from cli.peers import SAME_CLOCK, clock
+
+    if not reading:
+        return
+    apart = abs(int(reading.get("ahead") or 0)) > SAME_CLOCK
+    yield Check(
+        "peer clock",
+        None if apart else True,
+        f"{name}: {clock(reading)}",
+        "work goes on, though nobody can tell when; which clock is wrong? `date`, here and there",
+    )

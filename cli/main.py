@@ -25,6 +25,8 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         "status": ("cli.status", "status", "Show how the daemon is."),
         "top": ("cli.top", "top", "Watch queue, running work, executors and peers."),
         "doctor": ("cli.doctor", "doctor", "Look for what is wrong and say what to do."),
+        "backup": ("cli.backup", "backup", "Save everything of the colony to one file."),
+        "restore": ("cli.backup", "restore", "Bring a saved colony back."),
         "history": ("cli.history", "history", "What has left the store: list, show, verify."),
         "config": ("cli.config", "config", "Show the settings in force."),
         "key": ("cli.key", "key", "Make private keys, tell their ids."),

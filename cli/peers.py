@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from cli.invite import invite, join
-from cli.output import ago, print_fields, print_json, print_table, short
+from cli.output import ago, print_fields, print_json, print_table, short, span
 from cli.policy import policy_fields, policy_options, wish
 from cli.session import USAGE, Failure, Session, colony_command, colony_group
+
+SAME_CLOCK = 10  # seconds between clocks that nobody need care about
 
 peers = colony_group(
     "peers",
@@ -180,9 +182,20 @@ def _print(session: Session, peer: dict[str, Any]) -> None:
             ("running here", peer.get("running")),
             ("policy", "its own" if peer.get("ownpolicy") else ""),
             ("ending", "not all of it has ended yet" if peer.get("ending") else ""),
+            ("clock", clock(peer.get("clock"))),
             ("error", peer.get("error")),
         ]
     )
+
+
+def clock(reading: dict[str, Any] | None) -> str:
+    """What the clock of a peer shows, beside ours; "" while it was not measured."""
+    if not reading:
+        return ""
+    ahead = int(reading.get("ahead") or 0)
+    if abs(ahead) <= SAME_CLOCK:
+        return "as here"
+    return f"{span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} ours"
 
 
 for _command in (ls, show, trust, policy, block, ping, invite, join):

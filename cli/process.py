@@ -249,6 +249,7 @@ def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
         ("sent", f"{forward.get('attempts', 0)} times"),
         ("last error", forward.get("lasterror")),
         ("process there", forward.get("remoteprocessid")),
+        ("state there", _there_line(forward.get("there"))),
         ("routed by", forward.get("route")),
         ("tried before", "\n".join(tried["error"] for tried in forward.get("tried") or [])),
     ]
@@ -264,6 +265,17 @@ def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
     if len(chain) > 1:
         fields.append(("ran at", "\n".join(map(_chain_line, chain))))
     return fields
+
+
+def _there_line(there: dict[str, Any] | None) -> str:
+    """How a process fares at the other colony."""
+    if not there:
+        return ""
+    text = state_name(there.get("state"))
+    if not there.get("executor"):
+        return text
+    began = parse_time(there.get("starttime"))
+    return f"{text}, by {there['executor']}" + (f" since {ago(began)}" if began else "")
 
 
 def _chain_line(step: dict[str, Any]) -> str:

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 @click.option("--executor-type", default=None, help="Type of executor [cli].")
 @click.option("--executor", "executors", multiple=True, help="Only this executor; repeat.")
 @click.option("--location", default="", help="Only executors at this location.")
-@click.option("--colony", default=None, help="Colony to run in: name or id of a peer, or home.")
+@click.option(
+    "--colony",
+    default=None,
+    help="Colony to run in: name or id of a peer, lab-2/lab-3 by way of one, or home.",
+)
 @click.option("--label", default="", help="A word to find it by.")
 @click.option("--channel", "channels", multiple=True, help="Name of a channel to open; repeat.")
 @click.option("--wait", is_flag=True, help="Wait and print the output, one line per element.")

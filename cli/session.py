@@ -99,13 +99,19 @@ class Session:
         if host or port:
             scheme = "https" if environ.get("COLONIES_SERVER_TLS", "").lower() == "true" else "http"
             return f"{scheme}://{_bracketed(host or '127.0.0.1')}:{port or 50080}"
-        return f"http://127.0.0.1:{self.config().rpc.port}"
+        rpc = self.config().rpc
+        return f"{'https' if rpc.tls else 'http'}://127.0.0.1:{rpc.port}"
 
     def client(self) -> Client:
         """A client of the daemon this session speaks to."""
         from cli.client import Client
 
-        return Client(self.url())
+        url = self.url()
+        if not url.lower().startswith("https://"):
+            return Client(url)
+        from cli.trust import verification
+
+        return Client(url, verification(self, url))
 
     def colony(self) -> str:
         """The home colony's name: $COLONIES_COLONY_NAME, else what `colony init` wrote."""

@@ -129,7 +129,7 @@ class DaemonStore:
         self._client = client
         self._colony = colony
         self._key = key
-        self._http = httpx.AsyncClient(trust_env=False)
+        self._http = httpx.AsyncClient(trust_env=False, verify=client.verify)
 
     async def __aenter__(self) -> DaemonStore:
         await self._http.__aenter__()

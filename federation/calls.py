@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from federation import chains, outbox, relays, route_calls, tokens
+from federation.clocks import Clock
 from federation.envelope import Kind, Refused, inspect
 from federation.outbox import Forward
 from federation.peers import Known
@@ -17,11 +18,11 @@ from federation.policy import Policy, PolicyError, changed, read
 from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
-from node.codec import unpack
+from node.codec import unpack, wire_time
 from node.errors import bad, missing
 from node.home import Home
 from node.identity import id_of, verify_es256k
-from node.model import State
+from node.model import Process, State
 from node.rpc.requests import Empty, ProcessById
 from node.rpc.table import Call, Caller, Who
 from node.store import keys
@@ -105,6 +106,7 @@ def calls(federation: Federation) -> list[Call[Any]]:
             "policy": policy_view(federation.peers.policy(peer.id)),
             "ownpolicy": peer.policy is not None,
             "ending": peer.ending,
+            "clock": clock_view(entry.clock),
             "introducedby": [
                 federation.peers.name(by) for by in federation.peers.introducers(peer.id)
             ],
@@ -169,8 +171,11 @@ def calls(federation: Federation) -> list[Call[Any]]:
         try:
             rtt = await federation.ping(request.peer)
         except (TransportError, Refused) as error:
-            return {"ok": False, "rtt": 0.0, "error": str(error)}
-        return {"ok": True, "rtt": rtt, "error": ""}
+            rtt, problem = 0.0, str(error)
+        else:
+            problem = ""
+        clock = clock_view(federation.peers.find(request.peer).clock)
+        return {"ok": not problem, "rtt": rtt, "error": problem, "clock": clock}
 
     async def get_forward(caller: Caller, request: ProcessById) -> dict[str, Any]:
         return await _forward(federation, request.processid)
@@ -236,12 +241,27 @@ async def _forward(federation: Federation, processid: str) -> dict[str, Any]:
         "attempts": forward.attempts,
         "lasterror": forward.lasterror or (peer.error if peer and waiting else ""),
         "remoteprocessid": forward.remoteprocessid,
+        "there": _there(federation, forward, process),
         "outcome": outcome_view(
             forward.outcome, *_signer(federation, forward.outcome, forward.peer)
         ),
         "chain": await _chain(federation, forward),
         "route": forward.route,
         "tried": route_calls.tried_view(federation, forward),
+    }
+
+
+def _there(federation: Federation, forward: Forward, process: Process) -> dict[str, Any] | None:
+    """How the process fares at the peer, as that last told; None when it has not, or it ended."""
+    known = federation.results.follower.of(forward.processid)
+    if process.closed or known is None or known[0].peer != forward.peer:
+        return None
+    told = known[0]
+    return {
+        "state": told.state,
+        "executor": told.executor,
+        "starttime": wire_time(told.start),
+        "lines": told.lines,
     }
 
 
@@ -302,6 +322,14 @@ async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]
         }
         for hop in hops
     ]
+
+
+def clock_view(clock: Clock) -> dict[str, Any] | None:
+    """How many seconds a peer's clock is ahead of ours, give or take `within`; None if unknown."""
+    reading = clock.reading
+    if reading is None:
+        return None
+    return {"ahead": reading.ahead, "within": round(reading.within, 1), "measured": reading.at}
 
 
 def outcome_view(sealed: bytes, peer: str, public_key: bytes) -> dict[str, Any] | None:

@@ -121,10 +121,10 @@ def _parse(payload: bytes, issuer: str, expires: int) -> Card:
     try:
         return Card(
             issuer,
-            msgspec.convert(body["key"], bytes),
+            msgspec.convert(body["key"], bytes, builtin_types=(bytes,)),
             msgspec.convert(body["name"], str),
             msgspec.convert(body["seq"], int),
-            msgspec.convert(body["fp"], bytes).hex(),
+            msgspec.convert(body["fp"], bytes, builtin_types=(bytes,)).hex(),
             msgspec.convert(body["at"], list[str]),
             msgspec.convert(body["ver"], list[int]),
             expires,

@@ -47,9 +47,10 @@ def trace(
 ) -> list[Step]:
     """Check a chain from the outcome that `peer` owes us down to that of who ran the process.
 
-    `me` are our own ids, `ids` gives those of another colony, which may have changed its key. It ends with the first outcome of which nothing can be read. Each names
-    what the one above says: the audience is its issuer, the process is its process, the state and
-    the errors are the same, and only the last has the output.
+    `me` are our own ids, `ids` gives those of another colony, which may have changed its key. The
+    chain ends with the first outcome of which nothing can be read. Each fits the one above: its
+    audience is that one's issuer, its process that one's process, its state and errors the same,
+    and only the last has the output.
     """
     steps: list[Step] = []
     keys = {peer: public_key} if public_key and id_of(public_key) == peer else {}

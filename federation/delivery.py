@@ -6,6 +6,7 @@ What an event means for a forward is decided by `outbox`; what is stored, by `le
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,11 +15,12 @@ import trio
 from federation import outbox, relays
 from federation.envelope import Kind, Refused, inspect
 from federation.ledger import Entry, Ledger
-from federation.messages import Cancel, Receipt, Sealer, Submit, load
+from federation.messages import Cancel, Carried, Receipt, Sealer, Submit, load
 from federation.outbox import Forward
 from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent, Untimely
 from node.errors import RpcError
 from node.etcd.errors import EtcdError, EtcdTooLarge
+from node.etcd.transactions import Delete, ModRevision, Txn
 from node.log import get_logger
 from node.model import Process
 from node.store import keys
@@ -30,6 +32,11 @@ _WINDOW = 8  # messages to one peer at a time
 log = get_logger("delivery")
 
 
+async def _nothing(process: Process) -> list[Carried] | None:
+    """Without a depot no files go with a process."""
+    return None
+
+
 @dataclass
 class Delivery:
     """The sending half of the outbox."""
@@ -37,6 +44,7 @@ class Delivery:
     ledger: Ledger
     sealer: Sealer
     hops: int = 1  # that our own processes may take, unless their target names more
+    gather: Callable[[Process], Awaitable[list[Carried] | None]] = _nothing
     _chance: random.Random = field(default_factory=random.Random)
 
     # -- sending -----------------------------------------------------------------------------
@@ -131,44 +139,49 @@ class Delivery:
         except PeerRefused as error:
             name, now = self.ledger.peers.name(link.id), self.sealer.now()
             move = outbox.refused(forward, error.code, error.message, name, now)
-            await self.ledger.apply(entry, move)
+            await self.ledger.apply(entry, move, forward)
             return
         receipt = _receipt(opened.payload, forward)
-        await self.ledger.apply(
-            entry, outbox.cancelled(forward, receipt.remote, data, self.sealer.now())
-        )
+        move = outbox.cancelled(forward, receipt.remote, data, self.sealer.now())
+        await self.ledger.apply(entry, move, forward)
 
     async def _send_submit(self, link: Link, entry: Entry) -> None:
-        now = self.sealer.now()
-        envelope = entry.forward.envelope or await self._envelope(link, entry.forward)
-        if not envelope:
-            await self.ledger.forget(entry.forward)
-            self.ledger.stale[entry.forward.processid] = link.id
+        now, before = self.sealer.now(), entry.forward
+        try:
+            envelope = before.envelope or await self._envelope(link, before)
+        except RpcError as error:
+            await self.ledger.apply(entry, outbox.unsendable(before, error.message, now), before)
             return
-        forward = outbox.sending(entry.forward, envelope, now)
+        if not envelope:
+            await self._give_up(entry, before)
+            return
+        forward = outbox.sending(before, envelope, now)
         # In the store before its first byte leaves: neither a crash nor another daemon of this
         # colony must take it for unsent, or for the only copy.
         try:
-            if not await self.ledger.save(entry, forward):
+            if not await self.ledger.save(entry, forward, before):
                 return
         except EtcdTooLarge as error:
             name = self.ledger.peers.name(link.id)
             move = outbox.refused(forward, "too_large", str(error), name, now)
-            await self.ledger.apply(entry, move)
+            await self.ledger.apply(entry, move, before)
             return
         try:
             opened, data = await link.post("/v1/submit", envelope, Kind.RECEIPT)
         except (Unsent, Later) as error:
             if isinstance(error, Unsent) or error.certain:
-                await self.ledger.save(entry, outbox.unsent(forward, str(error)))
-            else:
+                await self.ledger.save(entry, outbox.unsent(forward, str(error)), forward)
+            elif entry.forward is forward:
                 entry.forward = outbox.lost(forward, str(error))
             raise
         except Lost as error:
-            entry.forward = outbox.lost(forward, str(error))
+            # A cancel may have come meanwhile: it must not be forgotten.
+            if entry.forward is forward:
+                entry.forward = outbox.lost(forward, str(error))
             raise
         except Untimely as error:
-            await self.ledger.save(entry, outbox.untimely(forward, str(error), error.signed))
+            after = outbox.untimely(forward, str(error), error.signed)
+            await self.ledger.save(entry, after, forward)
             raise
         except PeerRefused as error:
             name = self.ledger.peers.name(link.id)
@@ -176,12 +189,20 @@ class Delivery:
                 forward, error.code, error.message, name, self.sealer.now(), signed=error.signed
             )
             log.info("forward refused", process=forward.processid, peer=link.id, code=error.code)
-            await self.ledger.apply(entry, move)
+            await self.ledger.apply(entry, move, forward)
             return
         receipt = _receipt(opened.payload, forward)
-        await self.ledger.apply(
-            entry, outbox.received(forward, receipt.status, receipt.remote, data)
-        )
+        move = outbox.received(forward, receipt.status, receipt.remote, data)
+        if not await self.ledger.apply(entry, move, forward):
+            self._back_off(entry, 0.0)
+
+    async def _give_up(self, entry: Entry, before: Forward) -> None:
+        """The process ended before a byte of it left; a cancel that is in the store has its way."""
+        ledger = self.ledger
+        if entry.forward is before:
+            key = ledger.keys.forward(before.peer, before.processid)
+            await ledger.client.commit(Txn([ModRevision(key, entry.revision)], [Delete(key)]))
+        ledger.stale[before.processid] = before.peer
 
     async def _envelope(self, link: Link, forward: Forward) -> bytes:
         """Seal the submission, b"" when the process is gone. Its bytes never change again."""
@@ -207,6 +228,8 @@ class Delivery:
                 process.initiatorname,
                 hops=relays.hops_for(target, self.hops),
                 path=[],
+                input=msgspec.json.encode(process.input) if process.input else b"",
+                files=await self.gather(process),
             )
         return link.seal(Kind.SUBMIT, submit, cti=forward.cti, expires=expires)
 
@@ -241,7 +264,7 @@ class Delivery:
                         continue
                     if move is None:
                         continue
-                    await self.ledger.apply(entry, move)
+                    await self.ledger.apply(entry, move, entry.forward)
                     await self.ledger.refresh(entry.forward.peer)
                 except RpcError as error:
                     log.warning("deadline", process=entry.forward.processid, error=error)

@@ -79,6 +79,8 @@ class Gate:
     introductions: Action = _nobody
     mail: Action = _no_mailbox
     passing: Action = _no_mailbox
+    channels: Action = _nothing
+    files: Action = _nothing
     invitations: Invitations | None = None
     successors: Callable[[], list[Successor]] = list
     counters: Counter[str] = field(default_factory=Counter)
@@ -107,23 +109,24 @@ class Gate:
             "clock": self.sealer.seconds,
         }
         final = refusal.status < 500 and refusal.status != 429 and refusal.code != "id_reuse"
-        if request is not None and request.path in _SIGNED and final:
-            body["signed"] = self._denial(refusal, request.body)
+        if request is not None and request.path in _SIGNED and request.method == "POST" and final:
+            body["signed"] = self._denial(refusal, request)
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
-    def _denial(self, refusal: Refusal, body: bytes) -> bytes:
+    def _denial(self, refusal: Refusal, request: Request) -> bytes:
         """Our name under a final refusal: its origin may send the process to another colony."""
         try:
-            issuer = inspect(body, limit=self.max_body).issuer
+            issuer = inspect(request.body, limit=self.max_body).issuer
         except Refused:
             return b""
         denial = Denial(
             refusal.code,
             refusal.message[:300],
-            hashlib.sha256(body).digest(),
+            hashlib.sha256(request.body).digest(),
             self.sealer.seconds,
             self._latest(),
+            request.path,
         )
         return self.sealer.seal(Kind.REFUSAL, issuer, denial)
 
@@ -175,6 +178,8 @@ class Gate:
             "/v1/capabilities": (Kind.CAPABILITIES, self.capabilities),
             "/v1/mail": (Kind.COLLECT, self.mail),
             "/v1/pass": (Kind.PASS, self.passing),
+            "/v1/say": (Kind.SAY, self.channels),
+            "/v1/files": (Kind.FETCH, self.files),
             "/v1/introductions": (Kind.INTRODUCTIONS, self.introductions),
         }
 

@@ -5,8 +5,9 @@ A message gets here opened and from a trusted colony; each acceptance is one tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import trio
@@ -20,6 +21,7 @@ from federation.outbox import Forward
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, onward
 from federation.relays import Asked, BadPath, local_id
+from federation.telling import Teller
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
@@ -37,6 +39,7 @@ __all__ = ["Inbox", "Marker", "Refusal", "local_id", "parse_spec"]
 _PAGE = 64  # outcomes in one answer
 _PAGE_BYTES = 2_000_000  # after which no further outcome is added
 _TRIES = 5
+_LOOK = 10.0  # seconds after which a poll looks for what another daemon of this colony wrote
 
 
 class Refusal(Exception):
@@ -72,8 +75,25 @@ def parse_spec(data: bytes) -> FunctionSpec:
         raise Refusal(400, "bad_spec", f"spec: {error}") from None
 
 
+def parse_input(data: bytes) -> list[Any]:
+    """Read what a node of a workflow gets from those before it. Raises Refusal (bad_input)."""
+    if not data:
+        return []
+    try:
+        value: list[Any] = msgspec.json.decode(data, type=list)
+        if depth_of(value) > MAX_DEPTH:
+            raise Refusal(400, "bad_input", f"input: nested deeper than {MAX_DEPTH}")
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise Refusal(400, "bad_input", f"input: {error}") from None
+    return value
+
+
 def _nowhere(target: str, path: Sequence[str]) -> str:
     return ""
+
+
+async def _no_files(opened: Opened, submit: Submit, first: Submit, process: Process) -> None:
+    raise Refusal(409, "no_files", "this colony keeps no files")
 
 
 def _none(issuer: str) -> int:
@@ -99,7 +119,12 @@ class Inbox:
     meter: Meter = field(default_factory=Meter)
     way_to: Callable[[str, Sequence[str]], str] = _nowhere
     relayed: Callable[[str], int] = _none
+    teller: Teller = field(init=False)
+    bring: Callable[[Opened, Submit, Submit, Process], Awaitable[None]] = _no_files
     _bells: dict[str, trio.Event] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.teller = Teller(self.home, self.client, self.processes, self.keys)
 
     async def load(self) -> None:
         """Read which outcomes are owed."""
@@ -112,6 +137,11 @@ class Inbox:
         """A process of another colony ended: wake its poll."""
         pid = process.notify.rpartition("/")[2]
         self.owed.setdefault(process.origin, set()).add(pid)
+        self._ring(process.origin)
+
+    def progressed(self, process: Process) -> None:
+        """There is something new of a process of another colony: wake its poll."""
+        self.teller.progressed(process)
         self._ring(process.origin)
 
     def blocked(self, issuer: str) -> None:
@@ -189,11 +219,20 @@ class Inbox:
             )
         fresh = True
         try:
+            needed = asked.first.files is not None and not process.peer
+            if needed and not await self._known(opened, submit):
+                fresh = False
+                await self.bring(opened, submit, asked.first, process)
+                fresh = True
             answer, fresh = await self._take_in(opened, data, submit, process)
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
             self.meter.leave(opened.issuer, used=fresh)
         return answer
+
+    async def _known(self, opened: Opened, submit: Submit) -> bool:
+        """Whether it is a repeat, which needs nothing more."""
+        return await self.client.get(self.keys.marker(opened.issuer, submit.pid)) is not None
 
     def _same(self, one: str, other: str) -> bool:
         """Whether two ids are of one colony, as far as we know."""
@@ -299,6 +338,7 @@ class Inbox:
             )
         except RpcError as error:
             raise Refusal(400, "bad_spec", error.message) from None
+        process.input = parse_input(asked.first.input)
         policy, taken = self.peers.policy(opened.issuer), len(submit.path) + 1
         if onward(policy, hops=taken, limit=submit.hops) is None:
             process.hops = min(submit.hops, policy.max_hops) - taken
@@ -348,15 +388,23 @@ class Inbox:
         """Forget what was acknowledged, then give what is owed, waiting for it if need be."""
         poll = load(opened.payload, Poll)
         await self._acknowledge(opened.issuer, poll.ack)
-        bell = self._bells.setdefault(opened.issuer, trio.Event())
-        found = await self._owed(opened.issuer)
-        if not found and poll.wait and not self.draining:
-            with trio.move_on_after(poll.wait):
+        until = trio.current_time() + poll.wait
+        while True:
+            bell = self._bells.setdefault(opened.issuer, trio.Event())
+            found = await self._owed(opened.issuer)
+            # After the outcomes, so that nothing is missing of what has ended.
+            news, cut = await self.teller.news(opened.issuer, poll, found)
+            now = trio.current_time()
+            if found or news or self.draining or now >= until:
+                break
+            with trio.move_on_at(min(until, now + _LOOK)) as quiet:
                 await bell.wait()
+            if quiet.cancelled_caught:
+                self.teller.look_again()
             # It may have been blocked while it waited: what is owed is kept, and not served.
             self._trusted_revision(opened.issuer)
-            found = await self._owed(opened.issuer)
-        return self.sealer.seal(Kind.OUTCOMES, opened.issuer, Outcomes(found))
+        answer = Outcomes(list(found.values()), news, cut)
+        return self.sealer.seal(Kind.OUTCOMES, opened.issuer, answer)
 
     async def _acknowledge(self, issuer: str, pids: list[str]) -> None:
         if not pids:
@@ -365,15 +413,16 @@ class Inbox:
         await self.client.commit(Txn([], ops))
         self.owed.get(issuer, set()).difference_update(pids)
 
-    async def _owed(self, issuer: str) -> list[bytes]:
+    async def _owed(self, issuer: str) -> dict[str, bytes]:
+        """Some of the outcomes that a colony has not acknowledged, by its process ids."""
         prefix = self.keys.owed_to(issuer)
         listing = await self.client.range(prefix, limit=_PAGE)
-        sealed: list[bytes] = []
+        sealed: dict[str, bytes] = {}
         total = 0
         for item in listing.items:
             pid = item.key[len(prefix) :]
-            sealed.append(await self._outcome(issuer, pid, item.value.decode()))
-            total += len(sealed[-1])
+            sealed[pid] = await self._outcome(issuer, pid, item.value.decode())
+            total += len(sealed[pid])
             if total > _PAGE_BYTES:
                 break
         return sealed
@@ -434,7 +483,8 @@ class Inbox:
                 continue
             loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
             if not loaded or loaded[0].closed:
-                txn = Txn([ModRevision(item.key, item.mod_revision)], [Delete(item.key)])
+                gone = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
+                txn = Txn([ModRevision(item.key, item.mod_revision)], gone)
                 await self.client.commit(txn)
 
 

@@ -57,6 +57,11 @@ class Keys:
         return f"{self.root}apart/"
 
     @property
+    def followed_all(self) -> str:
+        """Prefix of how much is known of what peers run for us."""
+        return f"{self.root}follow/"
+
+    @property
     def invitations(self) -> str:
         """Prefix of the invitations that nobody used yet."""
         return f"{self.root}invitation/"
@@ -116,6 +121,18 @@ class Keys:
     def apart(self, processid: str) -> str:
         """The signed outcome of a forward that did not fit beside the rest of its record."""
         return f"{self.aparts}{processid}"
+
+    def followed(self, processid: str) -> str:
+        """How much is known of a process that a peer runs for us."""
+        return f"{self.followed_all}{processid}"
+
+    def fetched(self, issuer: str, checksum: str) -> str:
+        """That a colony once gave us the bytes with this SHA-256, so they may serve it again."""
+        return f"{self.root}fetched/{issuer}/{checksum}"
+
+    def hearing(self, issuer: str, processid: str) -> str:
+        """How much of the channels of a process of another colony that colony told us of."""
+        return f"{self.root}hearing/{issuer}/{processid}"
 
     def late(self, processid: str) -> str:
         """A signed outcome that came too late to count."""

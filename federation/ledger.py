@@ -146,7 +146,9 @@ class Ledger:
 
     def forwarding(self, process: Process, way: Way | None = None) -> Addition:
         """The outbox entry of a process that goes to its peer, by a route if there is a `way`."""
-        forward = outbox.new_forward(process, way, self.sealer.now() if way else 0)
+        # A node of a workflow may have waited for others, for longer than a message may live.
+        late = way is not None or bool(process.parents)
+        forward = outbox.new_forward(process, way, self.sealer.now() if late else 0)
         return Addition([Put(self.keys.forward(forward.peer, forward.processid), pack(forward))])
 
     def cancelling(self, process: Process) -> Addition:
@@ -203,13 +205,20 @@ class Ledger:
 
     @staticmethod
     def _adopt(entry: Entry, forward: Forward, revision: int) -> None:
-        if revision >= entry.revision:
+        if revision > entry.revision:
             if forward.state != entry.forward.state:
                 entry.due, entry.tries = 0.0, 0
             entry.forward, entry.revision = forward, revision
 
-    async def save(self, entry: Entry, forward: Forward) -> bool:
-        """Write an entry; False when somebody else changed it, which is then read again."""
+    async def save(self, entry: Entry, forward: Forward, before: Forward) -> bool:
+        """Write what follows from `before`; False when somebody changed it meanwhile.
+
+        It is then read again: a cancel that came while a message was on its way must outlast what
+        becomes of the message.
+        """
+        if entry.forward is not before:
+            self.stale[forward.processid] = forward.peer
+            return False
         key = self.keys.forward(forward.peer, forward.processid)
         txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(forward))])
         result = await self.client.commit(txn)
@@ -230,24 +239,28 @@ class Ledger:
         )
         return [Delete(key), Put(self.keys.proof(forward.processid), pack(record))]
 
-    async def apply(self, entry: Entry, move: Move) -> None:
-        """Do what follows from an event, in one transaction."""
-        before, after = entry.forward, move.forward
-        if move.certain and await self.detour(entry, move):
-            return
+    async def apply(self, entry: Entry, move: Move, before: Forward) -> bool:
+        """Do what follows from an event and `before`, in one transaction; False if overtaken."""
+        after, done = move.forward, False
+        if move.certain and entry.forward is before and await self.detour(entry, move):
+            return True
         if move.act is Act.NOTHING:
             if move.stays:
-                await self.save(entry, after)
-                return
+                return await self.save(entry, after, before)
+            if entry.forward is not before:
+                self.stale[after.processid] = after.peer
+                return False
             key = self.keys.forward(after.peer, after.processid)
             txn = Txn([ModRevision(key, entry.revision)], self.leaving(move))
             if (await self.client.commit(txn)).succeeded:
                 self.entries.pop(after.processid, None)
-            else:
-                self.stale[after.processid] = after.peer
-            return
+                return True
+            self.stale[after.processid] = after.peer
+            return False
 
         def step(process: Process, revision: int) -> store.Step | None:
+            nonlocal done
+            done = False
             now = self.sealer.now()
             if process.closed or process.peer != after.peer:
                 return None
@@ -255,7 +268,9 @@ class Ledger:
             if move.act is Act.START:
                 if process.state != State.WAITING:
                     return None
+                done = True
                 return store.start(process, revision, now, ops)
+            done = True
             state = State.FAILED if move.act is Act.FAIL else State.CANCELLED
             errors = move.errors
             if move.act is Act.FAIL:
@@ -268,12 +283,15 @@ class Ledger:
             if error.status != 404:
                 raise
             await self.forget(before)
-        # Memory first, so that nothing is sent again before the store is read.
-        entry.forward = after
-        if not move.stays:
-            self.entries.pop(after.processid, None)
+            done = True
+        if done:
+            # Memory first, so that nothing is sent again before the store is read.
+            entry.forward = after
+            if not move.stays:
+                self.entries.pop(after.processid, None)
         self.stale[after.processid] = after.peer
         self.bell(after.peer).ring()
+        return done
 
     async def detour(self, entry: Entry, move: Move) -> bool:
         """Send a process elsewhere that its peer surely will not run; False if it has to fail.

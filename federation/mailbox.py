@@ -6,8 +6,9 @@ here reads, signs or keeps any of it, and a sender's own outbox outlasts what is
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -15,14 +16,20 @@ import trio
 from federation.envelope import Kind, Opened, Refused
 from federation.inbox import Refusal
 from federation.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, Sealer, load
-from federation.peers import TRUSTED, Peers
-from federation.transport import Answer, Link, Lost, PeerRefused, TransportError, Unsent
+from federation.peers import TRUSTED, Known, Peers
+from federation.transport import (
+    Answer,
+    Carrier,
+    Link,
+    Lost,
+    PeerRefused,
+    TransportError,
+    Unsent,
+)
 from node.log import get_logger
 from node.rpc.http import Request, Response
 
-__all__ = ["Carrier", "Collector", "Office", "pass_on"]
-
-Carrier = Callable[[str, bytes, float], Awaitable[Answer]]
+__all__ = ["Collector", "Office", "Ways", "pass_on"]
 
 _WAIT = 25  # seconds of a poll
 _GAP = 10.0  # seconds between two polls of a colony that is there
@@ -168,7 +175,7 @@ class Office:
     @staticmethod
     def _answered(box: _Box, reply: Reply) -> None:
         held = box.held.get(reply.id)
-        if held is None or not held.taken or held.done.is_set():
+        if held is None or held.done.is_set():
             return
         held.parts += reply.data
         if len(held.parts) > _LONGEST:
@@ -209,6 +216,45 @@ async def pass_on(link: Link, to: str, path: str, body: bytes, wait: float) -> A
     except Refused as error:
         raise Lost(f"its mailbox: {error}") from None
     return Answer(passed.status, passed.after, passed.data)
+
+
+@dataclass
+class Ways:
+    """Which peers are reached by way of a mailbox, ours or another's, and which we poll.
+
+    `links` are those to the trusted peers, by the id under which each is kept.
+    """
+
+    office: Office
+    peers: Peers
+    links: Mapping[str, Link]
+    sealer: Sealer
+    _polled: dict[str, trio.Event] = field(default_factory=dict)
+
+    def polled(self, peerid: str) -> trio.Event:
+        """Set once a peer is one that we poll."""
+        return self._polled.setdefault(self.peers.roster.root(peerid), trio.Event())
+
+    def mailboxes(self) -> list[str]:
+        """Present ids of the trusted peers that we poll, as our card tells them."""
+        return sorted(
+            self.peers.known[peerid].peer.wire
+            for peerid, event in self._polled.items()
+            if event.is_set() and self.peers.state(peerid) == TRUSTED
+        )
+
+    def around(self, entry: Known) -> Carrier | None:
+        """The way to a peer that polls us, or one whom we trust; None when it is reached itself."""
+        peerid = entry.peer.id
+        if self.office.open(peerid):
+            return functools.partial(self.office.carry, peerid, self.sealer.key.id)
+        if entry.sighted or entry.proven:
+            return None
+        for mailbox in entry.peer.mailboxes:
+            link = self.links.get(self.peers.roster.root(mailbox))
+            if link is not None and link.id != peerid:
+                return functools.partial(pass_on, link, entry.peer.wire)
+        return None
 
 
 @dataclass

@@ -119,7 +119,8 @@ class Meeting:
             entry = self.peers.get(hint.id)
             if entry is not None and entry.peer.state == SEEN:
                 entry.error = problem
-            log.info("card not fetched", address=hint.address, error=problem)
+            # Anybody can announce what leads nowhere: not worth a line each.
+            log.debug("card not fetched", address=hint.address, error=problem)
 
     # -- fetching ------------------------------------------------------------------------
 

@@ -18,14 +18,24 @@ from node.identity import PrivateKey
 
 __all__ = [
     "DEEPEST",
+    "MOST_FILES",
+    "MOST_FOLLOWED",
     "Cancel",
     "Capabilities",
+    "Carried",
+    "Chunk",
     "Collect",
     "Denial",
+    "Extra",
+    "Fetch",
+    "Follow",
+    "Heard",
     "Hello",
     "Introduction",
     "Introductions",
     "Join",
+    "Line",
+    "News",
     "Offer",
     "Outcome",
     "Outcomes",
@@ -36,6 +46,8 @@ __all__ = [
     "Poll",
     "Receipt",
     "Reply",
+    "Said",
+    "Say",
     "Sealer",
     "Submit",
     "Succession",
@@ -55,6 +67,9 @@ Text = Annotated[str, msgspec.Meta(max_length=200)]
 Name = Annotated[bytes, msgspec.Meta(min_length=1, max_length=16)]
 Key = Annotated[bytes, msgspec.Meta(min_length=65, max_length=65)]
 Wait = Annotated[int, msgspec.Meta(ge=0, le=30)]
+Big = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+MOST_FOLLOWED = 128  # processes in one poll
+MOST_FILES = 2000  # that one submission needs
 M = TypeVar("M")
 
 
@@ -109,12 +124,48 @@ class Welcome(msgspec.Struct, frozen=True):
     proof: bytes = b""
 
 
+Checksum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
+
+
+class Carried(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file that a submission needs, as the origin has it under `label` and `name`.
+
+    `mount` is "d" for one of its directories, or the place of the snapshot that it is in. `ref`,
+    JSON, tells where the bytes are if the origin itself has none.
+    """
+
+    mount: Annotated[str, msgspec.Meta(pattern="^(d|[0-9]{1,3})\\Z")]
+    label: str
+    name: str
+    size: Big
+    checksum: str
+    ref: bytes = b""
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Give me bytes of a file that you sent a process of yours with, from `offset` on."""
+
+    pid: Pid
+    attempt: Attempt
+    checksum: Checksum
+    offset: Big
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Bytes of a file; none at its end."""
+
+    checksum: Checksum
+    offset: Big
+    data: bytes
+
+
 class Submit(msgspec.Struct, frozen=True, omit_defaults=True):
     """Run this: `pid` is the sender's process id, `spec` the function spec as JSON bytes.
 
     `hops` is how many the origin allows, `path` the ids of the colonies before the sender. A relay
     has no spec of its own: `inner` is the sealed submission that it was sent, `target` who is
-    meant if not the receiver, `keys` the public keys of those in `path`.
+    meant if not the receiver, `keys` the public keys of those in `path`. `input`, a JSON array, is
+    what a node of a workflow gets from those before it, and `files` what its file mounts hold.
     """
 
     pid: Pid
@@ -126,6 +177,8 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True):
     target: Annotated[str, msgspec.Meta(max_length=400)] = ""
     inner: bytes = b""
     keys: Annotated[list[bytes], msgspec.Meta(max_length=4)] = []
+    input: bytes = b""
+    files: Annotated[list[Carried], msgspec.Meta(max_length=MOST_FILES)] | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True):
@@ -144,17 +197,119 @@ class Receipt(msgspec.Struct, frozen=True):
     remote: str
 
 
-class Poll(msgspec.Struct, frozen=True):
-    """Give me outcomes, waiting up to `wait` seconds; `ack` names those I have kept."""
+class Follow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How much I know of a process of mine that you run.
+
+    `version` is that of the latest news, `line` the time (Unix ns, yours) of the last log line,
+    `attributes` how many, `output` the digest of the output, `heard` how many entries of each
+    channel were looked at.
+    """
+
+    pid: Pid
+    attempt: Attempt
+    version: Big = 0
+    line: Big = 0
+    attributes: Count = 0
+    output: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    heard: Annotated[dict[Text, Count], msgspec.Meta(max_length=100)] = {}
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A log line; `at` in Unix ns."""
+
+    at: Big
+    executor: Text
+    message: Annotated[str, msgspec.Meta(max_length=70_000)]
+
+
+class Extra(msgspec.Struct, frozen=True):
+    """An attribute that was added; `kind` as upstream numbers it."""
+
+    key: str
+    value: str
+    kind: Annotated[int, msgspec.Meta(ge=0, le=16)]
+
+
+class Said(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message in a channel, with its place there."""
+
+    name: Text
+    place: Count
+    payload: bytes
+    type: Text = ""
+    sequence: int = 0
+    inreplyto: int = 0
+
+
+class News(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is new of a process since what a `Follow` told, which each field takes further.
+
+    `executor` has it since `start` (Unix ns) if it is running. Of `attributes` in all, `added` are
+    the last ones. `out`, JSON, is the output so far, if it is another. `said` are messages for the
+    initiator, and `heard` how many entries of each channel that covers. With `more`, there is more.
+    """
+
+    pid: Pid
+    attempt: Attempt
+    state: Annotated[int, msgspec.Meta(ge=0, le=4)] = 0
+    executor: Text = ""
+    start: Big = 0
+    version: Big = 0
+    lines: Annotated[list[Line], msgspec.Meta(max_length=100)] = []
+    attributes: Count = 0
+    added: Annotated[list[Extra], msgspec.Meta(max_length=100)] = []
+    output: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    out: bytes = b""
+    heard: Annotated[dict[Text, Count], msgspec.Meta(max_length=100)] = {}
+    said: Annotated[list[Said], msgspec.Meta(max_length=100)] = []
+    more: bool = False
+
+
+class Say(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Messages for a channel of a process of mine that you run, in their order.
+
+    `start` is how many entries of my channel I told you of, or passed over, before; with these it
+    is `after`.
+    """
+
+    pid: Pid
+    attempt: Attempt
+    name: Text
+    start: Count
+    after: Count
+    said: Annotated[list[Said], msgspec.Meta(max_length=100)] = []
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """So many entries of that channel of yours have I been told of."""
+
+    pid: Pid
+    attempt: Attempt
+    name: Text
+    after: Count
+
+
+class Poll(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Give me outcomes, waiting up to `wait` seconds; `ack` names those I have kept.
+
+    And news of those that I `follow`, which are all that I have at yours if it is `whole`.
+    """
 
     wait: Annotated[int, msgspec.Meta(ge=0, le=30)]
     ack: Annotated[list[Pid], msgspec.Meta(max_length=100)]
+    follow: Annotated[list[Follow], msgspec.Meta(max_length=MOST_FOLLOWED)] | None = None
+    whole: bool = False
 
 
-class Outcomes(msgspec.Struct, frozen=True):
-    """Sealed outcomes, some of those owed."""
+class Outcomes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Sealed outcomes, some of those owed, and if asked for, `news`: each one encoded for itself.
+
+    `cut`: there may be more news than fit.
+    """
 
     outcomes: list[bytes]
+    news: Annotated[list[bytes], msgspec.Meta(max_length=512)] | None = None
+    cut: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -268,9 +423,9 @@ class Passed(msgspec.Struct, frozen=True):
 
 
 class Denial(msgspec.Struct, frozen=True):
-    """The message whose SHA-256 is `digest` was not taken, and nothing came of it.
+    """The message whose SHA-256 is `digest`, posted to `path`, was not taken: nothing came of it.
 
-    `clock` and `latest` as in a hello.
+    At another path the same bytes may well have been. `clock` and `latest` as in a hello.
     """
 
     code: str
@@ -278,6 +433,7 @@ class Denial(msgspec.Struct, frozen=True):
     digest: bytes
     clock: Count = 0
     latest: Count = 0
+    path: Text = ""
 
 
 def dump(message: msgspec.Struct) -> bytes:
@@ -288,7 +444,9 @@ def dump(message: msgspec.Struct) -> bytes:
 def load(payload: bytes, kind: type[M]) -> M:
     """Decode a payload. Raises Refused (malformed), which names the field."""
     try:
-        return msgspec.convert(cbor.decode(payload, depth=_DEPTH), kind)
+        value = cbor.decode(payload, depth=_DEPTH)
+        # Bytes are bytes: never text in base64, which would be a second encoding of a value.
+        return msgspec.convert(value, kind, builtin_types=(bytes,))
     except (cbor.CborError, msgspec.ValidationError) as error:
         raise Refused("malformed", f"payload: {error}") from None
 

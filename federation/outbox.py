@@ -41,6 +41,7 @@ __all__ = [
     "returned",
     "sending",
     "stranded",
+    "unsendable",
     "unsent",
     "untimely",
 ]
@@ -276,6 +277,12 @@ def refused(
     # Another message under this id, which it has, may be one of ours that a lost store forgot.
     certain = signed and code != "id_reuse"
     return Move(msgspec.structs.replace(after, state=REFUSED), False, Act.FAIL, [error], certain)
+
+
+def unsendable(forward: Forward, error: str, now: int) -> Move:
+    """It can't be put into a message at all, and never left."""
+    after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
+    return Move(after, False, Act.FAIL, [error])
 
 
 def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -> Move | None:

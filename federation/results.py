@@ -6,7 +6,7 @@ Only the origin connects, so this works from behind NAT; what is owed is kept by
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,6 +14,7 @@ import trio
 
 from federation import chains, outbox, relays
 from federation.envelope import Kind, Opened, Refused, open_envelope
+from federation.following import Follower
 from federation.ledger import Ledger
 from federation.messages import Outcome, Outcomes, Poll, Sealer, load
 from federation.outbox import Forward
@@ -24,11 +25,13 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, Op, Put, Txn
 from node.log import get_logger
 from node.model import Process, State
+from node.rpc.table import MAX_DEPTH, depth_of
 from node.store import processes as store
 
 __all__ = ["Results"]
 
 _POLL = 30  # seconds
+_VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between looks at a peer that should owe nothing
 _OUTCOME_LIMIT = 8_000_000  # bytes
 
@@ -44,19 +47,23 @@ class Results:
     high_water: Callable[[], float]
     late: int = 0
     broken: int = 0  # outcomes whose chain did not hold
+    follower: Follower = field(init=False)
     _acks: dict[str, set[str]] = field(default_factory=dict)
     _chance: random.Random = field(default_factory=random.Random)
+
+    def __post_init__(self) -> None:
+        self.follower = Follower(self.ledger)
 
     # -- outcomes ----------------------------------------------------------------------------
 
     def _awaited(self, peerid: str) -> bool:
-        if self._acks.get(peerid):
+        if self._acks.get(peerid) or self.follower.tails(peerid):
             return True
         return any(entry.forward.outstanding for entry in self.ledger.of_peer(peerid))
 
     async def poll_forever(self, link: Link) -> None:
         """Fetch outcomes from one peer while it may owe any, until cancelled."""
-        bell, failures = self.ledger.bell(link.id), 0
+        bell, failures, vain = self.ledger.bell(link.id), 0, 0
         # What a crash, a refusal or a block kept from being fetched or acknowledged is still owed.
         again = trio.current_time()
         while True:
@@ -65,9 +72,14 @@ class Results:
                 with trio.move_on_at(again):
                     await event.wait()
                 continue
+            before = self.ledger.outstanding(link.id)
             try:
-                await self.poll_once(link)
+                told = await self.poll_once(link)
                 failures, again = 0, trio.current_time() + _IDLE
+                # Repeats of what is settled come for a moment after a crash, or from a liar.
+                vain = vain + 1 if told and self.ledger.outstanding(link.id) >= before else 0
+                if vain > _VAIN:
+                    await trio.sleep(outbox.delay(min(vain - _VAIN, 6), self._chance))
             except (TransportError, EtcdError, RpcError, Refused) as error:
                 failures += 1
                 link.entry.error = str(error)
@@ -78,27 +90,38 @@ class Results:
                 with trio.move_on_after(min(pause, 60.0)):
                     await back.wait()
 
-    async def poll_once(self, link: Link) -> None:
-        """Ask for outcomes, settle them, and remember what to acknowledge."""
+    async def poll_once(self, link: Link) -> int:
+        """Ask for outcomes, settle them, and remember what to acknowledge; how many there were."""
         acks = sorted(self._acks.get(link.id, set()))[:100]
         waits = any(entry.forward.outstanding for entry in self.ledger.of_peer(link.id))
-        wait = _POLL if waits else 0
-        body = link.seal(Kind.POLL, Poll(wait, acks))
+        follow, whole, wait = self.follower.wanted(link.id, _POLL if waits else 0)
+        body = link.seal(Kind.POLL, Poll(wait, acks, follow, whole))
         opened, _ = await link.post("/v1/outcomes", body, Kind.OUTCOMES, wait)
         self._acks.get(link.id, set()).difference_update(acks)
         problem: Exception | None = None
-        for sealed in load(opened.payload, Outcomes).outcomes:
+        answer = load(opened.payload, Outcomes)
+        # First, so that who looks at a process that ended sees all that it said, if it fits.
+        more = await self.follower.take(link, answer)
+        for sealed in answer.outcomes:
             try:
-                pid = await self.settle(link, sealed)
+                pid = await self.settle(link, sealed, more)
             except (Refused, RpcError, EtcdError) as error:
                 problem = error
                 continue
             self._acks.setdefault(link.id, set()).add(pid)
         if problem is not None:
             raise problem
+        if answer.news:
+            await self.follower.pace(link.id)
+        return len(answer.outcomes)
 
-    async def settle(self, link: Link, sealed: bytes) -> str:
-        """Verify one outcome and close its process; returns the id to acknowledge."""
+    async def settle(
+        self, link: Link, sealed: bytes, more: Collection[str] | None = frozenset()
+    ) -> str:
+        """Verify one outcome and close its process; returns the id to acknowledge.
+
+        There is `more` to be told of these processes, or (None) of any.
+        """
         opened = open_envelope(
             sealed,
             kind=Kind.OUTCOME,
@@ -116,10 +139,14 @@ class Results:
         forward = unpack(found.value, Forward) if found else None
         fits = forward is not None and forward.attempt == outcome.attempt
         leaving: list[Op] = []
+        rest: list[Op] = []
         record: Forward | None = None
         if forward is not None and fits:
             record = outbox.concluded(forward, sealed, outcome.localpid, now)
-            leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(record))]
+            rest = self.follower.ending(
+                link.id, outcome.pid, outcome.attempt, more=more is None or outcome.pid in more
+            )
+            leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(record)), *rest]
         try:
             closed = await self._close(link, outcome, output, leaving) if fits else False
         except EtcdTooLarge:
@@ -130,10 +157,12 @@ class Results:
                 outcome = msgspec.structs.replace(outcome, state=State.FAILED, errors=errors)
                 output = []
             bare = msgspec.structs.replace(record, outcome=b"")
-            leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(bare))]
+            leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(bare)), *rest]
             closed = await self._close(link, outcome, output, leaving)
         if not closed:
             await self._too_late(link, outcome, sealed, leaving)
+        if rest:
+            await self.follower.ended(outcome.pid)
         entry = self.ledger.entries.get(outcome.pid)
         if fits and entry is not None and entry.forward.peer == link.id:
             if not entry.busy:
@@ -234,4 +263,7 @@ def _output(data: bytes) -> list[object]:
         value: list[object] = msgspec.json.decode(data, type=list)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("malformed", f"outcome: {error}") from None
+    # Deeper, the store would take it and never give the process back.
+    if depth_of(value) > MAX_DEPTH:
+        raise Refused("malformed", f"outcome: nested deeper than {MAX_DEPTH}")
     return value

@@ -18,6 +18,7 @@ from federation.blocking import Endings
 from federation.capabilities import Board
 from federation.card import open_card
 from federation.delivery import Delivery
+from federation.depot import Depot
 from federation.discovery import Advert, discover
 from federation.envelope import Refused
 from federation.exchange import Exchange
@@ -28,7 +29,7 @@ from federation.invitations import Invitations
 from federation.joining import Joining
 from federation.keys import Keys
 from federation.ledger import Bell, Ledger
-from federation.mailbox import Collector, Office, pass_on
+from federation.mailbox import Collector, Office, Ways
 from federation.meeting import Meeting
 from federation.messages import Hello, Sealer, Successor
 from federation.peers import BLOCKED, TRUSTED, Known, Peers, Usurped
@@ -40,8 +41,9 @@ from federation.router import Router
 from federation.routes import read_routes
 from federation.succession import prove
 from federation.surroundings import Surroundings
+from federation.talking import Listener, Talker
 from federation.tls import make_certificate, server_context
-from federation.transport import Carrier, Link, TransportError, Unsent, Untimely
+from federation.transport import Link, TransportError, Unsent, Untimely
 from node.config import Config
 from node.errors import RpcError, conflict
 from node.etcd.client import EtcdClient
@@ -124,7 +126,6 @@ class Federation(Hooks):
         self.collector = Collector(
             sealer, self.gate.handle, lambda tries: outbox.delay(tries, self._chance)
         )
-        self._mailboxes: dict[str, trio.Event] = {}
         self.router = Router(
             home_name,
             read_routes(config.routes),
@@ -139,6 +140,13 @@ class Federation(Hooks):
         self.ledger.elsewhere = self.router.elsewhere
         self.inbox.way_to, self.inbox.relayed = self.peers.toward, self.ledger.relayed
         self.router.onward = self._stays
+        self.depot = Depot(self.ledger, link_to=self.links_to)
+        self.gate.files, self.inbox.bring = self.depot.serve, self.depot.bring
+        self.delivery.gather = self.depot.gather
+        self.talker = Talker(self.ledger)
+        self.gate.channels = Listener(self.inbox, now).hear
+        self.inbox.teller.name_of = self._name_of
+        self.inbox.teller.heard = self.results.follower.of
         self.invitations = self.gate.invitations = Invitations(
             client, self.keys, sealer, self.peers, self.portrait, self.high_water
         )
@@ -152,6 +160,7 @@ class Federation(Hooks):
         self.port = 0
         self.fingerprint = ""
         self.links: dict[str, Link] = {}
+        self.ways = Ways(self.office, self.peers, self.links, sealer)
         self._scopes: dict[str, trio.CancelScope] = {}
         self._probes: dict[str, Bell] = {}
         self._nursery: trio.Nursery | None = None
@@ -178,6 +187,10 @@ class Federation(Hooks):
         """Whether a colony is hosted here."""
         members = self.exchange.members
         return members is not None and members.directory.colony(colonyname) is not None
+
+    def unknown(self, colonyname: str) -> bool:
+        """Whether nobody can be meant by a name that is no trusted peer's."""
+        return self.exchange.members is not None and not self.hosts(colonyname)
 
     def route(self, process: Process) -> str:
         """Id of the peer that the routes send a process to, or ""."""
@@ -213,6 +226,19 @@ class Federation(Hooks):
         if self.peers.state(process.peer) == BLOCKED:
             self.endings.begin()
 
+    def progressed(self, process: Process) -> None:
+        """There is something to be told: to the colony that it came from, or where it went."""
+        if process.origin and process.notify:
+            self.inbox.progressed(process)
+        if process.peer:
+            self.talker.wake(process)
+
+    def _name_of(self, executorid: str) -> str:
+        """The name of an executor of the home colony."""
+        members = self.exchange.members
+        executor = members.directory.executor_of(self.home, executorid) if members else None
+        return executor.executorname if executor else executorid[:12]
+
     def closed(self, process: Process) -> None:
         """Wake the poll of the colony that a process came from."""
         if process.peer:
@@ -229,7 +255,8 @@ class Federation(Hooks):
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         certificate, key, self.fingerprint = make_certificate(self.directory)
         context = server_context(certificate, key)
-        listeners = await open_listeners(settings.host, settings.port, context)
+        host = "" if settings.host == "*" else settings.host  # IPv4 and IPv6
+        listeners = await open_listeners(host, settings.port, context)
         self.port = bound_port(listeners)
         self.surroundings.start()
         await self.portrait.start(self.port, self.fingerprint)
@@ -239,10 +266,11 @@ class Federation(Hooks):
             await outer.start(
                 functools.partial(serve, self.gate.handle, listeners, error=self.gate.refuse)
             )
-            outer.start_soon(self.surroundings.run)
-            outer.start_soon(self._move_on)
-            await self.work(task_status)
-            outer.cancel_scope.cancel()
+            async with trio.open_nursery() as watching:
+                watching.start_soon(self.surroundings.run)
+                watching.start_soon(self._move_on)
+                await self.work(task_status)
+                watching.cancel_scope.cancel()
 
     async def work(self, task_status: trio.TaskStatus[None]) -> None:
         """Speak to peers until `drain` is set; what is on its way then gets a moment to end."""
@@ -271,7 +299,7 @@ class Federation(Hooks):
         for peer in self.config.peers:
             nursery.start_soon(self.meeting.meet, peer.url, peer.id)
             if peer.mailbox:
-                self._mailbox(peer.id).set()
+                self.ways.polled(peer.id).set()
         for entry in self.peers.trusted():
             self._changed(entry.peer.id)
 
@@ -283,6 +311,7 @@ class Federation(Hooks):
         await self.peers.load()
         await self.inbox.load()
         await self.ledger.load()
+        await self.results.follower.load()
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         """Run `action` again and again; what goes wrong is logged and tried at the next turn."""
@@ -315,7 +344,9 @@ class Federation(Hooks):
     async def _sweep(self) -> None:
         await self.inbox.sweep()
         await self.invitations.sweep()
-        for prefix in (self.keys.proofs, self.keys.lates, self.keys.aparts):
+        await self.depot.sweep()
+        leftovers = (self.keys.proofs, self.keys.lates, self.keys.aparts, self.keys.followed_all)
+        for prefix in leftovers:
             listing = await self.client.range(prefix, limit=1000, keys_only=True)
             for item in listing.items:
                 pid = item.key[len(prefix) :]
@@ -348,6 +379,8 @@ class Federation(Hooks):
                 await self._keep_clock()
             except EtcdError as error:
                 log.warning("card not renewed", error=error)  # within a minute, it will be
+            for link in list(self.links.values()):
+                await link.close()  # a connection from where we were may stay silent for long
             self.greet_all()
 
     # -- peers ---------------------------------------------------------------------------
@@ -378,6 +411,7 @@ class Federation(Hooks):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._supervised, self.delivery.send_forever, link)
                     nursery.start_soon(self._supervised, self.results.poll_forever, link)
+                    nursery.start_soon(self._supervised, self.talker.talk_forever, link)
                     nursery.start_soon(self._supervised, self._probe_forever, link)
                     nursery.start_soon(self._supervised, self._exchange_forever, link)
                     nursery.start_soon(self._supervised, self._introduce_forever, link)
@@ -395,36 +429,10 @@ class Federation(Hooks):
         await self.introducer.exchange_forever(link, lambda: back.event)
 
     async def _collect_forever(self, link: Link) -> None:
-        await self._mailbox(link.id).wait()
-        await self.portrait.polls(sorted(self.mailboxes()))
+        await self.ways.polled(link.id).wait()
+        await self.portrait.polls(self.ways.mailboxes())
         self.greet_all()
         await self.collector.collect_forever(link)
-
-    def _mailbox(self, peerid: str) -> trio.Event:
-        """Set once a peer is one that we poll."""
-        return self._mailboxes.setdefault(peerid, trio.Event())
-
-    def mailboxes(self) -> list[str]:
-        """Ids of the trusted peers that we poll."""
-        return [
-            peerid
-            for peerid, event in self._mailboxes.items()
-            if event.is_set() and self.peers.state(peerid) == TRUSTED
-        ]
-
-    def _around(self, entry: Known) -> Carrier | None:
-        """The way to a peer that polls us, or one whom we trust; None when it is reached itself."""
-        peerid = entry.peer.id
-        if self.office.open(peerid):
-            return functools.partial(self.office.carry, peerid, self.key.id)
-        wire = entry.peer.wire
-        if entry.sighted or entry.proven:
-            return None
-        for mailbox in entry.peer.mailboxes:
-            link = self.links.get(self.peers.roster.root(mailbox))
-            if link is not None and link.id != peerid:
-                return functools.partial(pass_on, link, wire)
-        return None
 
     async def _supervised(self, task: Callable[[Link], Awaitable[None]], link: Link) -> None:
         """One peer's trouble never becomes the daemon's."""
@@ -437,13 +445,17 @@ class Federation(Hooks):
                 entry.busy = False
             await trio.sleep(1)
 
+    def links_to(self, peerid: str) -> Link | None:
+        """The way to a trusted peer that is in use."""
+        return self.links.get(peerid)
+
     def link_to(self, entry: Known) -> Link:
         """A way to a peer; the caller closes it."""
 
         async def renew(address: str) -> None:
             await self.fetch(address, entry.peer.id)
 
-        around = functools.partial(self._around, entry)
+        around = functools.partial(self.ways.around, entry)
         measure = functools.partial(self._heard_again, entry.peer.id)
         return Link(entry, self.sealer, renew, self.high_water, around, measure, self.follow)
 
@@ -480,7 +492,8 @@ class Federation(Hooks):
             return
         entry.lastseen = self.sealer.seconds
         self.ledger.retry_now(peerid)
-        if entry.error:
+        link = self.links.get(peerid)
+        if entry.error or (link is not None and link.stale):
             self._probe_bell(peerid).ring()
 
     async def hello(self, link: Link) -> float:

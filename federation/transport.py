@@ -6,21 +6,29 @@ Which message to send when, and what an answer means, is decided by the callers;
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import httpx
 import msgspec
 import trio
 
-from federation.card import CARD_LIMIT, Card, open_card
-from federation.clocks import Reading, bridgeable, read
+from federation.clocks import MOST, Reading, apart, bridgeable, read, told
+from federation.dialing import (
+    Lost,
+    TransportError,
+    Unsent,
+    client,
+    fetch_card,
+    find,
+    read_body,
+    split_address,
+    text_of,
+)
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.messages import Denial, Hello, Sealer, Successor, load
 from federation.peers import TRUSTED, Known
-from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
+from federation.tls import fingerprint_of
 from node.log import get_logger
 from node.model import SECOND
 
@@ -39,29 +47,13 @@ __all__ = [
 
 _ANSWER_LIMIT = 8_000_000  # bytes
 _REFUSAL_LIMIT = 4096
-_TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
-_LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
 _LONGEST_WAIT = 300
-_STAGGER = 0.3  # seconds between two tries of a peer's addresses
 _MOST_ADDRESSES = 16
 _TIMELY = ("not_yet_valid", "expired")
 
-T = TypeVar("T")
 # Carries the body of a message to a path there, for as many seconds and a few, and the answer back.
 Carrier = Callable[[str, bytes, float], Awaitable["Answer"]]
 log = get_logger("transport")
-
-
-class TransportError(Exception):
-    """A message got no valid answer; what that means for it, the subclass tells."""
-
-
-class Unsent(TransportError):
-    """No byte of it reached the peer."""
-
-
-class Lost(TransportError):
-    """It may have reached the peer."""
 
 
 class Later(TransportError):
@@ -105,71 +97,6 @@ class _Refusal(msgspec.Struct):
     message: str = ""
     signed: bytes = b""  # base64 in JSON
     clock: int = 0
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of "host:port", "[v6]:port" or an https URL. Raises ValueError."""
-    text = address.removeprefix("https://").rstrip("/")
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is not host:port")
-    return host, int(port)
-
-
-def _url(host: str, port: int) -> str:
-    # The "%" of a scope stays as it is: httpx hands the host to the resolver as it finds it.
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-
-
-def _client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=_url(host, port),
-        verify=trusting(der),
-        timeout=_TIMEOUT,
-        limits=_LIMITS,
-        trust_env=False,
-    )
-
-
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    parts, total = [], 0
-    async for part in response.aiter_bytes():
-        total += len(part)
-        if total > limit:
-            raise Lost(f"the answer is longer than {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def fetch_card(
-    address: str, sealer: Sealer, high_water: float = 0, *, pinned: str = ""
-) -> tuple[Card, bytes]:
-    """Return the card shown at an address, proven, and its bytes.
-
-    With `pinned`, a certificate's fingerprint, nothing is sent to who shows another. Raises
-    TransportError when there is none, or its fingerprint is not that of the certificate.
-    """
-    try:
-        host, port = split_address(address)
-        der = await fetch_certificate(host, port)
-        if pinned and fingerprint_of(der) != pinned:
-            raise TlsError("shows another certificate than expected")
-        async with _client(der, host, port) as client:
-            async with client.stream("GET", "/v1/card") as response:
-                data = await _read(response, CARD_LIMIT)
-        if response.status_code != 200:
-            raise Unsent(f"{address}: no card there (status {response.status_code})")
-        card = open_card(data, sealer.seconds, high_water=high_water)
-    except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Refused) as error:
-        raise Unsent(f"{address}: {_text(error)}") from None
-    if card.fingerprint != fingerprint_of(der):
-        raise Unsent(f"{address}: shows another certificate than the card there promises")
-    return card, data
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
 
 
 def _no_way() -> Carrier | None:
@@ -233,7 +160,23 @@ class Link:
             if self._http is not None and not self.stale:
                 return self._http
             await self._forget()
-            return await self._find()
+            peer = self.entry.peer
+            found = await find(self.entry.addresses()[:_MOST_ADDRESSES], peer.fingerprint)
+            if found.address:
+                return self._use(found.address, found.der)
+            problems = list(found.problems)
+            for address, der in found.others:
+                try:
+                    # A new certificate is fine once a newer card of the same colony says so.
+                    await self.renew(address)
+                    if fingerprint_of(der) == self.entry.peer.fingerprint:
+                        return self._use(address, der)
+                    problems.append(
+                        f"{address}: shows another certificate than the peer's card promises"
+                    )
+                except (ValueError, TransportError) as error:
+                    problems.append(text_of(error))
+            raise Unsent("; ".join(problems[:3]) or "no address is known")
 
     @property
     def stale(self) -> bool:
@@ -246,56 +189,10 @@ class Link:
             self._pinned != peer.fingerprint or self._sequence != peer.sequence
         )
 
-    async def _find(self) -> httpx.AsyncClient:
-        """Try all addresses, each a moment after the one before, and take the first that is right.
-
-        What another certificate is shown at is asked for a newer card only when all have failed:
-        anybody can announce an address.
-        """
-        problems: list[str] = []
-        others: list[tuple[str, bytes]] = []
-        send, results = trio.open_memory_channel[tuple[str, bytes, str]](0)
-
-        async def look(address: str) -> None:
-            der, problem = b"", ""
-            try:
-                der = await fetch_certificate(*split_address(address))
-            except (TlsError, ValueError) as error:
-                problem = _text(error)
-            await send.send((address, der, problem))
-
-        waiting, running = self.entry.addresses()[:_MOST_ADDRESSES], 0
-        async with trio.open_nursery() as nursery:
-            while waiting or running:
-                if waiting:
-                    nursery.start_soon(look, waiting.pop(0))
-                    running += 1
-                with trio.move_on_after(_STAGGER if waiting else math.inf):
-                    address, der, problem = await results.receive()
-                    running -= 1
-                    if problem:
-                        problems.append(problem)
-                    elif fingerprint_of(der) == self.entry.peer.fingerprint:
-                        nursery.cancel_scope.cancel()
-                        return self._use(address, der)
-                    else:
-                        others.append((address, der))
-        for address, der in others:
-            try:
-                # A new certificate is fine once a newer card of the same colony says so.
-                await self.renew(address)
-                if fingerprint_of(der) == self.entry.peer.fingerprint:
-                    return self._use(address, der)
-                problem = f"{address}: shows another certificate than the peer's card promises"
-            except (TlsError, ValueError, TransportError) as error:
-                problem = _text(error)
-            problems.append(problem)
-        raise Unsent("; ".join(problems[:3]) or "no address is known")
-
     def _use(self, address: str, der: bytes) -> httpx.AsyncClient:
         host, port = split_address(address)
         try:
-            self._http = _client(der, host, port)
+            self._http = client(der, host, port)
         except httpx.InvalidURL as error:
             raise Unsent(f"{address}: {error}") from None
         self._pinned, self._sequence = fingerprint_of(der), self.entry.peer.sequence
@@ -329,14 +226,14 @@ class Link:
                 "POST", path, content=body, headers=headers, timeout=timeout
             ) as response:
                 ok = response.status_code == 200
-                data = await _read(response, _ANSWER_LIMIT if ok else _REFUSAL_LIMIT)
+                data = await read_body(response, _ANSWER_LIMIT if ok else _REFUSAL_LIMIT)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             # A pool that starves leaks (httpcore); a new one costs a handshake.
             await self._drop(http)
-            raise Unsent(_text(error)) from None
+            raise Unsent(text_of(error)) from None
         except httpx.HTTPError as error:
             await self._drop(http)
-            raise Lost(f"no answer: {_text(error)}") from None
+            raise Lost(f"no answer: {text_of(error)}") from None
         return Answer(response.status_code, response.headers.get("retry-after", ""), data)
 
     async def post(
@@ -349,7 +246,7 @@ class Link:
         answer = await self.exchange(path, body, wait)
         if answer.status != 200:
             refusal = _refusal(answer)
-            raise self._failure(answer, refusal, body)
+            raise self._failure(answer, refusal, path, body)
         try:
             opened = self._open(answer.data, kind)
         except Refused as error:
@@ -406,10 +303,10 @@ class Link:
         received = self.sealer.now() / SECOND
         if answer.status != 200:
             refusal = _refusal(answer)
-            denial = self._denial(refusal, body)
+            denial = self._denial(refusal, "/v1/hello", body)
             if denial is not None and denial.clock:
                 self._learn(read(denial.clock, denial.latest, sent, received))
-            raise self._failure(answer, refusal, body)
+            raise self._failure(answer, refusal, "/v1/hello", body)
         try:
             if inspect(answer.data, limit=_ANSWER_LIMIT).issuer not in self.entry.peer.ids:
                 # It may have another key by now, and then says so.
@@ -427,8 +324,12 @@ class Link:
         return hello
 
     def _learn(self, reading: Reading) -> None:
+        """Take note of its clock. Raises PeerRefused when it is too far off to be bridged."""
         if self.entry.clock.learn(reading):
             log.info("clock of peer", peer=self.id, ahead=reading.ahead)
+        if abs(reading.ahead) > MOST:
+            problem = apart(reading.at + reading.ahead, reading.at)
+            raise PeerRefused("clocks_apart", f"{problem}, at most {told(MOST)} can be bridged")
 
     def _open(self, data: bytes, kind: Kind) -> Opened:
         return self._opened(data, kind, self.seconds, self.highest)
@@ -450,16 +351,19 @@ class Link:
 
     # -- refusals --------------------------------------------------------------------------
 
-    def _denial(self, refusal: _Refusal, body: bytes) -> Denial | None:
-        """The peer's signed word that it did not take this very message."""
+    def _denial(self, refusal: _Refusal, path: str, body: bytes) -> Denial | None:
+        """The peer's signed word that it did not take this very message at this path.
+
+        Who carries messages for us may show the same bytes at another path, to be refused there.
+        """
         try:
             denial = load(self._open_now(refusal.signed, Kind.REFUSAL).payload, Denial)
         except Refused:
             return None
-        same = denial.digest == hashlib.sha256(body).digest() and denial.code == refusal.code
-        return denial if same else None
+        about = (denial.digest, denial.path, denial.code)
+        return denial if about == (hashlib.sha256(body).digest(), path, refusal.code) else None
 
-    def _failure(self, answer: Answer, refusal: _Refusal, body: bytes) -> TransportError:
+    def _failure(self, answer: Answer, refusal: _Refusal, path: str, body: bytes) -> TransportError:
         status = answer.status
         code = refusal.code[:40] or f"http_{status}"
         message = refusal.message[:1000] or "no reason given"
@@ -467,7 +371,7 @@ class Link:
             after = answer.retry_after
             seconds = min(int(after), _LONGEST_WAIT) if after.isdigit() else 0
             return Later(f"{code}: {message}", seconds, certain=status == 429)
-        signed = self._denial(refusal, body) is not None
+        signed = self._denial(refusal, path, body) is not None
         if code in _TIMELY and self._translates and bridgeable(refusal.clock, self.sealer.seconds):
             self.measure()
             return Untimely(f"{code}: {message}", signed=signed)

@@ -206,6 +206,8 @@ class Channels:
                 head = Head(head.count + 1, head.size + len(said.payload))
                 self._keep(place, head, result.revision)
                 self.ring(processid, name)
+                if process.origin or process.peer:
+                    self.processes.hooks.progressed(process)
                 return
             if digest and result.responses[2]:
                 return  # said already: a safe retry, even after the end
@@ -294,8 +296,6 @@ def _check_party(process: Process, identity: str, name: str) -> None:
 
 def _refusal(process: Process, head: Head, size: int) -> RpcError | None:
     """Why a message of `size` bytes can't be appended, or None."""
-    if process.peer:
-        return conflict("processid: the process is at another colony, and channels stay here")
     if process.closed:
         ended = process.state.name.lower()
         return conflict(f"processid: the process is {ended}; its channels take no more messages")

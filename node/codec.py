@@ -15,7 +15,7 @@ import msgspec
 
 from node import deterministic
 from node.graphs import layout, node_id
-from node.model import UNSET_TIME, Executor, Graph, Process
+from node.model import UNSET_TIME, Executor, FunctionSpec, Graph, Process
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -25,9 +25,35 @@ class SchemaError(ValueError):
     """A stored value of a schema that this version does not know."""
 
 
+# A spec is written with each state of its process, and seldom alone in its kind: bytes are kept.
+_MOST_SPECS = 1024
+_LARGEST_SPEC = 2048  # bytes
+_specs: dict[bytes, deterministic.Encoded] = {}
+_spec_key = msgspec.msgpack.Encoder().encode
+
+
 def pack(value: object) -> bytes:
     """Encode a struct as deterministic CBOR (RFC 8949, section 4.2) behind the schema version."""
-    return deterministic.dumps([SCHEMA, msgspec.to_builtins(value)])
+    plain = msgspec.to_builtins(value)
+    if isinstance(value, Process):
+        plain["spec"] = _encoded_spec(value.spec, plain["spec"])
+    return deterministic.dumps([SCHEMA, plain])
+
+
+def _encoded_spec(spec: FunctionSpec, plain: dict[str, Any]) -> Any:
+    """The bytes of a spec, or `plain` itself when it isn't worth keeping."""
+    try:
+        key = _spec_key(spec)
+    except (OverflowError, TypeError, ValueError):
+        return plain  # numbers over 64 bits, and what is an error to CBOR, too
+    known = _specs.get(key)
+    if known is None:
+        if len(key) > _LARGEST_SPEC:
+            return plain
+        if len(_specs) >= _MOST_SPECS:
+            del _specs[next(iter(_specs))]
+        known = _specs[key] = deterministic.Encoded(deterministic.dumps(plain))
+    return known
 
 
 def unpack(data: bytes, kind: type[T]) -> T:

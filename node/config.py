@@ -96,20 +96,55 @@ class NodeConfig(_Section, frozen=True):
 
 
 class RpcConfig(_Section, frozen=True):
-    """[rpc]: the port that SDKs talk to."""
+    """[rpc]: the port that SDKs talk to.
+
+    With `tls` it is served with the daemon's own certificate, or with the one in the PEM file
+    `certificate`, whose `key` is in another; relative paths are below the home.
+    """
 
     host: NonEmpty = "0.0.0.0"
     port: Port = 50080
     replay: Literal["lenient", "strict"] = "lenient"
     metrics: Literal["local", "open", "off"] = "local"
     max_body: Size = Size(16 * 2**20)
+    tls: bool = False
+    certificate: str = ""
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together")
+        if self.certificate and not self.tls:
+            raise ValueError("a certificate is only used with tls = true")
 
 
 class EtcdConfig(_Section, frozen=True):
-    """[etcd]: no endpoints means the embedded server, whose space quota is `quota` bytes."""
+    """[etcd]: no endpoints means the embedded server, whose space quota is `quota` bytes.
+
+    Endpoints are the members of one cluster. `ca`, `cert` and `key` are PEM files, relative paths
+    are below the home; any of them, or https:// before an endpoint, means TLS.
+    """
 
     endpoints: list[NonEmpty] = msgspec.field(default_factory=list)
     quota: Size = Size(2 * 2**30)
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    user: str = ""
+    password: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.cert) != bool(self.key):
+            raise ValueError("cert and key belong together")
+        if not self.endpoints and (self.ca or self.cert or self.user):
+            raise ValueError("ca, cert, key and user are for endpoints")
+        if self.password and not self.user:
+            raise ValueError("a password needs a user")
+
+    @property
+    def secure(self) -> bool:
+        """Whether the endpoints are spoken to over TLS."""
+        return bool(self.ca or self.cert) or any(e.startswith("https://") for e in self.endpoints)
 
 
 class FilesConfig(_Section, frozen=True):
@@ -157,7 +192,7 @@ class FederationConfig(_Section, frozen=True):
     """
 
     enabled: bool = True
-    host: NonEmpty = "0.0.0.0"
+    host: NonEmpty = "*"
     port: Port = 50081
     trust: Literal["manual", "lan"] = "manual"
     discovery: bool = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import trio
 
-from node import metrics, succession, timers
+from node import certificate, cluster, metrics, succession, timers
 from node.config import Config, ConfigError, load_config
 from node.deadlines import expire
 from node.directory import Directory
 from node.errors import RpcError
 from node.etcd.client import EtcdClient, open_client
+from node.etcd.dial import Access
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps
 from node.etcd.maintenance import maintain
 from node.etcd.premises import lock_home
@@ -50,6 +52,7 @@ from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.notify import Notifier, watchdog
 from node.processes import Processes
+from node.reload import Reload
 from node.retention import Retention
 from node.rpc import cors, filedoor, pubsub
 from node.rpc.http import Limits, Request, Response, bound_port, open_listeners, serve_http
@@ -120,12 +123,15 @@ async def run(
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
     ):
         async with trio.open_nursery() as outer:
+            target: str | Access
             if config.etcd.endpoints:
-                target = config.etcd.endpoints[0]
+                target = cluster.access_of(config.etcd, settings.home)
             else:
                 target = await outer.start(_supervise, home.etcd, int(config.etcd.quota))
             try:
                 async with open_client(target) as client:
+                    if config.etcd.endpoints:
+                        await cluster.require(client, config.etcd)
                     await _serve(
                         client, settings, config, info, extension, notifier, signals, task_status
                     )
@@ -141,7 +147,7 @@ async def _supervise(
 
 
 async def _maintain(client: EtcdClient, quota: int) -> None:
-    await maintain(client, quota_bytes=quota)
+    await maintain(client, quota_bytes=quota, hold=keys.HOLD)
 
 
 async def _serve(
@@ -158,6 +164,7 @@ async def _serve(
     node = Node.build(client, info.name, time.time_ns)
     table = Table(node.directory, node.now, strict_replay=config.rpc.replay == "strict")
     _furnish(node, Home(settings.home).files, config, info)
+    node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
     node.leader.identity = home_identity(settings.home)
     for module in HANDLERS:
         for call in module.calls(node):
@@ -177,14 +184,17 @@ async def _serve(
         await nursery.start(_follow, node, keys.paused(""))
         await nursery.start(_follow, node, keys.SERVER)
         await nursery.start(node.channels.run)
-        await nursery.start(node.workflows.run)
-        await nursery.start(timers.run, node)
         await nursery.start(node.files.run)
         nursery.start_soon(_deadlines, node)
-        listeners = await open_listeners(config.rpc.host, config.rpc.port)
+        listeners = await open_listeners(
+            config.rpc.host, config.rpc.port, _tls(settings.home, config)
+        )
         node.rpc_host, node.rpc_port = config.rpc.host, bound_port(listeners)
         node.etcd_endpoint = next(iter(config.etcd.endpoints), "")
         async with _extended(extension, node, table, info, config):
+            # Not before: what is ready by now may have to go to another colony, and hooks know.
+            await nursery.start(node.workflows.run)
+            await nursery.start(timers.run, node)
             drained = trio.Event()
             await nursery.start(_door, node, table, config, listeners, drained)
             task_status.started(node)
@@ -200,6 +210,7 @@ async def _serve(
             # After the extension: its hooks say what must stay.
             retention = Retention(node, settings.home, config.history)
             nursery.start_soon(retention.run)
+            node.reload.appliers["history"] = retention.configure
             # Modules and the first listing stay, and requests leave hardly any cycles: looking for
             # them among all that waits, every few requests, would make a deep queue a slow one.
             gc.freeze()
@@ -211,6 +222,20 @@ async def _serve(
             await drained.wait()
         nursery.cancel_scope.cancel()
     log.info("stopped")
+
+
+def _tls(home: Path, config: Config) -> ssl.SSLContext | None:
+    """What RPC is served with. Raises ConfigError."""
+    rpc = config.rpc
+    if not rpc.tls:
+        return None
+    try:
+        if rpc.certificate:
+            return certificate.rpc_context(home / rpc.certificate, home / rpc.key)
+        own, key, _ = certificate.make_certificate(home)
+        return certificate.rpc_context(own, key)
+    except certificate.TlsError as error:
+        raise ConfigError(f"rpc.certificate: {error}") from None
 
 
 def _furnish(node: Node, path: Path, config: Config, info: HomeInfo) -> None:
@@ -416,6 +441,8 @@ async def _until_signal(
             log.error("configuration kept", error=error)
             continue
         notifier.reloading()
-        configure_logging(config.log.level)
+        applied, waiting = node.reload.take(config)
         notifier.ready(f"colony {node.home} on port {node.rpc_port}")
-        log.info("configuration read", settings="log.level; the others need a restart")
+        log.info("configuration read", applied=", ".join(applied) or "nothing changed")
+        if waiting:
+            log.warning("settings need a restart", settings=", ".join(waiting))

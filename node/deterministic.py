@@ -18,17 +18,35 @@ _LONGEST_ORDER = 1024  # characters
 _orders: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
+class Encoded:
+    """A value that is encoded already, to be put where it belongs."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
 class _Unusual(Exception):
     """A value that is left to cbor2, such as a float, whose shortest form is to be found."""
 
 
 def dumps(value: Any) -> bytes:
-    """Encode `value`, made of what JSON has and bytes. Raises cbor2.CBOREncodeError."""
+    """Encode `value`, made of what JSON has, bytes and parts that are `Encoded`.
+
+    Raises cbor2.CBOREncodeError.
+    """
     try:
         ordered = _ordered(value)
     except _Unusual:
-        return cbor2.dumps(value, canonical=True)
-    return cbor2.dumps(ordered)
+        return cbor2.dumps(value, canonical=True, default=_put)
+    return cbor2.dumps(ordered, default=_put)
+
+
+def _put(encoder: cbor2.CBOREncoder, value: Any) -> None:
+    if not isinstance(value, Encoded):
+        raise cbor2.CBOREncodeTypeError(f"{type(value).__name__} has no form in CBOR")
+    encoder.write(value.data)
 
 
 def _ordered(value: Any) -> Any:
@@ -44,7 +62,7 @@ def _ordered(value: Any) -> Any:
         return ordered
     if kind is list or kind is tuple:
         return [inner if type(inner) in _SIMPLE else _ordered(inner) for inner in value]
-    if kind in _SIMPLE:
+    if kind in _SIMPLE or kind is Encoded:
         return value
     raise _Unusual
 

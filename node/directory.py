@@ -22,6 +22,8 @@ class Roster:
     users: dict[str, User] = field(default_factory=dict)
     executors: dict[str, Executor] = field(default_factory=dict)
     functions: dict[str, Function] = field(default_factory=dict)
+    # Ids of the functions of an executor, by its name and theirs.
+    offered: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,7 +64,8 @@ class Directory:
             identity = roster.executors[name].executorid
             self._ids.setdefault(identity, set()).add((colony, kind, name))
         elif kind == "function":
-            roster.functions[name] = unpack(value, Function)
+            known = roster.functions[name] = unpack(value, Function)
+            roster.offered.setdefault((known.executorname, known.funcname), set()).add(name)
 
     def _forget(self, roster: Roster, colony: str, kind: str, name: str) -> None:
         identity = ""
@@ -72,8 +75,12 @@ class Directory:
             identity = roster.users.pop(name).userid
         elif kind == "executor" and name in roster.executors:
             identity = roster.executors.pop(name).executorid
-        elif kind == "function":
-            roster.functions.pop(name, None)
+        elif kind == "function" and name in roster.functions:
+            gone = roster.functions.pop(name)
+            place = (gone.executorname, gone.funcname)
+            roster.offered[place].discard(name)
+            if not roster.offered[place]:
+                del roster.offered[place]
         if identity:
             places = self._ids[identity]
             places.discard((colony, kind, name))

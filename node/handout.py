@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _TRIES = 8
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiter:
     candidate: Candidate
     woken: trio.Event = field(default_factory=trio.Event)
@@ -45,6 +45,7 @@ class HandOut:
     processes: Processes
     present: Callable[[Executor], Executor] = _same
     paused: set[str] = field(default_factory=set)
+    stopping: bool = False
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
     _starting: Counter[str] = field(default_factory=Counter)
 
@@ -80,14 +81,20 @@ class HandOut:
             for waiter in waiters:
                 waiter.woken.set()
 
+    def stop(self) -> None:
+        """Hand out nothing more: every waiting poll is answered now, those under way end first."""
+        self.stopping = True
+        self.wake_all()
+
     async def assign(self, candidate: Candidate, executor: Executor, timeout: float) -> Process:
         """Hand the first matching process to an executor, waiting up to `timeout` seconds.
 
-        Raises RpcError 404 when there is none in time, 408 or 503 when assignment is paused.
+        Raises RpcError 404 when there is none in time or the node stops, 408 or 503 when
+        assignment is paused.
         """
         deadline = trio.current_time() + max(timeout, 0)
         place = (candidate.colony, candidate.executortype)
-        while True:
+        while not self.stopping:
             waiter = _Waiter(candidate)
             line = self._waiters.setdefault(place, {})
             line[waiter] = None
@@ -113,6 +120,8 @@ class HandOut:
                     self._waiters.pop(place, None)
                 elif waiter.woken.is_set():
                     self._pass_on(candidate)
+        if self.stopping:
+            raise missing("the server is stopping; ask again")
         if candidate.colony in self.paused:
             raise RpcError(408 if timeout > 0 else 503, "assignments are paused in this colony")
         raise missing("no process is waiting that this executor may have")

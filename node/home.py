@@ -15,6 +15,8 @@ from pathlib import Path
 
 from node.identity import IdentityError, PrivateKey, read_key, write_key
 
+# Below a home whose restore from a backup did not come to its end.
+RESTORING = "restoring"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}\Z")
 
 
@@ -162,6 +164,10 @@ def init_home(path: Path, name: str | None, environ: Mapping[str, str]) -> HomeI
     """
     home = Home(path)
     _directory(home.path)
+    if (home.path / RESTORING).exists():
+        raise HomeError(
+            f"{home.path}: a restore was interrupted; repeat it: colony restore --force FILE"
+        )
     _directory(home.keys)
     made = False
     wanted = name or environ.get("COLONIES_COLONY_NAME")

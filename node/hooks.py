@@ -22,11 +22,20 @@ class Addition:
 
 
 class Hooks:
-    """The hooks of a node that stands alone; override what is needed."""
+    """The hooks of a node that stands alone; override what is needed.
+
+    `home` is the colony whose processes may go to others.
+    """
+
+    home: str = ""
 
     def peer_of(self, colonyname: str) -> str | None:
         """Id of the trusted peer that `colonyname` names (by name or id), or None."""
         return None
+
+    def unknown(self, colonyname: str) -> bool:
+        """Whether a name that is no trusted peer's can't be meant at all: no colony here has it."""
+        return False
 
     def route(self, process: Process) -> str:
         """Id of the peer that a process goes to which names none, or "" when it stays.
@@ -60,6 +69,12 @@ class Hooks:
 
     def submitted(self, process: Process) -> None:
         """A process with a peer is in the store."""
+
+    def progressed(self, process: Process) -> None:
+        """A process that came from elsewhere, or went there, has something new to be told.
+
+        It started, logged, has other output or attributes, or a message in a channel.
+        """
 
     def closed(self, process: Process) -> None:
         """A process was closed; called once the store has it."""

@@ -20,6 +20,11 @@ _PAGE = 50
 
 async def write(client: EtcdClient, log: Log) -> None:
     """Keep a line for its process, if it has one, for its executor, and for the search."""
+    await client.commit(Txn([], puts(log)))
+
+
+def puts(log: Log) -> list[Put]:
+    """What keeps a line, as part of a transaction."""
     place = keys.log_place(log.timestamp)
     data = pack(log)
     ops = [
@@ -28,7 +33,7 @@ async def write(client: EtcdClient, log: Log) -> None:
     ]
     if log.processid:
         ops.append(Put(keys.process_logs(log.colonyname, log.processid) + place, data))
-    await client.commit(Txn([], ops))
+    return ops
 
 
 async def search(

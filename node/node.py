@@ -5,8 +5,7 @@ It holds no tasks of its own; `daemon` runs what keeps it fed and serves it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ import trio
 
 from node.blueprints import Blueprints
 from node.channels import Channels
+from node.config import Config
 from node.crons import Crons
 from node.definitions import Definitions
 from node.directory import Directory
@@ -30,6 +30,7 @@ from node.members import Members
 from node.model import Function, Process
 from node.processes import Processes
 from node.reconciliation import Reconciliation
+from node.reload import Reload
 from node.subscriptions import Subscriptions
 from node.workflows import PATIENCE, Workflows
 
@@ -60,10 +61,10 @@ class Node:
     rpc_host: str = ""
     rpc_port: int = 0
     etcd_endpoint: str = ""
+    reload: Reload = field(default_factory=lambda: Reload(Config()))
     extra_status: Callable[[], dict[str, Any]] = dict
     started: int = 0
     draining: trio.Event = field(default_factory=trio.Event)
-    _polls: set[trio.CancelScope] = field(default_factory=set)
     _last_tick: int = 0
 
     @classmethod
@@ -94,23 +95,10 @@ class Node:
         self._last_tick = max(self._last_tick + 1, self.now())
         return self._last_tick
 
-    @contextmanager
-    def until_drain(self) -> Iterator[None]:
-        """Cancel the block when the daemon drains; what follows the block answers the caller."""
-        with trio.CancelScope() as scope:
-            if self.draining.is_set():
-                scope.cancel()
-            self._polls.add(scope)
-            try:
-                yield
-            finally:
-                self._polls.discard(scope)
-
     def drain(self) -> None:
         """Stop handing out work: every waiting poll is answered now."""
         self.draining.set()
-        for scope in list(self._polls):
-            scope.cancel()
+        self.processes.handout.stop()
 
     async def settle(self, process: Process) -> None:
         """Return when what follows in its workflow from a process's end has happened."""
@@ -131,13 +119,9 @@ class Node:
             return
         wait = max(0, process.starttime - process.submissiontime) / 1e9
         run = max(0, process.endtime - process.starttime) / 1e9
-        functions = self.directory.roster(process.colonyname).functions
-        for functionid, known in functions.items():
-            if (known.executorname, known.funcname) == (
-                executor.executorname,
-                process.spec.funcname,
-            ):
-                functions[functionid] = _counted(known, wait, run)
+        roster = self.directory.roster(process.colonyname)
+        for functionid in roster.offered.get((executor.executorname, process.spec.funcname), ()):
+            roster.functions[functionid] = _counted(roster.functions[functionid], wait, run)
 
 
 def _counted(known: Function, wait: float, run: float) -> Function:

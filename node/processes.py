@@ -196,6 +196,8 @@ class Processes:
         self.changed(process)
         if process.processgraphid and (process.closed or not process.parents):
             self.stepped(process.colonyname, process.processgraphid, revision)
+        if (process.origin or process.peer) and not process.closed:
+            self.hooks.progressed(process)
         if process.state == State.RUNNING:
             running = store.running_of(process)
             self.running.add(process.colonyname, process.processid, running, revision)

@@ -19,8 +19,10 @@ _MOST = 16
 _PATIENCE = 0.05
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Seat:
+    """A read that waits in line; what it is `called` for, `leads` and `served` say."""
+
     key: str
     called: trio.Event = field(default_factory=trio.Event)
     leads: bool = False
@@ -38,8 +40,8 @@ class Reads:
 
     async def get(self, key: str) -> KeyValue | None:
         """The key's present value, or None. Raises EtcdError."""
-        seat = _Seat(key)
         if self._busy:
+            seat = _Seat(key)
             self._line[seat] = None
             try:
                 with trio.move_on_after(_PATIENCE):
@@ -56,7 +58,7 @@ class Reads:
                 return await self._client.get(key)
         self._busy = True
         try:
-            return await self._lead(seat)
+            return await self._lead(key)
         finally:
             self._call_next()
 
@@ -69,19 +71,20 @@ class Reads:
             first.leads = True
             first.called.set()
 
-    async def _lead(self, seat: _Seat) -> KeyValue | None:
+    async def _lead(self, key: str) -> KeyValue | None:
+        if not self._line:
+            return await self._client.get(key)
         others = list(self._line)[: _MOST - 1]
-        if not others:
-            return await self._client.get(seat.key)
-        seats = [seat, *others]
         for other in others:
             del self._line[other]
         began = trio.current_time()
         try:
-            result = await self._client.commit(Txn([], [Get(each.key) for each in seats]))
-            for each, found in zip(seats, result.responses, strict=True):
-                each.value = found[0] if found else None
-                each.served = True
+            reads = [Get(key), *(Get(other.key) for other in others)]
+            mine, *theirs = (await self._client.commit(Txn([], reads))).responses
+            for other, found in zip(others, theirs, strict=True):
+                other.value = found[0] if found else None
+                other.served = True
+            return mine[0] if mine else None
         except EtcdError:
             # Perhaps too much for one answer, or a broken connection: alone it is tried again.
             if trio.current_time() - began > _PATIENCE:
@@ -89,4 +92,4 @@ class Reads:
         finally:
             for other in others:
                 other.called.set()
-        return seat.value if seat.served else await self._client.get(seat.key)
+        return await self._client.get(key)

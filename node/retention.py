@@ -6,7 +6,7 @@ and the next sweep writes it again. How history files look is in `history`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from node.codec import unpack
-from node.config import HistoryConfig
+from node.config import Config, HistoryConfig
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Delete, Get, Op, Txn
@@ -48,7 +48,13 @@ class Retention:
     node: Node
     home: Path
     config: HistoryConfig
+    _reconfigured: trio.Event = field(default_factory=trio.Event)
     _chains: dict[str, Chain] = field(default_factory=dict)
+
+    def configure(self, config: Config) -> None:
+        """Go on with the settings of a new configuration."""
+        self.config = config.history
+        self._reconfigured.set()
 
     async def run(self) -> None:
         """Sweep now and then while this daemon leads, until cancelled."""
@@ -67,7 +73,9 @@ class Retention:
                     await self.sweep()
                 except (EtcdError, OSError) as error:
                     log.warning("history waits", error=error)
-            await trio.sleep(min(_SWEEPS, max(1.0, (self.config.keep or 600) / 20)))
+            self._reconfigured = trio.Event()
+            with trio.move_on_after(min(_SWEEPS, max(1.0, (self.config.keep or 600) / 20))):
+                await self._reconfigured.wait()
 
     async def sweep(self) -> int:
         """Move all that is due; returns how many records that were. Raises EtcdError, OSError."""
@@ -75,11 +83,12 @@ class Retention:
         limit = self.node.now() - self.config.keep * SECOND
         states = [State[name.upper()] for name in self.config.states]
         for colony in [name for name, it in self.node.directory.rosters.items() if it.colony]:
+            # Lines first: while their process is here, they are known to leave with it.
+            moved += await self._logs(colony, limit)
             for state in states:
                 moved += await self._graphs(colony, state, limit)
             for state in states:
                 moved += await self._processes(colony, state, limit)
-            moved += await self._logs(colony, limit)
         if moved:
             log.info("moved to history", records=moved)
         return moved
@@ -107,7 +116,7 @@ class Retention:
 
     async def _record(self, process: Process, submission: bytes) -> list[dict[str, Any]]:
         """All that is known of a closed process; long logs come before it, in parts."""
-        lines = [line async for line in self._lines(process)]
+        lines = await self._lines(process)
         parts = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)]
         entries: list[dict[str, Any]] = [
             {"kind": "logs", "id": process.processid, "part": number, "logs": part}
@@ -124,36 +133,31 @@ class Retention:
             entry["forward"] = beyond
         return [*entries, entry]
 
-    async def _lines(self, process: Process) -> AsyncIterator[dict[str, Any]]:
+    async def _lines(self, process: Process) -> list[dict[str, Any]]:
         prefix = keys.process_logs(process.colonyname, process.processid)
-        start: str | None = None
-        while True:
-            page = await self.node.client.range(prefix, limit=_PAGE, start=start)
-            for item in page.items:
-                yield msgspec.to_builtins(unpack(item.value, Log))
-            if not page.more:
-                return
-            start = page.items[-1].key + "\0"
+        items, _ = await self.node.client.range_all(prefix, page=_PAGE)
+        return [msgspec.to_builtins(unpack(item.value, Log)) for item in items]
 
     # -- processes -----------------------------------------------------------------------
 
     async def _processes(self, colony: str, state: State, limit: int) -> int:
         """Move the processes that ended by `limit` (Unix ns) and belong to no workflow."""
         moved = 0
-        async for page in self._old(keys.closed_prefix(colony, state), limit):
+        prefix = keys.closed_prefix(colony, state)
+        start = prefix + keys.descending(limit)
+        while start:
+            page, start = await self._page(prefix, start)
             for at in range(0, len(page), _BATCH):
                 began = trio.current_time()
                 moved += await self._batch(colony, page[at : at + _BATCH], limit)
                 await self._rest(began)
         return moved
 
-    async def _old(self, prefix: str, limit: int) -> AsyncIterator[list[str]]:
-        """Ids in pages from an index by time, newest first, of what is not after `limit`."""
-        start: str | None = prefix + keys.descending(limit)
-        while start is not None:
-            page = await self.node.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
-            yield [item.key.rpartition("/")[2] for item in page.items]
-            start = page.items[-1].key + "\0" if page.more else None
+    async def _page(self, prefix: str, start: str) -> tuple[list[str], str]:
+        """Ids of an index by time, newest first, and where the next page begins, or ""."""
+        page = await self.node.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
+        ids = [item.key.rpartition("/")[2] for item in page.items]
+        return ids, page.items[-1].key + "\0" if page.more else ""
 
     async def _batch(self, colony: str, ids: Sequence[str], limit: int) -> int:
         found = [(p, revision, sub) for p, revision, sub in await self._load(colony, ids)
@@ -199,7 +203,10 @@ class Retention:
         """Move the workflows that ended by `limit` (Unix ns), each as a whole."""
         moved = 0
         # The index is by submission, which is never after the end.
-        async for page in self._old(keys.graph_states(colony, state), limit):
+        prefix = keys.graph_states(colony, state)
+        start = prefix + keys.descending(limit)
+        while start:
+            page, start = await self._page(prefix, start)
             for graphid in page:
                 began = trio.current_time()
                 moved += await self._graph(colony, graphid, limit)

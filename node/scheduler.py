@@ -96,7 +96,10 @@ class Queue:
             self._origins[origin] += 1
         for lane in self._lanes_of(entry):
             tracks = self._lanes.setdefault(lane, {})
-            tracks.setdefault(origin, SortedSet()).add((entry.prioritytime, entry.processid))
+            places = tracks.get(origin)
+            if places is None:  # making a set costs more than all else here
+                places = tracks[origin] = SortedSet()
+            places.add((entry.prioritytime, entry.processid))
         if entry.waiting.waitdeadline:
             heapq.heappush(self._deadlines, (entry.waiting.waitdeadline, entry.processid))
         return True
@@ -260,7 +263,10 @@ class RunningSet:
         self._drop(processid)
         self._ended.pop(processid, None)
         self.entries[processid] = (colony, running, revision)
-        self._order.setdefault(colony, SortedSet()).add((running.starttime, processid))
+        order = self._order.get(colony)
+        if order is None:
+            order = self._order[colony] = SortedSet()
+        order.add((running.starttime, processid))
         if running.origin:
             self._origins[running.origin] += 1
         if running.execdeadline:
@@ -327,7 +333,7 @@ class RunningSet:
         ]
 
     def origin_of(self, processid: str) -> str:
-        """Id of the colony that a running process came from, "" for our own and for unknown ones."""
+        """Id of the colony that a running process came from, "" for ours and unknown ones."""
         known = self.entries.get(processid)
         return known[1].origin if known else ""
 

@@ -120,7 +120,14 @@ class Workflows:
         name = spec.conditions.colonyname
         peer = ""
         if name and name != graph.colonyname:
-            peer = self.processes.hooks.peer_of(name) or ""
+            hooks = self.processes.hooks
+            if graph.colonyname == hooks.home:
+                peer = hooks.peer_of(name) or ""
+            if not peer and hooks.unknown(name):
+                raise bad(
+                    f"{field}.conditions.colonyname: {name[:80]!r} is neither here nor a peer that"
+                    " this workflow's colony trusts"
+                )
         if not peer:
             conditions = msgspec.structs.replace(spec.conditions, colonyname=graph.colonyname)
             spec = msgspec.structs.replace(spec, conditions=conditions)

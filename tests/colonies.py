@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import msgspec
 import trio
@@ -28,6 +28,7 @@ from node.codec import unpack
 from node.config import Config, FederationConfig, PeerConfig
 from node.daemon import _follow
 from node.etcd.client import EtcdClient, TxnResult, open_client
+from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
 from node.home import Home, HomeInfo
 from node.identity import PrivateKey, read_key, write_key
@@ -60,7 +61,7 @@ class Mortal(EtcdClient):
 
     async def _write(self, action: Callable[[], Awaitable[Any]]) -> Any:
         if self.dead:
-            await trio.sleep_forever()
+            await self._end()
         self.writes += 1
         if self.writes != self.at:
             return await action()
@@ -69,7 +70,13 @@ class Mortal(EtcdClient):
                 await action()
         self.dead = True
         self.kill()
-        return await trio.sleep_forever()
+        return await self._end()
+
+    async def _end(self) -> NoReturn:
+        """Nothing happens any more; what is shielded from the death of all is told by an error."""
+        with trio.move_on_after(0.2):
+            await trio.sleep_forever()
+        raise EtcdUnavailable("the daemon died")
 
     async def commit(self, txn: Txn) -> TxnResult:
         if not txn.success:
@@ -119,7 +126,7 @@ class Near(Federation):
         async def renew(address: str) -> None:
             await self.fetch(address, entry.peer.id)
 
-        around = functools.partial(self._around, entry)
+        around = functools.partial(self.ways.around, entry)
         link = NearLink(entry, self.sealer, renew, self.high_water, around, follow=self.follow)
         link.source = self.colony
         return link
@@ -207,6 +214,7 @@ class Colony:
                 self.node = node = Node.build(client, self.name, time.time_ns)
                 await self._read_key(client)
                 node.processes.changed = self._observe
+                node.processes.stepped = self._stepped
                 for prefix in (keys.MEMBERS, keys.LIVE):
                     await nursery.start(_follow, node, prefix)
                 polled = [
@@ -235,6 +243,7 @@ class Colony:
                 fed.fingerprint, fed.port = FINGERPRINT, PORT
                 await fed.portrait.start(PORT, FINGERPRINT)
                 await nursery.start(fed.work)
+                await nursery.start(node.workflows.run)
                 self.up = True
                 self._news()
                 if first:
@@ -358,6 +367,12 @@ class Colony:
         """Return once something holds that follows from a change here."""
         while not check():
             await self.changed.wait()
+
+    def _stepped(self, colony: str, graphid: str, revision: int) -> None:
+        """A store has one home, but for here: each deals with its own workflows."""
+        assert self.node is not None
+        if colony == self.name:
+            self.node.workflows.resolution.stepped(colony, graphid, revision)
 
     def _observe(self, process: Process) -> None:
         assert self.node is not None

@@ -22,6 +22,7 @@ from cli.client import Client
 from node.identity import PrivateKey, read_key
 
 REPOSITORY = Path(__file__).parent.parent
+_COLONYD = [sys.executable, "-m", "cli.colonyd"]
 
 
 def free_port() -> int:
@@ -41,6 +42,7 @@ class Daemon:
         self.peer_port = free_port()
         self.events: list[str] = []
         self.environ = dict(environ or {})
+        self.prefix: list[str] = []  # a command that runs another one
         self._changed = threading.Condition()
         self.process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -62,7 +64,7 @@ class Daemon:
         environ |= self.environ
         mark = len(self.events)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cli.colonyd", "--home", str(self.home), "--name", self.name],
+            [*self.prefix, *_COLONYD, "--home", str(self.home), "--name", self.name],
             cwd=REPOSITORY,
             env=environ,
             stderr=subprocess.PIPE,

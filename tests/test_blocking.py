@@ -121,10 +121,12 @@ class Front(Lab):
         await self.ledger.refresh(self.other.id)
         entry = self.ledger.entries[pid]
         if state != outbox.QUEUED:
-            await self.ledger.save(entry, outbox.sending(entry.forward, b"sealed", 1))
+            await self.ledger.save(
+                entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward
+            )
         if state in (outbox.ACCEPTED, outbox.CANCELLING):
             move = outbox.received(entry.forward, "accepted", "9" * 64, b"receipt")
-            await self.ledger.apply(entry, move)
+            await self.ledger.apply(entry, move, entry.forward)
             await self.ledger.refresh(self.other.id)
         if state == outbox.CANCELLING:
             await self.processes.cancel("lab", pid)
@@ -190,7 +192,9 @@ async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) 
     pids = [await front.forward(state) for state in (outbox.QUEUED, outbox.DOUBT)]
     for pid in pids:
         entry = front.ledger.entries[pid]
-        await front.ledger.save(entry, msgspec.structs.replace(entry.forward, retry=True))
+        await front.ledger.save(
+            entry, msgspec.structs.replace(entry.forward, retry=True), entry.forward
+        )
     other = "3" * 64
 
     def elsewhere(process: Process, move: outbox.Move) -> Detour:
@@ -261,7 +265,9 @@ async def test_a_copy_that_leaves_during_the_sweep_is_in_doubt(front: Front) -> 
         nonlocal raced
         if not raced:
             raced = True
-            await front.ledger.save(entry, outbox.sending(entry.forward, b"sealed", 1))
+            await front.ledger.save(
+                entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward
+            )
         return await commit(txn)
 
     front.client.commit = racing  # type: ignore[method-assign]

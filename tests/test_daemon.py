@@ -107,7 +107,7 @@ def test_bad_envelopes(lone_daemon: Daemon) -> None:
         assert post(lone_daemon, json.dumps(good | change).encode())[0] == status
     assert post(lone_daemon, b"not json")[0] == 400
     assert post(lone_daemon, b"")[0] == 400
-    assert post(lone_daemon, b"x" * 3_000_000)[0] == 413
+    assert post(lone_daemon, b"x" * 17_000_000)[0] == 413
 
 
 async def test_a_repeated_submit_is_one_process(lone_daemon: Daemon) -> None:
@@ -298,6 +298,16 @@ def test_sighup_rereads_and_keeps_the_old_on_error(make_daemon: Make) -> None:
         daemon.process.send_signal(signal.SIGHUP)
         daemon.await_event(event, after=mark)
     assert daemon.health() == 200
+    # What can be is in force at once, what can't be is named, each time.
+    for text, event in (
+        ('[history]\nkeep = "7d"\n[rpc]\nreplay = "strict"\n', 'applied="history.keep, log.level"'),
+        ('[history]\nkeep = "7d"\n[rpc]\nreplay = "strict"\n', "settings=rpc.replay"),
+        ("", "applied=history.keep"),
+    ):
+        config.write_text(text)
+        mark = len(daemon.events)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.await_event(event, after=mark)
     daemon.process.send_signal(signal.SIGINT)
     assert daemon.process.wait(20) == 0
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import cbor2
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node import deterministic
+from node import codec, deterministic
 from node.codec import SCHEMA, pack, unpack
 from node.model import Conditions, FunctionSpec, Process
 
@@ -53,6 +54,14 @@ def test_no_more_orders_are_kept_than_are_worth_it() -> None:
     assert longest <= deterministic._LONGEST_ORDER
 
 
+@settings(deadline=None)
+@given(_VALUES, _VALUES)
+def test_a_part_may_be_encoded_already(value: Any, other: Any) -> None:
+    part = deterministic.Encoded(deterministic.dumps(value))
+    whole = deterministic.dumps({"b": [other, part], "a": part})
+    assert whole == cbor2.dumps({"b": [other, value], "a": value}, canonical=True)
+
+
 def test_a_process_comes_back() -> None:
     spec = FunctionSpec(
         funcname="f",
@@ -65,3 +74,36 @@ def test_a_process_comes_back() -> None:
     assert unpack(data, Process) == process
     assert data == cbor2.dumps(cbor2.loads(data), canonical=True)
     assert cbor2.loads(data)[0] == SCHEMA
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(_JSON, max_size=3), st.dictionaries(st.text(max_size=9), _JSON), st.booleans())
+def test_specs_that_are_kept_are_written_as_any_other(
+    args: list[Any], kwargs: dict[str, Any], again: bool
+) -> None:
+    spec = FunctionSpec(funcname="f", args=args, kwargs=kwargs)
+    process = Process("ab" * 32, "cd" * 32, "me", "c", spec, prioritytime=-5, submissiontime=7)
+    want = cbor2.dumps([SCHEMA, msgspec.to_builtins(process)], canonical=True)
+    assert pack(process) == want
+    # Equal to Python, not to CBOR: 1, 1.0 and True, or 0.0 and -0.0.
+    for other in (1, 1.0, True, 0.0, -0.0, 0, False):
+        spec.args = [other]
+        assert pack(process) == cbor2.dumps([SCHEMA, msgspec.to_builtins(process)], canonical=True)
+    spec.args = args
+    if again:
+        assert pack(process) == want
+
+
+def test_few_and_small_specs_are_kept() -> None:
+    for number in range(codec._MOST_SPECS + 50):
+        spec = FunctionSpec(funcname="f", args=[number, "x" * (3 * number)])
+        pack(Process("ab" * 32, "cd" * 32, "me", "c", spec, prioritytime=1, submissiontime=7))
+    assert len(codec._specs) <= codec._MOST_SPECS
+    assert max(map(len, codec._specs)) <= codec._LARGEST_SPEC

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import pytest
 import trio
+import trio.testing
 from zeroconf import ServiceListener, Zeroconf
 
 from federation.discovery import SERVICE, Advert, Sighting, discover, instance_name, sightings
+from federation.interfaces import Network
+from federation.surroundings import Surroundings
 
 LOOPBACK = ["127.0.0.1"]
 ALPHA = Advert("a1" * 32, "0a" * 32, 50081)
@@ -18,6 +24,32 @@ def seen(advert: Advert, host: str = "127.0.0.1") -> Sighting:
     return Sighting(advert.id, advert.fingerprint, host, advert.port)
 
 
+def network_of_kind(loopback: bool) -> Network:
+    """A network on one link, or this machine alone."""
+    return Network((), (), ("192.0.2.0/24", "2001:db8::/32"), (), (), loopback)
+
+
+def _same(advert: Advert) -> Advert:
+    return advert
+
+
+def around(*interfaces: str) -> Surroundings:
+    """What is around a colony on these interfaces; the loopback one if none is named."""
+    found = Surroundings(list(interfaces) or LOOPBACK)
+    found.start()
+    return found
+
+
+def telling(found: trio.MemorySendChannel[Sighting]) -> Callable[[Sequence[Sighting]], None]:
+    """Put what is heard into a channel."""
+
+    def heard(hints: Sequence[Sighting]) -> None:
+        for hint in hints:
+            found.send_nowait(hint)
+
+    return heard
+
+
 @pytest.mark.slow
 async def test_two_colonies_find_each_other(nursery: trio.Nursery) -> None:
     """Each sees the other, with its fingerprint and port, and never itself."""
@@ -25,16 +57,7 @@ async def test_two_colonies_find_each_other(nursery: trio.Nursery) -> None:
     by_beta_in, by_beta = trio.open_memory_channel[Sighting](16)
     with trio.fail_after(20):
         for me, found in ((ALPHA, by_alpha_in), (BETA, by_beta_in)):
-
-            async def run(
-                me: Advert = me,
-                found: trio.MemorySendChannel[Sighting] = found,
-                *,
-                task_status: trio.TaskStatus[None],
-            ) -> None:
-                await discover(me, found, interfaces=LOOPBACK, task_status=task_status)
-
-            await nursery.start(run)
+            await nursery.start(discover, partial(_same, me), telling(found), around())
         assert await by_alpha.receive() == seen(BETA)
         assert await by_beta.receive() == seen(ALPHA)
     nursery.cancel_scope.cancel()
@@ -72,11 +95,7 @@ async def test_goodbye(nursery: trio.Nursery) -> None:
         await trio.to_thread.run_sync(zeroconf.add_service_listener, SERVICE, watcher)
         with trio.fail_after(20):
             async with trio.open_nursery() as inner:
-
-                async def run() -> None:
-                    await discover(colony, found, interfaces=LOOPBACK)
-
-                inner.start_soon(run)
+                inner.start_soon(discover, lambda: colony, telling(found), around())
                 await watcher.added.wait()
                 began = trio.current_time()
                 inner.cancel_scope.cancel()
@@ -94,7 +113,8 @@ async def test_without_the_interface_it_keeps_trying(
     async with trio.open_nursery() as nursery:
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
-            await discover(ALPHA, found, interfaces=["203.0.113.9"], task_status=task_status)
+            nowhere = around("203.0.113.9")
+            await discover(lambda: ALPHA, telling(found), nowhere, task_status=task_status)
             raise AssertionError("it must not end")
 
         await nursery.start(run)
@@ -107,11 +127,11 @@ class TestSightings:
     """What is taken from an announcement that anybody on the network can make."""
 
     def hosts(self, *addresses: str, loopback: bool = False) -> list[str]:
-        return [hint.host for hint in sightings(TXT, addresses, 50081, loopback=loopback)]
+        return [hint.host for hint in sightings(TXT, addresses, 50081, network_of_kind(loopback))]
 
     def test_good(self) -> None:
         """All that is announced, in one hint per address."""
-        hints = sightings(TXT, ["192.0.2.1"], 50081, loopback=False)
+        hints = sightings(TXT, ["192.0.2.1"], 50081, network_of_kind(False))
         assert hints == [seen(ALPHA, "192.0.2.1")]
 
     @pytest.mark.parametrize(
@@ -128,12 +148,12 @@ class TestSightings:
     )
     def test_not_one_of_ours(self, changes: dict[bytes, bytes | None]) -> None:
         """Another version, or fields that are not what they should be."""
-        assert sightings({**TXT, **changes}, ["192.0.2.1"], 50081, loopback=False) == []
+        assert sightings({**TXT, **changes}, ["192.0.2.1"], 50081, network_of_kind(False)) == []
 
     @pytest.mark.parametrize("port", [None, 0, 65536])
     def test_port(self, port: int | None) -> None:
         """A service without a port cannot be reached."""
-        assert sightings(TXT, ["192.0.2.1"], port, loopback=False) == []
+        assert sightings(TXT, ["192.0.2.1"], port, network_of_kind(False)) == []
 
     def test_addresses_that_lead_nowhere(self) -> None:
         """Link-local without a scope, multicast, unspecified and unparseable ones are dropped."""

@@ -149,6 +149,32 @@ async def test_a_handler_outlives_the_timeouts_of_the_wire() -> None:
         assert (await (await served.connect()).ask(GET % b""))[0] == 200
 
 
+async def test_no_deadline_of_the_wire_is_left_for_handlers_and_upgrades() -> None:
+    left: list[float] = []
+
+    def remaining() -> float:
+        return trio.current_effective_deadline() - trio.current_time()
+
+    async def taken_over(stream: trio.abc.Stream, ahead: bytes) -> None:
+        left.append(remaining())
+
+    async def handler(request: Request) -> Response:
+        if request.path == "/slow":
+            await trio.sleep(0.3)  # the very thing under test, as above
+            left.append(remaining())
+        return Response(200, upgrade=taken_over if request.path == "/up" else None)
+
+    # `serving` ends after 20 s: more than the idle time can only be left when that is lifted.
+    async with serving(handler, Limits(idle_timeout=12)) as served:
+        client = await served.connect()
+        for path in (b"quick", b"slow", b"quick"):
+            assert (await client.ask(GET % path))[0] == 200
+        await client.send(GET % b"up")
+        assert await client.closed()
+    assert len(left) == 2
+    assert min(left) > 12
+
+
 async def test_a_new_connection_takes_the_place_of_the_longest_idle_one() -> None:
     async with serving(echo, Limits(max_connections=2)) as served:
         clients = [await served.connect() for _ in range(2)]

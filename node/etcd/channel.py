@@ -7,7 +7,6 @@ that alone cost more than all the rest of a request. Frames are made and read in
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,17 +14,23 @@ from typing import NoReturn
 
 import trio
 
-from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable
+from node.etcd.dial import AUTHENTICATE, Access, connect, read_token
+from node.etcd.errors import (
+    EtcdDenied,
+    EtcdError,
+    EtcdTooLarge,
+    EtcdUnauthenticated,
+    EtcdUnavailable,
+)
 from node.etcd.frames import request_headers
-from node.etcd.http2 import MAX_MESSAGE, Call, ProtocolFault, Session
+from node.etcd.http2 import MAX_MESSAGE, Call, ProtocolFault
+from node.etcd.wire import Wire
 
 __all__ = ["Channel", "Stream", "open_channel"]
 
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.05, 1.0  # seconds between two attempts to connect
 _CONNECT_TIMEOUT = 5.0  # seconds until the server has said that it speaks HTTP/2
-_SILENCE = 10.0  # seconds without a byte, though calls wait, until the server is asked; twice: lost
 _LEAVE = 5.0  # seconds that calls get to finish on a connection that takes no new ones
-_CHUNK = 262_144  # bytes asked of the kernel at a time
 
 
 class _Pending(Call):
@@ -39,7 +44,7 @@ class _Pending(Call):
         self.first = first
         self.deadline = deadline
         self.single = single  # one message to the server, and no more
-        self.wire: _Wire | None = None  # none while the call waits for a connection
+        self.wire: Wire | None = None  # none while the call waits for a connection
 
 
 class _Unary(_Pending):
@@ -103,7 +108,8 @@ class Stream(_Pending):
         messages, self._messages = self._messages, []
         if self.wire is not None:
             self.wire.session.taken(self, self.held)
-            self.wire.flush()
+            if self.wire.session.urgent:
+                self.wire.flush()
         return messages
 
     def close(self) -> None:
@@ -111,89 +117,38 @@ class Stream(_Pending):
         self._channel.drop(self, EtcdUnavailable("the stream was closed"))
 
 
-class _Wire:
-    """A connected socket: what its session has to say goes out at once, or as soon as it can."""
+class _Login(_Pending):
+    """A call that a connection makes for itself."""
 
-    def __init__(self, connected: socket.socket) -> None:
-        self.session = Session()
-        self.lost = "the server closed it"
-        self._socket = connected
-        self._idle: trio.lowlevel.Task | None = None  # the writer, when it has nothing to do
-        self._received = 0  # chunks
+    __slots__ = ("answer", "error", "over")
 
-    def flush(self) -> None:
-        """Have what the session says sent, together with all that this turn of trio's adds."""
-        task, self._idle = self._idle, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
+    def __init__(self, message: bytes) -> None:
+        super().__init__(AUTHENTICATE, message, math.inf, single=True)
+        self.answer = b""
+        self.error: EtcdError | None = None
+        self.over = False
 
-    async def write(self) -> NoReturn:
-        """Send what there is to send. Raises OSError."""
+    def on_message(self, message: bytes) -> None:
+        self.answer = message
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._idle = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        while True:
-            data = self.session.take_output()
-            if not data:
-                self._idle = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(abort)
-                continue
-            rest = memoryview(data)
-            while rest:
-                try:
-                    rest = rest[self._socket.send(rest) :]
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._socket)
-
-    async def read(self) -> None:
-        """Take in what comes next. Raises OSError, also at the end, or ProtocolFault."""
-        await trio.lowlevel.wait_readable(self._socket)
-        try:
-            data = self._socket.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        if not data:
-            raise ConnectionResetError(self.lost)
-        self._received += 1
-        self.session.receive(data)
-        if self.session.urgent:
-            self.flush()
-
-    async def listen(self) -> NoReturn:
-        """Notice a server that is gone without a word. Raises TimeoutError."""
-        seen, asked = -1, False
-        while True:
-            await trio.sleep(_SILENCE)
-            if not self.session.calls or self._received != seen:
-                seen, asked = self._received, False
-                self.flush()  # answers to pings, if nothing else took them along
-            elif asked:
-                raise TimeoutError(f"the server was silent for {2 * _SILENCE:.0f} s")
-            else:
-                asked = True
-                self.session.ping()
-                self.flush()
-
-    def close(self) -> None:
-        """Give the socket back; nobody may wait for it any more."""
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
+    def on_end(self, error: EtcdError | None) -> None:
+        self.error, self.over = error, True
 
 
 class Channel:
     """Calls to one server over one connection, made again whenever it breaks.
 
-    A call made while there is none waits for the next, within its deadline. A call that was sent
-    is never sent again: that is for the caller to decide.
+    Of several servers the next one is asked when one is not reached or does not answer. A call
+    made while there is none waits for the next, within its deadline. A call that was sent is never
+    sent again: that is for the caller to decide.
     """
 
-    def __init__(self, target: str) -> None:
-        """Use `open_channel`. `target` is "unix:/path" or "host:port"."""
-        self._target = target
-        self._authority = "localhost" if target.startswith("unix:") else target
-        self._wire: _Wire | None = None  # where new calls go
+    def __init__(self, access: Access) -> None:
+        """Use `open_channel`."""
+        self._access = access
+        self._login = access.login()
+        self._turn = 0  # which of the targets is asked
+        self._wire: Wire | None = None  # where new calls go
         self._closed = False
         self._queue: dict[_Pending, None] = {}  # calls made while there is none
         self._timed: dict[_Unary, None] = {}
@@ -224,6 +179,7 @@ class Channel:
         finally:
             del self._timed[call]
         if call.error is not None:
+            self._doubt(call, call.error)
             raise call.error
         if call.answer is None:
             raise EtcdError("the answer is empty")
@@ -261,6 +217,15 @@ class Channel:
         if self._wire is not None:
             self._wire.session.fail(error)
 
+    def _doubt(self, call: _Pending, error: EtcdError) -> None:
+        """Leave a server that lost our token, or that does not serve while others may."""
+        wire = self._wire
+        if wire is None or call.wire is not wire or not isinstance(error, EtcdUnavailable):
+            return
+        alone = len(self._access.targets) == 1
+        if isinstance(error, EtcdUnauthenticated) or not (alone or "too many" in str(error)):
+            wire.give_up(str(error))
+
     # -- calls and the connection --------------------------------------------------------
 
     def _start(self, call: _Pending) -> None:
@@ -276,11 +241,17 @@ class Channel:
         if call.deadline < math.inf:
             # Rounded up: the server must not give up before we do. Few values: they are kept.
             left = max(10, math.ceil((call.deadline - trio.current_time()) * 100) * 10)
+        self._open(call, wire, left)
+
+    def _open(self, call: _Pending, wire: Wire, left: int = 0) -> None:
         call.wire = wire
         # Cut off from the others, a member of a cluster would say nothing on a watch without this.
-        call.headers = request_headers(call.path, self._authority, left, not call.single)
+        call.headers = request_headers(call.path, wire.authority, left, not call.single, wire.token)
         wire.session.open(call, call.first, end=call.single)
-        wire.flush()
+        if self._timed:
+            wire.flush()
+        else:
+            wire.flush_now()  # nobody to share a send with
 
     async def run(self) -> NoReturn:
         """Keep a connection and the deadlines, until cancelled."""
@@ -298,14 +269,17 @@ class Channel:
 
     async def _serve(self, useless: trio.Event) -> None:
         """One connection to its end; `useless` is set when new calls need another one."""
+        targets = self._access.targets
+        target = targets[self._turn % len(targets)]
+        self._turn += 1
         try:
             with trio.fail_after(_CONNECT_TIMEOUT):
-                connected = await _connect(self._target)
+                connected = await connect(target, self._access.tls)
         except (OSError, trio.TooSlowError) as error:
             self._trouble = str(error) or "no answer"
             useless.set()
             return
-        wire = _Wire(connected)
+        wire = Wire(connected, target)
         try:
             async with trio.open_nursery() as nursery:
 
@@ -318,6 +292,7 @@ class Channel:
 
                 nursery.start_soon(part, wire.write)
                 nursery.start_soon(part, wire.listen)
+                nursery.start_soon(part, wire.given_up)
                 await part(partial(self._exchange, wire, useless))
         finally:
             wire.close()
@@ -327,11 +302,13 @@ class Channel:
             wire.session.fail(EtcdUnavailable(f"the connection to etcd was lost: {wire.lost}"))
             useless.set()
 
-    async def _exchange(self, wire: _Wire, useless: trio.Event) -> None:
+    async def _exchange(self, wire: Wire, useless: trio.Event) -> None:
         wire.flush()
         with trio.fail_after(_CONNECT_TIMEOUT):
             while not wire.session.ready:
                 await wire.read()
+            if self._login:
+                await self._log_in(wire)
         self._wire = wire
         queue, self._queue = self._queue, {}
         for call in queue:
@@ -342,6 +319,20 @@ class Channel:
         with trio.move_on_after(_LEAVE):
             while wire.session.calls:
                 await wire.read()
+
+    async def _log_in(self, wire: Wire) -> None:
+        """Get the token of this connection; who waits is told of a refusal. Raises OSError."""
+        call = _Login(self._login)
+        self._open(call, wire)
+        while not call.over:
+            await wire.read()
+        if call.error is None:
+            wire.token = read_token(call.answer)
+        elif "authentication is not enabled" not in str(call.error):
+            if isinstance(call.error, EtcdDenied):
+                for waiting in list(self._queue):
+                    self.drop(waiting, call.error)
+            raise ConnectionRefusedError(str(call.error))
 
     async def _watch_deadlines(self) -> NoReturn:
         """End the calls whose time is up; one timer for all is much cheaper than one for each."""
@@ -360,24 +351,10 @@ class Channel:
                 self.drop(call, EtcdUnavailable(text))
 
 
-async def _connect(target: str) -> socket.socket:
-    """A connected, non-blocking socket. Raises OSError."""
-    if target.startswith("unix:"):
-        stream = await trio.open_unix_socket(target.removeprefix("unix:").removeprefix("//"))
-    else:
-        host, _, port = target.removeprefix("http://").rpartition(":")
-        if not port.isdecimal():
-            raise OSError(f"{target!r} is not host:port")
-        stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
-    connected = socket.socket(fileno=stream.socket.detach())
-    connected.setblocking(False)
-    return connected
-
-
 @asynccontextmanager
-async def open_channel(target: str) -> AsyncIterator[Channel]:
-    """A channel to the server at `target`; does not wait for the server, the first call does."""
-    channel = Channel(target)
+async def open_channel(access: Access) -> AsyncIterator[Channel]:
+    """A channel to the servers of `access`; does not wait for them, the first call does."""
+    channel = Channel(access)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channel.run)

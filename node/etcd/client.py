@@ -16,6 +16,7 @@ from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ig
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from node.etcd.channel import Channel, Stream, open_channel
+from node.etcd.dial import Access
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost
 from node.etcd.snapshots import save_snapshot
 from node.etcd.transactions import (
@@ -24,6 +25,7 @@ from node.etcd.transactions import (
     Delete,
     DeletePrefix,
     DeleteRange,
+    Get,
     ModRevision,
     Op,
     Put,
@@ -87,37 +89,38 @@ def _key_value(kv: Any) -> KeyValue:
     return KeyValue(kv.key.decode(), kv.value, kv.mod_revision, kv.create_revision, kv.lease)
 
 
-# Messages are filled in place: one built apart would be copied into the other.
+# Messages are filled in place: one built apart would be copied into the other. Types are compared,
+# since isinstance takes a long detour with structs.
 
 
 def _add_compare(request: Any, compare: Compare) -> None:
     added = request.compare.add()
     added.key = compare.key.encode()
-    if isinstance(compare, ModRevision):
+    if type(compare) is ModRevision:
         added.target = pb.Compare.MOD
         added.mod_revision = compare.revision
         return
     added.target = pb.Compare.CREATE
     added.create_revision = 0
-    if not isinstance(compare, Absent):
+    if type(compare) is not Absent:
         added.result = pb.Compare.GREATER
 
 
 def _add_operation(branch: Any, op: Op) -> None:
     added = branch.add()
-    if isinstance(op, Put):
+    if type(op) is Put:
         put = added.request_put
         put.key, put.value = op.key.encode(), op.value
         if op.lease:
             put.lease = op.lease
-    elif isinstance(op, Delete):
+    elif type(op) is Delete:
         added.request_delete_range.key = op.key.encode()
-    elif isinstance(op, DeletePrefix):
+    elif type(op) is DeletePrefix:
         added.request_delete_range.CopyFrom(_delete_prefix(op.prefix))
-    elif isinstance(op, DeleteRange):
+    elif type(op) is DeleteRange:
         gone = added.request_delete_range
         gone.key, gone.range_end = op.start.encode(), op.end.encode()
-    else:
+    elif isinstance(op, Get):
         added.request_range.key = op.key.encode()
 
 
@@ -263,8 +266,11 @@ class EtcdClient:
         for op in txn.failure:
             _add_operation(request.failure, op)
         answer = await self._call(_KV + "Txn", request, pb.TxnResponse)
-        reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
-        responses = [[_key_value(kv) for kv in read.kvs] for read in reads]
+        done = txn.success if answer.succeeded else txn.failure
+        responses = []
+        if any(type(op) is Get for op in done):
+            reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
+            responses = [[_key_value(kv) for kv in read.kvs] for read in reads]
         return TxnResult(answer.succeeded, answer.header.revision, responses)
 
     async def grant(self, ttl: int) -> int:
@@ -363,12 +369,13 @@ def _alarm_name(number: int) -> str:
 
 
 @asynccontextmanager
-async def open_client(target: str, *, timeout: float = 5.0) -> AsyncIterator[EtcdClient]:
+async def open_client(target: str | Access, *, timeout: float = 5.0) -> AsyncIterator[EtcdClient]:
     """A client of the server at `target` ("unix:/path" or "host:port"); `timeout` seconds a call.
 
     Does not wait for the server: the first call does.
     """
-    async with open_channel(target) as channel:
+    access = Access((target,)) if isinstance(target, str) else target
+    async with open_channel(access) as channel:
         client = EtcdClient(channel, timeout)
         try:
             yield client

@@ -22,6 +22,18 @@ class EtcdUnavailable(EtcdError):
     retryable = True
 
 
+class EtcdUnauthenticated(EtcdUnavailable):
+    """The token of the connection is not known any more: the next connection gets another."""
+
+    code = "unauthenticated"
+
+
+class EtcdDenied(EtcdError):
+    """etcd does not let this user in, or not do this."""
+
+    code = "denied"
+
+
 class EtcdTooLarge(EtcdError):
     """The request, or the answer, is over the size limit (1.5 MiB for a request by default)."""
 
@@ -64,6 +76,11 @@ _BY_TEXT: tuple[tuple[str, type[EtcdError]], ...] = (
     ("database space exceeded", EtcdNoSpace),
     ("requested lease not found", LeaseLost),
     ("revision has been compacted", Compacted),
+    ("invalid auth token", EtcdUnauthenticated),
+    ("revision of auth store is old", EtcdUnauthenticated),
+    ("authentication failed", EtcdDenied),
+    ("user name is empty", EtcdDenied),
+    ("permission denied", EtcdDenied),
     ("too many requests", EtcdUnavailable),
     ("request timed out", EtcdUnavailable),
     ("leader changed", EtcdUnavailable),

@@ -85,7 +85,9 @@ def _integer(number: int) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def request_headers(path: str, authority: str, milliseconds: int, leader: bool) -> bytes:
+def request_headers(
+    path: str, authority: str, milliseconds: int, leader: bool, token: str = ""
+) -> bytes:
     """The header block of a call: constant bytes, so nothing of it depends on what went before."""
     fields = [
         (b":path", path.encode()),
@@ -98,6 +100,8 @@ def request_headers(path: str, authority: str, milliseconds: int, leader: bool) 
         fields.append((b"grpc-timeout", b"%dm" % milliseconds))
     if leader:
         fields.append((b"hasleader", b"true"))
+    if token:
+        fields.append((b"token", token.encode()))
     # 0x83 is `:method: POST`, 0x86 `:scheme: http` of the static table.
     return b"\x83\x86" + b"".join(_literal(name, value) for name, value in fields)
 

@@ -18,8 +18,12 @@ log = get_logger("etcd")
 _WORTH_IT = 1000  # revisions: fewer are not worth a compaction, which costs writes to flash
 
 
-async def maintain(client: EtcdClient, *, quota_bytes: int, interval: float = 30.0) -> NoReturn:
+async def maintain(
+    client: EtcdClient, *, quota_bytes: int, interval: float = 30.0, hold: str = ""
+) -> NoReturn:
     """Keep the store below its quota, looking every `interval` seconds, until cancelled.
+
+    While there is a key `hold`, nothing is forgotten unless space runs out.
 
     History is kept for one to two intervals, which a paged listing has to be done in. etcd's own
     compaction, every five minutes at best, lets a busy queue fill the quota in between.
@@ -31,7 +35,7 @@ async def maintain(client: EtcdClient, *, quota_bytes: int, interval: float = 30
             if await client.alarms():
                 await _make_room(client, status.revision, quota_bytes)
                 compacted = status.revision
-            elif due - compacted >= _WORTH_IT:
+            elif due - compacted >= _WORTH_IT and not (hold and await client.get(hold)):
                 await _compact(client, due)
                 compacted = due
             due = status.revision

@@ -96,30 +96,43 @@ async def _follow(
 ) -> NoReturn:
     """Pass batches on until the stream fails; raises `EtcdError`."""
     asked = False
+    late: Batch | None = None
     while True:
-        answers: list[Any] = []
-        with trio.move_on_after(heartbeat / 2):
-            answers = await stream.receive()
-        if not answers:
+        if late is not None:
+            await channel.send(late)
+            late = None
+        with trio.move_on_after(heartbeat / 2) as silence:
+            while late is None:
+                batch = _batch(await stream.receive())
+                asked = False
+                if batch is not None:
+                    try:
+                        channel.send_nowait(batch)
+                    except trio.WouldBlock:
+                        late = batch  # outside of the scope, which could lose it
+                # A scope for each of many batches would cost more than they do.
+                silence.deadline = trio.current_time() + heartbeat / 2
+        if late is None:
             if asked:
                 raise EtcdUnavailable(f"the watch was silent for {heartbeat} s")
             stream.ask_for_progress()
             asked = True
-            continue
-        asked = False
-        events: list[Event] = []
-        revision = 0
-        for answer in answers:
-            if answer.canceled:
-                if answer.compact_revision:
-                    raise Compacted(f"watched from before revision {answer.compact_revision}")
-                reason = answer.cancel_reason or "no reason"
-                raise EtcdUnavailable(f"etcd ended the watch: {reason}")
-            if answer.events:
-                events += _events(answer)
-                revision = answer.header.revision
-        if events:
-            await channel.send(Batch(False, events, revision))
+
+
+def _batch(answers: list[Any]) -> Batch | None:
+    """The events of answers, None when there are none; raises `EtcdError` for a watch's end."""
+    events: list[Event] = []
+    revision = 0
+    for answer in answers:
+        if answer.canceled:
+            if answer.compact_revision:
+                raise Compacted(f"watched from before revision {answer.compact_revision}")
+            reason = answer.cancel_reason or "no reason"
+            raise EtcdUnavailable(f"etcd ended the watch: {reason}")
+        if answer.events:
+            events += _events(answer)
+            revision = answer.header.revision
+    return Batch(False, events, revision) if events else None
 
 
 async def watch(

@@ -48,6 +48,8 @@ def calls(node: Node) -> list[Call[Any]]:
                 node.tick(),
             ),
         )
+        if process.origin:
+            node.processes.hooks.progressed(process)
 
     async def add_executor(caller: Caller, request: req.AddExecutorLog) -> None:
         if caller.executor.executorname != request.executorname:

@@ -52,9 +52,7 @@ def calls(node: Node) -> list[Call[Any]]:
         )
         await node.members.heard_from(executor)
         timeout = min(request.timeout, MAX_POLL)
-        with node.until_drain():
-            return wire_process(await processes.handout.assign(candidate, executor, timeout))
-        raise missing("the server is stopping; ask again")
+        return wire_process(await processes.handout.assign(candidate, executor, timeout))
 
     async def get(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
         return wire_process(await locate(node, caller, request.processid))

@@ -42,6 +42,7 @@ _SMALL_BODY = 65_536  # bytes; a body up to this is read whatever others send
 _CLOSE_SECONDS = 2.0  # bound on saying goodbye to a peer that may be stuck
 _LINGER_BYTES = 4_194_304  # read and dropped after a refusal, so that the peer sees the answer
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+_MOST_HEADS = 64  # beginnings of responses that are kept for a second
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REASONS = {int(status): status.phrase for status in http.HTTPStatus}
 
@@ -121,8 +122,8 @@ class Roster:
         self.running_long: dict[Connection, None] = {}
         self.held = 0  # bytes of bodies that are not complete
         self._first: trio.Event | None = None
-        self._date = ""
-        self._date_second = 0
+        self._heads: dict[tuple[int, str, tuple[tuple[str, str], ...]], bytes] = {}
+        self._heads_second = 0
 
     def begin(self, connection: Connection) -> None:
         """Note that `connection` runs a handler now."""
@@ -148,13 +149,17 @@ class Roster:
         self.running_long, self.running = self.running, {}
         return taken
 
-    def date(self) -> str:
-        """The Date header of this second."""
+    def head(self, response: Response) -> bytes:
+        """The lines of a response that are the same for all of its kind in this second."""
         second = int(time.time())
-        if second != self._date_second:
-            self._date_second = second
-            self._date = formatdate(second, usegmt=True)
-        return self._date
+        if second != self._heads_second or len(self._heads) >= _MOST_HEADS:
+            self._heads_second = second
+            self._heads.clear()
+        kind = (response.status, response.content_type, response.headers)
+        known = self._heads.get(kind)
+        if known is None:
+            known = self._heads[kind] = _head(response, second)
+        return known
 
 
 class Connection:
@@ -227,6 +232,7 @@ class Connection:
             response = await self._handle(request)
             if response.upgrade is not None:
                 roster.upgraded.add(self)
+                self.scope.deadline = math.inf
                 ahead = self.http.trailing_data[0] if self.http is not None else self._ahead
                 try:
                     return await response.upgrade(self.stream, ahead)
@@ -346,7 +352,10 @@ class Connection:
 
     async def _handle(self, request: Request) -> Response:
         roster = self._roster
-        self.scope.deadline = math.inf
+        # Handlers have no deadline. Quick ones are over before the present one comes; of the others
+        # `new_watcher` hears long before.
+        if self.scope.deadline - trio.current_time() < max(0.5 * self._limits.idle_timeout, 5):
+            self.scope.deadline = math.inf
         roster.begin(self)
         try:
             response = await roster.handler(request)
@@ -363,6 +372,7 @@ class Connection:
 
     def new_watcher(self) -> trio.CancelScope:
         """Prepare a watch beside the running handler."""
+        self.scope.deadline = math.inf
         self._watcher = trio.CancelScope()
         self._watched = trio.Event()
         return self._watcher
@@ -389,27 +399,18 @@ class Connection:
             watched.set()
 
     async def _respond(self, response: Response, method: str, *, close: bool) -> None:
-        # This deadline bounds the writing and the idle time after it.
-        self.scope.deadline = trio.current_time() + self._limits.idle_timeout
-        status, body = response.status, response.body
-        lines = [
-            f"HTTP/1.1 {status} {_REASONS.get(status, '')}",
-            f"date: {self._roster.date()}",
-            f"content-type: {response.content_type}",
-        ]
-        lines.extend(f"{name}: {value}" for name, value in response.headers)
-        bodiless = status in (204, 304)
+        # This deadline bounds the writing and the idle time after it. One that is nearly so stays:
+        # to move it costs more than to write the response.
+        idle = self._limits.idle_timeout
+        now = trio.current_time()
+        if not 0.9 * idle < self.scope.deadline - now <= idle:
+            self.scope.deadline = now + idle
+        body = response.body
+        out = self._roster.head(response)
+        bodiless = response.status in (204, 304)
         if not bodiless:
-            lines.append(f"content-length: {len(body)}")
-        if close:
-            lines.append("connection: close")
-        lines.append("\r\n")
-        head = "\r\n".join(lines)
-        # h11 would take a third of the whole request's time to write these few bytes; all that it
-        # guards against is a handler's header with a line break.
-        if head.count("\n") != len(lines) or head.count("\r") != len(lines):
-            raise ValueError("line break in a response header")
-        out = head.encode("latin-1")
+            out += b"content-length: %d\r\n" % len(body)
+        out += b"connection: close\r\n\r\n" if close else b"\r\n"
         await self.stream.send_all(out if bodiless or method == "HEAD" else out + body)
 
     async def _refuse(self, status: int, message: str) -> None:
@@ -422,6 +423,20 @@ class Connection:
             room = _LINGER_BYTES
             while room > 0 and (data := await self.stream.receive_some(_CHUNK)):
                 room -= len(data)
+
+
+def _head(response: Response, second: int) -> bytes:
+    lines = [
+        f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}",
+        f"date: {formatdate(second, usegmt=True)}",
+        f"content-type: {response.content_type}",
+        *(f"{name}: {value}" for name, value in response.headers),
+    ]
+    # h11 would take a third of the whole request's time to write these few bytes; all that it
+    # guards against is a handler's header with a line break.
+    if any("\n" in line or "\r" in line for line in lines):
+        raise ValueError("line break in a response header")
+    return "".join(f"{line}\r\n" for line in lines).encode("latin-1")
 
 
 def _remote(stream: trio.abc.Stream) -> str:

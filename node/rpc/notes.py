@@ -193,7 +193,7 @@ NOTES: dict[str, dict[str, Note]] = {
         "getinvitationsmsg": Note("Invitations that nobody used.", "Invitation[]"),
         "revokeinvitationmsg": Note("Forget an invitation.", "{invitation}"),
         "joinpeermsg": Note("Use another colony's token.", "Peer"),
-        "pingpeermsg": Note("Ask a colony for a signed answer.", "{ok, rtt, error}"),
+        "pingpeermsg": Note("Ask a colony for a signed answer.", "{ok, rtt, error, clock}"),
         "getforwardmsg": Note("How far a forwarded process is, and its outcome.", "Forward"),
         "rotatekeymsg": Note("Go on under another key; peers follow.", "{id, former, until, kept}"),
         "getoriginmsg": Note("The colonies that asked for a process, each verified.", "Hop[]"),

@@ -13,7 +13,17 @@ import cbor2
 import msgspec
 
 from node.codec import SCHEMA, pack
-from node.etcd.transactions import Absent, DeletePrefix, Get, ModRevision, Op, Put, Txn
+from node.etcd.transactions import (
+    Absent,
+    Compare,
+    DeletePrefix,
+    Get,
+    ModRevision,
+    Op,
+    Present,
+    Put,
+    Txn,
+)
 from node.model import Process
 from node.store import keys
 
@@ -126,6 +136,23 @@ def append(
         compare.append(Absent(told))
         reads.append(Get(told))
     return Txn(compare, ops, reads)
+
+
+def extend(
+    colony: str, pid: str, name: str, said: Sequence[Entry], known: Head, at: int
+) -> tuple[list[Compare], list[Op]]:
+    """Put entries at the end that were said elsewhere, as part of a transaction.
+
+    `at` is the revision of the head, 0 when there is none yet. Holds while the process exists.
+    """
+    place = head(colony, pid, name)
+    holds = Head(known.count + len(said), known.size + sum(len(each.payload) for each in said))
+    compare: list[Compare] = [Present(keys.process(colony, pid)), ModRevision(place, at)]
+    ops: list[Op] = [
+        Put(entry(colony, pid, name, index), encode(each))
+        for index, each in enumerate(said, known.count)
+    ]
+    return compare, [*ops, Put(place, pack(holds)), Put(PULSE, pack(Pulse(pid, name)))]
 
 
 def removal(process: Process) -> Sequence[Op]:

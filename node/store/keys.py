@@ -7,6 +7,8 @@ from __future__ import annotations
 
 ROOT = "/colonyd/"
 SERVER = ROOT + "server"
+# There while somebody reads the store as it was at one revision.
+HOLD = ROOT + "hold"
 MEMBERS = ROOT + "member/"
 LIVE = ROOT + "live/"
 QUEUE = LIVE + "queue/"

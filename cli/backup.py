@@ -1,0 +1,111 @@
+"""`colony backup` and `colony restore`: everything of a colony in one file, and back.
+
+What is in the file is decided in `node.backup`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from cli.output import print_json
+from cli.session import FAILED, UNREACHABLE, USAGE, Failure, Session, colony_command
+
+if TYPE_CHECKING:
+    from node.archive import Manifest
+
+T = TypeVar("T")
+
+
+def _run(work: Callable[[], Awaitable[T]]) -> T:
+    """Run to the end; what can go wrong becomes a Failure."""
+    import trio
+
+    from node.archive import BackupError
+    from node.config import ConfigError
+    from node.etcd.errors import EtcdError, StoreRefused
+    from node.home import HomeError
+
+    async def main() -> T:
+        return await work()
+
+    try:
+        return trio.run(main)
+    except BaseException as error:
+        leaf = error
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        if isinstance(leaf, BackupError | HomeError | ConfigError):
+            raise Failure(str(leaf), code=USAGE) from None
+        if isinstance(leaf, StoreRefused):
+            raise Failure(str(leaf), code=UNREACHABLE) from None
+        if isinstance(leaf, EtcdError):
+            raise Failure(f"the store: {leaf}", code=UNREACHABLE) from None
+        if isinstance(leaf, OSError):
+            raise Failure(str(leaf), code=FAILED, next_step="run it as the daemon's user") from None
+        raise
+
+
+def _told(session: Session, manifest: Manifest, path: Path, **more: object) -> None:
+    made = datetime.fromtimestamp(manifest.made, UTC).isoformat(sep=" ")
+    value = {
+        "file": str(path),
+        "colony": manifest.colony,
+        "made": manifest.made,
+        "keys": manifest.keys,
+        "files": len(manifest.items) - 1,
+        "bytes": manifest.size,
+        **more,
+    }
+    if session.as_json:
+        print_json(value)
+        return
+    click.echo(
+        f"{path}: colony {manifest.colony} of {made}, {manifest.keys} keys,"
+        f" {len(manifest.items) - 1} files, {manifest.size} bytes"
+    )
+
+
+@colony_command("backup", "colony backup /mnt/usb/lab-1.tar", "colony backup --check lab-1.tar")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--check", is_flag=True, help="Only check a FILE that is there.")
+def backup(session: Session, path: Path, check: bool) -> None:
+    """Save the colony to the new file FILE: keys, configuration, store, files, history.
+
+    Works while the daemon runs: the store is saved as it is at one moment. Run it as the daemon's
+    user, on its machine. Who has FILE (mode 0600) has the colony's private keys: encrypt it before
+    it leaves the machine.
+    """
+    from node.archive import inspect
+    from node.backup import backup as save
+
+    path = path.absolute()
+
+    async def work() -> Manifest:
+        return inspect(path) if check else await save(session.home, path, session.environ)
+
+    _told(session, _run(work), path)
+
+
+@colony_command("restore", "colony restore --home /srv/colonyd lab-1.tar")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Move aside what is in the home directory.")
+def restore(session: Session, path: Path, force: bool) -> None:
+    """Put the colony of FILE into the home directory, which no daemon may use.
+
+    FILE is checked as a whole before anything is touched. What was done after the backup is lost:
+    work that was accepted from other colonies since then may be run again if they send it again.
+    Never start the same colony in two places.
+    """
+    from node.backup import restore as put_back
+
+    path = path.absolute()
+    manifest, aside = _run(lambda: put_back(path, session.home, session.environ, force=force))
+    _told(session, manifest, path, home=str(session.home), aside=str(aside) if aside else None)
+    if aside is not None:
+        click.echo(f"what was there before is in {aside}", err=True)
+    click.echo("next: `colony up`", err=True)

@@ -1,0 +1,94 @@
+"""Which certificate of a daemon the command line accepts: a pinned one, the home's, or any signed.
+
+Connections are made by `cli.client`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cli.session import DENIED, UNREACHABLE, USAGE, Failure
+
+if TYPE_CHECKING:
+    from cli.session import Session
+
+PIN = "COLONIES_SERVER_PIN"
+_PATIENCE = 5.0  # seconds
+
+
+def verification(session: Session, url: str) -> ssl.SSLContext | bool:
+    """What to check the certificate at `url` with; True: the authorities of the system.
+
+    $COLONIES_SERVER_PIN names the SHA-256 of the only one; on this machine it is the home's own.
+    Raises Failure.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 443
+    if pin := session.environ.get(PIN, "").replace(":", "").lower():
+        return _pinned(host, port, pin)
+    if _local(host):
+        rpc = session.config().rpc
+        own = session.home / (rpc.certificate or "tls.crt")
+        if own.exists():
+            return _trusting(own)
+    return True
+
+
+def _local(host: str) -> bool:
+    if host in ("localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _trusting(path: Path) -> ssl.SSLContext:
+    """The first certificate of a PEM file, whoever signed it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        raise Failure(f"{path}: not a readable certificate: {error}", code=DENIED) from None
+    return context
+
+
+def _pinned(host: str, port: int, pin: str) -> ssl.SSLContext:
+    """A context for the certificate shown there, if it has that fingerprint."""
+    from node.certificate import fingerprint_of, trusting
+
+    if len(pin) != 64 or not all(c in "0123456789abcdef" for c in pin):
+        raise Failure(f"{PIN}: the SHA-256 of a certificate is 64 hex characters", code=USAGE)
+    looking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    looking.check_hostname = False
+    looking.verify_mode = ssl.CERT_NONE  # nothing is sent; what is shown is compared
+    try:
+        with (
+            socket.create_connection((host, port), _PATIENCE) as plain,
+            looking.wrap_socket(plain, server_hostname=host) as tls,
+        ):
+            der = tls.getpeercert(binary_form=True) or b""
+    except OSError as error:
+        raise Failure(
+            f"daemon not reachable at {host}:{port}: {error}",
+            code=UNREACHABLE,
+            next_step="start it with `colony up`, or name another with --server",
+        ) from None
+    shown = fingerprint_of(der)
+    if shown != pin:
+        raise Failure(
+            f"{host}:{port} shows the certificate {shown}, not the one pinned",
+            code=DENIED,
+            next_step=f"ask its owner; {PIN} names the one to expect",
+        )
+    context = trusting(der)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    return context

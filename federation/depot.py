@@ -1,0 +1,291 @@
+"""Files over a hop: what a submission needs of its origin's, and serving them to who was sent it.
+
+The origin lists the files in the submission; the colony that is to run it fetches the bytes over
+the authenticated connection, checks them, and has them in its own vault before it accepts: so an
+executor that asks its own colony finds them. Until then nothing is stored but bytes, and a copy
+that comes again goes on where the last one stopped. A fetch is good for the very bytes that a
+submission names, for its receiver, and until there is an outcome.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import trio
+
+from federation import manifest
+from federation.envelope import Kind, Opened, inspect
+from federation.inbox import Refusal
+from federation.ledger import Ledger
+from federation.messages import Carried, Chunk, Fetch, Submit, load
+from federation.transport import Link, PeerRefused, TransportError
+from node.codec import unpack
+from node.errors import RpcError, bad
+from node.files import Files
+from node.log import get_logger
+from node.model import SECOND, Process
+from node.store import files as store
+from node.store.files import File, Newest, Reference
+from node.tickets import Scope
+from node.vault import Vault
+
+__all__ = ["Depot"]
+
+_CHUNK = 2**20
+_PATIENCE = 8.0  # seconds that the sender of a submission waits for an answer
+_STALE = 3600 * SECOND  # after which files without their process are removed
+
+log = get_logger("depot")
+
+
+def _no_link(peerid: str) -> Link | None:
+    return None
+
+
+@dataclass
+class Depot:
+    """`files` are the home colony's; without, nothing is carried. `link_to` leads to a peer.
+
+    `counters` tell of bytes `fetched` and `served`, and of what was `refused`.
+    """
+
+    ledger: Ledger
+    files: Files | None = None
+    link_to: Callable[[str], Link | None] = _no_link
+    counters: Counter[str] = field(default_factory=Counter)
+
+    # -- at the origin ---------------------------------------------------------------------
+
+    async def gather(self, process: Process) -> list[Carried] | None:
+        """The files that a process of ours needs, as they are now; None without mounts.
+
+        Raises RpcError 400 for too many.
+        """
+        fs = process.spec.fs
+        if self.files is None or not manifest.needs_files(fs):
+            return None
+        found: list[Carried] = []
+        for label in dict.fromkeys(manifest.dirs(fs)):
+            items, _ = await self.ledger.client.range_all(store.tree(self.ledger.home, label))
+            ids = [unpack(item.value, Newest).fileid for item in items]
+            found += await self._carry("d", ids)
+        for place, snapshotid in manifest.snapshots(fs).items():
+            snapshot = await self.files.snapshot(self.ledger.home, snapshotid)
+            if snapshot is None:
+                raise bad(f"spec.fs.snapshots[{place}].snapshotid: no such snapshot")
+            data = snapshot.fileids
+            ids = [data[at : at + 32].hex() for at in range(0, len(data), 32)]
+            found += await self._carry(str(place), ids)
+        unique = {(each.mount, each.label, each.name): each for each in found}
+        files = list(unique.values())
+        if manifest.check(files) > manifest.MAX_BYTES:
+            raise bad(f"spec.fs: at most {manifest.MAX_BYTES} bytes of files are forwarded")
+        return files
+
+    async def _carry(self, mount: str, ids: Sequence[str]) -> list[Carried]:
+        assert self.files is not None
+        found: list[Carried] = []
+        for fileid in ids:
+            file = await self.files.get(self.ledger.home, fileid)
+            if file is None:
+                continue  # removed meanwhile
+            ref = b"" if file.ref.protocol == "colonyd" else msgspec.json.encode(file.ref)
+            found.append(Carried(mount, file.label, file.name, file.size, file.checksum, ref))
+        return found
+
+    async def serve(self, opened: Opened, data: bytes) -> bytes:
+        """Give bytes to the peer that a process of ours was sent to.
+
+        Refused: unknown_process, unknown_file, file_gone.
+        """
+        fetch = load(opened.payload, Fetch)
+        entry = self.ledger.entries.get(fetch.pid)
+        forward = entry.forward if entry is not None else None
+        if (
+            forward is None
+            or forward.peer != opened.issuer
+            or forward.attempt != fetch.attempt
+            or not forward.envelope
+        ):
+            raise Refusal(404, "unknown_process", "no such process was sent to your colony")
+        submit = load(inspect(forward.envelope, limit=len(forward.envelope)).payload, Submit)
+        before: Submit | None = None
+        while submit.inner:
+            submit = load(inspect(submit.inner, limit=len(submit.inner)).payload, Submit)
+            before = before or submit
+        if not any(each.checksum == fetch.checksum and not each.ref for each in submit.files or ()):
+            raise Refusal(404, "unknown_file", "the process came without a file with this checksum")
+        if before is not None:
+            chunk = await self._pass_on(fetch, before)
+        else:
+            chunk = await self._read(fetch)
+        self.counters["served"] += len(chunk)
+        answer = Chunk(fetch.checksum, fetch.offset, chunk)
+        return self.ledger.sealer.seal(Kind.CHUNK, opened.issuer, answer)
+
+    async def _read(self, fetch: Fetch) -> bytes:
+        vault = self.files.vault if self.files is not None else None
+        held = self.files and await self.files.holding(self.ledger.home, fetch.checksum)
+        if vault is None or not held or vault.size_of(fetch.checksum) is None:
+            raise Refusal(404, "file_gone", "the bytes are not here, or not any more")
+        return await trio.to_thread.run_sync(_part, vault.file(fetch.checksum), fetch.offset)
+
+    async def _pass_on(self, fetch: Fetch, before: Submit) -> bytes:
+        """A relay has no bytes of its own: it asks the colony that it got the process from."""
+        known = await self.ledger.processes.recall(self.ledger.home, fetch.pid)
+        link = self.link_to(known[0].origin) if known is not None else None
+        if link is None:
+            raise Refusal(404, "file_gone", "the colony that has the bytes is not known here")
+        try:
+            return await _ask(link, before.pid, before.attempt, fetch.checksum, fetch.offset)
+        except PeerRefused as error:
+            raise Refusal(404, "file_gone", error.message) from None
+        except TransportError as error:
+            raise Refusal(503, "busy", str(error)[:200], again=2) from None
+
+    # -- where it is to run ----------------------------------------------------------------
+
+    async def bring(self, opened: Opened, submit: Submit, first: Submit, process: Process) -> None:
+        """Have all that a submission needs here, and let its process find it.
+
+        Refused: no_files, bad_files, files_too_large, files_quota, file_checksum, file_gone; and
+        for now, files_pending.
+        """
+        if self.files is None or self.files.vault is None:
+            raise Refusal(409, "no_files", "this colony keeps no files")
+        files = first.files or []
+        try:
+            total = manifest.check(files)
+            pid = process.processid
+            snapshots = list(manifest.snapshots(process.spec.fs))
+            fs = manifest.rewritten(process.spec.fs, pid)
+        except RpcError as error:
+            raise Refusal(400, "bad_files", error.message) from None
+        if total > manifest.MAX_BYTES:
+            message = f"{total} bytes of files; at most {manifest.MAX_BYTES} here"
+            raise Refusal(413, "files_too_large", message)
+        missing = [each for each in files if not each.ref]
+        with trio.move_on_after(_PATIENCE) as patience:
+            for each in {each.checksum: each for each in missing}.values():
+                await self._have(opened.issuer, submit, each, self.files, self.files.vault)
+        if patience.cancelled_caught:
+            message = f"{total} bytes of files are on their way"
+            raise Refusal(429, "files_pending", message, again=1)
+        try:
+            await self._place(files, process, snapshots, self.files)
+        except RpcError as error:
+            raise Refusal(409, "bad_files", error.message) from None
+        process.spec.fs = fs
+
+    async def _have(
+        self, issuer: str, submit: Submit, each: Carried, files: Files, vault: Vault
+    ) -> None:
+        """Have the bytes of one file, from that colony itself: who only knows their checksum has
+        no right to what others gave us.
+        """
+        key = self.ledger.keys.fetched(issuer, each.checksum)
+        known = await self.ledger.client.get(key)
+        if known is None or vault.size_of(each.checksum) != each.size:
+            await self._fetch(issuer, submit, each, vault)
+            await self.ledger.client.put(key, b"")
+        await files.hold(self.ledger.home, each.checksum, each.size)
+
+    async def _fetch(self, issuer: str, submit: Submit, each: Carried, vault: Vault) -> None:
+        link = self.link_to(issuer)
+        if link is None:
+            raise Refusal(429, "files_pending", "no way to your colony yet", again=2)
+        scope = Scope("PUT", self.ledger.home, each.checksum, each.size, 0, f"colony/{issuer}")
+        try:
+            while True:
+                offset = vault.offset(scope)
+                data = b""
+                if offset < each.size:
+                    data = await _ask(link, submit.pid, submit.attempt, each.checksum, offset)
+                    if not data:
+                        raise Refusal(409, "file_checksum", f"{each.name}: fewer bytes than told")
+                try:
+                    reached = await vault.write(scope, offset, data)
+                except RpcError as error:
+                    if error.status == 400:
+                        message = f"{each.name}: {error.message}"
+                        raise Refusal(409, "file_checksum", message) from None
+                    if vault.offset(scope) != offset:
+                        continue  # the same file for another process, at the same moment
+                    if error.status == 409:
+                        raise Refusal(413, "files_quota", error.message) from None
+                    raise
+                self.counters["fetched"] += len(data)
+                if reached.complete:
+                    return
+        except PeerRefused as error:
+            raise Refusal(409, "file_gone", f"{each.name}: {error}") from None
+        except TransportError as error:
+            message = f"your colony can't be asked for {each.name}: {error}"
+            raise Refusal(429, "files_pending", message[:300], again=2) from None
+
+    async def _place(
+        self, carried: Sequence[Carried], process: Process, snapshots: Sequence[int], files: Files
+    ) -> None:
+        """Store versions and snapshots under the process's own label; a repeat changes nothing."""
+        pid, home = process.processid, self.ledger.home
+        for each in carried:
+            ref = Reference("colonyd")
+            if each.ref:
+                try:
+                    ref = msgspec.json.decode(each.ref, type=Reference)
+                except msgspec.DecodeError:
+                    raise bad(f"files: the reference of {each.name[:80]!r}") from None
+                if ref.protocol == "colonyd":
+                    raise bad(f"files: the reference of {each.name[:80]!r}")
+            label = manifest.label_here(pid, each.mount, each.label)
+            fileid = manifest.file_id(pid, each)
+            if await files.get(home, fileid) is not None:
+                continue
+            await files.add(
+                File(fileid, home, label, each.name, each.size, each.checksum, "SHA256", ref)
+            )
+        for place in snapshots:
+            label = manifest.label_here(pid, str(place), "/")
+            name = f"forwarded-{pid[:16]}-{place}"
+            await files.create_snapshot(home, label, name, manifest.snapshot_id(pid, place))
+
+    async def sweep(self) -> None:
+        """Remove the files of processes that are not here, or not any more."""
+        files = self.files
+        if files is None:
+            return
+        home, gone = self.ledger.home, dict[str, bool]()
+        for label in await files.labels(home, f"{manifest.ROOT}/"):
+            pid = label.name.split("/")[2]
+            if pid not in gone:
+                gone[pid] = await self.ledger.processes.load(home, pid) is None
+            if not gone[pid]:
+                continue
+            for listed in await files.listing(home, label.name):
+                newest = await files.versions(home, label.name, listed.name, 1)
+                if newest and newest[0].added + _STALE < files.now():
+                    await files.remove_all(home, label.name, listed.name)
+        for snapshot in await files.snapshots(home):
+            pid = snapshot.label.split("/")[2] if snapshot.label.startswith(manifest.ROOT) else ""
+            if pid and gone.get(pid) and snapshot.added + _STALE < files.now():
+                await files.remove_snapshot(snapshot)
+
+
+async def _ask(link: Link, pid: str, attempt: int, checksum: str, offset: int) -> bytes:
+    """Fetch some bytes. Raises TransportError."""
+    body = link.seal(Kind.FETCH, Fetch(pid, attempt, checksum, offset))
+    opened, _ = await link.post("/v1/files", body, Kind.CHUNK)
+    chunk = load(opened.payload, Chunk)
+    if (chunk.checksum, chunk.offset) != (checksum, offset):
+        return b""
+    return chunk.data
+
+
+def _part(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(_CHUNK)

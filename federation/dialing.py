@@ -1,0 +1,160 @@
+"""Finding where a colony is to be reached: its addresses tried, its certificate compared, its card.
+
+What is said over a connection, and to whom, is `transport`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import httpx
+import trio
+
+from federation.card import CARD_LIMIT, Card, open_card
+from federation.envelope import Refused
+from federation.messages import Sealer
+from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
+
+__all__ = [
+    "Found",
+    "Lost",
+    "TransportError",
+    "Unsent",
+    "client",
+    "fetch_card",
+    "find",
+    "read_body",
+    "split_address",
+    "text_of",
+]
+
+_TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
+_LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
+_STAGGER = 0.3  # seconds between two tries of a peer's addresses
+
+
+class TransportError(Exception):
+    """A message got no valid answer; what that means for it, the subclass tells."""
+
+
+class Unsent(TransportError):
+    """No byte of it reached the peer."""
+
+
+class Lost(TransportError):
+    """It may have reached the peer."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of "host:port", "[v6]:port" or an https URL. Raises ValueError."""
+    text = address.removeprefix("https://").rstrip("/")
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is not host:port")
+    return host, int(port)
+
+
+def _url(host: str, port: int) -> str:
+    # The "%" of a scope stays as it is: httpx hands the host to the resolver as it finds it.
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
+    """Connections to `host` that are completed with this one certificate. Raises InvalidURL."""
+    return httpx.AsyncClient(
+        base_url=_url(host, port),
+        verify=trusting(der),
+        timeout=_TIMEOUT,
+        limits=_LIMITS,
+        trust_env=False,
+    )
+
+
+async def read_body(response: httpx.Response, limit: int) -> bytes:
+    """The body of an answer, at most `limit` bytes. Raises Lost."""
+    parts, total = [], 0
+    async for part in response.aiter_bytes():
+        total += len(part)
+        if total > limit:
+            raise Lost(f"the answer is longer than {limit} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def fetch_card(
+    address: str, sealer: Sealer, high_water: float = 0, *, pinned: str = ""
+) -> tuple[Card, bytes]:
+    """Return the card shown at an address, proven, and its bytes.
+
+    With `pinned`, a certificate's fingerprint, nothing is sent to who shows another. Raises
+    TransportError when there is none, or its fingerprint is not that of the certificate.
+    """
+    try:
+        host, port = split_address(address)
+        der = await fetch_certificate(host, port)
+        if pinned and fingerprint_of(der) != pinned:
+            raise TlsError("shows another certificate than expected")
+        async with client(der, host, port) as http:
+            async with http.stream("GET", "/v1/card") as response:
+                data = await read_body(response, CARD_LIMIT)
+        if response.status_code != 200:
+            raise Unsent(f"{address}: no card there (status {response.status_code})")
+        card = open_card(data, sealer.seconds, high_water=high_water)
+    except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Refused) as error:
+        raise Unsent(f"{address}: {text_of(error)}") from None
+    if card.fingerprint != fingerprint_of(der):
+        raise Unsent(f"{address}: shows another certificate than the card there promises")
+    return card, data
+
+
+def text_of(error: BaseException) -> str:
+    """What went wrong, in words."""
+    return str(error) or type(error).__name__
+
+
+@dataclass
+class Found:
+    """Where a certificate was shown: the `address`, or "", and what all the others said."""
+
+    address: str = ""
+    der: bytes = b""
+    others: list[tuple[str, bytes]] = field(default_factory=list)  # other certificates
+    problems: list[str] = field(default_factory=list)
+
+
+async def find(addresses: Sequence[str], fingerprint: str) -> Found:
+    """Try addresses, each a moment after the one before; the first that is right wins.
+
+    An address that leads nowhere costs a moment this way, and not the five seconds of its timeout:
+    after a move most are of that kind, and anybody can announce some.
+    """
+    found, waiting, running = Found(), list(addresses), 0
+    send, results = trio.open_memory_channel[tuple[str, bytes, str]](0)
+
+    async def look(address: str) -> None:
+        der, problem = b"", ""
+        try:
+            der = await fetch_certificate(*split_address(address))
+        except (TlsError, ValueError) as error:
+            problem = text_of(error)
+        await send.send((address, der, problem))
+
+    async with trio.open_nursery() as nursery:
+        while (waiting or running) and not found.address:
+            if waiting:
+                nursery.start_soon(look, waiting.pop(0))
+                running += 1
+            with trio.move_on_after(_STAGGER if waiting else math.inf):
+                address, der, problem = await results.receive()
+                running -= 1
+                if problem:
+                    found.problems.append(problem)
+                elif fingerprint_of(der) == fingerprint:
+                    found.address, found.der = address, der
+                else:
+                    found.others.append((address, der))
+        nursery.cancel_scope.cancel()
+    return found

@@ -1,0 +1,360 @@
+"""Follows what peers run for us: their news become our own logs, attributes and output, once.
+
+What is new, and how much of it is kept, is decided by `progress`; polls are made by `results`. Each
+piece of news is stored with the cursor that it moves, in one transaction that compares the cursor:
+a crash before it leaves both as they were, and news that come twice, or to two daemons of this
+colony, find the cursor moved.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from federation import outbox, progress, words
+from federation.envelope import Refused
+from federation.ledger import Ledger
+from federation.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load
+from federation.progress import Followed, Pace
+from federation.transport import Link
+from node.codec import pack, unpack
+from node.errors import RpcError, bad
+from node.etcd.errors import EtcdTooLarge
+from node.etcd.transactions import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
+from node.log import get_logger
+from node.logs import puts
+from node.model import SECOND, Log, Process
+from node.store import channels as store_channels
+from node.store import keys
+from node.store import processes as store
+from node.store.channels import Head
+from node.submission import attribute_id
+
+__all__ = ["Follower"]
+
+# Lines stored in one transaction: each takes three operations of the 128.
+_LINES = 38
+_BYTES = 400_000  # of lines in one transaction: three copies fit a request
+_TRIES = 5
+_NEVER = 2**40  # entries, more than any channel has: nothing further is wanted
+_TURN = 2  # seconds that a poll waits which can't ask for all
+
+log = get_logger("following")
+
+
+@dataclass
+class Follower:
+    """What is known of our processes at peers, in the store and in memory.
+
+    `counters` tell of `taken` news, `lines`, messages `said`, and of what was left: `stray` news of
+    what is not at that peer, `malformed` ones, and `unfit` ones that the process takes no more.
+    """
+
+    ledger: Ledger
+    known: dict[str, tuple[Followed, int]] = field(default_factory=dict)
+    counters: Counter[str] = field(default_factory=Counter)
+    _paces: dict[str, Pace] = field(default_factory=dict)
+    _turns: Counter[str] = field(default_factory=Counter)
+
+    async def load(self) -> None:
+        """Read what is known."""
+        prefix = self.ledger.keys.followed_all
+        items, _ = await self.ledger.client.range_all(prefix)
+        for item in items:
+            pid = item.key[len(prefix) :]
+            self.known[pid] = (unpack(item.value, Followed), item.mod_revision)
+
+    def of(self, processid: str) -> tuple[Followed, int] | None:
+        """What a peer told us of a process, and the revision of that."""
+        return self.known.get(processid)
+
+    # -- asking ----------------------------------------------------------------------------
+
+    def tails(self, peerid: str) -> list[str]:
+        """Processes that ended, of which the peer has something left to tell."""
+        return [pid for pid, (each, _) in self.known.items() if each.tail and each.peer == peerid]
+
+    def wanted(self, peerid: str, wait: int) -> tuple[list[Follow], bool, int]:
+        """What to ask a peer about, whether that is all, and how long the poll may then wait."""
+        pids = [
+            entry.forward.processid
+            for entry in self.ledger.of_peer(peerid)
+            if entry.forward.state in (outbox.ACCEPTED, outbox.CANCELLING)
+        ]
+        pids += self.tails(peerid)
+        whole = len(pids) <= MOST_FOLLOWED
+        if not whole:
+            self._turns[peerid] += 1
+            start = self._turns[peerid] * MOST_FOLLOWED % len(pids)
+            pids = (pids[start:] + pids[:start])[:MOST_FOLLOWED]
+            wait = min(wait, _TURN)
+        follows = [
+            progress.follow_of(pid, each)
+            for pid in pids
+            if (each := self._begun(pid, peerid)) is not None
+        ]
+        return follows, whole, wait
+
+    def _begun(self, pid: str, peerid: str) -> Followed | None:
+        """What is known of a process at that peer; None when it has no such process of ours."""
+        known, entry = self.known.get(pid), self.ledger.entries.get(pid)
+        if entry is not None and entry.forward.peer == peerid and entry.forward.outstanding:
+            return progress.begin(known[0] if known else None, peerid, entry.forward.attempt)
+        if known is not None and known[0].tail and known[0].peer == peerid:
+            return known[0]
+        return None
+
+    async def pace(self, peerid: str) -> None:
+        """Wait a little if the peer had news very often of late."""
+        wait = self._paces.setdefault(peerid, Pace()).take(trio.current_time())
+        await trio.sleep(wait)
+
+    # -- hearing ---------------------------------------------------------------------------
+
+    async def take(self, link: Link, answer: Outcomes) -> set[str] | None:
+        """Store news. Returns the processes of which there is more; None if it may be of any.
+
+        Raises EtcdError. What a peer tells that can't be is counted, and not stored.
+        """
+        if answer.news is None:
+            return set()
+        more: set[str] = set()
+        for data in answer.news:
+            try:
+                news = load(data, News)
+            except Refused as refused:
+                self.counters["malformed"] += 1
+                log.warning("news not understood", peer=link.id, error=refused)
+                continue
+            if await self._take_one(link, news) and news.more:
+                more.add(news.pid)
+        if answer.cut:
+            return None
+        for pid in self.tails(link.id):
+            if pid not in more:
+                await self.drop(pid)
+        return more
+
+    async def _take_one(self, link: Link, news: News) -> bool:
+        """Store the news of one process; whether any of it was kept."""
+        begun = self._begun(news.pid, link.id)
+        if begun is None or begun.attempt != news.attempt:
+            self.counters["stray"] += 1
+            return False
+        try:
+            kept = await self._take_lines(link, news)
+            kept = await self._take_said(link, news) or kept
+            kept = await self._take_changes(link, news) or kept
+        except (RpcError, EtcdTooLarge) as error:
+            # The process is gone, or full: what it takes no more is passed over.
+            self.counters["unfit"] += 1
+            log.info("news left", process=news.pid, peer=link.id, error=error)
+            await self._reload(news.pid)
+            await self._pass_over(link, news)
+            return False
+        self.counters["taken"] += kept
+        if kept:
+            known = await self.ledger.processes.recall(self.ledger.home, news.pid)
+            if known is not None and known[0].origin:
+                self.ledger.processes.hooks.progressed(known[0])
+        return kept
+
+    async def _take_lines(self, link: Link, news: News) -> bool:
+        """Store the lines that are new, some at a time, in their order."""
+        home, name = self.ledger.home, self.ledger.peers.name(link.id)
+        ahead = (link.seconds - self.ledger.sealer.seconds) * SECOND
+        lines, kept = news.lines, False
+        while lines:
+            part = _part(lines)
+            lines = lines[len(part) :]
+            before, revision = self._before(news, link.id)
+            now = self.ledger.sealer.now()
+            after, shown = progress.admit(
+                before, msgspec.structs.replace(news, lines=part), name, ahead, now
+            )
+            if after == before:
+                continue
+            key = self.ledger.keys.followed(news.pid)
+            ops: list[Op] = [Put(key, pack(after))]
+            for at, executor, message in shown:
+                ops.extend(puts(Log(news.pid, home, executor, message, at)))
+            compare: list[Compare] = [
+                ModRevision(key, revision),
+                Present(keys.process(home, news.pid)),
+            ]
+            result = await self.ledger.client.commit(Txn(compare, ops))
+            if not result.succeeded:
+                await self._reload(news.pid)
+                return kept
+            self.known[news.pid] = (after, result.revision)
+            self.counters["lines"] += len(shown)
+            kept = True
+        return kept
+
+    async def _take_said(self, link: Link, news: News) -> bool:
+        """Store what was said in channels, in its order, whatever has become of the process.
+
+        What a channel takes no more is passed over, and so is all that follows in it.
+        """
+        kept = False
+        for name, after in news.heard.items():
+            said = [each for each in news.said if each.name == name]
+            for _ in range(_TRIES):
+                stored = await self._extend(link, news, name, said, after)
+                if stored is not None:
+                    kept = kept or stored
+                    break
+        return kept
+
+    async def _extend(
+        self, link: Link, news: News, name: str, said: list[Said], after: int
+    ) -> bool | None:
+        """One try to store what was said in one channel; None when it has to be done again."""
+        home, pid, client = self.ledger.home, news.pid, self.ledger.client
+        before, revision = self._before(news, link.id)
+        start = before.heard.get(name, 0)
+        if after <= start:
+            return False
+        head = store_channels.head(home, pid, name)
+        there, found = (
+            await client.commit(Txn([], [Get(keys.process(home, pid)), Get(head)]))
+        ).responses
+        if not there or name not in (unpack(there[0].value, Process).spec.channels or ()):
+            raise bad("news: the process has no such channel")
+        holds = unpack(found[0].value, Head) if found else Head()
+        entries = words.entries(said, start, after, link.id, self.ledger.sealer.now())
+        if entries is None or not words.fits(holds, entries):
+            self.counters["unfit"] += 1
+            entries, after = [], _NEVER
+        more = msgspec.structs.replace(before, heard=before.heard | {name: after})
+        key = self.ledger.keys.followed(pid)
+        at = found[0].mod_revision if found else 0
+        compare, ops = store_channels.extend(home, pid, name, entries, holds, at)
+        txn = Txn([ModRevision(key, revision), *compare], [Put(key, pack(more)), *ops])
+        result = await client.commit(txn)
+        if not result.succeeded:
+            await self._reload(pid)
+            return None
+        self.known[pid] = (more, result.revision)
+        self.counters["said"] += len(entries)
+        return True
+
+    async def _take_changes(self, link: Link, news: News) -> bool:
+        """Store state, attributes and output, with the version that they are of."""
+        before, revision = self._before(news, link.id)
+        changes: dict[str, object] = {}
+        if news.version != before.version:
+            executor = ""
+            if news.executor:
+                executor = progress.named(news.executor, self.ledger.peers.name(link.id))
+            changes |= {"state": news.state, "executor": executor, "start": news.start}
+        after = msgspec.structs.replace(
+            before,
+            version=news.version,
+            attributes=max(before.attributes, news.attributes),
+            output=news.output,
+            **changes,
+        )
+        if after == before:
+            return False
+        key = self.ledger.keys.followed(news.pid)
+        compare = [ModRevision(key, revision)]
+        put = Put(key, pack(after))
+
+        def step(process: Process, at: int) -> store.Step:
+            if process.closed:
+                raise bad("the process has ended, and stays as it is")
+            changed, extra = _changed(process, news)
+            taken = store.update(changed, at, [put, *extra])
+            return store.Step(taken.process, Txn([*taken.txn.compare, *compare], taken.txn.success))
+
+        process = await self.ledger.processes.change(self.ledger.home, news.pid, step)
+        known = await self.ledger.processes.recall(self.ledger.home, process.processid)
+        self.known[news.pid] = (after, known[1] if known is not None else 0)
+        return True
+
+    async def _pass_over(self, link: Link, news: News) -> None:
+        """Move on to what comes after these news."""
+        before, revision = self._before(news, link.id)
+        after = msgspec.structs.replace(
+            before,
+            version=news.version,
+            line=max([before.line, *(line.at for line in news.lines)]),
+            attributes=max(before.attributes, news.attributes),
+            output=news.output,
+        )
+        key = self.ledger.keys.followed(news.pid)
+        there = Present(keys.process(self.ledger.home, news.pid))
+        txn = Txn([ModRevision(key, revision), there], [Put(key, pack(after))])
+        result = await self.ledger.client.commit(txn)
+        if result.succeeded:
+            self.known[news.pid] = (after, result.revision)
+        else:
+            await self._reload(news.pid)
+
+    def _before(self, news: News, peerid: str) -> tuple[Followed, int]:
+        known = self.known.get(news.pid)
+        begun = progress.begin(known[0] if known else None, peerid, news.attempt)
+        return begun, known[1] if known else 0
+
+    async def _reload(self, pid: str) -> None:
+        """Somebody else changed what is known: read it again."""
+        found = await self.ledger.client.get(self.ledger.keys.followed(pid))
+        if found is None:
+            self.known.pop(pid, None)
+        else:
+            self.known[pid] = (unpack(found.value, Followed), found.mod_revision)
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def ending(self, peerid: str, pid: str, attempt: int, *, more: bool) -> list[Op]:
+        """What joins the transaction that takes in an outcome: there is a rest, or there is none.
+
+        Another daemon may have stored news at the same moment; then a few may be told twice, as
+        only the outcome itself is guarded here.
+        """
+        known = self.known.get(pid)
+        if not more:
+            return [Delete(self.ledger.keys.followed(pid))] if known else []
+        begun = progress.begin(known[0] if known else None, peerid, attempt)
+        after = msgspec.structs.replace(begun, tail=True)
+        return [Put(self.ledger.keys.followed(pid), pack(after))]
+
+    async def ended(self, pid: str) -> None:
+        """An outcome was taken in: what is known is what the store says."""
+        await self._reload(pid)
+
+    async def drop(self, pid: str) -> None:
+        """Nothing is left to be told."""
+        await self.ledger.client.delete(self.ledger.keys.followed(pid))
+        self.known.pop(pid, None)
+
+
+def _part(lines: list[Line]) -> list[Line]:
+    """As many of these lines as one transaction takes."""
+    part: list[Line] = []
+    size = 0
+    for line in lines[:_LINES]:
+        size += len(line.message.encode())
+        if part and size > _BYTES:
+            break
+        part.append(line)
+    return part
+
+
+def _changed(process: Process, news: News) -> tuple[Process, list[Op]]:
+    """A process with what is new of it."""
+    extras = progress.fresh_extras(news, process)
+    attributes = list(process.attributes)
+    ops: list[Op] = []
+    for extra in extras:
+        name = attribute_id(process.processid, extra.key, extra.kind)
+        attributes.append(progress.as_attribute(extra, process, name))
+        ops.append(Put(keys.attribute(process.colonyname, name), process.processid.encode()))
+    output = process.output
+    if news.out and not process.closed:
+        output = progress.output_of(news.out)
+    return msgspec.structs.replace(process, attributes=attributes, output=output), ops

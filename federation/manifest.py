@@ -1,0 +1,124 @@
+"""The files that a spec's mounts need: which ones, and where a colony that was sent them has them.
+
+Values in, values out; `depot` reads, fetches and stores. A mount is found here under a label of
+its own, `/forwarded/<process id>/...`, so nothing of ours is read or written by it; the spec that
+an executor gets names that label, and executors need to know nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from federation.messages import MOST_FILES, Carried
+from node.errors import bad
+from node.labels import check_name, normalise_label
+from node.tickets import CHECKSUM
+
+__all__ = [
+    "MAX_BYTES",
+    "ROOT",
+    "check",
+    "dirs",
+    "file_id",
+    "label_here",
+    "needs_files",
+    "rewritten",
+    "snapshot_id",
+    "snapshots",
+]
+
+ROOT = "/forwarded"
+MAX_BYTES = 2**30  # of all files of one submission
+_MOST_MOUNTS = 50
+
+
+def _mounts(fs: Any, kind: str) -> Sequence[Any]:
+    found = fs.get(kind) if isinstance(fs, dict) else None
+    mounts: list[Any] = found if isinstance(found, list) else []
+    if len(mounts) > _MOST_MOUNTS:
+        raise bad(f"spec.fs.{kind}: at most {_MOST_MOUNTS} are forwarded")
+    return mounts
+
+
+def _text(mount: Any, key: str) -> str:
+    value = mount.get(key) if isinstance(mount, dict) else mount
+    return value if isinstance(value, str) else ""
+
+
+def dirs(fs: Any) -> list[str]:
+    """The labels that a spec's directories show. Raises RpcError 400."""
+    labels = [_text(mount, "label") for mount in _mounts(fs, "dirs")]
+    return [normalise_label(label, "spec.fs.dirs.label") for label in labels if label]
+
+
+def snapshots(fs: Any) -> dict[int, str]:
+    """The ids of a spec's snapshots by their places. Raises RpcError 400."""
+    found = enumerate(_text(mount, "snapshotid") for mount in _mounts(fs, "snapshots"))
+    return {place: name for place, name in found if name}
+
+
+def needs_files(fs: Any) -> bool:
+    """Whether a spec has mounts at all. Raises RpcError 400."""
+    return bool(dirs(fs) or snapshots(fs))
+
+
+def check(files: Sequence[Carried]) -> int:
+    """The bytes that have to be fetched for these files. Raises RpcError 400."""
+    if len(files) > MOST_FILES:
+        raise bad(f"files: at most {MOST_FILES}")
+    total = 0
+    seen: set[tuple[str, str, str]] = set()
+    for place, each in enumerate(files):
+        field = f"files[{place}]"
+        if normalise_label(each.label, f"{field}.label") != each.label:
+            raise bad(f"{field}.label: not in its one spelling")
+        check_name(each.name, f"{field}.name")
+        if (each.mount, each.label, each.name) in seen:
+            raise bad(f"{field}: twice")
+        seen.add((each.mount, each.label, each.name))
+        if not each.ref:
+            if not CHECKSUM.match(each.checksum):
+                raise bad(f"{field}.checksum: 64 hex characters are needed")
+            total += each.size
+    return total
+
+
+def label_here(pid: str, mount: str, label: str) -> str:
+    """Where a file of the process `pid` is found here."""
+    return f"{ROOT}/{pid}/{mount}{'' if label == '/' else label}"
+
+
+def file_id(pid: str, carried: Carried) -> str:
+    """The id of a file here: the same whenever it is stored."""
+    parts = "\n".join((pid, carried.mount, carried.label, carried.name))
+    return hashlib.sha3_256(parts.encode()).hexdigest()
+
+
+def snapshot_id(pid: str, place: int) -> str:
+    """The id of a snapshot here."""
+    return hashlib.sha3_256(f"{pid}\nsnapshot {place}".encode()).hexdigest()
+
+
+def rewritten(fs: Any, pid: str) -> Any:
+    """The mounts as an executor of ours must find them. Raises RpcError 400."""
+    value = copy.deepcopy(fs)
+    for place, mount in enumerate(_mounts(value, "dirs")):
+        label = _text(mount, "label")
+        if not label:
+            continue
+        here = label_here(pid, "d", normalise_label(label, "spec.fs.dirs.label"))
+        if isinstance(mount, dict):
+            mount["label"] = here
+        else:
+            value["dirs"][place] = here
+    for place in snapshots(value):
+        mount, name = value["snapshots"][place], snapshot_id(pid, place)
+        if isinstance(mount, dict):
+            label = normalise_label(_text(mount, "label"), "spec.fs.snapshots.label")
+            mount |= {"snapshotid": name, "label": label_here(pid, str(place), label)}
+        else:
+            value["snapshots"][place] = name
+    return value

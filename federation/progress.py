@@ -1,0 +1,229 @@
+"""What colonies tell each other of a process while it runs: how much, how often, and what is new.
+
+Values in, values out. `telling` reads what is told, `following` stores what was heard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from federation.messages import Extra, Follow, Line, News
+from node.errors import bad
+from node.model import Attribute, Log, Process, State
+from node.rpc.table import MAX_DEPTH, depth_of
+
+__all__ = [
+    "MAX_ATTRIBUTES",
+    "MAX_LINES",
+    "MAX_LINE_BYTES",
+    "MAX_OUTPUT",
+    "NEVER",
+    "Followed",
+    "Pace",
+    "added_after",
+    "admit",
+    "as_attribute",
+    "begin",
+    "digest_of",
+    "follow_of",
+    "fresh_extras",
+    "lines_of",
+    "named",
+    "output_of",
+]
+
+NEVER = 2**63 - 1  # a time after all lines: nothing more is wanted
+MAX_LINES = 10_000  # of one process, that its origin keeps
+MAX_LINE_BYTES = 4 * 2**20  # of all of them
+MAX_OUTPUT = 256 * 2**10  # bytes of output that is told before the end
+MAX_ATTRIBUTES = 100  # of one process
+_MESSAGE = 64_000  # characters of one line that are told
+_PART = 128 * 2**10  # characters of lines, or of attributes, in one piece of news
+_LINES = 100  # in one piece of news
+_NAME = 128  # characters of an executor's name with the colonies that it was told by
+_ENV = 3  # the type of the attributes that a submission brings
+
+
+class Followed(msgspec.Struct, frozen=True):
+    """How much of a process at `peer` is in our store. Times are Unix ns.
+
+    `version` to `heard` are the peer's, as in a `Follow`. It is in `state` there, and if it runs
+    `executor` has it since `start`. `shown` is the time of the last line by our clock, `lines` and
+    `size` what was kept. `tail`: the outcome has come, and not all of the rest.
+    """
+
+    peer: str
+    attempt: int
+    version: int = 0
+    line: int = 0
+    attributes: int = 0
+    output: bytes = b""
+    heard: dict[str, int] = {}
+    state: int = 0
+    executor: str = ""
+    start: int = 0
+    shown: int = 0
+    lines: int = 0
+    size: int = 0
+    tail: bool = False
+
+
+def begin(known: Followed | None, peer: str, attempt: int) -> Followed:
+    """What is known of an attempt at a peer; what was kept of others goes on counting."""
+    if known is None:
+        return Followed(peer, attempt)
+    if (known.peer, known.attempt) == (peer, attempt):
+        return known
+    return Followed(peer, attempt, shown=known.shown, lines=known.lines, size=known.size)
+
+
+def follow_of(pid: str, followed: Followed) -> Follow:
+    """How a poll tells what is known."""
+    return Follow(
+        pid,
+        followed.attempt,
+        followed.version,
+        followed.line,
+        followed.attributes,
+        followed.output,
+        followed.heard,
+    )
+
+
+def digest_of(out: bytes) -> bytes:
+    """What tells one output from another; b"" for none."""
+    return hashlib.sha256(out).digest()[:8] if out not in (b"", b"[]") else b""
+
+
+def named(executor: str, colony: str) -> str:
+    """How an executor of another colony is called here."""
+    return f"{executor[:_NAME]}@{colony}".replace("/", "_")[: 2 * _NAME]
+
+
+# -- telling -----------------------------------------------------------------------------------
+
+
+def lines_of(logs: Sequence[Log]) -> tuple[list[Line], bool]:
+    """The first of these lines that fit one piece of news, and whether there are more."""
+    lines: list[Line] = []
+    room = _PART
+    for log in logs[:_LINES]:
+        message = log.message
+        if len(message) > _MESSAGE:
+            message = f"{message[:_MESSAGE]} … ({len(message)} characters)"
+        if lines and len(message) > room:
+            break
+        room -= len(message)
+        lines.append(Line(log.timestamp, log.executorname[: 2 * _NAME], message))
+    return lines, len(lines) < len(logs)
+
+
+def added_after(process: Process, known: int) -> tuple[list[Extra], int, bool]:
+    """Attributes that an executor added after the first `known`, how many that makes, if more."""
+    given = process.spec.env or {}
+    mine = [
+        each for each in process.attributes if each.attributetype != _ENV or each.key not in given
+    ]
+    extras: list[Extra] = []
+    room, count = _PART, known
+    for each in mine[known:]:
+        size = len(each.key) + len(each.value)
+        if extras and size > room:
+            return extras, count, True
+        count += 1
+        if size > 2 * _PART:
+            continue  # too large for any news; those who want it look for it at the peer
+        room -= size
+        extras.append(Extra(each.key, each.value, each.attributetype))
+    return extras, count, False
+
+
+# -- hearing -----------------------------------------------------------------------------------
+
+
+def admit(
+    followed: Followed, news: News, colony: str, ahead: int, now: int
+) -> tuple[Followed, list[tuple[int, str, str]]]:
+    """Which lines are new, and are kept: time by our clock, executor, message.
+
+    `ahead` is how many ns the peer's clock is before ours. Times grow from line to line, and none
+    is later than `now`, so that who reads on from the last line that it saw misses none.
+    """
+    kept: list[tuple[int, str, str]] = []
+    line, shown, lines, size = followed.line, followed.shown, followed.lines, followed.size
+    for each in news.lines:
+        if each.at <= line:
+            continue
+        line = each.at
+        shown = max(shown + 1, min(each.at - ahead, now))
+        length = len(each.message.encode())
+        if lines >= MAX_LINES or size + length > MAX_LINE_BYTES:
+            kept.append((shown, named("colonyd", colony), f"further lines are at {colony} only"))
+            line = NEVER
+            break
+        lines, size = lines + 1, size + length
+        kept.append((shown, named(each.executor, colony), each.message))
+    after = msgspec.structs.replace(followed, line=line, shown=shown, lines=lines, size=size)
+    return after, kept
+
+
+def fresh_extras(news: News, process: Process) -> list[Extra]:
+    """The attributes among the news that the process does not have yet, as many as it may have."""
+    have = {(each.key, each.attributetype) for each in process.attributes}
+    fresh: list[Extra] = []
+    for each in news.added:
+        if (each.key, each.kind) in have:
+            continue
+        if len(process.attributes) + len(fresh) >= MAX_ATTRIBUTES:
+            break
+        have.add((each.key, each.kind))
+        fresh.append(each)
+    return fresh
+
+
+def as_attribute(extra: Extra, process: Process, attributeid: str) -> Attribute:
+    """An attribute of the process at its origin."""
+    return Attribute(
+        targetid=process.processid,
+        key=extra.key,
+        value=extra.value,
+        attributetype=extra.kind,
+        attributeid=attributeid,
+        targetcolonyname=process.colonyname,
+        targetprocessgraphid=process.processgraphid,
+        state=int(State.RUNNING),
+    )
+
+
+def output_of(out: bytes) -> list[object]:
+    """The output so far, which is JSON. Raises RpcError 400."""
+    try:
+        value: list[object] = msgspec.json.decode(out, type=list)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise bad("news: the output is not a JSON array") from None
+    if len(out) > MAX_OUTPUT or depth_of(value) > MAX_DEPTH:
+        raise bad("news: the output is too large, or too deep")
+    return value
+
+
+@dataclass
+class Pace:
+    """How often one peer is asked again at once because it had news: `burst`, then `rate` a second.
+
+    Times in seconds of one clock.
+    """
+
+    rate: float = 10.0
+    burst: float = 30.0
+    level: float = 30.0
+    at: float = 0.0
+
+    def take(self, now: float) -> float:
+        """Seconds to wait before the next poll."""
+        self.level = min(self.burst, self.level + max(0.0, now - self.at) * self.rate) - 1
+        self.at = now
+        return max(0.0, -self.level / self.rate)

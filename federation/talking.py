@@ -1,0 +1,193 @@
+"""Channels over a hop: what is said at a process's origin reaches the colony that runs it.
+
+The way back is in the news that answer polls (`telling`, `following`). The receiver keeps how many
+entries of the sender's channel it has been told of, in the transaction that stores them: so a
+message that comes twice, or that a crash lost, is neither stored twice nor left out, and the order
+stays that of the sender.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from federation import outbox, words
+from federation.envelope import Kind, Opened, Refused
+from federation.inbox import Inbox, Marker, Refusal
+from federation.ledger import Bell, Ledger
+from federation.messages import Heard, Say, load
+from federation.transport import Later, Link, PeerRefused, TransportError
+from node.codec import pack, unpack
+from node.errors import RpcError
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Get, ModRevision, Put, Txn
+from node.log import get_logger
+from node.model import Process, State
+from node.store import channels as store
+from node.store import keys
+
+__all__ = ["Listener", "Talker"]
+
+_TRIES = 5
+_REMEMBERED = 4096
+
+log = get_logger("talking")
+
+
+@dataclass
+class Listener:
+    """Takes what origins say in channels of their processes here."""
+
+    inbox: Inbox
+    now: Callable[[], int]
+
+    async def hear(self, opened: Opened, data: bytes) -> bytes:
+        """Store messages, once; the answer tells how many entries that colony told us of by now.
+
+        Refused, and not stored: unknown_process, no_channel, closed, channel_full, bad_message.
+        """
+        say, inbox = load(opened.payload, Say), self.inbox
+        found = await inbox.client.get(inbox.keys.marker(opened.issuer, say.pid))
+        marker = unpack(found.value, Marker) if found else None
+        if marker is None or not marker.localpid or marker.attempt != say.attempt:
+            raise Refusal(404, "unknown_process", "no such process of your colony is here")
+        for _ in range(_TRIES):
+            after = await self._store(opened.issuer, marker.localpid, say)
+            if after is not None:
+                heard = Heard(say.pid, say.attempt, say.name, after)
+                return inbox.sealer.seal(Kind.HEARD, opened.issuer, heard)
+        raise Refusal(503, "busy", "the channel changes too fast", again=1)
+
+    async def _store(self, issuer: str, pid: str, say: Say) -> int | None:
+        """One try; None when somebody else changed the channel meanwhile."""
+        inbox, home = self.inbox, self.inbox.home
+        key = inbox.keys.hearing(issuer, say.pid)
+        place = store.head(home, pid, say.name)
+        reads = [Get(keys.process(home, pid)), Get(key), Get(place)]
+        there, known, head = (await inbox.client.commit(Txn([], reads))).responses
+        if not there:
+            raise Refusal(404, "unknown_process", "the process was removed")
+        process = unpack(there[0].value, Process)
+        heard = unpack(known[0].value, dict[str, int]) if known else {}
+        if say.name not in (process.spec.channels or ()):
+            raise Refusal(404, "no_channel", f"the process has no channel {say.name[:80]!r}")
+        if say.start != heard.get(say.name, 0) or say.after <= say.start:
+            return heard.get(say.name, 0)
+        if process.closed:
+            raise Refusal(409, "closed", f"the process is {process.state.name.lower()}")
+        holds = unpack(head[0].value, store.Head) if head else store.Head()
+        entries = words.entries(say.said, say.start, say.after, issuer, self.now())
+        if not entries:
+            raise Refusal(400, "bad_message", "no messages, out of order, or one too large")
+        if not words.fits(holds, entries):
+            raise Refusal(409, "channel_full", "the channel takes no more messages")
+        compare, ops = store.extend(
+            home, pid, say.name, entries, holds, head[0].mod_revision if head else 0
+        )
+        compare = [
+            *compare,
+            ModRevision(key, known[0].mod_revision if known else 0),
+            ModRevision(there[0].key, there[0].mod_revision),
+        ]
+        put = Put(key, pack(heard | {say.name: say.after}))
+        if not (await inbox.client.commit(Txn(compare, [*ops, put]))).succeeded:
+            return None
+        inbox.processes.hooks.progressed(process)
+        return say.after
+
+
+@dataclass
+class Talker:
+    """Sends what is said here in channels of processes that peers run.
+
+    `counters` tell of `sent` messages, and of the codes with which peers `refused` any.
+    """
+
+    ledger: Ledger
+    counters: Counter[str] = field(default_factory=Counter)
+    _due: dict[str, dict[str, None]] = field(default_factory=dict)
+    _bells: dict[str, Bell] = field(default_factory=dict)
+    # How many entries a peer was told of, and how many were looked at, by peer, process, channel.
+    _told: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
+    _chance: random.Random = field(default_factory=random.Random)
+
+    def wake(self, process: Process) -> None:
+        """There may be something to be sent."""
+        if process.spec.channels and process.state == State.RUNNING:
+            self._due.setdefault(process.peer, {})[process.processid] = None
+            self._bell(process.peer).ring()
+
+    def _bell(self, peerid: str) -> Bell:
+        return self._bells.setdefault(peerid, Bell())
+
+    async def talk_forever(self, link: Link) -> None:
+        """Send what is said to one peer, in its order, until cancelled."""
+        due, failures = self._due.setdefault(link.id, {}), 0
+        for entry in self.ledger.of_peer(link.id):
+            if entry.forward.state == outbox.ACCEPTED:
+                due[entry.forward.processid] = None
+        while True:
+            event, back = self._bell(link.id).event, self.ledger.returned(link.id).event
+            if not due:
+                await event.wait()
+                continue
+            pid = next(iter(due))
+            del due[pid]
+            try:
+                await self._talk(link, pid)
+                failures = 0
+            except PeerRefused as error:
+                # It closed, or an older release: who speaks on is told no more than before.
+                self.counters[error.code] += 1
+                log.info("not taken by the peer", process=pid, peer=link.id, error=error)
+            except (TransportError, EtcdError, RpcError, Refused) as error:
+                due[pid] = None
+                failures += 1
+                log.info("not said", process=pid, peer=link.id, error=error)
+                pause = outbox.delay(failures, self._chance)
+                if isinstance(error, Later):
+                    pause = max(pause, error.seconds)
+                with trio.move_on_after(pause):
+                    await back.wait()
+
+    async def _talk(self, link: Link, pid: str) -> None:
+        ledger = self.ledger
+        known = await ledger.processes.recall(ledger.home, pid)
+        entry = ledger.entries.get(pid)
+        if known is None or known[0].peer != link.id or known[0].closed:
+            return
+        attempt = entry.forward.attempt if entry is not None else known[0].attempt
+        for name in known[0].spec.channels or ():
+            await self._speak(link, pid, attempt, name)
+
+    async def _speak(self, link: Link, pid: str, attempt: int, name: str) -> None:
+        """Send all of one channel that the peer has not been told of."""
+        place = (link.id, pid, name)
+        while True:
+            start, passed = self._told.get(place, (0, 0))
+            said, after, _ = await words.read(
+                self.ledger.client, self.ledger.home, pid, name, passed, link.id
+            )
+            if not said:
+                self._keep(place, start, after)  # what came from there is not told there
+                return
+            body = link.seal(Kind.SAY, Say(pid, attempt, name, start, after, said))
+            opened, _ = await link.post("/v1/say", body, Kind.HEARD)
+            heard = load(opened.payload, Heard)
+            if (heard.pid, heard.attempt, heard.name) != (pid, attempt, name):
+                raise Refused("malformed", "the answer is about another channel")
+            if heard.after == start:
+                raise Refused("malformed", "the answer tells of nothing")
+            # After a restart we don't know what it was told, and after one of its own it may have
+            # lost some: what it says counts.
+            self.counters["sent"] += len(said) if heard.after == after else 0
+            self._keep(place, heard.after, heard.after)
+
+    def _keep(self, place: tuple[str, str, str], told: int, passed: int) -> None:
+        self._told[place] = (told, passed)
+        if len(self._told) > _REMEMBERED:
+            del self._told[next(iter(self._told))]

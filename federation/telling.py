@@ -1,0 +1,253 @@
+"""Tells colonies what is new of their processes here, as the answers to their polls.
+
+What fits and what is new is decided by `progress`; the origin keeps all cursors, so nothing is
+stored here, and an answer that is lost is simply told again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import msgspec
+
+from federation import progress, words
+from federation.keys import Keys
+from federation.messages import Follow, Line, News, Poll, Said, dump
+from federation.progress import Followed
+from node.codec import unpack
+from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdTooLarge
+from node.model import Log, Process, State
+from node.processes import Processes
+from node.store import keys as node_keys
+
+__all__ = ["Teller"]
+
+_BYTES = 600_000  # of news in one answer, and of one more piece
+_PAGE = 101  # lines read at once
+_REMEMBERED = 4096
+_SAID = 100  # messages of one process
+_PART = 256 * 2**10  # bytes of them, unless one is larger
+_RECENT = 256  # processes of one colony
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What a marker says of a process: ours, and the attempt it is for."""
+
+    localpid: str
+    attempt: int
+
+
+def _nameless(executorid: str) -> str:
+    return executorid[:12]
+
+
+def _unknown(processid: str) -> tuple[Followed, int] | None:
+    return None
+
+
+@dataclass
+class Teller:
+    """`name_of` gives the name of an executor of ours by its id.
+
+    `heard` gives what we were told ourselves of a process that went on to another colony, and the
+    revision of that.
+    """
+
+    home: str
+    client: EtcdClient
+    processes: Processes
+    keys: Keys
+    name_of: Callable[[str], str] = _nameless
+    heard: Callable[[str], tuple[Followed, int] | None] = _unknown
+    told: int = 0
+    _places: OrderedDict[tuple[str, str], Known] = field(default_factory=OrderedDict)
+    _recent: dict[str, OrderedDict[str, str]] = field(default_factory=dict)
+    _turns: dict[str, int] = field(default_factory=dict)
+    _quiet: OrderedDict[str, Follow] = field(default_factory=OrderedDict)
+    # From where to where a channel holds nothing but what its process's origin said.
+    _passed: OrderedDict[tuple[str, str], tuple[int, int]] = field(default_factory=OrderedDict)
+
+    def progressed(self, process: Process) -> None:
+        """There is something new of a process that came from another colony."""
+        pid = process.processid
+        self._turns[pid] = self._turns.get(pid, 0) + 1
+        if len(self._turns) > _REMEMBERED:
+            del self._turns[next(iter(self._turns))]
+        self._quiet.pop(pid, None)
+        recent = self._recent.setdefault(process.origin, OrderedDict())
+        recent[process.notify.rpartition("/")[2]] = pid
+        recent.move_to_end(process.notify.rpartition("/")[2])
+        if len(recent) > _RECENT:
+            recent.popitem(last=False)
+
+    def look_again(self) -> None:
+        """Another daemon of this colony may have written what nobody told us."""
+        self._quiet.clear()
+
+    async def news(
+        self, issuer: str, poll: Poll, ended: Collection[str]
+    ) -> tuple[list[bytes] | None, bool]:
+        """What is new for a colony, and whether there may be more; None if it did not ask.
+
+        Of the processes in `ended`, whose outcomes go with the same answer, it learns the rest too.
+        """
+        if poll.follow is None:
+            return None, False
+        follows = {follow.pid: follow for follow in poll.follow}
+        unlisted = list(ended)
+        recent = self._recent.get(issuer, OrderedDict())
+        for pid in follows:
+            recent.pop(pid, None)
+        if poll.whole:
+            # What it does not know of yet: it came while the last poll was on its way.
+            unlisted += recent
+        for pid in unlisted:
+            if pid not in follows and (known := await self._place(issuer, pid)) is not None:
+                follows[pid] = Follow(pid, known.attempt)
+        found: list[bytes] = []
+        room = _BYTES
+        for follow in follows.values():
+            if room <= 0:
+                return found, True
+            news = await self._about(issuer, follow)
+            if news is not None:
+                data = dump(news)
+                room -= len(data)
+                found.append(data)
+        self.told += len(found)
+        return found, False
+
+    async def _place(self, issuer: str, pid: str) -> Known | None:
+        """Our process for one of another colony's. It never changes, once it is there."""
+        known = self._places.get((issuer, pid))
+        if known is None:
+            found = await self.client.get(self.keys.marker(issuer, pid))
+            marker = unpack(found.value, Known) if found is not None else None
+            if marker is None or not marker.localpid:
+                return None
+            known = self._places[issuer, pid] = marker
+            if len(self._places) > _REMEMBERED:
+                self._places.popitem(last=False)
+        return known
+
+    async def _about(self, issuer: str, follow: Follow) -> News | None:
+        known = await self._place(issuer, follow.pid)
+        if known is None or known.attempt != follow.attempt:
+            return None
+        localpid = known.localpid
+        if self._quiet.get(localpid) == follow:
+            return None
+        turn = self._turns.get(localpid, 0)
+        loaded = await self.processes.load(self.home, localpid)
+        if loaded is None:
+            self._places.pop((issuer, follow.pid), None)
+            return None
+        news = self._changes(follow, *loaded)
+        lines, more = await self._lines(follow, localpid)
+        said, heard, further = await self._said(follow, loaded[0])
+        if lines or said:
+            news = news or _bare(follow, loaded[0])
+            more = more or further or news.more
+            news = msgspec.structs.replace(news, lines=lines, said=said, heard=heard, more=more)
+        if news is None and self._turns.get(localpid, 0) == turn:
+            self._quiet[localpid] = follow
+            if len(self._quiet) > _REMEMBERED:
+                self._quiet.popitem(last=False)
+        return news
+
+    def _changes(self, follow: Follow, process: Process, revision: int) -> News | None:
+        """What is new of the process itself; that it waits, or how it ended, is told elsewhere."""
+        state, executor, start, version = self._standing(process, revision)
+        if version == follow.version:
+            return None
+        added, attributes, more = progress.added_after(process, follow.attributes)
+        output, out = follow.output, b""
+        if not process.closed and process.output:
+            out = msgspec.json.encode(process.output)
+            output = progress.digest_of(out)
+            if output == follow.output or len(out) > progress.MAX_OUTPUT:
+                out, output = b"", follow.output
+        fresh = added or out or (state == State.RUNNING and not process.closed)
+        waits_again = state == State.WAITING and follow.version and not process.closed
+        if not fresh and not waits_again:
+            return None
+        return News(
+            follow.pid,
+            follow.attempt,
+            int(state),
+            executor,
+            start,
+            follow.version if more else version,
+            attributes=attributes,
+            added=added,
+            output=output,
+            out=out,
+            more=more,
+        )
+
+    def _standing(self, process: Process, revision: int) -> tuple[State, str, int, int]:
+        """State, executor and start of a process wherever it is, and the version of all that."""
+        if not process.peer:
+            running = process.state == State.RUNNING
+            executor = self.name_of(process.assignedexecutorid) if running else ""
+            return process.state, executor, process.starttime if running else 0, revision
+        heard = self.heard(process.processid)
+        if heard is None or process.closed:
+            return process.state if process.closed else State.WAITING, "", 0, revision
+        followed, version = heard
+        return State(followed.state), followed.executor, followed.start, max(revision, version)
+
+    async def _said(
+        self, follow: Follow, process: Process
+    ) -> tuple[list[Said], dict[str, int], bool]:
+        """Messages for the initiator, how far into each channel they go, and if there is more."""
+        said: list[Said] = []
+        heard: dict[str, int] = {}
+        size = 0
+        for name in process.spec.channels or ():
+            start, place = follow.heard.get(name, 0), (process.processid, name)
+            passed = self._passed.get(place, (0, 0))
+            begin = passed[1] if passed[0] <= start <= passed[1] else start
+            found, after, more = await words.read(
+                self.client, self.home, process.processid, name, begin, process.origin
+            )
+            if not found:
+                self._passed[place] = (start, after)
+                if len(self._passed) > _REMEMBERED:
+                    self._passed.popitem(last=False)
+                continue
+            size += sum(len(each.payload) for each in found)
+            if said and (len(said) + len(found) > _SAID or size > _PART):
+                return said, heard, True
+            said += found
+            heard[name] = after
+            if more:
+                return said, heard, True
+        return said, heard, False
+
+    async def _lines(self, follow: Follow, localpid: str) -> tuple[list[Line], bool]:
+        if follow.line >= progress.NEVER:
+            return [], False
+        prefix = node_keys.process_logs(self.home, localpid)
+        start = prefix + node_keys.log_place(follow.line + 1)
+        try:
+            page = await self.client.range(prefix, limit=_PAGE, start=start)
+        except EtcdTooLarge:
+            page = await self.client.range(prefix, limit=1, start=start)
+        lines, more = progress.lines_of([unpack(item.value, Log) for item in page.items])
+        return lines, more or page.more
+
+
+def _bare(follow: Follow, process: Process) -> News:
+    """News that leave all but the lines as they were."""
+    return News(
+        follow.pid,
+        follow.attempt,
+        int(process.state),
+        version=follow.version,
+        attributes=follow.attributes,
+        output=follow.output,
+    )

@@ -1,0 +1,79 @@
+"""Messages of a channel as they cross a hop: which ones, how many at once, and what is acceptable.
+
+`telling` and `talking` send them, `following` and `talking` store them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from federation.messages import Said
+from node.channels import MAX_ENTRIES, MAX_PAYLOAD, MAX_SIZE
+from node.codec import unpack
+from node.etcd.client import EtcdClient
+from node.handlers.channels import MAX_TYPE
+from node.store import channels as store
+from node.store.channels import Entry, Head
+
+__all__ = ["entries", "fits", "read"]
+
+_MOST = 100  # messages at once
+_BYTES = 256 * 2**10  # of payload at once, unless one message is larger
+_PAGE = 100
+
+
+async def read(
+    client: EtcdClient, home: str, pid: str, name: str, start: int, but: str
+) -> tuple[list[Said], int, bool]:
+    """Messages from place `start` on, without those by `but`, who was told to us or knows them.
+
+    Also how many entries that covers, and whether there may be more.
+    """
+    place = (home, pid, name)
+    said: list[Said] = []
+    room, after = _BYTES, start
+    while after < MAX_ENTRIES:
+        page = await client.range(
+            store.entries(*place), limit=_PAGE, start=store.entry(*place, after)
+        )
+        for item in page.items:
+            entry = unpack(item.value, Entry)
+            if entry.senderid != but:
+                if said and (len(said) >= _MOST or len(entry.payload) > room):
+                    return said, after, True
+                room -= len(entry.payload)
+                said.append(_said(name, after, entry))
+            after += 1
+        if not page.more:
+            break
+    return said, after, False
+
+
+def _said(name: str, place: int, entry: Entry) -> Said:
+    return Said(name, place, entry.payload, entry.type, entry.sequence, entry.inreplyto)
+
+
+def entries(
+    said: Sequence[Said], start: int, after: int, sender: str, now: int
+) -> list[Entry] | None:
+    """What is stored of messages from the places `start` to before `after`; None if they can't be.
+
+    Those before `start` were stored already.
+    """
+    found: list[Entry] = []
+    last = -1
+    for each in said:
+        bounds = len(each.payload) <= MAX_PAYLOAD and len(each.type) <= MAX_TYPE
+        numbers = all(-(2**63) <= n < 2**63 for n in (each.sequence, each.inreplyto))
+        if not last < each.place < after or not bounds or not numbers:
+            return None
+        last = each.place
+        if each.place >= start:
+            found.append(Entry(sender, each.sequence, each.inreplyto, now, each.type, each.payload))
+    return found
+
+
+def fits(known: Head, more: Sequence[Entry]) -> bool:
+    """Whether a channel that holds so much takes these as well."""
+    size = known.size + sum(len(each.payload) for each in more)
+    return known.count + len(more) <= MAX_ENTRIES and size <= MAX_SIZE

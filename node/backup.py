@@ -1,0 +1,286 @@
+"""Backup and restore: a home directory and its store in one archive, and back.
+
+The store is read at one revision while daemons use it, and written key by key into an empty one, so
+an archive fits any version of etcd, embedded or not. How people ask for it is in the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import cbor2
+import trio
+
+from node import archive, leader
+from node.archive import BackupError, Manifest
+from node.cluster import access_of, require
+from node.config import Config, load_config
+from node.etcd.client import EtcdClient, open_client
+from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
+from node.etcd.premises import lock_home
+from node.etcd.supervisor import supervise
+from node.etcd.transactions import Op, Put, Txn
+from node.home import RESTORING
+from node.store import keys
+
+__all__ = ["backup", "restore"]
+
+_LEASE = 60  # seconds after which a hold ends whose holder was killed
+_MOST_KEYS, _PAGE_BYTES = 1000, 4 << 20  # of one page
+_TXN_OPS, _TXN_BYTES, _WRITERS = 100, 512 * 1024, 4
+
+
+# -- the store -------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _open_store(home: Path, config: Config) -> AsyncIterator[EtcdClient]:
+    """The store that a home uses; it is started for the time if no daemon runs.
+
+    Raises StoreRefused.
+    """
+    if config.etcd.endpoints:
+        async with open_client(access_of(config.etcd, home)) as client:
+            await require(client, config.etcd)
+            yield client
+        return
+    async with AsyncExitStack() as stack:
+        try:
+            stack.enter_context(lock_home(home))
+            store = _own_store(home / "etcd", int(config.etcd.quota))
+        except StoreRefused:
+            if not (home / "etcd" / "localhost:1").is_socket():
+                raise
+            # A daemon runs: its store's socket is for this user alone, as are the keys.
+            store = open_client(stack.enter_context(_embedded(home / "etcd")))
+        yield await stack.enter_async_context(store)
+
+
+@contextmanager
+def _embedded(directory: Path) -> Iterator[str]:
+    """Where the etcd that runs in `directory` is reached, however long that path is."""
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"unix:/proc/self/fd/{descriptor}/localhost:1"
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def _own_store(directory: Path, quota: int) -> AsyncIterator[EtcdClient]:
+    async def run(*, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        await supervise(directory, quota_bytes=quota, task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        target: str = await nursery.start(run)
+        async with open_client(target, timeout=20.0) as client:
+            yield client
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _held(client: EtcdClient) -> AsyncIterator[None]:
+    """Keep what is in the store from being forgotten meanwhile. Raises EtcdError."""
+    lease = await client.grant(_LEASE)
+    try:
+        await client.put(keys.HOLD, b"", lease)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.keep_alive, lease)
+            yield
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.move_on_after(2, shield=True), suppress(EtcdError):
+            await client.revoke(lease)
+
+
+async def _dump(client: EtcdClient, file: IO[bytes]) -> tuple[int, int]:
+    """Write all keys and values as of one revision; gives their number and the revision.
+
+    What hangs on a lease is of the moment, and left out.
+    """
+    limit, count, revision = 200, 0, 0
+    start: str | None = None
+    while True:
+        try:
+            page = await client.range(keys.ROOT, limit=limit, start=start, revision=revision)
+        except EtcdTooLarge:
+            if limit == 1:
+                raise
+            limit = max(1, limit // 4)
+            continue
+        revision = revision or page.revision
+        lasting = [item for item in page.items if not item.lease]
+        file.writelines(cbor2.dumps([item.key, item.value]) for item in lasting)
+        count += len(lasting)
+        if not page.more:
+            return count, revision
+        start = page.items[-1].key + "\0"
+        mean = sum(len(item.value) + 100 for item in page.items) // len(page.items)
+        limit = max(1, min(_MOST_KEYS, 2 * limit, _PAGE_BYTES // mean))
+
+
+async def _load(client: EtcdClient, file: IO[bytes]) -> int:
+    """Write the keys of a dump into the store; gives their number."""
+    count = 0
+    sender, receiver = trio.open_memory_channel[list[Op]](0)
+
+    async def write() -> None:
+        async for ops in receiver:
+            await client.commit(Txn([], ops))
+
+    async with trio.open_nursery() as nursery, sender:
+        for _ in range(_WRITERS):
+            nursery.start_soon(write)
+        ops: list[Op] = []
+        size = 0
+        for put in _puts(file):
+            if ops and (len(ops) == _TXN_OPS or size + len(put.value) > _TXN_BYTES):
+                await sender.send(ops)
+                ops, size = [], 0
+            ops.append(put)
+            size += len(put.value)
+            count += 1
+        if ops:
+            await sender.send(ops)
+    return count
+
+
+def _puts(file: IO[bytes]) -> Iterator[Put]:
+    decoder = cbor2.CBORDecoder(file)
+    while True:
+        try:
+            key, value = decoder.decode()
+        except cbor2.CBORDecodeEOF:
+            return
+        yield Put(key, value)
+
+
+# -- there and back --------------------------------------------------------------------------
+
+
+async def backup(home: Path, path: Path, environ: Mapping[str, str]) -> Manifest:
+    """Write everything of the colony at `home` to the new file `path` (0600).
+
+    It appears under its name only when complete and synced. Raises BackupError, ConfigError,
+    StoreRefused, EtcdError, OSError.
+    """
+    name = archive.name_of(home)
+    config = load_config(home, {}, environ=environ)
+    with archive.create(path) as (file, dump):
+        async with _open_store(home, config) as client, _held(client):
+            count, revision = await _dump(client, dump)
+        # After the store: bytes that it refers to are never younger than it.
+        return archive.pack(file, dump, home, Manifest.begin(name, revision, count))
+
+
+async def restore(
+    path: Path, home: Path, environ: Mapping[str, str], *, force: bool = False
+) -> tuple[Manifest, Path | None]:
+    """Put the archive's colony into `home`; gives the place of what was there before, if any.
+
+    The archive is checked as a whole first. With `force` a home that was used may be replaced:
+    what was there is moved aside, but the keys of a store that runs elsewhere are deleted. A
+    restore that was interrupted leaves a mark that no daemon starts with; repeat it with `force`.
+    Raises BackupError, ConfigError, StoreRefused, EtcdError, OSError.
+    """
+    manifest = archive.inspect(path)
+    _own(home)
+    with lock_home(home):
+        kept = _present(home)
+        if kept and not force:
+            raise BackupError(f"{home} is not empty: choose another, or --force moves it aside")
+        staging = home / RESTORING
+        _make_room(staging)
+        try:
+            archive.unpack(path, staging)
+            fresh = staging / "home"
+            await _restore_store(fresh, staging / archive.STORE, environ, manifest, force=force)
+        except BaseException:
+            # What was there is untouched still.
+            shutil.rmtree(staging)
+            raise
+        return manifest, _put(fresh, home, kept)
+
+
+def _own(home: Path) -> None:
+    """Make the directory, or see that it is ours."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if home.stat().st_uid != os.geteuid():
+        raise BackupError(f"{home} belongs to user {home.stat().st_uid}: restore as that user")
+
+
+def _present(home: Path) -> list[Path]:
+    """What is in a home, beside what a restore leaves there."""
+    return [
+        entry
+        for entry in sorted(home.iterdir())
+        if entry.name not in ("lock", RESTORING) and not entry.name.startswith(archive.REPLACED)
+    ]
+
+
+def _make_room(staging: Path) -> None:
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(mode=0o700)
+
+
+def _put(fresh: Path, home: Path, kept: list[Path]) -> Path | None:
+    """Move what was there aside and what is new in its place; a crash leaves the mark."""
+    aside = None
+    if kept:
+        aside = home / f"{archive.REPLACED}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        aside.mkdir(mode=0o700)
+        for entry in kept:
+            entry.rename(aside / entry.name)
+    for entry in sorted(fresh.iterdir()):
+        entry.rename(home / entry.name)
+    _sync(home)
+    shutil.rmtree(fresh.parent)
+    _sync(home)
+    return aside
+
+
+async def _restore_store(
+    fresh: Path, dump: Path, environ: Mapping[str, str], manifest: Manifest, *, force: bool
+) -> None:
+    config = load_config(fresh, {}, environ=environ)
+    if not config.etcd.endpoints:
+        async with _own_store(fresh / "etcd", int(config.etcd.quota)) as client:
+            await _fill(client, dump, manifest)
+        return
+    async with open_client(access_of(config.etcd, fresh)) as client:
+        await require(client, config.etcd)
+        if await client.get(leader.KEY) is not None:
+            raise BackupError("a daemon serves the store at [etcd] endpoints: stop it first")
+        if await client.count(keys.ROOT):
+            if not force:
+                raise BackupError(
+                    "the store at [etcd] endpoints holds a colony: --force deletes that"
+                )
+            await client.delete_prefix(keys.ROOT)
+        await _fill(client, dump, manifest)
+
+
+async def _fill(client: EtcdClient, dump: Path, manifest: Manifest) -> None:
+    with _reading(dump) as file:
+        count = await _load(client, file)
+    if not count == manifest.keys == await client.count(keys.ROOT):
+        raise BackupError(f"{count} keys were written instead of {manifest.keys}")
+
+
+def _reading(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""How the configuration's etcd cluster is reached, and whether it lets us in.
+
+Connections are in `node.etcd`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from node.config import ConfigError, EtcdConfig
+from node.etcd.client import EtcdClient
+from node.etcd.dial import Access, tls_context
+from node.etcd.errors import EtcdDenied, EtcdError, StoreRefused
+from node.store import keys
+
+
+def access_of(config: EtcdConfig, home: Path) -> Access:
+    """Where the cluster is. Raises ConfigError for certificates that can't be used."""
+    tls = None
+    if config.secure:
+        paths = [home / name if name else None for name in (config.ca, config.cert, config.key)]
+        try:
+            tls = tls_context(*paths)
+        except OSError as error:
+            names = ", ".join(str(path) for path in paths if path)
+            raise ConfigError(f"etcd.ca, etcd.cert, etcd.key: {names}: {error}") from None
+    return Access(tuple(config.endpoints), tls, config.user, config.password)
+
+
+async def require(client: EtcdClient, config: EtcdConfig) -> None:
+    """Return once the cluster answers. Raises ConfigError when it does not let us in.
+
+    Raises StoreRefused when none of its members answers.
+    """
+    try:
+        await client.get(keys.SERVER)
+    except EtcdDenied as error:
+        raise ConfigError(f"etcd.user, etcd.password: {error}") from None
+    except EtcdError as error:
+        where = ", ".join(config.endpoints)
+        raise StoreRefused(f"no etcd serves at {where} ([etcd] endpoints): {error}") from None

@@ -1,0 +1,296 @@
+"""A network of its own for tests: namespaces as houses, a bridge between them, cables to pull.
+
+Needs root, iproute2 and libfaketime; what the daemons in the houses do is in the tests.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cli.client import Client
+from node.identity import PrivateKey, sign_payload
+from tests.support import Daemon
+
+_NEWNET = 0x40000000  # CLONE_NEWNET
+_NAMESPACES = Path("/run/netns")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_RPC = 50080
+HOUR = 3600
+
+
+def ip(*words: str) -> str:
+    """Run `ip`; its standard output. Raises AssertionError with what it says."""
+    environ = {"PATH": _PATH, "LC_ALL": "C"}
+    command = ["ip", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=20)
+    except OSError as error:
+        raise AssertionError(f"{' '.join(command)}: {error}") from None
+    if done.returncode != 0:
+        raise AssertionError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def unable() -> str:
+    """Why namespaces and bridges can't be made on this machine, or ""; it tries, and cleans up."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    name = f"cp{secrets.token_hex(4)}"
+    try:
+        ip("netns", "add", name)
+        try:
+            ip("-n", name, "link", "add", "br0", "type", "bridge")
+            ip("-n", name, "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        finally:
+            ip("netns", "del", name)
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def faketime() -> str | None:
+    """Path of the library that gives a process another clock."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    return str(found[0]) if found else None
+
+
+def require() -> None:
+    """Skip where namespaces can't be made at all; what is only not installed fails in CI."""
+    if reason := unable() if shutil.which("ip", path=_PATH) else "":
+        pytest.skip(reason)
+    lacking = [] if shutil.which("ip", path=_PATH) else ["iproute2"]
+    lacking += [] if faketime() else ["faketime"]
+    if lacking:
+        reason = f"no {', '.join(lacking)} here: `scripts/setup` installs what is missing"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+class Visitor(Client):
+    """A client on the same host as its daemon: with the same clock, `ahead` of ours by seconds."""
+
+    def __init__(self, url: str, ahead: Callable[[], int]) -> None:
+        super().__init__(url)
+        self.ahead = ahead
+
+    async def call(
+        self,
+        payloadtype: str,
+        fields: dict[str, Any],
+        key: PrivateKey | None,
+        timeout: float = 10.0,
+        *,
+        attempts: int = 1,
+    ) -> Any:
+        """As `Client.call`."""
+        assert key is not None
+        now = int(time.time()) + self.ahead()
+        payload = {
+            "msgtype": payloadtype,
+            "nonce": secrets.token_hex(16),
+            "issuedat": now,
+            **fields,
+        }
+        text = base64.b64encode(json.dumps(payload).encode()).decode("ascii")
+        envelope = {
+            "payloadtype": payloadtype,
+            "payload": text,
+            "signature": sign_payload(key, text),
+        }
+        return await self._post(payloadtype, json.dumps(envelope).encode(), timeout)
+
+
+class House(Daemon):
+    """A namespace with one interface, `eth0`, and a daemon in it whose clock may be wrong."""
+
+    def __init__(self, place: Path, name: str, tag: str, number: int, ahead: int) -> None:
+        super().__init__(place / name, name)
+        self.space, self.hub, self.number = f"{tag}{name}", f"{tag}hub", number
+        self.port, self.peer_port = _RPC, 50081
+        self.ahead = ahead
+        self._clock = place / f"{name}.clock"
+        self.prefix = ["nsenter", f"--net={_NAMESPACES / self.space}"]
+        library = faketime()
+        assert library is not None
+        # Only the daemon's wall clock: etcd gets an environment of its own, and what is steady
+        # stays so. The file is read again whenever the time is asked for.
+        self.environ = {
+            "LD_PRELOAD": library,
+            "PYTHONPATH": str(Path(__file__).parent / "faketime"),
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+            "COLONYD_FEDERATION__HOST": "*",
+            "COLONYD_FEDERATION__INTERFACES": "",
+        }
+        self.set_clock(ahead)
+
+    def set_clock(self, ahead: int) -> None:
+        """Set the daemon's clock, in seconds ahead of the true one."""
+        self.ahead = ahead
+        fresh = self._clock.with_suffix(".new")
+        fresh.write_text(f"{ahead:+d}\n")
+        fresh.replace(self._clock)
+
+    # -- the network ---------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Make the namespace and plug it in."""
+        ip("netns", "add", self.space)
+        self.ip("link", "set", "lo", "up")
+        port = f"port{self.number}"
+        ip("-n", self.hub, "link", "add", port, "type", "veth", "peer", "eth0", "netns", self.space)
+        ip("-n", self.hub, "link", "set", port, "master", "br0", "up")
+        self.ip("address", "add", f"{self.address()}/24", "dev", "eth0")
+        self.ip("link", "set", "eth0", "up")
+
+    def ip(self, *words: str) -> str:
+        """Run `ip` inside."""
+        return ip("-n", self.space, *words)
+
+    def address(self, extra: int = 0) -> str:
+        """Its IPv4 address, or another one."""
+        return f"10.77.0.{self.number + extra}"
+
+    def move(self, old: str, new: str) -> None:
+        """Another IPv4 address, as from another DHCP server."""
+        self.ip("address", "del", f"{old}/24", "dev", "eth0")
+        self.ip("address", "add", f"{new}/24", "dev", "eth0")
+
+    def link_local(self) -> str:
+        """The IPv6 address of eth0."""
+        told = json.loads(self.ip("-j", "address", "show", "eth0"))
+        found = [
+            each["local"]
+            for each in told[0]["addr_info"]
+            if each["family"] == "inet6" and not each.get("tentative")
+        ]
+        return str(found[0]) if found else ""
+
+    def pull(self) -> None:
+        """Pull the cable out of the bridge."""
+        ip("-n", self.hub, "link", "set", f"port{self.number}", "down")
+
+    def plug(self) -> None:
+        """Put it in again."""
+        ip("-n", self.hub, "link", "set", f"port{self.number}", "up")
+
+    def power_cut(self) -> None:
+        """End daemon, store and interface without a word."""
+        store = self.etcd_pid
+        self.kill()
+        if Path(f"/proc/{store}").exists():
+            os.kill(store, 9)
+        self.ip("link", "set", "eth0", "down")
+
+    def boot(self) -> None:
+        """Start again after that."""
+        self.ip("link", "set", "eth0", "up")
+        self.start()
+
+    # -- the door ------------------------------------------------------------------------
+
+    async def door(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Let us in from outside: relays a port here to the daemon's RPC port; reports its URL."""
+        with ThreadPoolExecutor(1, initializer=partial(_enter, self.space)) as inside:
+
+            async def relay(outer: trio.SocketStream) -> None:
+                made = inside.submit(socket.socket, socket.AF_INET, socket.SOCK_STREAM)
+                plain = made.result(10)
+                plain.setblocking(False)
+                async with outer, trio.SocketStream(trio.socket.from_stdlib_socket(plain)) as inner:
+                    try:
+                        await inner.socket.connect(("127.0.0.1", self.port))
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(_pump, outer, inner, nursery.cancel_scope)
+                            nursery.start_soon(_pump, inner, outer, nursery.cancel_scope)
+                    except OSError:
+                        pass
+
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            port = listeners[0].socket.getsockname()[1]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(trio.serve_listeners, relay, listeners, handler_nursery=nursery)
+                )
+                task_status.started(f"http://127.0.0.1:{port}")
+
+    def visitor(self, url: str) -> Visitor:
+        """A client of this house."""
+        return Visitor(url, lambda: self.ahead)
+
+    def colony(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the `colony` command in the house, as somebody who sits there."""
+        environ = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **self.environ}
+        command = [*self.prefix, sys.executable, "-m", "cli.main", "--home", str(self.home), *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
+
+
+def _enter(space: str) -> None:
+    """Move this thread into a namespace, for good."""
+    with (_NAMESPACES / space).open() as place:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(place.fileno(), _NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"setns {space}")
+
+
+async def _pump(source: trio.SocketStream, sink: trio.SocketStream, end: trio.CancelScope) -> None:
+    try:
+        async for data in source:
+            await sink.send_all(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+    end.cancel()
+
+
+@contextmanager
+def town(place: Path, clocks: dict[str, int]) -> Iterator[list[House]]:
+    """Houses by name, with clocks ahead by so many seconds, on one bridge; gone after the block."""
+    tag = f"c{os.getpid():x}{secrets.token_hex(2)}"
+    houses = [
+        House(place, name, tag, number, ahead)
+        for number, (name, ahead) in enumerate(clocks.items(), 1)
+    ]
+    try:
+        ip("netns", "add", f"{tag}hub")
+        bridge = ("link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+        ip("-n", f"{tag}hub", *bridge)
+        ip("-n", f"{tag}hub", "link", "set", "br0", "up")
+        for house in houses:
+            house.build()
+        yield houses
+    finally:
+        problems: list[str] = []
+        for house in houses:
+            try:
+                if house.process is not None:
+                    house.stop()
+            except (OSError, subprocess.SubprocessError) as error:
+                problems.append(str(error))
+                house.kill()
+        for space in [f"{tag}hub", *(house.space for house in houses)]:
+            if (_NAMESPACES / space).exists():
+                try:
+                    ip("netns", "del", space)
+                except AssertionError as error:
+                    problems.append(str(error))
+        assert not problems, problems
