@@ -98,6 +98,10 @@ class Teller:
             return None, False
         follows = {follow.pid: follow for follow in poll.follow}
         unlisted = list(ended)
+        for pid in ended:
+            # What was written quietly, by another daemon, goes with the outcome or never.
+            if (known := await self._place(issuer, pid)) is not None:
+                self._quiet.pop(known.localpid, None)
         recent = self._recent.get(issuer, OrderedDict())
         for pid in follows:
             recent.pop(pid, None)

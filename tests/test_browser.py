@@ -297,7 +297,8 @@ def test_a_page_registers_is_approved_and_works(
     page.state("stopped")
     later = submit(lone_daemon, "type-tab-1", "later")
     page.run("await page.reload(); await page.locator('html[data-loaded]').waitFor()")
-    assert process(lone_daemon, later)["state"] == WAITING
+    # The daemon may hand it to the poll that just ended, before it learns of that: not done it is.
+    assert process(lone_daemon, later)["state"] in (WAITING, RUNNING)
     page.click("#start")
     page.logged("Hello, later!")
     assert process(lone_daemon, later)["state"] == SUCCESSFUL

@@ -432,7 +432,8 @@ def test_frames_keep_everything_and_stay_small(sizes: list[int]) -> None:
     cut = list(frames(entries))
     assert [each for part in cut for each in part] == entries
     for part in cut:
-        assert len(part) == 1 or 0 < sum(len(each.payload) for each in part) <= FRAME
+        assert part
+        assert len(part) == 1 or sum(len(each.payload) for each in part) <= FRAME
 
 
 @given(st.lists(st.integers(0, 3 * SECOND), max_size=60), st.integers(1, 20), st.integers(1, 9))

@@ -25,7 +25,13 @@ INPUTS = int(os.environ.get("COLONYD_FUZZ_INPUTS", "2000"))
 GROWTH = 40 * 1024
 
 
-ENDING = ("removecolonymsg", "changeserveridmsg", "changeuseridmsg", "removeusermsg")
+ENDING = (
+    "removecolonymsg",
+    "changeserveridmsg",
+    "changeuseridmsg",
+    "removeusermsg",
+    "rotatekeymsg",
+)
 
 
 def resident(pid: int) -> int:
