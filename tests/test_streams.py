@@ -405,6 +405,7 @@ async def test_what_runs_elsewhere_tells_how_it_goes(tmp_path: Path) -> None:
                 ("w@bee", "one"),
                 ("w@bee", "two"),
             ]
+            await once(lambda: _executor(ant, processid) == "w@bee")
             known = ant.fed.results.follower.of(processid)
             assert known is not None
             assert (known[0].state, known[0].executor) == (State.RUNNING, "w@bee")
