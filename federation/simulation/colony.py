@@ -1,0 +1,328 @@
+"""One simulated colony: a store that lasts, and the daemons that serve it one after the other.
+
+A daemon is the real `Node` with the real `Federation`; users, executors and foes are in `actors`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import trio
+
+from federation.card import Card, sign_card
+from federation.envelope import MAX_LIFETIME
+from federation.keys import Keys
+from federation.peers import TRUSTED, Known
+from federation.policy import Policy
+from federation.roster import Peer
+from federation.service import Federation
+from federation.simulation.client import MemoryClient
+from federation.simulation.network import Gone, Network, SimulatedLink
+from federation.simulation.store import Change, MemoryStore
+from federation.simulation.world import EPOCH, Killed, World, key_of
+from federation.transport import Link, Unsent
+from node.codec import pack
+from node.config import Config, FederationConfig, RouteConfig
+from node.daemon import _take_in
+from node.deadlines import expire
+from node.errors import RpcError
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Put, Txn
+from node.etcd.watch import Batch, Event
+from node.model import Colony, Executor, ExecutorState, User
+from node.node import Node
+from node.rpc.http import Request, Response
+from node.store import keys
+
+__all__ = ["FINGERPRINT", "PORT", "WORKERS", "Site"]
+
+FINGERPRINT = "f" * 64
+PORT = 50081
+WORKERS = 2
+TYPE = "cli"  # of every executor
+_LONGEST_DRAIN = 5.0
+T = TypeVar("T")
+
+
+class SimulatedFederation(Federation):
+    """`Federation` without sockets: links go through the network, periodic work is less often."""
+
+    def __init__(self, site: Site, node: Node, client: MemoryClient) -> None:
+        settings = FederationConfig(
+            host=site.host, discovery=False, hops=site.hops, introductions=site.introductions
+        )
+        config = Config(federation=settings, routes=site.routes)
+        super().__init__(
+            site.name,
+            site.key,
+            client,
+            node.processes,
+            config,
+            Path("/nowhere"),
+            site.now,
+            node.members,
+        )
+        self.site = site
+        chance = random.Random(site.world.dice.random())
+        for part in (self, *vars(self).values()):
+            if isinstance(getattr(part, "_chance", None), random.Random):
+                part._chance = chance
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """As the real one, without listeners."""
+        await self._load()
+        self.fingerprint, self.port = FINGERPRINT, PORT
+        await self.portrait.start(PORT, FINGERPRINT)
+        await self.work(task_status)
+
+    async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+        await super()._every(max(seconds, self.site.pace), action)
+
+    def link_to(self, entry: Known) -> Link:
+        """A way through the network."""
+
+        async def renew(address: str) -> None:
+            raise Unsent("simulated certificates don't change")
+
+        link = SimulatedLink(entry, self.sealer, renew, self.high_water)
+        link.network, link.source = self.site.network, self.site.key.id
+        return link
+
+
+class Site:
+    """Where a colony lives. `pace` is the seconds between looks at deadlines."""
+
+    def __init__(
+        self, world: World, network: Network, name: str, *, skew: float = 0.0, pace: float = 5.0
+    ) -> None:
+        self.world, self.network, self.name = world, network, name
+        self.key = key_of(name)
+        self.user = key_of(f"{name} user")
+        self.skew, self.pace = skew, pace
+        self.hops = 1
+        self.routes: list[RouteConfig] = []
+        self.introductions: Literal["pending", "off"] = "off"
+        self.store = MemoryStore()
+        self.keys = Keys(name)
+        self.up = False
+        self.frozen = False
+        self.kills = 0
+        self.node: Node | None = None
+        self.federation: SimulatedFederation | None = None
+        self.arrived = trio.Event()  # set while the daemon is up
+        self._nursery: trio.Nursery | None = None
+        self._life: trio.CancelScope | None = None
+        self._client: MemoryClient | None = None
+        network.sites[self.key.id] = self
+
+    @property
+    def host(self) -> str:
+        """The name under which peers know the address."""
+        return f"{self.name}.example"
+
+    def now(self) -> int:
+        """Unix ns by this colony's clock."""
+        return self.world.now(self.skew)
+
+    # -- furnishing ------------------------------------------------------------------------
+
+    def furnish(self) -> None:
+        """Put the colony and its members into the store."""
+        workers = [self.worker(number) for number in range(WORKERS)]
+        puts = [
+            Put(keys.colony(self.name), pack(Colony(self.key.id, self.name))),
+            Put(keys.user(self.name, "user"), pack(User(self.name, self.user.id, "user"))),
+            *(Put(keys.executor(self.name, each.executorname), pack(each)) for each in workers),
+        ]
+        self.store.commit(Txn([], puts))
+
+    def worker(self, number: int) -> Executor:
+        """One of the colony's executors."""
+        name = f"worker-{number}"
+        identity = key_of(f"{self.name} {name}").id
+        return Executor(identity, TYPE, name, self.name, state=ExecutorState.APPROVED)
+
+    def befriend(self, name: str, policy: Policy | None = None) -> None:
+        """Trust another colony, before the first daemon starts."""
+        key = key_of(name)
+        peer = Peer(
+            key.id,
+            TRUSTED,
+            name,
+            key.public_key,
+            0,
+            FINGERPRINT,
+            [f"{name}.example:{PORT}"],
+            _first_card(name),
+            policy=policy,
+        )
+        self.store.commit(Txn([], [Put(self.keys.peer(key.id), pack(peer))]))
+
+    # -- the daemon's life -----------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start a daemon whenever there is none, for ever."""
+        while True:
+            try:
+                await self._live()
+            except* Killed:
+                pass
+            except* (EtcdError, RpcError) as group:
+                # The store was away while it started: its supervisor starts it again.
+                self.world.note(self.name, "did not start", group.exceptions[0])
+            self._ended()
+            await trio.sleep(self.world.dice.choice((0.0, 0.5, 2.0, 10.0)))
+
+    async def _live(self) -> None:
+        self._client = MemoryClient(
+            self.store, self.world, self.name, self.kill, lambda: self.frozen
+        )
+        self.node = node = Node.build(self._client, self.name, self.now)
+        async with trio.open_nursery() as nursery:
+            self._nursery, self._life = nursery, nursery.cancel_scope
+            if self._client.dead:
+                raise Killed
+            await nursery.start(self._follow, node)
+            nursery.start_soon(self._deadlines, node)
+            self.federation = SimulatedFederation(self, node, self._client)
+            node.processes.hooks = self.federation
+            await nursery.start(self.federation.run)
+            if self._client.dead:
+                raise Killed
+            self.up = True
+            self.world.note(self.name, "up")
+            self.arrived.set()
+            await self.federation.drain.wait()
+            self.up = False
+            node.drain()
+            await trio.sleep(_LONGEST_DRAIN)
+            self.world.note(self.name, "stopped")
+            nursery.cancel_scope.cancel()
+
+    def _ended(self) -> None:
+        self.up = False
+        if self.arrived.is_set():
+            self.arrived = trio.Event()
+        if self._client is not None:
+            self._client.dead = True
+
+    def kill(self) -> None:
+        """As by SIGKILL."""
+        self.kills += 1
+        self._ended()
+        if self._life is not None:
+            self._life.cancel()
+
+    def stop(self) -> None:
+        """As by SIGTERM."""
+        if self.federation is not None:
+            self.federation.drain.set()
+
+    async def _deadlines(self, node: Node) -> None:
+        while True:
+            try:
+                await expire(node.processes)
+            except (EtcdError, RpcError) as error:
+                self.world.note(self.name, "deadlines wait", error)
+            await trio.sleep(self.pace)
+
+    async def _follow(
+        self, node: Node, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Feed the indexes from the store, as the watch does: late, in order, sometimes anew."""
+        news: list[tuple[int, list[Change]]] = []
+        bell = trio.Event()
+
+        def observe(revision: int, changes: list[Change]) -> None:
+            live = [change for change in changes if change.key.startswith(keys.LIVE)]
+            if live:
+                news.append((revision, live))
+                bell.set()
+
+        self.store.observers.append(observe)
+        try:
+            for prefix in (keys.MEMBERS, keys.LIVE):
+                self._list(node, prefix)
+            task_status.started()
+            while True:
+                await bell.wait()
+                bell = trio.Event()
+                if self.world.chance(self.world.faults.slow):
+                    await trio.sleep(self.world.dice.random())
+                if self.world.chance(self.world.faults.watch):
+                    self.world.fault("watch", self.name)
+                    news.clear()
+                    self._list(node, keys.LIVE)
+                taken, news[:] = news[:], []
+                for revision, changes in taken:
+                    events = [
+                        Event(each.key, each.after.value if each.after else None, revision)
+                        for each in changes
+                    ]
+                    _take_in(node, keys.LIVE, Batch(False, events, revision))
+        finally:
+            self.store.observers.remove(observe)
+
+    def _list(self, node: Node, prefix: str) -> None:
+        events = [
+            Event(item.key, item.value, item.mod_revision) for item in self.store.items(prefix)
+        ]
+        _take_in(node, prefix, Batch(True, events, self.store.revision))
+
+    # -- talking to it ---------------------------------------------------------------------
+
+    async def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Run something inside the daemon. Raises Gone when that dies before it is done.
+
+        A caller that is cancelled hangs up: the daemon notices, or works on for nothing.
+        """
+        if not self.up or self._nursery is None:
+            raise Gone("connection refused")
+        slot = _Slot()
+        self._nursery.start_soon(slot.run, function, args)
+        try:
+            await slot.done.wait()
+        except trio.Cancelled:
+            if self.world.chance(0.5):
+                slot.scope.cancel()
+            raise
+        if slot.error is not None:
+            raise slot.error
+        if not slot.values:
+            raise Gone("connection reset")
+        answer: T = slot.values[0]
+        return answer
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a peer."""
+        assert self.federation is not None
+        return await self.federation.gate.handle(request)
+
+
+class _Slot:
+    """A call under way inside a daemon."""
+
+    def __init__(self) -> None:
+        self.done, self.scope = trio.Event(), trio.CancelScope()
+        self.values: list[Any] = []
+        self.error: Exception | None = None
+
+    async def run(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        try:
+            with self.scope:
+                self.values.append(await function(*args))
+        except Exception as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+
+@lru_cache(maxsize=4096)
+def _first_card(name: str) -> bytes:
+    key, at = key_of(name), [f"{name}.example:{PORT}"]
+    card = Card(key.id, key.public_key, name, 0, FINGERPRINT, at, [1], EPOCH + MAX_LIFETIME)
+    return sign_card(key, card)

@@ -1,0 +1,161 @@
+"""Those who mean harm: a stranger, a trusted colony that lies, and somebody who kept every message.
+
+They hold their own keys and no others; what they may achieve is bounded in `witness`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from federation.card import Card, sign_card
+from federation.envelope import MAX_LIFETIME, Kind, inspect
+from federation.messages import (
+    Cancel,
+    Hello,
+    Outcome,
+    Outcomes,
+    Poll,
+    Receipt,
+    Sealer,
+    Submit,
+    load,
+)
+from federation.simulation.colony import FINGERPRINT, PORT, TYPE, Site
+from federation.simulation.network import Gone, Network
+from federation.simulation.witness import Witness
+from federation.simulation.world import World, key_of
+from node.identity import PrivateKey
+from node.rpc.http import Request, Response
+
+__all__ = ["EVE", "MALLORY", "Foes", "foe_card"]
+
+T = TypeVar("T")
+EVE, MALLORY = "eve", "mallory"  # trusted by all, and by none
+_PATHS = ("/v1/submit", "/v1/cancel", "/v1/outcomes", "/v1/hello")
+
+
+def foe_card(name: str, now: int) -> bytes:
+    """The signed card of a foe; `now` in seconds."""
+    key = key_of(name)
+    card = Card(
+        key.id, key.public_key, name, 1, FINGERPRINT, [f"{name}.example:{PORT}"], [1],
+        now + MAX_LIFETIME - 1,
+    )  # fmt: skip
+    return sign_card(key, card, issued=now)
+
+
+class Foes:
+    """Acts at drawn moments until cancelled."""
+
+    def __init__(
+        self, world: World, network: Network, witness: Witness, sites: list[Site], pause: float
+    ) -> None:
+        self.pause = pause
+        self.world, self.network, self.witness, self.sites = world, network, witness, sites
+
+    async def run(self) -> None:
+        """Do harm, again and again."""
+        dice = self.world.dice
+        while True:
+            await trio.sleep(dice.uniform(0.2, self.pause))
+            site = dice.choice(self.sites)
+            act = dice.choice((self._replay, self._replay, self._misdirect, self._forge))
+            found = act(site)
+            if found is None:
+                continue
+            path, body = found
+            self.world.fault(f"foe {act.__name__[1:]}", site.name, path)
+            try:
+                response = await site.call(
+                    site.handle, Request("POST", path, "", {}, body, "10.0.0.66")
+                )
+            except Gone:
+                continue
+            self.world.note("foe", "←", site.name, path, response.status, _brief(response))
+
+    def _replay(self, site: Site) -> tuple[str, bytes] | None:
+        """What a colony took once, to another, or to the same one again."""
+        if not self.network.captures:
+            return None
+        kept = self.world.dice.choice(self.network.captures)
+        return kept.path, kept.body
+
+    def _misdirect(self, site: Site) -> tuple[str, bytes] | None:
+        """A message of one kind as one of another, to the colony that it was meant for."""
+        mine = [each for each in self.network.captures if each.target == site.key.id]
+        if not mine:
+            return None
+        if self.world.chance(0.5):
+            mine = [each for each in mine if each.path == "/v1/submit"] or mine
+        return self.world.dice.choice(_PATHS), self.world.dice.choice(mine).body
+
+    def _forge(self, site: Site) -> tuple[str, bytes] | None:
+        """A message of our own about the process of somebody else."""
+        dice = self.world.dice
+        pids = sorted(pid for _, pid, peer in self.witness.forwarded if peer == site.key.id)
+        pid = dice.choice(pids) if pids else hashlib.sha256(str(dice.random()).encode()).hexdigest()
+        key = key_of(dice.choice((EVE, MALLORY)))
+        sealer = Sealer(key, site.now)
+        conditions = {"colonyname": site.name, "executortype": TYPE}
+        spec = msgspec.json.encode({"funcname": "f", "conditions": conditions})
+        kind, path, message = dice.choice(
+            (
+                (Kind.SUBMIT, "/v1/submit", Submit(pid, 1, spec, "nobody", 1, [])),
+                (Kind.CANCEL, "/v1/cancel", Cancel(pid, 1)),
+                (Kind.POLL, "/v1/outcomes", Poll(0, [pid])),
+                (Kind.HELLO, "/v1/hello", Hello(foe_card(key_name(key), sealer.seconds))),
+            )
+        )
+        return path, sealer.seal(kind, site.key.id, message)
+
+    name, up = EVE, True
+
+    async def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Eve's own machine never fails."""
+        return await function(*args)
+
+    async def handle(self, request: Request) -> Response:
+        """Eve as a server: takes everything, and tells outcomes of what others were asked to do."""
+        sealer = Sealer(key_of(EVE), lambda: self.world.now())
+        seen = inspect(request.body, limit=len(request.body))
+        if request.path == "/v1/submit":
+            submit = load(seen.payload, Submit)
+            receipt = Receipt(submit.pid, submit.attempt, "accepted", "e" * 64)
+            return _answer(sealer.seal(Kind.RECEIPT, seen.issuer, receipt))
+        if request.path == "/v1/cancel":
+            cancel = load(seen.payload, Cancel)
+            status = Receipt(cancel.pid, cancel.attempt, "cancelled", "e" * 64)
+            return _answer(sealer.seal(Kind.RECEIPT, seen.issuer, status))
+        if request.path == "/v1/outcomes":
+            return _answer(
+                sealer.seal(Kind.OUTCOMES, seen.issuer, Outcomes(self._lies(seen.issuer)))
+            )
+        return Response(404, b"{}", "application/json")
+
+    def _lies(self, origin: str) -> list[bytes]:
+        """An outcome, made up, of each process that this colony ever sent anywhere."""
+        sealer = Sealer(key_of(EVE), lambda: self.world.now())
+        found = []
+        for owner, pid, _ in sorted(self.witness.forwarded):
+            if owner == origin:
+                lie = Outcome(pid, 1, 2, b'["a lie"]', [], "e" * 64, "e" * 64, 1, 2)
+                found.append(sealer.seal(Kind.OUTCOME, origin, lie))
+        return found[:50]
+
+
+def key_name(key: PrivateKey) -> str:
+    """Which foe has this key."""
+    return EVE if key.id == key_of(EVE).id else MALLORY
+
+
+def _answer(body: bytes) -> Response:
+    return Response(200, body, "application/cose")
+
+
+def _brief(response: Response) -> str:
+    return "" if response.status == 200 else response.body[:50].decode(errors="replace")

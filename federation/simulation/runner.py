@@ -1,0 +1,133 @@
+"""Many seeds on all cores, added up; the program behind `scripts/simulate`.
+
+What one seed is, is in `scenario`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import TextIO
+
+import msgspec
+
+from federation.simulation.scenario import Result, play
+
+__all__ = ["Summary", "main", "run_seeds"]
+
+_CHUNK = 20  # seeds given to a process at a time
+
+
+@dataclass
+class Summary:
+    """What many seeds came to. `seconds` is real time."""
+
+    seeds: int = 0
+    seconds: float = 0.0
+    virtual: float = 0.0
+    events: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    broken: list[Result] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        """Count one seed."""
+        self.seeds += 1
+        self.virtual += result.elapsed
+        self.events += result.events
+        self.faults.update(result.faults)
+        self.outcomes.update(result.outcomes)
+        if result.problem:
+            self.broken.append(result)
+
+    def lines(self) -> list[str]:
+        """For people."""
+
+        def counted(counts: Counter[str]) -> str:
+            return ", ".join(f"{kind} {number}" for kind, number in counts.most_common())
+
+        return [
+            f"{self.seeds} seeds in {self.seconds:.1f} s: {self.seeds / self.seconds:.0f} a second,"
+            f" {self.virtual / 3600:.1f} hours of virtual time, {self.events} events",
+            f"faults: {counted(self.faults) or 'none'}",
+            f"outcomes: {counted(self.outcomes) or 'none'}",
+            f"broken: {len(self.broken)}",
+        ]
+
+
+def run_seeds(
+    seeds: Sequence[int], colonies: int | None = None, *, processes: int = 1, stop: int = 0
+) -> Summary:
+    """Play all `seeds`; end early after `stop` broken ones, unless that is 0."""
+    summary, begin = Summary(), time.perf_counter()
+    for result in _results(seeds, colonies, processes):
+        summary.add(result)
+        if stop and len(summary.broken) >= stop:
+            break
+    summary.seconds = max(time.perf_counter() - begin, 1e-6)
+    return summary
+
+
+def _results(seeds: Sequence[int], colonies: int | None, processes: int) -> Iterator[Result]:
+    if processes <= 1:
+        for seed in seeds:
+            yield play(seed, colonies)
+        return
+    parts = [seeds[at : at + _CHUNK] for at in range(0, len(seeds), _CHUNK)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        for results in pool.map(_chunk, parts, [colonies] * len(parts)):
+            yield from msgspec.msgpack.decode(results, type=list[Result])
+
+
+def _chunk(seeds: Sequence[int], colonies: int | None) -> bytes:
+    gc.freeze()  # what was imported is never garbage
+    return msgspec.msgpack.encode([play(seed, colonies) for seed in seeds])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 1 when an invariant was broken."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/simulate",
+        description="Play colonies on virtual time over a faulty network, and judge what happens.",
+        epilog="example: scripts/simulate --seeds 1000 --colonies 5; "
+        "scripts/simulate --seed 4711 replays one with its trace",
+    )
+    parser.add_argument("--seeds", type=int, default=200, help="how many seeds [200]")
+    parser.add_argument("--first", type=int, default=0, help="the first of them [0]")
+    parser.add_argument("--colonies", type=int, help="colonies in each world [drawn: 3 to 8]")
+    parser.add_argument("--seed", type=int, help="play only this one and print its trace")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="[all cores]")
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        return _replay(options.seed, options.colonies)
+    seeds = range(options.first, options.first + options.seeds)
+    summary = run_seeds(seeds, options.colonies, processes=options.processes)
+    print("\n".join(summary.lines()))
+    if not summary.broken:
+        return 0
+    for result in summary.broken[:20]:
+        print(f"seed {result.seed}: {result.problem}", file=sys.stderr)
+    first = summary.broken[0].seed
+    print(f"\nThe first of them again, seed {first}:", file=sys.stderr)
+    _replay(first, options.colonies, out=sys.stderr)
+    extra = f" --colonies {options.colonies}" if options.colonies else ""
+    print(f"replay: scripts/simulate --seed {first}{extra}", file=sys.stderr)
+    return 1
+
+
+def _replay(seed: int, colonies: int | None, out: TextIO | None = None) -> int:
+    result = play(seed, colonies, keep=True)
+    print("\n".join(result.trace), file=out)
+    print(f"trace {result.trace_hash}", file=out)
+    if result.problem:
+        print(f"BROKEN {result.problem}", file=out)
+    return 1 if result.problem else 0
