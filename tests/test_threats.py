@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -315,7 +316,7 @@ def test_another_user_of_the_machine_gets_neither_keys_nor_store(lone_daemon: Da
 async def test_the_port_alone_gives_no_rights(lone_daemon: Daemon) -> None:
     """Who reaches the RPC port and has no key of this colony is refused, whatever it asks."""
     stranger = PrivateKey.generate()
-    asked = {
+    asked: dict[str, dict[str, Any]] = {
         "getprocessesmsg": {"colonyname": "dev", "count": 1, "state": 0},
         "submitfuncspecmsg": {
             "spec": {"funcname": "f", "conditions": {"colonyname": "dev", "executortype": "t"}}
@@ -338,7 +339,7 @@ async def test_federation_is_for_the_owner_only(make_daemon: Callable[..., Daemo
     daemon = make_daemon("ant")
     await trio.to_thread.run_sync(daemon.start)
     peer = {"peer": "0" * 64}
-    asked = {
+    asked: dict[str, dict[str, Any]] = {
         "rotatekeymsg": {},
         "getpeersmsg": {},
         "getpeermsg": peer,
@@ -357,7 +358,10 @@ async def test_federation_is_for_the_owner_only(make_daemon: Callable[..., Daemo
                 with pytest.raises(RpcError) as caught:
                     await client.call(kind, fields, key)
                 assert caught.value.status == 403, kind
-        assert await client.call("getpeersmsg", {}, daemon.key("colony")) == []
+        # Other daemons on this machine may have been heard of; nothing was decided about any.
+        peers = await client.call("getpeersmsg", {}, daemon.key("colony"))
+        assert {peer["state"] for peer in peers} <= {"seen", "pending"}
+        assert await client.call("getinvitationsmsg", {}, daemon.key("colony")) == []
 
 
 async def test_a_request_of_an_sdk_without_a_nonce_can_be_repeated(lone_daemon: Daemon) -> None:
@@ -413,3 +417,16 @@ async def test_an_executor_ends_only_what_it_was_given(lone_daemon: Daemon) -> N
         await client.call("closesuccessfulmsg", {"processid": pid, "out": ["X"]}, honest)
         process = await client.call("getprocessmsg", {"processid": pid}, user)
         assert process["out"] == ["X"]
+
+
+# -- the clock --------------------------------------------------------------------------------
+
+
+async def test_a_clock_once_far_ahead_shuts_everybody_out(lab: Lab) -> None:
+    """It fails closed: the latest time remembered counts, until the clock has come that far."""
+    await lab.befriend()
+    body = lab.seal(Kind.SUBMIT, submission())
+    lab.gate.high_water = lambda: time.time() + 30 * 86_400
+    assert code(await lab.raw("submit", body)) == "expired"
+    lab.gate.high_water = time.time
+    assert (await lab.raw("submit", body)).status == 200
