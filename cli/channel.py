@@ -76,7 +76,7 @@ def send(
     reply_to: int,
 ) -> None:
     """Send MESSAGE (or stdin) into a channel of a process."""
-    from cli.process import full_id
+    from cli.process import call_about
 
     if message is None:
         data = b"" if kind == "end" else sys.stdin.buffer.read()
@@ -88,13 +88,7 @@ def send(
     fields: dict[str, Any] = {"name": name, "sequence": number, "inreplyto": reply_to}
     fields |= {"payload": base64.b64encode(data).decode(), "payloadtype": kind or ""}
 
-    async def work() -> str:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            await client.call("channelappendmsg", {"processid": full, **fields}, key)
-            return full
-
-    full = session.run(work)
+    full = call_about(session, key, processid, "channelappendmsg", fields)
     print_done(session, {"processid": full, "name": name, "sequence": number}, str(number))
 
 

@@ -155,17 +155,10 @@ async def _closed(client: Client, key: PrivateKey, processid: str) -> bool:
 @as_executor
 def add(session: Session, processid: str, message: str, executor: str | None) -> None:
     """Log a line about a running process, as the executor that runs it."""
-    from cli.process import full_id
+    from cli.process import call_about
 
     key = session.signer(executor)
-
-    async def work() -> str:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            await client.call("addlogmsg", {"processid": full, "message": message}, key)
-            return full
-
-    full = session.run(work)
+    full = call_about(session, key, processid, "addlogmsg", {"message": message})
     print_done(session, {"processid": full, "message": message}, f"logged for {short(full)}")
 
 

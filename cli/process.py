@@ -211,6 +211,28 @@ async def full_id(session: Session, client: Client, key: PrivateKey, text: str) 
     return await find_id(client, key, colony, text)
 
 
+def call_about(
+    session: Session,
+    key: PrivateKey,
+    processid: str,
+    payloadtype: str,
+    fields: dict[str, Any],
+    **how: Any,
+) -> str:
+    """Make one call about a process whose id may be cut short; returns the whole id.
+
+    `how` goes to `Client.call`.
+    """
+
+    async def work() -> str:
+        async with session.client() as client:
+            full = await full_id(session, client, key, processid)
+            await client.call(payloadtype, {"processid": full, **fields}, key, **how)
+            return full
+
+    return session.run(work)
+
+
 def process_fields(found: dict[str, Any]) -> list[tuple[str, object]]:
     """What `show` prints about a process."""
     spec = found.get("spec") or {}
@@ -326,15 +348,7 @@ def wait(session: Session, processid: str, timeout: float | None) -> None:
 @click.argument("processid")
 def cancel(session: Session, processid: str) -> None:
     """Cancel a waiting or running process."""
-    key = session.member_key()
-
-    async def work() -> str:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            await client.call("cancelprocessmsg", {"processid": full}, key)
-            return full
-
-    full = session.run(work)
+    full = call_about(session, session.member_key(), processid, "cancelprocessmsg", {})
     if session.as_json:
         print_json({"processid": full, "cancelled": True})
     else:

@@ -19,7 +19,7 @@ from cli.output import (
     state_name,
     when,
 )
-from cli.process import full_id, process, process_fields
+from cli.process import call_about, process, process_fields
 from cli.run import argument
 from cli.session import Session, as_executor, colony_command, confirm
 
@@ -44,16 +44,8 @@ def assign(session: Session, executor: str | None, timeout: int, cpu: str, memor
 
 
 def _end(session: Session, executor: str | None, text: str, word: str, fields: Any) -> None:
-    key = session.signer(executor)
     payloadtype = "closesuccessfulmsg" if word == "closed" else "closefailedmsg"
-
-    async def work() -> str:
-        async with session.client() as client:
-            full = await full_id(session, client, key, text)
-            await client.call(payloadtype, {"processid": full, **fields}, key, attempts=4)
-            return full
-
-    full = session.run(work)
+    full = call_about(session, session.signer(executor), text, payloadtype, fields, attempts=4)
     print_done(session, {"processid": full, **fields}, f"{word} {full}")
 
 
@@ -85,15 +77,8 @@ def fail(session: Session, processid: str, errors: tuple[str, ...], executor: st
 @as_executor
 def output(session: Session, processid: str, out: tuple[str, ...], executor: str | None) -> None:
     """Set the OUTputs of a process that goes on running, as its executor."""
-    key = session.signer(executor)
-
-    async def work() -> str:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            await client.call("setoutputmsg", {"processid": full, "out": list(out)}, key)
-            return full
-
-    full = session.run(work)
+    key, fields = session.signer(executor), {"out": list(out)}
+    full = call_about(session, key, processid, "setoutputmsg", fields)
     print_done(session, {"processid": full, "out": list(out)}, f"set the output of {full}")
 
 
@@ -102,14 +87,7 @@ def output(session: Session, processid: str, out: tuple[str, ...], executor: str
 def rm(session: Session, processid: str) -> None:
     """Remove a process that doesn't run and is in no workflow."""
     key = session.member_key()
-
-    async def work() -> str:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            await client.call("removeprocessmsg", {"processid": full, "all": False}, key)
-            return full
-
-    full = session.run(work)
+    full = call_about(session, key, processid, "removeprocessmsg", {"all": False})
     print_done(session, {"processid": full, "removed": True}, f"removed {full}")
 
 

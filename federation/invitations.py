@@ -28,8 +28,9 @@ from federation.tokens import Token
 from node.codec import pack, unpack
 from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Absent, Delete, Get, ModRevision, Put, Txn
+from node.etcd.transactions import Absent, Delete, ModRevision, Put
 from node.log import get_logger
+from node.reads import read
 
 __all__ = ["Invitation", "Invitations"]
 
@@ -186,15 +187,14 @@ class Invitations:
             self.keys.invitation(join.invitation),
             self.keys.used_invitation(join.invitation),
         )
-        result = await self.client.commit(Txn([], [Get(place) for place in places]))
-        fresh, used = result.responses
-        kept = unpack(fresh[0].value, Invitation) if fresh else None
-        past = unpack(used[0].value, Used) if used else None
+        fresh, used = await read(self.client, *places)
+        kept = unpack(fresh.value, Invitation) if fresh else None
+        past = unpack(used.value, Used) if used else None
         key = kept.key if kept else past.key if past else secrets.token_bytes(32)
         right = hmac.compare_digest(self._proof(key, "joiner", opened, join), join.proof)
         if right and past is not None and past.joiner == opened.issuer:
             return key
-        if not right or kept is None:
+        if not right or kept is None or fresh is None:
             raise Refusal(
                 403,
                 "join_refused",
@@ -207,7 +207,7 @@ class Invitations:
             card,
             join.card,
             kept.policy,
-            compare=[ModRevision(places[0], fresh[0].mod_revision), Absent(places[1])],
+            compare=[ModRevision(places[0], fresh.mod_revision), Absent(places[1])],
             ops=[Delete(places[0]), Put(places[1], pack(Used(key, opened.issuer, kept.expires)))],
         )
         if admitted:

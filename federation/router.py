@@ -35,10 +35,11 @@ from federation.routes import (
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Get, Put, Txn
+from node.etcd.transactions import Put
 from node.log import get_logger
 from node.model import SECOND, ExecutorState, FunctionSpec, Process, State
 from node.processes import Processes
+from node.reads import read
 from node.scheduler import Entry
 from node.store import processes as store
 
@@ -268,10 +269,10 @@ class Router:
         )
 
     async def _read(self, processids: list[str]) -> None:
-        gets = [Get(self.ledger.keys.proof(processid)) for processid in processids]
-        proofs = (await self.client.commit(Txn([], gets))).responses
+        places = [self.ledger.keys.proof(processid) for processid in processids]
+        proofs = await read(self.client, *places)
         tried = {
-            processid: tuple(unpack(found[0].value, Forward).tried)
+            processid: tuple(unpack(found.value, Forward).tried)
             for processid, found in zip(processids, proofs, strict=True)
             if found
         }

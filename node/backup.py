@@ -21,6 +21,7 @@ from node import archive, leader
 from node.archive import BackupError, Manifest
 from node.cluster import access_of, require
 from node.config import Config, load_config
+from node.directories import sync_directory
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
 from node.etcd.premises import lock_home
@@ -240,9 +241,9 @@ def _put(fresh: Path, home: Path, kept: list[Path]) -> Path | None:
             entry.rename(aside / entry.name)
     for entry in sorted(fresh.iterdir()):
         entry.rename(home / entry.name)
-    _sync(home)
+    sync_directory(home)
     shutil.rmtree(fresh.parent)
-    _sync(home)
+    sync_directory(home)
     return aside
 
 
@@ -276,11 +277,3 @@ async def _fill(client: EtcdClient, dump: Path, manifest: Manifest) -> None:
 
 def _reading(path: Path) -> IO[bytes]:
     return path.open("rb")
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,7 +31,8 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.locations import Locations
 from node.model import Process
 from node.processes import Processes
-from node.reconciliation import Followup, Reconciliation, read
+from node.reads import read, read_many
+from node.reconciliation import Followup, Reconciliation
 from node.store import blueprints as store
 from node.store.blueprints import Blueprint, Change, Definition, Draft, Metadata
 from node.submission import new_id
@@ -93,11 +94,9 @@ class Blueprints:
         prefix = store.place(colony, kind, location) if location else store.places(colony, kind)
         items, _ = await self.client.range_all(prefix)
         wanted = [store.place_owner(kv.key) for kv in items]
-        found = []
-        for start in range(0, len(wanted), _PAGE):
-            part = wanted[start : start + _PAGE]
-            kvs = await read(self.client, *(store.blueprint(colony, name) for name in part))
-            found += [unpack(kv.value, Blueprint) for kv in kvs if kv is not None]
+        names = [store.blueprint(colony, name) for name in wanted]
+        kvs = await read_many(self.client, names, _PAGE)
+        found = [unpack(kv.value, Blueprint) for kv in kvs if kv is not None]
         return sorted(found, key=lambda b: b.metadata.name)
 
     async def history(self, colonies: Sequence[str], blueprintid: str, limit: int) -> list[Change]:

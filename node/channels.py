@@ -147,14 +147,14 @@ class Channels:
         Raises RpcError 403 when the caller is not a member, or neither the initiator nor the
         assigned executor; 404 when there is no such process or it has no such channel.
         """
-        colonies = self.directory.colonies_of(identity)
-        if not colonies:
-            raise denied("the caller is a member of no colony here")
-        for colony in colonies if "/" not in processid else ():
-            known = await self.processes.load(colony, processid)
-            if known is not None:
-                _check_party(known[0], identity, name)
-                return known
+
+        async def look(colony: str) -> tuple[Process, int] | None:
+            return await self.processes.load(colony, processid) if "/" not in processid else None
+
+        known = await self.directory.seek(identity, look)
+        if known is not None:
+            _check_party(known[0], identity, name)
+            return known
         raise missing(f"processid: no process {processid[:80]!r} in the caller's colonies")
 
     # -- appending -----------------------------------------------------------------------

@@ -20,10 +20,11 @@ from node.directory import Directory
 from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Compare, Get, ModRevision, Txn
+from node.etcd.transactions import Compare, ModRevision
 from node.leader import Leader
 from node.log import get_logger
 from node.model import SECOND, State
+from node.reads import read_many
 from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.submission import MAX_SECONDS, new_id
@@ -136,7 +137,7 @@ class Crons:
 
     async def get(self, colony: str, cronid: str) -> Cron:
         """The cron as the store has it. Raises RpcError 404."""
-        found = await self._load(colony, cronid)
+        found = await self.load(colony, cronid)
         if found is None:
             raise missing(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
         return found[0]
@@ -144,7 +145,7 @@ class Crons:
     async def find(self, colony: str, name: str) -> Cron | None:
         """The cron with a name, or None."""
         found = await self.client.get(store.name_key(colony, name))
-        known = await self._load(colony, found.value.decode()) if found is not None else None
+        known = await self.load(colony, found.value.decode()) if found is not None else None
         return known[0] if known is not None else None
 
     async def listing(self, colony: str, count: int) -> list[Cron]:
@@ -155,13 +156,9 @@ class Crons:
 
     async def specs(self, crons: Sequence[Cron]) -> list[str]:
         """The workflows of crons, as they were sent; "" for one that is gone."""
-        found: list[str] = []
-        for start in range(0, len(crons), _PAGE):
-            part = crons[start : start + _PAGE]
-            gets = [Get(store.spec_key(cron.colonyname, cron.cronid)) for cron in part]
-            result = await self.client.commit(Txn([], gets))
-            found.extend(kvs[0].value.decode() if kvs else "" for kvs in result.responses)
-        return found
+        names = [store.spec_key(cron.colonyname, cron.cronid) for cron in crons]
+        found = await read_many(self.client, names, _PAGE)
+        return [kv.value.decode() if kv is not None else "" for kv in found]
 
     async def run_now(self, colony: str, cronid: str, token: str) -> Cron:
         """Start a cron's workflow now and move its next run; the same token starts it once.
@@ -170,7 +167,7 @@ class Crons:
         """
         graphid = store.graph_token(cronid, token)
         for _ in range(_TRIES):
-            known = await self._load(colony, cronid)
+            known = await self.load(colony, cronid)
             if known is None:
                 raise missing(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
             if known[0].firing is not None:
@@ -262,7 +259,8 @@ class Crons:
         else:
             self.index.forget(key)
 
-    async def _load(self, colony: str, cronid: str) -> tuple[Cron, int] | None:
+    async def load(self, colony: str, cronid: str) -> tuple[Cron, int] | None:
+        """The cron and its revision as the store has it, or None."""
         if "/" in cronid:
             return None
         found = await self.client.get(store.key(colony, cronid))

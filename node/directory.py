@@ -5,13 +5,17 @@ It is rebuilt from store events and asked by every authorisation; it writes noth
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from node.codec import unpack
+from node.errors import denied
 from node.model import Colony, Executor, ExecutorState, Function, User
 from node.store import keys
 
 Member = User | Executor
+T = TypeVar("T")
 
 
 @dataclass
@@ -109,6 +113,24 @@ class Directory:
         places = self._ids.get(identity, ())
         found = {colony for colony, _, _ in places if self.member(colony, identity)}
         return sorted(found)
+
+    def demand_colonies(self, identity: str) -> list[str]:
+        """Like `colonies_of`. Raises RpcError 403 when there is none."""
+        colonies = self.colonies_of(identity)
+        if not colonies:
+            raise denied("the caller is a member of no colony here")
+        return colonies
+
+    async def seek(self, identity: str, look: Callable[[str], Awaitable[T | None]]) -> T | None:
+        """What `look` finds in the first of an id's colonies that has it, or None.
+
+        What others have can't be told from nothing this way. Raises RpcError 403 when the id is a
+        member of no colony here.
+        """
+        for colony in self.demand_colonies(identity):
+            if (found := await look(colony)) is not None:
+                return found
+        return None
 
     def executor_of(self, colony: str, identity: str) -> Executor | None:
         """The executor with this id in this colony, whatever its state."""

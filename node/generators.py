@@ -18,10 +18,11 @@ from node.directory import Directory
 from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Compare, Delete, Get, ModRevision, Op, Txn
+from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
 from node.leader import Leader
 from node.log import get_logger
 from node.model import SECOND
+from node.reads import read_many
 from node.store import generators as store
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.submission import MAX_SECONDS, new_id
@@ -155,7 +156,7 @@ class Generators:
 
     async def get(self, colony: str, generatorid: str) -> Generator:
         """The generator as the store has it. Raises RpcError 404."""
-        found = await self._load(colony, generatorid)
+        found = await self.load(colony, generatorid)
         if found is None:
             raise missing(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
         return found[0]
@@ -163,7 +164,7 @@ class Generators:
     async def find(self, colony: str, name: str) -> Generator | None:
         """The generator with a name, or None."""
         found = await self.client.get(store.name_key(colony, name))
-        known = await self._load(colony, found.value.decode()) if found is not None else None
+        known = await self.load(colony, found.value.decode()) if found is not None else None
         return known[0] if known is not None else None
 
     async def listing(self, colony: str, count: int) -> list[Generator]:
@@ -174,15 +175,12 @@ class Generators:
 
     async def specs(self, generators: Sequence[Generator]) -> list[str]:
         """The workflows of generators, as they were sent; "" for one that is gone."""
-        found: list[str] = []
-        for start in range(0, len(generators), _PAGE):
-            part = generators[start : start + _PAGE]
-            gets = [Get(store.spec_key(each.colonyname, each.generatorid)) for each in part]
-            result = await self.client.commit(Txn([], gets))
-            found.extend(kvs[0].value.decode() if kvs else "" for kvs in result.responses)
-        return found
+        names = [store.spec_key(each.colonyname, each.generatorid) for each in generators]
+        found = await read_many(self.client, names, _PAGE)
+        return [kv.value.decode() if kv is not None else "" for kv in found]
 
-    async def _load(self, colony: str, generatorid: str) -> tuple[Generator, int] | None:
+    async def load(self, colony: str, generatorid: str) -> tuple[Generator, int] | None:
+        """The generator and its revision as the store has it, or None."""
         if "/" in generatorid:
             return None
         found = await self.client.get(store.key(colony, generatorid))
@@ -225,7 +223,7 @@ class Generators:
 
     async def _enqueue(self, colony: str, generatorid: str, seats: list[_Seat]) -> None:
         key = store.key(colony, generatorid)
-        known = self.index.get(key) or await self._load(colony, generatorid)
+        known = self.index.get(key) or await self.load(colony, generatorid)
         for _ in range(_TRIES):
             if known is None:
                 self.index.forget(key)

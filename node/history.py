@@ -18,6 +18,8 @@ from typing import Any
 
 import msgspec
 
+from node.directories import sync_directory
+
 __all__ = ["Chain", "Head", "HistoryError", "Verdict", "files", "records", "verify"]
 
 # A month, by the time of writing: once it is over, its file does not change any more.
@@ -182,8 +184,8 @@ class Chain:
                 os.ftruncate(descriptor, start)
                 raise
         if fresh:
-            _sync(self.directory)
-            _sync(self.directory.parent)
+            sync_directory(self.directory)
+            sync_directory(self.directory.parent)
         self.head = head
         return head
 
@@ -207,14 +209,6 @@ def _write(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from node.directories import sync_directory
 from node.identity import IdentityError, PrivateKey, read_key, write_key
 
 # Below a home whose restore from a backup did not come to its end.
@@ -111,11 +112,7 @@ class Home:
         if not kept.exists():
             os.link(place, kept)
         os.replace(self._next, place)
-        descriptor = os.open(self.keys, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(self.keys)
         return kept
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from node.codec import unpack
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Compare, Get, Op, Put, Txn
+from node.etcd.transactions import Compare, Op, Put
 from node.handout import HandOut
 from node.hooks import Hooks
 from node.model import Attribute, Blocked, Process, Running, State, Waiting
-from node.reads import Reads
+from node.reads import Reads, read_many
 from node.scheduler import Entry, Queue, RunningSet
 from node.store import keys
 from node.store import processes as store
@@ -136,13 +136,9 @@ class Processes:
 
     async def load_many(self, colony: str, processids: Sequence[str]) -> list[Process]:
         """The processes that still exist, in the order of the ids."""
-        found: list[Process] = []
-        for start in range(0, len(processids), _MANY):
-            part = processids[start : start + _MANY]
-            gets = [Get(keys.process(colony, processid)) for processid in part]
-            result = await self.client.commit(Txn([], gets))
-            found.extend(unpack(kv.value, Process) for kvs in result.responses for kv in kvs)
-        return found
+        names = [keys.process(colony, processid) for processid in processids]
+        found = await read_many(self.client, names, _MANY)
+        return [unpack(kv.value, Process) for kv in found if kv is not None]
 
     # -- changing ------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
-"""Reads of single keys that share a transaction when many are asked for at once.
+"""Reads of several keys in one transaction: asked for together, or by many at once.
 
 Each read starts after it was asked for, so what it gives is as fresh as that of a read alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -17,6 +18,20 @@ from node.etcd.transactions import Get, Txn
 _MOST = 16
 # Seconds in line after which a read goes alone: a store that hangs must not cost its time twice.
 _PATIENCE = 0.05
+
+
+async def read(client: EtcdClient, *wanted: str) -> list[KeyValue | None]:
+    """What several keys hold, at one moment."""
+    result = await client.commit(Txn([], [Get(key) for key in wanted]))
+    return [kvs[0] if kvs else None for kvs in result.responses]
+
+
+async def read_many(client: EtcdClient, wanted: Sequence[str], page: int) -> list[KeyValue | None]:
+    """What keys hold, `page` of them at one moment."""
+    found: list[KeyValue | None] = []
+    for start in range(0, len(wanted), page):
+        found += await read(client, *wanted[start : start + page])
+    return found
 
 
 @dataclass(eq=False, slots=True)

@@ -21,10 +21,11 @@ from node.blueprint_rules import (
 from node.codec import unpack
 from node.crons import Crons, next_run
 from node.errors import missing
-from node.etcd.client import EtcdClient, KeyValue
-from node.etcd.transactions import Get, Present, Txn
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Present
 from node.model import Colony, FunctionSpec, Process
 from node.processes import Processes
+from node.reads import read
 from node.store import blueprints as store
 from node.store import crons as cron_store
 from node.store import keys
@@ -39,12 +40,6 @@ _MAX_CRON_NAME = 255
 
 # Brings memory in step with the store; told the revision of the transaction.
 Followup = Callable[[int], None]
-
-
-async def read(client: EtcdClient, *wanted: str) -> list[KeyValue | None]:
-    """What several keys hold, at one moment."""
-    result = await client.commit(Txn([], [Get(key) for key in wanted]))
-    return [kvs[0] if kvs else None for kvs in result.responses]
 
 
 @dataclass

@@ -7,6 +7,8 @@ it, so a crash between the two loses nothing and repeats nothing. `workflows` ma
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
 
@@ -110,37 +112,22 @@ class Resolution:
             async with self.held(colony, graphid):
                 pass
 
-    def held(self, colony: str, graphid: str) -> _Held:
-        """An async context in which the graph is settled, and nobody here changes it."""
-        return _Held(self, colony, graphid)
-
-    async def enter(self, colony: str, graphid: str) -> None:
-        """Lock a graph and settle it."""
-        lock, users = self._locks.setdefault((colony, graphid), (trio.Lock(), []))
+    @asynccontextmanager
+    async def held(self, colony: str, graphid: str) -> AsyncIterator[None]:
+        """A block in which the graph is settled, and nobody here changes it."""
+        place = (colony, graphid)
+        lock, users = self._locks.setdefault(place, (trio.Lock(), []))
         users.append(1)
         try:
-            await lock.acquire()
-        except BaseException:
-            self._leave(colony, graphid)
-            raise
-        try:
-            # What is not settled because the caller went away is settled by `run`.
-            while (colony, graphid) in self._dirty:
-                await self._settle(colony, graphid)
-        except BaseException:
-            self.exit(colony, graphid)
-            raise
-
-    def exit(self, colony: str, graphid: str) -> None:
-        """Unlock a graph."""
-        self._locks[colony, graphid][0].release()
-        self._leave(colony, graphid)
-
-    def _leave(self, colony: str, graphid: str) -> None:
-        users = self._locks[colony, graphid][1]
-        users.pop()
-        if not users:
-            del self._locks[colony, graphid]
+            async with lock:
+                # What is not settled because the caller went away is settled by `run`.
+                while place in self._dirty:
+                    await self._settle(colony, graphid)
+                yield
+        finally:
+            users.pop()
+            if not users:
+                del self._locks[place]
 
     async def _settle(self, colony: str, graphid: str) -> None:
         place = (colony, graphid)
@@ -400,21 +387,6 @@ class Resolution:
             Delete(keys.submission(colony, graphid)),
         ]
         await self.client.commit(Txn([], ops))
-
-
-@dataclass
-class _Held:
-    """See `Resolution.held`."""
-
-    resolution: Resolution
-    colony: str
-    graphid: str
-
-    async def __aenter__(self) -> None:
-        await self.resolution.enter(self.colony, self.graphid)
-
-    async def __aexit__(self, *_: object) -> None:
-        self.resolution.exit(self.colony, self.graphid)
 
 
 def size_of(ops: list[Op]) -> int:

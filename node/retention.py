@@ -18,11 +18,12 @@ from node.codec import unpack
 from node.config import Config, HistoryConfig
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Delete, Get, Op, Txn
+from node.etcd.transactions import Delete, Op, Txn
 from node.history import Chain, Head
 from node.log import get_logger
 from node.model import SECOND, Graph, Log, Process, State
 from node.node import Node
+from node.reads import read, read_many
 from node.store import history as places
 from node.store import keys
 from node.store import logs as log_store
@@ -184,12 +185,12 @@ class Retention:
 
     async def _load(self, colony: str, ids: Sequence[str]) -> list[tuple[Process, int, bytes]]:
         """Processes that exist, with their revision and what asked for them."""
-        gets = [Get(keys.process(colony, pid)) for pid in ids]
-        gets += [Get(keys.submission(colony, pid)) for pid in ids]
-        answers = (await self.node.client.commit(Txn([], gets))).responses
+        processes = [keys.process(colony, pid) for pid in ids]
+        submissions = [keys.submission(colony, pid) for pid in ids]
+        found = await read(self.node.client, *processes, *submissions)
         return [
-            (unpack(one[0].value, Process), one[0].mod_revision, sub[0].value if sub else b"")
-            for one, sub in zip(answers[: len(ids)], answers[len(ids) :], strict=True)
+            (unpack(one.value, Process), one.mod_revision, sub.value if sub else b"")
+            for one, sub in zip(found[: len(ids)], found[len(ids) :], strict=True)
             if one
         ]
 
@@ -273,10 +274,10 @@ class Retention:
         entries: list[dict[str, Any]] = []
         gone: list[Op] = []
         lines: dict[str, Log] = {}
-        for at in range(0, len(marks), _DELETED):
-            some = [self._line_key(colony, mark) for mark in marks[at : at + _DELETED]]
-            answers = (await self.node.client.commit(Txn([], [Get(k) for k in some]))).responses
-            lines.update({kv.key: unpack(kv.value, Log) for kvs in answers for kv in kvs})
+        line_keys = [self._line_key(colony, mark) for mark in marks]
+        for kv in await read_many(self.node.client, line_keys, _DELETED):
+            if kv is not None:
+                lines[kv.key] = unpack(kv.value, Log)
         alive = await self._alive(colony, {it.processid for it in lines.values() if it.processid})
         ops: list[list[Op]] = []
         for mark in marks:
@@ -304,10 +305,6 @@ class Retention:
 
     async def _alive(self, colony: str, ids: set[str]) -> set[str]:
         """Which of these processes are in the store."""
-        found: set[str] = set()
-        wanted = sorted(ids)
-        for at in range(0, len(wanted), _BATCH):
-            gets = [Get(keys.process(colony, pid)) for pid in wanted[at : at + _BATCH]]
-            answers = (await self.node.client.commit(Txn([], gets))).responses
-            found.update(kv.key.rpartition("/")[2] for kvs in answers for kv in kvs)
-        return found
+        wanted = [keys.process(colony, pid) for pid in sorted(ids)]
+        found = await read_many(self.node.client, wanted, _BATCH)
+        return {kv.key.rpartition("/")[2] for kv in found if kv is not None}

@@ -26,6 +26,13 @@ def new_id() -> str:
     return secrets.token_hex(32)
 
 
+def id_for(identity: str, nonce: str) -> str:
+    """An id for what a request makes: the same for a repeat of a request that has a nonce."""
+    if not nonce:
+        return new_id()
+    return hashlib.sha3_256(f"{identity}/{nonce}".encode()).hexdigest()
+
+
 def attribute_id(targetid: str, key: str, attributetype: int) -> str:
     """The id of an attribute, as upstream derives it."""
     return hashlib.sha3_256(f"{targetid}{key}{attributetype}".encode()).hexdigest()

@@ -5,14 +5,12 @@ When they start it is theirs; how a workflow becomes processes is in `workflows`
 
 from __future__ import annotations
 
-import hashlib
-
 from node import graphs
 from node.directory import Directory
 from node.errors import RpcError, bad
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.model import ExecutorState, FunctionSpec
-from node.submission import check_spec, new_id
+from node.submission import check_spec
 from node.workflow_specs import read_workflow
 
 # The period that upstream shows for its loops, in ms: how late a start may be there.
@@ -63,13 +61,6 @@ def may_start(directory: Directory, colony: str, identity: str, name: str = "") 
     if executor is not None and executor.state != ExecutorState.REJECTED:
         return True
     return identity == owner.colonyid or directory.user_of(colony, identity) is not None
-
-
-def id_for(identity: str, nonce: str) -> str:
-    """An id for what a request makes: the same for a repeat of a request that has a nonce."""
-    if not nonce:
-        return new_id()
-    return hashlib.sha3_256(f"{identity}/{nonce}".encode()).hexdigest()
 
 
 def is_final(error: EtcdError) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import trio
 
+from node.directories import sync_directory
 from node.errors import RpcError, bad, conflict
 from node.tickets import CHECKSUM, Scope
 
@@ -223,8 +224,4 @@ def _seal(path: Path) -> str:
 
 def _sync_directories(*directories: Path) -> None:
     for directory in directories:
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(directory)

@@ -5,12 +5,13 @@ What its nodes make of each other is `graphs`' matter.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from node.errors import bad
 from node.model import FunctionSpec
+from node.rpc.table import prune
+
+_OPAQUE = frozenset({"args", "kwargs", "fs"})
 
 
 class WorkflowSpec(msgspec.Struct):
@@ -30,18 +31,7 @@ def read_workflow(text: str, field: str) -> tuple[str, list[FunctionSpec]]:
         value = msgspec.json.decode(text)
         if isinstance(value, list):
             value = {"functionspecs": value}
-        spec = msgspec.convert(_without_nulls(value), WorkflowSpec)
+        spec = msgspec.convert(prune(value, _OPAQUE), WorkflowSpec)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise bad(f"{field}: {error}") from None
     return spec.colonyname, spec.functionspecs
-
-
-def _without_nulls(value: Any) -> Any:
-    """To upstream's JSON reader null is the zero value; args and the like keep theirs."""
-    if isinstance(value, dict):
-        return {
-            key: inner if key in ("args", "kwargs", "fs") else _without_nulls(inner)
-            for key, inner in value.items()
-            if inner is not None
-        }
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

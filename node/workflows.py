@@ -31,6 +31,7 @@ from node.etcd.transactions import (
 from node.log import get_logger
 from node.model import SECOND, FunctionSpec, Graph, Process, State
 from node.processes import Processes
+from node.reads import read_many
 from node.resolution import BYTES, OPS, Resolution, size_of
 from node.store import graphs as store
 from node.store import keys
@@ -414,12 +415,8 @@ class Workflows:
         """At most `limit` graphs in one state, newest first."""
         page = await self.client.range(keys.graph_states(colony, state), limit=limit)
         names = [keys.graph(colony, item.key.rpartition("/")[2]) for item in page.items]
-        found: list[Graph] = []
-        for start in range(0, len(names), 50):
-            gets = [Get(name) for name in names[start : start + 50]]
-            result = await self.client.commit(Txn([], gets))
-            found.extend(unpack(kv.value, Graph) for kvs in result.responses for kv in kvs)
-        return found
+        found = await read_many(self.client, names, 50)
+        return [unpack(kv.value, Graph) for kv in found if kv is not None]
 
     async def count(self, colony: str, state: int) -> int:
         """How many graphs of a colony are in a state."""

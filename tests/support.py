@@ -6,6 +6,7 @@ What they are asked and what they must answer is in the tests.
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -152,6 +153,16 @@ class Daemon:
     def health(self) -> int:
         """Status of `GET /health`."""
         return httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=10).status_code
+
+
+def seeded_dice() -> random.Random:
+    """Chance for a test that kills at random moments.
+
+    COLONYD_TEST_SEED repeats a run; the seed is printed, so that pytest shows it on failure.
+    """
+    seed = int(os.environ.get("COLONYD_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"COLONYD_TEST_SEED={seed}")
+    return random.Random(seed)
 
 
 async def until(seconds: float, check: object, *, step: float = 0.05) -> object:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import trio
 
 from cli.client import RpcError, encode
-from tests.support import Daemon, until
+from tests.support import Daemon, seeded_dice, until
 from tests.test_workflows import Party, kill_at, party, patient, post
 
 Make = Callable[..., Daemon]
@@ -21,9 +19,7 @@ Make = Callable[..., Daemon]
 @pytest.mark.slow
 async def test_deadlines_hold_across_kills(make_daemon: Make) -> None:
     """Some wait in vain, some are handed out to an executor that never closes them."""
-    seed = int(os.environ.get("COLONYD_TEST_SEED") or random.SystemRandom().randrange(2**32))
-    dice = random.Random(seed)
-    print(f"COLONYD_TEST_SEED={seed}")
+    dice = seeded_dice()
     daemon = make_daemon("dev", COLONYD_FEDERATION__ENABLED="false").start()
     async with daemon.client() as client:
         me = await party(daemon, client)

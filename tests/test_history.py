@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import os
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,7 +30,7 @@ from node.store import keys
 from node.store import processes as store
 from node.submission import build_process, new_id
 from tests.etcd.support import Store, start_store
-from tests.support import Daemon, until
+from tests.support import Daemon, seeded_dice, until
 
 JANUARY = 1_767_225_600 * 10**9  # 2026-01-01 in Unix ns
 MONTH = 31 * 86_400 * 10**9
@@ -492,9 +490,7 @@ async def test_a_daemon_and_the_command(make_daemon: Callable[..., Daemon]) -> N
 @pytest.mark.slow
 async def test_kills_of_a_daemon_lose_nothing(make_daemon: Callable[..., Daemon]) -> None:
     """Killed at moments drawn by COLONYD_TEST_SEED, while it moves what is due."""
-    seed = int(os.environ.get("COLONYD_TEST_SEED") or random.SystemRandom().randrange(2**32))
-    print(f"COLONYD_TEST_SEED={seed}")
-    dice = random.Random(seed)
+    dice = seeded_dice()
     daemon = make_daemon("dev", COLONYD_FEDERATION__ENABLED="false")
     await trio.to_thread.run_sync(daemon.start)
     user = daemon.key("user")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import pytest
 import trio
 
 from cli.client import encode
-from tests.support import Daemon
+from tests.support import Daemon, seeded_dice
 from tests.test_federation import Side, pair
 
 Make = Callable[..., Daemon]
@@ -22,9 +21,7 @@ _SPAN = 0.3
 @pytest.mark.slow
 async def test_twenty_kills(make_daemon: Make) -> None:
     """A seed in COLONYD_TEST_SEED repeats a run; the moments are drawn from it."""
-    seed = int(os.environ.get("COLONYD_TEST_SEED") or random.SystemRandom().randrange(2**32))
-    dice = random.Random(seed)
-    print(f"COLONYD_TEST_SEED={seed}")
+    dice = seeded_dice()
     async with pair(make_daemon) as (ant, bee):
         expected: dict[str, str] = {}
         for number in range(20):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import random
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,7 @@ import pytest
 import trio
 
 from cli.client import RpcError, Unreachable
-from tests.support import REPOSITORY, Daemon, until
+from tests.support import REPOSITORY, Daemon, seeded_dice, until
 from tests.test_federation import Side, pair
 from tests.test_pubsub import Raw
 
@@ -181,9 +180,7 @@ async def heard(raw: Raw) -> str:
 @pytest.mark.slow
 async def test_a_few_kills_in_the_middle_of_a_workflow(make_daemon: Make) -> None:
     """A seed in COLONYD_TEST_SEED repeats a run; the moments are drawn from it."""
-    seed = int(os.environ.get("COLONYD_TEST_SEED") or random.SystemRandom().randrange(2**32))
-    dice = random.Random(seed)
-    print(f"COLONYD_TEST_SEED={seed}")
+    dice = seeded_dice()
     async with pair(make_daemon) as (ant, bee):
         for number in range(4):
             victim = (ant, bee)[number % 2]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +18,7 @@ from cli.client import RpcError, Unreachable, decode, encode
 from node.identity import PrivateKey
 from node.model import SECOND
 from node.store import crons
-from tests.support import Daemon
+from tests.support import Daemon, seeded_dice
 from tests.test_pycolonies import COLONY, Party
 
 Make = Callable[..., Daemon]
@@ -146,9 +144,7 @@ def test_rights(party: Party, lone_daemon: Daemon) -> None:
 @pytest.mark.slow
 async def test_kills(make_daemon: Make) -> None:
     """A seed in COLONYD_TEST_SEED repeats a run; the moments are drawn from it."""
-    seed = int(os.environ.get("COLONYD_TEST_SEED") or random.SystemRandom().randrange(2**32))
-    dice = random.Random(seed)
-    print(f"COLONYD_TEST_SEED={seed}")
+    dice = seeded_dice()
     daemon = make_daemon("dev", COLONYD_FEDERATION__ENABLED="false").start()
     user = daemon.key("user")
     cron = await patient(daemon, user, "addcronmsg", cron=asked("beat", "*/1 * * * * *"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +12,7 @@ import trio
 
 from cli.client import Client, RpcError, decode, encode
 from node.identity import PrivateKey
-from tests.support import Daemon, until
+from tests.support import Daemon, seeded_dice, until
 
 Make = Callable[..., Daemon]
 
@@ -416,9 +414,7 @@ async def test_a_graph_of_ten_thousand_nodes(make_daemon: Make) -> None:
 @pytest.mark.slow
 async def test_kills_at_random_moments_of_workflows(make_daemon: Make) -> None:
     """Each node runs once to its end, in order, whatever dies; a seed repeats a run."""
-    seed = int(os.environ.get("COLONYD_TEST_SEED") or random.SystemRandom().randrange(2**32))
-    dice = random.Random(seed)
-    print(f"COLONYD_TEST_SEED={seed}")
+    dice = seeded_dice()
     daemon = make_daemon("dev", COLONYD_FEDERATION__ENABLED="false").start()
     async with daemon.client() as client:
         me = await party(daemon, client)

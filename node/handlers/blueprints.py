@@ -14,7 +14,7 @@ from node.errors import bad, denied
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
-from node.timed import id_for
+from node.submission import id_for
 
 # What upstream's clients send may be null at any place, and then means nothing.
 Text = str | None

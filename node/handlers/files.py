@@ -5,7 +5,6 @@ Snapshots have their own module; the bytes pass through `rpc.filedoor` or an S3 
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from node.node import Node
 from node.rpc.filedoor import PREFIX
 from node.rpc.table import Call, Caller, Who
 from node.store.files import File, Reference, S3Object
-from node.submission import new_id
+from node.submission import id_for, new_id
 from node.tickets import CHECKSUM
 
 MAX_FIELD = 1024
@@ -84,7 +83,7 @@ def calls(node: Node) -> list[Call[Any]]:
         file = _checked(request.file)
         if caller.nonce:
             # A repeat of the same request, after a lost reply, adds nothing.
-            file.fileid = hashlib.sha3_256(f"{caller.id}/{caller.nonce}".encode()).hexdigest()
+            file.fileid = id_for(caller.id, caller.nonce)
         added = await files.add(file)
         if _content(added) != _content(file):
             raise denied("nonce: used already for another file")

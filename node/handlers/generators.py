@@ -8,11 +8,12 @@ import msgspec
 
 from node.codec import wire_time
 from node.directory import name_of
-from node.errors import RpcError, bad, denied, missing
+from node.errors import bad, missing
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 from node.store.generators import Generator
-from node.timed import CHECKER_PERIOD, id_for
+from node.submission import id_for
+from node.timed import CHECKER_PERIOD
 
 
 class NewGenerator(msgspec.Struct):
@@ -76,15 +77,11 @@ def calls(node: Node) -> list[Call[Any]]:
 
     async def locate(caller: Caller, generatorid: str) -> Generator:
         """A generator in one of the caller's colonies: others' can't be told from nothing."""
-        colonies = node.directory.colonies_of(caller.id)
-        if not colonies:
-            raise denied("the caller is a member of no colony here")
-        for colony in colonies:
-            try:
-                return await generators.get(colony, generatorid)
-            except RpcError as error:
-                if error.status != 404:
-                    raise
+        known = await node.directory.seek(
+            caller.id, lambda colony: generators.load(colony, generatorid)
+        )
+        if known is not None:
+            return known[0]
         raise missing(f"generatorid: no generator {generatorid[:80]!r} in the caller's colonies")
 
     async def add(caller: Caller, request: AddGenerator) -> dict[str, Any]:

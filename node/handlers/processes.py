@@ -7,8 +7,6 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-import msgspec
-
 from node.codec import unpack, wire_process
 from node.directory import name_of
 from node.errors import bad, denied, missing
@@ -19,7 +17,7 @@ from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who
 from node.scheduler import Candidate
 from node.store import keys
-from node.submission import attribute_id, build_process, new_id
+from node.submission import attribute_id, build_process, id_for
 
 MAX_COUNT = 100
 MAX_POLL = 3600
@@ -166,12 +164,9 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
                 f"spec.conditions.colonyname: {name!r} is neither here nor a trusted peer"
             )
         raise denied(f"colony {name!r}: only its members may submit")
-    processid = new_id()
-    if caller.nonce:
-        processid = hashlib.sha3_256(f"{caller.id}/{caller.nonce}".encode()).hexdigest()
     process = build_process(
         spec,
-        processid=processid,
+        processid=id_for(caller.id, caller.nonce),
         initiatorid=caller.id,
         initiatorname=name_of(member),
         colonyname=colony,
@@ -195,14 +190,13 @@ async def colony_of(node: Node, caller: Caller, processid: str) -> str:
 
 async def locate(node: Node, caller: Caller, processid: str) -> Process:
     """A process in one of the caller's colonies: what others have can't be told from nothing."""
-    colonies = node.directory.colonies_of(caller.id)
-    if not colonies:
-        raise denied("the caller is a member of no colony here")
-    if "/" not in processid:
-        for colony in colonies:
-            known = await node.processes.load(colony, processid)
-            if known is not None:
-                return known[0]
+
+    async def look(colony: str) -> tuple[Process, int] | None:
+        return await node.processes.load(colony, processid) if "/" not in processid else None
+
+    known = await node.directory.seek(caller.id, look)
+    if known is not None:
+        return known[0]
     raise missing(f"processid: no process {processid[:80]!r} in the caller's colonies")
 
 
@@ -280,8 +274,3 @@ async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
         if process.state == State.RUNNING or (process.peer and not process.closed):
             process = await node.processes.cancel(colony, process.processid)
         await node.processes.remove(colony, process.processid)
-
-
-def spec_bytes(process: Process) -> bytes:
-    """The function spec of a process as JSON."""
-    return msgspec.json.encode(process.spec)

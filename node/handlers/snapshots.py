@@ -5,7 +5,6 @@ Files themselves are in `handlers.files`; a snapshot keeps no bytes and no versi
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -18,6 +17,7 @@ from node.node import Node
 from node.rpc.requests import ColonyOnly
 from node.rpc.table import Call, Caller, Who
 from node.store.files import Snapshot
+from node.submission import id_for
 
 MAX_NAME = 256
 
@@ -44,7 +44,7 @@ def calls(node: Node) -> list[Call[Any]]:
             raise bad(f"name: 1 to {MAX_NAME} characters, no '/' and no control characters")
         if caller.nonce:
             # A repeat of the same request, after a lost reply, gives the first one's snapshot.
-            snapshotid = hashlib.sha3_256(f"{caller.id}/{caller.nonce}".encode()).hexdigest()
+            snapshotid = id_for(caller.id, caller.nonce)
         label = normalise_label(request.label, "label")
         return _wire(await files.create_snapshot(request.colonyname, label, name, snapshotid))
 

@@ -13,7 +13,7 @@ from node.errors import bad, denied, missing
 from node.model import FunctionSpec, Graph, State
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
-from node.submission import new_id
+from node.submission import id_for
 from node.workflow_specs import WorkflowSpec
 
 MAX_COUNT = 100
@@ -53,14 +53,11 @@ def calls(node: Node) -> list[Call[Any]]:
     async def submit(caller: Caller, request: SubmitWorkflow) -> dict[str, Any]:
         """Submit a workflow: function specs that depend on each other by their node names."""
         assert caller.member is not None
-        graphid, nonce = new_id(), ""
-        if caller.nonce:
-            graphid = hashlib.sha3_256(f"{caller.id}/{caller.nonce}".encode()).hexdigest()
-            nonce = hashlib.sha256(caller.submission).hexdigest()
+        nonce = hashlib.sha256(caller.submission).hexdigest() if caller.nonce else ""
         graph = await workflows.submit(
             request.spec.colonyname,
             request.spec.functionspecs,
-            graphid=graphid,
+            graphid=id_for(caller.id, caller.nonce),
             initiatorid=caller.id,
             initiatorname=name_of(caller.member),
             submission=caller.submission,
@@ -142,12 +139,11 @@ def calls(node: Node) -> list[Call[Any]]:
 
 async def locate_graph(node: Node, caller: Caller, graphid: str) -> Graph:
     """A graph in one of the caller's colonies. Raises RpcError 403 or 404."""
-    colonies = node.directory.colonies_of(caller.id)
-    if not colonies:
-        raise denied("the caller is a member of no colony here")
-    if "/" not in graphid:
-        for colony in colonies:
-            graph = await node.workflows.load(colony, graphid)
-            if graph is not None:
-                return graph
+
+    async def look(colony: str) -> Graph | None:
+        return await node.workflows.load(colony, graphid) if "/" not in graphid else None
+
+    graph = await node.directory.seek(caller.id, look)
+    if graph is not None:
+        return graph
     raise missing(f"processgraphid: no workflow {graphid[:80]!r} in the caller's colonies")

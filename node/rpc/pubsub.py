@@ -315,12 +315,11 @@ class _Socket:
 
     async def _follow_any(self, caller: Caller, request: req.SubscribeProcesses) -> None:
         """Tell of each process of an executor type that enters a state."""
-        colonies = self._node.directory.colonies_of(caller.id)
         if request.colonyname:
             self._require_member(caller, request.colonyname)
             colonies = [request.colonyname]
-        if not colonies:
-            raise denied("the caller is a member of no colony here")
+        else:
+            colonies = self._node.directory.demand_colonies(caller.id)
         wanted = Wanted(frozenset(colonies), request.state, executortype=request.executortype)
         with self._node.subscriptions.open(wanted) as events, self._until(request.timeout):
             async for process in events:

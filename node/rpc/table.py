@@ -304,16 +304,19 @@ def depth_of(value: Any) -> int:
     return deepest
 
 
-def prune(value: Any) -> Any:
-    """Drop keys whose value is null: to upstream's JSON reader, null means the zero value."""
+def prune(value: Any, opaque: frozenset[str] = _OPAQUE) -> Any:
+    """Drop keys whose value is null: to upstream's JSON reader, null means the zero value.
+
+    What is below an `opaque` key stays as it is.
+    """
     if isinstance(value, dict):
         return {
-            key: inner if key in _OPAQUE else prune(inner)
+            key: inner if key in opaque else prune(inner, opaque)
             for key, inner in value.items()
             if inner is not None
         }
     if isinstance(value, list):
-        return [prune(inner) for inner in value]
+        return [prune(inner, opaque) for inner in value]
     return value
 
 

@@ -63,12 +63,6 @@ def key(colony: str, cronid: str) -> str:
     return prefix(colony) + cronid
 
 
-def parse_key(text: str) -> tuple[str, str]:
-    """Return colony and cron id of a key."""
-    colony, cronid = text[len(CRONS) :].split("/")
-    return colony, cronid
-
-
 def spec_key(colony: str, cronid: str) -> str:
     """The workflow of a cron, as it was sent."""
     return f"{keys.ROOT}cronspec/{colony}/{cronid}"

@@ -95,12 +95,6 @@ def key(colony: str, generatorid: str) -> str:
     return prefix(colony) + generatorid
 
 
-def parse_key(text: str) -> tuple[str, str]:
-    """Return colony and generator id of a key."""
-    colony, generatorid = text[len(GENERATORS) :].split("/")
-    return colony, generatorid
-
-
 def spec_key(colony: str, generatorid: str) -> str:
     """The workflow of a generator, as it was sent."""
     return f"{keys.ROOT}generatorspec/{colony}/{generatorid}"
