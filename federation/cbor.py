@@ -7,14 +7,18 @@ the values mean is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
+
+import cbor2
 
 __all__ = ["CborError", "Value", "decode", "encode"]
 
 # Map keys are integers or text; `Any`, because a mapping is invariant in its keys.
 Value: TypeAlias = "int | bytes | str | bool | Sequence[Value] | Mapping[Any, Value] | None"
 
-_UINT, _NINT, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
+_MAP, _TAG, _SIMPLE = 5, 6, 7  # major types
+_LARGEST = (1 << 64) - 1
 _SIMPLE_VALUES: dict[int, bool | None] = {20: False, 21: True, 22: None}
 _KINDS = ("integer", "negative integer", "bytes", "text", "array", "map", "tag", "simple value")
 
@@ -23,50 +27,35 @@ class CborError(ValueError):
     """Bytes that are not the one deterministic encoding of an allowed value; says where."""
 
 
-def _head(major: int, number: int) -> bytes:
-    """Return the shortest head of an item: major type and its number."""
-    major <<= 5
-    if number < 24:
-        return bytes((major | number,))
-    for extra, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
-        if number < 1 << (8 * size):
-            return bytes((major | extra,)) + number.to_bytes(size, "big")
-    raise CborError("integer does not fit in 64 bits")
-
-
 def encode(value: Value, *, tag: int | None = None) -> bytes:
     """Return the deterministic encoding of `value`, inside `tag` when one is given.
 
     Floats have no place here: times are whole seconds, and a spec travels as its own bytes.
+    Raises CborError for what has none.
     """
-    out: list[bytes] = [] if tag is None else [_head(_TAG, tag)]
-    _encode(value, out)
-    return b"".join(out)
+    ordered = _ordered(value)
+    return cbor2.dumps(ordered if tag is None else cbor2.CBORTag(tag, ordered))
 
 
-def _encode(value: Value, out: list[bytes]) -> None:
-    match value:
-        case bool() | None:
-            out.append({False: b"\xf4", True: b"\xf5", None: b"\xf6"}[value])
-        case int():
-            out.append(_head(_UINT, value) if value >= 0 else _head(_NINT, -1 - value))
-        case bytes():
-            out += (_head(_BYTES, len(value)), value)
-        case str():
-            text = value.encode()
-            out += (_head(_TEXT, len(text)), text)
-        case Mapping():
-            pairs = sorted((encode(key), item) for key, item in value.items())
-            out.append(_head(_MAP, len(pairs)))
-            for key, item in pairs:
-                out.append(key)
-                _encode(item, out)
-        case Sequence():
-            out.append(_head(_ARRAY, len(value)))
-            for item in value:
-                _encode(item, out)
-        case _:
-            raise CborError(f"{type(value).__name__} has no place in an envelope")
+def _ordered(value: Value) -> Value:
+    """The same with the keys of its maps in their order; cbor2 does the rest of section 4.2.1."""
+    if value is None or isinstance(value, str | bytes | bool):
+        return value
+    if isinstance(value, int):
+        if not -_LARGEST - 1 <= value <= _LARGEST:
+            raise CborError("integer does not fit in 64 bits")
+        return value
+    if isinstance(value, list | tuple):
+        return [_ordered(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _ordered(value[key]) for key in sorted(value, key=_place)}
+    raise CborError(f"{type(value).__name__} has no place in an envelope")
+
+
+@lru_cache(1024, typed=True)
+def _place(key: int | str) -> bytes:
+    """Keys are sorted by their encoding; cbor2's canonical mode sorts by length, as RFC 7049."""
+    return cbor2.dumps(_ordered(key))
 
 
 def decode(data: bytes, *, depth: int = 8, tag: int | None = None) -> Value:

@@ -271,20 +271,17 @@ def _check_time(seen: Unverified, now: float, high_water: float) -> None:
     # A host that boots in the past must not accept again what it saw expire, nor refuse as "from
     # the future" what is younger than its own memory.
     clock = max(now, high_water)
-    ours = f"our clock says {_clock(clock)}"
-    if high_water > now:
-        ours += f" (the latest time remembered; the system clock says {_clock(now)})"
     if seen.issued > clock + MAX_AHEAD:
         raise Refused(
             "not_yet_valid",
-            f"issued at {_clock(seen.issued)} by the sender's clock, {ours}: "
+            f"issued at {_clock(seen.issued)} by the sender's clock, {_ours(now, high_water)}: "
             f"{seen.issued - clock:.0f} s ahead, at most {MAX_AHEAD} s are accepted",
         )
     if seen.expires <= clock:
         raise Refused(
             "expired",
             f"issued at {_clock(seen.issued)} and expired at {_clock(seen.expires)} by the "
-            f"sender's clock, {ours}: {clock - seen.expires:.0f} s late",
+            f"sender's clock, {_ours(now, high_water)}: {clock - seen.expires:.0f} s late",
         )
     lifetime = seen.expires - seen.issued
     if lifetime > MAX_LIFETIME:
@@ -293,6 +290,13 @@ def _check_time(seen: Unverified, now: float, high_water: float) -> None:
             f"valid from {_clock(seen.issued)} to {_clock(seen.expires)}: {lifetime} s, "
             f"at most {MAX_LIFETIME} s are accepted",
         )
+
+
+def _ours(now: float, high_water: float) -> str:
+    ours = f"our clock says {_clock(max(now, high_water))}"
+    if high_water > now:
+        ours += f" (the latest time remembered; the system clock says {_clock(now)})"
+    return ours
 
 
 def _clock(seconds: float) -> str:
