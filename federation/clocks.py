@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["MOST", "SLACK", "Clock", "Reading", "apart", "read", "told"]
+__all__ = ["MOST", "SLACK", "Clock", "Reading", "apart", "bridgeable", "read", "told"]
 
 MOST = 86_400 - 3600  # seconds; a card is issued a day ago
 SLACK = 5  # seconds that clocks are apart without being set wrong; whole seconds are told
@@ -81,8 +81,8 @@ def _bounded(ahead: int) -> int:
 
 
 def bridgeable(theirs: int, ours: int) -> bool:
-    """Whether clocks (seconds since the epoch) are apart, and not too far."""
-    return 0 < abs(theirs - ours) <= MOST
+    """Whether clocks (seconds since the epoch) are not too far apart."""
+    return abs(theirs - ours) <= MOST
 
 
 def apart(theirs: int, ours: int) -> str:

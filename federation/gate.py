@@ -15,6 +15,7 @@ import msgspec
 
 from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.hints import source_of
 from federation.inbox import Inbox, Refusal, refusal_of
 from federation.invitations import Invitations
 from federation.messages import Denial, Hello, Sealer, Successor, load
@@ -158,7 +159,8 @@ class Gate:
         if card is not None and kind is Kind.HELLO:
             hello = load(opened.payload, Hello)
             await self._follow(hello)
-            await self.peers.learn(card, hello.card, near=is_near(request.remote))
+            near, source = is_near(request.remote), source_of(request.remote)
+            await self.peers.learn(card, hello.card, near=near, source=source)
         root = self.peers.roster.root(opened.issuer)
         if root != opened.issuer and kind is not Kind.JOIN:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)

@@ -14,7 +14,7 @@ import trio
 from federation import outbox
 from federation.envelope import Refused
 from federation.gate import is_near
-from federation.hints import Hint, Hints
+from federation.hints import Hint, Hints, source_of
 from federation.ledger import Bell
 from federation.messages import Sealer
 from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
@@ -139,8 +139,11 @@ class Meeting:
         root = self.peers.roster.root
         if peerid and root(card.id) != root(peerid):
             raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
-        near = is_near(split_address(address)[0])
-        entry = await self.peers.learn(card, data, near=near, unblock=unblock)
+        host, _ = split_address(address)
+        near = is_near(host)
+        entry = await self.peers.learn(
+            card, data, near=near, unblock=unblock, source=source_of(host)
+        )
         if entry is not None:
             entry.prove(address.removeprefix("https://").rstrip("/"))
             entry.error = ""

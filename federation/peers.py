@@ -6,6 +6,7 @@ so strangers cannot fill the store. Who speaks to a peer is in `transport`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ from node.log import get_logger
 __all__ = ["BLOCKED", "PENDING", "SEEN", "TRUSTED", "Former", "Known", "Peer", "Peers", "Usurped"]
 
 _MAX_STRANGERS = 64  # of each of seen and pending; the oldest makes room
+_MAX_LAN = 256  # trusted ones, after which `trust = "lan"` trusts no more
 _MAX_INTRODUCED = 256  # beside those; the newest finds no room
 _TRIES = 5
 
@@ -187,15 +189,19 @@ class Peers:
             if entry.peer.state == state and not entry.introduced
         ]
         if len(strangers) >= _MAX_STRANGERS:
-            del self.known[strangers[0]]
+            # The oldest of whoever has brought most: it is not to push out all the others.
+            count = Counter(self.known[pid].source for pid in strangers)
+            most = max(count.values())
+            del self.known[next(pid for pid in strangers if count[self.known[pid].source] == most)]
 
     async def learn(
-        self, card: Card, data: bytes, *, near: bool, unblock: bool = False
+        self, card: Card, data: bytes, *, near: bool, unblock: bool = False, source: str = ""
     ) -> Known | None:
         """Take in a card that proved itself; None when it is our own or of a blocked colony.
 
         A card that is not newer changes nothing. `near`: it came over the local network, so
         that `trust = "lan"` trusts it. `unblock`: the owner asks for one blocked before it was met.
+        `source` is the host that it came from.
         """
         if self.is_me(card.id) or (self.state(card.id) == BLOCKED and not unblock):
             return None
@@ -210,6 +216,7 @@ class Peers:
             self._make_room(PENDING)
             entry = self.known.setdefault(card.id, Known(Peer(card.id)))
             entry.peer = msgspec.structs.replace(described(entry.peer), state=PENDING)
+            entry.source = source
             log.info("colony proved itself", peer=card.id, called=card.name)
         elif card.sequence > entry.peer.sequence:
             if entry.peer.state == TRUSTED:
@@ -219,10 +226,14 @@ class Peers:
         entry.met = True
         if card.sequence >= entry.peer.sequence:
             entry.latest = data
-        if self.lan and near and entry.peer.state == PENDING:
+        if self.lan and near and entry.peer.state == PENDING and self._room_for_trust():
             await self.trust(card.id)
         self.changed(card.id)
         return entry
+
+    def _room_for_trust(self) -> bool:
+        """Whether the network may make yet another colony trusted by being there."""
+        return len(self.trusted()) < _MAX_LAN
 
     # -- introductions -------------------------------------------------------------------
 

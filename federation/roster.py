@@ -97,6 +97,7 @@ class Known:
     revision: int = 0
     lastseen: int = 0  # seconds since the epoch, of a signed answer
     error: str = ""
+    source: str = ""  # the host that its card came from, while it is a stranger
     sighted: list[str] = field(default_factory=list)  # "host:port" hints, newest first
     proven: list[str] = field(default_factory=list)  # where it was, latest first
     clock: Clock = field(default_factory=Clock)

@@ -245,6 +245,7 @@ class Station:
             closed = self._closed
         if closed:  # nobody waited for us
             station.close()
+            _empty(station)
             return
         station.add_listener(_Counter(self._box), None)
         station.add_service_listener(SERVICE, _Listener(self))
@@ -342,3 +343,17 @@ class Station:
             station = self._zeroconf
         if station is not None:
             station.close()
+            _empty(station)
+
+
+def _empty(station: Zeroconf) -> None:
+    """Let go of all that was heard.
+
+    A closed station is a knot of references that only the collector of cycles unties, and in the
+    daemon that one has good reasons to run rarely.
+    """
+    station.browsers.clear()
+    for name in ("cache", "service_cache", "_expire_heap", "_expirations"):
+        kept = getattr(station.cache, name, None)
+        if kept is not None:
+            kept.clear()

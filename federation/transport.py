@@ -372,6 +372,7 @@ class Link:
             seconds = min(int(after), _LONGEST_WAIT) if after.isdigit() else 0
             return Later(f"{code}: {message}", seconds, certain=status == 429)
         signed = self._denial(refusal, path, body) is not None
+        # Times may have been right when they were sealed, and one of the clocks was set since.
         if code in _TIMELY and self._translates and bridgeable(refusal.clock, self.sealer.seconds):
             self.measure()
             return Untimely(f"{code}: {message}", signed=signed)
