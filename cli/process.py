@@ -283,6 +283,9 @@ def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
             ("outcome issued", issued.isoformat(sep=" ", timespec="seconds")),
             ("outcome", "✓ signature valid" if valid else "✗ SIGNATURE NOT VALID"),
         ]
+    late = forward.get("late")
+    if late:
+        fields.append(("came too late", _late_line(late)))
     chain = forward.get("chain") or []
     if len(chain) > 1:
         fields.append(("ran at", "\n".join(map(_chain_line, chain))))
@@ -298,6 +301,14 @@ def _there_line(there: dict[str, Any] | None) -> str:
         return text
     began = parse_time(there.get("starttime"))
     return f"{text}, by {there['executor']}" + (f" since {ago(began)}" if began else "")
+
+
+def _late_line(late: dict[str, Any]) -> str:
+    """What the peer told when nobody waited for it any more."""
+    name = f"{late.get('name') or 'colony'} {short(late.get('issuer'))}"
+    if not late.get("signaturevalid"):
+        return f"{name} ✗ SIGNATURE NOT VALID"
+    return f"{state_name(late.get('state'))} at {name} ✓ signature valid"
 
 
 def _chain_line(step: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from cli.output import (
     when,
 )
 from cli.process import call_about, process, process_fields
+from cli.resolve import resolve
 from cli.run import argument
 from cli.session import Session, as_executor, colony_command, confirm
 
@@ -196,5 +197,6 @@ def add_child(
 
 for _command in (
     assign, close, fail, output, rm, rm_all, pause, resume, status, stats, hist, add_child,
+    resolve,
 ):  # fmt: skip
     process.add_command(_command)

@@ -5,20 +5,21 @@ Rights are the table's; what a call does is in `service` and `outbox`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from federation import chains, outbox, relays, route_calls, tokens
+from federation import chains, outbox, relays, resolving, route_calls, tokens
 from federation.clocks import Clock
 from federation.envelope import Kind, Refused, inspect
+from federation.messages import Outcome, load
 from federation.outbox import Forward
 from federation.peers import Known
 from federation.policy import Policy, PolicyError, changed, read
 from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
-from node.codec import unpack, wire_time
+from node.codec import unpack, wire_process, wire_time
 from node.errors import bad, missing
 from node.home import Home
 from node.identity import id_of, verify_es256k
@@ -71,6 +72,13 @@ class Invite(Wish, kw_only=True):
 
     expires: int = 3600
     addresses: list[str] = []
+
+
+class Resolve(msgspec.Struct):
+    """End the doubt about a process."""
+
+    processid: str
+    decision: Literal["failed", "requeue"]
 
 
 class ByInvitation(msgspec.Struct):
@@ -183,6 +191,12 @@ def calls(federation: Federation) -> list[Call[Any]]:
     async def get_origin(caller: Caller, request: ProcessById) -> list[dict[str, Any]]:
         return await _asked(federation, request.processid)
 
+    async def resolve(caller: Caller, request: Resolve) -> dict[str, Any]:
+        requeue = request.decision == "requeue"
+        return wire_process(
+            await resolving.resolve(federation.ledger, request.processid, requeue=requeue)
+        )
+
     async def rotate(caller: Caller, request: Empty) -> Rotated:
         return await federation.rotation.rotate(Home(federation.directory))
 
@@ -200,6 +214,7 @@ def calls(federation: Federation) -> list[Call[Any]]:
         Call("pingpeermsg", ByPeer, Who.OWNER, ping, home),
         Call("getforwardmsg", ProcessById, Who.BOTH, get_forward, home),
         Call("getoriginmsg", ProcessById, Who.BOTH, get_origin, home),
+        Call("resolveprocessmsg", Resolve, Who.OWNER, resolve, home),
         *route_calls.rows(federation),
     ]
 
@@ -246,6 +261,7 @@ async def _forward(federation: Federation, processid: str) -> dict[str, Any]:
             forward.outcome, *_signer(federation, forward.outcome, forward.peer)
         ),
         "chain": await _chain(federation, forward),
+        "late": await _late(federation, processid),
         "route": forward.route,
         "tried": route_calls.tried_view(federation, forward),
     }
@@ -262,6 +278,26 @@ def _there(federation: Federation, forward: Forward, process: Process) -> dict[s
         "executor": told.executor,
         "starttime": wire_time(told.start),
         "lines": told.lines,
+    }
+
+
+async def _late(federation: Federation, processid: str) -> dict[str, Any] | None:
+    """What a peer told of the process when nobody waited for that any more, verified now."""
+    found = await federation.client.get(federation.keys.late(processid))
+    if found is None:
+        return None
+    seen = inspect(found.value, limit=len(found.value))
+    peers, outcome = federation.peers, load(seen.payload, Outcome)
+    view = outcome_view(
+        found.value, *_signer(federation, found.value, peers.roster.root(seen.issuer))
+    )
+    return {
+        **(view or {}),
+        "name": peers.name(seen.issuer) if peers.get(seen.issuer) else "",
+        "processid": outcome.localpid,
+        "state": outcome.state,
+        "out": msgspec.json.decode(outcome.out) if outcome.out else [],
+        "errors": list(outcome.errors),
     }
 
 

@@ -234,6 +234,8 @@ class Ledger:
         key = self.keys.forward(forward.peer, forward.processid)
         if move.stays:
             return [Put(key, pack(forward))]
+        if forward.aside:
+            return [Delete(key)]  # the record is of where the process went instead
         record = msgspec.structs.replace(
             forward, envelope=b"", ended=forward.ended or self.sealer.now()
         )

@@ -36,8 +36,10 @@ __all__ = [
     "delay",
     "lost",
     "new_forward",
+    "overruled",
     "received",
     "refused",
+    "resolved",
     "returned",
     "sending",
     "stranded",
@@ -92,9 +94,10 @@ class Forward(msgspec.Struct, frozen=True):
 
     `deliver` is when a spec that never left is given up, `unheard` when one without a receipt is,
     `finish` when the outcome of one with a receipt is. `sent` counts the copies that may have
-    arrived, `attempts` the tries. `envelope` is made once, so every copy
-    is the same bytes. `route` says why it goes there when the process named no colony, `share` is
-    when one that may go elsewhere (`retry`) does so if it never left.
+    arrived, `attempts` the tries. `envelope` is made once, so every copy is the same bytes.
+    `route` says why it goes there when the process named no colony, `share` is when one that may go
+    elsewhere (`retry`) does so if it never left. `aside`: a person let the process go on without
+    this forward.
     """
 
     processid: str
@@ -118,6 +121,7 @@ class Forward(msgspec.Struct, frozen=True):
     share: int = 0
     tried: list[Tried] = []
     origin: str = ""  # of one that is passed on: the colony that it came from
+    aside: bool = False
 
     @property
     def cti(self) -> bytes:
@@ -319,6 +323,21 @@ def returned(forward: Forward, tried: tuple[Tried, ...], now: int) -> Forward:
     return msgspec.structs.replace(
         forward, state=RETURNED, envelope=b"", tried=list(tried), ended=now
     )
+
+
+def resolved(forward: Forward, peername: str, now: int, *, aside: bool) -> Move:
+    """A person ended the doubt; `aside`: the process goes on without this forward."""
+    error = f"given up by the owner: in doubt, peer {peername} may still run it"
+    after = cancelling(msgspec.structs.replace(forward, lasterror=error, aside=aside), now)
+    return Move(after, True, Act.NOTHING if aside else Act.FAIL, [error])
+
+
+def overruled(move: Move, now: int) -> Forward:
+    """The record of a process that a person put back into our queue, without its old peer."""
+    forward = move.forward
+    this = Tried(forward.peer, forward.lasterror, now, True)
+    tried = (*(each for each in forward.tried if each.peer != forward.peer), this)
+    return returned(msgspec.structs.replace(forward, aside=False), tried, now)
 
 
 def blocked(forward: Forward, peername: str, now: int) -> Move:

@@ -147,8 +147,13 @@ class Results:
                 link.id, outcome.pid, outcome.attempt, more=more is None or outcome.pid in more
             )
             leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(record)), *rest]
+        # A person let the process go on without it: its place and its record are others by now.
+        aside = forward is not None and fits and forward.aside
+        if aside:
+            leaving = [Delete(key), *rest]
         try:
-            closed = await self._close(link, outcome, output, leaving) if fits else False
+            waits = fits and not aside
+            closed = await self._close(link, outcome, output, leaving) if waits else False
         except EtcdTooLarge:
             assert record is not None
             if not await self._keep_apart(outcome.pid, sealed) and record.origin:
@@ -160,7 +165,7 @@ class Results:
             leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(bare)), *rest]
             closed = await self._close(link, outcome, output, leaving)
         if not closed:
-            await self._too_late(link, outcome, sealed, leaving)
+            await self._too_late(link, outcome, sealed, leaving, aside)
         if rest:
             await self.follower.ended(outcome.pid)
         entry = self.ledger.entries.get(outcome.pid)
@@ -242,7 +247,7 @@ class Results:
         return mine
 
     async def _too_late(
-        self, link: Link, outcome: Outcome, sealed: bytes, leaving: Sequence[Op]
+        self, link: Link, outcome: Outcome, sealed: bytes, leaving: Sequence[Op], aside: bool
     ) -> None:
         """Nobody waits for it any more: keep it as such, unless it is a repeat."""
         ops = list(leaving)
@@ -250,7 +255,7 @@ class Results:
         proof = await self.ledger.client.get(self.ledger.keys.proof(outcome.pid))
         repeat = proof is not None and bool(unpack(proof.value, Forward).outcome)
         ours = known is not None and known[0].peer == link.id
-        if ours and not repeat and outcome.state != State.CANCELLED:
+        if (aside or (ours and not repeat)) and outcome.state != State.CANCELLED:
             self.late += 1
             ops.append(Put(self.ledger.keys.late(outcome.pid), sealed))
             log.info("outcome came late", process=outcome.pid, peer=link.id)

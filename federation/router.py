@@ -318,7 +318,9 @@ class Router:
             if (now - since) / SECOND <= least or len(due) >= room:
                 break
             item = self._items[processid]
-            if item is not None and item.after <= time:
+            # The owner took one back from a peer that was not told yet: it stays till then.
+            told = processid not in self.ledger.entries
+            if item is not None and item.after <= time and told:
                 due.append(item)
         for item in due:
             if not await self._send(item):

@@ -195,6 +195,9 @@ NOTES: dict[str, dict[str, Note]] = {
         "joinpeermsg": Note("Use another colony's token.", "Peer"),
         "pingpeermsg": Note("Ask a colony for a signed answer.", "{ok, rtt, error, clock}"),
         "getforwardmsg": Note("How far a forwarded process is, and its outcome.", "Forward"),
+        "resolveprocessmsg": Note(
+            "Decide about a process in doubt: failed, or requeue it here.", "Process"
+        ),
         "rotatekeymsg": Note("Go on under another key; peers follow.", "{id, former, until, kept}"),
         "getoriginmsg": Note("The colonies that asked for a process, each verified.", "Hop[]"),
         "getroutesmsg": Note("The routes of the configuration.", "Route[]"),

@@ -1,0 +1,48 @@
+"""`colony process resolve`: a person decides about a process of which a peer tells nothing.
+
+What a decision does is in `federation.resolving`; the other commands are in `cli.process`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli.output import print_done, state_name
+from cli.process import full_id
+from cli.session import USAGE, Failure, Session, colony_command, confirm
+
+__all__ = ["resolve"]
+
+
+@colony_command(
+    "resolve",
+    "colony process resolve 3fa2b1c09d7e --failed",
+    "colony process resolve 3fa2b1c09d7e --requeue --yes",
+)
+@click.argument("processid")
+@click.option("--failed", is_flag=True, help="Nobody waits for it any more: it has failed.")
+@click.option("--requeue", is_flag=True, help="Let an executor of this colony run it.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def resolve(session: Session, processid: str, failed: bool, requeue: bool, yes: bool) -> None:
+    """Decide about a process in doubt, as the colony's owner: a peer has it and says nothing.
+
+    The peer is told to stop as soon as it is reached, but it may have run the process, or run it
+    still: with --requeue it may run twice.
+    """
+    if failed == requeue:
+        raise Failure("--failed or --requeue: one of the two", code=USAGE)
+    if requeue:
+        confirm(yes, f"run process {processid} here, although the peer may run it, too")
+    member, owner = session.member_key(), session.owner_key()
+
+    async def work() -> dict[str, Any]:
+        async with session.client() as client:
+            full = await full_id(session, client, member, processid)
+            fields = {"processid": full, "decision": "requeue" if requeue else "failed"}
+            found: dict[str, Any] = await client.call("resolveprocessmsg", fields, owner)
+            return found
+
+    found = session.run(work)
+    print_done(session, found, f"{found['processid']} is {state_name(found['state'])} now")

@@ -1,0 +1,96 @@
+"""A person decides about a process in doubt: it has failed, or it is to run here after all.
+
+What may be decided is `outbox`'s to say; the peer is told to stop either way, by `delivery`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from federation import outbox
+from federation.ledger import Ledger
+from federation.outbox import Forward
+from node.codec import pack, unpack
+from node.errors import RpcError, bad, conflict, missing
+from node.etcd.transactions import ModRevision, Op, Put, Txn
+from node.log import get_logger
+from node.model import Process, State
+from node.store import processes as store
+
+__all__ = ["resolve"]
+
+_TRIES = 4
+
+log = get_logger("resolving")
+
+
+async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
+    """End a doubt: fail the process, or put it into our own queue; returns it as it is then.
+
+    One transaction changes the process and turns its forward into a cancel, and compares both, so
+    that an outcome that comes meanwhile wins. A crash before it changes nothing; after it, the
+    cancel is in the outbox and is sent. Raises RpcError 400, 404 or 409.
+    """
+    for _ in range(_TRIES):
+        loaded = await ledger.processes.load(ledger.home, processid)
+        if loaded is None:
+            raise missing(f"process {processid} is not in colony {ledger.home}")
+        process = loaded[0]
+        _demand_doubtful(process, ledger, requeue=requeue)
+        key = ledger.keys.forward(process.peer, processid)
+        found = await ledger.client.get(key)
+        if found is None:
+            raise conflict("no forward of the process is under way; look at it again")
+        forward = unpack(found.value, Forward)
+        if forward.state not in (outbox.DOUBT, outbox.ACCEPTED):
+            raise bad(f"the process is not in doubt, it is {forward.state}; cancel it instead")
+        try:
+            done = await _decide(ledger, forward, found.mod_revision, requeue=requeue)
+        except RpcError as error:
+            if error.status != 409:
+                raise
+            continue  # the forward changed, or the process too fast: look again
+        finally:
+            # Whether it happened or not: what is to be sent is in the store.
+            ledger.touched(process)
+        log.info("doubt resolved", process=processid, peer=process.peer, requeued=requeue)
+        return done
+    raise conflict("the process changes too fast; try again")
+
+
+def _demand_doubtful(process: Process, ledger: Ledger, *, requeue: bool) -> None:
+    if process.closed:
+        state = process.state.name.lower()
+        raise bad(f"the process is {state} already, and stays so; submit it again if need be")
+    if not process.peer:
+        raise bad("the process is at no other colony, so nothing about it is in doubt")
+    if requeue and process.origin:
+        name = ledger.peers.name(process.origin)
+        raise bad(f"the process came from colony {name}; only its owner may run it elsewhere")
+
+
+async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: bool) -> Process:
+    key = ledger.keys.forward(forward.peer, forward.processid)
+    guard = ModRevision(key, revision)
+    name = ledger.peers.name(forward.peer)
+
+    def step(process: Process, at: int) -> store.Step:
+        now = ledger.sealer.now()
+        if process.closed or process.peer != forward.peer:
+            raise bad("the process went on meanwhile; look at it again")
+        move = outbox.resolved(forward, name, now, aside=requeue)
+        extra: list[Op] = [Put(key, pack(move.forward))]
+        if not requeue:
+            return store.close(
+                process, at, State.FAILED, now, errors=move.errors, extra=extra, compare=[guard]
+            )
+        extra.append(Put(ledger.keys.proof(forward.processid), pack(outbox.overruled(move, now))))
+        # Its next attempt has another number than the one that may still run.
+        here = msgspec.structs.replace(
+            process, peer="", attempt=max(process.attempt, forward.attempt)
+        )
+        back = store.requeue(here, at, now, counts=False)
+        txn = Txn([*back.txn.compare, guard], [*back.txn.success, *extra])
+        return store.Step(back.process, txn)
+
+    return await ledger.processes.change(ledger.home, forward.processid, step)
