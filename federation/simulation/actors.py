@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
+from federation.resolving import resolve
 from federation.simulation.colony import TYPE, Site
 from federation.simulation.network import Gone
 from federation.simulation.world import World
@@ -39,7 +40,8 @@ class Job(msgspec.Struct, frozen=True):
     run: int
     retries: int
     cancel: float | None = None  # seconds after it was accepted
-    remove: bool = False
+    decide: float | None = None  # seconds after which a person ends a doubt, if there is one
+    remove: float | None = None  # seconds after all that
 
 
 async def patiently(site: Site, ask: Callable[[], Awaitable[T]]) -> T:
@@ -88,8 +90,11 @@ async def submit_and_watch(site: Site, job: Job, submitted: Callable[[str], None
     if job.cancel is not None:
         await trio.sleep(job.cancel)
         await _cancel(site, processid)
-    if job.remove:
-        await trio.sleep(world.dice.uniform(5.0, 60.0))
+    if job.decide is not None:
+        await trio.sleep(job.decide)
+        await _decide(site, processid, requeue=world.chance(0.6))
+    if job.remove is not None:
+        await trio.sleep(job.remove)
         await _remove(site, processid)
 
 
@@ -103,6 +108,20 @@ async def _cancel(site: Site, processid: str) -> None:
         await patiently(site, cancel)
     except RpcError as error:
         site.world.note(site.name, "not cancelled", processid[:6], error)
+
+
+async def _decide(site: Site, processid: str, *, requeue: bool) -> None:
+    async def decide() -> Process:
+        assert site.federation is not None
+        return await resolve(site.federation.ledger, processid, requeue=requeue)
+
+    world = site.world
+    try:
+        found = await site.call(decide)
+        world.counts["decision"] += 1
+        world.note(site.name, "decided", processid[:6], found.state.name)
+    except (Gone, EtcdError, RpcError) as error:
+        world.note(site.name, "not decided", processid[:6], error)
 
 
 async def _remove(site: Site, processid: str) -> None:

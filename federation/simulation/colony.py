@@ -45,6 +45,7 @@ PORT = 50081
 WORKERS = 2
 TYPE = "cli"  # of every executor
 _LONGEST_DRAIN = 5.0
+_QUIET = 30.0  # seconds
 T = TypeVar("T")
 
 
@@ -82,6 +83,23 @@ class SimulatedFederation(Federation):
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         await super()._every(max(seconds, self.site.pace), action)
 
+    async def _exchange_forever(self, link: Link) -> None:
+        if self.site.talks:
+            await super()._exchange_forever(link)
+        await trio.sleep_forever()
+
+    async def _probe_forever(self, link: Link) -> None:
+        if not self.site.talks:
+            with trio.move_on_after(_QUIET):
+                await self._probe_bell(link.id).event.wait()
+        await super()._probe_forever(link)
+
+    def sight_again(self) -> None:
+        """As when colonies are seen again that did not answer, or have something of ours."""
+        for peerid, link in self.links.items():
+            if link.entry.error or any(True for _ in self.ledger.of_peer(peerid)):
+                self._probe_bell(peerid).ring()
+
     def link_to(self, entry: Known) -> Link:
         """A way through the network."""
 
@@ -104,6 +122,8 @@ class Site:
         self.user = key_of(f"{name} user")
         self.skew, self.pace = skew, pace
         self.hops = 1
+        # Says hello at the start, and what it offers: half of all messages of a short story.
+        self.talks = True
         self.routes: list[RouteConfig] = []
         self.introductions: Literal["pending", "off"] = "off"
         self.store = MemoryStore()

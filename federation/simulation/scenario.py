@@ -40,7 +40,7 @@ __all__ = ["Result", "Story", "play"]
 _PATIENCE = 8000.0  # virtual seconds that a healed world gets to come to rest
 _LOOK = 2.0
 _TROUBLES = ("split", "split", "one way", "freeze", "stop", "kill", "clock", "block")
-_COLONIES = (3,) * 15 + (4, 4, 5, 6, 7, 8)
+_COLONIES = (3,) * 30 + (4, 5, 6, 7, 8)
 
 
 class Result(msgspec.Struct):
@@ -72,6 +72,7 @@ class Story:
     hops: int = 1
     foes: bool = False
     introductions: bool = False
+    talks: bool = True
     faults: Faults = field(default_factory=Faults)
     foe_pause: float = 6.0  # at most, between two acts of a foe
     patience: float = _PATIENCE
@@ -83,7 +84,7 @@ def draw(world: World, colonies: int) -> Story:
     """Draw the plot."""
     dice = world.dice
     # Most stories are short ones: many of them find more than a few long ones do.
-    short = colonies == 3 and dice.random() < 0.9
+    short = dice.random() < (0.95 if colonies == 3 else 0.6)
     story = Story(world, colonies, length=dice.uniform(3.0, 10.0 if short else 25.0))
     story.unrest = 3 if short else 5
     story.longest = dice.choice((0.5, 4.0, 4.0 if short else 15.0))
@@ -95,15 +96,16 @@ def draw(world: World, colonies: int) -> Story:
     usual = dice.randrange(colonies)
     for number in range(dice.randint(1, 2) if short else dice.randint(2, 5)):
         source = usual if short and dice.random() < 0.7 else dice.randrange(colonies)
-        story.jobs.append((source, _draw_job(story, number, source)))
+        story.jobs.append((source, _draw_job(story, number, source, short)))
     for pair in sorted(story.trust):
         if dice.random() < 0.3:
             story.policies[pair] = _draw_policy(world)
     story.faults = _draw_faults(world)
+    story.talks = bool(story.routes) or dice.random() < 0.1
     return story
 
 
-def _draw_job(story: Story, number: int, source: int) -> Job:
+def _draw_job(story: Story, number: int, source: int, short: bool) -> Job:
     dice, colonies = story.world.dice, story.colonies
     target = dice.randrange(colonies)
     if target == source or (colonies == 3 and dice.random() < 0.5):
@@ -130,11 +132,12 @@ def _draw_job(story: Story, number: int, source: int) -> Job:
         number,
         dice.uniform(0.0, story.length * 0.7),
         name,
-        wait=0 if limits < 0.4 else dice.choice((2, 10, 40)),
-        run=0 if limits < 0.2 else dice.choice((1, 5, 30)),
+        wait=0 if limits < 0.4 else dice.choice((2, 6, 15 if short else 40)),
+        run=0 if limits < 0.2 else dice.choice((1, 4, 12 if short else 30)),
         retries=dice.choice((0, 0, 1, 3, -1)),
-        cancel=dice.uniform(0.0, 30.0) if dice.random() < 0.25 else None,
-        remove=dice.random() < 0.1,
+        cancel=dice.uniform(0.0, story.length) if dice.random() < 0.25 else None,
+        decide=dice.uniform(0.0, story.length) if dice.random() < 0.15 else None,
+        remove=dice.uniform(2.0, 8.0 if short else 60.0) if dice.random() < 0.1 else None,
     )
 
 
@@ -211,7 +214,7 @@ async def _trouble(story: Story, network: Network, sites: list[Site], moment: fl
     dice = world.dice
     await trio.sleep(moment)
     site = dice.choice(sites)
-    lasts = dice.uniform(0.5, length)
+    lasts = dice.uniform(0.5, 0.8 * length)
     match dice.choice(story.troubles):
         case "split":
             cut = dice.randint(1, len(sites))
@@ -279,7 +282,7 @@ async def _tell(story: Story, witness: Witness) -> None:
                 network,
                 f"c{number}",
                 skew=story.skews[number],
-                pace=world.dice.choice((2.0, 5.0, 10.0, 10.0)),
+                pace=world.dice.choice((2.0, 5.0, 10.0)),
             )
             for number in range(story.colonies)
         ]
@@ -287,6 +290,7 @@ async def _tell(story: Story, witness: Witness) -> None:
             witness.watch(site)
             site.furnish()
             site.hops, site.routes = story.hops, story.routes.get(int(site.name[1:]), [])
+            site.talks = story.talks
             site.introductions = "pending" if story.introductions else "off"
         for a, b in sorted(story.trust):
             if a != b:
@@ -313,7 +317,7 @@ async def _tell(story: Story, witness: Witness) -> None:
             for site in sites:
                 site.frozen, site.skew = False, 0.0
                 if site.federation is not None:
-                    site.federation.greet_all()  # as when a colony is sighted again
+                    site.federation.sight_again()
         await _rest(witness, story.patience)
         nursery.cancel_scope.cancel()
 

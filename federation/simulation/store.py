@@ -124,9 +124,10 @@ class MemoryStore:
     def commit(self, txn: Txn) -> TxnResult:
         """As `EtcdClient.commit`: wholly or not at all."""
         _check_size(txn)
+        for branch in (txn.success, txn.failure):
+            _check_duplicates(branch)
         succeeded = all(self._holds(compare) for compare in txn.compare)
         branch = txn.success if succeeded else txn.failure
-        _check_duplicates(branch)
         changes: dict[str, Change] = {}
         responses: list[list[KeyValue]] = []
         following = self.revision + 1

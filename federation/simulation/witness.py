@@ -86,11 +86,13 @@ class Witness:
             peer, pid = key[len(site.keys.outbox) :].split("/")
             if change.before is None:
                 self._forwarded(site, pid, peer)
+            if change.after is not None and unpack(change.after.value, Forward).aside:
+                self.decided.add((site.key.id, pid))
 
     def _process(self, site: Site, before: Process | None, after: Process | None) -> None:
         if after is None:
-            if before is not None and not before.closed:
-                self.broken("a process that is not closed was removed", before.processid)
+            if before is not None and _elsewhere(before):
+                self.broken("a process that somebody waits for was removed", before.processid)
             return
         self.ran[site.name, after.processid] = after
         if before is None:
@@ -206,7 +208,8 @@ class Witness:
         origin = self.sites[issuer]
         if copy.state == State.CANCELLED:
             parent = self.ran.get((origin.name, pid))
-            if parent is not None and not parent.closed:
+            waits = parent is not None and not parent.closed
+            if waits and (issuer, pid) not in self.decided:
                 self.broken("a cancel's outcome was lost", site.name, pid)
             return
         if origin.store.get(keys.process(origin.name, pid)) is None:
@@ -296,6 +299,12 @@ def _names(key: str, colonies: set[str]) -> bool:
 
 def _attempt(process: Process) -> int:
     return max(1, process.attempt)
+
+
+def _elsewhere(process: Process) -> bool:
+    """Whether it is in other hands than its owner's, who may remove what only waits."""
+    abroad = bool(process.peer or process.origin)
+    return process.state == State.RUNNING or (abroad and not process.closed)
 
 
 def _end(process: Process) -> tuple[object, ...]:
