@@ -10,25 +10,23 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from node import certificate, cluster, metrics, succession, timers
+from node import certificate, cluster, door, feeding, succession, timers
 from node.config import Config, ConfigError, load_config
 from node.deadlines import expire
-from node.directory import Directory
 from node.errors import RpcError
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
-from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps
+from node.etcd.errors import EtcdError
 from node.etcd.maintenance import maintain
 from node.etcd.premises import lock_home
 from node.etcd.supervisor import supervise
-from node.etcd.watch import Batch, watch
 from node.handlers import (
     blueprints,
     channels,
@@ -51,12 +49,10 @@ from node.log import configure_logging, get_logger
 from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.notify import Notifier, watchdog
-from node.processes import Processes
 from node.reload import Reload
 from node.retention import Retention
-from node.rpc import cors, filedoor, pubsub
-from node.rpc.http import Limits, Request, Response, bound_port, open_listeners, serve_http
-from node.rpc.table import Table, reply
+from node.rpc.http import bound_port, open_listeners
+from node.rpc.table import Table
 from node.store import keys
 from node.tickets import Tickets
 from node.vault import Vault
@@ -81,8 +77,6 @@ HANDLERS = (
     blueprints,
 )
 
-# Seconds that requests in flight get to finish after SIGTERM.
-GRACE = 10.0
 _TICK = 1.0
 
 Extension = Callable[[Node, Table, HomeInfo, Config], AbstractAsyncContextManager[None]]
@@ -179,10 +173,10 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         if not config.etcd.endpoints:
             nursery.start_soon(_maintain, client, int(config.etcd.quota))
-        await nursery.start(_follow, node, keys.MEMBERS)
-        await nursery.start(_follow, node, keys.LIVE)
-        await nursery.start(_follow, node, keys.paused(""))
-        await nursery.start(_follow, node, keys.SERVER)
+        await nursery.start(feeding.follow, node, keys.MEMBERS)
+        await nursery.start(feeding.follow, node, keys.LIVE)
+        await nursery.start(feeding.follow, node, keys.paused(""))
+        await nursery.start(feeding.follow, node, keys.SERVER)
         await nursery.start(node.channels.run)
         await nursery.start(node.files.run)
         nursery.start_soon(_deadlines, node)
@@ -196,7 +190,7 @@ async def _serve(
             await nursery.start(node.workflows.run)
             await nursery.start(timers.run, node)
             drained = trio.Event()
-            await nursery.start(_door, node, table, config, listeners, drained)
+            await nursery.start(door.serve, node, table, config, listeners, drained)
             task_status.started(node)
             notifier.ready(f"colony {info.name} on port {node.rpc_port}")
             log.info(
@@ -272,138 +266,6 @@ async def _extended(
         return
     async with extension(node, table, info, config):
         yield
-
-
-async def _door(
-    node: Node,
-    table: Table,
-    config: Config,
-    listeners: list[trio.abc.Listener[trio.abc.Stream]],
-    drained: trio.Event,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    limits = Limits(max_body=int(config.rpc.max_body))
-    handler = http_handler(node, table, metrics.Metrics(node, table, config.rpc.metrics))
-    try:
-        await serve_http(
-            handler,
-            listeners,
-            limits=limits,
-            drain=node.draining,
-            grace=GRACE,
-            error=edge_error,
-            task_status=task_status,
-        )
-    finally:
-        drained.set()
-
-
-def _plain_error(status_code: int, message: str) -> Response:
-    body = reply("error", {"status": status_code, "message": message}, error=True)
-    return Response(status_code, body)
-
-
-def edge_error(status_code: int, message: str) -> Response:
-    """The answer to a request that got to no handler: of whatever path, any page may read why."""
-    return cors.readable(_plain_error(status_code, message))
-
-
-def http_handler(
-    node: Node, table: Table, numbers: metrics.Metrics
-) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler of the RPC port: `POST /api`, `GET /health` and `/pubsub`."""
-
-    async def handle(request: Request) -> Response:
-        if not cors.shared(request.path):
-            return await answer(request)
-        if request.method == "OPTIONS":
-            return cors.preflight(request)
-        return cors.readable(await answer(request))
-
-    async def answer(request: Request) -> Response:
-        if request.path == "/api" and request.method == "POST":
-            try:
-                status_code, body = await table.answer(request.body)
-            except EtcdError as error:
-                return _store_error(error)
-            return Response(status_code, body)
-        if request.path == pubsub.PATH and request.method == "GET":
-            try:
-                return pubsub.upgrade(node, table, request)
-            except RpcError as error:
-                return _plain_error(error.status, error.message)
-        if request.path == metrics.PATH and request.method == "GET":
-            try:
-                return await numbers.answer(request)
-            except RpcError as error:
-                return Response(error.status, f"{error.message}\n".encode())
-        if request.path.startswith(filedoor.PREFIX):
-            try:
-                return await filedoor.answer(node.files, request)
-            except EtcdError as error:
-                return _store_error(error)
-        if request.path == "/health" and request.method in ("GET", "HEAD"):
-            try:
-                await node.client.get(keys.SERVER)
-            except EtcdError as error:
-                return _store_error(error)
-            return Response(200)
-        return _plain_error(404, f"{request.method} {request.path[:80]}: POST /api is served here")
-
-    return handle
-
-
-def _store_error(error: EtcdError) -> Response:
-    if isinstance(error, (EtcdTooLarge, EtcdTooManyOps)):
-        return _plain_error(400, "the request does not fit the store: 1.5 MiB, 128 operations")
-    log.warning("store", error=error)
-    return _plain_error(503, f"the store does not answer ({error.code}); try again")
-
-
-async def _follow(
-    node: Node, prefix: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Feed the index of `prefix` from the store, for ever."""
-    sender, receiver = trio.open_memory_channel[Batch](64)
-    first = True
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, node.client, prefix, sender)
-        async for batch in receiver:
-            _take_in(node, prefix, batch)
-            if first:
-                first = False
-                task_status.started()
-
-
-async def _watch(client: EtcdClient, prefix: str, sender: trio.MemorySendChannel[Batch]) -> None:
-    await watch(client, prefix, sender)
-
-
-def _take_in(node: Node, prefix: str, batch: Batch) -> None:
-    if prefix == keys.paused(""):
-        if batch.snapshot:
-            node.processes.handout.paused.clear()
-        for event in batch.events:
-            name = event.key[len(prefix) :]
-            if event.value is None:
-                node.processes.handout.resume(name)
-            else:
-                node.processes.handout.paused.add(name)
-        return
-    if prefix == keys.SERVER:
-        for event in batch.events:
-            if event.key == prefix and event.value is not None:
-                node.directory.serverid = event.value.decode()
-        return
-    index: Directory | Processes = node.directory if prefix == keys.MEMBERS else node.processes
-    if batch.snapshot:
-        index.replace(
-            [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]
-        )
-        return
-    for event in batch.events:
-        index.apply(event.key, event.value, event.mod_revision)
 
 
 async def _deadlines(node: Node) -> None:

@@ -21,7 +21,7 @@ from node.etcd.errors import EtcdError
 from node.handlers.colonies import statistics
 from node.model import ExecutorState, State
 from node.node import Node
-from node.rpc.connection import Request, Response
+from node.rpc.message import Request, Response
 from node.rpc.table import Table
 from node.version import VERSION
 

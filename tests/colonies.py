@@ -26,10 +26,10 @@ from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
 from node.codec import unpack
 from node.config import Config, FederationConfig, PeerConfig
-from node.daemon import _follow
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
+from node.feeding import follow
 from node.home import Home, HomeInfo
 from node.identity import PrivateKey, read_key, write_key
 from node.model import Colony as HomeColony
@@ -216,7 +216,7 @@ class Colony:
                 node.processes.changed = self._observe
                 node.processes.stepped = self._stepped
                 for prefix in (keys.MEMBERS, keys.LIVE):
-                    await nursery.start(_follow, node, prefix)
+                    await nursery.start(follow, node, prefix)
                 polled = [
                     PeerConfig(url=f"https://{each.name}.example:1", id=each.key.id, mailbox=True)
                     for each in self.polls

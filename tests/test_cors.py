@@ -11,10 +11,10 @@ import httpx
 import pytest
 import trio
 
-from node.daemon import edge_error
+from node.door import edge_error
 from node.rpc import cors
-from node.rpc.connection import Request
 from node.rpc.http import Limits, bound_port, open_listeners, serve_http
+from node.rpc.message import Request
 from tests.http_edge import Client, echo
 from tests.support import Daemon
 

@@ -16,7 +16,7 @@ from node.errors import RpcError
 from node.etcd.client import open_client
 from node.metrics import Family, Metrics, is_local, render
 from node.node import Node
-from node.rpc.connection import Request
+from node.rpc.message import Request
 from node.rpc.table import Table
 from tests.support import Daemon, until
 

@@ -16,8 +16,8 @@ from typing import Any
 import trio
 
 from node import timers
-from node.daemon import _follow
 from node.etcd.client import EtcdClient, open_client
+from node.feeding import follow
 from node.model import SECOND, Colony, Executor, ExecutorState, Graph, Process, State, User
 from node.node import Node
 from node.scheduler import Candidate
@@ -90,8 +90,8 @@ class World:
         try:
             with station.scope:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(_follow, node, keys.MEMBERS)
-                    await nursery.start(_follow, node, keys.LIVE)
+                    await nursery.start(follow, node, keys.MEMBERS)
+                    await nursery.start(follow, node, keys.LIVE)
                     await nursery.start(node.workflows.run)
                     await nursery.start(partial(timers.run, node))
                     task_status.started()

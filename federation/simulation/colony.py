@@ -27,12 +27,12 @@ from federation.simulation.world import EPOCH, Killed, World, key_of
 from federation.transport import Link, Unsent
 from node.codec import pack
 from node.config import Config, FederationConfig, RouteConfig
-from node.daemon import _take_in
 from node.deadlines import expire
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Put, Txn
 from node.etcd.watch import Batch, Event
+from node.feeding import take_in
 from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.rpc.http import Request, Response
@@ -283,7 +283,7 @@ class Site:
                         Event(each.key, each.after.value if each.after else None, revision)
                         for each in changes
                     ]
-                    _take_in(node, keys.LIVE, Batch(False, events, revision))
+                    take_in(node, keys.LIVE, Batch(False, events, revision))
         finally:
             self.store.observers.remove(observe)
 
@@ -291,7 +291,7 @@ class Site:
         events = [
             Event(item.key, item.value, item.mod_revision) for item in self.store.items(prefix)
         ]
-        _take_in(node, prefix, Batch(True, events, self.store.revision))
+        take_in(node, prefix, Batch(True, events, self.store.revision))
 
     # -- talking to it ---------------------------------------------------------------------
 

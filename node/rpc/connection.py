@@ -5,33 +5,21 @@ Accepting, counting and draining connections live in `http`; what a request mean
 
 from __future__ import annotations
 
-import http
-import json
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import formatdate
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote
 
 import h11
-import msgspec
 import trio
 
 from node.log import get_logger
+from node.rpc.message import Handler, Request, Response, head
 from node.rpc.plain import parse_plain
 
-__all__ = [
-    "Connection",
-    "Handler",
-    "Limits",
-    "Request",
-    "Response",
-    "Roster",
-    "Upgrade",
-    "plain_error",
-]
+__all__ = ["Connection", "Limits", "Roster"]
 
 log = get_logger("http")
 
@@ -44,35 +32,6 @@ _LINGER_BYTES = 4_194_304  # read and dropped after a refusal, so that the peer 
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _MOST_HEADS = 64  # beginnings of responses that are kept for a second
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_REASONS = {int(status): status.phrase for status in http.HTTPStatus}
-
-# Takes the stream and the bytes already read past the request; it owns the connection until it
-# returns, writes the 101 itself, and is cancelled at once on drain.
-Upgrade: TypeAlias = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
-
-
-class Request(msgspec.Struct, gc=False):
-    """A complete request: `path` is percent-decoded, `query` raw, header names lower-case."""
-
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    body: bytes
-    remote: str
-
-
-class Response(msgspec.Struct):
-    """What a handler answers; `upgrade`, if set, takes the connection over and nothing is sent."""
-
-    status: int
-    body: bytes = b""
-    content_type: str = "text/plain; charset=utf-8"
-    headers: tuple[tuple[str, str], ...] = ()
-    upgrade: Upgrade | None = None
-
-
-Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +55,6 @@ class _RefusedRequest(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-def plain_error(status: int, message: str) -> Response:
-    """The answer to a request that never reached a handler, or whose handler crashed."""
-    body = json.dumps({"status": status, "message": message}).encode()
-    return Response(status, body, "application/json")
 
 
 class Roster:
@@ -158,7 +111,7 @@ class Roster:
         kind = (response.status, response.content_type, response.headers)
         known = self._heads.get(kind)
         if known is None:
-            known = self._heads[kind] = _head(response, second)
+            known = self._heads[kind] = head(response, second)
         return known
 
 
@@ -423,20 +376,6 @@ class Connection:
             room = _LINGER_BYTES
             while room > 0 and (data := await self.stream.receive_some(_CHUNK)):
                 room -= len(data)
-
-
-def _head(response: Response, second: int) -> bytes:
-    lines = [
-        f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}",
-        f"date: {formatdate(second, usegmt=True)}",
-        f"content-type: {response.content_type}",
-        *(f"{name}: {value}" for name, value in response.headers),
-    ]
-    # h11 would take a third of the whole request's time to write these few bytes; all that it
-    # guards against is a handler's header with a line break.
-    if any("\n" in line or "\r" in line for line in lines):
-        raise ValueError("line break in a response header")
-    return "".join(f"{line}\r\n" for line in lines).encode("latin-1")
 
 
 def _remote(stream: trio.abc.Stream) -> str:

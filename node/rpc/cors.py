@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from node.rpc.connection import Request, Response
+from node.rpc.message import Request, Response
 
 __all__ = ["preflight", "readable", "shared"]
 

@@ -15,7 +15,7 @@ import trio
 
 from node.errors import RpcError, bad, missing
 from node.files import Files
-from node.rpc.connection import Request, Response
+from node.rpc.message import Request, Response
 from node.rpc.table import reply
 from node.tickets import CHECKSUM, Scope
 from node.vault import Vault

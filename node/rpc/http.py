@@ -13,16 +13,8 @@ from typing import Any, TypeAlias
 import trio
 
 from node.log import get_logger
-from node.rpc.connection import (
-    Connection,
-    Handler,
-    Limits,
-    Request,
-    Response,
-    Roster,
-    Upgrade,
-    plain_error,
-)
+from node.rpc.connection import Connection, Limits, Roster
+from node.rpc.message import Handler, Request, Response, Upgrade, plain_error
 from node.rpc.prompt import PromptStream
 
 __all__ = [

@@ -43,7 +43,7 @@ from node.log import get_logger
 from node.model import Process, State
 from node.node import Node
 from node.rpc import requests as req
-from node.rpc.connection import Request, Response
+from node.rpc.message import Request, Response
 from node.rpc.table import Call, Caller, Table, Who, decode_envelope, reply
 from node.subscriptions import Wanted
 

@@ -1,0 +1,116 @@
+"""What the RPC port serves: `POST /api`, subscriptions, metrics, files, health.
+
+Each path's own answer is in `node.rpc` and `node.metrics`; when the port opens, `daemon` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from node import metrics
+from node.config import Config
+from node.errors import RpcError
+from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps
+from node.log import get_logger
+from node.node import Node
+from node.rpc import cors, filedoor, pubsub
+from node.rpc.http import Limits, Request, Response, serve_http
+from node.rpc.table import Table, reply
+from node.store import keys
+
+__all__ = ["GRACE", "edge_error", "http_handler", "serve"]
+
+# Seconds that requests in flight get to finish after SIGTERM.
+GRACE = 10.0
+
+log = get_logger("door")
+
+
+async def serve(
+    node: Node,
+    table: Table,
+    config: Config,
+    listeners: list[trio.abc.Listener[trio.abc.Stream]],
+    drained: trio.Event,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer until the node drains, and set `drained` when the last request is done."""
+    limits = Limits(max_body=int(config.rpc.max_body))
+    handler = http_handler(node, table, metrics.Metrics(node, table, config.rpc.metrics))
+    try:
+        await serve_http(
+            handler,
+            listeners,
+            limits=limits,
+            drain=node.draining,
+            grace=GRACE,
+            error=edge_error,
+            task_status=task_status,
+        )
+    finally:
+        drained.set()
+
+
+def _plain_error(status_code: int, message: str) -> Response:
+    body = reply("error", {"status": status_code, "message": message}, error=True)
+    return Response(status_code, body)
+
+
+def edge_error(status_code: int, message: str) -> Response:
+    """The answer to a request that got to no handler: of whatever path, any page may read why."""
+    return cors.readable(_plain_error(status_code, message))
+
+
+def http_handler(
+    node: Node, table: Table, numbers: metrics.Metrics
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the handler of the RPC port: `POST /api`, `GET /health` and `/pubsub`."""
+
+    async def handle(request: Request) -> Response:
+        if not cors.shared(request.path):
+            return await answer(request)
+        if request.method == "OPTIONS":
+            return cors.preflight(request)
+        return cors.readable(await answer(request))
+
+    async def answer(request: Request) -> Response:
+        if request.path == "/api" and request.method == "POST":
+            try:
+                status_code, body = await table.answer(request.body)
+            except EtcdError as error:
+                return _store_error(error)
+            return Response(status_code, body)
+        if request.path == pubsub.PATH and request.method == "GET":
+            try:
+                return pubsub.upgrade(node, table, request)
+            except RpcError as error:
+                return _plain_error(error.status, error.message)
+        if request.path == metrics.PATH and request.method == "GET":
+            try:
+                return await numbers.answer(request)
+            except RpcError as error:
+                return Response(error.status, f"{error.message}\n".encode())
+        if request.path.startswith(filedoor.PREFIX):
+            try:
+                return await filedoor.answer(node.files, request)
+            except EtcdError as error:
+                return _store_error(error)
+        if request.path == "/health" and request.method in ("GET", "HEAD"):
+            try:
+                await node.client.get(keys.SERVER)
+            except EtcdError as error:
+                return _store_error(error)
+            return Response(200)
+        return _plain_error(404, f"{request.method} {request.path[:80]}: POST /api is served here")
+
+    return handle
+
+
+def _store_error(error: EtcdError) -> Response:
+    if isinstance(error, (EtcdTooLarge, EtcdTooManyOps)):
+        return _plain_error(400, "the request does not fit the store: 1.5 MiB, 128 operations")
+    log.warning("store", error=error)
+    return _plain_error(503, f"the store does not answer ({error.code}); try again")

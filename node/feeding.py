@@ -1,0 +1,63 @@
+"""How the indexes in memory learn what is in the store: one watch for each, listed first.
+
+What they keep of it is theirs; how a watch survives the store's absence is in `node.etcd.watch`.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from node.directory import Directory
+from node.etcd.client import EtcdClient
+from node.etcd.watch import Batch, watch
+from node.node import Node
+from node.processes import Processes
+from node.store import keys
+
+__all__ = ["follow", "take_in"]
+
+
+async def follow(
+    node: Node, prefix: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Feed the index of `prefix` from the store, for ever."""
+    sender, receiver = trio.open_memory_channel[Batch](64)
+    first = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, node.client, prefix, sender)
+        async for batch in receiver:
+            take_in(node, prefix, batch)
+            if first:
+                first = False
+                task_status.started()
+
+
+async def _watch(client: EtcdClient, prefix: str, sender: trio.MemorySendChannel[Batch]) -> None:
+    await watch(client, prefix, sender)
+
+
+def take_in(node: Node, prefix: str, batch: Batch) -> None:
+    """Bring the index of `prefix` to what a batch of its watch tells."""
+    if prefix == keys.paused(""):
+        if batch.snapshot:
+            node.processes.handout.paused.clear()
+        for event in batch.events:
+            name = event.key[len(prefix) :]
+            if event.value is None:
+                node.processes.handout.resume(name)
+            else:
+                node.processes.handout.paused.add(name)
+        return
+    if prefix == keys.SERVER:
+        for event in batch.events:
+            if event.key == prefix and event.value is not None:
+                node.directory.serverid = event.value.decode()
+        return
+    index: Directory | Processes = node.directory if prefix == keys.MEMBERS else node.processes
+    if batch.snapshot:
+        index.replace(
+            [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]
+        )
+        return
+    for event in batch.events:
+        index.apply(event.key, event.value, event.mod_revision)
