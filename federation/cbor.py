@@ -94,7 +94,10 @@ class _Reader:
 
     def head(self) -> tuple[int, int]:
         start = self.at
-        first = self.take(1)[0]
+        if start >= len(self.data):
+            raise self.fail("truncated", start)
+        first = self.data[start]
+        self.at = start + 1
         major, number = first >> 5, first & 31
         if number < 24:
             return major, number
