@@ -205,8 +205,9 @@ class Generators:
                         await self._store(colony, generatorid, line.front())
         finally:
             line.seats = [each for each in line.seats if each is not seat and not each.done]
-            if not line.seats:
-                self._lines.pop(key, None)
+            # Those who were stored for may leave late, when others sit in a line of their own.
+            if not line.seats and self._lines.get(key) is line:
+                del self._lines[key]
         if seat.error is not None:
             raise seat.error
 

@@ -1,6 +1,7 @@
 """Changes of ids: a user, an executor, a colony or the server goes on under another key.
 
-The caller proves the old key by signing; that it holds the new one shows when it uses it.
+The caller proves the old key by signing; that it holds the new one shows when it uses it. Its crons
+and generators go along (`handover`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from node import handover
 from node.codec import pack, unpack
 from node.directory import Directory
 from node.errors import bad, conflict, denied, missing
@@ -26,7 +28,7 @@ from node.store import processes as store
 _ID = re.compile(r"[0-9a-f]{64}\Z")
 # Of one transaction: etcd takes 128 operations and 1.5 MiB.
 _MOST, _BYTES = 50, 2**20
-_TRIES = 8
+_TRIES = 40
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -61,7 +63,7 @@ class Identities:
             raise denied("only a user may change its user id")
         self._check_free(colony, old, new, "userid")
         key = keys.user(colony, user.name)
-        await self._rewrite(key, User, lambda u: u.userid == old, userid=new)
+        await self._rewrite(key, User, lambda u: u.userid == old, (colony, old, new), userid=new)
 
     async def change_colony(self, colony: str, new: str) -> None:
         """A hosted colony gets another owner. Raises RpcError 400 or 409."""
@@ -75,7 +77,12 @@ class Identities:
         for other in self.directory.rosters.values():
             if other.colony and other.colony.name != colony and other.colony.colonyid == new:
                 raise conflict("colonyid: another colony of this server has it")
-        await self._rewrite(keys.colony(colony), Colony, lambda _: True, colonyid=new)
+        owner = self.directory.colony(colony)
+        old = owner.colonyid if owner is not None else ""
+        key = keys.colony(colony)
+        await self._rewrite(
+            key, Colony, lambda c: c.colonyid == old, (colony, old, new), colonyid=new
+        )
 
     async def change_server(self, new: str) -> None:
         """The server gets another owner, also after a restart. Raises RpcError 400 or 409."""
@@ -90,7 +97,7 @@ class Identities:
         self.directory.serverid = new
 
     async def change_executor(self, colony: str, old: str, new: str) -> None:
-        """An executor goes on under another id, and so does the work that it has.
+        """An executor goes on under another id, and so does all that it has.
 
         One transaction, unless the work does not fit in one: then the executor's own record comes
         last, so that whatever interrupts this, the old key can ask again. Raises RpcError 400 for
@@ -111,11 +118,12 @@ class Identities:
                     raise conflict("executorid: it changed meanwhile")
                 await self._move_all(colony, old, new, leave=_MOST)
                 data = pack(msgspec.structs.replace(known, executorid=new))
+                timed = await handover.prepare(self.client, colony, old, new)
                 revision = await self._move(
                     await self._load_work(colony, old, _MOST),
                     new,
-                    [ModRevision(key, found.mod_revision)],
-                    [Put(key, data)],
+                    [ModRevision(key, found.mod_revision), *timed.compare],
+                    [Put(key, data), *timed.ops],
                 )
                 if revision:
                     self.directory.apply(key, data, revision)
@@ -124,6 +132,7 @@ class Identities:
                 raise conflict("executorid: the executor and its work change too fast; try again")
             # What was handed out while this ran.
             await self._move_all(colony, old, new, leave=0)
+            await handover.move_all(self.client, colony, old, new)
 
     @contextmanager
     def _no_new_work(self, colony: str, identity: str) -> Iterator[None]:
@@ -183,9 +192,17 @@ class Identities:
             raise conflict(f"{field_name}: another member of this colony has it")
 
     async def _rewrite(
-        self, key: str, kind: type[S], still: Callable[[S], bool], **fields: Any
+        self,
+        key: str,
+        kind: type[S],
+        still: Callable[[S], bool],
+        change: tuple[str, str, str],
+        **fields: Any,
     ) -> None:
-        """Replace fields of a member key, guarded by the revision that was read."""
+        """Replace fields of a member key, guarded by the revision that was read.
+
+        `change` is the colony in which one id becomes the other; what is timed goes along.
+        """
         for _ in range(_TRIES):
             found = await self.client.get(key)
             if found is None:
@@ -194,10 +211,16 @@ class Identities:
             if not still(value):
                 raise conflict("it changed meanwhile")
             data = pack(msgspec.structs.replace(value, **fields))
-            txn = Txn([ModRevision(key, found.mod_revision)], [Put(key, data)], [Get(key)])
+            timed = await handover.prepare(self.client, *change)
+            txn = Txn(
+                [ModRevision(key, found.mod_revision), *timed.compare],
+                [Put(key, data), *timed.ops],
+                [Get(key)],
+            )
             result = await self.client.commit(txn)
             if result.succeeded:
                 self.directory.apply(key, data, result.revision)
+                await handover.move_all(self.client, *change)
                 return
         raise conflict("it changes too fast; try again")
 

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.errors import RpcError
+from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdError
+from node.etcd.transactions import Put, Txn
 from node.generators import REMEMBERED, decide, due
 from node.model import SECOND
 from node.store import generators as store
@@ -191,6 +193,27 @@ async def test_packs_at_the_same_time_keep_their_order_and_share_transactions(de
     await pack(dev, added, *(str(number) for number in range(120, 200)))
     assert await taken(dev) == order[100:] + [str(number) for number in range(120, 200)]
     assert dev.node.generators._lines == {}
+
+
+async def test_packs_that_go_on_and_on_are_never_in_each_others_way(dev: World) -> None:
+    added = await dev.node.generators.add(generator(trigger=9999), workflow())
+    key, commit = store.key("dev", added.generatorid), dev.client.commit
+    lost = 0
+
+    async def watched(txn: Txn) -> TxnResult:
+        nonlocal lost
+        result = await commit(txn)
+        lost += not result.succeeded and any(
+            isinstance(op, Put) and op.key == key for op in txn.success
+        )
+        return result
+
+    dev.client.commit = watched  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        for name in "abc":
+            nursery.start_soon(pack, dev, added, *(f"{name}{number}" for number in range(40)))
+    assert lost == 0
+    assert (await dev.node.generators.get("dev", added.generatorid)).queuesize == 120
 
 
 async def test_a_pack_whose_caller_left_takes_no_other_with_it(dev: World) -> None:

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from cli.client import Client, RpcError
+from node.codec import unpack
 from node.errors import RpcError as Refusal
 from node.etcd.client import open_client
+from node.etcd.transactions import Txn
 from node.identity import PrivateKey
-from node.model import Colony, Conditions, Executor, ExecutorState, FunctionSpec, Process, State
+from node.model import (
+    Colony,
+    Conditions,
+    Executor,
+    ExecutorState,
+    FunctionSpec,
+    Process,
+    State,
+    User,
+)
 from node.node import Node
 from node.scheduler import Candidate
+from node.store import crons, generators, keys
+from node.store.crons import Cron
+from node.store.generators import Generator
+from node.timed import may_start
 from tests.etcd.support import start_store
 from tests.pairs import two_daemons
 from tests.support import Daemon, until
 from tests.test_pycolonies import COLONY, Party
+from tests.timed import workflow
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +233,113 @@ async def test_more_work_than_a_transaction_holds_moves_in_parts(
             await node.processes.close("c", processid, new, State.SUCCESSFUL)
         with pytest.raises(Refusal, match="no longer"):
             node.identities.present(executor)
+
+
+@pytest.fixture
+async def node(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Node]:
+    """A node that hosts the colony `c`, with ann in it and an executor called worker."""
+    running = await start_store(nursery, tmp_path / "etcd")
+    async with open_client(running.target) as client:
+        node = Node.build(client, "home", lambda: 10**18)
+        await node.members.add_colony(Colony(OWNER, "c"))
+        await node.members.add_user(User("c", ANN, "ann"))
+        await node.members.add_executor(Executor(WORKER, "t", "worker", "c"))
+        await node.members.set_state("c", "worker", ExecutorState.APPROVED)
+        yield node
+
+
+OWNER, ANN, WORKER, NEW = "0" * 64, "a" * 64, "b" * 64, "d" * 64
+MAKERS = ((OWNER, "colony/c"), (ANN, "ann"), (WORKER, "worker"))
+
+
+async def timed(node: Node, identity: str, name: str, number: int) -> None:
+    """A cron and a generator that a member made."""
+    text = workflow(colony="c")
+    cron = Cron("", "c", f"cron {name} {number}", identity, name, interval=3600)
+    await node.crons.add(cron, text)
+    made = Generator("", "c", f"generator {name} {number}", identity, name, 5)
+    await node.generators.add(made, text)
+
+
+async def makers(node: Node) -> dict[str, tuple[str, int]]:
+    """Whose each cron and generator is, and the revision of that."""
+    found: dict[str, tuple[str, int]] = {}
+    for prefix in (crons.prefix("c"), generators.prefix("c")):
+        for item in (await node.client.range_all(prefix))[0]:
+            it = unpack(item.value, Cron if prefix == crons.prefix("c") else Generator)
+            found[it.name] = (it.initiatorid, item.mod_revision)
+    return found
+
+
+@pytest.mark.parametrize("number", range(3))
+async def test_crons_and_generators_follow_their_maker_in_one_transaction(
+    node: Node, number: int
+) -> None:
+    _, name = MAKERS[number]
+    for identity, called in MAKERS:
+        await timed(node, identity, called, 0)
+    change, place = (
+        (partial(node.identities.change_colony, "c", NEW), keys.colony("c")),
+        (partial(node.identities.change_user, "c", ANN, NEW), keys.user("c", "ann")),
+        (partial(node.identities.change_executor, "c", WORKER, NEW), keys.executor("c", "worker")),
+    )[number]
+    await change()
+    member = await node.client.get(place)
+    assert member is not None
+    for identity, called in MAKERS:
+        for what in ("cron", "generator"):
+            now_is, revision = (await makers(node))[f"{what} {called} 0"]
+            assert now_is == (NEW if called == name else identity)
+            assert (revision == member.mod_revision) == (called == name)
+            kind = await getattr(node, f"{what}s").find("c", f"{what} {called} 0")
+            assert may_start(node.directory, "c", kind.initiatorid, kind.initiatorname)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_more_than_fit_go_before_and_what_comes_meanwhile_after(
+    node: Node, number: int
+) -> None:
+    old, name = MAKERS[number]
+    for each in range(40):
+        await timed(node, old, name, each)
+    change = (node.identities.change_user, node.identities.change_executor)[number - 1]
+    place = (keys.user("c", "ann"), keys.executor("c", "worker"))[number - 1]
+    commit, sizes, added = node.client.commit, list[int](), list[str]()
+
+    async def watched(txn: Txn) -> Any:
+        if txn.compare:
+            sizes.append(len(txn.success))
+        if not added and place in {op.key for op in txn.success}:
+            added.append(name)
+            await timed(node, old, name, 99)
+        return await commit(txn)
+
+    node.client.commit = watched  # type: ignore[method-assign]
+    await change("c", old, NEW)
+    assert max(sizes) <= 27
+    found = await makers(node)
+    assert len(found) == 82
+    assert {identity for identity, _ in found.values()} == {NEW}
+
+
+async def test_one_that_changes_all_the_time_follows_too(node: Node) -> None:
+    await timed(node, ANN, "ann", 0)
+    (made,) = await node.generators.listing("c", 9)
+    packed = 0
+
+    async def pack() -> None:
+        nonlocal packed
+        while True:
+            await node.generators.pack("c", made.generatorid, "x")
+            packed += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(pack)
+        while packed < 20:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await node.identities.change_user("c", ANN, NEW)
+        nursery.cancel_scope.cancel()
+    after = await node.generators.get("c", made.generatorid)
+    assert after.initiatorid == NEW
+    assert after.queuesize >= packed

@@ -1,0 +1,73 @@
+"""Crons and generators follow whoever made them to another id, so that they still start.
+
+Who changes an id, and when, is in `identities`; who may start a workflow, in `timed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from node.codec import pack, unpack
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Compare, ModRevision, Op, Put, Txn
+from node.store import crons, generators
+from node.store.crons import Cron
+from node.store.generators import Generator
+
+__all__ = ["TOGETHER", "Handover", "move_all", "prepare"]
+
+# Of one transaction, beside what else it holds: each takes one operation of 128.
+TOGETHER = 25
+_TRIES = 1000
+
+
+@dataclass
+class Handover:
+    """What one transaction needs to give crons and generators to another id."""
+
+    compare: list[Compare] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+
+
+async def prepare(client: EtcdClient, colony: str, old: str, new: str) -> Handover:
+    """What joins the transaction that changes an id; more than fits there is moved before.
+
+    What was moved before its new id is known may not start in that moment. Raises EtcdError.
+    """
+    while len((found := await _read(client, colony, old, new)).ops) > TOGETHER:
+        await _commit(client, found)
+    return found
+
+
+async def move_all(client: EtcdClient, colony: str, old: str, new: str) -> None:
+    """Move what was added while the id changed. Raises EtcdError."""
+    for _ in range(_TRIES):
+        found = await _read(client, colony, old, new)
+        if not found.ops:
+            return
+        await _commit(client, found)
+
+
+async def _read(client: EtcdClient, colony: str, old: str, new: str) -> Handover:
+    """All that the old id has in a colony."""
+    found = Handover()
+    kinds: tuple[tuple[str, type[Cron] | type[Generator]], ...] = (
+        (crons.prefix(colony), Cron),
+        (generators.prefix(colony), Generator),
+    )
+    for prefix, kind in kinds:
+        items, _ = await client.range_all(prefix)
+        for item in items:
+            value = unpack(item.value, kind)
+            if value.initiatorid == old:
+                moved = msgspec.structs.replace(value, initiatorid=new)
+                found.compare.append(ModRevision(item.key, item.mod_revision))
+                found.ops.append(Put(item.key, pack(moved)))
+    return found
+
+
+async def _commit(client: EtcdClient, found: Handover) -> None:
+    """Move a part of it; whatever changed meanwhile is looked at again."""
+    await client.commit(Txn(found.compare[:TOGETHER], found.ops[:TOGETHER]))
