@@ -57,7 +57,7 @@ async def federated(
         node.members,
     )
     federation.depot.files = node.files
-    node.processes.hooks = federation
+    node.processes.hooks = federation.hooks
     node.reload.appliers["federation.policy"] = partial(_default_policy, federation)
     node.extra_status = partial(_federation_status, federation)
     for call in calls(federation):

@@ -251,6 +251,10 @@ def check_daemon(session: Session) -> Iterator[Check]:
     except Failure as error:
         yield Check("peers", False, error.message, error.next_step)
         return
+    try:
+        yield check_memory(session.call("getclockmsg", {}, key=key))
+    except Failure as error:
+        yield Check("latest time", None, f"not checked: {error.message}", error.next_step)
     if not answers:
         yield Check("peers", None, "no trusted peers", "`colony peers ls`, `colony peers trust ID`")
     for row, reply in answers:
@@ -262,6 +266,29 @@ def check_daemon(session: Session) -> Iterator[Check]:
             next_step = "is its daemon up and its federation port (50081) open?"
             yield Check("peer", False, f"{name}: {reply.get('error')}", next_step)
         yield from check_peer_clock(name, reply.get("clock"))
+
+
+def check_memory(told: dict[str, Any]) -> Check:
+    """Whether the daemon judges messages by a later time than its clock's."""
+    from cli.peers import SAME_CLOCK, moment
+    from federation.clocks import MOST
+    from federation.clocks import told as words
+
+    behind = int(told.get("behind") or 0)
+    if behind <= SAME_CLOCK:
+        return Check("latest time", True, "none later than the clock's is remembered")
+    effect = (
+        "peers get through as long as they trust this colony"
+        if behind <= MOST
+        else "what peers send counts as expired"
+    )
+    return Check(
+        "latest time",
+        None if behind <= MOST else False,
+        f"the clock is {words(behind)} behind the latest time remembered, "
+        f"{moment(told.get('latest'))}: {effect}",
+        "is the clock right (`date`)? If not, set it; if so, `colony peers clock --reset`",
+    )
 
 
 def check_peer_clock(name: str, reading: dict[str, Any] | None) -> Iterator[Check]:

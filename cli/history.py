@@ -196,12 +196,37 @@ def show(session: Session, colony: str | None, identifier: str) -> None:
             ("retries", it["retries"] or None),
             ("output", "\n".join(output_lines(it["output"]))),
             ("errors", "\n".join(map(cell_text, it["errors"]))),
-            ("forward", record.get("forward")),
+            *_forward(record),
             ("signed request", "kept; --json shows it" if record["submission"] else ""),
             ("logs", "\n".join(_log_line(line) for line in record["logs"])),
             ("record", f"{record['number']}, written {_iso(record['written'])}"),
         ]
     )
+
+
+def _forward(record: dict[str, Any]) -> list[tuple[str, object]]:
+    """What other colonies signed of a process: who asked for it, and how it ended; checked now."""
+    told = record.get("forward")
+    if not told:
+        return []
+    from federation.testimony import Verdict, asked, check
+
+    def signed(verdict: Verdict) -> str:
+        held = f"NOT VALID: {verdict.problem}" if verdict.problem else "valid"
+        return f"signed by {f'{verdict.name} {short(verdict.issuer)}'.strip()}, {held}"
+
+    fields: list[tuple[str, object]] = []
+    if (request := asked(record)) is not None:
+        fields += [("request", signed(request)), ("came over", request.ran)]
+    if told.get("peer"):
+        outcome = check(record)
+        ran = outcome.ran if outcome is not None and not outcome.problem else ""
+        fields += [
+            ("sent by", told.get("route")),
+            ("outcome", signed(outcome) if outcome is not None else "none is kept"),
+            ("ran at", ran),
+        ]
+    return fields
 
 
 def _log_line(line: dict[str, Any]) -> str:

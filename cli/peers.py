@@ -13,7 +13,7 @@ import click
 from cli.invite import invite, join
 from cli.output import ago, print_fields, print_json, print_table, short, span
 from cli.policy import policy_fields, policy_options, wish
-from cli.session import USAGE, Failure, Session, colony_command, colony_group
+from cli.session import USAGE, Failure, Session, colony_command, colony_group, confirm
 
 SAME_CLOCK = 10  # seconds between clocks that nobody need care about
 
@@ -153,6 +153,46 @@ def ping(session: Session, peer: str) -> None:
         click.echo(f"{peer} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")
 
 
+@colony_command("clock", "colony peers clock", "colony peers clock --reset")
+@click.option("--reset", is_flag=True, help="Forget a later time than the clock's.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clock_(session: Session, reset: bool, yes: bool) -> None:
+    """Show the daemon's clock, and the latest time that it remembers.
+
+    Messages of peers are judged by the later of the two, so that a host that boots in the past
+    takes nothing again that it saw expire. But a clock that was far ahead once leaves a time
+    behind by which all that peers send has expired, until the clock has come that far.
+
+    --reset makes the clock's time the one that is remembered. The clock must be right: if it is
+    in the past, what had expired since counts again. If it is right, the colony takes what any
+    other would, and what it took before not a second time: the marker of a process stands until 7
+    days after its message expired, and the process itself as long as the history keeps it. Only a
+    clock that was more than 7 days ahead can have ended both early; then a copy of a message of
+    the last 7 days, kept by its sender or by a colony on its way, may run once more.
+    """
+    told: dict[str, Any] = session.call("getclockmsg", {}, owner=True)
+    if reset and int(told["behind"]) > 0:
+        confirm(yes, f"forget {moment(told['latest'])}: the clock says {moment(told['clock'])}")
+        told = session.call("resetclockmsg", {}, owner=True)
+    if session.as_json:
+        print_json(told)
+        return
+    behind = int(told["behind"])
+    print_fields(
+        [
+            ("clock", moment(told["clock"])),
+            ("latest", moment(told["latest"])),
+            ("behind", span(behind) if behind else ""),
+            ("forgotten", moment(told["before"]) if "before" in told else ""),
+        ]
+    )
+
+
+def moment(seconds: Any) -> str:
+    """A time (Unix s) for people, such as "2026-05-01 12:00:00 UTC"."""
+    return f"{datetime.fromtimestamp(float(seconds or 0), UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def _offers(said: dict[str, Any] | None) -> str:
     """Such as 'cli (2 executors, 1 free, 0 waiting): *'; a line for each type."""
     if not said:
@@ -198,5 +238,5 @@ def clock(reading: dict[str, Any] | None) -> str:
     return f"{span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} ours"
 
 
-for _command in (ls, show, trust, policy, block, ping, invite, join):
+for _command in (ls, show, trust, policy, block, ping, invite, join, clock_):
     peers.add_command(_command)

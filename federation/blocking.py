@@ -19,9 +19,10 @@ from federation.ledger import Bell, Entry, Ledger
 from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, Known
 from node.codec import unpack
-from node.errors import RpcError, conflict
+from node.errors import conflict
 from node.etcd.client import KeyValue
 from node.etcd.transactions import Delete, ModRevision, Op, Txn
+from node.hooks import Addition
 from node.log import get_logger
 from node.model import Process, State
 from node.store import processes as store
@@ -41,7 +42,7 @@ class Endings:
 
     Every step looks at the store, ends one thing, and leaves nothing half done: a sweep that is
     cut off anywhere is simply begun again. What can be new after the block is only what we send
-    ourselves (a submission under way, a workflow's next node); `Federation.submitted` hears of it.
+    ourselves (a submission under way, a workflow's next node); `Attachment.submitted` hears of it.
     """
 
     ledger: Ledger
@@ -200,11 +201,42 @@ class Endings:
                     continue
                 if self._over(peerid):
                     return count
-                try:
-                    await processes.cancel(home, process.processid, [reason])
-                    count += 1
-                except RpcError as error:
-                    # 400, 404: it ended meanwhile. All else is tried again by the next sweep.
-                    if error.status not in (400, 404):
-                        raise
+                count += await self._cancel(process, reason)
         return count
+
+    async def _cancel(self, process: Process, reason: str) -> bool:
+        """Cancel one process, whatever it belongs to; False when it ended meanwhile.
+
+        Not as a caller does, to whom a node of a workflow ends with all of it: what follows for a
+        workflow is what follows when such a node is cancelled there.
+        """
+        processes, seen, ended = self.ledger.processes, process, False
+
+        def step(known: Process, revision: int) -> store.Step | None:
+            nonlocal seen, ended
+            seen, ended = known, not known.closed
+            if not ended:
+                return None
+            onward = processes.hooks.cancelling(known) if self._left(known) else Addition()
+            return store.close(
+                known,
+                revision,
+                State.CANCELLED,
+                self.now(),
+                errors=[reason],
+                extra=onward.ops,
+                compare=onward.compare,
+            )
+
+        try:
+            await processes.change_quietly(process.colonyname, process.processid, step)
+        finally:
+            # Whether it happened or got no answer: what is to be sent is in the store.
+            if self._left(seen):
+                processes.hooks.submitted(seen)
+        return ended
+
+    @staticmethod
+    def _left(process: Process) -> bool:
+        """Whether it went on to another colony, which is to be told."""
+        return bool(process.peer) and not process.waitforparents

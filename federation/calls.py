@@ -1,6 +1,6 @@
 """The rows that federation adds to the table of calls: peers, and the way of a forward.
 
-Rights are the table's; what a call does is in `service` and `outbox`.
+Rights are the table's; what a call does is in `decisions` and `outbox`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation import chains, outbox, relays, resolving, route_calls, tokens
+from federation import (
+    chains,
+    clock_calls,
+    outbox,
+    relays,
+    resolving,
+    route_calls,
+    testimony,
+    tokens,
+)
 from federation.clocks import Clock
 from federation.envelope import Kind, Refused, inspect
 from federation.messages import Outcome, load
@@ -132,7 +141,7 @@ def calls(federation: Federation) -> list[Call[Any]]:
 
     async def trust(caller: Caller, request: TrustPeer) -> dict[str, Any]:
         present = federation.peers.policy(federation.peers.find(request.peer).peer.id)
-        return view(await federation.trust(request.peer, request.over(present)))
+        return view(await federation.decisions.trust(request.peer, request.over(present)))
 
     async def set_policy(caller: Caller, request: SetPolicy) -> dict[str, Any]:
         entry = federation.peers.find(request.peer)
@@ -140,7 +149,7 @@ def calls(federation: Federation) -> list[Call[Any]]:
         if policy is None and not request.default:
             raise bad("policy: say what to change")
         chosen = None if request.default else policy
-        return view(await federation.set_policy(entry.peer.id, chosen))
+        return view(await federation.decisions.set_policy(entry.peer.id, chosen))
 
     async def invite(caller: Caller, request: Invite) -> dict[str, Any]:
         policy = request.over(federation.peers.default)
@@ -172,12 +181,12 @@ def calls(federation: Federation) -> list[Call[Any]]:
         return view(await federation.joining.join(request.token, policy))
 
     async def block(caller: Caller, request: ByPeer) -> dict[str, Any]:
-        return view(await federation.block(request.peer))
+        return view(await federation.decisions.block(request.peer))
 
     async def ping(caller: Caller, request: ByPeer) -> dict[str, Any]:
         federation.peers.find(request.peer)
         try:
-            rtt = await federation.ping(request.peer)
+            rtt = await federation.greeter.ping(request.peer)
         except (TransportError, Refused) as error:
             rtt, problem = 0.0, str(error)
         else:
@@ -216,6 +225,7 @@ def calls(federation: Federation) -> list[Call[Any]]:
         Call("getoriginmsg", ProcessById, Who.BOTH, get_origin, home),
         Call("resolveprocessmsg", Resolve, Who.OWNER, resolve, home),
         *route_calls.rows(federation),
+        *clock_calls.rows(federation),
     ]
 
 
@@ -324,13 +334,7 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
 
 def _signer(federation: Federation, sealed: bytes, peer: str) -> tuple[str, bytes]:
     """Under which of a peer's keys a message was sealed, that one or a former; its id and key."""
-    try:
-        issuer = inspect(sealed, limit=len(sealed)).issuer
-    except Refused:
-        return peer, b""
-    if federation.peers.roster.root(issuer) != peer:
-        return peer, b""
-    return issuer, federation.peers.public_key(issuer) or b""
+    return testimony.signer(federation.peers, sealed, peer)
 
 
 async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]:

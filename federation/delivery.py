@@ -6,7 +6,7 @@ What an event means for a forward is decided by `outbox`; what is stored, by `le
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,8 +28,15 @@ from node.store import keys
 __all__ = ["Delivery"]
 
 _WINDOW = 8  # messages to one peer at a time
+# What a receipt may say, and whether it then names the peer's own process.
+_OF_SUBMIT = (("accepted", True), ("cancelled", False))
+_OF_CANCEL = (("cancelled", False), ("cancelled", True), ("already_closed", True))
 
 log = get_logger("delivery")
+
+
+async def _nobody(link: Link) -> None:
+    """Without a greeter, whether a peer is there is found out by sending."""
 
 
 async def _nothing(process: Process) -> list[Carried] | None:
@@ -39,11 +46,15 @@ async def _nothing(process: Process) -> list[Carried] | None:
 
 @dataclass
 class Delivery:
-    """The sending half of the outbox."""
+    """The sending half of the outbox.
+
+    `greet` asks a peer for a sign that it is there, and raises what `Link.post` does.
+    """
 
     ledger: Ledger
     sealer: Sealer
     hops: int = 1  # that our own processes may take, unless their target names more
+    greet: Callable[[Link], Awaitable[object]] = _nobody
     gather: Callable[[Process], Awaitable[list[Carried] | None]] = _nothing
     _chance: random.Random = field(default_factory=random.Random)
 
@@ -61,13 +72,16 @@ class Delivery:
                     due, again = self._plan(link.id)
                     if due and trio.current_time() >= self._paused(link.id):
                         await link.connect()
+                        if link.unheard:
+                            # What never left a mailbox would be in doubt, as far as we know.
+                            await self.greet(link)
                         failures = 0
                         for entry in due:
                             entry.busy = True
                             nursery.start_soon(self._deliver, link, entry)
                     elif due:
                         again = self._paused(link.id)
-                except (TransportError, EtcdError) as error:
+                except (TransportError, EtcdError, RpcError, Refused) as error:
                     # The peer as a whole is away: one back-off for all, and nothing is written.
                     failures += 1
                     pause = outbox.delay(failures, self._chance)
@@ -137,11 +151,13 @@ class Delivery:
         try:
             opened, data = await link.post("/v1/cancel", body, Kind.RECEIPT)
         except PeerRefused as error:
+            if error.brought and not error.signed:
+                raise  # whoever carries it may have made that up
             name, now = self.ledger.peers.name(link.id), self.sealer.now()
             move = outbox.refused(forward, error.code, error.message, name, now)
             await self.ledger.apply(entry, move, forward)
             return
-        receipt = _receipt(opened.payload, forward)
+        receipt = _receipt(opened.payload, forward, self._there(forward), _OF_CANCEL)
         move = outbox.cancelled(forward, receipt.remote, data, self.sealer.now())
         await self.ledger.apply(entry, move, forward)
 
@@ -186,15 +202,28 @@ class Delivery:
         except PeerRefused as error:
             name = self.ledger.peers.name(link.id)
             move = outbox.refused(
-                forward, error.code, error.message, name, self.sealer.now(), signed=error.signed
+                forward,
+                error.code,
+                error.message,
+                name,
+                self.sealer.now(),
+                signed=error.signed,
+                brought=error.brought,
+                kept=error.kept,
             )
             log.info("forward refused", process=forward.processid, peer=link.id, code=error.code)
             await self.ledger.apply(entry, move, forward)
             return
-        receipt = _receipt(opened.payload, forward)
+        receipt = _receipt(opened.payload, forward, self._there(forward), _OF_SUBMIT)
         move = outbox.received(forward, receipt.status, receipt.remote, data)
         if not await self.ledger.apply(entry, move, forward):
             self._back_off(entry, 0.0)
+
+    def _there(self, forward: Forward) -> set[str]:
+        """The peer's own id of a process; which of our keys it was sent under, it may have been."""
+        return {
+            relays.local_id(each, forward.processid, forward.attempt) for each in self.sealer.ids
+        }
 
     async def _give_up(self, entry: Entry, before: Forward) -> None:
         """The process ended before a byte of it left; a cancel that is in the store has its way."""
@@ -270,11 +299,21 @@ class Delivery:
                     log.warning("deadline", process=entry.forward.processid, error=error)
 
 
-def _receipt(payload: bytes, forward: Forward) -> Receipt:
+def _receipt(
+    payload: bytes, forward: Forward, there: Collection[str], answers: Collection[tuple[str, bool]]
+) -> Receipt:
+    """The receipt, if it is one of the possible `answers`; `there` are the ids it may name.
+
+    Raises Lost: what makes no sense is no answer.
+    """
     try:
         receipt = load(payload, Receipt)
     except Refused as error:
         raise Lost(f"the receipt is not valid: {error}") from None
     if receipt.pid != forward.processid or receipt.attempt != forward.attempt:
         raise Lost("the receipt is for another process")
+    if receipt.remote and receipt.remote not in there:
+        raise Lost("the receipt is not valid: it names another process there")
+    if (receipt.status, bool(receipt.remote)) not in answers:
+        raise Lost(f"the receipt is not valid: {receipt.status} is no answer to this")
     return receipt

@@ -38,7 +38,7 @@ _GOODBYE_S = 3.0
 _SWEEP_S = 60.0
 _APART_S = 30.0  # between two changes of our name
 _BACKOFF_S = (1.0, 60.0)
-_PAUSE_S = (10.0, 120.0)  # after a flood
+_PAUSE_S = (5.0, 120.0)  # after a flood
 _HONEST_S = 600.0  # a station that took so long to fill was not flooded
 
 Heard = Callable[[Sequence[Sighting]], None]

@@ -15,11 +15,13 @@ import msgspec
 
 from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.heirs import succeed
 from federation.hints import source_of
 from federation.inbox import Inbox, Refusal, refusal_of
 from federation.invitations import Invitations
-from federation.messages import Denial, Hello, Sealer, Successor, load
+from federation.messages import SIGNED, Denial, Hello, Sealer, Successor, load
 from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
+from federation.refusing import keep
 from federation.succession import prove
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
@@ -28,17 +30,15 @@ from node.rpc.http import Request, Response
 
 Action = Callable[[Opened, bytes], Awaitable[bytes]]
 
-__all__ = ["MAX_BODY", "Gate", "is_near"]
+__all__ = ["BROUGHT", "MAX_BODY", "Gate", "is_near"]
 
 MAX_BODY = 1_500_000  # bytes of one message
+BROUGHT = ""  # the host that a message came from which a mailbox held
 _HELLO_LIMIT = CARD_LIMIT + 1024 + 8 * 4096
 _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card
 # Bytes, of the kinds with a limit of their own.
 _LIMITS = {Kind.HELLO: _HELLO_LIMIT, Kind.JOIN: _HELLO_LIMIT, Kind.CAPABILITIES: 65_536}
 _LIMITS[Kind.INTRODUCTIONS] = 64 * (CARD_LIMIT + 64)
-
-# Refusals of these are signed: of a process that may go elsewhere, and of whose clock is off.
-_SIGNED = ("/v1/submit", "/v1/hello")
 
 log = get_logger("gate")
 
@@ -109,14 +109,14 @@ class Gate:
             "message": refusal.message,
             "clock": self.sealer.seconds,
         }
-        final = refusal.status < 500 and refusal.status != 429 and refusal.code != "id_reuse"
-        if request is not None and request.path in _SIGNED and request.method == "POST" and final:
+        certain = refusal.status < 500  # else the store may have taken it
+        if request is not None and request.path in SIGNED and request.method == "POST" and certain:
             body["signed"] = self._denial(refusal, request)
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
     def _denial(self, refusal: Refusal, request: Request) -> bytes:
-        """Our name under a final refusal: its origin may send the process to another colony."""
+        """Our name under a refusal: its origin may send the process to another colony."""
         try:
             issuer = inspect(request.body, limit=self.max_body).issuer
         except Refused:
@@ -128,6 +128,7 @@ class Gate:
             self.sealer.seconds,
             self._latest(),
             request.path,
+            refusal.kept,
         )
         return self.sealer.seal(Kind.REFUSAL, issuer, denial)
 
@@ -165,7 +166,12 @@ class Gate:
         if root != opened.issuer and kind is not Kind.JOIN:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
         self._demand_trust(opened.issuer, joining=kind is Kind.JOIN)
-        answer = await action(opened, request.body)
+        try:
+            answer = await action(opened, request.body)
+        except Refusal as refusal:
+            if kind is Kind.SUBMIT and request.remote == BROUGHT:
+                refusal.kept = await keep(self.inbox, opened, refusal)
+            raise
         self.counters[f"ok_{kind.value}"] += 1
         return Response(200, answer, "application/cose")
 
@@ -189,7 +195,7 @@ class Gate:
         """Take note that a peer has another key now, before its card is that of a stranger."""
         for each in hello.successors:
             try:
-                await self.peers.succeed(prove(each), self.sealer.seconds)
+                await succeed(self.peers, prove(each), self.sealer.seconds)
             except Usurped as error:
                 log.warning("succession refused", why=error)
                 raise Refusal(409, "usurped", str(error)) from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import trio
@@ -26,7 +26,7 @@ from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
-from node.etcd.transactions import Absent, Delete, Get, ModRevision, Op, Put, Txn
+from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Op, Put, Txn
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process, State
 from node.processes import Processes
@@ -34,7 +34,7 @@ from node.rpc.table import MAX_DEPTH, depth_of, prune
 from node.store import processes as store
 from node.submission import build_process
 
-__all__ = ["Inbox", "Marker", "Refusal", "local_id", "parse_spec"]
+__all__ = ["Inbox", "Kept", "Marker", "Refusal", "local_id", "parse_spec"]
 
 _PAGE = 64  # outcomes in one answer
 _PAGE_BYTES = 2_000_000  # after which no further outcome is added
@@ -43,18 +43,30 @@ _LOOK = 10.0  # seconds after which a poll looks for what another daemon of this
 
 
 class Refusal(Exception):
-    """A message turned away: HTTP status, stable code, sentence; `again` seconds for a retry."""
+    """A message turned away: HTTP status, stable code, sentence; `again` seconds for a retry.
+
+    `kept`: no copy of it was taken, nor will one be.
+    """
 
     def __init__(self, status: int, code: str, message: str, again: int = 0) -> None:
         super().__init__(f"{code}: {message}")
         self.status, self.code, self.message, self.again = status, code, message, again
+        self.kept = False
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """With which refusal a message is answered for good."""
+
+    status: int
+    code: str
+    message: str
 
 
 class Marker(msgspec.Struct, frozen=True):
     """That a process of another colony was received: the hash of the message, and our receipt.
 
-    Without `localpid` it was cancelled before it came. Kept until `expires` (seconds) and the
-    process is closed.
+    Without `localpid` it was cancelled before it came, or refused for good (`kept`). It stays until
+    `expires` (seconds) and the process is closed.
     """
 
     digest: bytes
@@ -62,6 +74,11 @@ class Marker(msgspec.Struct, frozen=True):
     localpid: str
     receipt: bytes
     expires: int
+    kept: Kept | None = None
+
+    def concerns(self, opened: Opened) -> bool:
+        """Whether it decides about a submission: a refusal does about the same bytes only."""
+        return self.kept is None or self.digest == opened.digest
 
 
 def parse_spec(data: bytes) -> FunctionSpec:
@@ -211,16 +228,17 @@ class Inbox:
         forbidden = self._enter(opened.issuer, process, submit, len(data))
         if forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
-            found = await self.client.get(self.keys.marker(opened.issuer, submit.pid))
-            if found is not None:
-                return self._again(unpack(found.value, Marker), opened)
+            marker = await self._marker(opened, submit)
+            if marker is not None:
+                return self._again(marker, opened)
             raise Refusal(
                 forbidden.status, forbidden.code, forbidden.message, again=forbidden.again
             )
         fresh = True
         try:
             needed = asked.first.files is not None and not process.peer
-            if needed and not await self._known(opened, submit):
+            # A repeat needs nothing more.
+            if needed and await self._marker(opened, submit) is None:
                 fresh = False
                 await self.bring(opened, submit, asked.first, process)
                 fresh = True
@@ -230,9 +248,11 @@ class Inbox:
             self.meter.leave(opened.issuer, used=fresh)
         return answer
 
-    async def _known(self, opened: Opened, submit: Submit) -> bool:
-        """Whether it is a repeat, which needs nothing more."""
-        return await self.client.get(self.keys.marker(opened.issuer, submit.pid)) is not None
+    async def _marker(self, opened: Opened, submit: Submit) -> Marker | None:
+        """What was decided about a submission before."""
+        found = await self.client.get(self.keys.marker(opened.issuer, submit.pid))
+        marker = unpack(found.value, Marker) if found else None
+        return marker if marker is not None and marker.concerns(opened) else None
 
     def _same(self, one: str, other: str) -> bool:
         """Whether two ids are of one colony, as far as we know."""
@@ -280,10 +300,11 @@ class Inbox:
             step = store.submit(process, data, addition.ops)
         except ValueError as error:
             raise Refusal(400, "bad_spec", f"spec.conditions: {error}") from None
+        free: Compare = Absent(key)
         for _ in range(_TRIES):
             trusted = self._trust_in(opened.issuer, process.peer)
             txn = Txn(
-                [Absent(key), *trusted, *addition.compare, *step.txn.compare],
+                [free, *trusted, *addition.compare, *step.txn.compare],
                 [Put(key, pack(marker)), *step.txn.success],
                 [Get(key)],
             )
@@ -296,7 +317,11 @@ class Inbox:
                 return marker.receipt, True
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, Marker)
-                return self._again(there, opened), False
+                if there.concerns(opened):
+                    return self._again(there, opened), False
+                if free != (other := ModRevision(key, result.responses[0][0].mod_revision)):
+                    free = other
+                    continue
             for each in filter(None, (opened.issuer, process.peer)):
                 await self.peers.reload(each)
             if self._trust_in(opened.issuer, process.peer) == trusted:
@@ -304,6 +329,8 @@ class Inbox:
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
     def _again(self, marker: Marker, opened: Opened) -> bytes:
+        if marker.kept is not None:
+            raise Refusal(marker.kept.status, marker.kept.code, marker.kept.message)
         if marker.localpid and marker.digest != opened.digest:
             raise Refusal(409, "id_reuse", "another message with this process id was accepted")
         return self._first_receipt(marker, opened)
@@ -355,24 +382,29 @@ class Inbox:
         key, peer = self.keys.marker(opened.issuer, wish.pid), self.keys.peer(opened.issuer)
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
         marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)
+        free: Compare = Absent(key)
         for _ in range(_TRIES):
             revision = self._trusted_revision(opened.issuer)
-            txn = Txn(
-                [Absent(key), ModRevision(peer, revision)], [Put(key, pack(marker))], [Get(key)]
-            )
+            txn = Txn([free, ModRevision(peer, revision)], [Put(key, pack(marker))], [Get(key)])
             result = await self.client.commit(txn)
             if result.succeeded:
                 return receipt
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, Marker)
-                if not there.localpid:
+                if there.kept is not None:
+                    # Whatever else comes under this id is cancelled as well.
+                    if free != (other := ModRevision(key, result.responses[0][0].mod_revision)):
+                        free = other
+                        continue
+                elif not there.localpid:
                     return self._first_receipt(there, opened)
-                return await self._end(opened, there, wish)
+                else:
+                    return await self._end(opened, there, wish)
             await self.peers.reload(opened.issuer)
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
     async def _end(self, opened: Opened, marker: Marker, wish: Cancel) -> bytes:
-        status = "cancelled"
+        status: Literal["cancelled", "already_closed"] = "cancelled"
         try:
             await self.processes.cancel(self.home, marker.localpid)
         except RpcError as error:

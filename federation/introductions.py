@@ -1,7 +1,8 @@
 """Introductions: trusted peers show each other the signed cards of colonies that they trust.
 
 A card proves itself, so an introduction is an address and no more than that; whom to trust stays
-the owner's decision, unless the configuration says otherwise. Peers are kept by `peers`.
+the owner's decision, unless the configuration says otherwise. Who introduced whom is kept by
+`introduced`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from federation.card import Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect
 from federation.inbox import Refusal
+from federation.introduced import Introduced
 from federation.ledger import Bell
 from federation.messages import DEEPEST, Introduction, Introductions, Sealer, load
 from federation.peers import PENDING, TRUSTED, Known, Peers
 from federation.policy import Bucket
 from federation.transport import Link, PeerRefused, TransportError
+from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
+from node.etcd.transactions import ModRevision, Put, Txn
 from node.log import get_logger
 
 __all__ = ["MOST", "Introducer", "chosen"]
@@ -61,23 +66,46 @@ def _expiry(card: bytes) -> int:
         return 0
 
 
+class Latest(msgspec.Struct, frozen=True):
+    """The latest message of a peer that was taken in, and under which of its ids it was signed."""
+
+    signer: str = ""
+    seq: int = -1
+
+
+def _none() -> int:
+    return 0
+
+
 @dataclass
 class Introducer:
-    """`mode` is "pending", "trust" or "off", as configured."""
+    """`mode` is "pending", "trust" or "off", as configured.
+
+    `first` is a number that is larger in each run of this daemon than in all before.
+    """
 
     sealer: Sealer
     peers: Peers
     high_water: Callable[[], float]
     mode: str = "pending"
     chance: Callable[[], random.Random] = random.Random
+    first: Callable[[], int] = _none
+    _count: int = 0
     _bells: dict[str, Bell] = field(default_factory=dict)
     _buckets: dict[str, Bucket] = field(default_factory=dict)
+    _turns: dict[str, trio.Lock] = field(default_factory=dict)
     _known: frozenset[tuple[str, int]] = frozenset()
+    introduced: Introduced = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.introduced = Introduced(self.peers)
 
     # -- ours ----------------------------------------------------------------------------
 
     def _message(self, peerid: str) -> Introductions:
-        return Introductions(chosen(self.peers.trusted(), peerid, self.sealer.seconds))
+        self._count += 1
+        known = chosen(self.peers.trusted(), peerid, self.sealer.seconds)
+        return Introductions(known, (self.first() << 24) + self._count)
 
     def look(self) -> None:
         """A peer changed: if it is whom we trust, all others hear of it."""
@@ -102,9 +130,38 @@ class Introducer:
             again = math.ceil(wait)
             message = f"more than {_RATE} exchanges a minute"
             raise Refusal(429, "introductions_rate", message, again=again)
-        await self.take_in(opened.issuer, load(opened.payload, Introductions))
+        await self._hear(opened.issuer, opened.wire, load(opened.payload, Introductions))
         ours = self._message(opened.issuer)
         return self.sealer.seal(Kind.INTRODUCTIONS, opened.issuer, ours)
+
+    async def _hear(self, by: str, signer: str, said: Introductions) -> None:
+        """Take in what a peer says, unless it said something later before.
+
+        Its messages may be kept on the way, and brought again.
+        """
+        async with self._turns.setdefault(by, trio.Lock()):
+            if await self._is_later(by, signer, said.seq):
+                await self.take_in(by, said)
+            else:
+                log.info("old introductions not taken", by=by, number=said.seq)
+
+    async def _is_later(self, by: str, signer: str, seq: int) -> bool:
+        """Whether a message has a higher number than all before, which is then remembered."""
+        key, entry = self.peers.keys.introducing(by), self.peers.get(by)
+        found = await self.peers.client.get(key)
+        latest = unpack(found.value, Latest) if found else Latest()
+        if signer != latest.signer:
+            # Under another key numbers count anew, and there is no way back to the one before.
+            later = not latest.signer or (entry is not None and signer == entry.peer.wire)
+        else:
+            later = seq > latest.seq
+        if not later:
+            return False
+        unchanged = ModRevision(key, found.mod_revision if found else 0)
+        result = await self.peers.client.commit(
+            Txn([unchanged], [Put(key, pack(Latest(signer, seq)))])
+        )
+        return result.succeeded  # else another daemon of ours took one in at this moment
 
     async def take_in(self, by: str, said: Introductions) -> None:
         """Meet the colonies that a peer introduced, and forget those that it does no more."""
@@ -118,15 +175,19 @@ class Introducer:
             known = cards.get(card.id)
             if known is None or card.sequence > known[0].sequence:
                 cards[card.id] = (card, each)
-        self.peers.dismiss(by, cards.keys())
+        self.introduced.dismiss(by, cards.keys())
+        # A chain of introductions is counted from where our owner's own word ends.
+        introducer = self.peers.get(by)
+        way = introducer.peer.distance if introducer is not None else 0
         for card, each in cards.values():
-            entry = await self.peers.introduce(card, each.card, by, each.hops)
+            hops = way + each.hops
+            entry = await self.introduced.introduce(card, each.card, by, hops)
             if entry is not None and self.mode == "trust":
-                await self._trust(entry, each.hops)
+                await self._trust(entry, hops)
 
     async def _trust(self, entry: Known, hops: int) -> None:
         taken = sum(each.peer.distance > 0 for each in self.peers.trusted())
-        if entry.peer.state != PENDING or taken >= _MOST_TRUSTED:
+        if entry.peer.state != PENDING or taken >= _MOST_TRUSTED or hops > DEEPEST:
             return
         await self.peers.trust(entry.peer.id, distance=hops)
 
@@ -137,7 +198,7 @@ class Introducer:
             expired = _expiry(entry.latest or entry.peer.card) <= now
             if entry.peer.state == PENDING and entry.introduced and expired:
                 for by in list(entry.introduced):
-                    self.peers.withdraw(by, entry)
+                    self.introduced.withdraw(by, entry)
 
     # -- exchanging ------------------------------------------------------------------------
 
@@ -163,7 +224,7 @@ class Introducer:
             body = link.seal(Kind.INTRODUCTIONS, self._message(link.id))
             opened, _ = await link.post("/v1/introductions", body, Kind.INTRODUCTIONS)
             if self.peers.state(link.id) == TRUSTED:
-                await self.take_in(link.id, load(opened.payload, Introductions))
+                await self._hear(link.id, opened.wire, load(opened.payload, Introductions))
         except PeerRefused as error:
             log.debug("peer introduces nobody", peer=link.id, code=error.code)
             return _OLD if error.code == "not_found" else _AWAY
@@ -174,6 +235,6 @@ class Introducer:
 
     def forget(self, peerid: str) -> None:
         """A peer is trusted no more, and so is nobody on its word."""
-        self.peers.dismiss(peerid, ())
+        self.introduced.dismiss(peerid, ())
         self._bells.pop(peerid, None)
         self._buckets.pop(peerid, None)

@@ -134,6 +134,10 @@ class Keys:
         """How much of the channels of a process of another colony that colony told us of."""
         return f"{self.root}hearing/{issuer}/{processid}"
 
+    def introducing(self, peerid: str) -> str:
+        """The number of the latest message in which a peer introduced colonies."""
+        return f"{self.root}introducing/{peerid}"
+
     def late(self, processid: str) -> str:
         """A signed outcome that came too late to count."""
         return f"{self.lates}{processid}"

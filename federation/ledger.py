@@ -167,8 +167,12 @@ class Ledger:
 
     def touched(self, process: Process) -> None:
         """A transaction of the node changed an entry: read it again."""
-        self.stale[process.processid] = process.peer
-        self.bell(process.peer).ring()
+        self.look_for(process.processid, process.peer)
+
+    def look_for(self, processid: str, peerid: str) -> None:
+        """There may be an entry that we don't know: read it."""
+        self.stale[processid] = peerid
+        self.bell(peerid).ring()
 
     # -- store and memory --------------------------------------------------------------------
 
@@ -329,6 +333,11 @@ class Ledger:
             self.stale[before.processid] = before.peer
             self.bell(before.peer).ring()
             return error.status == 409
+        except BaseException:
+            # It may have happened: what is to be sent is in the store.
+            if taken is not None:
+                self.look_for(before.processid, taken.peer or before.peer)
+            raise
         if taken is None:
             return False
         if taken.peer:

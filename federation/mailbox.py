@@ -14,17 +14,20 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.envelope import Kind, Opened, Refused
+from federation.gate import BROUGHT
 from federation.inbox import Refusal
 from federation.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, Sealer, load
 from federation.peers import TRUSTED, Known, Peers
 from federation.transport import (
     Answer,
     Carrier,
+    Later,
     Link,
     Lost,
     PeerRefused,
     TransportError,
     Unsent,
+    Untimely,
 )
 from node.log import get_logger
 from node.rpc.http import Request, Response
@@ -187,7 +190,7 @@ class Office:
     async def forward(self, opened: Opened, data: bytes) -> bytes:
         """A peer has a message for a colony that polls us. Raises Refusal.
 
-        What certainly did not get there is told apart from what may have.
+        The sender does not rely on what we say of what became of it: only on what the other signed.
         """
         wish = load(opened.payload, Pass)
         to = self.peers.roster.root(wish.to)
@@ -204,18 +207,20 @@ class Office:
 
 
 async def pass_on(link: Link, to: str, path: str, body: bytes, wait: float) -> Answer:
-    """Send a message to the colony `to` by way of the peer that it polls. Raises TransportError."""
+    """Send a message to the colony `to` by way of the peer that it polls. Raises TransportError.
+
+    Once the mailbox has it, nothing that the mailbox says tells that it was not delivered.
+    """
     wish = Pass(to, path, body, min(30, int(wait)))
     sealed = link.seal(Kind.PASS, wish)
     try:
         opened, _ = await link.post("/v1/pass", sealed, Kind.PASSED, wait + _ANSWER)
         passed = load(opened.payload, Passed)
-    except PeerRefused as error:
-        # It is the mailbox that refuses, not the colony that the message is for.
-        raise Unsent(f"its mailbox: {error}") from None
-    except Refused as error:
+    except Later as error:
+        raise Later(f"its mailbox: {error}", error.seconds) from None
+    except (PeerRefused, Untimely, Refused) as error:
         raise Lost(f"its mailbox: {error}") from None
-    return Answer(passed.status, passed.after, passed.data)
+    return Answer(passed.status, passed.after, passed.data, brought=True)
 
 
 @dataclass
@@ -296,7 +301,8 @@ class Collector:
             if parcel.path in ("/v1/mail", "/v1/pass"):
                 return
             # From nowhere near: it is not the local network that carried it.
-            response = await self.handle(Request("POST", parcel.path, "", {}, parcel.body, ""))
+            request = Request("POST", parcel.path, "", {}, parcel.body, BROUGHT)
+            response = await self.handle(request)
             after = dict(response.headers).get("retry-after", "")
             data = bytes(response.body)
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ __all__ = [
     "DEEPEST",
     "MOST_FILES",
     "MOST_FOLLOWED",
+    "SIGNED",
     "Cancel",
     "Capabilities",
     "Carried",
@@ -70,6 +71,8 @@ Wait = Annotated[int, msgspec.Meta(ge=0, le=30)]
 Big = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 MOST_FOLLOWED = 128  # processes in one poll
 MOST_FILES = 2000  # that one submission needs
+# Refusals at these are signed: of a process that may go elsewhere, and of whose clock is off.
+SIGNED = ("/v1/submit", "/v1/hello")
 M = TypeVar("M")
 
 
@@ -189,11 +192,11 @@ class Cancel(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """`status` is accepted, cancelled or already_closed; `remote` the executing colony's id."""
+    """`remote` is the executing colony's id of it, "" if it never was there."""
 
     pid: Pid
     attempt: Attempt
-    status: str
+    status: Literal["accepted", "cancelled", "already_closed"]
     remote: str
 
 
@@ -365,9 +368,13 @@ class Introduction(msgspec.Struct, frozen=True):
 
 
 class Introductions(msgspec.Struct, frozen=True):
-    """All whom the sender introduces: what a later message has no more is introduced no more."""
+    """All whom the sender introduces: what a later message has no more is introduced no more.
+
+    Of two messages of one sender, the one with the higher `seq` is the later one.
+    """
 
     known: Annotated[list[Introduction], msgspec.Meta(max_length=64)]
+    seq: Big
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -425,7 +432,8 @@ class Passed(msgspec.Struct, frozen=True):
 class Denial(msgspec.Struct, frozen=True):
     """The message whose SHA-256 is `digest`, posted to `path`, was not taken: nothing came of it.
 
-    At another path the same bytes may well have been. `clock` and `latest` as in a hello.
+    At another path the same bytes may well have been. `clock` and `latest` as in a hello. `kept`:
+    no copy of it was ever taken, and none will be, whoever brings it.
     """
 
     code: str
@@ -434,6 +442,7 @@ class Denial(msgspec.Struct, frozen=True):
     clock: Count = 0
     latest: Count = 0
     path: Text = ""
+    kept: bool = False
 
 
 def dump(message: msgspec.Struct) -> bytes:

@@ -265,21 +265,33 @@ def cancelled(forward: Forward, remote: str, receipt: bytes, now: int) -> Move:
 
 
 def refused(
-    forward: Forward, code: str, message: str, peername: str, now: int, *, signed: bool = False
+    forward: Forward,
+    code: str,
+    message: str,
+    peername: str,
+    now: int,
+    *,
+    signed: bool = False,
+    brought: bool = False,
+    kept: bool = False,
 ) -> Move:
-    """The peer turned the message away for good; `signed` is whether it put its name to that."""
+    """The peer turned the message away for good; `signed` is whether it put its name to that.
+
+    `brought`: another colony brought it there, and may have before, or may again. `kept`: the peer
+    put its name to that it took no copy and will take none.
+    """
     error = f"peer {peername} refused: {code}: {message}"
     after = msgspec.structs.replace(forward, lasterror=error, ended=now)
     if forward.state == CANCELLING:
         return Move(msgspec.structs.replace(after, state=CLOSED), False)
-    if forward.sent > 1:
+    if (forward.sent > 1 or brought) and not kept:
         if code == "expired":
-            # Says nothing about the earlier copies: the outcome is awaited.
+            # Says nothing about the other copies: the outcome is awaited.
             return Move(msgspec.structs.replace(after, deliver=0, ended=0), True)
-        error += "; an earlier copy may have arrived: in doubt, the peer may still run it"
+        error += "; another copy may have arrived: in doubt, the peer may still run it"
         return Move(msgspec.structs.replace(after, state=DOUBT), False, Act.FAIL, [error])
     # Another message under this id, which it has, may be one of ours that a lost store forgot.
-    certain = signed and code != "id_reuse"
+    certain = (signed or kept) and code != "id_reuse"
     return Move(msgspec.structs.replace(after, state=REFUSED), False, Act.FAIL, [error], certain)
 
 

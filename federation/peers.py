@@ -1,7 +1,8 @@
 """The other colonies: what is known of each, and whether it is trusted.
 
 Decisions (trusted, blocked) are in the store; hints, pending cards and liveness only in memory,
-so strangers cannot fill the store. Who speaks to a peer is in `transport`.
+so strangers cannot fill the store. Whom peers introduce is in `introduced`, what becomes of one
+that changes its key in `heirs`, who speaks to a peer in `transport`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from federation.card import Card
-from federation.envelope import MAX_LIFETIME
 from federation.keys import Keys
 from federation.policy import Policy
 from federation.roster import (
@@ -27,7 +27,6 @@ from federation.roster import (
     Roster,
     Usurped,
 )
-from federation.succession import Heir
 from node.codec import pack, unpack
 from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
@@ -38,7 +37,6 @@ __all__ = ["BLOCKED", "PENDING", "SEEN", "TRUSTED", "Former", "Known", "Peer", "
 
 _MAX_STRANGERS = 64  # of each of seen and pending; the oldest makes room
 _MAX_LAN = 256  # trusted ones, after which `trust = "lan"` trusts no more
-_MAX_INTRODUCED = 256  # beside those; the newest finds no room
 _TRIES = 5
 
 log = get_logger("peers")
@@ -145,6 +143,13 @@ class Peers:
             peer = next((way for way in ways if way not in avoid), None)
         return "" if peer is None or peer in avoid else peer
 
+    def introducers(self, peerid: str) -> list[str]:
+        """Ids of the trusted peers that introduced a colony, the nearest to it first."""
+        entry = self.known.get(peerid)
+        introduced = entry.introduced if entry else {}
+        found = [by for by in introduced if self.state(by) == TRUSTED]
+        return sorted(found, key=lambda by: (introduced[by], by))
+
     def find(self, text: str) -> Known:
         """The peer with this id, unique beginning of an id (8 or more), or name.
 
@@ -210,7 +215,7 @@ class Peers:
             return entry  # by a key that it has no more
 
         def described(peer: Peer) -> Peer:
-            return _described(peer, card, data) if card.sequence > peer.sequence else peer
+            return peer.described(card, data) if card.sequence > peer.sequence else peer
 
         if entry is None or not entry.peer.public_key:
             self._make_room(PENDING)
@@ -220,7 +225,7 @@ class Peers:
             log.info("colony proved itself", peer=card.id, called=card.name)
         elif card.sequence > entry.peer.sequence:
             if entry.peer.state == TRUSTED:
-                await self._save(entry, described)
+                await self.save(entry, described)
             else:
                 entry.peer = msgspec.structs.replace(described(entry.peer), state=PENDING)
         entry.met = True
@@ -235,98 +240,9 @@ class Peers:
         """Whether the network may make yet another colony trusted by being there."""
         return len(self.trusted()) < _MAX_LAN
 
-    # -- introductions -------------------------------------------------------------------
-
-    async def introduce(self, card: Card, data: bytes, by: str, hops: int) -> Known | None:
-        """A trusted peer showed the card of another colony: it is pending, unless known already.
-
-        None when it is our own, of a blocked colony, or one more than there may be.
-        """
-        entry = self.known.get(card.id)
-        if self.is_me(card.id) or (entry and entry.peer.state == BLOCKED):
-            return None
-        if entry is not None and card.id != entry.peer.wire:
-            return entry
-        if entry is not None and entry.peer.state == TRUSTED:
-            if card.sequence > entry.peer.sequence:
-                await self.learn(card, data, near=False)
-            return entry
-        if entry is None or not entry.introduced:
-            count = sum(bool(each.introduced) for each in self.known.values())
-            if count >= _MAX_INTRODUCED:
-                return None
-        if entry is None:
-            entry = self.known.setdefault(card.id, Known(Peer(card.id)))
-        entry.introduced[by] = hops
-        if card.sequence > entry.peer.sequence or not entry.peer.public_key:
-            entry.peer = msgspec.structs.replace(_described(entry.peer, card, data), state=PENDING)
-        if card.sequence >= entry.peer.sequence:
-            entry.latest = data
-        return entry
-
-    def dismiss(self, by: str, keep: Collection[str]) -> None:
-        """A colony introduces nobody any more but those in `keep`."""
-        keep = {self.roster.root(each) for each in keep}
-        for pid, entry in list(self.known.items()):
-            if by in entry.introduced and pid not in keep:
-                self.withdraw(by, entry)
-
-    def withdraw(self, by: str, entry: Known) -> None:
-        """One introduction is over; who is known by nothing else is forgotten."""
-        entry.introduced.pop(by, None)
-        known_else = entry.introduced or entry.met or entry.sighted
-        if entry.peer.state == PENDING and not known_else:
-            self.known.pop(entry.peer.id, None)
-
-    def introducers(self, peerid: str) -> list[str]:
-        """Ids of the trusted peers that introduced a colony, the nearest to it first."""
-        entry = self.known.get(peerid)
-        introduced = entry.introduced if entry else {}
-        found = [by for by in introduced if self.state(by) == TRUSTED]
-        return sorted(found, key=lambda by: (introduced[by], by))
-
     # -- deciding ------------------------------------------------------------------------
 
-    async def succeed(self, heir: Heir, now: int) -> bool:
-        """A colony that we decided about goes on under another key; `now` in seconds.
-
-        One write: everything else stays where it is. Whoever knows of one successor takes no
-        other; True when it is new. Raises Usurped.
-        """
-        entry = self.known.get(heir.old)
-        if entry is None or entry.peer.state not in (TRUSTED, BLOCKED):
-            return False
-        other = self.known.get(heir.new)
-        if other is not None and other is not entry and other.revision:
-            raise Usurped("the new key is that of another colony, about which was decided here")
-        former = Former(heir.old, heir.old_key, min(heir.until, now + MAX_LIFETIME))
-
-        def followed(peer: Peer) -> Peer:
-            if heir.new in peer.ids:
-                return peer
-            if heir.old != peer.wire:
-                raise Usurped(f"{heir.old[:12]} has another successor, {peer.wire[:12]}")
-            # Its cards count anew: whoever stole the old key may have used up the numbers.
-            return msgspec.structs.replace(
-                peer,
-                current=heir.new,
-                public_key=heir.new_key,
-                sequence=-1,
-                former=[former, *peer.former],
-                card=b"",
-            )
-
-        if heir.new in entry.peer.ids:
-            return False
-        if other is not None and other is not entry:
-            self.known.pop(other.peer.id)  # a stranger until now
-        await self._save(entry, followed)
-        entry.latest = b""
-        self.roster.index(entry.peer)
-        log.warning("a peer changed its key", peer=entry.peer.id, now=heir.new)
-        return True
-
-    async def _save(self, entry: Known, decide: Callable[[Peer], Peer]) -> None:
+    async def save(self, entry: Known, decide: Callable[[Peer], Peer]) -> None:
         """Store what `decide` makes of the peer as stored: another daemon may have changed it.
 
         A block outlasts everything but the owner's `trust`, which does not come this way.
@@ -384,7 +300,7 @@ class Peers:
             entry.peer, entry.revision = peer, result.revision
             self.changed(peer.id)
         elif entry.peer != peer:
-            await self._save(entry, trusted)
+            await self.save(entry, trusted)
         log.info("peer trusted", peer=peer.id, called=peer.name)
         return entry
 
@@ -393,7 +309,7 @@ class Peers:
         entry = self.find(peerid)
         if entry.peer.state != TRUSTED:
             raise conflict(f"the colony is {entry.peer.state}; a policy is for trusted ones")
-        await self._save(entry, lambda peer: msgspec.structs.replace(peer, policy=policy))
+        await self.save(entry, lambda peer: msgspec.structs.replace(peer, policy=policy))
         log.info("policy changed", peer=entry.peer.id, called=entry.peer.name)
         return entry
 
@@ -422,7 +338,7 @@ class Peers:
                 return False
             newer = card.sequence > there.sequence
             peer = msgspec.structs.replace(
-                _described(there, card, data) if newer else there,
+                there.described(card, data) if newer else there,
                 state=TRUSTED,
                 policy=policy or there.policy,
                 ending=False,
@@ -453,7 +369,7 @@ class Peers:
         `ending` is set in the same write: whoever finds it after a crash ends the rest.
         """
         entry = self.find(peerid)
-        await self._save(
+        await self.save(
             entry, lambda peer: msgspec.structs.replace(peer, state=BLOCKED, ending=True)
         )
         log.info("peer blocked", peer=entry.peer.id, called=entry.peer.name)
@@ -473,17 +389,3 @@ class Peers:
             entry.peer, entry.revision = peer, result.revision
         else:
             await self.reload(peerid)
-
-
-def _described(peer: Peer, card: Card, data: bytes) -> Peer:
-    """The peer with what its card says; what was decided about it stays."""
-    return msgspec.structs.replace(
-        peer,
-        name=card.name,
-        public_key=card.public_key,
-        sequence=card.sequence,
-        fingerprint=card.fingerprint,
-        endpoints=card.endpoints,
-        mailboxes=card.mailboxes,
-        card=data,
-    )

@@ -16,7 +16,7 @@ from federation import chains, outbox, relays
 from federation.envelope import Kind, Opened, Refused, open_envelope
 from federation.following import Follower
 from federation.ledger import Ledger
-from federation.messages import Outcome, Outcomes, Poll, Sealer, load
+from federation.messages import Attempt, Outcome, Outcomes, Pid, Poll, Sealer, load
 from federation.outbox import Forward
 from federation.transport import Later, Link, TransportError
 from node.codec import pack, unpack
@@ -35,7 +35,16 @@ _VAIN = 5  # answers with outcomes that settle nothing, before the next poll has
 _IDLE = 300.0  # seconds between looks at a peer that should owe nothing
 _OUTCOME_LIMIT = 8_000_000  # bytes
 
+_EVIDENCE = 65_536  # bytes of a malformed outcome that are kept with what became of it
+
 log = get_logger("results")
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What the least of an outcome tells."""
+
+    pid: Pid
+    attempt: Attempt
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Results:
     sealer: Sealer
     high_water: Callable[[], float]
     late: int = 0
-    broken: int = 0  # outcomes whose chain did not hold
+    broken: int = 0  # outcomes that were malformed, or whose chain did not hold
     follower: Follower = field(init=False)
     _acks: dict[str, set[str]] = field(default_factory=dict)
     _chance: random.Random = field(default_factory=random.Random)
@@ -131,26 +140,37 @@ class Results:
             limit=_OUTCOME_LIMIT,
             high_water=link.highest,
         )
-        outcome = await self._told(link, opened, sealed)
-        output = _output(outcome.out)
+        problem = False
+        try:
+            outcome = await self._told(link, opened, sealed)
+            output = _output(outcome.out)
+        except Refused as refused:
+            # Signed by the peer: no repeat of it can be better.
+            outcome, output, problem = self._nonsense(link, opened, refused), [], True
         key = self.ledger.keys.forward(link.id, outcome.pid)
         found = await self.ledger.client.get(key)
         now = self.sealer.now()
         forward = unpack(found.value, Forward) if found else None
         fits = forward is not None and forward.attempt == outcome.attempt
         leaving: list[Op] = []
+        slim: list[Op] = []  # the same, of next to no size
         rest: list[Op] = []
         record: Forward | None = None
         if forward is not None and fits:
-            record = outbox.concluded(forward, sealed, outcome.localpid, now)
+            evidence = b"" if problem and len(sealed) > _EVIDENCE else sealed
+            remote = outcome.localpid or forward.remoteprocessid
+            record = outbox.concluded(forward, evidence, remote, now)
             rest = self.follower.ending(
                 link.id, outcome.pid, outcome.attempt, more=more is None or outcome.pid in more
             )
-            leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(record)), *rest]
+            place = self.ledger.keys.proof(outcome.pid)
+            leaving = [Delete(key), Put(place, pack(record)), *rest]
+            bare = msgspec.structs.replace(record, outcome=b"", remoteprocessid=remote[:64])
+            slim = [Delete(key), Put(place, pack(bare)), *rest]
         # A person let the process go on without it: its place and its record are others by now.
         aside = forward is not None and fits and forward.aside
         if aside:
-            leaving = [Delete(key), *rest]
+            leaving = slim = [Delete(key), *rest]
         try:
             waits = fits and not aside
             closed = await self._close(link, outcome, output, leaving) if waits else False
@@ -158,14 +178,21 @@ class Results:
             assert record is not None
             if not await self._keep_apart(outcome.pid, sealed) and record.origin:
                 # Without its proof nobody would believe what we pass on.
-                errors = ["the output is too large to be passed on with its signature"]
-                outcome = msgspec.structs.replace(outcome, state=State.FAILED, errors=errors)
+                outcome = _failure(
+                    outcome, "the output is too large to be passed on with its signature"
+                )
                 output = []
-            bare = msgspec.structs.replace(record, outcome=b"")
-            leaving = [Delete(key), Put(self.ledger.keys.proof(outcome.pid), pack(bare)), *rest]
-            closed = await self._close(link, outcome, output, leaving)
+            try:
+                closed = await self._close(link, outcome, output, slim)
+            except EtcdTooLarge:
+                name = self.ledger.peers.name(link.id)
+                outcome = _failure(
+                    outcome, f"what peer {name} says of the end is too large to be kept here"
+                )
+                closed = await self._close(link, outcome, [], slim)
+            leaving = slim
         if not closed:
-            await self._too_late(link, outcome, sealed, leaving, aside)
+            await self._too_late(link, outcome, sealed, (leaving, slim), aside)
         if rest:
             await self.follower.ended(outcome.pid)
         entry = self.ledger.entries.get(outcome.pid)
@@ -174,6 +201,18 @@ class Results:
                 self.ledger.entries.pop(outcome.pid, None)
             self.ledger.stale[outcome.pid] = link.id
         return outcome.pid
+
+    def _nonsense(self, link: Link, opened: Opened, refused: Refused) -> Outcome:
+        """What follows from a malformed outcome that the peer signed: the process failed.
+
+        Raises Refused again when it does not even tell which process.
+        """
+        about = load(opened.payload, _About)
+        self.broken += 1
+        log.warning("outcome malformed", process=about.pid, peer=link.id, why=refused)
+        name = self.ledger.peers.name(link.id)
+        errors = [f"peer {name} told a malformed end: {refused.message[:300]}"]
+        return Outcome(about.pid, about.attempt, State.FAILED, b"[]", errors, "", "", 0, 0)
 
     async def _told(self, link: Link, opened: Opened, sealed: bytes) -> Outcome:
         """The outcome with what the colony that ran it says, verified down to its signature.
@@ -188,6 +227,10 @@ class Results:
             target = known[0].spec.conditions.colonyname
             home = (ledger.home, *self.sealer.ids)
             beyond = relays.onward_target(target, ledger.peers.names(link.id), home)
+        if not outcome.below and outcome.localpid not in {
+            relays.local_id(each, outcome.pid, outcome.attempt) for each in self.sealer.ids
+        }:
+            raise Refused("malformed", "outcome: it names another process there")
         if not outcome.below and not beyond:
             return outcome
         key = link.key_of(opened.issuer) or b""
@@ -200,7 +243,7 @@ class Results:
         errors = [
             f"what peer {ledger.peers.name(link.id)} says of the end is not proven: {problem}"
         ]
-        return msgspec.structs.replace(outcome, state=int(State.FAILED), out=b"[]", errors=errors)
+        return _failure(outcome, *errors)
 
     async def _keep_apart(self, pid: str, sealed: bytes) -> bool:
         """Keep a large outcome for itself, before the process is closed with it; whether it fits.
@@ -247,20 +290,45 @@ class Results:
         return mine
 
     async def _too_late(
-        self, link: Link, outcome: Outcome, sealed: bytes, leaving: Sequence[Op], aside: bool
+        self,
+        link: Link,
+        outcome: Outcome,
+        sealed: bytes,
+        leaving: Sequence[Sequence[Op]],
+        aside: bool,
     ) -> None:
-        """Nobody waits for it any more: keep it as such, unless it is a repeat."""
-        ops = list(leaving)
+        """Nobody waits for it any more: keep it as such, unless it is a repeat or too large.
+
+        The forward leaves in the first of these ways that the store takes.
+        """
+        late: list[Op] = []
         known = await self.ledger.processes.load(self.ledger.home, outcome.pid)
         proof = await self.ledger.client.get(self.ledger.keys.proof(outcome.pid))
-        repeat = proof is not None and bool(unpack(proof.value, Forward).outcome)
+        record = unpack(proof.value, Forward) if proof is not None else None
+        repeat = record is not None and bool(record.outcome)
         ours = known is not None and known[0].peer == link.id
+        if known is not None and record is not None and not ours and not aside:
+            # Its owner took it back from there, and the forward is gone, too.
+            aside = any(each.final and each.peer == link.id for each in record.tried)
         if (aside or (ours and not repeat)) and outcome.state != State.CANCELLED:
             self.late += 1
-            ops.append(Put(self.ledger.keys.late(outcome.pid), sealed))
+            late = [Put(self.ledger.keys.late(outcome.pid), sealed)]
             log.info("outcome came late", process=outcome.pid, peer=link.id)
+        *ways, last = [[*ops, *more] for more in (late, []) for ops in leaving]
+        for ops in ways:
+            try:
+                return await self._leave(ops)
+            except EtcdTooLarge:
+                log.warning("late outcome too large", process=outcome.pid, peer=link.id)
+        await self._leave(last)
+
+    async def _leave(self, ops: list[Op]) -> None:
         if ops:
             await self.ledger.client.commit(Txn([], ops))
+
+
+def _failure(outcome: Outcome, *errors: str) -> Outcome:
+    return msgspec.structs.replace(outcome, state=int(State.FAILED), out=b"[]", errors=list(errors))
 
 
 def _output(data: bytes) -> list[object]:

@@ -1,6 +1,6 @@
 """What is kept of another colony, and the list in which it is found under each of its ids.
 
-What becomes of it (trust, introductions, a new key) is decided in `peers`.
+What becomes of it is decided in `peers` (trust), `introduced` and `heirs` (a new key).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from federation.card import Card
 from federation.clocks import Clock
 from federation.policy import Policy
 
@@ -78,6 +79,19 @@ class Peer(msgspec.Struct, frozen=True):
     def ids(self) -> list[str]:
         """All ids that are its own."""
         return [self.wire, *(each.id for each in self.former)]
+
+    def described(self, card: Card, data: bytes) -> Peer:
+        """The peer with what its card says; what was decided about it stays."""
+        return msgspec.structs.replace(
+            self,
+            name=card.name,
+            public_key=card.public_key,
+            sequence=card.sequence,
+            fingerprint=card.fingerprint,
+            endpoints=card.endpoints,
+            mailboxes=card.mailboxes,
+            card=data,
+        )
 
     def key_of(self, issuer: str, now: float) -> bytes | None:
         """The key with which it may sign as `issuer` at a time, in seconds."""

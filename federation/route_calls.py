@@ -74,9 +74,9 @@ def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[
     name, router = spec.conditions.colonyname, federation.router
     base: dict[str, Any] = {"age": age, "routes": [], "choices": []}
     if name and name != federation.home:
-        if federation.hosts(name):
+        if federation.hooks.hosts(name):
             return base | {"stays": True, "why": f"{name!r} is hosted here, but no home colony"}
-        peer = federation.peer_of(name)
+        peer = federation.hooks.peer_of(name)
         reason = f"the spec names {name!r}; no route is asked"
         if peer is None:
             return base | {"stays": False, "why": f"{reason}, and no trusted peer is called so"}

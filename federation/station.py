@@ -6,6 +6,7 @@ what a sighting is worth, is decided elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import random
 import re
@@ -27,7 +28,16 @@ from zeroconf import (
 from federation.interfaces import Network
 from node.log import get_logger
 
-__all__ = ["SERVICE", "Advert", "Box", "Sighting", "Station", "instance_name", "sightings"]
+__all__ = [
+    "SERVICE",
+    "Advert",
+    "Box",
+    "Counter",
+    "Sighting",
+    "Station",
+    "instance_name",
+    "sightings",
+]
 
 SERVICE = "_colonyd._tcp.local."
 _VERSION = "1"
@@ -44,6 +54,9 @@ _SWEEP = 256  # names looked at again in one sweep
 # that has so many to tell within a minute is not an honest one.
 _MOST_RECORDS = 8_000
 _MOST_TEXT = 4_000_000  # bytes of TXT
+# What it may hear: reading and weighing it takes time from the rest of the daemon.
+_RATE = 200.0  # records a second
+_BURST = 2_000  # records at once, as from a few hundred colonies that answer us
 
 log = get_logger("discovery")
 
@@ -150,7 +163,7 @@ class Box:
         self.usurped = False
 
     def put(self, heard: Iterable[Sighting]) -> None:
-        """Announcements that are complete."""
+        """An announcement that is complete: addresses, best first."""
         group = tuple(heard)
         if not group:
             return
@@ -179,9 +192,12 @@ class Box:
         self._wake()
 
     def take(self) -> list[Sighting]:
-        """All that was heard, and empty the box."""
+        """All that was heard, and empty the box: the latest last, and the best of each last.
+
+        What is heard last is tried first.
+        """
         with self._lock:
-            heard = [each for group in self._heard for each in group]
+            heard = [each for group in self._heard for each in reversed(group)]
             self._heard.clear()
         return heard
 
@@ -191,21 +207,33 @@ class Box:
             return self._names.popitem()[0] if self._names else None
 
 
-class _Counter(RecordUpdateListener):
-    """Counts what the station keeps; runs on its threads."""
+class Counter(RecordUpdateListener):
+    """Counts what the station hears and keeps; runs on its threads."""
 
     def __init__(self, box: Box) -> None:
         self._box = box
         self._records = 0
         self._text = 0
+        self._allowance, self._counted = float(_BURST), float("-inf")
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
+        """Called for each packet; `now` is in ms of a steady clock."""
+        passed, self._counted = (now - self._counted) / 1000, now
+        self._allowance = min(_BURST, self._allowance + passed * _RATE) - len(records)
         for record in records:
             if record.old is None:
                 self._records += 1
                 self._text += len(getattr(record.new, "text", b""))
-        if self._records > _MOST_RECORDS or self._text > _MOST_TEXT:
+        kept_too_much = self._records > _MOST_RECORDS or self._text > _MOST_TEXT
+        if (kept_too_much or self._allowance < 0) and not self._box.flooded:
+            _deafen(zc)
             self._box.flood()
+
+
+def _deafen(zc: Zeroconf) -> None:
+    """Let a station hear nothing more: who closes it may not get to that for long in a flood."""
+    for reader in zc.engine.readers:
+        reader.transport.set_protocol(asyncio.DatagramProtocol())
 
 
 class _Listener(ServiceListener):
@@ -247,7 +275,7 @@ class Station:
             station.close()
             _empty(station)
             return
-        station.add_listener(_Counter(self._box), None)
+        station.add_listener(Counter(self._box), None)
         station.add_service_listener(SERVICE, _Listener(self))
 
     @property
@@ -298,7 +326,7 @@ class Station:
 
     def look(self, zc: Zeroconf, name: str, *, ask: bool = True) -> None:
         """Put what is known of a name into the box; on the station's threads, so nothing waits."""
-        if _INSTANCE.fullmatch(name) is None:
+        if self._closed or self._box.flooded or _INSTANCE.fullmatch(name) is None:
             return
         try:
             info = ServiceInfo(SERVICE, name)

@@ -1,6 +1,6 @@
 """Notices when the machine's network changes, or its clock is set, or it was asleep.
 
-What follows from that is done by those who listen: `discovery` announces anew, `service` greets.
+What follows from that is done by those who listen: `discovery` announces anew, `greeting` greets.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _QUIET = 0.4  # seconds without further changes, after which one counts as done
 _LATEST = 3.0  # seconds after which it counts as done in any case
 _JUMP = 3.0  # seconds that two clocks may drift apart between two looks
 _GAP = 15.0  # seconds between two looks after which we were stopped, or starved
+_SET = "clock set"
 _BLOCK = 1 << 16  # bytes read of what the kernel tells; only that it tells something counts
 
 log = get_logger("surroundings")
@@ -56,7 +57,7 @@ def jumped(before: Moment, now: Moment) -> str:
         return f"asleep for {slept:.0f} s"
     moved = (now.wall - before.wall) - passed
     if abs(moved) > _JUMP:
-        return f"clock set by {moved:+.0f} s"
+        return f"{_SET} by {moved:+.0f} s"
     if passed > _GAP:
         return f"stopped for {passed:.0f} s"
     return ""
@@ -87,7 +88,8 @@ class Damper:
 class Surroundings:
     """The network as it is now: None while nothing `wanted` is there.
 
-    `bell` rings at every change and every jump of the clocks; `reason` says what it was.
+    `bell` rings at every change and every jump of the clocks; `reason` says what it was. `moves`
+    counts those after which connections may be dead, which a clock that was set is not.
     """
 
     wanted: Sequence[str] = ()
@@ -95,6 +97,7 @@ class Surroundings:
     clocks: Callable[[], Moment] = moment
     network: Network | None = None
     reason: str = ""
+    moves: int = 0
     bell: Bell = field(default_factory=Bell)
     damper: Damper = field(default_factory=Damper)
     _stirred: Bell = field(default_factory=Bell)
@@ -120,6 +123,7 @@ class Surroundings:
 
     def _ring(self, reason: str) -> None:
         self.reason = reason
+        self.moves += not reason.startswith(_SET)
         self.bell.ring()
 
     def stir(self) -> None:

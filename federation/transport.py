@@ -26,7 +26,8 @@ from federation.dialing import (
     text_of,
 )
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
-from federation.messages import Denial, Hello, Sealer, Successor, load
+from federation.failures import Later, PeerRefused, Untimely
+from federation.messages import SIGNED, Denial, Hello, Sealer, Successor, load
 from federation.peers import TRUSTED, Known
 from federation.tls import fingerprint_of
 from node.log import get_logger
@@ -49,6 +50,7 @@ _ANSWER_LIMIT = 8_000_000  # bytes
 _REFUSAL_LIMIT = 4096
 _LONGEST_WAIT = 300
 _MOST_ADDRESSES = 16
+_HEARD = 10  # seconds for which an answer shows that a peer is there
 _TIMELY = ("not_yet_valid", "expired")
 
 # Carries the body of a message to a path there, for as many seconds and a few, and the answer back.
@@ -56,40 +58,16 @@ Carrier = Callable[[str, bytes, float], Awaitable["Answer"]]
 log = get_logger("transport")
 
 
-class Later(TransportError):
-    """The peer wants it later: in `seconds`, 0 when it did not say."""
-
-    def __init__(self, message: str, seconds: float, *, certain: bool) -> None:
-        super().__init__(message)
-        self.seconds = seconds
-        self.certain = certain  # it was turned away for certain
-
-
-class PeerRefused(TransportError):
-    """The peer will never take it; `signed` is whether it put its name to that."""
-
-    def __init__(self, code: str, message: str, *, signed: bool = False) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code, self.message, self.signed = code, message, signed
-
-
-class Untimely(TransportError):
-    """Its times did not hold by the peer's clock; once that is measured anew, others may.
-
-    `signed` is whether the peer put its name to that it did not take this message.
-    """
-
-    def __init__(self, message: str, *, signed: bool) -> None:
-        super().__init__(message)
-        self.signed = signed
-
-
 class Answer(msgspec.Struct, frozen=True):
-    """What came back, whatever it says: HTTP status, the header `retry-after`, the body."""
+    """What came back, whatever it says: HTTP status, the header `retry-after`, the body.
+
+    `brought`: another colony had message and answer in its hands.
+    """
 
     status: int
     retry_after: str
     data: bytes
+    brought: bool = False
 
 
 class _Refusal(msgspec.Struct):
@@ -198,6 +176,12 @@ class Link:
         self._pinned, self._sequence = fingerprint_of(der), self.entry.peer.sequence
         self.entry.prove(address)
         return self._http
+
+    @property
+    def unheard(self) -> bool:
+        """Whether what we send may be kept for a peer of which nobody knows that it is there."""
+        quiet = self.sealer.seconds - self.entry.lastseen > _HEARD or bool(self.entry.error)
+        return quiet and self.around() is not None
 
     async def _forget(self) -> None:
         http, self._http = self._http, None
@@ -364,19 +348,24 @@ class Link:
         return denial if about == (hashlib.sha256(body).digest(), path, refusal.code) else None
 
     def _failure(self, answer: Answer, refusal: _Refusal, path: str, body: bytes) -> TransportError:
-        status = answer.status
+        status, brought = answer.status, answer.brought
         code = refusal.code[:40] or f"http_{status}"
         message = refusal.message[:1000] or "no reason given"
+        denial = self._denial(refusal, path, body)
+        # Who brought it to the peer may have done so before, and may bring it again.
+        alone = denial is not None and not brought
         if status in (408, 429) or status >= 500 or status < 400:
             after = answer.retry_after
             seconds = min(int(after), _LONGEST_WAIT) if after.isdigit() else 0
-            return Later(f"{code}: {message}", seconds, certain=status == 429)
-        signed = self._denial(refusal, path, body) is not None
+            return Later(f"{code}: {message}", seconds, certain=alone and status == 429)
+        if brought and denial is None and path in SIGNED:
+            return Lost(f"{code}: {message} (the peer did not sign this)")
         # Times may have been right when they were sealed, and one of the clocks was set since.
         if code in _TIMELY and self._translates and bridgeable(refusal.clock, self.sealer.seconds):
             self.measure()
-            return Untimely(f"{code}: {message}", signed=signed)
-        return PeerRefused(code, message, signed=signed)
+            return Untimely(f"{code}: {message}", signed=alone)
+        kept = denial is not None and denial.kept
+        return PeerRefused(code, message, signed=denial is not None, brought=brought, kept=kept)
 
 
 def _refusal(answer: Answer) -> _Refusal:

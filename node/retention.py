@@ -128,7 +128,8 @@ class Retention:
             "id": process.processid,
             "process": msgspec.to_builtins(process),
             "logs": parts[-1] if parts else [],
-            "submission": submission.decode(errors="replace"),
+            # Of another colony it is no text, and kept by the hook.
+            "submission": "" if process.origin else submission.decode(errors="replace"),
         }
         if beyond := await self.node.processes.hooks.record(process):
             entry["forward"] = beyond

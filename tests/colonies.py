@@ -127,7 +127,8 @@ class Near(Federation):
             await self.fetch(address, entry.peer.id)
 
         around = functools.partial(self.ways.around, entry)
-        link = NearLink(entry, self.sealer, renew, self.high_water, around, follow=self.follow)
+        follow = self.greeter.follow
+        link = NearLink(entry, self.sealer, renew, self.high_water, around, follow=follow)
         link.source = self.colony
         return link
 
@@ -238,7 +239,7 @@ class Colony:
                     node.members,
                 )
                 fed.colony = self
-                node.processes.hooks = fed
+                node.processes.hooks = fed.hooks
                 await fed._load()
                 fed.fingerprint, fed.port = FINGERPRINT, PORT
                 await fed.portrait.start(PORT, FINGERPRINT)
@@ -303,7 +304,7 @@ class Colony:
             initiatorname="me",
             colonyname=self.name,
             now=time.time_ns(),
-            peer=self.fed.peer_of(target) or "",
+            peer=self.fed.hooks.peer_of(target) or "",
         )
         assert process.peer, f"no way to {target}"
         return (await self.node.processes.submit(process, b"")).processid

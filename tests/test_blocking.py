@@ -18,21 +18,24 @@ from cli.client import RpcError as CallError
 from federation import outbox
 from federation.blocking import Endings
 from federation.envelope import Kind
-from federation.inbox import Inbox
+from federation.inbox import Inbox, Marker
 from federation.ledger import Detour, Ledger
 from federation.messages import Poll
 from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, TRUSTED, Peers
-from node.codec import unpack
+from node.codec import pack, unpack
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Txn
+from node.etcd.transactions import Op, Put, Txn
 from node.hooks import Addition
 from node.model import Conditions, FunctionSpec, Process, State
 from node.processes import Processes
 from node.rpc.http import Response
 from node.scheduler import Candidate
+from node.store import keys
 from node.submission import build_process, new_id
+from node.workflows import Workflows
+from tests.colonies import world
 from tests.etcd.support import start_store
 from tests.support import Daemon, until
 from tests.test_federation_gate import WORKER, Closing, Lab, code, submission
@@ -73,15 +76,15 @@ class Sending(Closing):
         self.ledger = ledger
 
     def forwarding(self, process: Process) -> Addition:
-        """As `Federation.forwarding`."""
+        """As `Attachment.forwarding`."""
         return self.ledger.forwarding(process)
 
     def cancelling(self, process: Process) -> Addition:
-        """As `Federation.cancelling`."""
+        """As `Attachment.cancelling`."""
         return self.ledger.cancelling(process)
 
     def submitted(self, process: Process) -> None:
-        """As `Federation.submitted`."""
+        """As `Attachment.submitted`."""
         self.ledger.touched(process)
 
 
@@ -234,6 +237,81 @@ async def test_what_it_has_here_is_cancelled_and_owed_but_not_served(front: Fron
     states = sorted(outcome.state for outcome in await front.poll())
     assert states == [State.SUCCESSFUL, State.CANCELLED, State.CANCELLED]
     assert (await front.accept(9)).status == 200
+
+
+async def test_what_it_has_in_a_workflow_here_ends_and_the_workflow_with_it(front: Front) -> None:
+    workflows = Workflows(front.client, front.processes, time.time_ns)
+    conditions = Conditions("lab", executortype="t")
+    after = msgspec.structs.replace(conditions, dependencies=["one"])
+    specs = [
+        FunctionSpec(nodename="one", funcname="f", conditions=conditions),
+        FunctionSpec(nodename="two", funcname="f", conditions=after),
+    ]
+    graph = await workflows.submit(
+        "lab", specs, graphid=new_id(), initiatorid=front.other.id, initiatorname="colony/field"
+    )
+    one, two = await workflows.nodes(graph)
+    pid, place = "5" * 64, keys.process("lab", one.processid)
+    theirs = msgspec.structs.replace(
+        one, origin=front.other.id, notify=front.keys.owed(front.other.id, pid)
+    )
+    marker = Marker(b"", 1, one.processid, b"", 0)
+    ops: list[Op] = [
+        Put(place, pack(theirs)),
+        Put(front.keys.marker(front.other.id, pid), pack(marker)),
+    ]
+    await front.client.commit(Txn([], ops))
+    await front.restart()
+    await front.peers.block(front.other.id)
+    await front.endings.sweep(front.other.id)
+    ended = await front.process(one.processid)
+    assert (ended.state, ended.errors) == (
+        State.CANCELLED,
+        ["colony field, where this came from, was blocked"],
+    )
+    again = Workflows(front.client, front.processes, time.time_ns)
+    again.resolution.stepped("lab", graph.processgraphid, 2**40)
+    found = await again.load("lab", graph.processgraphid)
+    assert found is not None
+    assert found.state == State.CANCELLED
+    assert (await front.process(two.processid)).state == State.CANCELLED
+
+
+async def test_a_workflow_ends_whose_nodes_a_blocked_colony_has(tmp_path: Path) -> None:
+    async with world(tmp_path, ["ant", "bee"]) as colonies:
+        ant, bee = colonies.values()
+        await ant.trust(bee)
+        await bee.trust(ant)
+
+        def spec(name: str, colony: str, *dependencies: str) -> FunctionSpec:
+            conditions = Conditions(colony, executortype="t", dependencies=list(dependencies))
+            return FunctionSpec(nodename=name, funcname="f", conditions=conditions)
+
+        async def submit(*specs: FunctionSpec) -> tuple[str, list[str]]:
+            assert ant.node is not None
+            graph = await ant.node.workflows.submit(
+                "ant", specs, graphid=new_id(), initiatorid=ant.key.id, initiatorname="me"
+            )
+            nodes = await ant.node.workflows.nodes(graph)
+            return graph.processgraphid, [node.processid for node in nodes]
+
+        # One is there, and one gets there once what it waits for has ended.
+        first, nodes = await submit(spec("a", "bee"), spec("b", "ant", "a"))
+        second, later = await submit(spec("a", "ant"), spec("b", "bee", "a"))
+        with trio.fail_after(20):
+            await bee.until(lambda: bool(bee.waiting()))
+            await ant.fed.decisions.block(bee.key.id)
+            assert (await ant.closed(nodes[0])).state == State.FAILED
+            assert (await ant.closed(nodes[1])).state == State.FAILED
+            await ant.work("X")
+            last = await ant.closed(later[1])
+        assert last.state == State.FAILED
+        assert "it never ran" in last.errors[0]
+        assert ant.node is not None
+        for graphid in (first, second):
+            graph = await ant.node.workflows.load("ant", graphid)
+            assert graph is not None
+            assert graph.state == State.FAILED
 
 
 async def test_a_poll_that_waits_is_refused_at_once(front: Front) -> None:

@@ -17,12 +17,14 @@ from federation.envelope import Kind
 from federation.introductions import MOST, Introducer, chosen
 from federation.messages import DEEPEST, Introduction, Introductions, Sealer
 from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
+from federation.transport import Answer
 from node.identity import PrivateKey
 from node.model import State
 from node.rpc.http import Request
 from tests.colonies import Colony, World, world
 from tests.support import until
 from tests.test_federation_peers import registry
+from tests.test_rotation import follows
 
 ME = "0" * 64
 NOW = int(time.time())
@@ -70,7 +72,7 @@ def introducer(peers: Peers, mode: str = "pending", now: int = NOW) -> Introduce
 
 
 def said(*cards: bytes, hops: int = 1) -> Introductions:
-    return Introductions([Introduction(each, hops) for each in cards])
+    return Introductions([Introduction(each, hops) for each in cards], 1)
 
 
 async def test_an_introduced_colony_is_pending_and_says_by_whom(keys: list[PrivateKey]) -> None:
@@ -193,7 +195,7 @@ async def test_introductions_can_mean_trust_or_nothing(tmp_path: Path) -> None:
         dog = await colonies.add("dog", introductions="off")
         await dog.trust(ant)
         await ant.trust(dog)
-        body = ant.fed.sealer.seal(Kind.INTRODUCTIONS, dog.key.id, Introductions([]))
+        body = ant.fed.sealer.seal(Kind.INTRODUCTIONS, dog.key.id, Introductions([], 1))
         request = Request("POST", "/v1/introductions", "", {}, body, "x")
         assert (await dog.fed.gate.handle(request)).status == 404
         statuses = [(await _ask(ant, bee)) for _ in range(8)]
@@ -201,7 +203,74 @@ async def test_introductions_can_mean_trust_or_nothing(tmp_path: Path) -> None:
         assert bee.fed.gate.counters["introductions_rate"] > 0
 
 
+@pytest.mark.parametrize("mode", ["pending", "trust"])
+async def test_an_old_message_that_somebody_kept_changes_nothing(tmp_path: Path, mode: str) -> None:
+    """A mailbox may keep what it carries, and bring it when its sender says something else."""
+    async with world(tmp_path) as colonies:
+        ant = await colonies.add("ant", introductions=mode)
+        bee, cat = await colonies.add("bee"), await colonies.add("cat")
+        for one, other in ((ant, bee), (bee, ant)):
+            await one.trust(other)
+        now = bee.fed.introducer._message(ant.key.id)
+        known = [Introduction(cat.fed.portrait.card(), 1)]
+        kept = bee.fed.sealer.seal(
+            Kind.INTRODUCTIONS, ant.key.id, msgspec.structs.replace(now, known=known)
+        )
+
+        async def bring(message: bytes) -> str:
+            request = Request("POST", "/v1/introductions", "", {}, message, "")
+            answer = await ant.handle(request)
+            assert answer is not None
+            assert answer.status == 200, "the answer to a repeat may have been lost"
+            return ant.fed.peers.state(cat.key.id)
+
+        # From here on, bee has thought better of it.
+        assert await bring(_introduction(bee, ant)) == ""
+        assert await bring(kept) == ""
+        await ant.restart()
+        assert await bring(kept) == ""
+        link = ant.fed.links[bee.key.id]
+
+        async def replay(path: str, body: bytes, wait: float) -> Answer:
+            return Answer(200, "", kept)
+
+        link.around = lambda: replay
+        assert await ant.fed.introducer.exchange(link) == 0, "it is no answer to what we ask, too"
+        assert ant.fed.peers.state(cat.key.id) == ""
+        link.around = lambda: None
+        # The key of then counts for a while, but not after what the next one said.
+        await bee.rotate()
+        await follows(ant, bee)
+        assert await bring(_introduction(bee, ant)) == ""
+        assert await bring(kept) == ""
+        # It was well made: in time, it would have been taken.
+        late = bee.fed.introducer._message(ant.key.id)
+        late = msgspec.structs.replace(late, known=known)
+        message = bee.fed.sealer.seal(Kind.INTRODUCTIONS, ant.key.id, late)
+        assert await bring(message) == (TRUSTED if mode == "trust" else PENDING)
+
+
+def _introduction(by: Colony, to: Colony) -> bytes:
+    message = by.fed.introducer._message(to.key.id)
+    return by.fed.sealer.seal(Kind.INTRODUCTIONS, to.key.id, message)
+
+
+async def test_the_card_of_a_trusted_colony_is_not_replaced_by_an_older_one(
+    keys: list[PrivateKey],
+) -> None:
+    """Whoever shows it: it may not have heard of the newer one, or would have us go elsewhere."""
+    by, cat, *_ = keys
+    data = card(cat, "now", 5)
+    peers = registry(trusted(by).peer, trusted(cat, name="now", sequence=5, card=data).peer)
+    taking = introducer(peers, "trust")
+    for sequence in (4, 5):
+        await taking.take_in(by.id, said(card(cat, "then", sequence)))
+        entry = peers.get(cat.id)
+        assert entry is not None
+        assert (entry.peer.name, entry.peer.sequence, entry.peer.card) == ("now", 5, data)
+
+
 async def _ask(one: Colony, other: Colony) -> int:
-    body = one.fed.sealer.seal(Kind.INTRODUCTIONS, other.key.id, Introductions([]))
+    body = one.fed.sealer.seal(Kind.INTRODUCTIONS, other.key.id, Introductions([], 1))
     request = Request("POST", "/v1/introductions", "", {}, body, "x")
     return (await other.fed.gate.handle(request)).status

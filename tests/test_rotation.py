@@ -203,7 +203,7 @@ async def test_a_peer_that_was_away_learns_of_it_at_the_next_hello(tmp_path: Pat
         await ant.until(lambda: bool(ant.waiting()))
         await ant.rotate()
         assert bee.fed.peers.find("ant").peer.wire != ant.key.id
-        bee.fed.greet_all()
+        bee.fed.greeter.greet_all()
         await follows(bee, ant)
         with trio.fail_after(20):
             await ant.work("X")

@@ -64,7 +64,7 @@ class Side:
             self.node.members,
         )
         self.processes = self.node.processes
-        self.processes.hooks = self.federation
+        self.processes.hooks = self.federation.hooks
         self.node.directory.apply(keys.colony(name), pack(Colony(self.key.id, name)), 1)
         self.worker = Executor(new_id(), "cli", "smith", name, ExecutorState.APPROVED)
 
@@ -119,7 +119,7 @@ class Side:
 
     async def tick(self) -> None:
         """The router looks at what waits."""
-        await self.federation.router.tick()
+        await self.federation.waiting.tick()
 
     async def assign(self, timeout: float = -1) -> Process:
         """Our own executor asks for work."""
@@ -364,7 +364,7 @@ async def test_what_was_never_sent_moves_when_its_share_of_the_time_is_over(
 
 
 def _patience_over(side: Side) -> None:
-    for item in side.federation.router._items.values():
+    for item in side.federation.waiting._items.values():
         if item is not None:
             item.after = 0.0
 

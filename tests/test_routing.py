@@ -352,3 +352,65 @@ async def test_a_graph_sends_its_nodes_when_they_are_ready(hive: Hive) -> None:
         assert (await ant.forward(by_name["two"]))["peername"] == "bee"
         await bee.work("two")
         assert (await ant.closed(by_name["two"]))["out"] == ["two"]
+
+
+async def test_a_node_takes_the_outputs_of_its_parents_along(hive: Hive) -> None:
+    async with _sides(hive) as (ant, _, cat):
+        first = {"executortype": "cli"}
+        second = {"executortype": "rare", "dependencies": ["one", "other"]}
+        third = {"executortype": "cli", "dependencies": ["two"]}
+        nodes = [
+            {"nodename": "one", "funcname": "plain-one", "conditions": first},
+            {"nodename": "other", "funcname": "plain-other", "conditions": first},
+            {"nodename": "two", "funcname": "none-two", "conditions": second},
+            {"nodename": "three", "funcname": "plain-three", "conditions": third},
+        ]
+        workflow = {"colonyname": "ant", "functionspecs": nodes}
+        graph = await ant.call("submitworkflowspecmsg", spec=workflow)
+        found = [await ant.call("getprocessmsg", processid=each) for each in graph["processids"]]
+        ids = {process["spec"]["nodename"]: process["processid"] for process in found}
+        outputs = {"plain-one": ["1", {"a": [None, 1.5]}], "plain-other": ["ü"]}
+        for _ in outputs:
+            node = await _assign(ant)
+            await _close(ant, node, outputs[node["spec"]["funcname"]])
+        way = await ant.forward(ids["two"])
+        assert way["peername"] == "cat"
+        assert way["route"].startswith('route 6 (func "none-*", no-executor → nobody, cat)')
+        cat.worker = hive.keys["cat", "rare"]
+        there = await _assign(cat)
+        assert there["spec"]["funcname"] == "none-two"
+        assert there["in"] == ["1", {"a": [None, 1.5]}, "ü"]
+        await _close(cat, there, ["out of cat"])
+        last = await _assign(ant)
+        assert (last["processid"], last["in"]) == (ids["three"], ["out of cat"])
+        await _close(ant, last, ["end"])
+        done = await ant.call("getprocessgraphmsg", processgraphid=graph["processgraphid"])
+        assert done["state"] == 2
+        assert (await ant.forward(ids["two"]))["outcome"]["signaturevalid"] is True
+
+
+async def _assign(side: Side) -> dict[str, Any]:
+    fields = {"colonyname": side.daemon.name, "timeout": 20}
+    process: dict[str, Any] = await side.call("assignprocessmsg", side.worker, **fields)
+    return process
+
+
+async def _close(side: Side, process: dict[str, Any], out: list[Any]) -> None:
+    fields = {"processid": process["processid"], "out": out}
+    await side.call("closesuccessfulmsg", side.worker, **fields)
+
+
+async def test_a_workflow_with_a_node_for_an_unknown_colony_is_refused_whole(hive: Hive) -> None:
+    async with _sides(hive) as (ant, *_):
+        last = _conditions("cli", "nobody") | {"dependencies": ["one"]}
+        nodes = [
+            {"nodename": "one", "funcname": "plain", "conditions": _conditions("cli", "ant")},
+            {"nodename": "two", "funcname": "plain", "conditions": last},
+        ]
+        with pytest.raises(RpcError) as refused:
+            await ant.call(
+                "submitworkflowspecmsg", spec={"colonyname": "ant", "functionspecs": nodes}
+            )
+        assert refused.value.status == 400
+        assert "functionspecs[1].conditions.colonyname: 'nobody' is neither" in str(refused.value)
+        assert await ant.call("getprocessesmsg", colonyname="ant", count=9, state=0) == []

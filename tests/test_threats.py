@@ -7,6 +7,7 @@ against a real daemon.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import trio
 
 from cli.client import RpcError, decode
-from federation import envelope
+from federation import cbor, envelope
 from federation.card import Card, sign_card
-from federation.envelope import Kind, Refused
+from federation.envelope import Kind, Refused, inspect, seal
 from federation.hints import Hint, Hints
 from federation.messages import (
     Cancel,
@@ -33,17 +35,20 @@ from federation.messages import (
     Sealer,
     load,
 )
+from federation.outbox import Forward
 from federation.peers import TRUSTED, Known, Peer
+from federation.policy import Policy
 from federation.relays import local_id
 from federation.succession import declare
 from federation.transport import Answer, Carrier, Later, Link, PeerRefused, Unsent
+from node.codec import unpack
 from node.etcd.client import open_client
 from node.identity import PrivateKey, sign_payload, verify_es256k
 from node.model import State
 from node.rpc.http import Request
 from tests.colonies import FINGERPRINT, Colony, world
 from tests.etcd.support import start_store
-from tests.support import Daemon
+from tests.support import Daemon, until
 from tests.test_federation_gate import Lab, code, submission
 from tests.test_rotation import follows, friends, post
 
@@ -95,20 +100,38 @@ async def test_a_signed_refusal_from_another_door_is_worth_nothing(
     assert not caught.value.signed
 
 
-async def test_a_mailbox_can_deny_what_it_delivered(lab: Lab) -> None:
-    """What it carries it can't read as another, change or make up, but it is believed that it
-    did not deliver: so whoever may go elsewhere does.
-    """
+async def test_only_the_peer_itself_can_say_that_it_took_nothing(lab: Lab) -> None:
+    """Whoever can make an answer on the way tells that there is no room: nobody believes it."""
+    await lab.befriend()
+    answers: list[Answer] = []
+
+    async def honest(at: str, data: bytes, wait: float) -> Answer:
+        answers.append(await ask(lab, at, data))
+        return answers[-1]
+
+    async def deny(lie: Answer, at: str, data: bytes, wait: float) -> Answer:
+        assert (await ask(lab, at, data)).status == 200
+        return lie
+
+    async def refused(carrier: Carrier, pid: str) -> Later:
+        body = lab.seal(Kind.SUBMIT, msgspec.structs.replace(submission(), pid=pid))
+        with pytest.raises(Later) as caught:
+            await by_way_of(lab, carrier).post("/v1/submit", body, Kind.RECEIPT)
+        return caught.value
+
+    await lab.peers.set_policy(lab.other.id, Policy(max_waiting=1))
+    assert (await ask(lab, "/v1/submit", lab.seal(Kind.SUBMIT, submission()))).status == 200
+    assert (await refused(honest, "2" * 64)).certain, "the peer signed that"
+    await lab.peers.set_policy(lab.other.id, Policy())
+    for number, lie in enumerate((answers[0], Answer(429, "5", b'{"code":"policy_waiting"}'))):
+        assert not (await refused(functools.partial(deny, lie), f"{number + 3}" * 64)).certain
+    assert len(lab.processes.queue.entries) == 3
+
+
+async def test_who_carries_a_message_can_not_make_up_its_receipt(lab: Lab) -> None:
+    """Only what the peer itself signed is an answer of the peer."""
     await lab.befriend()
     body = lab.seal(Kind.SUBMIT, submission())
-
-    async def deny(at: str, data: bytes, wait: float) -> Answer:
-        assert (await ask(lab, at, data)).status == 200
-        return Answer(429, "5", b"{}")
-
-    with pytest.raises(Later) as caught:
-        await by_way_of(lab, deny).post("/v1/submit", body, Kind.RECEIPT)
-    assert caught.value.certain
 
     async def forge(at: str, data: bytes, wait: float) -> Answer:
         thief = Sealer(PrivateKey.generate(), time.time_ns)
@@ -145,7 +168,7 @@ async def test_a_stolen_key_redirects_a_peer_until_the_owner_changes_the_key(
         await ant.rotate()
         await follows(bee, ant)
         with trio.fail_after(15):
-            await bee.fed.hello(bee.fed.links[entry.peer.id])
+            await bee.fed.greeter.hello(bee.fed.links[entry.peer.id])
         assert entry.peer.fingerprint == FINGERPRINT
 
 
@@ -192,8 +215,97 @@ async def test_a_peers_output_can_not_make_a_process_unreadable(tmp_path: Path, 
         with trio.fail_after(20):
             pid = await ant.submit("bee")
             await ant.when(pid, lambda process: process.state == State.RUNNING)
-            with pytest.raises(Refused, match="malformed"):
-                await settle(ant, bee, told(bee, ant, pid, out=b"[" * depth + b"]" * depth))
+            await settle(ant, bee, told(bee, ant, pid, out=b"[" * depth + b"]" * depth))
+            process = await ant.process(pid)
+            assert (process.state, process.output) == (State.FAILED, [])
+
+
+NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
+    "a state that there is not": ({"state": 7}, "payload: Expected `int` <= 4 - at `$.state`"),
+    "no output at all": ({"out": None}, "payload: Expected `bytes`, got `null` - at `$.out`"),
+    "an output that is no JSON": ({"out": b"[1,"}, "outcome: Input data was truncated"),
+    "an output that is no array": ({"out": b"{}"}, "outcome: Expected `array`, got `object`"),
+    "an output beyond the store": ({"out": b'["' + b"x" * 1_900_000 + b'"]'}, "too large"),
+    "another process there": ({"localpid": "f" * 64}, "outcome: it names another process there"),
+    "an error beyond the store": ({"state": 3, "errors": ["x" * 1_900_000]}, "too large"),
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+async def test_a_malformed_end_is_told_once_and_kept(tmp_path: Path, what: str) -> None:
+    """The peer signed it, so a repeat is no better: the process fails, and says by whom and why."""
+    change, why = NONSENSE[what]
+    async with world(tmp_path) as colonies:
+        ant, bee = await friends(colonies, "ant", "bee")
+        made: list[bytes] = []
+
+        async def lie(issuer: str, pid: str, localpid: str) -> bytes:
+            truth = cbor.decode(inspect(told(bee, ant, pid), limit=10_000).payload)
+            made.append(signed(bee, ant, cbor.encode({**truth, **change})))
+            return made[-1]
+
+        bee.fed.inbox._outcome = lie  # type: ignore[method-assign]
+        with trio.fail_after(60):
+            pid = await ant.submit("bee")
+            await bee.work("X")
+            process = await ant.closed(pid)
+            assert (process.state, process.output) == (State.FAILED, [])
+            (error,) = process.errors
+            assert "peer bee" in error
+            assert why in error
+            await until(10, lambda: acknowledged(bee), step=0.02)
+            assert len(made) == 1, "and nobody asked for it again"
+            if len(made[0]) < 65_536:
+                proof = await ant.client.get(ant.fed.keys.proof(pid))
+                assert proof is not None
+                assert unpack(proof.value, Forward).outcome == made[0], "it shows who said so"
+
+
+async def test_a_late_end_beyond_the_store_is_let_go(tmp_path: Path) -> None:
+    """Nobody waits for it, so it is not asked for again either."""
+    async with world(tmp_path) as colonies:
+        ant, bee = await friends(colonies, "ant", "bee")
+        with trio.fail_after(20):
+            pid = await ant.submit("bee")
+            await ant.when(pid, lambda process: process.state == State.RUNNING)
+            assert ant.node is not None
+            await ant.node.processes.cancel("ant", pid)
+            await settle(ant, bee, told(bee, ant, pid, out=b'["' + b"x" * 1_900_000 + b'"]'))
+            assert await ant.client.get(ant.fed.keys.late(pid)) is None
+            assert await ant.client.get(ant.fed.keys.forward(bee.key.id, pid)) is None
+            assert (await ant.process(pid)).state == State.CANCELLED
+
+
+async def acknowledged(colony: Colony) -> bool:
+    return not any(colony.fed.inbox.owed.values())
+
+
+def signed(by: Colony, to: Colony, payload: bytes) -> bytes:
+    now = int(time.time())
+    return seal(by.key, Kind.OUTCOME, to.key.id, payload, cti=b"lie", issued=now, expires=now + 600)
+
+
+async def test_nonsense_that_the_peer_did_not_sign_ends_nothing(tmp_path: Path) -> None:
+    """Nor does what tells of no process, or of another attempt, or of what went to another."""
+    async with world(tmp_path) as colonies:
+        ant, bee, cat = await friends(colonies, "ant", "bee", "cat")
+        with trio.fail_after(60):
+            pid = await ant.submit("bee")
+            await ant.when(pid, lambda process: process.state == State.RUNNING)
+            link = ant.fed.links[bee.key.id]
+            nonsense = cbor.encode({"pid": pid, "attempt": 1, "state": 7})
+            for sealed, why in (
+                (signed(cat, ant, nonsense), "unknown_issuer"),
+                (signed(bee, cat, nonsense), "wrong_audience"),
+                (signed(bee, ant, nonsense)[:-1] + b"x", "bad_signature"),
+                (signed(bee, ant, cbor.encode({"state": 2})), "malformed"),
+                (signed(bee, ant, b"nonsense"), "malformed"),
+            ):
+                with pytest.raises(Refused, match=why):
+                    await ant.fed.results.settle(link, sealed)
+            await settle(ant, cat, signed(cat, ant, nonsense))
+            another = cbor.encode({"pid": pid, "attempt": 2, "state": 7})
+            await settle(ant, bee, signed(bee, ant, another))
             assert (await ant.process(pid)).state == State.RUNNING
             await bee.work("X")
             assert (await ant.closed(pid)).output == ["X"]

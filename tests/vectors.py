@@ -361,7 +361,13 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
             )
         ],
         Kind.INTRODUCTIONS: [
-            ("of one", ANT, BEE, m.Introductions([m.Introduction(_signed_card(CAT), 1)]), key)
+            (
+                "of one",
+                ANT,
+                BEE,
+                m.Introductions([m.Introduction(_signed_card(CAT), 1)], (NOW << 24) + 1),
+                key,
+            )
         ],
         Kind.COLLECT: [
             ("a poll", ANT, BEE, m.Collect(25, []), key),
@@ -388,7 +394,14 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
                 ANT,
                 m.Denial("policy_function", "not open", denied, NOW, 0, "/v1/submit"),
                 key,
-            )
+            ),
+            (
+                "of a submission that a mailbox brought",
+                BEE,
+                ANT,
+                m.Denial("policy_function", "not open", denied, NOW, 0, "/v1/submit", True),
+                key,
+            ),
         ],
         Kind.SAY: [
             ("one message", ANT, BEE, m.Say(_PID, 1, "chat", 0, 1, [m.Said("chat", 0, b"hi")]), key)

@@ -91,14 +91,14 @@ class SimulatedFederation(Federation):
     async def _probe_forever(self, link: Link) -> None:
         if not self.site.talks:
             with trio.move_on_after(_QUIET):
-                await self._probe_bell(link.id).event.wait()
+                await self.greeter.bell(link.id).event.wait()
         await super()._probe_forever(link)
 
     def sight_again(self) -> None:
         """As when colonies are seen again that did not answer, or have something of ours."""
         for peerid, link in self.links.items():
             if link.entry.error or any(True for _ in self.ledger.of_peer(peerid)):
-                self._probe_bell(peerid).ring()
+                self.greeter.wake(peerid)
 
     def link_to(self, entry: Known) -> Link:
         """A way through the network."""
@@ -125,7 +125,7 @@ class Site:
         # Says hello at the start, and what it offers: half of all messages of a short story.
         self.talks = True
         self.routes: list[RouteConfig] = []
-        self.introductions: Literal["pending", "off"] = "off"
+        self.introductions: Literal["pending", "trust", "off"] = "off"
         self.store = MemoryStore()
         self.keys = Keys(name)
         self.up = False
@@ -209,7 +209,7 @@ class Site:
             await nursery.start(self._follow, node)
             nursery.start_soon(self._deadlines, node)
             self.federation = SimulatedFederation(self, node, self._client)
-            node.processes.hooks = self.federation
+            node.processes.hooks = self.federation.hooks
             await nursery.start(self.federation.run)
             if self._client.dead:
                 raise Killed

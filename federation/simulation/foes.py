@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,11 +26,11 @@ from federation.messages import (
     Submit,
     load,
 )
+from federation.relays import local_id
 from federation.simulation.colony import FINGERPRINT, PORT, TYPE, Site
 from federation.simulation.network import Gone, Network
 from federation.simulation.witness import Witness
 from federation.simulation.world import World, key_of
-from node.identity import PrivateKey
 from node.rpc.http import Request, Response
 
 __all__ = ["EVE", "MALLORY", "Foes", "foe_card"]
@@ -97,9 +98,15 @@ class Foes:
     def _forge(self, site: Site) -> tuple[str, bytes] | None:
         """A message of our own about the process of somebody else."""
         dice = self.world.dice
-        pids = sorted(pid for _, pid, peer in self.witness.forwarded if peer == site.key.id)
-        pid = dice.choice(pids) if pids else hashlib.sha256(str(dice.random()).encode()).hexdigest()
-        key = key_of(dice.choice((EVE, MALLORY)))
+        known = sorted(
+            (pid, owner) for owner, pid, to in self.witness.forwarded if to == site.key.id
+        )
+        made_up = hashlib.sha256(str(dice.random()).encode()).hexdigest()
+        pid, owner = dice.choice(known or [(made_up, dice.choice(self.sites).key.id)])
+        name = dice.choice((EVE, MALLORY))
+        key = key_of(name)
+        if self.world.chance(0.3):  # in the owner's name, with a key that is another's
+            key = replace(key, id=owner)
         sealer = Sealer(key, site.now)
         conditions = {"colonyname": site.name, "executortype": TYPE}
         spec = msgspec.json.encode({"funcname": "f", "conditions": conditions})
@@ -108,7 +115,7 @@ class Foes:
                 (Kind.SUBMIT, "/v1/submit", Submit(pid, 1, spec, "nobody", 1, [])),
                 (Kind.CANCEL, "/v1/cancel", Cancel(pid, 1)),
                 (Kind.POLL, "/v1/outcomes", Poll(0, [pid])),
-                (Kind.HELLO, "/v1/hello", Hello(foe_card(key_name(key), sealer.seconds))),
+                (Kind.HELLO, "/v1/hello", Hello(foe_card(name, sealer.seconds))),
             )
         )
         return path, sealer.seal(kind, site.key.id, message)
@@ -143,14 +150,10 @@ class Foes:
         found = []
         for owner, pid, _ in sorted(self.witness.forwarded):
             if owner == origin:
-                lie = Outcome(pid, 1, 2, b'["a lie"]', [], "e" * 64, "e" * 64, 1, 2)
+                there = local_id(origin, pid, 1)
+                lie = Outcome(pid, 1, 2, b'["a lie"]', [], there, "e" * 64, 1, 2)
                 found.append(sealer.seal(Kind.OUTCOME, origin, lie))
         return found[:50]
-
-
-def key_name(key: PrivateKey) -> str:
-    """Which foe has this key."""
-    return EVE if key.id == key_of(EVE).id else MALLORY
 
 
 def _answer(body: bytes) -> Response:

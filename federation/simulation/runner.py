@@ -19,6 +19,7 @@ from typing import TextIO
 
 import msgspec
 
+from federation.simulation.scale import ALL, measure, table
 from federation.simulation.scenario import Result, play
 
 __all__ = ["Summary", "main", "run_seeds"]
@@ -100,14 +101,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="scripts/simulate",
         description="Play colonies on virtual time over a faulty network, and judge what happens.",
         epilog="example: scripts/simulate --seeds 1000 --colonies 5; "
-        "scripts/simulate --seed 4711 replays one with its trace",
+        "scripts/simulate --seed 4711 replays one with its trace; "
+        "scripts/simulate --scale 10,100 counts messages where nothing fails",
     )
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds [200]")
     parser.add_argument("--first", type=int, default=0, help="the first of them [0]")
     parser.add_argument("--colonies", type=int, help="colonies in each world [drawn: 3 to 8]")
     parser.add_argument("--seed", type=int, help="play only this one and print its trace")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="[all cores]")
+    scale = parser.add_argument_group("traffic of calm worlds, see docs/scale.md")
+    scale.add_argument("--scale", type=_numbers, help="colonies in each, such as 10,100,1000")
+    scale.add_argument("--peers", type=_peers, default=4, help='that each trusts, or "all" [4]')
+    scale.add_argument("--minutes", type=int, default=2, help="virtual ones of work [2]")
+    scale.add_argument("--introductions", choices=("pending", "trust"), default="pending")
     options = parser.parse_args(arguments)
+    if options.scale is not None:
+        return _scale(options)
     if options.seed is not None:
         return _replay(options.seed, options.colonies)
     seeds = range(options.first, options.first + options.seeds)
@@ -123,6 +132,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     extra = f" --colonies {options.colonies}" if options.colonies else ""
     print(f"replay: scripts/simulate --seed {first}{extra}", file=sys.stderr)
     return 1
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",")]
+
+
+def _peers(text: str) -> int:
+    return ALL if text == "all" else int(text)
+
+
+def _scale(options: argparse.Namespace) -> int:
+    rows = (
+        measure(colonies, options.peers, options.minutes, mode=options.introductions)
+        for colonies in options.scale
+    )
+    for line in table(rows):
+        print(line, flush=True)
+    return 0
 
 
 def _replay(seed: int, colonies: int | None, out: TextIO | None = None) -> int:

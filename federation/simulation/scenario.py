@@ -10,30 +10,22 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 import trio
-import trio.testing
 
-from federation import cbor, envelope
 from federation.policy import Policy
 from federation.simulation.actors import Job, Worker, patiently, submit_and_watch
 from federation.simulation.colony import WORKERS, Site
 from federation.simulation.foes import EVE, MALLORY, Foes
 from federation.simulation.network import Network
+from federation.simulation.stage import stage
 from federation.simulation.witness import Witness
 from federation.simulation.world import Broken, Faults, World, key_of
 from node.config import RouteConfig
 from node.errors import RpcError
-
-# Its check of signatures is replaced by one that remembers, while a seed is played.
-_ENVELOPE: Any = envelope
-
-_decode = lru_cache(8192)(cbor.decode)
-_verify = lru_cache(8192)(_ENVELOPE.verify_es256k)
 
 __all__ = ["Result", "Story", "play"]
 
@@ -251,11 +243,11 @@ async def _block(world: World, site: Site, other: Site, lasts: float) -> None:
 
     async def block() -> None:
         assert site.federation is not None
-        await site.federation.block(other.key.id)
+        await site.federation.decisions.block(other.key.id)
 
     async def trust() -> None:
         assert site.federation is not None
-        await site.federation.trust(other.key.id)
+        await site.federation.decisions.trust(other.key.id)
 
     try:
         await patiently(site, block)
@@ -355,17 +347,13 @@ def play(
     logger.setLevel(logging.WARNING)
     logger.propagate = False
     logger.addHandler(errors)
-    core: Any = trio._core._run  # as trio's own plugin for hypothesis does
-    fixed, core._ALLOW_DETERMINISTIC_SCHEDULING = core._ALLOW_DETERMINISTIC_SCHEDULING, True
-    core._r.seed(seed)
-    exact = cbor.decode, _ENVELOPE.verify_es256k
-    cbor.decode, _ENVELOPE.verify_es256k = _decode, _verify  # the same results, remembered
-    clock = trio.testing.MockClock(autojump_threshold=0)
-    # The same time without asking the real clock, which a clock of rate 0 never needs.
-    clock.current_time = lambda: clock._virtual_base  # type: ignore[method-assign]
     problem, elapsed = "", 0.0
     try:
-        trio.run(_tell, story, witness, clock=clock)
+        with stage(seed) as clock:
+            try:
+                trio.run(_tell, story, witness, clock=clock)
+            finally:
+                elapsed = clock.current_time()
     except* Broken as group:
         problem = witness.problem or str(_leaf(group))
     except* Exception as unexpected:
@@ -373,12 +361,9 @@ def play(
         if keep:
             world.lines += traceback.format_exception(_leaf(unexpected))
     finally:
-        core._ALLOW_DETERMINISTIC_SCHEDULING = fixed
-        cbor.decode, _ENVELOPE.verify_es256k = exact
         logger.removeHandler(errors)
         logger.setLevel(before[0])
         logger.propagate = before[1]
-    elapsed = clock.current_time()
     if errors.found and not problem:
         problem = f"an exception nobody expected: {errors.found[0]}"
     outcomes = Counter(

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from federation.envelope import MAX_LIFETIME
 from federation.inbox import Marker, local_id
-from federation.outbox import Forward
+from federation.outbox import CANCELLING, Forward
 from federation.peers import BLOCKED, TRUSTED
 from federation.policy import Policy
 from federation.roster import Peer
@@ -17,12 +18,13 @@ from federation.simulation.colony import WORKERS, Site
 from federation.simulation.store import Change
 from federation.simulation.world import Broken, World
 from node.codec import unpack
-from node.model import Process, State
+from node.model import SECOND, Process, State
 from node.store import keys
 
 __all__ = ["Witness"]
 
 _PROCESS = f"{keys.ROOT}process/"
+_SLOW = 10  # seconds from the check of a message to the end of its transaction, at most
 
 
 @dataclass
@@ -86,6 +88,8 @@ class Witness:
             peer, pid = key[len(site.keys.outbox) :].split("/")
             if change.before is None:
                 self._forwarded(site, pid, peer)
+            elif unpack(change.before.value, Forward).state == CANCELLING:
+                self._cancelling(site, pid, change)
             if change.after is not None and unpack(change.after.value, Forward).aside:
                 self.decided.add((site.key.id, pid))
 
@@ -106,6 +110,8 @@ class Witness:
         runs = before.state == after.state == State.RUNNING
         if runs and before.assignedexecutorid != after.assignedexecutorid:
             self.broken("handed out while it runs", site.name, after.processid)
+        if before.state == State.RUNNING and after.peer not in ("", before.peer):
+            self.broken("sent away while it runs", site.name, after.processid)
         if after.state == State.RUNNING and before.state == State.WAITING:
             self._started(site, after)
         if after.closed:
@@ -119,16 +125,18 @@ class Witness:
         self.taken[site.key.id, origin, pid] += 1
         if self.taken[site.key.id, origin, pid] > 1:
             self.broken("accepted twice", site.name, pid)
-        if site.store.get(site.keys.marker(origin, pid)) is None:
+        found = site.store.get(site.keys.marker(origin, pid))
+        if found is None:
             self.broken("accepted without a marker", site.name, pid)
+            return
+        if unpack(found.value, Marker).expires - MAX_LIFETIME <= site.now() // SECOND - _SLOW:
+            self.broken("accepted what had expired", site.name, pid)
         if origin in self.foes:
             return
-        if (origin, pid, site.key.id) not in self.forwarded:
-            self.broken("accepted what was never sent here", site.name, pid)
         self._demand_stopped(origin, pid, site.key.id)
         self._demand_room(site, process)
         self.copies[origin, pid][site.key.id] = process.processid
-        self._demand_no_loop(site, process)
+        self._demand_way(site, process)
 
     def _policy(self, site: Site, origin: str) -> Policy:
         found = site.store.get(site.keys.peer(origin))
@@ -150,17 +158,20 @@ class Witness:
         if most and self._held(site, process.origin, State.WAITING) > most + WORKERS:
             self.broken("more waits than the policy allows", site.name, process.processid)
 
-    def _demand_no_loop(self, site: Site, process: Process) -> None:
-        seen, here = {site.key.id}, process
+    def _demand_way(self, site: Site, process: Process) -> None:
+        """It was in no colony twice, and went no further than the policy for its last hop says."""
+        seen, here = [site.key.id], process
         while here.origin and here.origin not in self.foes:
             if here.origin in seen:
                 self.broken("a loop", site.name, process.processid)
-            seen.add(here.origin)
+            seen.append(here.origin)
             origin = self.sites[here.origin]
             parent = self.ran.get((origin.name, here.notify.rpartition("/")[2]))
             if parent is None:
-                return
+                break
             here = parent
+        if len(seen) - 1 > self._policy(site, process.origin).max_hops:
+            self.broken("further away than the policy allows", site.name, process.processid)
 
     def _demand_stopped(self, origin: str, pid: str, but: str) -> None:
         """No other copy of a process may run, unless a person said so."""
@@ -183,6 +194,9 @@ class Witness:
     def _closed(self, site: Site, before: Process, after: Process) -> None:
         if after.origin and after.origin not in self.foes:
             self._ended_there(site, after)
+        found = site.store.get(site.keys.forward(after.peer, after.processid))
+        if found is not None and unpack(found.value, Forward).state != CANCELLING:
+            self.broken("ended here, and the peer is not told", site.name, after.processid)
         if not after.peer or after.peer in self.foes:
             return
         peer = self.sites[after.peer]
@@ -190,6 +204,11 @@ class Witness:
         told = after.state == State.SUCCESSFUL or after.output not in ([], before.output)
         if told and (copy is None or _end(copy)[:2] != _end(after)[:2]):
             self.broken("an outcome that the peer never had", site.name, after.processid)
+
+    def _cancelling(self, site: Site, pid: str, change: Change) -> None:
+        """A wish to cancel stays one until the peer knows of it, or nobody waits any more."""
+        if change.after is not None and unpack(change.after.value, Forward).state != CANCELLING:
+            self.broken("a cancel was written over", site.name, pid)
 
     def _ended_there(self, site: Site, process: Process) -> None:
         """The process of a colony ended here: a cancel must have been that colony's wish."""
@@ -223,10 +242,12 @@ class Witness:
         if change.after is not None:
             if issuer not in self.foes and (issuer, pid, site.key.id) not in self.forwarded:
                 self.broken("a marker for what was never sent here", site.name, pid)
+            if change.before is not None and not unpack(change.before.value, Marker).localpid:
+                self.broken("a cancel that came first did not win", site.name, pid)
             return
         assert change.before is not None
         marker = unpack(change.before.value, Marker)
-        if marker.expires > max(site.now() // 10**9, 0):
+        if marker.expires > max(site.now() // SECOND, 0):
             self.broken("a marker went too early", site.name, pid)
 
     def _forwarded(self, site: Site, pid: str, peer: str) -> None:

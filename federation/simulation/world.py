@@ -20,7 +20,7 @@ from node.model import SECOND
 __all__ = ["EPOCH", "Broken", "Faults", "Killed", "World", "key_of"]
 
 EPOCH = 1_800_000_000  # Unix seconds of the beginning of every world
-_MOST_STEPS = 20_000  # of store and network; a hundredth of it is usual
+_MOST_STEPS = 20_000  # of store and network, for a short story; a hundredth of it is usual
 
 
 class Broken(BaseException):
@@ -58,11 +58,12 @@ NONE = Faults()
 
 @dataclass
 class World:
-    """`faults` is replaced by `NONE` when the world heals."""
+    """`faults` is replaced by `NONE` when the world heals; `most_steps` is where it has no end."""
 
     seed: int
     faults: Faults = NONE
     keep: bool = False  # the trace as text, not only its hash
+    most_steps: int = _MOST_STEPS
     dice: random.Random = field(init=False)
     counts: Counter[str] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
@@ -85,8 +86,8 @@ class World:
     def step(self) -> None:
         """Something happens. Raises Broken when things happen without end."""
         self.steps += 1
-        if self.steps > _MOST_STEPS:
-            raise Broken(f"no end: {_MOST_STEPS} steps, now at {trio.current_time():.0f} s")
+        if self.steps > self.most_steps:
+            raise Broken(f"no end: {self.most_steps} steps, now at {trio.current_time():.0f} s")
 
     async def pause(self) -> None:
         """Perhaps let others run first; always would only cost time."""

@@ -194,6 +194,13 @@ NOTES: dict[str, dict[str, Note]] = {
         "revokeinvitationmsg": Note("Forget an invitation.", "{invitation}"),
         "joinpeermsg": Note("Use another colony's token.", "Peer"),
         "pingpeermsg": Note("Ask a colony for a signed answer.", "{ok, rtt, error, clock}"),
+        "getclockmsg": Note(
+            "The daemon's clock, and the latest time that it remembers.", "{clock, latest, behind}"
+        ),
+        "resetclockmsg": Note(
+            "Forget a later time than the clock's, by which messages are judged.",
+            "{clock, latest, behind, before}",
+        ),
         "getforwardmsg": Note("How far a forwarded process is, and its outcome.", "Forward"),
         "resolveprocessmsg": Note(
             "Decide about a process in doubt: failed, or requeue it here.", "Process"

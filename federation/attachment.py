@@ -1,0 +1,108 @@
+"""How federation joins the node: what that asks before it does something, and tells after.
+
+Each answer is given by the module that knows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from federation import relays, testimony
+from federation.blocking import Endings
+from federation.exchange import Exchange
+from federation.inbox import Inbox
+from federation.ledger import Ledger
+from federation.peers import BLOCKED, Peers
+from federation.policy import MAX_HOPS
+from federation.router import Router
+from federation.talking import Talker
+from node.hooks import Addition, Hooks
+from node.model import Process
+
+__all__ = ["Attachment"]
+
+
+@dataclass(kw_only=True)
+class Attachment(Hooks):
+    """The hooks of the colony `home`, whose own processes may take that many `hops`."""
+
+    home: str
+    hops: int
+    peers: Peers
+    ledger: Ledger
+    inbox: Inbox
+    router: Router
+    exchange: Exchange
+    talker: Talker
+    endings: Endings
+
+    # -- asked ---------------------------------------------------------------------------
+
+    def peer_of(self, colonyname: str) -> str | None:
+        """Id of the trusted peer that `colonyname` names or, as "bee/cat", begins with.
+
+        None for the home colony's name, and for more colonies than a process may pass.
+        """
+        if colonyname == self.home or len(relays.segments(colonyname)) > MAX_HOPS:
+            return None
+        return self.peers.toward(colonyname, further=self.hops > 1) or None
+
+    def hosts(self, colonyname: str) -> bool:
+        """Whether a colony is hosted here."""
+        members = self.exchange.members
+        return members is not None and members.directory.colony(colonyname) is not None
+
+    def unknown(self, colonyname: str) -> bool:
+        """Whether nobody can be meant by a name that is no trusted peer's."""
+        return self.exchange.members is not None and not self.hosts(colonyname)
+
+    def route(self, process: Process) -> str:
+        """Id of the peer that the routes send a process to, or ""."""
+        return self.router.route(process)
+
+    def forwarding(self, process: Process) -> Addition:
+        """The outbox entry that joins a submission."""
+        return self.ledger.forwarding(process, self.router.way(process))
+
+    def cancelling(self, process: Process) -> Addition:
+        """The outbox entry that joins a cancel."""
+        return self.ledger.cancelling(process)
+
+    def removable(self, process: Process) -> str:
+        """Why a process of another colony must stay, or ""."""
+        return self.inbox.removable(process)
+
+    async def record(self, process: Process) -> dict[str, Any]:
+        """How a process fared at its peer, with what that signed. Raises EtcdError."""
+        told = await testimony.gather(self.ledger, process)
+        kept: dict[str, Any] = msgspec.to_builtins(told, builtin_types=(bytes,)) if told else {}
+        return kept
+
+    def most_running(self, origin: str) -> int:
+        """How many processes of a colony may run here at once."""
+        return self.peers.policy(origin).max_running
+
+    # -- told ----------------------------------------------------------------------------
+
+    def submitted(self, process: Process) -> None:
+        """Wake the sender; what a block overtook ends with all the rest."""
+        self.ledger.touched(process)
+        if self.peers.state(process.peer) == BLOCKED:
+            self.endings.begin()
+
+    def progressed(self, process: Process) -> None:
+        """There is something to be told: to the colony that it came from, or where it went."""
+        if process.origin and process.notify:
+            self.inbox.progressed(process)
+        if process.peer:
+            self.talker.wake(process)
+
+    def closed(self, process: Process) -> None:
+        """Wake the poll of the colony that a process came from."""
+        if process.peer:
+            self.router.board.ended(process.peer, process.spec.conditions.executortype)
+        if process.origin and process.notify:
+            self.inbox.closed(process)

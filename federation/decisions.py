@@ -1,0 +1,73 @@
+"""What the owner decides about another colony: to trust it, how far, and to block it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from federation.blocking import Endings
+from federation.peers import BLOCKED, Known, Peers
+from federation.policy import Policy
+from federation.transport import TransportError
+from node.errors import conflict
+from node.processes import Processes
+
+__all__ = ["PATIENCE", "Decisions"]
+
+PATIENCE = 3.0  # seconds that the caller of a block waits for the ends
+
+
+class Fetch(Protocol):
+    """Fetches the card at an address. Raises TransportError."""
+
+    def __call__(
+        self, address: str, peerid: str = "", *, unblock: bool = False
+    ) -> Awaitable[Known | None]: ...
+
+
+@dataclass
+class Decisions:
+    """Each is in the store before it is told."""
+
+    peers: Peers
+    processes: Processes
+    endings: Endings
+    fetch: Fetch
+
+    async def trust(self, text: str, policy: Policy | None = None) -> Known:
+        """Trust a colony, meeting it first if need be. Raises RpcError."""
+        entry = self.peers.find(text)
+        if not entry.peer.public_key:
+            unblock = entry.peer.state == BLOCKED
+            problems: list[str] = []
+            for address in entry.addresses():
+                try:
+                    await self.fetch(address, entry.peer.id, unblock=unblock)
+                    break
+                except (TransportError, ValueError) as error:
+                    problems.append(str(error))
+            else:
+                reason = "; ".join(problems) or "no address is known"
+                raise conflict(f"its card can't be fetched: {reason}")
+        trusted = await self.peers.trust(entry.peer.id, policy)
+        self.processes.handout.wake_all()  # more of its processes may run than before
+        return trusted
+
+    async def set_policy(self, text: str, policy: Policy | None) -> Known:
+        """Change what a trusted colony may do here, None for the default. Raises RpcError."""
+        entry = await self.peers.set_policy(self.peers.find(text).peer.id, policy)
+        self.processes.handout.wake_all()
+        return entry
+
+    async def block(self, text: str) -> Known:
+        """Refuse a colony from now on, and end what it has here and we there. Raises RpcError 404.
+
+        What has not ended within a few seconds does so later, after a restart too.
+        """
+        entry = await self.peers.block(self.peers.find(text).peer.id)
+        with trio.move_on_after(PATIENCE):
+            await self.endings.wait(entry)
+        return entry

@@ -1,0 +1,86 @@
+"""The latest wall-clock time that this colony remembers, and judges messages by.
+
+It only goes up, so that a host that boots in the past does not take again what it saw expire. Only
+the owner, who knows that a clock was wrong, can have it forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from federation.keys import Keys
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import ModRevision, Put, Txn
+from node.log import get_logger
+from node.model import SECOND
+
+__all__ = ["HighWater"]
+
+log = get_logger("federation")
+
+
+@dataclass
+class HighWater:
+    """`now` gives Unix ns; `latest` is in seconds.
+
+    The store has what counts, for all daemons of the colony. Since each of them only ever raises
+    it, a lower value than the one remembered is the owner's decision.
+    """
+
+    client: EtcdClient
+    keys: Keys
+    now: Callable[[], int]
+    latest: float = 0.0
+    _lock: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def clock(self) -> float:
+        """Now, in seconds."""
+        return self.now() / SECOND
+
+    @property
+    def behind(self) -> float:
+        """By how many seconds the clock is behind the latest time remembered."""
+        return max(0.0, self.latest - self.clock)
+
+    async def load(self) -> None:
+        """Read what is remembered."""
+        async with self._lock:
+            await self._read()
+
+    async def keep(self) -> None:
+        """Remember the time that it is, if it is a later one."""
+        async with self._lock:
+            revision, now = await self._read(), self.clock
+            if now > self.latest:
+                await self._write(revision, now)
+
+    async def reset(self) -> float:
+        """Forget any later time than it is now; returns the one that was remembered."""
+        async with self._lock:
+            while True:
+                revision, now = await self._read(), self.clock
+                before = self.latest
+                if before <= now:
+                    return before
+                if await self._write(revision, now):
+                    log.warning("latest time forgotten", before=round(before), now=round(now))
+                    return before
+
+    async def _read(self) -> int:
+        """Take over what the store has; the revision of that."""
+        found = await self.client.get(self.keys.clock)
+        self.latest = float(found.value) if found else 0.0
+        return found.mod_revision if found else 0
+
+    async def _write(self, revision: int, now: float) -> bool:
+        """Store a time, unless another daemon was faster."""
+        key = self.keys.clock
+        put = Put(key, f"{now:.0f}".encode())
+        done = await self.client.commit(Txn([ModRevision(key, revision)], [put]))
+        if done.succeeded:
+            self.latest = now
+        return done.succeeded

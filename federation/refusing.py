@@ -1,0 +1,44 @@
+"""Refusals that a colony keeps to: what a mailbox brought in vain is not taken later either.
+
+A mailbox has the bytes of what it carries, and may bring them again when the policy is another.
+"""
+
+from __future__ import annotations
+
+from federation.envelope import MAX_LIFETIME, Opened, Refused
+from federation.inbox import Inbox, Kept, Marker, Refusal
+from federation.messages import Submit, load
+from federation.peers import TRUSTED
+from node.codec import pack, unpack
+from node.etcd.transactions import Absent, Get, Put, Txn
+
+__all__ = ["is_final", "keep"]
+
+
+def is_final(refusal: Refusal) -> bool:
+    """Whether a repeat of the same message would be refused as well, as far as we know."""
+    return refusal.status < 500 and refusal.status != 429 and refusal.code != "id_reuse"
+
+
+async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
+    """Remember that a submission was refused; whether no copy of it was taken, nor ever will be.
+
+    Only for trusted colonies: others can't fill the store.
+    """
+    try:
+        submit = load(opened.payload, Submit)
+    except Refused:
+        return False
+    if inbox.peers.state(opened.issuer) != TRUSTED or not is_final(refusal):
+        return False
+    key = inbox.keys.marker(opened.issuer, submit.pid)
+    kept = Kept(refusal.status, refusal.code, refusal.message[:300])
+    expires = opened.expires + MAX_LIFETIME
+    marker = Marker(opened.digest, submit.attempt, "", b"", expires, kept)
+    result = await inbox.client.commit(
+        Txn([Absent(key)], [Put(key, pack(marker))], [Get(key)]),
+    )
+    if result.succeeded:
+        return True
+    there = unpack(result.responses[0][0].value, Marker)
+    return there.kept is not None and there.digest == opened.digest

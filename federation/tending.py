@@ -1,0 +1,72 @@
+"""The tasks of every trusted peer, from the moment that it is trusted until it is no more.
+
+What the tasks do is in modules of their own; here they are kept alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from federation.ledger import Ledger
+from federation.peers import Known
+from federation.transport import Link
+from node.log import get_logger
+
+__all__ = ["Tending"]
+
+log = get_logger("federation")
+
+
+@dataclass
+class Tending:
+    """Runs `tasks` for each peer over a link that `link_to` makes, which is then in `links`.
+
+    Nothing begins outside of a `nursery`.
+    """
+
+    ledger: Ledger
+    links: dict[str, Link]
+    link_to: Callable[[Known], Link]
+    tasks: Sequence[Callable[[Link], Awaitable[None]]]
+    nursery: trio.Nursery | None = None
+    _scopes: dict[str, trio.CancelScope] = field(default_factory=dict)
+
+    def begin(self, peerid: str, entry: Known) -> None:
+        """Start what is not started yet of a peer's."""
+        if self.nursery is not None and peerid not in self._scopes:
+            scope = self._scopes[peerid] = trio.CancelScope()
+            self.nursery.start_soon(self._serve, entry, scope)
+
+    def end(self, peerid: str) -> bool:
+        """End the tasks of a peer; False when there are none."""
+        scope = self._scopes.pop(peerid, None)
+        if scope is not None:
+            scope.cancel()
+        return scope is not None
+
+    async def _serve(self, entry: Known, scope: trio.CancelScope) -> None:
+        link = self.link_to(entry)
+        self.links[link.id] = link
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    for task in self.tasks:
+                        nursery.start_soon(self._supervised, task, link)
+        finally:
+            if self.links.get(link.id) is link:
+                del self.links[link.id]
+            await link.close()
+
+    async def _supervised(self, task: Callable[[Link], Awaitable[None]], link: Link) -> None:
+        """One peer's trouble never becomes the daemon's."""
+        while True:
+            try:
+                await task(link)
+            except Exception:
+                log.exception("peer task failed", task=task.__name__, peer=link.id)
+            for entry in self.ledger.of_peer(link.id):
+                entry.busy = False
+            await trio.sleep(1)

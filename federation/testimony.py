@@ -1,0 +1,245 @@
+"""What history keeps of a process that went to a peer, or came from one, and how that is checked.
+
+Sealed messages hold those below them and their keys; beside them stand the key of the peer itself
+and the ids under which each colony was known then, so that nobody need be asked. How outcomes fit
+together is `chains`', how requests do, `relays`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from federation import chains, relays
+from federation.envelope import Refused, inspect
+from federation.ledger import Ledger
+from federation.messages import Outcome
+from federation.outbox import Forward
+from federation.peers import Peers
+from node.codec import unpack
+from node.etcd.transactions import Get, Txn
+from node.identity import id_of
+from node.model import Process
+from node.store import keys
+
+__all__ = ["Hop", "Testimony", "Verdict", "asked", "check", "gather", "signer"]
+
+
+class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A colony in the chain: the id that signed, its name here, all ids it had, its process."""
+
+    issuer: str
+    name: str = ""
+    ids: list[str] = []
+    processid: str = ""
+
+
+class Testimony(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A finished forward, and what asked for a process of another colony. In JSON bytes are base64.
+
+    `outcome` is the envelope of the peer, `publickey` that of who signed it. `colony` are our own
+    ids, `beyond` the colonies beyond the peer that the process was meant for, `chain` all whose
+    outcomes are in there, the peer first. `late` is an outcome that came after the end. `request`
+    is the envelope of the colony called `origin` here, `requestkey` that of who signed it.
+    """
+
+    peer: str = ""
+    peername: str = ""
+    state: str = ""
+    attempt: int = 0
+    remoteprocessid: str = ""
+    route: str = ""
+    error: str = ""
+    receipt: bytes = b""
+    outcome: bytes = b""
+    publickey: bytes = b""
+    colony: list[str] = []
+    beyond: list[str] = []
+    chain: list[Hop] = []
+    late: bytes = b""
+    origin: str = ""
+    request: bytes = b""
+    requestkey: bytes = b""
+
+
+def signer(peers: Peers, sealed: bytes, peer: str) -> tuple[str, bytes]:
+    """Under which of a peer's keys a message was sealed, that one or a former; its id and key."""
+    try:
+        issuer = inspect(sealed, limit=len(sealed)).issuer
+    except Refused:
+        return peer, b""
+    if peers.roster.root(issuer) != peer:
+        return peer, b""
+    return issuer, peers.public_key(issuer) or b""
+
+
+async def gather(ledger: Ledger, process: Process) -> Testimony | None:
+    """All that other colonies signed of a process; None for one that is ours alone.
+
+    What they say is not judged here: who reads it can. Raises EtcdError.
+    """
+    told = Testimony()
+    if process.origin:
+        place = keys.submission(ledger.home, process.processid)
+        found = await ledger.client.get(place)
+        request = found.value if found is not None else b""
+        _, key = signer(ledger.peers, request, process.origin)
+        name = ledger.peers.name(process.origin)
+        told = Testimony(origin=name, request=request, requestkey=key)
+    if process.peer:
+        return await _outcome(ledger, process, told)
+    return told if process.origin else None
+
+
+async def _outcome(ledger: Ledger, process: Process, told: Testimony) -> Testimony:
+    """How a process fared at its peer."""
+    peers, forward, sealed, late = ledger.peers, *await _found(ledger, process)
+    name = peers.name(process.peer)
+    told = msgspec.structs.replace(told, peer=process.peer, peername=name, late=late)
+    if forward is None:
+        return told
+    issuer, key = signer(peers, sealed, forward.peer)
+    mine, target = ledger.sealer.ids, process.spec.conditions.colonyname
+    beyond = relays.onward_target(target, peers.names(forward.peer), (ledger.home, *mine))
+    return msgspec.structs.replace(
+        told,
+        state=forward.state,
+        attempt=forward.attempt,
+        remoteprocessid=forward.remoteprocessid,
+        route=forward.route,
+        error=forward.lasterror,
+        receipt=forward.receipt,
+        outcome=sealed,
+        publickey=key,
+        colony=list(mine),
+        beyond=relays.segments(beyond) if beyond else [],
+        chain=[
+            Hop(
+                step.issuer,
+                peers.name(step.issuer) if peers.get(step.issuer) else "",
+                peers.ids(step.issuer),
+                step.outcome.localpid if step.outcome else "",
+            )
+            for step in chains.trace(sealed, issuer, key, mine, peers.ids)
+        ],
+    )
+
+
+async def _found(ledger: Ledger, process: Process) -> tuple[Forward | None, bytes, bytes]:
+    """The forward, its sealed outcome, and one that came late."""
+    places = ledger.keys
+    names = (places.proof, places.apart, places.late)
+    gets = [Get(name(process.processid)) for name in names]
+    gets.append(Get(places.forward(process.peer, process.processid)))
+    proof, apart, late, open_ = (await ledger.client.commit(Txn([], gets))).responses
+    found = proof or open_
+    forward = unpack(found[0].value, Forward) if found else None
+    if forward is not None and forward.peer != process.peer:
+        forward = None  # of where it was before
+    sealed = (forward.outcome if forward else b"") or (apart[0].value if apart else b"")
+    return forward, sealed, late[0].value if late else b""
+
+
+# -- checking ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who signed the outcome of a process, and what is wrong with that, "" for nothing.
+
+    `ran` is the name or id of the colony at the end of the chain, if it is another one.
+    """
+
+    issuer: str
+    name: str
+    ran: str = ""
+    problem: str = ""
+
+
+def check(record: Mapping[str, Any]) -> Verdict | None:
+    """Check the signed outcome in a process's record of history, as read from JSON.
+
+    None when there is no outcome in it. It holds if every signature does, it was meant for us and
+    for this very attempt of the process, and the record tells the end that was signed.
+    """
+    try:
+        told = msgspec.convert(record.get("forward") or {}, Testimony)
+        process = msgspec.convert(record["process"], _Ended)
+    except (msgspec.ValidationError, KeyError) as error:
+        return Verdict("", "", problem=f"the record can't be read: {error}")
+    if not told.outcome:
+        return None
+    ids = {hop.issuer: hop.ids for hop in told.chain}
+
+    def known(issuer: str) -> Collection[str]:
+        return ids.get(issuer) or (issuer,)
+
+    try:
+        issuer = inspect(told.outcome, limit=len(told.outcome)).issuer
+    except Refused as refused:
+        return Verdict("", told.peername, problem=str(refused))
+    steps = chains.trace(told.outcome, issuer, told.publickey, told.colony, known)
+    outcome, problem = chains.conclusion(steps, told.beyond)
+    if outcome is not None:
+        problem = _misfit(process, told, steps, outcome)
+    names = {hop.issuer: hop.name for hop in told.chain}
+    last = steps[-1].issuer
+    ran = (names.get(last) or last[:12]) if len(steps) > 1 else ""
+    return Verdict(issuer, told.peername or issuer[:12], ran, problem)
+
+
+def asked(record: Mapping[str, Any]) -> Verdict | None:
+    """Check what asked for a process of another colony, from its record of history.
+
+    None for one that is ours. It holds if every signature on the way does and the process is the
+    one that was asked for; `issuer` is the colony where it began, `ran` the one that it came from.
+    """
+    try:
+        told = msgspec.convert(record.get("forward") or {}, Testimony)
+        local = str(record["id"])
+    except (msgspec.ValidationError, KeyError) as error:
+        return Verdict("", "", problem=f"the record can't be read: {error}")
+    if not told.request:
+        return None
+    hops, valid = relays.way(told.request, id_of(told.requestkey), told.requestkey)
+    if not hops:
+        return Verdict("", told.origin, problem="what asked for it can't be read")
+    first, last = hops[0], hops[-1]
+    problem = "" if valid else "the signature does not hold"
+    if not problem and relays.local_id(last.issuer, last.submit.pid, last.submit.attempt) != local:
+        problem = "it asked for another process"
+    name, over = (told.origin, "") if len(hops) == 1 else ("", told.origin)
+    return Verdict(first.issuer, name, over, problem)
+
+
+class _Ended(msgspec.Struct):
+    """What a record tells of the end of a process."""
+
+    processid: str
+    state: int
+    attempt: int
+    peer: str
+    output: list[Any]
+    errors: list[str]
+
+
+def _misfit(
+    process: _Ended, told: Testimony, steps: Sequence[chains.Step], outcome: Outcome
+) -> str:
+    """What in a chain that holds does not belong to the process of the record."""
+    first = steps[0].outcome
+    assert first is not None
+    if (first.pid, told.peer) != (process.processid, process.peer):
+        return "it is about another process"
+    if first.attempt != process.attempt:
+        return f"it is about attempt {first.attempt}, and not {process.attempt}"
+    if (outcome.state, outcome.errors) != (process.state, process.errors):
+        return "the process ended otherwise here"
+    try:
+        output = msgspec.json.decode(outcome.out)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        output = None
+    return "" if output == process.output else "the output in the record is not what was signed"

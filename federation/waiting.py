@@ -1,0 +1,268 @@
+"""What waits in our own queue and may have to go to a peer by a route: found, looked at, and sent.
+
+Where it goes is decided by `router`; each change of place is one transaction that compares what was
+read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from sortedcontainers import SortedSet
+
+from federation import outbox
+from federation.envelope import Refused, inspect
+from federation.messages import Submit, load
+from federation.outbox import Forward, Tried
+from federation.router import Router
+from federation.routes import ALWAYS, Option, Report, Route, Subject, matches
+from node.codec import pack, unpack
+from node.errors import RpcError
+from node.etcd.transactions import Put
+from node.log import get_logger
+from node.model import SECOND, Process, State
+from node.reads import read
+from node.scheduler import Entry
+from node.store import keys
+from node.store import processes as store
+
+__all__ = ["Waiting"]
+
+_BATCH = 32  # processes sent in one turn: what peers say next should count them
+_READ = 400  # processes read in one turn
+_PAGE = 40
+_PATIENCE = 5.0  # seconds until a process is looked at again that none of its peers can take
+
+log = get_logger("router")
+
+
+@dataclass
+class _Item:
+    """A process in our queue that a route may send away. `since` in Unix ns, `after` trio's.
+
+    What is known of it holds for the queue key of this `revision`. `path` are the colonies that
+    had it before it came here.
+    """
+
+    processid: str
+    since: int
+    revision: int
+    tried: tuple[Tried, ...] = ()
+    path: Collection[str] = ()
+    after: float = 0.0
+
+
+@dataclass
+class _Class:
+    """The waiting processes that routes can't tell apart but by age, oldest first."""
+
+    func: str
+    executortype: str
+    label: str
+    routes: list[Route]
+    order: SortedSet[tuple[int, str]] = field(default_factory=SortedSet)
+
+
+@dataclass
+class Waiting:
+    """The home colony's queue as routes see it; `router` decides."""
+
+    router: Router
+    _items: dict[str, _Item | None] = field(default_factory=dict)
+    _classes: dict[tuple[str, str, str], _Class] = field(default_factory=dict)
+    _class_of: dict[str, _Class] = field(default_factory=dict)
+
+    def ready(self, processid: str) -> None:
+        """A node of a workflow waits no more for others: what is known of it is out of date."""
+        self._items.pop(processid, None)
+
+    async def tick(self) -> None:
+        """Look at what waits in our queue; send away what a route wants elsewhere by now.
+
+        Raises EtcdError when the store does not answer; nothing is lost by that.
+        """
+        if not self.router.routes:
+            return
+        await self._gather()
+        room = _BATCH
+        for each in list(self._classes.values()):
+            if room <= 0:
+                return
+            room -= await self._look(each, room)
+
+    async def _gather(self) -> None:
+        """Bring the items in step with the queue's index."""
+        entries = self.router.ledger.processes.queue.entries
+        for processid in self._items.keys() - entries.keys():
+            self._forget(processid)
+        fresh: list[str] = []
+        for processid in entries.keys() - self._items.keys():
+            if self._interesting(entries[processid]):
+                fresh.append(processid)
+            else:
+                self._items[processid] = None
+        fresh = fresh[:_READ]
+        for start in range(0, len(fresh), _PAGE):
+            await self._read(fresh[start : start + _PAGE])
+
+    def _interesting(self, entry: Entry) -> bool:
+        """What the index already tells against it; the function is in the process only."""
+        if entry.colony != self.router.home or entry.blocked:
+            return False
+        waiting = entry.waiting
+        if waiting.executornames or waiting.locationname:
+            return False
+        return any(
+            not matches(route, Subject(route.func, entry.executortype, waiting.label))
+            for route in self.router.routes
+        )
+
+    async def _read(self, processids: list[str]) -> None:
+        places = [self.router.ledger.keys.proof(processid) for processid in processids]
+        proofs = await read(self.router.ledger.client, *places)
+        tried = {
+            processid: tuple(unpack(found.value, Forward).tried)
+            for processid, found in zip(processids, proofs, strict=True)
+            if found
+        }
+        found = await self.router.ledger.processes.load_many(self.router.home, processids)
+        paths = await self._paths([each for each in found if each.origin])
+        for process in found:
+            pid = process.processid
+            entry = self.router.ledger.processes.queue.entries.get(pid)
+            if entry is not None and pid not in self._items:
+                self._add(process, entry.revision, tried.get(pid, ()), paths.get(pid, ()))
+
+    async def _paths(self, foreign: Sequence[Process]) -> dict[str, list[str]]:
+        """Which colonies had each of these processes before the one that it came from."""
+        known: dict[str, list[str]] = {}
+        for pid in (each.processid for each in foreign if not self.router.onward(each)):
+            # One at a time: each may be as large as an answer of the store.
+            sealed = await self.router.ledger.client.get(keys.submission(self.router.home, pid))
+            data = sealed.value if sealed is not None else b""
+            try:
+                path = load(inspect(data, limit=len(data)).payload, Submit).path
+            except Refused:
+                continue  # then whom it comes to refuses it
+            known[pid] = [self.router.peers.roster.root(each) for each in path]
+        return known
+
+    def _add(
+        self,
+        process: Process,
+        revision: int,
+        tried: tuple[Tried, ...],
+        path: Collection[str],
+    ) -> None:
+        spec, processid = process.spec, process.processid
+        subject = self.router.subject_of(process, 0.0)
+        fitting = [route for route in self.router.routes if not matches(route, subject)]
+        if subject.bound or not fitting:
+            self._items[processid] = None
+            return
+        # A node of a workflow waits from when it is ready, which is now at the earliest.
+        begun = process.submissiontime if not process.parents else self.router.ledger.sealer.now()
+        item = _Item(processid, max(begun, process.endtime), revision, tried, path)
+        place = (spec.funcname, spec.conditions.executortype, spec.label)
+        kind = self._classes.get(place)
+        if kind is None:
+            kind = self._classes[place] = _Class(*place, fitting)
+        self._items[processid], self._class_of[processid] = item, kind
+        kind.order.add((item.since, processid))
+
+    def _forget(self, processid: str) -> None:
+        item = self._items.pop(processid, None)
+        kind = self._class_of.pop(processid, None)
+        if item is None or kind is None:
+            return
+        kind.order.discard((item.since, processid))
+        if not kind.order:
+            self._classes.pop((kind.func, kind.executortype, kind.label), None)
+
+    async def _look(self, kind: _Class, room: int) -> int:
+        """Send away what of one class has to go; returns how many were looked at."""
+        least = self._least_age(kind)
+        if least is None or not self._leads_anywhere(kind):
+            return 0
+        now, time = self.router.ledger.sealer.now(), self.router.board.time()
+        due: list[_Item] = []
+        for since, processid in kind.order:
+            if (now - since) / SECOND <= least or len(due) >= room:
+                break
+            item = self._items[processid]
+            # The owner took one back from a peer that was not told yet: it stays till then.
+            told = processid not in self.router.ledger.entries
+            if item is not None and item.after <= time and told:
+                due.append(item)
+        for item in due:
+            if not await self._send(item):
+                item.after = time + _PATIENCE
+        return len(due)
+
+    def _least_age(self, kind: _Class) -> float | None:
+        """From which age on (seconds) a process of a class may have to go; None: it stays."""
+        absent = not self.router.here(kind.executortype).present
+        ages = [
+            route.after if route.after is not None else -1.0
+            for route in kind.routes
+            if route.after is not None or route.when == ALWAYS or absent
+        ]
+        return min(ages, default=None)
+
+    def _leads_anywhere(self, kind: _Class) -> bool:
+        """Whether any peer could take one: otherwise none of a long queue need be looked at."""
+        subject = Subject(kind.func, kind.executortype, kind.label, float("inf"))
+        return self.router.decision(subject).report is not None
+
+    async def _send(self, item: _Item) -> bool:
+        """Send one process from our queue to a peer; False when it stays."""
+        queue = self.router.ledger.processes.queue
+        entry = queue.entries.get(item.processid)
+        if entry is None or entry.revision != item.revision:
+            self._forget(item.processid)  # it was somewhere else since
+            return True
+        sent: tuple[Report, Option] | None = None
+
+        def step(process: Process, revision: int) -> store.Step | None:
+            nonlocal sent
+            sent = None
+            if process.state != State.WAITING or process.peer or process.waitforparents:
+                return None
+            now = self.router.ledger.sealer.now()
+            subject = self.router.subject_of(
+                process, (now - item.since) / SECOND, item.tried, item.path
+            )
+            sent = self.router.choose(subject)
+            if sent is None:
+                return None
+            way = self.router.way_by(subject, *sent, item.tried)
+            after = msgspec.structs.replace(process, peer=sent[1].id)
+            forward = outbox.new_forward(after, way, now)
+            key = self.router.ledger.keys.forward(forward.peer, forward.processid)
+            return store.move(process, revision, forward.peer, [Put(key, pack(forward))])
+
+        # Hidden from our own executors meanwhile; the transaction keeps others' away.
+        queue.take(entry)
+        process: Process | None = None
+        try:
+            process = await self.router.ledger.processes.change(
+                self.router.home, item.processid, step
+            )
+        except RpcError as error:
+            if error.status not in (404, 409):
+                raise
+        finally:
+            # After an error nobody knows: whoever takes it next looks at the store's word, and
+            # what is to be sent is there.
+            if sent is None or process is None:
+                queue.give_back(entry)
+            if sent is not None:
+                self.router.ledger.look_for(item.processid, sent[1].id)
+        if sent is None or process is None:
+            return False
+        self._forget(item.processid)
+        self.router.sent(*sent, process)
+        log.info("routed", process=item.processid, to=sent[1].name, by=sent[0].route.text)
+        return True

@@ -1,0 +1,151 @@
+"""Checks of outcomes, each broken."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from federation import outbox, results
+from federation.envelope import Refused, inspect
+from federation.messages import Outcome, load
+from federation.outbox import Forward, Move
+from federation.results import Results
+from federation.transport import TransportError
+from node.errors import RpcError
+from node.etcd.errors import EtcdError
+from node.etcd.transactions import Put, Txn
+from node.model import Process, State
+from node.processes import Processes
+from node.store import processes as store
+
+
+class _Open:
+    """`Processes` for whom none of those that are elsewhere has ended."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processes, name)
+
+    async def change(self, colony: str, processid: str, step: Any) -> Process:
+        """As if nobody had closed it."""
+
+        def anew(process: Process, revision: int) -> store.Step | None:
+            if process.closed:
+                process = msgspec.structs.replace(process, state=State.RUNNING)
+            taken: store.Step | None = step(process, revision)
+            return taken
+
+        return await self._processes.change(colony, processid, anew)
+
+
+def second_outcome(patch: pytest.MonkeyPatch) -> None:
+    """The last outcome counts, not the first."""
+    close = Results._close
+
+    async def again(self: Results, *args: Any) -> bool:
+        ledger = copy.copy(self.ledger)
+        ledger.processes = _Open(self.ledger.processes)  # type: ignore[assignment]
+        bold = copy.copy(self)
+        bold.ledger = ledger
+        return await close(bold, *args)
+
+    patch.setattr(Results, "_close", again)
+
+
+def _told(sealed: bytes) -> Outcome:
+    return load(inspect(sealed, limit=len(sealed)).payload, Outcome)
+
+
+def anybodys_outcome(patch: pytest.MonkeyPatch) -> None:
+    """It does not matter which colony tells the outcome."""
+    settle = Results.settle
+
+    async def settled(self: Results, link: Any, sealed: bytes, *more: Any) -> str:
+        entry = self.ledger.entries.get(_told(sealed).pid)
+        if entry is not None and entry.forward.peer != link.id:
+            names = ("entry", "key_of", "seconds", "highest")
+            same = {name: getattr(link, name) for name in names}
+            link = SimpleNamespace(id=entry.forward.peer, **same)
+        return await settle(self, link, sealed, *more)
+
+    patch.setattr(Results, "settle", settled)
+
+
+def hasty_acknowledgement(patch: pytest.MonkeyPatch) -> None:
+    """An outcome is acknowledged, whether or not it is stored."""
+    settle = Results.settle
+
+    async def settled(self: Results, link: Any, sealed: bytes, *more: Any) -> str:
+        try:
+            return await settle(self, link, sealed, *more)
+        except EtcdError:
+            return _told(sealed).pid
+
+    patch.setattr(Results, "settle", settled)
+
+
+def unheard_cancel(patch: pytest.MonkeyPatch) -> None:
+    """That a peer cancelled a process is acknowledged, and nothing more."""
+    settle = Results.settle
+
+    async def settled(self: Results, link: Any, sealed: bytes, *more: Any) -> str:
+        outcome = _told(sealed)
+        if outcome.state == State.CANCELLED:
+            return outcome.pid
+        return await settle(self, link, sealed, *more)
+
+    patch.setattr(Results, "settle", settled)
+
+
+def unowed_outcome(patch: pytest.MonkeyPatch) -> None:
+    """A process ends, and the colony that it came from is not told."""
+    close = store.close
+
+    def closed(process: Process, *args: Any, **kwargs: Any) -> store.Step:
+        step = close(process, *args, **kwargs)
+        owed = process.notify
+        ops = [op for op in step.txn.success if not (isinstance(op, Put) and op.key == owed)]
+        return store.Step(step.process, Txn(step.txn.compare, ops))
+
+    patch.setattr(store, "close", closed)
+
+
+def traceless_decision(patch: pytest.MonkeyPatch) -> None:
+    """Where a process was before its owner took it back is forgotten."""
+    overruled = outbox.overruled
+
+    def untold(move: Move, now: int) -> Forward:
+        return msgspec.structs.replace(overruled(move, now), tried=[])
+
+    patch.setattr(outbox, "overruled", untold)
+
+
+def no_second_look(patch: pytest.MonkeyPatch) -> None:
+    """Outcomes are fetched only for forwards that this daemon knows to be under way."""
+    patch.setattr(results, "_IDLE", float("inf"))
+
+    async def poll_forever(self: Results, link: Any) -> None:
+        bell = self.ledger.bell(link.id)
+        while True:
+            event = bell.event
+            if not self._awaited(link.id):
+                await event.wait()
+                continue
+            try:
+                await self.poll_once(link)
+            except (TransportError, EtcdError, RpcError, Refused):
+                await trio.sleep(1)
+
+    patch.setattr(Results, "poll_forever", poll_forever)
+
+
+def endless_patience(patch: pytest.MonkeyPatch) -> None:
+    """A peer that tells of nothing but what is settled is asked again at once."""
+    patch.setattr(results, "_VAIN", float("inf"))

@@ -1,0 +1,144 @@
+"""Checks of what comes in, each broken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+import pytest
+
+from federation import envelope, gate, inbox, policy, relays
+from federation.attachment import Attachment
+from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.inbox import Inbox, Marker
+from federation.peers import Peers
+from node.codec import unpack
+from node.etcd.transactions import Absent, Delete, Op, Put
+
+_NEVER = "/never"  # a key that is not there: to demand its absence is to demand nothing
+
+
+def no_signature(patch: pytest.MonkeyPatch) -> None:
+    """Whoever names a colony is that colony."""
+    patch.setattr(envelope, "_check_signature", lambda *_: None)
+
+
+def any_audience(patch: pytest.MonkeyPatch) -> None:
+    """A message for another colony will do."""
+
+    def opened(data: bytes, **checks: Any) -> Opened:
+        checks["audience"] = inspect(data, limit=len(data)).audience
+        return open_envelope(data, **checks)
+
+    patch.setattr(gate, "open_envelope", opened)
+
+
+def any_kind(patch: pytest.MonkeyPatch) -> None:
+    """A message of another kind will do."""
+
+    def opened(data: bytes, **checks: Any) -> Opened:
+        for kind in Kind:
+            try:
+                return open_envelope(data, **checks | {"kind": kind})
+            except Refused as refused:
+                if refused.code not in ("wrong_kind", "bad_signature"):
+                    raise
+        return open_envelope(data, **checks)
+
+    patch.setattr(gate, "open_envelope", opened)
+
+
+def any_time(patch: pytest.MonkeyPatch) -> None:
+    """A message that expired will do."""
+    patch.setattr(envelope, "_check_time", lambda *_: None)
+
+
+def forgotten_time(patch: pytest.MonkeyPatch) -> None:
+    """What time it was before is not asked."""
+    check = envelope._check_time
+    patch.setattr(envelope, "_check_time", lambda seen, now, high_water: check(seen, now, 0))
+
+
+def any_future(patch: pytest.MonkeyPatch) -> None:
+    """A message of any later time will do."""
+    patch.setattr(envelope, "MAX_AHEAD", float("inf"))
+
+
+def anyones_trust(patch: pytest.MonkeyPatch) -> None:
+    """Whoever is known is trusted."""
+
+    def revision(self: Inbox, issuer: str) -> int:
+        entry = self.peers.get(issuer)
+        return entry.revision if entry else 0
+
+    patch.setattr(gate.Gate, "_demand_trust", lambda self, issuer, **_: None)
+    patch.setattr(Inbox, "_trusted_revision", revision)
+
+
+def no_marker(patch: pytest.MonkeyPatch) -> None:
+    """What was taken in leaves no mark."""
+
+    def put(key: str, value: bytes, lease: int = 0) -> Op:
+        return Delete(key) if "/marker/" in key else Put(key, value, lease)
+
+    patch.setattr(inbox, "Put", put)
+
+
+def no_dedupe(patch: pytest.MonkeyPatch) -> None:
+    """A message that came before is another process."""
+    take_in = Inbox._take_in
+
+    async def taken(self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any) -> Any:
+        if await self.client.get(self.keys.marker(opened.issuer, submit.pid)) is not None:
+            process.processid = hashlib.sha256(process.processid.encode()).hexdigest()
+        return await take_in(self, opened, data, submit, process)
+
+    patch.setattr(inbox, "Absent", lambda _: Absent(_NEVER))
+    patch.setattr(Inbox, "_take_in", taken)
+
+
+def losing_cancel(patch: pytest.MonkeyPatch) -> None:
+    """A submission counts although its cancel came before."""
+    patch.setattr(inbox, "Absent", lambda _: Absent(_NEVER))
+
+
+def early_sweep(patch: pytest.MonkeyPatch) -> None:
+    """A marker is kept no longer than its process runs."""
+
+    def unpacked(data: bytes, kind: Any) -> Any:
+        value = unpack(data, kind)
+        return msgspec.structs.replace(value, expires=0) if kind is Marker else value
+
+    patch.setattr(inbox, "unpack", unpacked)
+
+
+def blind_path(patch: pytest.MonkeyPatch) -> None:
+    """Nobody looks where a process was before."""
+    unwrap, toward = relays.unwrap, Peers.toward
+
+    def unwrapped(opened: Opened, submit: Any, me: object, *more: Any) -> relays.Asked:
+        return unwrap(opened, submit, (), *more)
+
+    def leads(self: Peers, target: str, avoid: Collection[str] = (), **more: Any) -> str:
+        return toward(self, target, (), **more)
+
+    patch.setattr(relays, "unwrap", unwrapped)
+    patch.setattr(Peers, "toward", leads)
+
+
+def no_hop_limit(patch: pytest.MonkeyPatch) -> None:
+    """Each hop counts as the first one."""
+    breach = policy.breach
+    patch.setattr(inbox, "breach", lambda *args, **more: breach(*args, **more | {"hops": 1}))
+
+
+def no_waiting_cap(patch: pytest.MonkeyPatch) -> None:
+    """The policy is not asked how many may wait."""
+    patch.setattr(Inbox, "_enter", lambda *_: None)
+
+
+def no_running_cap(patch: pytest.MonkeyPatch) -> None:
+    """The policy is not asked how many may run."""
+    patch.setattr(Attachment, "most_running", lambda self, origin: 0)

@@ -1,0 +1,92 @@
+"""Checks of transitions in the store, and of what a person decides, each broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from federation import outbox, resolving
+from federation.outbox import Forward, Move
+from node.errors import conflict, missing
+from node.etcd.transactions import Absent, Txn
+from node.handout import HandOut
+from node.model import Executor, Process, State
+from node.processes import Processes
+from node.scheduler import Entry as Waiting
+from node.store import processes as store
+
+_NEVER = "/never"  # a key that is not there: to demand its absence is to demand nothing
+
+
+def _blind(patch: pytest.MonkeyPatch, name: str) -> None:
+    """A transition compares nothing."""
+    exact = getattr(store, name)
+
+    def careless(*args: Any, **kwargs: Any) -> store.Step:
+        step = exact(*args, **kwargs)
+        return store.Step(step.process, Txn([], step.txn.success))
+
+    patch.setattr(store, name, careless)
+
+
+def blind_assign(patch: pytest.MonkeyPatch) -> None:
+    """Whoever asks first is not compared."""
+    _blind(patch, "assign")
+
+
+def blind_close(patch: pytest.MonkeyPatch) -> None:
+    """An end is written over whatever there is."""
+    _blind(patch, "close")
+
+
+def blind_move(patch: pytest.MonkeyPatch) -> None:
+    """A process goes elsewhere, whatever became of it."""
+    _blind(patch, "move")
+
+
+def blind_hand_out(patch: pytest.MonkeyPatch) -> None:
+    """What the index holds is handed out, although a peer has it."""
+
+    async def hand_out(self: HandOut, entry: Waiting, executor: Executor) -> Process | None:
+        for _ in range(8):
+            known = await self.processes.load(entry.colony, entry.processid)
+            if known is None or known[0].state != State.WAITING:
+                return None
+            step = store.assign(*known, executor, self.processes.now())
+            result = await self.processes.client.commit(step.txn)
+            if result.succeeded:
+                self.processes.settle(step.process, result.revision)
+                return step.process
+        return None
+
+    patch.setattr(HandOut, "_hand_out", hand_out)
+
+
+def careless_removal(patch: pytest.MonkeyPatch) -> None:
+    """A process may be removed, wherever it is."""
+
+    async def remove(self: Processes, colony: str, processid: str) -> None:
+        found = await self.load(colony, processid)
+        if found is None:
+            raise missing("it is gone")
+        if not (await self.client.commit(store.remove(*found))).succeeded:
+            raise conflict("it changed")
+        self.forget(processid)
+
+    patch.setattr(Processes, "remove", remove)
+
+
+def unguarded_decision(patch: pytest.MonkeyPatch) -> None:
+    """A person's word counts, whatever became of the forward since it was read."""
+    patch.setattr(resolving, "ModRevision", lambda key, revision: Absent(_NEVER))
+
+
+def endless_cancel(patch: pytest.MonkeyPatch) -> None:
+    """A cancel that nobody answers is sent for ever."""
+    passed = outbox.deadline_passed
+
+    def ever(forward: Forward, *args: Any) -> Move | None:
+        return None if forward.state == outbox.CANCELLING else passed(forward, *args)
+
+    patch.setattr(outbox, "deadline_passed", ever)
