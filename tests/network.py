@@ -1,6 +1,8 @@
 """A network of its own for tests: namespaces as houses, a bridge between them, cables to pull.
 
-Needs root, iproute2 and libfaketime; what the daemons in the houses do is in the tests.
+Needs root, iproute2 and libfaketime; what the daemons in the houses do is in the tests. Namespaces
+are called `colonytest-<pid>-…`: runs at the same time have their own, and what one that was killed
+left behind, the next one finds and ends.
 """
 
 from __future__ import annotations
@@ -9,15 +11,18 @@ import base64
 import ctypes
 import json
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +30,16 @@ from typing import Any
 import pytest
 import trio
 
-from cli.client import Client
+from cli.client import Client, RpcError
 from node.identity import PrivateKey, sign_payload
 from tests.support import Daemon
 
 _NEWNET = 0x40000000  # CLONE_NEWNET
 _NAMESPACES = Path("/run/netns")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PREFIX = "colonytest"
 _RPC = 50080
+_PATIENCE = 60.0  # seconds for a daemon whose store does not answer
 HOUR = 3600
 
 
@@ -51,9 +58,7 @@ def ip(*words: str) -> str:
 
 def unable() -> str:
     """Why namespaces and bridges can't be made on this machine, or ""; it tries, and cleans up."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    name = f"cp{secrets.token_hex(4)}"
+    name = f"{_tag()}probe"
     try:
         ip("netns", "add", name)
         try:
@@ -74,15 +79,60 @@ def faketime() -> str | None:
 
 def require() -> None:
     """Skip where namespaces can't be made at all; what is only not installed fails in CI."""
-    if reason := unable() if shutil.which("ip", path=_PATH) else "":
-        pytest.skip(reason)
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
     lacking = [] if shutil.which("ip", path=_PATH) else ["iproute2"]
-    lacking += [] if faketime() else ["faketime"]
+    lacking += [] if faketime() else ["libfaketime"]
     if lacking:
-        reason = f"no {', '.join(lacking)} here: `scripts/setup` installs what is missing"
+        reason = f"no {', '.join(lacking)} here: `scripts/setup --test` installs what is missing"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
+    if reason := unable():
+        pytest.skip(reason)
+
+
+def _tag() -> str:
+    """The beginning of the names of one town's namespaces."""
+    return f"{_PREFIX}-{os.getpid()}-{secrets.token_hex(3)}-"
+
+
+def _clear(space: str) -> None:
+    """End all that runs in a namespace, and remove it. Raises AssertionError."""
+    for pid in ip("netns", "pids", space).split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    ip("netns", "del", space)
+
+
+def _clear_abandoned() -> None:
+    """Remove what runs that were killed left behind."""
+    if not _NAMESPACES.is_dir():
+        return
+    for path in _NAMESPACES.iterdir():
+        made = re.match(rf"{_PREFIX}-(\d+)-", path.name)
+        if made and not Path(f"/proc/{made[1]}").exists():
+            with suppress(AssertionError):  # another run may be at it, too
+                _clear(path.name)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # trio knows best where to raise it
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A SIGTERM is to this block what Ctrl-C is, so that what was made is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Visitor(Client):
@@ -101,7 +151,7 @@ class Visitor(Client):
         *,
         attempts: int = 1,
     ) -> Any:
-        """As `Client.call`."""
+        """As `Client.call`, again while the store does not answer."""
         assert key is not None
         now = int(time.time()) + self.ahead()
         payload = {
@@ -116,7 +166,17 @@ class Visitor(Client):
             "payload": text,
             "signature": sign_payload(key, text),
         }
-        return await self._post(payloadtype, json.dumps(envelope).encode(), timeout)
+        body = json.dumps(envelope).encode()
+        with trio.move_on_after(_PATIENCE):
+            while True:
+                try:
+                    return await self._post(payloadtype, body, timeout)
+                except RpcError as error:
+                    # On a busy machine; the same bytes are the same request.
+                    if error.status != 503:
+                        raise
+                await trio.sleep(0.5)
+        return await self._post(payloadtype, body, timeout)
 
 
 class House(Daemon):
@@ -198,8 +258,8 @@ class House(Daemon):
         """End daemon, store and interface without a word."""
         store = self.etcd_pid
         self.kill()
-        if Path(f"/proc/{store}").exists():
-            os.kill(store, 9)
+        with suppress(ProcessLookupError):
+            os.kill(store, signal.SIGKILL)
         self.ip("link", "set", "eth0", "down")
 
     def boot(self) -> None:
@@ -265,32 +325,40 @@ async def _pump(source: trio.SocketStream, sink: trio.SocketStream, end: trio.Ca
 @contextmanager
 def town(place: Path, clocks: dict[str, int]) -> Iterator[list[House]]:
     """Houses by name, with clocks ahead by so many seconds, on one bridge; gone after the block."""
-    tag = f"c{os.getpid():x}{secrets.token_hex(2)}"
+    _clear_abandoned()
+    tag = _tag()
     houses = [
         House(place, name, tag, number, ahead)
         for number, (name, ahead) in enumerate(clocks.items(), 1)
     ]
-    try:
-        ip("netns", "add", f"{tag}hub")
-        bridge = ("link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
-        ip("-n", f"{tag}hub", *bridge)
-        ip("-n", f"{tag}hub", "link", "set", "br0", "up")
-        for house in houses:
-            house.build()
-        yield houses
-    finally:
-        problems: list[str] = []
-        for house in houses:
-            try:
-                if house.process is not None:
-                    house.stop()
-            except (OSError, subprocess.SubprocessError) as error:
-                problems.append(str(error))
-                house.kill()
-        for space in [f"{tag}hub", *(house.space for house in houses)]:
-            if (_NAMESPACES / space).exists():
-                try:
-                    ip("netns", "del", space)
-                except AssertionError as error:
-                    problems.append(str(error))
-        assert not problems, problems
+    with _terminable():
+        try:
+            ip("netns", "add", f"{tag}hub")
+            bridge = ("link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+            ip("-n", f"{tag}hub", *bridge)
+            ip("-n", f"{tag}hub", "link", "set", "br0", "up")
+            for house in houses:
+                house.build()
+            yield houses
+        finally:
+            problems = [*_ends(houses), *_removes(tag)]
+            assert not problems, problems
+
+
+def _ends(houses: list[House]) -> Iterator[str]:
+    """Stop the daemons; yields what went wrong."""
+    for house in houses:
+        try:
+            if house.process is not None:
+                house.stop()
+        except (OSError, subprocess.SubprocessError) as error:
+            yield f"{house.name}: {error}"
+
+
+def _removes(tag: str) -> Iterator[str]:
+    """Remove the namespaces of a town, with all that is left in them; yields what went wrong."""
+    for path in sorted(_NAMESPACES.glob(f"{tag}*")):
+        try:
+            _clear(path.name)
+        except AssertionError as error:
+            yield str(error)
