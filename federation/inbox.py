@@ -309,7 +309,8 @@ class Inbox:
                 [Get(key)],
             )
             try:
-                result = await self.client.commit(txn)
+                with self.processes.telling(process):
+                    result = await self.client.commit(txn)
             except (EtcdTooLarge, EtcdTooManyOps) as error:
                 raise Refusal(413, "too_large", f"the store refuses it: {error}") from None
             if result.succeeded:

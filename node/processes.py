@@ -154,7 +154,7 @@ class Processes:
             step = store.submit(process, submission, addition)
         except ValueError as error:
             raise bad(f"spec.conditions: {error}") from None
-        with self._telling(process):
+        with self.telling(process):
             result = await self.client.commit(step.txn)
         if not result.succeeded:
             there = unpack(result.responses[0][0].value, Process)
@@ -169,7 +169,7 @@ class Processes:
             self.hooks.submitted(process)
 
     @contextmanager
-    def _telling(self, process: Process) -> Iterator[None]:
+    def telling(self, process: Process) -> Iterator[None]:
         """A write without an answer may have happened: those who send look at the store."""
         try:
             yield

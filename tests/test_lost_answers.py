@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import trio
 
 from federation.outbox import Forward
 from federation.transport import Unsent
@@ -10,7 +13,8 @@ from node.config import RouteConfig
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Put, Txn
-from node.model import Process
+from node.model import Process, State
+from tests.colonies import Colony, world
 from tests.test_router import BOTH, Side, _age, client, deliver, three, wire
 
 __all__ = ["client"]  # the fixture
@@ -19,7 +23,7 @@ __all__ = ["client"]  # the fixture
 class Silence:
     """Lets the write of a forward to `peer` happen, once, and says that there was no answer."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, peer: Side) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, peer: Side | Colony) -> None:
         commit = EtcdClient.commit
         self.happened = False
 
@@ -74,3 +78,18 @@ async def test_what_a_peer_did_not_get_in_its_share_of_the_time(
     assert [tried.peer for tried in (await known(ant, cat, process)).tried] == [bee.key.id]
     await deliver(ant, cat, wire(ant, cat), process)
     assert len(cat.processes.queue.entries) == 1
+
+
+async def test_what_a_relay_passes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acceptance and forward are one write; the repeat gets a receipt and writes nothing."""
+    async with world(tmp_path) as colonies:
+        ant, bee, cat = [await colonies.add(name) for name in ("ant", "bee", "cat")]
+        for one, other in ((ant, bee), (bee, ant), (bee, cat), (cat, bee)):
+            await one.trust(other, forward=True, max_hops=4)
+        silence = Silence(monkeypatch, cat)
+        with trio.fail_after(30):
+            processid = await ant.submit("bee/cat")
+            await cat.work("done")
+            process = await ant.closed(processid)
+        assert silence.happened
+        assert (process.state, process.output) == (State.SUCCESSFUL, ["done"])

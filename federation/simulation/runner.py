@@ -85,13 +85,17 @@ def _results(seeds: Sequence[int], colonies: int | None, processes: int) -> Iter
         return
     parts = [seeds[at : at + _CHUNK] for at in range(0, len(seeds), _CHUNK)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, os.nice, (_NICENESS,)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin) as pool:
         for results in pool.map(_chunk, parts, [colonies] * len(parts)):
             yield from msgspec.msgpack.decode(results, type=list[Result])
 
 
+def _begin() -> None:
+    os.nice(_NICENESS)
+    gc.freeze()  # what was imported is never garbage; what is played is, so only now
+
+
 def _chunk(seeds: Sequence[int], colonies: int | None) -> bytes:
-    gc.freeze()  # what was imported is never garbage
     return msgspec.msgpack.encode([play(seed, colonies) for seed in seeds])
 
 

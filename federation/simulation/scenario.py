@@ -32,7 +32,7 @@ __all__ = ["Result", "Story", "play"]
 _PATIENCE = 8000.0  # virtual seconds that a healed world gets to come to rest
 _LOOK = 2.0
 _TROUBLES = ("split", "split", "one way", "freeze", "stop", "kill", "clock", "block")
-_COLONIES = (3,) * 30 + (4, 5, 6, 7, 8)
+_COLONIES = (3,) * 40 + (4, 5, 6, 7, 8)
 
 
 class Result(msgspec.Struct):
@@ -77,7 +77,7 @@ def draw(world: World, colonies: int) -> Story:
     dice = world.dice
     # Most stories are short ones: many of them find more than a few long ones do.
     short = dice.random() < (0.95 if colonies == 3 else 0.6)
-    story = Story(world, colonies, length=dice.uniform(3.0, 10.0 if short else 25.0))
+    story = Story(world, colonies, length=dice.uniform(2.0, 7.0 if short else 20.0))
     story.unrest = 3 if short else 5
     story.longest = dice.choice((0.5, 4.0, 4.0 if short else 15.0))
     spread = 3600.0 if dice.random() < 0.01 else dice.choice((0.0, 0.0, 1.0, 60.0, 300.0))
@@ -93,7 +93,7 @@ def draw(world: World, colonies: int) -> Story:
         if dice.random() < 0.3:
             story.policies[pair] = _draw_policy(world)
     story.faults = _draw_faults(world)
-    story.talks = bool(story.routes) or dice.random() < 0.1
+    story.talks = bool(story.routes) or dice.random() < 0.05
     return story
 
 
@@ -274,7 +274,7 @@ async def _tell(story: Story, witness: Witness) -> None:
                 network,
                 f"c{number}",
                 skew=story.skews[number],
-                pace=world.dice.choice((2.0, 5.0, 10.0)),
+                pace=world.dice.choice((3.0, 6.0, 10.0)),
             )
             for number in range(story.colonies)
         ]
