@@ -70,6 +70,7 @@ class Story:
     patience: float = _PATIENCE
     troubles: tuple[str, ...] = _TROUBLES
     unrest: int = 5  # troubles, at most
+    paces: tuple[float, ...] = (3.0, 6.0, 10.0)  # seconds between looks at what is due, drawn
 
 
 def draw(world: World, colonies: int) -> Story:
@@ -274,7 +275,7 @@ async def _tell(story: Story, witness: Witness) -> None:
                 network,
                 f"c{number}",
                 skew=story.skews[number],
-                pace=world.dice.choice((3.0, 6.0, 10.0)),
+                pace=world.dice.choice(story.paces),
             )
             for number in range(story.colonies)
         ]
