@@ -156,7 +156,7 @@ def evasive(story: Story) -> None:
 def undecided(story: Story) -> None:
     """Work that waits goes away, just when an executor of ours takes it, from frail stores."""
     _bare(story, Faults(unavailable=0.3, slow=1.0, slowest=0.5), 8.0, 1.5)
-    story.talks, story.paces = True, (2.0, 5.0, 10.0)
+    story.talks, story.paces = True, (1.0, 2.0)
     story.routes = {source: [RouteConfig(when="waiting > 0s", to="any")] for source in range(3)}
     _work(story, 12, to=lambda source: f"c{source}", sources=(0, 1), at=(2.0, 3.0))
 
