@@ -268,7 +268,7 @@ async def _forward(federation: Federation, processid: str) -> dict[str, Any]:
         "remoteprocessid": forward.remoteprocessid,
         "there": _there(federation, forward, process),
         "outcome": outcome_view(
-            forward.outcome, *_signer(federation, forward.outcome, forward.peer)
+            forward.outcome, *testimony.signer(federation.peers, forward.outcome, forward.peer)
         ),
         "chain": await _chain(federation, forward),
         "late": await _late(federation, processid),
@@ -299,7 +299,8 @@ async def _late(federation: Federation, processid: str) -> dict[str, Any] | None
     seen = inspect(found.value, limit=len(found.value))
     peers, outcome = federation.peers, load(seen.payload, Outcome)
     view = outcome_view(
-        found.value, *_signer(federation, found.value, peers.roster.root(seen.issuer))
+        found.value,
+        *testimony.signer(federation.peers, found.value, peers.roster.root(seen.issuer)),
     )
     return {
         **(view or {}),
@@ -317,7 +318,7 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
     if not sealed:
         found = await federation.client.get(federation.keys.apart(forward.processid))
         sealed = found.value if found else b""
-    issuer, key = _signer(federation, sealed, forward.peer)
+    issuer, key = testimony.signer(federation.peers, sealed, forward.peer)
     return [
         {
             "issuer": step.issuer,
@@ -332,11 +333,6 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
     ]
 
 
-def _signer(federation: Federation, sealed: bytes, peer: str) -> tuple[str, bytes]:
-    """Under which of a peer's keys a message was sealed, that one or a former; its id and key."""
-    return testimony.signer(federation.peers, sealed, peer)
-
-
 async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]:
     """Who asked for a process that came from another colony, the origin first, verified now.
 
@@ -349,7 +345,7 @@ async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]
     if loaded is None or found is None:
         raise missing(f"process {processid} did not come from another colony")
     peers = federation.peers
-    issuer, key = _signer(federation, found.value, loaded[0].origin)
+    issuer, key = testimony.signer(federation.peers, found.value, loaded[0].origin)
     hops, valid = relays.way(found.value, issuer, key)
     return [
         {

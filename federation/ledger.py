@@ -330,8 +330,7 @@ class Ledger:
             if error.status not in (404, 409):
                 raise
             # Gone, or the forward is not what we know of it: read it again before anything else.
-            self.stale[before.processid] = before.peer
-            self.bell(before.peer).ring()
+            self.look_for(before.processid, before.peer)
             return error.status == 409
         except BaseException:
             # It may have happened: what is to be sent is in the store.
@@ -342,8 +341,7 @@ class Ledger:
             return False
         if taken.peer:
             entry.forward, entry.due, entry.tries = taken.forward, 0.0, 0
-            self.stale[before.processid] = taken.peer
-            self.bell(taken.peer).ring()
+            self.look_for(before.processid, taken.peer)
         else:
             self.entries.pop(before.processid, None)
         return True

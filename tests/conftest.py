@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from node.etcd.client import EtcdClient, open_client
+from tests.etcd.support import start_store
 from tests.support import Daemon
 
 # Files of one long test begin first, so that the others fill the time beside them.
@@ -33,6 +36,14 @@ def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     for daemon in made:
         if daemon.process is not None:
             daemon.stop()
+
+
+@pytest.fixture
+async def client(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[EtcdClient]:
+    """A client of an etcd of its own."""
+    store = await start_store(nursery, tmp_path / "etcd")
+    async with open_client(store.target) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

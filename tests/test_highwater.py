@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import trio
 
 from cli.doctor import check_memory
 from federation.envelope import Kind
 from federation.highwater import HighWater
 from federation.messages import Sealer
-from node.etcd.client import EtcdClient, open_client
+from node.etcd.client import EtcdClient
 from node.model import SECOND
-from tests.etcd.support import start_store
 from tests.test_federation_gate import PID, Lab, code, submission
 
 DAY = 86_400
@@ -38,13 +34,6 @@ class Host:
         self.clock = clock
         await self.memory.keep()
         return self.memory.latest
-
-
-@pytest.fixture
-async def client(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[EtcdClient]:
-    store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
-        yield client
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -25,28 +24,16 @@ from federation.messages import Cancel, Denial, Pass, Passed, Sealer, Submit, lo
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known, Peer
 from federation.policy import Policy
-from federation.transport import Answer, Link, Lost, Unsent
+from federation.transport import Answer, Link, Lost
 from node.codec import pack
-from node.etcd.client import EtcdClient, open_client
+from node.etcd.client import EtcdClient
 from node.identity import PrivateKey
 from node.model import Process, State
 from node.rpc.http import Request
-from tests.etcd.support import start_store
 from tests.support import until
-from tests.test_router import BOTH, Side, three
+from tests.test_router import BOTH, Side, nowhere, three
 
 Say = Callable[[Answer], Awaitable[Answer]]
-
-
-@pytest.fixture
-async def client(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[EtcdClient]:
-    store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
-        yield client
-
-
-async def nowhere(address: str) -> None:
-    raise Unsent(address)
 
 
 class Mailbox(Link):

@@ -15,9 +15,7 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Put, Txn
 from node.model import Process, State
 from tests.colonies import Colony, world
-from tests.test_router import BOTH, Side, _age, client, deliver, three, wire
-
-__all__ = ["client"]  # the fixture
+from tests.test_router import BOTH, Side, _age, deliver, three, wire
 
 
 class Silence:

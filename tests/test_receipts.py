@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
-
-import pytest
-import trio
 
 from federation import cbor, outbox
 from federation.envelope import Kind, inspect, seal
 from federation.messages import cti_of
 from federation.outbox import Forward
 from federation.relays import local_id
-from federation.transport import Answer, Unsent
-from node.etcd.client import EtcdClient, open_client
+from federation.transport import Answer
+from node.etcd.client import EtcdClient
 from node.identity import PrivateKey
 from node.model import Process, State
-from tests.etcd.support import start_store
-from tests.test_router import BOTH, Side, Wire, deliver, three
-
-
-@pytest.fixture
-async def client(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[EtcdClient]:
-    store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
-        yield client
-
-
-async def nowhere(address: str) -> None:
-    raise Unsent(address)
+from tests.test_router import BOTH, Side, Wire, deliver, nowhere, three
 
 
 class Liar(Wire):

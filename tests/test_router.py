@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from node.codec import pack, unpack
 from node.config import Config, RouteConfig
 from node.deadlines import expire
 from node.errors import RpcError
-from node.etcd.client import EtcdClient, open_client
+from node.etcd.client import EtcdClient
 from node.etcd.transactions import Put, Txn
 from node.identity import PrivateKey
 from node.model import (
@@ -42,7 +41,6 @@ from node.rpc.http import Request
 from node.scheduler import Candidate
 from node.store import keys
 from node.submission import build_process, new_id
-from tests.etcd.support import start_store
 
 CARD = b"card"
 
@@ -156,12 +154,14 @@ class Wire(Link):
         return Answer(response.status, "", data)
 
 
-def wire(one: Side, other: Side) -> Wire:
-    async def renew(address: str) -> None:
-        raise Unsent("no new card")
+async def nowhere(address: str) -> None:
+    """No new card is to be had."""
+    raise Unsent(address)
 
+
+def wire(one: Side, other: Side) -> Wire:
     entry: Known = one.federation.peers.known[other.key.id]
-    link = Wire(entry, one.federation.sealer, renew, lambda: 0.0)
+    link = Wire(entry, one.federation.sealer, nowhere, lambda: 0.0)
     link.to = other
     return link
 
@@ -173,13 +173,6 @@ async def deliver(one: Side, other: Side, link: Wire, process: Process) -> None:
     entry = ledger.entries[process.processid]
     entry.busy = True
     await one.federation.delivery._deliver(link, entry)
-
-
-@pytest.fixture
-async def client(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[EtcdClient]:
-    store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
-        yield client
 
 
 async def three(client: EtcdClient, *routes: RouteConfig) -> tuple[Side, Side, Side]:
