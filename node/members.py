@@ -22,6 +22,8 @@ from node.submission import new_id
 
 # Heartbeats reach the store at most this often, in ns: flash wears.
 _HEARTBEAT = 60 * SECOND
+# A heartbeat, a report or another daemon may write between a read and its write.
+_TRIES = 8
 # Classes of keys that go with their colony, beside its members and processes.
 _CLASSES = (
     "live/queue",
@@ -122,7 +124,7 @@ class Members:
         return executor
 
     async def add_executor(self, executor: Executor) -> Executor:
-        """A new executor, pending; an unregistered name may come back. Raises RpcError 400."""
+        """A new executor, pending; an unregistered name may come back. Raises RpcError 400, 409."""
         if not valid_name(executor.executorname):
             raise bad("executor.executorname: use letters, digits, '_', '-' and '.'")
         if not executor.executortype or "/" in executor.executortype:
@@ -133,32 +135,37 @@ class Members:
             raise bad("executor.executorid: another executor of this colony has it")
         executor.commissiontime = self.now()
         key = keys.executor(executor.colonyname, executor.executorname)
-        found = await self.client.get(key)
-        if found is not None:
+        for _ in range(_TRIES):
+            found = await self.client.get(key)
+            if found is None:
+                await self._create(key, executor, f"executor {executor.executorname}")
+                return executor
             if unpack(found.value, Executor).state != ExecutorState.UNREGISTERED:
                 raise bad(f"executor {executor.executorname} exists already")
-            await self._write(key, pack(executor), found.mod_revision)
-        else:
-            await self._create(key, executor, f"executor {executor.executorname}")
-        return executor
+            if await self._write(key, pack(executor), found.mod_revision):
+                return executor
+        raise conflict(f"executor {executor.executorname} changes too fast; try again")
 
-    async def _write(self, key: str, data: bytes, revision: int) -> None:
+    async def _write(self, key: str, data: bytes, revision: int) -> bool:
+        """Replace what was read at `revision`; False when somebody else did."""
         result = await self.client.commit(Txn([ModRevision(key, revision)], [Put(key, data)]))
-        if not result.succeeded:
-            raise conflict("it changed meanwhile; try again")
-        self.directory.apply(key, data, result.revision)
+        if result.succeeded:
+            self.directory.apply(key, data, result.revision)
+        return result.succeeded
 
     async def change_executor(
         self, colony: str, name: str, change: Callable[[Executor], Executor]
     ) -> Executor:
-        """Read, change and write an executor. Raises RpcError 404 or 409."""
+        """Write what `change` makes of the executor as stored. Raises RpcError 404 or 409."""
         key = keys.executor(colony, name)
-        found = await self.client.get(key)
-        if found is None:
-            raise missing(f"executor {name} is not in colony {colony}")
-        executor = change(unpack(found.value, Executor))
-        await self._write(key, pack(executor), found.mod_revision)
-        return executor
+        for _ in range(_TRIES):
+            found = await self.client.get(key)
+            if found is None:
+                raise missing(f"executor {name} is not in colony {colony}")
+            executor = change(unpack(found.value, Executor))
+            if await self._write(key, pack(executor), found.mod_revision):
+                return executor
+        raise conflict(f"executor {name} changes too fast; try again")
 
     async def set_state(self, colony: str, name: str, state: ExecutorState) -> Executor:
         """Approve, reject or unregister; an unregistered executor must be added anew."""
@@ -187,10 +194,7 @@ class Members:
         if found is None:
             return
         fresh = msgspec.structs.replace(unpack(found.value, Executor), lastheardfromtime=now)
-        txn = Txn([ModRevision(key, found.mod_revision)], [Put(key, pack(fresh))])
-        result = await self.client.commit(txn)
-        if result.succeeded:
-            self.directory.apply(key, pack(fresh), result.revision)
+        await self._write(key, pack(fresh), found.mod_revision)
 
     async def add_function(self, function: Function) -> Function:
         """Register a function; the same name of the same executor keeps its id."""

@@ -1,6 +1,7 @@
 """How a function spec becomes a process: limits, deadlines, priority time, env as attributes.
 
-The same for a local submission and for one that came from another colony.
+The same for a local submission, for one that came from another colony, and for a node of a
+workflow, which is for home or for a peer.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 
+import msgspec
+
+from node import graphs
 from node.channels import check_names
-from node.errors import bad
-from node.model import DAY, SECOND, Attribute, FunctionSpec, Process
+from node.errors import RpcError, bad
+from node.hooks import Hooks
+from node.model import DAY, SECOND, Attribute, FunctionSpec, Graph, Process
 from node.resources import parse_cpu, parse_memory
 
 MAX_PRIORITY = 50_000
@@ -99,3 +104,40 @@ def build_process(
         peer=peer,
         nonce=nonce,
     )
+
+
+def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field: str) -> Process:
+    """The node at `place` of a workflow, at home or for the peer that its spec names.
+
+    Raises RpcError 400 that begins with `field`.
+    """
+    name = spec.conditions.colonyname
+    peer = ""
+    if name and name != graph.colonyname:
+        if graph.colonyname == hooks.home:
+            peer = hooks.peer_of(name) or ""
+        if not peer and hooks.unknown(name):
+            raise bad(
+                f"{field}.conditions.colonyname: {name[:80]!r} is neither here nor a peer that"
+                " this workflow's colony trusts"
+            )
+    if not peer:
+        conditions = msgspec.structs.replace(spec.conditions, colonyname=graph.colonyname)
+        spec = msgspec.structs.replace(spec, conditions=conditions)
+    try:
+        node = build_process(
+            spec,
+            processid=graphs.node_id(graph.processgraphid, place),
+            initiatorid=graph.initiatorid,
+            initiatorname=graph.initiatorname,
+            colonyname=graph.colonyname,
+            now=graph.submissiontime,
+            peer=peer,
+        )
+    except RpcError as error:
+        raise bad(error.message.replace("spec", field, 1)) from None
+    node.processgraphid = graph.processgraphid
+    node.graphindex = place
+    for attribute in node.attributes:
+        attribute.targetprocessgraphid = graph.processgraphid
+    return node

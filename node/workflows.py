@@ -1,6 +1,7 @@
-"""Workflows: submitting process graphs, adding to them, cancelling, removing and reading them.
+"""Workflows: submitting process graphs, cancelling, removing and reading them.
 
-What follows when a node starts or ends is `resolution`'s; who may ask is decided by the caller.
+What a running node adds is in `children`; what follows when a node starts or ends is
+`resolution`'s; who may ask is decided by the caller.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import msgspec
 import trio
 
 from node import graphs
+from node.children import TRIES, Children, too_fast
 from node.codec import pack, unpack
-from node.errors import RpcError, bad, conflict, denied, missing
+from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import (
@@ -35,14 +37,12 @@ from node.reads import read_many
 from node.resolution import BYTES, OPS, Resolution, size_of
 from node.store import graphs as store
 from node.store import keys
-from node.submission import build_process
+from node.submission import build_node
 
 log = get_logger("workflows")
 
 # Seconds that a caller waits for what follows from its call; the rest follows without it.
 PATIENCE = 2.0
-# Children that an inserted node may take over: more do not fit one transaction.
-_MOST_MOVED = 40
 _PAGE = 500
 # Nanoseconds after which an attempt to submit that came to nothing is swept up.
 _STALE = 3600 * SECOND
@@ -63,9 +63,11 @@ class Workflows:
     processes: Processes
     now: Callable[[], int]
     resolution: Resolution = field(init=False)
+    children: Children = field(init=False)
 
     def __post_init__(self) -> None:
         self.resolution = Resolution(self.client, self.processes)
+        self.children = Children(self.client, self.processes, self.resolution)
         self.processes.stepped = self.resolution.stepped
 
     # -- submitting ----------------------------------------------------------------------
@@ -110,45 +112,14 @@ class Workflows:
             root = not plan.parents[place]
             if root and root_args is not None:
                 spec = msgspec.structs.replace(spec, args=root_args, kwargs={})
-            node = self._node(graph, place, spec, f"{field}.functionspecs[{place}]")
+            node = build_node(
+                self.processes.hooks, graph, place, spec, f"{field}.functionspecs[{place}]"
+            )
             node.parents, node.children = plan.parents[place], plan.children[place]
             node.waitforparents = not root
             node.input = list(root_input) if root else []
             nodes.append(node)
         return await self._store(graph, nodes, submission, guard)
-
-    def _node(self, graph: Graph, place: int, spec: FunctionSpec, field: str) -> Process:
-        name = spec.conditions.colonyname
-        peer = ""
-        if name and name != graph.colonyname:
-            hooks = self.processes.hooks
-            if graph.colonyname == hooks.home:
-                peer = hooks.peer_of(name) or ""
-            if not peer and hooks.unknown(name):
-                raise bad(
-                    f"{field}.conditions.colonyname: {name[:80]!r} is neither here nor a peer that"
-                    " this workflow's colony trusts"
-                )
-        if not peer:
-            conditions = msgspec.structs.replace(spec.conditions, colonyname=graph.colonyname)
-            spec = msgspec.structs.replace(spec, conditions=conditions)
-        try:
-            node = build_process(
-                spec,
-                processid=graphs.node_id(graph.processgraphid, place),
-                initiatorid=graph.initiatorid,
-                initiatorname=graph.initiatorname,
-                colonyname=graph.colonyname,
-                now=graph.submissiontime,
-                peer=peer,
-            )
-        except RpcError as error:
-            raise bad(error.message.replace("spec", field, 1)) from None
-        node.processgraphid = graph.processgraphid
-        node.graphindex = place
-        for attribute in node.attributes:
-            attribute.targetprocessgraphid = graph.processgraphid
-        return node
 
     def _forwarding(self, node: Process) -> Sequence[Op]:
         return self.processes.hooks.forwarding(node).ops if node.peer else ()
@@ -239,123 +210,25 @@ class Workflows:
                 compare: list[Compare] = [Absent(step)]
                 await self.client.commit(Txn(compare, [DeletePrefix(prefix)]))
 
-    async def add_child(
-        self,
-        graph: Graph,
-        parentid: str,
-        childid: str,
-        spec: FunctionSpec,
-        identity: str,
-        *,
-        insert: bool,
-    ) -> Process:
-        """Add a node below a running one, as its assigned executor.
-
-        With `insert` it takes over all children of the parent; else a `childid` will wait for it
-        too. Raises RpcError 400, 403, 404 or 409.
-        """
-        colony, graphid = graph.colonyname, graph.processgraphid
-        async with self.resolution.held(colony, graphid):
-            found = await self.client.get(keys.graph(colony, graphid))
-            parent = await self.processes.load(colony, parentid)
-            if found is None or parent is None or parent[0].processgraphid != graphid:
-                raise missing(f"parentprocessid: {parentid[:80]!r} is no node of this workflow")
-            graph = unpack(found.value, Graph)
-            if parent[0].assignedexecutorid != identity:
-                raise denied("parentprocessid: it is not assigned to this executor")
-            if parent[0].state != State.RUNNING or graph.sweeping:
-                raise bad("parentprocessid: it is not running")
-            if graph.count >= graphs.MAX_NODES:
-                raise bad(f"processgraphid: a workflow has at most {graphs.MAX_NODES} nodes")
-            node = self._node(graph, graph.count, spec, "spec")
-            node.parents, node.waitforparents = [parent[0].graphindex], True
-            compare: list[Compare] = [
-                ModRevision(found.key, found.mod_revision),
-                ModRevision(keys.process(colony, parentid), parent[1]),
-            ]
-            ops: list[Op] = []
-            moved = parent[0].children if insert else []
-            if len(moved) > _MOST_MOVED:
-                raise bad(f"insert: the parent has more than {_MOST_MOVED} children")
-            changed = msgspec.structs.replace(
-                parent[0], children=[*([] if insert else parent[0].children), graph.count]
-            )
-            if insert:
-                node.children = list(moved)
-                below = [graphs.node_id(graphid, place) for place in moved]
-            else:
-                below = [childid] if childid else []
-            touched = [(changed, parent[1])]
-            for each in below:
-                touched.append(
-                    await self._below(graph, each, node, parent[0], compare, ops, insert=insert)
-                )
-            ops.extend(Put(keys.process(colony, p.processid), pack(p)) for p, _ in touched)
-            ops.extend(store.create_node(node, self._forwarding(node)))
-            ops.extend(
-                store.put_graph(msgspec.structs.replace(graph, count=graph.count + 1), graph)
-            )
-            result = await self.client.commit(Txn(compare, ops))
-            if not result.succeeded:
-                raise conflict("the workflow changed meanwhile; try again")
-            for process, _ in touched:
-                self.processes.remember(process, result.revision)
-            self.processes.committed_submit(node, result.revision)
-            return node
-
-    async def _below(
-        self,
-        graph: Graph,
-        childid: str,
-        node: Process,
-        parent: Process,
-        compare: list[Compare],
-        ops: list[Op],
-        *,
-        insert: bool,
-    ) -> tuple[Process, int]:
-        """Hang a child below the new node. With `insert` that takes the parent's place."""
-        colony, graphid = graph.colonyname, graph.processgraphid
-        found = await self.processes.load(colony, childid) if "/" not in childid else None
-        if found is None or found[0].processgraphid != graphid:
-            raise missing(f"childprocessid: {childid[:80]!r} is no node of this workflow")
-        child, revision = found
-        if not child.waitforparents or child.closed:
-            raise bad("childprocessid: it waits for nobody any more")
-        compare.append(ModRevision(keys.process(colony, childid), revision))
-        if insert:
-            parents = [graph.count if up == parent.graphindex else up for up in child.parents]
-        else:
-            node.children.append(child.graphindex)
-            parents = [*child.parents, graph.count]
-            key = keys.pending(colony, childid)
-            counter = await self.client.get(key)
-            if counter is None:
-                raise bad("childprocessid: it waits for nobody any more")
-            compare.append(ModRevision(key, counter.mod_revision))
-            ops.append(Put(key, b"%d" % (int(counter.value) + 1)))
-        return msgspec.structs.replace(child, parents=parents), revision
-
     # -- ending --------------------------------------------------------------------------
 
     async def cancel(self, colony: str, graphid: str) -> None:
         """End every node that waits or runs. Raises RpcError 400 when none does, or 404."""
         async with self.resolution.held(colony, graphid):
-            found = await self.client.get(keys.graph(colony, graphid))
-            if found is None:
-                raise missing(f"processgraphid: no workflow {graphid[:80]!r}")
-            graph = unpack(found.value, Graph)
-            if sum(graph.ended.values()) >= graph.count:
-                raise bad(f"the workflow is already {graph.state.name.lower()}")
-            after = msgspec.structs.replace(graph, sweeping=int(State.CANCELLED))
-            step = keys.step(colony, graphid, keys.SWEEP)
-            ops = [*store.put_graph(after, graph), Put(step, pack([int(State.CANCELLED)]))]
-            result = await self.client.commit(
-                Txn([ModRevision(found.key, found.mod_revision)], ops)
-            )
-            if not result.succeeded:
-                raise conflict("the workflow changed meanwhile; try again")
-            self.resolution.stepped(colony, graphid, result.revision)
+            for _ in range(TRIES):
+                found = await self.client.get(keys.graph(colony, graphid))
+                if found is None:
+                    raise missing(f"processgraphid: no workflow {graphid[:80]!r}")
+                graph = unpack(found.value, Graph)
+                if sum(graph.ended.values()) >= graph.count:
+                    raise bad(f"the workflow is already {graph.state.name.lower()}")
+                after = msgspec.structs.replace(graph, sweeping=int(State.CANCELLED))
+                step = keys.step(colony, graphid, keys.SWEEP)
+                ops = [*store.put_graph(after, graph), Put(step, pack([int(State.CANCELLED)]))]
+                if await self._commit(graph, found.mod_revision, ops):
+                    break
+            else:
+                raise too_fast(graphid)
         await self.resolution.settle(colony, graphid, PATIENCE)
 
     async def remove(self, colony: str, graphid: str, *, running: bool = False) -> None:
@@ -372,20 +245,29 @@ class Workflows:
             await self.cancel(colony, graphid)
             await self.resolution.settle(colony, graphid)
         async with self.resolution.held(colony, graphid):
-            found = await self.client.get(keys.graph(colony, graphid))
-            if found is None:
-                return
-            graph = unpack(found.value, Graph)
-            for node in await self.nodes(graph):
-                reason = self.processes.hooks.removable(node)
-                if reason:
-                    raise conflict(reason)
-            compare: list[Compare] = [ModRevision(found.key, found.mod_revision)]
-            result = await self.client.commit(Txn(compare, store.delete_graph(graph)))
-            if not result.succeeded:
-                raise conflict("the workflow changed meanwhile; try again")
-            self.resolution.stepped(colony, graphid, result.revision)
+            for _ in range(TRIES):
+                found = await self.client.get(keys.graph(colony, graphid))
+                if found is None:
+                    return
+                graph = unpack(found.value, Graph)
+                for node in await self.nodes(graph):
+                    reason = self.processes.hooks.removable(node)
+                    if reason:
+                        raise conflict(reason)
+                if await self._commit(graph, found.mod_revision, store.delete_graph(graph)):
+                    break
+            else:
+                raise too_fast(graphid)
         await self.resolution.settle(colony, graphid)
+
+    async def _commit(self, graph: Graph, revision: int, ops: Sequence[Op]) -> bool:
+        """Change a graph that was read at `revision`; False when somebody else did."""
+        colony, graphid = graph.colonyname, graph.processgraphid
+        txn = Txn([ModRevision(keys.graph(colony, graphid), revision)], ops)
+        result = await self.client.commit(txn)
+        if result.succeeded:
+            self.resolution.stepped(colony, graphid, result.revision)
+        return result.succeeded
 
     # -- reading -------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ def calls(node: Node) -> list[Call[Any]]:
         graph = await locate_graph(node, caller, request.processgraphid)
         if "/" in request.parentprocessid:
             raise missing("parentprocessid: no node of this workflow")
-        child = await workflows.add_child(
+        child = await workflows.children.add(
             graph,
             request.parentprocessid,
             request.childprocessid,

@@ -329,7 +329,7 @@ async def test_a_full_store_says_so_and_recovers(nursery: trio.Nursery, tmp_path
     async with open_client(store.target) as client:
 
         async def fill() -> None:
-            for number in range(20):
+            for number in range(200):
                 await client.put(f"k/{number}", bytes(1_000_000))
 
         with pytest.raises(EtcdNoSpace) as caught:

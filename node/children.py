@@ -1,0 +1,154 @@
+"""Nodes that a running node adds to its own workflow.
+
+Everything else that changes a graph is in `workflows` and `resolution`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from node import graphs
+from node.codec import pack, unpack
+from node.errors import RpcError, bad, conflict, denied, missing
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Compare, ModRevision, Op, Put, Txn
+from node.model import FunctionSpec, Graph, Process, State
+from node.processes import Processes
+from node.resolution import Resolution
+from node.store import graphs as store
+from node.store import keys
+from node.submission import build_node
+
+# Children that an inserted node may take over: more do not fit one transaction.
+_MOST_MOVED = 40
+# What a node reports while it runs, and other nodes that end, change what was read.
+TRIES = 8
+
+
+def too_fast(graphid: str) -> RpcError:
+    """What is said after `TRIES` lost races."""
+    return conflict(f"processgraphid: workflow {graphid} changes too fast; try again")
+
+
+@dataclass
+class Children:
+    """Adds nodes below running ones."""
+
+    client: EtcdClient
+    processes: Processes
+    resolution: Resolution
+
+    async def add(
+        self,
+        graph: Graph,
+        parentid: str,
+        childid: str,
+        spec: FunctionSpec,
+        identity: str,
+        *,
+        insert: bool,
+    ) -> Process:
+        """Add a node below a running one, as its assigned executor.
+
+        With `insert` it takes over all children of the parent; else a `childid` will wait for it
+        too. Raises RpcError 400, 403, 404 or 409.
+        """
+        async with self.resolution.held(graph.colonyname, graph.processgraphid):
+            for _ in range(TRIES):
+                node = await self._add(graph, parentid, childid, spec, identity, insert=insert)
+                if node is not None:
+                    return node
+        raise too_fast(graph.processgraphid)
+
+    async def _add(
+        self,
+        graph: Graph,
+        parentid: str,
+        childid: str,
+        spec: FunctionSpec,
+        identity: str,
+        *,
+        insert: bool,
+    ) -> Process | None:
+        """One attempt, on values of now; None when one of them changed meanwhile."""
+        colony, graphid = graph.colonyname, graph.processgraphid
+        hooks = self.processes.hooks
+        found = await self.client.get(keys.graph(colony, graphid))
+        parent = await self.processes.load(colony, parentid)
+        if found is None or parent is None or parent[0].processgraphid != graphid:
+            raise missing(f"parentprocessid: {parentid[:80]!r} is no node of this workflow")
+        graph = unpack(found.value, Graph)
+        if parent[0].assignedexecutorid != identity:
+            raise denied("parentprocessid: it is not assigned to this executor")
+        if parent[0].state != State.RUNNING or graph.sweeping:
+            raise bad("parentprocessid: it is not running")
+        if graph.count >= graphs.MAX_NODES:
+            raise bad(f"processgraphid: a workflow has at most {graphs.MAX_NODES} nodes")
+        node = build_node(hooks, graph, graph.count, spec, "spec")
+        node.parents, node.waitforparents = [parent[0].graphindex], True
+        compare: list[Compare] = [
+            ModRevision(found.key, found.mod_revision),
+            ModRevision(keys.process(colony, parentid), parent[1]),
+        ]
+        ops: list[Op] = []
+        moved = parent[0].children if insert else []
+        if len(moved) > _MOST_MOVED:
+            raise bad(f"insert: the parent has more than {_MOST_MOVED} children")
+        changed = msgspec.structs.replace(
+            parent[0], children=[*([] if insert else parent[0].children), graph.count]
+        )
+        if insert:
+            node.children = list(moved)
+            below = [graphs.node_id(graphid, place) for place in moved]
+        else:
+            below = [childid] if childid else []
+        touched = [(changed, parent[1])]
+        for each in below:
+            touched.append(
+                await self._below(graph, each, node, parent[0], compare, ops, insert=insert)
+            )
+        ops.extend(Put(keys.process(colony, p.processid), pack(p)) for p, _ in touched)
+        ops.extend(store.create_node(node, hooks.forwarding(node).ops if node.peer else ()))
+        ops.extend(store.put_graph(msgspec.structs.replace(graph, count=graph.count + 1), graph))
+        result = await self.client.commit(Txn(compare, ops))
+        if not result.succeeded:
+            return None
+        for process, _ in touched:
+            self.processes.remember(process, result.revision)
+        self.processes.committed_submit(node, result.revision)
+        return node
+
+    async def _below(
+        self,
+        graph: Graph,
+        childid: str,
+        node: Process,
+        parent: Process,
+        compare: list[Compare],
+        ops: list[Op],
+        *,
+        insert: bool,
+    ) -> tuple[Process, int]:
+        """Hang a child below the new node. With `insert` that takes the parent's place."""
+        colony, graphid = graph.colonyname, graph.processgraphid
+        found = await self.processes.load(colony, childid) if "/" not in childid else None
+        if found is None or found[0].processgraphid != graphid:
+            raise missing(f"childprocessid: {childid[:80]!r} is no node of this workflow")
+        child, revision = found
+        if not child.waitforparents or child.closed:
+            raise bad("childprocessid: it waits for nobody any more")
+        compare.append(ModRevision(keys.process(colony, childid), revision))
+        if insert:
+            parents = [graph.count if up == parent.graphindex else up for up in child.parents]
+        else:
+            node.children.append(child.graphindex)
+            parents = [*child.parents, graph.count]
+            key = keys.pending(colony, childid)
+            counter = await self.client.get(key)
+            if counter is None:
+                raise bad("childprocessid: it waits for nobody any more")
+            compare.append(ModRevision(key, counter.mod_revision))
+            ops.append(Put(key, b"%d" % (int(counter.value) + 1)))
+        return msgspec.structs.replace(child, parents=parents), revision
