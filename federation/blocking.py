@@ -86,7 +86,7 @@ class Endings:
             if entry.peer.state == BLOCKED and entry.peer.ending
         }
         sent = {entry.forward.peer for entry in self.ledger.entries.values()}
-        sent.update(self.ledger.stale.values())
+        sent.update(self.ledger.stale.values(), self.ledger.reading.values())
         return marked | {peerid for peerid in sent if peers.state(peerid) == BLOCKED}
 
     def _over(self, peerid: str) -> bool:

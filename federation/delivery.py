@@ -294,7 +294,7 @@ class Delivery:
                     if move is None:
                         continue
                     await self.ledger.apply(entry, move, entry.forward)
-                    await self.ledger.refresh(entry.forward.peer)
+                    await self.ledger.refresh_all()
                 except RpcError as error:
                     log.warning("deadline", process=entry.forward.processid, error=error)
 

@@ -6,7 +6,7 @@ fetched by `results`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,7 +20,6 @@ from federation.peers import Peers
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
-from node.etcd.errors import EtcdError
 from node.etcd.transactions import Delete, Get, ModRevision, Op, Put, Txn
 from node.hooks import Addition
 from node.model import Process, State
@@ -92,6 +91,8 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     activity: Bell = field(default_factory=Bell)
     stale: dict[str, str] = field(default_factory=dict)  # process id -> peer id
+    reading: dict[str, str] = field(default_factory=dict)  # those of them that are being read
+    readers: dict[str, trio.Lock] = field(default_factory=dict)  # by peer id
     bells: dict[str, Bell] = field(default_factory=dict)
     returns: dict[str, Bell] = field(default_factory=dict)
     paused: dict[str, float] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class Ledger:
 
     def outstanding(self, peerid: str) -> int:
         """How many forwards to a peer are not finished."""
-        fresh = [pid for pid, peer in self.stale.items() if peer == peerid]
+        fresh = [pid for pid, peer in (self.reading | self.stale).items() if peer == peerid]
         return len(self.of_peer(peerid)) + sum(pid not in self.entries for pid in fresh)
 
     def relayed(self, origin: str) -> int:
@@ -129,7 +130,9 @@ class Ledger:
         """Return once nothing is on its way out."""
         while True:
             event = self.activity.event
-            if not self.stale and not any(entry.busy for entry in self.entries.values()):
+            if not (self.stale or self.reading) and not any(
+                entry.busy for entry in self.entries.values()
+            ):
                 return
             await event.wait()
 
@@ -177,35 +180,50 @@ class Ledger:
     # -- store and memory --------------------------------------------------------------------
 
     async def refresh_all(self) -> None:
-        """Read again what others changed, whichever peer it concerns."""
+        """Read again what others changed, whichever peer it concerns; its sender looks again."""
         for peerid in set(self.stale.values()):
             await self.refresh(peerid)
+            self.bell(peerid).ring()
 
     async def refresh(self, peerid: str) -> None:
-        """Read again what others changed."""
-        pids = [pid for pid, peer in self.stale.items() if peer == peerid]
-        for start in range(0, len(pids), _BATCH):
-            part = pids[start : start + _BATCH]
-            for pid in part:
-                self.stale.pop(pid, None)
-            try:
-                gets = [Get(self.keys.forward(peerid, pid)) for pid in part]
-                result = await self.client.commit(Txn([], gets))
-            except EtcdError:
-                self.stale.update((pid, peerid) for pid in pids[start:])
-                raise
-            for pid, found in zip(part, result.responses, strict=True):
-                if not found:
-                    known = self.entries.get(pid)
-                    if known is not None and known.forward.peer == peerid:
-                        del self.entries[pid]
-                elif pid not in self.entries:
-                    value = unpack(found[0].value, Forward)
-                    self.entries[pid] = Entry(value, found[0].mod_revision)
-                else:
-                    self._adopt(
-                        self.entries[pid], unpack(found[0].value, Forward), found[0].mod_revision
-                    )
+        """Read again what others changed.
+
+        Who asks while it is being read waits for that: nobody must plan without what is under way.
+        """
+        async with self.readers.setdefault(peerid, trio.Lock()):
+            pids = [pid for pid, peer in self.stale.items() if peer == peerid]
+            for start in range(0, len(pids), _BATCH):
+                await self._read(peerid, pids[start : start + _BATCH])
+            if pids:
+                self.activity.ring()
+
+    async def _read(self, peerid: str, pids: Sequence[str]) -> None:
+        # Away before the read: what changes meanwhile is marked anew.
+        for pid in pids:
+            self.stale.pop(pid, None)
+            self.reading[pid] = peerid
+        done = False
+        try:
+            gets = [Get(self.keys.forward(peerid, pid)) for pid in pids]
+            result = await self.client.commit(Txn([], gets))
+            done = True
+        finally:
+            for pid in pids:
+                self.reading.pop(pid, None)
+                if not done:
+                    self.stale.setdefault(pid, peerid)
+        for pid, found in zip(pids, result.responses, strict=True):
+            if not found:
+                known = self.entries.get(pid)
+                if known is not None and known.forward.peer == peerid:
+                    del self.entries[pid]
+            elif pid not in self.entries:
+                value = unpack(found[0].value, Forward)
+                self.entries[pid] = Entry(value, found[0].mod_revision)
+            else:
+                self._adopt(
+                    self.entries[pid], unpack(found[0].value, Forward), found[0].mod_revision
+                )
 
     @staticmethod
     def _adopt(entry: Entry, forward: Forward, revision: int) -> None:

@@ -346,20 +346,22 @@ class Processes:
 
     async def remove(self, colony: str, processid: str) -> None:
         """Delete a process that is not running. Raises RpcError 400, 404 or 409."""
-        found = await self.load(colony, processid)
-        if found is None:
-            raise missing(f"process {processid} is not in colony {colony}")
-        process, revision = found
-        if process.processgraphid:
-            raise bad("the process is part of a workflow; remove that")
-        if process.state == State.RUNNING or (process.peer and not process.closed):
-            raise bad("the process is running; cancel it first")
-        reason = self.hooks.removable(process)
-        if reason:
-            raise conflict(reason)
-        if not (await self.client.commit(store.remove(process, revision))).succeeded:
-            raise conflict(f"process {processid} changed meanwhile; try again")
-        self.forget(processid)
+        for _ in range(_TRIES):
+            found = await self.load(colony, processid)
+            if found is None:
+                raise missing(f"process {processid} is not in colony {colony}")
+            process, revision = found
+            if process.processgraphid:
+                raise bad("the process is part of a workflow; remove that")
+            if process.state == State.RUNNING or (process.peer and not process.closed):
+                raise bad("the process is running; cancel it first")
+            reason = self.hooks.removable(process)
+            if reason:
+                raise conflict(reason)
+            if (await self.client.commit(store.remove(process, revision))).succeeded:
+                self.forget(processid)
+                return
+        raise conflict(f"process {processid} changes too fast; try again")
 
     def forget(self, processid: str) -> None:
         """A process is gone from the store."""

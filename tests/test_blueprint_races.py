@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -15,39 +15,17 @@ import pytest
 from node.blueprint_rules import Initiator, Wanted
 from node.blueprints import Blueprints
 from node.errors import RpcError
-from node.etcd.client import EtcdClient, TxnResult, open_client
+from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Txn
 from node.model import Colony
 from node.node import Node
 from node.store import keys
 from node.store.blueprints import CLASSES, Blueprint, Definition, Handler, Metadata, Names
 from node.submission import new_id
+from tests.meddled import Meddled
 from tests.support import Daemon
 
 WHO = Initiator("a" * 64, "ann")
-
-
-class Meddled:
-    """A client for one commit of which something else happens first, or whose answer is lost."""
-
-    def __init__(self, client: EtcdClient) -> None:
-        self._client = client
-        self.first: Callable[[], Awaitable[object]] | None = None
-        self.lost = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    async def commit(self, txn: Txn) -> TxnResult:
-        if txn.compare and self.first is not None:
-            first, self.first = self.first, None
-            await first()
-        result = await self._client.commit(txn)
-        if txn.compare and self.lost:
-            self.lost = False
-            raise EtcdUnavailable("the answer is lost")
-        return result
 
 
 class Pair:
