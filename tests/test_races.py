@@ -68,6 +68,8 @@ class Races:
         executor = await self.one.members.set_state("dev", "w", ExecutorState.APPROVED)
         process = await self.one.processes.handout.assign(candidate, executor, 5)
         assert process.graphindex == 0
+        # Nothing else is left to be written about it.
+        await self.one.workflows.resolution.settle("dev", graph.processgraphid)
         return graph, process.processid
 
     async def grow(self, node: Node, graph: Graph, parent: str) -> None:
