@@ -96,7 +96,7 @@ class Attachment(Hooks):
     def progressed(self, process: Process) -> None:
         """There is something to be told: to the colony that it came from, or where it went."""
         if process.origin and process.notify:
-            self.inbox.progressed(process)
+            self.inbox.owing.progressed(process)
         if process.peer:
             self.talker.wake(process)
 
@@ -105,4 +105,4 @@ class Attachment(Hooks):
         if process.peer:
             self.router.board.ended(process.peer, process.spec.conditions.executortype)
         if process.origin and process.notify:
-            self.inbox.closed(process)
+            self.inbox.owing.closed(process)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import trio
 
 from federation import outbox
-from federation.inbox import Marker
 from federation.ledger import Bell, Entry, Ledger
+from federation.markers import Marker
 from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, Known
 from node.codec import unpack

@@ -304,7 +304,7 @@ async def _late(federation: Federation, processid: str) -> dict[str, Any] | None
     )
     return {
         **(view or {}),
-        "name": peers.name(seen.issuer) if peers.get(seen.issuer) else "",
+        "name": peers.name_if_known(seen.issuer),
         "processid": outcome.localpid,
         "state": outcome.state,
         "out": msgspec.json.decode(outcome.out) if outcome.out else [],
@@ -322,7 +322,7 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
     return [
         {
             "issuer": step.issuer,
-            "name": peers.name(step.issuer) if peers.get(step.issuer) else "",
+            "name": peers.name_if_known(step.issuer),
             "issued": step.issued,
             "signaturevalid": step.signed,
             "problem": step.problem,
@@ -350,7 +350,7 @@ async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]
     return [
         {
             "issuer": hop.issuer,
-            "name": peers.name(hop.issuer) if peers.get(hop.issuer) else "",
+            "name": peers.name_if_known(hop.issuer),
             "issued": hop.issued,
             "initiator": hop.submit.initiator,
             "processid": hop.submit.pid,

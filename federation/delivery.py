@@ -15,8 +15,9 @@ import trio
 from federation import outbox, relays
 from federation.envelope import Kind, Refused, inspect
 from federation.ledger import Entry, Ledger
-from federation.messages import Cancel, Carried, Receipt, Sealer, Submit, load
+from federation.messages import Cancel, Carried, Receipt, Submit, load
 from federation.outbox import Forward
+from federation.sealing import Sealer
 from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent, Untimely
 from node.errors import RpcError
 from node.etcd.errors import EtcdError, EtcdTooLarge

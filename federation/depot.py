@@ -19,9 +19,9 @@ import trio
 
 from federation import manifest
 from federation.envelope import Kind, Opened, inspect
-from federation.inbox import Refusal
 from federation.ledger import Ledger
 from federation.messages import Carried, Chunk, Fetch, Submit, load
+from federation.refusals import Refusal
 from federation.transport import Link, PeerRefused, TransportError
 from node.codec import unpack
 from node.errors import RpcError, bad

@@ -14,7 +14,7 @@ import trio
 
 from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Refused
-from federation.messages import Sealer
+from federation.sealing import Sealer
 from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
 
 __all__ = [

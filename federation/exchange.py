@@ -15,8 +15,9 @@ from federation.capabilities import LIFETIME, Board, Survey, offers, permitted, 
 from federation.envelope import Kind, Opened, Refused
 from federation.gate import MAX_BODY
 from federation.ledger import Bell
-from federation.messages import Capabilities, Offer, Sealer, load
+from federation.messages import Capabilities, Offer, load
 from federation.peers import Peers
+from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
 from node.log import get_logger
 from node.members import Members

@@ -17,11 +17,13 @@ from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.heirs import succeed
 from federation.hints import source_of
-from federation.inbox import Inbox, Refusal, refusal_of
+from federation.inbox import Inbox
 from federation.invitations import Invitations
-from federation.messages import SIGNED, Denial, Hello, Sealer, Successor, load
+from federation.messages import SIGNED, Denial, Hello, Successor, load
 from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
+from federation.refusals import Refusal, refusal_of
 from federation.refusing import keep
+from federation.sealing import Sealer
 from federation.succession import prove
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
@@ -182,7 +184,7 @@ class Gate:
             "/v1/join": (Kind.JOIN, self._join),
             "/v1/submit": (Kind.SUBMIT, self.inbox.accept),
             "/v1/cancel": (Kind.CANCEL, self.inbox.cancel),
-            "/v1/outcomes": (Kind.POLL, self.inbox.outcomes),
+            "/v1/outcomes": (Kind.POLL, self.inbox.owing.outcomes),
             "/v1/capabilities": (Kind.CAPABILITIES, self.capabilities),
             "/v1/mail": (Kind.COLLECT, self.mail),
             "/v1/pass": (Kind.PASS, self.passing),

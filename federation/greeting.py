@@ -16,10 +16,11 @@ from federation import heirs, outbox
 from federation.card import open_card
 from federation.envelope import Refused
 from federation.ledger import Bell, Ledger
-from federation.messages import Hello, Sealer, Successor
+from federation.messages import Hello, Successor
 from federation.peers import Known, Peers, Usurped
 from federation.portrait import Portrait
 from federation.rotation import Rotation
+from federation.sealing import Sealer
 from federation.succession import prove
 from federation.transport import Link, TransportError, Unsent, Untimely
 from node.errors import RpcError

@@ -1,4 +1,4 @@
-"""The receiving end of forwards: accept once, cancel, and keep outcomes until acknowledged.
+"""The receiving end of forwards: accept once, cancel; `owing` tells of the end.
 
 A message gets here opened and from a trusted colony; each acceptance is one transaction.
 """
@@ -12,73 +12,32 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from federation import chains, relays
-from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
+from federation import relays
+from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.keys import Keys
-from federation.messages import Cancel, Outcome, Outcomes, Poll, Receipt, Sealer, Submit, load
-from federation.messages import cti_of as cti
-from federation.outbox import Forward
+from federation.markers import Marker
+from federation.messages import Cancel, Receipt, Submit, load
+from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, onward
+from federation.refusals import Refusal, trusted_revision
 from federation.relays import Asked, BadPath, local_id
-from federation.telling import Teller
+from federation.sealing import Sealer, cti_of
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
-from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Op, Put, Txn
+from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Put, Txn
 from node.hooks import Addition
-from node.model import SECOND, FunctionSpec, Process, State
+from node.model import SECOND, FunctionSpec, Process
 from node.processes import Processes
 from node.rpc.table import MAX_DEPTH, depth_of, prune
 from node.store import processes as store
 from node.submission import build_process
 
-__all__ = ["Inbox", "Kept", "Marker", "Refusal", "local_id", "parse_spec"]
+__all__ = ["Inbox"]
 
-_PAGE = 64  # outcomes in one answer
-_PAGE_BYTES = 2_000_000  # after which no further outcome is added
 _TRIES = 5
-_LOOK = 10.0  # seconds after which a poll looks for what another daemon of this colony wrote
-
-
-class Refusal(Exception):
-    """A message turned away: HTTP status, stable code, sentence; `again` seconds for a retry.
-
-    `kept`: no copy of it was taken, nor will one be.
-    """
-
-    def __init__(self, status: int, code: str, message: str, again: int = 0) -> None:
-        super().__init__(f"{code}: {message}")
-        self.status, self.code, self.message, self.again = status, code, message, again
-        self.kept = False
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """With which refusal a message is answered for good."""
-
-    status: int
-    code: str
-    message: str
-
-
-class Marker(msgspec.Struct, frozen=True):
-    """That a process of another colony was received: the hash of the message, and our receipt.
-
-    Without `localpid` it was cancelled before it came, or refused for good (`kept`). It stays until
-    `expires` (seconds) and the process is closed.
-    """
-
-    digest: bytes
-    attempt: int
-    localpid: str
-    receipt: bytes
-    expires: int
-    kept: Kept | None = None
-
-    def concerns(self, opened: Opened) -> bool:
-        """Whether it decides about a submission: a refusal does about the same bytes only."""
-        return self.kept is None or self.digest == opened.digest
 
 
 def parse_spec(data: bytes) -> FunctionSpec:
@@ -131,50 +90,16 @@ class Inbox:
     processes: Processes
     peers: Peers
     keys: Keys
-    owed: dict[str, set[str]] = field(default_factory=dict)
-    draining: bool = False
     meter: Meter = field(default_factory=Meter)
     way_to: Callable[[str, Sequence[str]], str] = _nowhere
     relayed: Callable[[str], int] = _none
-    teller: Teller = field(init=False)
+    owing: Owing = field(init=False)
     bring: Callable[[Opened, Submit, Submit, Process], Awaitable[None]] = _no_files
-    _bells: dict[str, trio.Event] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.teller = Teller(self.home, self.client, self.processes, self.keys)
-
-    async def load(self) -> None:
-        """Read which outcomes are owed."""
-        items, _ = await self.client.range_all(self.keys.owed_all)
-        for item in items:
-            issuer, pid = item.key[len(self.keys.owed_all) :].split("/")
-            self.owed.setdefault(issuer, set()).add(pid)
-
-    def closed(self, process: Process) -> None:
-        """A process of another colony ended: wake its poll."""
-        pid = process.notify.rpartition("/")[2]
-        self.owed.setdefault(process.origin, set()).add(pid)
-        self._ring(process.origin)
-
-    def progressed(self, process: Process) -> None:
-        """There is something new of a process of another colony: wake its poll."""
-        self.teller.progressed(process)
-        self._ring(process.origin)
-
-    def blocked(self, issuer: str) -> None:
-        """A colony was blocked: its waiting polls end now, with a refusal."""
-        self._ring(issuer)
-
-    def _ring(self, issuer: str) -> None:
-        bell = self._bells.pop(issuer, None)
-        if bell is not None:
-            bell.set()
-
-    def drain(self) -> None:
-        """Answer every waiting poll now."""
-        self.draining = True
-        for issuer in list(self._bells):
-            self._ring(issuer)
+        self.owing = Owing(
+            self.home, self.sealer, self.client, self.processes, self.peers, self.keys
+        )
 
     def removable(self, process: Process) -> str:
         """Why a process must stay, or ""."""
@@ -183,28 +108,20 @@ class Inbox:
         name = self.peers.name(process.origin)
         if not process.closed:
             return f"the process came from colony {name}; cancel it, so that it hears of its end"
-        if process.notify.rpartition("/")[2] in self.owed.get(process.origin, ()):
+        if process.notify.rpartition("/")[2] in self.owing.owed.get(process.origin, ()):
             return f"colony {name} has not fetched the outcome yet"
         return ""
 
     def _receipt(self, opened: Opened, receipt: Receipt) -> bytes:
-        name = cti("receipt", opened.cti.hex(), receipt.status)
+        name = cti_of("receipt", opened.cti.hex(), receipt.status)
         return self.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=name)
-
-    def _trusted_revision(self, issuer: str) -> int:
-        entry = self.peers.get(issuer)
-        if entry is not None and entry.peer.state == BLOCKED:
-            raise Refusal(403, "blocked", "this colony blocks yours")
-        if entry is None or entry.peer.state != TRUSTED:
-            raise Refusal(403, "untrusted", "this colony does not trust yours")
-        return entry.revision
 
     def _trust_in(self, issuer: str, peer: str) -> list[ModRevision]:
         """What a transaction demands, so that no block that it overlooks can precede it.
 
         `peer` is whom the process goes on to, if it does.
         """
-        trusted = [ModRevision(self.keys.peer(issuer), self._trusted_revision(issuer))]
+        trusted = [ModRevision(self.keys.peer(issuer), trusted_revision(self.peers, issuer))]
         if peer:
             entry = self.peers.get(peer)
             if entry is None or entry.peer.state != TRUSTED:
@@ -385,7 +302,7 @@ class Inbox:
         marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)
         free: Compare = Absent(key)
         for _ in range(_TRIES):
-            revision = self._trusted_revision(opened.issuer)
+            revision = trusted_revision(self.peers, opened.issuer)
             txn = Txn([free, ModRevision(peer, revision)], [Put(key, pack(marker))], [Get(key)])
             result = await self.client.commit(txn)
             if result.succeeded:
@@ -415,96 +332,7 @@ class Inbox:
         answer = Receipt(wish.pid, marker.attempt, status, marker.localpid)
         return self._receipt(opened, answer)
 
-    # -- outcomes ------------------------------------------------------------------------
-
-    async def outcomes(self, opened: Opened, data: bytes) -> bytes:
-        """Forget what was acknowledged, then give what is owed, waiting for it if need be."""
-        poll = load(opened.payload, Poll)
-        await self._acknowledge(opened.issuer, poll.ack)
-        until = trio.current_time() + poll.wait
-        while True:
-            bell = self._bells.setdefault(opened.issuer, trio.Event())
-            found = await self._owed(opened.issuer)
-            # After the outcomes, so that nothing is missing of what has ended.
-            news, cut = await self.teller.news(opened.issuer, poll, found)
-            now = trio.current_time()
-            if found or news or self.draining or now >= until:
-                break
-            with trio.move_on_at(min(until, now + _LOOK)) as quiet:
-                await bell.wait()
-            if quiet.cancelled_caught:
-                self.teller.look_again()
-            # It may have been blocked while it waited: what is owed is kept, and not served.
-            self._trusted_revision(opened.issuer)
-        answer = Outcomes(list(found.values()), news, cut)
-        return self.sealer.seal(Kind.OUTCOMES, opened.issuer, answer)
-
-    async def _acknowledge(self, issuer: str, pids: list[str]) -> None:
-        if not pids:
-            return
-        ops: list[Op] = [Delete(self.keys.owed(issuer, pid)) for pid in dict.fromkeys(pids)]
-        await self.client.commit(Txn([], ops))
-        self.owed.get(issuer, set()).difference_update(pids)
-
-    async def _owed(self, issuer: str) -> dict[str, bytes]:
-        """Some of the outcomes that a colony has not acknowledged, by its process ids."""
-        prefix = self.keys.owed_to(issuer)
-        listing = await self.client.range(prefix, limit=_PAGE)
-        sealed: dict[str, bytes] = {}
-        total = 0
-        for item in listing.items:
-            pid = item.key[len(prefix) :]
-            sealed[pid] = await self._outcome(issuer, pid, item.value.decode())
-            total += len(sealed[pid])
-            if total > _PAGE_BYTES:
-                break
-        return sealed
-
-    async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
-        found = await self.client.get(self.keys.marker(issuer, pid))
-        attempt = unpack(found.value, Marker).attempt if found else 1
-        loaded = await self.processes.load(self.home, localpid)
-        now = self.sealer.seconds
-        if loaded is None:
-            gone = ["the process was removed before its outcome was fetched"]
-            outcome = Outcome(pid, attempt, int(State.FAILED), b"[]", gone, localpid, "", 0, 0)
-            issued = now
-        else:
-            process = loaded[0]
-            outcome = Outcome(
-                pid,
-                attempt,
-                int(process.state),
-                msgspec.json.encode(process.output),
-                list(process.errors),
-                localpid,
-                process.assignedexecutorid,
-                process.starttime,
-                process.endtime,
-            )
-            if process.peer:
-                outcome = await self._carry(process, outcome)
-            # The same bytes each time, until they would be too old to be accepted.
-            ended = process.endtime // 1_000_000_000
-            # Or in the future, when our clock was ahead at the end and was set back since.
-            issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
-        name = cti("outcome", pid, attempt)
-        return self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
-
-    async def _carry(self, process: Process, outcome: Outcome) -> Outcome:
-        """A relay's outcome goes with the one that it was told itself, for its origin to check."""
-        found = await self.client.get(self.keys.proof(process.processid))
-        if found is None:
-            return outcome
-        record = unpack(found.value, Forward)
-        below = record.outcome
-        if not below:
-            kept = await self.client.get(self.keys.apart(process.processid))
-            below = kept.value if kept else b""
-        if not below:
-            return outcome
-        key = self.peers.public_key(inspect(below, limit=len(below)).issuer)
-        return chains.carried(outcome, below, key or b"")
+    # -- cleaning up -------------------------------------------------------------------------
 
     async def sweep(self) -> None:
         """Forget markers whose time is over and whose process is done with."""
@@ -512,16 +340,10 @@ class Inbox:
         for item in items:
             marker = unpack(item.value, Marker)
             issuer, pid = item.key[len(self.keys.markers) :].split("/")
-            if marker.expires > self.sealer.seconds or pid in self.owed.get(issuer, ()):
+            if marker.expires > self.sealer.seconds or pid in self.owing.owed.get(issuer, ()):
                 continue
             loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
             if not loaded or loaded[0].closed:
                 gone = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
                 txn = Txn([ModRevision(item.key, item.mod_revision)], gone)
                 await self.client.commit(txn)
-
-
-def refusal_of(refused: Refused) -> Refusal:
-    """The HTTP status of a failed check."""
-    statuses = {"too_large": 413, "unknown_issuer": 401, "bad_signature": 401}
-    return Refusal(statuses.get(refused.code, 400), refused.code, refused.message)

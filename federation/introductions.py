@@ -17,12 +17,13 @@ import trio
 
 from federation.card import Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect
-from federation.inbox import Refusal
 from federation.introduced import Introduced
 from federation.ledger import Bell
-from federation.messages import DEEPEST, Introduction, Introductions, Sealer, load
+from federation.messages import DEEPEST, Introduction, Introductions, load
 from federation.peers import PENDING, TRUSTED, Known, Peers
 from federation.policy import Bucket
+from federation.refusals import Refusal
+from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
 from node.codec import pack, unpack
 from node.errors import RpcError

@@ -18,12 +18,13 @@ import trio
 from federation import tokens
 from federation.card import Card, open_card
 from federation.envelope import Kind, Opened
-from federation.inbox import Refusal
 from federation.keys import Keys
-from federation.messages import Join, Sealer, Welcome, load
+from federation.messages import Join, Welcome, load
 from federation.peers import BLOCKED, Peers
 from federation.policy import Bucket, Policy
 from federation.portrait import Portrait
+from federation.refusals import Refusal
+from federation.sealing import Sealer
 from federation.tokens import Token
 from node.codec import pack, unpack
 from node.errors import bad, conflict, missing

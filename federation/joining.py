@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from federation import tokens
 from federation.card import Card
 from federation.envelope import Kind, Refused
-from federation.messages import Join, Sealer, Welcome, load
+from federation.messages import Join, Welcome, load
 from federation.peers import Known, Peer, Peers
 from federation.policy import Policy
+from federation.sealing import Sealer
 from federation.tokens import Token, TokenError
 from federation.transport import Link, Lost, PeerRefused, TransportError, Unsent, fetch_card
 from node.errors import bad, conflict, denied

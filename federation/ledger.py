@@ -14,9 +14,9 @@ import trio
 
 from federation import outbox
 from federation.keys import Keys
-from federation.messages import Sealer
 from federation.outbox import Act, Forward, Move, Way
 from federation.peers import Peers
+from federation.sealing import Sealer
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient

@@ -15,9 +15,10 @@ import trio
 
 from federation.envelope import Kind, Opened, Refused
 from federation.gate import BROUGHT
-from federation.inbox import Refusal
-from federation.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, Sealer, load
+from federation.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
 from federation.peers import TRUSTED, Known, Peers
+from federation.refusals import Refusal
+from federation.sealing import Sealer
 from federation.transport import (
     Answer,
     Carrier,

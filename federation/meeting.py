@@ -16,8 +16,8 @@ from federation.envelope import Refused
 from federation.gate import is_near
 from federation.hints import Hint, Hints, source_of
 from federation.ledger import Bell
-from federation.messages import Sealer
 from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
+from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.transport import TransportError, Unsent, fetch_card, split_address
 from node.errors import RpcError

@@ -5,16 +5,12 @@ Signatures and times are the envelope's; who may send what is decided by those w
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from federation import cbor
-from federation.envelope import MAX_LIFETIME, Kind, Refused, seal
-from node.identity import PrivateKey
+from federation.envelope import Refused
 
 __all__ = [
     "DEEPEST",
@@ -49,12 +45,10 @@ __all__ = [
     "Reply",
     "Said",
     "Say",
-    "Sealer",
     "Submit",
     "Succession",
     "Successor",
     "Welcome",
-    "cti_of",
     "dump",
     "load",
 ]
@@ -458,52 +452,3 @@ def load(payload: bytes, kind: type[M]) -> M:
         return msgspec.convert(value, kind, builtin_types=(bytes,))
     except (cbor.CborError, msgspec.ValidationError) as error:
         raise Refused("malformed", f"payload: {error}") from None
-
-
-def cti_of(*parts: object) -> bytes:
-    """The 16-byte name of a message: the same for the same parts."""
-    return hashlib.sha256("".join(str(part) for part in parts).encode()).digest()[:16]
-
-
-@dataclass
-class Sealer:
-    """Signs with the home colony's key; `now` gives Unix nanoseconds.
-
-    `former` are the ids of the keys that it had before: what is meant for those is meant for it.
-    """
-
-    key: PrivateKey
-    now: Callable[[], int]
-    former: tuple[str, ...] = ()
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """All ids of the colony, the present one first."""
-        return (self.key.id, *self.former)
-
-    def succeed(self, key: PrivateKey) -> None:
-        """Sign with another key from now on."""
-        self.key, self.former = key, self.ids
-
-    @property
-    def seconds(self) -> int:
-        """The time as messages tell it."""
-        return self.now() // 1_000_000_000
-
-    def seal(
-        self,
-        kind: Kind,
-        audience: str,
-        message: msgspec.Struct,
-        *,
-        cti: bytes | None = None,
-        issued: int | None = None,
-        expires: int | None = None,
-    ) -> bytes:
-        """Seal one message; valid from now for as long as allowed unless told otherwise."""
-        payload = dump(message)
-        begin = self.seconds if issued is None else issued
-        end = begin + MAX_LIFETIME if expires is None else expires
-        end = max(begin + 1, min(end, begin + MAX_LIFETIME))
-        name = cti or cti_of(kind, audience, self.now(), payload.hex()[:64])
-        return seal(self.key, kind, audience, payload, cti=name, issued=begin, expires=end)

@@ -12,7 +12,7 @@ from enum import Enum
 import msgspec
 
 from federation.envelope import MAX_LIFETIME
-from federation.messages import cti_of
+from federation.sealing import cti_of
 from node.model import SECOND, Process
 
 __all__ = [

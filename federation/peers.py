@@ -112,6 +112,10 @@ class Peers:
         entry = self.known.get(peerid)
         return (entry.peer.name if entry else "") or peerid[:12]
 
+    def name_if_known(self, peerid: str) -> str:
+        """What to call it, or "" when no peer has that id."""
+        return self.name(peerid) if self.get(peerid) is not None else ""
+
     def policy(self, peerid: str) -> Policy:
         """What it may do here."""
         entry = self.known.get(peerid)

@@ -11,7 +11,7 @@ from federation.card import VERSION, Card, sign_card
 from federation.envelope import MAX_LIFETIME
 from federation.interfaces import ANY, survey
 from federation.keys import Keys
-from federation.messages import Sealer
+from federation.sealing import Sealer
 from node.config import FederationConfig
 from node.etcd.client import EtcdClient
 

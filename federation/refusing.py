@@ -6,9 +6,11 @@ A mailbox has the bytes of what it carries, and may bring them again when the po
 from __future__ import annotations
 
 from federation.envelope import MAX_LIFETIME, Opened, Refused
-from federation.inbox import Inbox, Kept, Marker, Refusal
+from federation.inbox import Inbox
+from federation.markers import Kept, Marker
 from federation.messages import Submit, load
 from federation.peers import TRUSTED
+from federation.refusals import Refusal
 from node.codec import pack, unpack
 from node.etcd.transactions import Absent, Get, Put, Txn
 

@@ -16,8 +16,9 @@ from federation import chains, outbox, relays
 from federation.envelope import Kind, Opened, Refused, open_envelope
 from federation.following import Follower
 from federation.ledger import Ledger
-from federation.messages import Attempt, Outcome, Outcomes, Pid, Poll, Sealer, load
+from federation.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
 from federation.outbox import Forward
+from federation.sealing import Sealer
 from federation.transport import Later, Link, TransportError
 from node.codec import pack, unpack
 from node.errors import RpcError

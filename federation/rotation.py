@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from federation.keys import Keys
-from federation.messages import Sealer, Successor
+from federation.messages import Successor
+from federation.sealing import Sealer
 from federation.succession import OVERLAP, declare, prove
 from node.codec import pack, unpack
 from node.errors import conflict, missing

@@ -31,7 +31,6 @@ from federation.keys import Keys
 from federation.ledger import Ledger
 from federation.mailbox import Collector, Office, Ways
 from federation.meeting import Meeting
-from federation.messages import Sealer
 from federation.peers import BLOCKED, TRUSTED, Known, Peers
 from federation.policy import of_config
 from federation.portrait import Portrait
@@ -39,6 +38,7 @@ from federation.results import Results
 from federation.rotation import Rotation
 from federation.router import Router
 from federation.routes import read_routes
+from federation.sealing import Sealer
 from federation.surroundings import Surroundings
 from federation.talking import Listener, Talker
 from federation.tending import Tending
@@ -121,7 +121,7 @@ class Federation:
             self.board,
             members,
             lambda: self.portrait.sequence,
-            lambda: not self.inbox.draining,
+            lambda: not self.inbox.owing.draining,
             lambda: self._chance,
         )
         self.gate.capabilities = self.exchange.answer
@@ -158,8 +158,8 @@ class Federation:
         self.delivery.gather = self.depot.gather
         self.talker = Talker(self.ledger)
         self.gate.channels = Listener(self.inbox, now).hear
-        self.inbox.teller.name_of = self._name_of
-        self.inbox.teller.heard = self.results.follower.of
+        self.inbox.owing.teller.name_of = self._name_of
+        self.inbox.owing.teller.heard = self.results.follower.of
         self.invitations = self.gate.invitations = Invitations(
             client, self.keys, sealer, self.peers, self.portrait, self.high_water
         )
@@ -248,7 +248,7 @@ class Federation:
             log.info("federation ready", port=self.port, id=self.key.id)
             task_status.started()
             await self.drain.wait()
-            self.inbox.drain()
+            self.inbox.owing.drain()
             self.office.drain()
             with trio.move_on_after(_FLUSH):
                 await self.ledger.wait_idle()
@@ -276,7 +276,7 @@ class Federation:
         await self.rotation.load()
         self.peers.former = self.sealer.former
         await self.peers.load()
-        await self.inbox.load()
+        await self.inbox.owing.load()
         await self.ledger.load()
         await self.results.follower.load()
 
@@ -350,7 +350,7 @@ class Federation:
             self.office.forget(peerid)
         self.introducer.look()
         if self.peers.state(peerid) == BLOCKED:
-            self.inbox.blocked(peerid)
+            self.inbox.owing.blocked(peerid)
             self.endings.begin()
 
     async def _probe_forever(self, link: Link) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import msgspec
 
 from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, seal
-from federation.messages import Succession, Successor, cti_of, dump, load
+from federation.messages import Succession, Successor, dump, load
+from federation.sealing import cti_of
 from node.identity import PrivateKey, id_of, verify_es256k
 
 __all__ = ["OVERLAP", "Heir", "declare", "prove"]

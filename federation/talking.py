@@ -17,9 +17,11 @@ import trio
 
 from federation import outbox, words
 from federation.envelope import Kind, Opened, Refused
-from federation.inbox import Inbox, Marker, Refusal
+from federation.inbox import Inbox
 from federation.ledger import Bell, Ledger
+from federation.markers import Marker
 from federation.messages import Heard, Say, load
+from federation.refusals import Refusal
 from federation.transport import Later, Link, PeerRefused, TransportError
 from node.codec import pack, unpack
 from node.errors import RpcError

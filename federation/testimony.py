@@ -119,7 +119,7 @@ async def _outcome(ledger: Ledger, process: Process, told: Testimony) -> Testimo
         chain=[
             Hop(
                 step.issuer,
-                peers.name(step.issuer) if peers.get(step.issuer) else "",
+                peers.name_if_known(step.issuer),
                 peers.ids(step.issuer),
                 step.outcome.localpid if step.outcome else "",
             )

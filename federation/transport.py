@@ -27,8 +27,9 @@ from federation.dialing import (
 )
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.failures import Later, PeerRefused, Untimely
-from federation.messages import SIGNED, Denial, Hello, Sealer, Successor, load
+from federation.messages import SIGNED, Denial, Hello, Successor, load
 from federation.peers import TRUSTED, Known
+from federation.sealing import Sealer
 from federation.tls import fingerprint_of
 from node.log import get_logger
 from node.model import SECOND

@@ -18,8 +18,9 @@ from cli.client import RpcError as CallError
 from federation import outbox
 from federation.blocking import Endings
 from federation.envelope import Kind
-from federation.inbox import Inbox, Marker
+from federation.inbox import Inbox
 from federation.ledger import Detour, Ledger
+from federation.markers import Marker
 from federation.messages import Poll
 from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, TRUSTED, Peers
@@ -109,7 +110,7 @@ class Front(Lab):
     async def restart(self) -> None:
         self.start()
         await self.peers.load()
-        await self.inbox.load()
+        await self.inbox.owing.load()
         await self.ledger.load()
 
     async def forward(self, state: str) -> str:
@@ -232,7 +233,7 @@ async def test_what_it_has_here_is_cancelled_and_owed_but_not_served(front: Fron
     assert front.processes.running.count_of(front.other.id) == 0
     refused = await front.post("outcomes", Kind.POLL, Poll(0, []))
     assert code(refused) == "blocked"
-    assert len(front.inbox.owed[front.other.id]) == 3
+    assert len(front.inbox.owing.owed[front.other.id]) == 3
     await front.peers.trust(front.other.id)
     states = sorted(outcome.state for outcome in await front.poll())
     assert states == [State.SUCCESSFUL, State.CANCELLED, State.CANCELLED]
@@ -324,11 +325,11 @@ async def test_a_poll_that_waits_is_refused_at_once(front: Front) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
-            while not front.inbox._bells:
+            while not front.inbox.owing.bells:
                 await trio.testing.wait_all_tasks_blocked(0.01)
             await trio.testing.wait_all_tasks_blocked(0.05)
             await front.peers.block(front.other.id)
-            front.inbox.blocked(front.other.id)
+            front.inbox.owing.blocked(front.other.id)
     assert code(answers[0]) == "blocked"
 
 

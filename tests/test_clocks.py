@@ -15,10 +15,11 @@ from federation import outbox
 from federation.card import Card, sign_card
 from federation.clocks import MOST, SLACK, Clock, Reading, apart, bridgeable, read, told
 from federation.envelope import Kind
-from federation.messages import Hello, Receipt, Sealer, Submit, load
+from federation.messages import Hello, Receipt, Submit, load
 from federation.outbox import DOUBT, QUEUED, Forward
 from federation.peers import PENDING, TRUSTED
 from federation.roster import Known, Peer
+from federation.sealing import Sealer
 from federation.transport import Answer, Link, Lost, PeerRefused, Untimely
 from node.etcd.client import open_client
 from tests.etcd.support import start_store

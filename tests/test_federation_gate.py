@@ -14,11 +14,13 @@ import trio
 from federation.card import Card, sign_card
 from federation.envelope import Kind, Opened, open_envelope
 from federation.gate import Gate
-from federation.inbox import Inbox, local_id
+from federation.inbox import Inbox
 from federation.keys import Keys
-from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Sealer, Submit
+from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.messages import load as load_message
 from federation.peers import BLOCKED, PENDING, TRUSTED, Peers
+from federation.relays import local_id
+from federation.sealing import Sealer
 from node.etcd.client import EtcdClient, open_client
 from node.hooks import Hooks
 from node.identity import PrivateKey
@@ -42,7 +44,7 @@ class Closing(Hooks):
     def closed(self, process: Process) -> None:
         """Wake the poll."""
         if process.notify:
-            self.inbox.closed(process)
+            self.inbox.owing.closed(process)
 
 
 class Lab:
@@ -229,7 +231,7 @@ async def test_an_outcome_is_owed_until_acknowledged(lab: Lab) -> None:
     assert (first[0].pid, first[0].state, first[0].out) == (PID, 2, b"[3.5]")
     assert (first[0].localpid, first[0].executor) == (receipt.remote, WORKER.executorid)
     reloaded = Inbox("lab", lab.inbox.sealer, lab.client, lab.processes, lab.peers, lab.keys)
-    await reloaded.load()
+    await reloaded.owing.load()
     assert reloaded.removable(process), "a restart does not forget what is owed"
     assert await lab.poll(0, PID) == []
     assert lab.inbox.removable(process) == ""

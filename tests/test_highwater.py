@@ -10,7 +10,7 @@ import pytest
 from cli.doctor import check_memory
 from federation.envelope import Kind
 from federation.highwater import HighWater
-from federation.messages import Sealer
+from federation.sealing import Sealer
 from node.etcd.client import EtcdClient
 from node.model import SECOND
 from tests.test_federation_gate import PID, Lab, code, submission

@@ -20,10 +20,11 @@ from federation import outbox
 from federation.envelope import Kind, inspect
 from federation.gate import BROUGHT
 from federation.mailbox import pass_on
-from federation.messages import Cancel, Denial, Pass, Passed, Sealer, Submit, load
+from federation.messages import Cancel, Denial, Pass, Passed, Submit, load
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known, Peer
 from federation.policy import Policy
+from federation.sealing import Sealer
 from federation.transport import Answer, Link, Lost
 from node.codec import pack
 from node.etcd.client import EtcdClient

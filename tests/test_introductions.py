@@ -15,8 +15,9 @@ import trio
 from federation.card import Card, open_card, sign_card
 from federation.envelope import Kind
 from federation.introductions import MOST, Introducer, chosen
-from federation.messages import DEEPEST, Introduction, Introductions, Sealer
+from federation.messages import DEEPEST, Introduction, Introductions
 from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
+from federation.sealing import Sealer
 from federation.transport import Answer
 from node.identity import PrivateKey
 from node.model import State

@@ -25,11 +25,12 @@ from federation.envelope import Kind, Opened, open_envelope
 from federation.invitations import Invitation, Invitations, Used
 from federation.joining import Joining
 from federation.keys import Keys
-from federation.messages import Hello, Join, Sealer, Welcome
+from federation.messages import Hello, Join, Welcome
 from federation.messages import load as load_message
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Policy
 from federation.portrait import Portrait
+from federation.sealing import Sealer
 from federation.tls import make_certificate, server_context
 from federation.tokens import Token, TokenError, read_token, write_token
 from node.codec import pack, unpack

@@ -9,8 +9,9 @@ import trio
 
 from federation.envelope import Kind
 from federation.mailbox import Office
-from federation.messages import Collect, Parcel, Parcels, Pass, Reply, Sealer, load
+from federation.messages import Collect, Parcel, Parcels, Pass, Reply, load
 from federation.peers import TRUSTED, Peer
+from federation.sealing import Sealer
 from federation.transport import Answer, Lost, Unsent
 from node.config import ConfigError, load_config
 from node.identity import PrivateKey

@@ -17,10 +17,10 @@ from msgspec.structs import replace
 from federation import outbox
 from federation.keys import Keys
 from federation.ledger import Ledger
-from federation.messages import Sealer
 from federation.outbox import Forward
 from federation.peers import Peers
 from federation.resolving import resolve
+from federation.sealing import Sealer
 from federation.simulation import scenario, witness, world
 from federation.simulation.client import MemoryClient
 from federation.simulation.scenario import play

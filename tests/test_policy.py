@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from federation.envelope import Kind
 from federation.inbox import Inbox
-from federation.messages import Sealer
 from federation.peers import TRUSTED, Peers
 from federation.policy import (
     Bucket,
@@ -31,6 +30,7 @@ from federation.policy import (
     onward,
     read,
 )
+from federation.sealing import Sealer
 from node.codec import pack, unpack
 from node.config import ConfigError, PolicyConfig, Size, load_config
 from node.errors import RpcError

@@ -7,9 +7,9 @@ from typing import Any
 
 from federation import cbor, outbox
 from federation.envelope import Kind, inspect, seal
-from federation.messages import cti_of
 from federation.outbox import Forward
 from federation.relays import local_id
+from federation.sealing import cti_of
 from federation.transport import Answer
 from node.etcd.client import EtcdClient
 from node.identity import PrivateKey

@@ -12,8 +12,9 @@ import trio
 
 from federation.card import Card, sign_card
 from federation.envelope import Kind, Refused
-from federation.messages import Hello, Sealer, Submit, Successor
+from federation.messages import Hello, Submit, Successor
 from federation.peers import TRUSTED, Former, Peer
+from federation.sealing import Sealer
 from federation.succession import OVERLAP, declare, prove
 from node.home import Home
 from node.identity import PrivateKey, read_key, write_key

@@ -24,7 +24,7 @@ def crowd(colonies: int, peers: int = 4) -> Traffic:
 
 
 def test_with_as_many_peers_each_a_larger_crowd_says_no_more_each() -> None:
-    small, large = crowd(5), crowd(15)
+    small, large = crowd(10), crowd(30)
     assert (small.peers, large.peers) == (4, 4)
     for kind, before in small.kinds.items():
         after = large.kinds[kind]
@@ -43,9 +43,9 @@ def test_a_newcomer_is_introduced_one_hop_far_and_at_once() -> None:
 
 
 def test_what_each_says_grows_with_its_peers() -> None:
-    few, many = crowd(3, ALL), crowd(5, ALL)
-    assert (few.peers, many.peers) == (2, 4)
-    assert 1.8 < many.kinds["hello"].exchanges / few.kinds["hello"].exchanges < 2.2
+    few, many = crowd(4, ALL), crowd(9, ALL)
+    assert (few.peers, many.peers) == (3, 8)
+    assert 2.4 < many.kinds["hello"].exchanges / few.kinds["hello"].exchanges < 2.9
     assert many.kinds["capabilities"].exchanges > 1.5 * few.kinds["capabilities"].exchanges
     assert many.kinds["submit"].exchanges == few.kinds["submit"].exchanges == 3.0
 

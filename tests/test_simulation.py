@@ -19,9 +19,10 @@ from federation import inbox
 from federation.envelope import Kind, inspect
 from federation.gate import Gate
 from federation.keys import Keys
-from federation.messages import Outcomes, Poll, Sealer, Submit, load
+from federation.messages import Outcomes, Poll, Submit, load
 from federation.peers import TRUSTED, Peers
 from federation.roster import Peer
+from federation.sealing import Sealer
 from federation.simulation.client import MemoryClient
 from federation.simulation.runner import main, run_seeds
 from federation.simulation.scenario import play

@@ -217,7 +217,7 @@ def _executor(colony: Colony, processid: str) -> str:
 
 
 def _pays(colony: Colony) -> bool:
-    return not any(colony.fed.inbox.owed.values())
+    return not any(colony.fed.inbox.owing.owed.values())
 
 
 async def settled(colony: Colony) -> None:
@@ -548,7 +548,7 @@ async def test_what_a_peer_makes_up_is_not_stored(tmp_path: Path) -> None:
             assert (await ant.process(processid)).output == []
             # Nobody hears of a process that is not his own.
             poll = Poll(0, [], [Follow(processid, 1)], True)
-            assert await bee.fed.inbox.teller.news(cat.key.id, poll, []) == ([], False)
+            assert await bee.fed.inbox.owing.teller.news(cat.key.id, poll, []) == ([], False)
 
 
 async def test_a_poll_of_an_older_release_gets_what_it_got(tmp_path: Path) -> None:
@@ -558,7 +558,7 @@ async def test_a_poll_of_an_older_release_gets_what_it_got(tmp_path: Path) -> No
             await ant.submit("bee")
             far = await take(bee)
             await write(bee, far, "mine")
-            teller = bee.fed.inbox.teller
+            teller = bee.fed.inbox.owing.teller
             assert await teller.news(ant.key.id, Poll(0, []), []) == (None, False)
             assert dump(Outcomes([])) == dump(_Old([]))
             assert load(dump(Poll(3, [], [])), _OldPoll) == _OldPoll(3, [])

@@ -269,7 +269,7 @@ async def test_files_go_with_their_process(tmp_path: Path, monkeypatch: pytest.M
         assert await read(bee, label_of(far), "f") == b"x"
         await close(bee, far, "end")
         await ant.closed(processid)
-        while any(bee.fed.inbox.owed.values()):
+        while any(bee.fed.inbox.owing.owed.values()):
             await ant.fed.results.poll_once(ant.fed.links[bee.key.id])
         await bee.node.processes.remove("bee", far.processid)
         await bee.fed.depot.sweep()

@@ -24,21 +24,12 @@ from federation import cbor, envelope
 from federation.card import Card, sign_card
 from federation.envelope import Kind, Refused, inspect, seal
 from federation.hints import Hint, Hints
-from federation.messages import (
-    Cancel,
-    Follow,
-    Hello,
-    Outcome,
-    Outcomes,
-    Poll,
-    Receipt,
-    Sealer,
-    load,
-)
+from federation.messages import Cancel, Follow, Hello, Outcome, Outcomes, Poll, Receipt, load
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known, Peer
 from federation.policy import Policy
 from federation.relays import local_id
+from federation.sealing import Sealer
 from federation.succession import declare
 from federation.transport import Answer, Carrier, Later, Link, PeerRefused, Unsent
 from node.codec import unpack
@@ -244,7 +235,7 @@ async def test_a_malformed_end_is_told_once_and_kept(tmp_path: Path, what: str) 
             made.append(signed(bee, ant, cbor.encode({**truth, **change})))
             return made[-1]
 
-        bee.fed.inbox._outcome = lie  # type: ignore[method-assign]
+        bee.fed.inbox.owing._outcome = lie  # type: ignore[method-assign]
         with trio.fail_after(60):
             pid = await ant.submit("bee")
             await bee.work("X")
@@ -277,7 +268,7 @@ async def test_a_late_end_beyond_the_store_is_let_go(tmp_path: Path) -> None:
 
 
 async def acknowledged(colony: Colony) -> bool:
-    return not any(colony.fed.inbox.owed.values())
+    return not any(colony.fed.inbox.owing.owed.values())
 
 
 def signed(by: Colony, to: Colony, payload: bytes) -> bytes:

@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from federation import cbor, chains, manifest, messages, progress, relays, tokens
 from federation.card import Card, open_card, sign_card
 from federation.envelope import Code, Kind, Opened, Refused, inspect, open_envelope, seal
-from federation.messages import cti_of, dump, load
+from federation.messages import dump, load
 from federation.relays import BadPath
+from federation.sealing import cti_of
 from federation.succession import declare, prove
 from node.identity import PrivateKey, id_of
 from tests import vectors

@@ -18,7 +18,8 @@ import msgspec
 from federation import cbor, chains, manifest, messages, progress, relays, tokens
 from federation.card import Card, sign_card
 from federation.envelope import MAX_LIFETIME, Kind, inspect, seal
-from federation.messages import cti_of, dump
+from federation.messages import dump
+from federation.sealing import cti_of
 from federation.succession import declare
 from node.identity import PrivateKey
 

@@ -15,18 +15,9 @@ import trio
 
 from federation.card import Card, sign_card
 from federation.envelope import MAX_LIFETIME, Kind, inspect
-from federation.messages import (
-    Cancel,
-    Hello,
-    Outcome,
-    Outcomes,
-    Poll,
-    Receipt,
-    Sealer,
-    Submit,
-    load,
-)
+from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
 from federation.relays import local_id
+from federation.sealing import Sealer
 from federation.simulation.colony import FINGERPRINT, PORT, TYPE, Site
 from federation.simulation.network import Gone, Network
 from federation.simulation.witness import Witness

@@ -9,10 +9,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from federation.envelope import MAX_LIFETIME
-from federation.inbox import Marker, local_id
+from federation.markers import Marker
 from federation.outbox import CANCELLING, Forward
 from federation.peers import BLOCKED, TRUSTED
 from federation.policy import Policy
+from federation.relays import local_id
 from federation.roster import Peer
 from federation.simulation.colony import WORKERS, Site
 from federation.simulation.store import Change

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation import envelope, gate, inbox, policy, relays
+from federation import envelope, gate, inbox, owing, policy, relays
 from federation.attachment import Attachment
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
-from federation.inbox import Inbox, Marker
+from federation.inbox import Inbox
+from federation.markers import Marker
 from federation.peers import Peers
 from node.codec import unpack
 from node.etcd.transactions import Absent, Delete, Op, Put
@@ -69,12 +70,13 @@ def any_future(patch: pytest.MonkeyPatch) -> None:
 def anyones_trust(patch: pytest.MonkeyPatch) -> None:
     """Whoever is known is trusted."""
 
-    def revision(self: Inbox, issuer: str) -> int:
-        entry = self.peers.get(issuer)
+    def revision(peers: Peers, issuer: str) -> int:
+        entry = peers.get(issuer)
         return entry.revision if entry else 0
 
     patch.setattr(gate.Gate, "_demand_trust", lambda self, issuer, **_: None)
-    patch.setattr(Inbox, "_trusted_revision", revision)
+    patch.setattr(inbox, "trusted_revision", revision)
+    patch.setattr(owing, "trusted_revision", revision)
 
 
 def no_marker(patch: pytest.MonkeyPatch) -> None:

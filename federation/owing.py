@@ -1,0 +1,174 @@
+"""Outcomes and news that are owed to other colonies, until they acknowledge them.
+
+They ask for them (`/v1/outcomes`); what they submit and cancel is `inbox`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from federation import chains
+from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
+from federation.keys import Keys
+from federation.markers import Marker
+from federation.messages import Outcome, Outcomes, Poll, load
+from federation.outbox import Forward
+from federation.peers import Peers
+from federation.refusals import trusted_revision
+from federation.sealing import Sealer, cti_of
+from federation.telling import Teller
+from node.codec import unpack
+from node.etcd.client import EtcdClient
+from node.etcd.transactions import Delete, Op, Txn
+from node.model import Process, State
+from node.processes import Processes
+
+__all__ = ["Owing"]
+
+_PAGE = 64  # outcomes in one answer
+_PAGE_BYTES = 2_000_000  # after which no further outcome is added
+_LOOK = 10.0  # seconds after which a poll looks for what another daemon of this colony wrote
+
+
+@dataclass
+class Owing:
+    """Answers the polls of other colonies. `owed` are the ids of their processes, by colony."""
+
+    home: str
+    sealer: Sealer
+    client: EtcdClient
+    processes: Processes
+    peers: Peers
+    keys: Keys
+    owed: dict[str, set[str]] = field(default_factory=dict)
+    draining: bool = False
+    teller: Teller = field(init=False)
+    bells: dict[str, trio.Event] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.teller = Teller(self.home, self.client, self.processes, self.keys)
+
+    async def load(self) -> None:
+        """Read which outcomes are owed."""
+        items, _ = await self.client.range_all(self.keys.owed_all)
+        for item in items:
+            issuer, pid = item.key[len(self.keys.owed_all) :].split("/")
+            self.owed.setdefault(issuer, set()).add(pid)
+
+    def closed(self, process: Process) -> None:
+        """A process of another colony ended: wake its poll."""
+        pid = process.notify.rpartition("/")[2]
+        self.owed.setdefault(process.origin, set()).add(pid)
+        self._ring(process.origin)
+
+    def progressed(self, process: Process) -> None:
+        """There is something new of a process of another colony: wake its poll."""
+        self.teller.progressed(process)
+        self._ring(process.origin)
+
+    def blocked(self, issuer: str) -> None:
+        """A colony was blocked: its waiting polls end now, with a refusal."""
+        self._ring(issuer)
+
+    def _ring(self, issuer: str) -> None:
+        bell = self.bells.pop(issuer, None)
+        if bell is not None:
+            bell.set()
+
+    def drain(self) -> None:
+        """Answer every waiting poll now."""
+        self.draining = True
+        for issuer in list(self.bells):
+            self._ring(issuer)
+
+    async def outcomes(self, opened: Opened, data: bytes) -> bytes:
+        """Forget what was acknowledged, then give what is owed, waiting for it if need be."""
+        poll = load(opened.payload, Poll)
+        await self._acknowledge(opened.issuer, poll.ack)
+        until = trio.current_time() + poll.wait
+        while True:
+            bell = self.bells.setdefault(opened.issuer, trio.Event())
+            found = await self._owed(opened.issuer)
+            # After the outcomes, so that nothing is missing of what has ended.
+            news, cut = await self.teller.news(opened.issuer, poll, found)
+            now = trio.current_time()
+            if found or news or self.draining or now >= until:
+                break
+            with trio.move_on_at(min(until, now + _LOOK)) as quiet:
+                await bell.wait()
+            if quiet.cancelled_caught:
+                self.teller.look_again()
+            # It may have been blocked while it waited: what is owed is kept, and not served.
+            trusted_revision(self.peers, opened.issuer)
+        answer = Outcomes(list(found.values()), news, cut)
+        return self.sealer.seal(Kind.OUTCOMES, opened.issuer, answer)
+
+    async def _acknowledge(self, issuer: str, pids: list[str]) -> None:
+        if not pids:
+            return
+        ops: list[Op] = [Delete(self.keys.owed(issuer, pid)) for pid in dict.fromkeys(pids)]
+        await self.client.commit(Txn([], ops))
+        self.owed.get(issuer, set()).difference_update(pids)
+
+    async def _owed(self, issuer: str) -> dict[str, bytes]:
+        """Some of the outcomes that a colony has not acknowledged, by its process ids."""
+        prefix = self.keys.owed_to(issuer)
+        listing = await self.client.range(prefix, limit=_PAGE)
+        sealed: dict[str, bytes] = {}
+        total = 0
+        for item in listing.items:
+            pid = item.key[len(prefix) :]
+            sealed[pid] = await self._outcome(issuer, pid, item.value.decode())
+            total += len(sealed[pid])
+            if total > _PAGE_BYTES:
+                break
+        return sealed
+
+    async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
+        found = await self.client.get(self.keys.marker(issuer, pid))
+        attempt = unpack(found.value, Marker).attempt if found else 1
+        loaded = await self.processes.load(self.home, localpid)
+        now = self.sealer.seconds
+        if loaded is None:
+            gone = ["the process was removed before its outcome was fetched"]
+            outcome = Outcome(pid, attempt, int(State.FAILED), b"[]", gone, localpid, "", 0, 0)
+            issued = now
+        else:
+            process = loaded[0]
+            outcome = Outcome(
+                pid,
+                attempt,
+                int(process.state),
+                msgspec.json.encode(process.output),
+                list(process.errors),
+                localpid,
+                process.assignedexecutorid,
+                process.starttime,
+                process.endtime,
+            )
+            if process.peer:
+                outcome = await self._carry(process, outcome)
+            # The same bytes each time, until they would be too old to be accepted.
+            ended = process.endtime // 1_000_000_000
+            # Or in the future, when our clock was ahead at the end and was set back since.
+            issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
+        name = cti_of("outcome", pid, attempt)
+        return self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
+
+    async def _carry(self, process: Process, outcome: Outcome) -> Outcome:
+        """A relay's outcome goes with the one that it was told itself, for its origin to check."""
+        found = await self.client.get(self.keys.proof(process.processid))
+        if found is None:
+            return outcome
+        record = unpack(found.value, Forward)
+        below = record.outcome
+        if not below:
+            kept = await self.client.get(self.keys.apart(process.processid))
+            below = kept.value if kept else b""
+        if not below:
+            return outcome
+        key = self.peers.public_key(inspect(below, limit=len(below)).issuer)
+        return chains.carried(outcome, below, key or b"")

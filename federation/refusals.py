@@ -1,0 +1,39 @@
+"""How a message is turned away: what the gate answers, whoever refuses.
+
+Which refusals are kept to for good is in `refusing`.
+"""
+
+from __future__ import annotations
+
+from federation.envelope import Refused
+from federation.peers import BLOCKED, TRUSTED, Peers
+
+__all__ = ["Refusal", "refusal_of", "trusted_revision"]
+
+
+class Refusal(Exception):
+    """A message turned away: HTTP status, stable code, sentence; `again` seconds for a retry.
+
+    `kept`: no copy of it was taken, nor will one be.
+    """
+
+    def __init__(self, status: int, code: str, message: str, again: int = 0) -> None:
+        super().__init__(f"{code}: {message}")
+        self.status, self.code, self.message, self.again = status, code, message, again
+        self.kept = False
+
+
+def refusal_of(refused: Refused) -> Refusal:
+    """The HTTP status of a failed check."""
+    statuses = {"too_large": 413, "unknown_issuer": 401, "bad_signature": 401}
+    return Refusal(statuses.get(refused.code, 400), refused.code, refused.message)
+
+
+def trusted_revision(peers: Peers, issuer: str) -> int:
+    """The revision of a trusted colony's record. Raises Refusal (blocked, untrusted)."""
+    entry = peers.get(issuer)
+    if entry is not None and entry.peer.state == BLOCKED:
+        raise Refusal(403, "blocked", "this colony blocks yours")
+    if entry is None or entry.peer.state != TRUSTED:
+        raise Refusal(403, "untrusted", "this colony does not trust yours")
+    return entry.revision
