@@ -77,6 +77,8 @@ class Delivery:
                             # What never left a mailbox would be in doubt, as far as we know.
                             await self.greet(link)
                         failures = 0
+                        # What was due before the peer was reached may have gone elsewhere since.
+                        due, again = self._plan(link.id)
                         for entry in due:
                             entry.busy = True
                             nursery.start_soon(self._deliver, link, entry)

@@ -258,6 +258,8 @@ class Waiting:
             # what is to be sent is there.
             if sent is None or process is None:
                 queue.give_back(entry)
+                # Who looked meanwhile found nothing.
+                self.router.ledger.processes.handout.wake(entry)
             if sent is not None:
                 self.router.ledger.look_for(item.processid, sent[1].id)
         if sent is None or process is None:

@@ -169,12 +169,13 @@ class Processes:
             self.hooks.submitted(process)
 
     @contextmanager
-    def telling(self, process: Process) -> Iterator[None]:
+    def telling(self, *processes: Process) -> Iterator[None]:
         """A write without an answer may have happened: those who send look at the store."""
         try:
             yield
         except BaseException:
-            self._tell(process)
+            for process in processes:
+                self._tell(process)
             raise
 
     def committed_submit(self, process: Process, revision: int) -> None:
@@ -221,16 +222,19 @@ class Processes:
         for _ in range(_TRIES):
             if known is None:
                 raise missing(f"process {processid} is not in colony {colony}")
+            taken, refusal = None, None
             try:
                 taken = step(*known)
-            except RpcError:
-                # Refused on remembered values: only the store's own word is final.
-                fresh = await self.load(colony, processid)
-                if fresh is None or fresh[1] == known[1]:
-                    raise
-                known = fresh
-                continue
+            except RpcError as error:
+                refusal = error
             if taken is None:
+                # Refused, or nothing to do, on remembered values: the store's own word is final.
+                fresh = await self.load(colony, processid)
+                if fresh is not None and fresh[1] != known[1]:
+                    known = fresh
+                    continue
+                if refusal is not None:
+                    raise refusal
                 return known[0]
             result = await self.client.commit(taken.txn)
             if result.succeeded:
@@ -254,7 +258,7 @@ class Processes:
         def step(process: Process, revision: int) -> store.Step | None:
             if process.assignedexecutorid != identity:
                 raise denied("the process is not assigned to this executor")
-            if process.state == state and process.output == (output or []):
+            if process.state == state and (output is None or process.output == output):
                 return None
             if process.state == state and state == State.FAILED:
                 return None
