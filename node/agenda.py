@@ -120,7 +120,10 @@ class Index(Generic[T]):
             self.apply(key, value, revision)
 
     def learn(self, key: str, value: T, revision: int) -> None:
-        """The value is this, by the write at `revision`."""
+        """The value is this, by the write at `revision`; ignored when a newer one is known."""
+        known = self._known.get(key)
+        if known is not None and known[1] > revision:
+            return
         self._known[key] = (value, revision)
         self.agenda.set(key, self.due(value))
 

@@ -17,6 +17,7 @@ from node.store import processes as store
 async def expire(processes: Processes) -> None:
     """Deal with every deadline that has passed; what could not be dealt with comes up again.
 
+    So does every hand-out of which nobody knows whether it happened (`HandOut.look_again`).
     Raises the last EtcdError or RpcError that kept one from being dealt with.
     """
     now = processes.now()
@@ -29,12 +30,16 @@ async def expire(processes: Processes) -> None:
         except (EtcdError, RpcError) as error:
             processes.queue.again(entry)
             failure = error
-    for colony, processid, running in processes.running.overdue(now):
+    for colony, processid, _ in processes.running.overdue(now):
         try:
             await processes.change_quietly(colony, processid, _step(processes, _late_end))
         except (EtcdError, RpcError) as error:
-            processes.running.again(processid, running)
+            processes.running.again(processid)
             failure = error
+    try:
+        await processes.handout.look_again()
+    except (EtcdError, RpcError) as error:
+        failure = error
     if failure is not None:
         raise failure
 

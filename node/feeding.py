@@ -40,7 +40,9 @@ def take_in(node: Node, prefix: str, batch: Batch) -> None:
     """Bring the index of `prefix` to what a batch of its watch tells."""
     if prefix == keys.paused(""):
         if batch.snapshot:
-            node.processes.handout.paused.clear()
+            there = {event.key[len(prefix) :] for event in batch.events}
+            for name in node.processes.handout.paused - there:
+                node.processes.handout.resume(name)
         for event in batch.events:
             name = event.key[len(prefix) :]
             if event.value is None:

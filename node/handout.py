@@ -5,15 +5,16 @@ The order is `scheduler`'s, the transaction `store.processes`'; the indexes are 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
 from node.errors import RpcError, missing
-from node.etcd.errors import EtcdError
+from node.etcd.errors import EtcdError, EtcdUnavailable
 from node.model import Executor, Process, State
 from node.scheduler import Candidate, Entry, matches
 from node.store import processes as store
@@ -23,6 +24,39 @@ if TYPE_CHECKING:
 
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 8
+# Seconds for which a write without an answer may still happen.
+_LANDING = 60
+# Processes with hand-outs in doubt: about as many as polls were under way when the store went.
+_MOST_DOUBTS = 10_000
+
+
+@dataclass(eq=False, slots=True)
+class _Doubt:
+    """Hand-outs of one process that nobody works on, if they happened: their callers were refused.
+
+    They are told by the attempt and the start times they wrote. An attempt begins once, so at most
+    one of them happened; and a process that runs in this attempt since another time was handed out
+    anew, which is somebody's work. The executor is no such sign: the same one may have asked again,
+    and may have another id since.
+    """
+
+    colony: str
+    attempt: int
+    starttimes: set[int]
+    until: float  # trio's time after which none of them can happen any more
+
+    def happened(self, process: Process) -> bool:
+        """Whether one of them is what the process runs by."""
+        return (
+            process.state == State.RUNNING
+            and process.attempt == self.attempt
+            and process.starttime in self.starttimes
+        )
+
+    def open(self, process: Process) -> bool:
+        """Whether one of them may have happened or still happen."""
+        waits = process.state == State.WAITING and process.attempt < self.attempt
+        return waits or self.happened(process)
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +82,7 @@ class HandOut:
     stopping: bool = False
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
     _starting: Counter[str] = field(default_factory=Counter)
+    _doubtful: OrderedDict[str, _Doubt] = field(default_factory=OrderedDict)
 
     def held(self, origin: str) -> bool:
         """Whether a colony has as much running here as it may, hand-outs under way included."""
@@ -56,9 +91,12 @@ class HandOut:
 
     def freed(self, origin: str) -> None:
         """A process that came from a colony stopped running: there may be room for its next."""
-        if origin and not self.held(origin):
-            for entry in self.processes.queue.first_of(origin):
-                self.wake(entry)
+        queue = self.processes.queue
+        if not origin or not queue.count_of(origin) or self.held(origin):
+            return
+        for place in self._waiters:
+            # Not who may have the first of them: in its line there may be nobody, or only others.
+            self._wake_first(place, lambda candidate: queue.offers(candidate, origin))
 
     def wake(self, entry: Entry) -> None:
         """Wake the first waiter that may have the process; each looks again for itself."""
@@ -131,16 +169,58 @@ class HandOut:
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
         except trio.Cancelled:
-
-            def step(now_is: Process, revision: int) -> store.Step | None:
-                if now_is.state != State.RUNNING or now_is.attempt != process.attempt:
-                    return None
-                return store.requeue(now_is, revision, self.processes.now(), counts=False)
-
+            self._doubt(process)
             # Bounded by the timeout of each call to the store.
-            with trio.CancelScope(shield=True):
-                await self.processes.change_quietly(process.colonyname, process.processid, step)
+            with trio.CancelScope(shield=True), suppress(EtcdError, RpcError):
+                await self._look(process.processid)
             raise
+
+    def _doubt(self, process: Process) -> None:
+        """This hand-out may have happened, and nobody works on it."""
+        doubt = self._doubtful.get(process.processid)
+        if doubt is None or doubt.attempt != process.attempt:
+            doubt = _Doubt(process.colonyname, process.attempt, set(), 0)
+        doubt.starttimes.add(process.starttime)
+        doubt.until = trio.current_time() + _LANDING
+        self._doubtful[process.processid] = doubt
+        if len(self._doubtful) > _MOST_DOUBTS:
+            self._doubtful.popitem(last=False)
+
+    async def look_again(self) -> None:
+        """Put back what was handed out without anybody knowing, as far as the store tells by now.
+
+        To be called every few seconds. Raises EtcdError or RpcError; what is left comes up again.
+        """
+        failure: EtcdError | RpcError | None = None
+        for processid in list(self._doubtful):
+            try:
+                await self._look(processid)
+            except (EtcdError, RpcError) as error:
+                failure = error
+                if isinstance(error, EtcdUnavailable):
+                    break  # each of the others would wait for its timeout, too
+        if failure is not None:
+            raise failure
+
+    async def _look(self, processid: str) -> None:
+        doubt = self._doubtful.get(processid)
+        if doubt is None:
+            return
+
+        def step(process: Process, revision: int) -> store.Step | None:
+            if not doubt.happened(process):
+                return None
+            return store.requeue(process, revision, self.processes.now(), counts=False)
+
+        began, is_open = trio.current_time(), False
+        try:
+            process = await self.processes.change(doubt.colony, processid, step)
+            is_open = doubt.open(process) and began <= doubt.until
+        except RpcError as error:
+            if error.status != 404:
+                raise
+        if not is_open and self._doubtful.get(processid) is doubt:
+            del self._doubtful[processid]
 
     def resume(self, colony: str) -> None:
         """Assignments of a colony go on: every waiter looks again."""
@@ -151,12 +231,21 @@ class HandOut:
                     waiter.woken.set()
 
     def _pass_on(self, candidate: Candidate) -> None:
-        """A woken waiter leaves: whatever woke it may be for the next one."""
-        for waiter in self._waiters.get((candidate.colony, candidate.executortype), {}):
-            if not waiter.woken.is_set():
-                if self.processes.queue.find(waiter.candidate) is not None:
-                    waiter.woken.set()
+        """A woken waiter leaves: whatever woke it may be for another one."""
+        find = self.processes.queue.find
+        place = (candidate.colony, candidate.executortype)
+        self._wake_first(place, lambda other: find(other) is not None)
+
+    def _wake_first(self, place: tuple[str, str], suits: Callable[[Candidate], bool]) -> None:
+        """Wake the first waiter of a line for whom there is something; who is alike is like it."""
+        vain = set[Candidate]()
+        for waiter in self._waiters.get(place, {}):
+            if waiter.woken.is_set() or waiter.candidate in vain:
+                continue
+            if suits(waiter.candidate):
+                waiter.woken.set()
                 return
+            vain.add(waiter.candidate)
 
     async def _take(self, candidate: Candidate, executor: Executor) -> Process | None:
         while (entry := self.processes.queue.find(candidate)) is not None:
@@ -181,8 +270,11 @@ class HandOut:
 
     async def _hand_out(self, entry: Entry, executor: Executor) -> Process | None:
         known = await self.processes.recall(entry.colony, entry.processid)
-        if known is not None and (known[0].state != State.WAITING or known[0].peer):
-            # The watch may be ahead of the answer to our own requeue: the store's word is final.
+        doubted = entry.processid in self._doubtful
+        if known is not None and (doubted or known[0].state != State.WAITING or known[0].peer):
+            # In doubt it may run by now; and while the store is away, that polls go on adds nothing
+            # to be looked for. Else the watch may be ahead of the answer to our own requeue: the
+            # store's word is final.
             known = await self.processes.load(entry.colony, entry.processid)
         for _ in range(_TRIES):
             # One that a peer has is in our index only until the watch says that it left.
@@ -191,8 +283,14 @@ class HandOut:
             # The poll may have waited for long: the executor may have another id, or be gone.
             worker = self.present(executor)
             step = store.assign(known[0], known[1], worker, self.processes.now())
-            result = await self.processes.client.commit(step.txn)
+            try:
+                result = await self.processes.client.commit(step.txn)
+            except EtcdError:
+                self._doubt(step.process)
+                raise
             if result.succeeded:
+                # Whatever was doubted before began at a revision that is no more.
+                self._doubtful.pop(entry.processid, None)
                 self.processes.settle(step.process, result.revision)
                 return step.process
             known = await self.processes.load(entry.colony, entry.processid)

@@ -40,7 +40,6 @@ _CLASSES = (
     "log",
     "executorlog",
     "logtime",
-    "paused",
     "history",
     "location",
     "channel",
@@ -87,7 +86,9 @@ class Members:
             raise missing(f"colony {name} is not hosted here")
         prefixes = [keys.members(name), keys.processes(name)]
         prefixes += [f"{keys.ROOT}{kind}/{name}/" for kind in _CLASSES]
-        ops: list[Op] = [DeletePrefix(prefix) for prefix in prefixes]
+        # One key, not a class of them: a colony of this name that comes later is not paused.
+        ops: list[Op] = [Delete(keys.paused(name))]
+        ops += [DeletePrefix(prefix) for prefix in prefixes]
         roster = self.directory.roster(name)
         gone = [keys.colony(name)]
         gone += [keys.user(name, user) for user in roster.users]
@@ -168,10 +169,14 @@ class Members:
         raise conflict(f"executor {name} changes too fast; try again")
 
     async def set_state(self, colony: str, name: str, state: ExecutorState) -> Executor:
-        """Approve, reject or unregister; an unregistered executor must be added anew."""
+        """Approve, reject or unregister; an unregistered executor must be added anew.
+
+        To unregister it again is fine: what goes with it is not of one transaction, so a first
+        attempt may have been cut off. Raises RpcError 400, 404 or 409.
+        """
 
         def change(executor: Executor) -> Executor:
-            if executor.state == ExecutorState.UNREGISTERED:
+            if executor.state == ExecutorState.UNREGISTERED != state:
                 raise bad(f"executor {name} is unregistered; add it again")
             return msgspec.structs.replace(executor, state=state)
 

@@ -18,6 +18,7 @@ from node.config import Config
 from node.crons import Crons
 from node.definitions import Definitions
 from node.directory import Directory
+from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.files import Files
@@ -108,7 +109,7 @@ class Node:
             await self.workflows.resolution.settle(
                 process.colonyname, process.processgraphid, PATIENCE
             )
-        except EtcdError as error:
+        except (EtcdError, RpcError) as error:
             # The end itself is in the store; what follows from it comes with the store's return.
             log.warning("workflow waits", graph=process.processgraphid, error=error)
 

@@ -159,12 +159,13 @@ class Processes:
         if not result.succeeded:
             there = unpack(result.responses[0][0].value, Process)
             # Whoever wrote it may not have heard that it did.
-            self._tell(there)
+            self.tell(there)
             return there
         self.committed_submit(process, result.revision)
         return process
 
-    def _tell(self, process: Process) -> None:
+    def tell(self, process: Process) -> None:
+        """If a process goes to a peer, those who send look at the store for it."""
         if process.peer and not process.waitforparents:
             self.hooks.submitted(process)
 
@@ -175,7 +176,7 @@ class Processes:
             yield
         except BaseException:
             for process in processes:
-                self._tell(process)
+                self.tell(process)
             raise
 
     def committed_submit(self, process: Process, revision: int) -> None:
@@ -305,7 +306,7 @@ class Processes:
         finally:
             # Whether it happened, failed or got no answer: what is to be sent is in the store.
             for process in seen:
-                self._tell(process)
+                self.tell(process)
 
     async def release(self, colony: str, executorid: str) -> None:
         """Put the running processes of a removed executor back, without a retry counted."""
@@ -316,7 +317,8 @@ class Processes:
             return store.requeue(process, revision, self.now(), counts=False)
 
         for processid in self.running.of_executor(colony, executorid):
-            await self.change(colony, processid, step)
+            # One that is gone must not keep the others with an executor that is gone, too.
+            await self.change_quietly(colony, processid, step)
 
     async def set_output(
         self, colony: str, processid: str, identity: str, output: list[object]
@@ -365,6 +367,8 @@ class Processes:
             if (await self.client.commit(store.remove(process, revision))).succeeded:
                 self.forget(processid)
                 return
+            if process.notify and await self.client.get(process.notify) is not None:
+                raise conflict("the colony that it came from has not fetched the outcome yet")
         raise conflict(f"process {processid} changes too fast; try again")
 
     def forget(self, processid: str) -> None:

@@ -7,7 +7,7 @@ it, so a crash between the two loses nothing and repeats nothing. `workflows` ma
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -71,14 +71,16 @@ class Resolution:
     client: EtcdClient
     processes: Processes
     _locks: dict[tuple[str, str], tuple[trio.Lock, list[int]]] = field(default_factory=dict)
-    _dirty: dict[tuple[str, str], None] = field(default_factory=dict)
+    # The revision of the newest step told of, of the graphs that are not settled.
+    _dirty: dict[tuple[str, str], int] = field(default_factory=dict)
     _read: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
     _bell: trio.Event = field(default_factory=trio.Event)
 
     def stepped(self, colony: str, graphid: str, revision: int) -> None:
         """A step of a graph was written at `revision`, by us or by another daemon."""
-        if self._read.get((colony, graphid), 0) < revision:
-            self._dirty[colony, graphid] = None
+        place = (colony, graphid)
+        if self._read.get(place, 0) < revision:
+            self._dirty[place] = max(revision, self._dirty.get(place, 0))
             self._bell.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -132,13 +134,16 @@ class Resolution:
     async def _settle(self, colony: str, graphid: str) -> None:
         place = (colony, graphid)
         while True:
+            told = self._dirty.get(place, 0)
             page = await self.client.range(keys.steps(colony, graphid), limit=_PAGE)
             if not page.items:
                 self._read[place] = max(page.revision, self._read.get(place, 0))
                 self._read.move_to_end(place)
                 if len(self._read) > _REMEMBERED:
                     self._read.popitem(last=False)
-                self._dirty.pop(place, None)
+                # A step told of meanwhile may be newer than the answer: then it is asked again.
+                if self._dirty.get(place, 0) <= max(told, page.revision):
+                    self._dirty.pop(place, None)
                 return
             await self._deal(colony, graphid, page.items)
 
@@ -188,10 +193,19 @@ class Resolution:
         ready = await self._decrement(graph, batch)
         if ready is None:
             return
-        result = await self.client.commit(Txn(batch.compare, batch.ops))
-        if result.succeeded:
-            for process in ready:
+        await self._hand_on(Txn(batch.compare, batch.ops), ready)
+
+    async def _hand_on(self, txn: Txn, ready: list[Process]) -> int:
+        """Commit what makes these processes ready; returns its revision, 0 when it lost a race."""
+        with self.processes.telling(*ready):
+            result = await self.client.commit(txn)
+        for process in ready:
+            if result.succeeded:
                 self.processes.committed_submit(process, result.revision)
+            else:
+                # It may have lost against itself: an earlier try that got no answer.
+                self.processes.tell(process)
+        return result.revision if result.succeeded else 0
 
     async def _count(self, graph: Graph, batch: _Batch, ends: list[_End], most: int) -> None:
         """Take as many ends into the batch as there is room for."""
@@ -290,8 +304,10 @@ class Resolution:
         state = State(number)
         errors = ["another node of the workflow failed"] if state == State.FAILED else None
         colony, graphid, now = graph.colonyname, graph.processgraphid, self.processes.now
+        seen: dict[str, Process] = {}
 
         def step(process: Process, revision: int) -> process_store.Step | None:
+            seen[process.processid] = process
             if process.closed:
                 return None
             extra: tuple[Op, ...] = ()
@@ -311,13 +327,15 @@ class Resolution:
                 known = await self.processes.recall(colony, pid)
                 if known is None or known[0].closed:
                     continue
-                await self.processes.change_quietly(colony, pid, step)
-                if known[0].peer and not known[0].waitforparents:
-                    self.processes.hooks.submitted(known[0])
+                try:
+                    await self.processes.change_quietly(colony, pid, step)
+                finally:
+                    # Whether it happened, failed or got no answer: the store knows what is to
+                    # be sent.
+                    if pid in seen:
+                        self.processes.tell(seen.pop(pid))
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(_WORKERS):
-                nursery.start_soon(work)
+        await _share(work)
         await self.client.commit(
             Txn([ModRevision(item.key, item.mod_revision)], [Delete(item.key)])
         )
@@ -349,12 +367,9 @@ class Resolution:
                 size += more_size
             done += len(batch)
             ops.append(Put(item.key, pack([attempt, done])))
-            result = await self.client.commit(Txn([ModRevision(item.key, at)], ops))
-            if not result.succeeded:
+            at = await self._hand_on(Txn([ModRevision(item.key, at)], ops), batch)
+            if not at:
                 return
-            at = result.revision
-            for node in batch:
-                self.processes.committed_submit(node, at)
         after = msgspec.structs.replace(graph, released=True)
         last: list[Op] = [Delete(item.key), DeletePrefix(keys.graph_parts(colony, graphid))]
         compare = [
@@ -378,15 +393,34 @@ class Resolution:
                         self.processes.forget(known[0].processid)
                         break
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(_WORKERS):
-                nursery.start_soon(work)
+        await _share(work)
         ops: list[Op] = [
             DeletePrefix(keys.steps(colony, graphid)),
             DeletePrefix(keys.graph_parts(colony, graphid)),
             Delete(keys.submission(colony, graphid)),
         ]
         await self.client.commit(Txn([], ops))
+
+
+async def _share(work: Callable[[], Awaitable[None]]) -> None:
+    """Have some workers do it together; when one fails, the others end and its error is raised.
+
+    Raises EtcdError or RpcError as it is, in no group: callers tell them apart.
+    """
+    failures: list[EtcdError | RpcError] = []
+
+    async def one() -> None:
+        try:
+            await work()
+        except (EtcdError, RpcError) as error:
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(_WORKERS):
+            nursery.start_soon(one)
+    if failures:
+        raise failures[0]
 
 
 def size_of(ops: list[Op]) -> int:

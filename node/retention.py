@@ -72,14 +72,17 @@ class Retention:
             if self.config.keep:
                 try:
                     await self.sweep()
-                except (EtcdError, OSError) as error:
+                except (EtcdError, RpcError, OSError) as error:
                     log.warning("history waits", error=error)
             self._reconfigured = trio.Event()
             with trio.move_on_after(min(_SWEEPS, max(1.0, (self.config.keep or 600) / 20))):
                 await self._reconfigured.wait()
 
     async def sweep(self) -> int:
-        """Move all that is due; returns how many records that were. Raises EtcdError, OSError."""
+        """Move all that is due; returns how many records that were.
+
+        Raises EtcdError, OSError, and RpcError 409 for a workflow that changes too fast.
+        """
         moved = 0
         limit = self.node.now() - self.config.keep * SECOND
         states = [State[name.upper()] for name in self.config.states]
@@ -164,6 +167,8 @@ class Retention:
     async def _batch(self, colony: str, ids: Sequence[str], limit: int) -> int:
         found = [(p, revision, sub) for p, revision, sub in await self._load(colony, ids)
                  if self._due(p, limit)]  # fmt: skip
+        # Or each sweep would write again what it can't remove.
+        found = await self._unowed(found)
         if not found:
             return 0
         entries: list[dict[str, Any]] = []
@@ -175,6 +180,14 @@ class Retention:
             if (await self.node.client.commit(store.remove(process, revision))).succeeded:
                 self.node.processes.forget(process.processid)
         return len(entries)
+
+    async def _unowed(
+        self, found: list[tuple[Process, int, bytes]]
+    ) -> list[tuple[Process, int, bytes]]:
+        """Those of them whose end no other colony has to fetch yet, as the store says."""
+        marks = [process.notify for process, _, _ in found if process.notify]
+        owed = {kv.key for kv in await read_many(self.node.client, marks, _BATCH) if kv}
+        return [each for each in found if each[0].notify not in owed]
 
     def _due(self, process: Process, limit: int) -> bool:
         return (

@@ -59,6 +59,50 @@ def matches(candidate: Candidate, waiting: Waiting) -> bool:
 
 
 @dataclass
+class Due:
+    """When which process is due, in Unix ns; who has left before leaves nothing for long.
+
+    `least` is how long the heap may always be. Beyond it, no more than half of it is of those
+    who left: a heap can't be searched, and deadlines may be days away.
+    """
+
+    least: int = 1024
+    _now: dict[str, int] = field(default_factory=dict)
+    _heap: list[tuple[int, str]] = field(default_factory=list)
+
+    def set(self, processid: str, deadline: int) -> None:
+        """From now on the process is due at `deadline`, 0 for never."""
+        if not deadline:
+            self.drop(processid)
+            return
+        if self._now.get(processid) == deadline:
+            return
+        self._now[processid] = deadline
+        heapq.heappush(self._heap, (deadline, processid))
+        if len(self._heap) > max(self.least, 2 * len(self._now)):
+            self._heap = [(when, known) for known, when in self._now.items()]
+            heapq.heapify(self._heap)
+
+    def drop(self, processid: str) -> None:
+        """The process is not due any more."""
+        self._now.pop(processid, None)
+
+    def before(self, now: int) -> list[str]:
+        """Ids of the processes that were due before `now`, the first first; each is told once."""
+        found = []
+        while self._heap and self._heap[0][0] < now:
+            deadline, processid = heapq.heappop(self._heap)
+            if self._now.get(processid) == deadline:
+                del self._now[processid]
+                found.append(processid)
+        return found
+
+    def __len__(self) -> int:
+        """How much is kept."""
+        return len(self._heap)
+
+
+@dataclass
 class Queue:
     """The waiting processes of all colonies.
 
@@ -75,7 +119,7 @@ class Queue:
     _origins: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
-    _deadlines: list[tuple[int, str]] = field(default_factory=list)
+    due: Due = field(default_factory=Due)
 
     def _lanes_of(self, entry: Entry) -> list[tuple[str, str, str]]:
         names = [_NOBODY] if entry.blocked else entry.waiting.executornames or [""]
@@ -100,8 +144,7 @@ class Queue:
             if places is None:  # making a set costs more than all else here
                 places = tracks[origin] = SortedSet()
             places.add((entry.prioritytime, entry.processid))
-        if entry.waiting.waitdeadline:
-            heapq.heappush(self._deadlines, (entry.waiting.waitdeadline, entry.processid))
+        self.due.set(entry.processid, entry.waiting.waitdeadline)
         return True
 
     def is_old(self, processid: str, revision: int) -> bool:
@@ -113,6 +156,7 @@ class Queue:
 
     def _drop(self, entry: Entry) -> None:
         del self.entries[entry.processid]
+        self.due.drop(entry.processid)
         self._counts[entry.colony] -= 1
         if not self._counts[entry.colony]:
             del self._counts[entry.colony]
@@ -154,13 +198,15 @@ class Queue:
                         break
         return best
 
-    def first_of(self, origin: str) -> list[Entry]:
-        """The first process in order of each lane that one colony has any in."""
-        return [
-            self.entries[tracks[origin][0][1]]
-            for (_, _, name), tracks in self._lanes.items()
-            if origin in tracks and name != _NOBODY
-        ]
+    def offers(self, candidate: Candidate, origin: str) -> bool:
+        """Whether a process waits that came from one colony and that the executor may have."""
+        return any(
+            matches(candidate, self.entries[processid].waiting)
+            for name in ("", candidate.name)
+            for _, processid in self._lanes.get(
+                (candidate.colony, candidate.executortype, name), {}
+            ).get(origin, ())
+        )
 
     def count_of(self, origin: str) -> int:
         """How many processes that came from one colony wait."""
@@ -188,17 +234,13 @@ class Queue:
 
     def overdue(self, now: int) -> list[Entry]:
         """Entries whose wait deadline (Unix ns) has passed; each is returned once."""
-        found = []
-        while self._deadlines and self._deadlines[0][0] < now:
-            deadline, processid = heapq.heappop(self._deadlines)
-            entry = self.entries.get(processid)
-            if entry is not None and entry.waiting.waitdeadline == deadline:
-                found.append(entry)
-        return found
+        return [self.entries[processid] for processid in self.due.before(now)]
 
     def again(self, entry: Entry) -> None:
         """An overdue entry could not be dealt with: `overdue` returns it once more."""
-        heapq.heappush(self._deadlines, (entry.waiting.waitdeadline, entry.processid))
+        known = self.entries.get(entry.processid)
+        if known is not None:
+            self.due.set(known.processid, known.waiting.waitdeadline)
 
     def in_order(self, colony: str) -> Iterator[Entry]:
         """The waiting processes of a colony, in order; the queue must not change meanwhile."""
@@ -247,7 +289,7 @@ class RunningSet:
     _order: dict[str, SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
-    _deadlines: list[tuple[int, str]] = field(default_factory=list)
+    due: Due = field(default_factory=Due)
 
     def is_old(self, processid: str, revision: int) -> bool:
         """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
@@ -269,13 +311,13 @@ class RunningSet:
         order.add((running.starttime, processid))
         if running.origin:
             self._origins[running.origin] += 1
-        if running.execdeadline:
-            heapq.heappush(self._deadlines, (running.execdeadline, processid))
+        self.due.set(processid, running.execdeadline)
 
     def _drop(self, processid: str) -> None:
         known = self.entries.pop(processid, None)
         if known is None:
             return
+        self.due.drop(processid)
         colony, running, _ = known
         if running.origin:
             self._origins[running.origin] -= 1
@@ -313,16 +355,16 @@ class RunningSet:
     def overdue(self, now: int) -> list[tuple[str, str, Running]]:
         """(colony, process id, running) whose deadline (Unix ns) has passed; each once."""
         found = []
-        while self._deadlines and self._deadlines[0][0] < now:
-            deadline, processid = heapq.heappop(self._deadlines)
-            known = self.entries.get(processid)
-            if known is not None and known[1].execdeadline == deadline:
-                found.append((known[0], processid, known[1]))
+        for processid in self.due.before(now):
+            colony, running, _ = self.entries[processid]
+            found.append((colony, processid, running))
         return found
 
-    def again(self, processid: str, running: Running) -> None:
+    def again(self, processid: str) -> None:
         """An overdue process could not be dealt with: `overdue` returns it once more."""
-        heapq.heappush(self._deadlines, (running.execdeadline, processid))
+        known = self.entries.get(processid)
+        if known is not None:
+            self.due.set(processid, known[1].execdeadline)
 
     def of_executor(self, colony: str, executorid: str) -> list[str]:
         """Ids of the processes that an executor runs."""

@@ -6,6 +6,7 @@ subscribe, and how events travel, is decided by the caller.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from dataclasses import dataclass, field
 import trio
 
 from node.model import Process, State
+
+# Running processes whose start is remembered as told. Of one that has left by then, a change of
+# its contents is told as if it started: what ends elsewhere is not told here.
+REMEMBERED = 65_536
 
 # Events kept for a subscriber that is busy sending; one more ends its subscription.
 BUFFER = 512
@@ -52,7 +57,7 @@ class Subscriptions:
 
     _of_process: dict[str, dict[_Subscription, None]] = field(default_factory=dict)
     _of_any: dict[_Subscription, None] = field(default_factory=dict)
-    _attempts: dict[str, int] = field(default_factory=dict)
+    _attempts: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
     @contextmanager
     def open(
@@ -80,12 +85,20 @@ class Subscriptions:
             if not mine:
                 del self._of_process[processid]
 
+    def _starts(self, process: Process) -> bool:
+        """Whether a running process is told for the first time in this attempt."""
+        known = self._attempts.get(process.processid)
+        self._attempts[process.processid] = process.attempt
+        self._attempts.move_to_end(process.processid)
+        if len(self._attempts) > REMEMBERED:
+            self._attempts.popitem(last=False)
+        return known != process.attempt
+
     def changed(self, process: Process) -> None:
         """A process was stored with a new state, or with new contents; never raises or waits."""
         if process.state == State.RUNNING:
-            if self._attempts.get(process.processid) == process.attempt:
+            if not self._starts(process):
                 return  # output or an attribute came, no transition
-            self._attempts[process.processid] = process.attempt
         else:
             self._attempts.pop(process.processid, None)
         if not self._of_any and not self._of_process:

@@ -17,7 +17,7 @@ import trio
 from node import graphs
 from node.children import TRIES, Children, too_fast
 from node.codec import pack, unpack
-from node.errors import bad, conflict, missing
+from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import (
@@ -145,9 +145,14 @@ class Workflows:
                 node.peer = ""  # decided anew when it is released
             return await self._store_large(graph, nodes, head, guard)
         key = keys.graph(colony, graphid)
-        result = await self.client.commit(Txn([Absent(key), *guard], ops, [Get(key)]))
+        with self.processes.telling(*nodes):
+            result = await self.client.commit(Txn([Absent(key), *guard], ops, [Get(key)]))
         if not result.succeeded:
-            return _there(result)
+            there = _there(result)
+            # Whoever wrote it may not have heard that it did.
+            for node in await self.nodes(there):
+                self.processes.tell(node)
+            return there
         for node in nodes:
             self.processes.committed_submit(node, result.revision)
         return graph
@@ -231,25 +236,32 @@ class Workflows:
                 raise too_fast(graphid)
         await self.resolution.settle(colony, graphid, PATIENCE)
 
-    async def remove(self, colony: str, graphid: str, *, running: bool = False) -> None:
+    async def remove(
+        self, colony: str, graphid: str, *, running: bool = False, only: State | None = None
+    ) -> None:
         """Delete a graph with all its nodes; one that is not finished only if `running`.
 
-        Raises RpcError 400, 404 or 409.
+        With `only`, nothing is done to one that is in another state by now. Raises RpcError 400,
+        404 or 409.
         """
         graph = await self.load(colony, graphid)
         if graph is None:
             raise missing(f"processgraphid: no workflow {graphid[:80]!r}")
+        if only not in (None, graph.state):
+            return
         if sum(graph.ended.values()) < graph.count:
             if graph.state != State.WAITING and not running:
                 raise bad("the workflow is running; cancel it first")
-            await self.cancel(colony, graphid)
-            await self.resolution.settle(colony, graphid)
+            if await self._ended(colony, graphid):
+                only = None
         async with self.resolution.held(colony, graphid):
             for _ in range(TRIES):
                 found = await self.client.get(keys.graph(colony, graphid))
                 if found is None:
                     return
                 graph = unpack(found.value, Graph)
+                if only not in (None, graph.state):
+                    return
                 for node in await self.nodes(graph):
                     reason = self.processes.hooks.removable(node)
                     if reason:
@@ -259,6 +271,17 @@ class Workflows:
             else:
                 raise too_fast(graphid)
         await self.resolution.settle(colony, graphid)
+
+    async def _ended(self, colony: str, graphid: str) -> bool:
+        """Cancel a graph that is to be removed; False when it ended by itself, or is gone."""
+        try:
+            await self.cancel(colony, graphid)
+        except RpcError as error:
+            if error.status not in (400, 404):
+                raise
+            return False
+        await self.resolution.settle(colony, graphid)
+        return True
 
     async def _commit(self, graph: Graph, revision: int, ops: Sequence[Op]) -> bool:
         """Change a graph that was read at `revision`; False when somebody else did."""
@@ -299,6 +322,12 @@ class Workflows:
         names = [keys.graph(colony, item.key.rpartition("/")[2]) for item in page.items]
         found = await read_many(self.client, names, 50)
         return [unpack(kv.value, Graph) for kv in found if kv is not None]
+
+    async def ids(self, colony: str, state: State | None = None) -> list[str]:
+        """The ids of all graphs of a colony, or of those in one state."""
+        prefix = keys.graphs(colony) if state is None else keys.graph_states(colony, state)
+        items, _ = await self.client.range_all(prefix)
+        return [item.key.rpartition("/")[2] for item in items]
 
     async def count(self, colony: str, state: int) -> int:
         """How many graphs of a colony are in a state."""

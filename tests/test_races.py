@@ -18,8 +18,22 @@ import trio
 from node.codec import unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
-from node.model import Colony, Conditions, Executor, ExecutorState, FunctionSpec, Graph, State
+from node.etcd.errors import EtcdUnavailable
+from node.handlers import executors
+from node.model import (
+    Colony,
+    Conditions,
+    Executor,
+    ExecutorState,
+    Function,
+    FunctionSpec,
+    Graph,
+    Running,
+    State,
+)
 from node.node import Node
+from node.rpc import requests as req
+from node.rpc.table import Caller
 from node.scheduler import Candidate
 from node.store import keys
 from node.submission import build_process, new_id
@@ -122,6 +136,45 @@ async def test_an_unregistered_executor_comes_back_in_spite_of_a_heartbeat(races
     await races.race(partial(members.add_executor, again), races.beat)
     executor = await races.stored()
     assert (executor.executorid, executor.state) == ("c" * 64, ExecutorState.PENDING)
+
+
+@pytest.mark.parametrize("guarded", [1, 2])
+async def test_a_removal_that_was_cut_off_is_repeated(races: Races, guarded: int) -> None:
+    """With the answer of the first or second guarded write lost: the record, or what it runs."""
+    node = races.one
+    rows = {call.payloadtype: call for call in executors.calls(node)}
+
+    async def ask(payloadtype: str, name: str = "w") -> None:
+        await rows[payloadtype].handler(Caller("a" * 64), req.ExecutorNamed("dev", name))
+
+    # Gone since, of which the watch has yet to tell: it keeps nobody from the rest.
+    node.processes.running.add("dev", "gone", Running(BEE, "t", 1, 0, "", ""), 1)
+    _, pid = await races.running()
+    await node.members.add_function(Function("w", "dev", "f"))
+
+    async def lose() -> None:
+        races.meddled.lost = True
+
+    async def lose_next() -> None:
+        races.meddled.first = lose
+
+    races.meddled.first = lose if guarded == 1 else lose_next
+    with pytest.raises(EtcdUnavailable):
+        await ask("removeexecutormsg")
+    assert (await races.stored()).state == ExecutorState.UNREGISTERED
+    await ask("removeexecutormsg")
+    found = await races.other.processes.load("dev", pid)
+    assert found is not None
+    assert (found[0].state, found[0].retries) == (State.WAITING, 0)
+    assert await races.other.client.count(keys.members("dev") + "function/") == 0
+    await ask("removeexecutormsg")
+    for decision in ("approveexecutormsg", "rejectexecutormsg"):
+        with pytest.raises(RpcError, match="is unregistered; add it again") as refused:
+            await ask(decision)
+        assert refused.value.status == 400
+    with pytest.raises(RpcError) as refused:
+        await ask("removeexecutormsg", "nobody")
+    assert refused.value.status == 404
 
 
 async def test_one_name_is_added_once(races: Races) -> None:

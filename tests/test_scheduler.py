@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ from node.etcd.transactions import Get, ModRevision, Txn
 from node.model import Conditions, Executor, FunctionSpec, Process, Running, State, Waiting
 from node.processes import Processes
 from node.reads import Reads
-from node.scheduler import Candidate, Entry, Queue, RunningSet, matches
+from node.scheduler import Candidate, Due, Entry, Queue, RunningSet, matches
 from node.store import keys
 
 NAMES = ["ada", "bob", "cy"]
@@ -136,6 +138,86 @@ def test_an_exec_deadline_is_told_once_and_only_while_it_runs() -> None:
     assert running.overdue(11) == [("dev", "p", run)]
     assert running.overdue(11) == []
     assert running.of_executor("dev", "x") == ["p"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["set", "set", "drop", "before"]), st.integers(0, 7)), max_size=80
+    ),
+    st.data(),
+)
+def test_what_is_due_is_what_a_list_says_and_no_more_is_kept_than_twice_of_it(
+    steps: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    due, expected = Due(least=4), dict[str, int]()
+    for step, number in steps:
+        pid = str(number)
+        if step == "set":
+            deadline = data.draw(st.integers(0, 20))
+            due.set(pid, deadline)
+            expected[pid] = deadline
+            if not deadline:
+                del expected[pid]
+            else:
+                assert len(due) <= max(4, 2 * len(expected) + 1)
+        elif step == "drop":
+            due.drop(pid)
+            expected.pop(pid, None)
+        else:
+            now = data.draw(st.integers(0, 20))
+            late = sorted((when, known) for known, when in expected.items() if when < now)
+            found = due.before(now)
+            assert sorted(found) == sorted(known for _, known in late)
+            assert [expected.pop(known) for known in found] == [when for when, _ in late]
+            assert due.before(now) == []
+
+
+def test_who_has_left_before_the_deadline_is_not_kept_until_then() -> None:
+    queue, running = Queue(), RunningSet()
+    for number in range(20_000):
+        pid = str(number)
+        queue.add(Entry("dev", "cli", 0, pid, Waiting([], "", 0, 0, 10**9 + number, "", ""), 1))
+        running.add("dev", pid, Running("x", "cli", 1, 10**9 + number, "", ""), 1)
+        if number % 200:  # the others stay
+            queue.take(queue.entries[pid])
+            running.end(pid, 2)
+    assert len(queue.due) <= 1024
+    assert len(running.due) <= 1024
+    stay = [str(number) for number in range(0, 20_000, 200)]
+    assert [entry.processid for entry in queue.overdue(2 * 10**9)] == stay
+    assert [pid for _, pid, _ in running.overdue(2 * 10**9)] == stay
+
+
+def test_a_deadline_that_comes_up_again_is_that_of_the_present_run() -> None:
+    running = RunningSet()
+    running.add("dev", "p", Running("x", "cli", 1, 10, "", ""), 1)
+    assert [pid for _, pid, _ in running.overdue(11)] == ["p"]
+    running.again("p")
+    assert [pid for _, pid, _ in running.overdue(11)] == ["p"]
+    running.end("p", 2)
+    running.again("p")
+    assert running.overdue(11) == []
+    running.add("dev", "p", Running("x", "cli", 2, 20, "", ""), 3)
+    running.again("p")
+    assert running.overdue(11) == []
+    assert [pid for _, pid, _ in running.overdue(21)] == ["p"]
+
+
+@given(st.lists(entries, max_size=12), candidates)
+def test_what_is_offered_is_what_may_be_had_of_that_colony(
+    known: list[Entry], candidate: Candidate
+) -> None:
+    queue = Queue()
+    sent = [
+        msgspec.structs.replace(entry.waiting, origin="ab"[number % 2])
+        for number, entry in enumerate(known)
+    ]
+    waiting = [replace(entry, waiting=w) for entry, w in zip(known, sent, strict=True)]
+    for entry in waiting:
+        queue.add(entry)
+    for origin in "abc":
+        fitting = reference([e for e in waiting if e.waiting.origin == origin], candidate)
+        assert queue.offers(candidate, origin) == (fitting is not None)
 
 
 def test_late_news_of_an_ended_run_do_not_bring_it_back() -> None:
@@ -286,7 +368,8 @@ def test_reads_that_come_together_share_a_transaction_and_each_gets_its_own(
     store = SlowStore()
     store.broken = broken
     names = ["a", "b", "none", "c", "a", "d"]
-    got = trio.run(_read_all, store, names, cancel)
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    got = trio.run(_read_all, store, names, cancel, clock=clock)
     expected = {n: None if name == "none" else name for n, name in enumerate(names)}
     assert {n: got[n] for n in got if n != cancel} == {
         n: name for n, name in expected.items() if n != cancel

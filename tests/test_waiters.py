@@ -21,12 +21,14 @@ from trio.testing import wait_all_tasks_blocked
 from wsproto.events import Ping, Pong, TextMessage
 
 from cli.client import Client, encode
+from node import subscriptions
 from node.etcd.client import open_client
 from node.identity import PrivateKey
-from node.model import Conditions, Executor, FunctionSpec
+from node.model import Conditions, Executor, FunctionSpec, Process, State
 from node.processes import Processes
 from node.scheduler import Candidate, Entry, Queue
 from node.submission import build_process, new_id
+from node.subscriptions import Subscriptions, Wanted
 from tests.etcd.support import start_store
 from tests.http_edge import Client as Connection
 from tests.http_edge import post
@@ -122,7 +124,7 @@ class Watched:
             before, last = last, self.worked()
             return last - before <= 0.01
 
-        await until(20, unchanged, step=0.25)
+        await until(50, unchanged, step=0.25)
 
 
 class Waiters:
@@ -177,7 +179,7 @@ async def submit_all(daemon: Daemon, numbers: list[int]) -> Counter[str]:
 async def subscribe(daemon: Daemon, number: int) -> Raw:
     """A WebSocket with a subscription to the processes of a type that start to run."""
     raw = await Raw.connect(daemon.port)
-    fields = {"colonyname": "dev", "executortype": kind(number), "state": RUNNING, "timeout": 300}
+    fields = {"colonyname": "dev", "executortype": kind(number), "state": RUNNING, "timeout": 600}
     envelope = encode("subscribeprocessesmsg", fields, daemon.key("user"))
     await raw.send(TextMessage(data=envelope.decode()))
     # Frames are taken in order: once the ping is answered, the subscription stands.
@@ -210,7 +212,7 @@ async def test_a_thousand_wait_and_each_gets_its_own(
 ) -> None:
     watched = Watched(daemon)
     figures: list[str] = []
-    with trio.fail_after(120):
+    with trio.fail_after(600):
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(daemon.client())
             keys = [await register(client, daemon, number) for number in range(TYPES)]
@@ -226,11 +228,11 @@ async def test_a_thousand_wait_and_each_gets_its_own(
                 connections.append(Connection(await stack.enter_async_context(stream)))
             waiters = Waiters(connections, keys)
             async with trio.open_nursery() as nursery:
-                await waiters.poll(nursery, 110)
+                await waiters.poll(nursery, 550)
                 await watched.at_rest()
                 waiting = watched.memory()
                 figures.append(f"{(waiting - empty) / WAITERS / 1024:.1f} KiB a waiter")
-                await until(20, watched.serves_all)
+                await until(50, watched.serves_all)
 
                 sockets = []
                 for at in range(SUBSCRIPTIONS):
@@ -339,10 +341,33 @@ async def test_a_submit_wakes_one_waiter_of_its_type(nursery: trio.Nursery, tmp_
             )
             taken = trio.Event()
             await processes.submit(process, b"")
-            with trio.fail_after(10):
+            with trio.fail_after(50):
                 await taken.wait()
             await wait_all_tasks_blocked()
             assert got.pop() == (number, process.processid)
             assert got == []
             assert queue.looks - before == 1
         waiting.cancel_scope.cancel()
+
+
+def test_starts_of_what_ends_elsewhere_are_not_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscriptions, "REMEMBERED", 3)
+
+    def run(pid: str) -> Process:
+        spec = FunctionSpec(conditions=Conditions(executortype="t"))
+        return Process(pid, "", "", "dev", spec, 0, 0, State.RUNNING, attempt=1)
+
+    registry = Subscriptions()
+    with registry.open(Wanted(frozenset({"dev"}), State.RUNNING)) as told:
+        for pid in "abc":
+            registry.changed(run(pid))
+        registry.changed(run("a"))  # has output by now
+        for pid in "de":
+            registry.changed(run(pid))
+        registry.changed(run("a"))
+        assert [told.receive_nowait().processid for _ in range(5)] == list("abcde")
+        with pytest.raises(trio.WouldBlock):
+            told.receive_nowait()
+    assert len(registry._attempts) == 3

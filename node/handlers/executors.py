@@ -32,6 +32,7 @@ def calls(node: Node) -> list[Call[Any]]:
         await node.processes.release(request.colonyname, executor.executorid)
 
     async def remove(caller: Caller, request: req.ExecutorNamed) -> None:
+        # To be repeated when it was cut off: it then does the rest.
         executor = await members.set_state(
             request.colonyname, request.executorname, ExecutorState.UNREGISTERED
         )

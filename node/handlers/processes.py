@@ -9,7 +9,7 @@ from typing import Any
 
 from node.codec import unpack, wire_process
 from node.directory import name_of
-from node.errors import bad, denied, missing
+from node.errors import RpcError, bad, conflict, denied, missing
 from node.model import Attribute, Closed, Process, State
 from node.node import Node
 from node.resources import parse_cpu, parse_memory
@@ -17,11 +17,14 @@ from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who
 from node.scheduler import Candidate
 from node.store import keys
+from node.store import processes as store
 from node.submission import attribute_id, build_process, id_for
 
 MAX_COUNT = 100
 MAX_POLL = 3600
 _PAGE = 500
+# A lost race is tried again with fresh values; this many in a row means something is wrong.
+_TRIES = 4
 
 
 def calls(node: Node) -> list[Call[Any]]:
@@ -262,15 +265,52 @@ def _filter(request: req.GetProcesses) -> Callable[[str, str, str], bool]:
 
 
 async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
-    """Remove all processes of a colony in one state; -1 means every state, running ones too."""
+    """Remove all processes of a colony in one state; -1 means every state, running ones too.
+
+    One that is gone or in another state by then is passed over. Raises RpcError 409 when some had
+    to stay, once the others are removed.
+    """
     if request.state not in (-1, 0, 2, 3, 4):
         raise bad("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
     colony = request.colonyname
-    found, _ = await node.client.range_all(keys.processes(colony))
-    for kv in found:
+    items, _ = await node.client.range_all(keys.processes(colony))
+    refusal: RpcError | None = None
+    for kv in items:
         process = unpack(kv.value, Process)
         if process.processgraphid or request.state not in (-1, process.state):
             continue
+        try:
+            await _remove_in_state(node, colony, process.processid, request.state)
+        except RpcError as error:
+            refusal = refusal or error
+    if refusal is not None:
+        raise refusal
+
+
+async def _remove_in_state(node: Node, colony: str, processid: str, state: int) -> None:
+    """Remove a process while it is in a state (-1: any); nothing is done when it is not.
+
+    One that runs is cancelled first. Raises RpcError 409 when it has to stay.
+    """
+    processes = node.processes
+    for _ in range(_TRIES):
+        known = await processes.load(colony, processid)
+        if known is None or state not in (-1, known[0].state):
+            return
+        process, revision = known
         if process.state == State.RUNNING or (process.peer and not process.closed):
-            process = await node.processes.cancel(colony, process.processid)
-        await node.processes.remove(colony, process.processid)
+            try:
+                await processes.cancel(colony, processid)
+            except RpcError as error:
+                if error.status not in (400, 404):
+                    raise
+            else:
+                state = -1  # cancelled by us, whatever it was before
+            continue
+        if reason := processes.hooks.removable(process):
+            raise conflict(reason)
+        # Not `processes.remove`: that would take one along that ended since it was looked at.
+        if (await node.client.commit(store.remove(process, revision))).succeeded:
+            processes.forget(processid)
+            return
+    raise conflict(f"process {processid} changes too fast; try again")

@@ -9,7 +9,7 @@ import msgspec
 
 from node.codec import wire_graph, wire_process
 from node.directory import name_of
-from node.errors import bad, denied, missing
+from node.errors import RpcError, bad, denied, missing
 from node.model import FunctionSpec, Graph, State
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
@@ -110,15 +110,7 @@ def calls(node: Node) -> list[Call[Any]]:
 
     async def remove_all(caller: Caller, request: RemoveGraphs) -> None:
         """Delete all workflows in one state; -1 means every state, running ones too."""
-        if request.state not in (-1, 0, 2, 3, 4):
-            raise bad("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
-        states = [request.state] if request.state != -1 else list(State)
-        for state in states:
-            while found := await workflows.listing(request.colonyname, state, MAX_COUNT):
-                for graph in found:
-                    await workflows.remove(
-                        graph.colonyname, graph.processgraphid, running=request.state == -1
-                    )
+        await remove_by_state(node, request)
 
     def of(request: Any) -> str:
         return str(request.colonyname)
@@ -135,6 +127,27 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("removeprocessgraphmsg", GraphById, Who.SIGNED, remove),
         Call("removeallprocessgraphsmsg", RemoveGraphs, Who.OWNER, remove_all, of),
     ]
+
+
+async def remove_by_state(node: Node, request: RemoveGraphs) -> None:
+    """Remove all workflows of a colony in one state; -1 means every state, running ones too.
+
+    One that is gone or in another state by then is passed over. Raises RpcError 400 or 409 when
+    some had to stay, once the others are removed.
+    """
+    if request.state not in (-1, 0, 2, 3, 4):
+        raise bad("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
+    colony, workflows = request.colonyname, node.workflows
+    only = State(request.state) if request.state != -1 else None
+    refusal: RpcError | None = None
+    for graphid in await workflows.ids(colony, only):
+        try:
+            await workflows.remove(colony, graphid, running=only is None, only=only)
+        except RpcError as error:
+            if error.status != 404:
+                refusal = refusal or error
+    if refusal is not None:
+        raise refusal
 
 
 async def locate_graph(node: Node, caller: Caller, graphid: str) -> Graph:

@@ -247,7 +247,10 @@ def close(
 
 
 def remove(process: Process, revision: int) -> Txn:
-    """Everything about a process goes, from any state but running."""
+    """Everything about a process goes, from any state but running.
+
+    One that is owed to another colony stays until that has acknowledged its end.
+    """
     colony, pid = process.colonyname, process.processid
     key = keys.process(colony, pid)
     ops: list[Op] = [
@@ -261,4 +264,7 @@ def remove(process: Process, revision: int) -> Txn:
         ops.append(Delete(keys.closed(colony, process.state, process.endtime, pid)))
     ops.extend(Delete(keys.attribute(colony, attr.attributeid)) for attr in process.attributes)
     ops.extend(channels.removal(process))
-    return Txn([ModRevision(key, revision)], ops)
+    compare: list[Compare] = [ModRevision(key, revision)]
+    if process.notify:
+        compare.append(Absent(process.notify))
+    return Txn(compare, ops)
