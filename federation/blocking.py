@@ -86,7 +86,7 @@ class Endings:
             if entry.peer.state == BLOCKED and entry.peer.ending
         }
         sent = {entry.forward.peer for entry in self.ledger.entries.values()}
-        sent.update(self.ledger.stale.values(), self.ledger.reading.values())
+        sent.update(peerid for _, peerid in self.ledger.stale | self.ledger.reading)
         return marked | {peerid for peerid in sent if peers.state(peerid) == BLOCKED}
 
     def _over(self, peerid: str) -> bool:
@@ -180,8 +180,7 @@ class Endings:
         known = self.ledger.entries.get(processid)
         if known is not None and known.forward.peer == peerid:
             del self.ledger.entries[processid]
-        if self.ledger.stale.get(processid) == peerid:
-            del self.ledger.stale[processid]
+        self.ledger.stale.pop((processid, peerid), None)
         self.ledger.activity.ring()
 
     # -- what it has here ----------------------------------------------------------------

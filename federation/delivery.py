@@ -234,7 +234,7 @@ class Delivery:
         if entry.forward is before:
             key = ledger.keys.forward(before.peer, before.processid)
             await ledger.client.commit(Txn([ModRevision(key, entry.revision)], [Delete(key)]))
-        ledger.stale[before.processid] = before.peer
+        ledger.mark(before)
 
     async def _envelope(self, link: Link, forward: Forward) -> bytes:
         """Seal the submission, b"" when the process is gone. Its bytes never change again."""

@@ -21,6 +21,7 @@ from federation import manifest
 from federation.envelope import Kind, Opened, inspect
 from federation.ledger import Ledger
 from federation.messages import Carried, Chunk, Fetch, Submit, load
+from federation.outbox import Forward
 from federation.refusals import Refusal
 from federation.transport import Link, PeerRefused, TransportError
 from node.codec import unpack
@@ -103,14 +104,8 @@ class Depot:
         Refused: unknown_process, unknown_file, file_gone.
         """
         fetch = load(opened.payload, Fetch)
-        entry = self.ledger.entries.get(fetch.pid)
-        forward = entry.forward if entry is not None else None
-        if (
-            forward is None
-            or forward.peer != opened.issuer
-            or forward.attempt != fetch.attempt
-            or not forward.envelope
-        ):
+        forward = await self._sent(opened.issuer, fetch)
+        if forward is None:
             raise Refusal(404, "unknown_process", "no such process was sent to your colony")
         submit = load(inspect(forward.envelope, limit=len(forward.envelope)).payload, Submit)
         before: Submit | None = None
@@ -126,6 +121,15 @@ class Depot:
         self.counters["served"] += len(chunk)
         answer = Chunk(fetch.checksum, fetch.offset, chunk)
         return self.ledger.sealer.seal(Kind.CHUNK, opened.issuer, answer)
+
+    async def _sent(self, peerid: str, fetch: Fetch) -> Forward | None:
+        """The forward that a fetch is for; another daemon of this colony may have sent it."""
+        entry = self.ledger.entries.get(fetch.pid)
+        if entry is not None and _is_for(entry.forward, peerid, fetch):
+            return entry.forward
+        found = await self.ledger.client.get(self.ledger.keys.forward(peerid, fetch.pid))
+        forward = unpack(found.value, Forward) if found is not None else None
+        return forward if forward is not None and _is_for(forward, peerid, fetch) else None
 
     async def _read(self, fetch: Fetch) -> bytes:
         vault = self.files.vault if self.files is not None else None
@@ -273,6 +277,11 @@ class Depot:
             pid = snapshot.label.split("/")[2] if snapshot.label.startswith(manifest.ROOT) else ""
             if pid and gone.get(pid) and snapshot.added + _STALE < files.now():
                 await files.remove_snapshot(snapshot)
+
+
+def _is_for(forward: Forward, peerid: str, fetch: Fetch) -> bool:
+    sent = bool(forward.envelope) and forward.attempt == fetch.attempt
+    return sent and forward.peer == peerid
 
 
 async def _ask(link: Link, pid: str, attempt: int, checksum: str, offset: int) -> bytes:

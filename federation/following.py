@@ -9,6 +9,7 @@ colony, find the cursor moved.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,7 +22,7 @@ from federation.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Sai
 from federation.progress import Followed, Pace
 from federation.transport import Link
 from node.codec import pack, unpack
-from node.errors import RpcError, bad
+from node.errors import RpcError, bad, conflict, missing
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.transactions import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
 from node.log import get_logger
@@ -43,6 +44,10 @@ _NEVER = 2**40  # entries, more than any channel has: nothing further is wanted
 _TURN = 2  # seconds that a poll waits which can't ask for all
 
 log = get_logger("following")
+
+
+class _Overtaken(Exception):
+    """Others changed what is known of a process, again and again."""
 
 
 @dataclass
@@ -114,10 +119,13 @@ class Follower:
 
     # -- hearing ---------------------------------------------------------------------------
 
-    async def take(self, link: Link, answer: Outcomes) -> set[str] | None:
+    async def take(
+        self, link: Link, answer: Outcomes, asked: Collection[str] | None = None
+    ) -> set[str] | None:
         """Store news. Returns the processes of which there is more; None if it may be of any.
 
-        Raises EtcdError. What a peer tells that can't be is counted, and not stored.
+        `asked` are those that the poll was about, None for all. Raises EtcdError. What a peer tells
+        that can't be is counted, and not stored.
         """
         if answer.news is None:
             return set()
@@ -129,17 +137,17 @@ class Follower:
                 self.counters["malformed"] += 1
                 log.warning("news not understood", peer=link.id, error=refused)
                 continue
-            if await self._take_one(link, news) and news.more:
+            if await self._take_one(link, news):
                 more.add(news.pid)
         if answer.cut:
             return None
         for pid in self.tails(link.id):
-            if pid not in more:
+            if pid not in more and (asked is None or pid in asked):
                 await self.drop(pid)
         return more
 
     async def _take_one(self, link: Link, news: News) -> bool:
-        """Store the news of one process; whether any of it was kept."""
+        """Store the news of one process; whether there is more to be had."""
         begun = self._begun(news.pid, link.id)
         if begun is None or begun.attempt != news.attempt:
             self.counters["stray"] += 1
@@ -148,34 +156,41 @@ class Follower:
             kept = await self._take_lines(link, news)
             kept = await self._take_said(link, news) or kept
             kept = await self._take_changes(link, news) or kept
+        except _Overtaken:
+            # What was not stored is asked for again.
+            log.info("news overtaken", process=news.pid, peer=link.id)
+            await self._reload(news.pid)
+            return True
         except (RpcError, EtcdTooLarge) as error:
             # The process is gone, or full: what it takes no more is passed over.
             self.counters["unfit"] += 1
             log.info("news left", process=news.pid, peer=link.id, error=error)
             await self._reload(news.pid)
-            await self._pass_over(link, news)
-            return False
+            return await self._pass_over(link, news) and news.more
         self.counters["taken"] += kept
         if kept:
             known = await self.ledger.processes.recall(self.ledger.home, news.pid)
             if known is not None and known[0].origin:
                 self.ledger.processes.hooks.progressed(known[0])
-        return kept
+        return news.more
 
     async def _take_lines(self, link: Link, news: News) -> bool:
-        """Store the lines that are new, some at a time, in their order."""
+        """Store the lines that are new, some at a time, in their order.
+
+        Raises RpcError 404 when the process is gone.
+        """
         home, name = self.ledger.home, self.ledger.peers.name(link.id)
         ahead = (link.seconds - self.ledger.sealer.seconds) * SECOND
-        lines, kept = news.lines, False
+        lines, kept, lost = news.lines, False, 0
         while lines:
             part = _part(lines)
-            lines = lines[len(part) :]
             before, revision = self._before(news, link.id)
             now = self.ledger.sealer.now()
             after, shown = progress.admit(
                 before, msgspec.structs.replace(news, lines=part), name, ahead, now
             )
             if after == before:
+                lines = lines[len(part) :]
                 continue
             key = self.ledger.keys.followed(news.pid)
             ops: list[Op] = [Put(key, pack(after))]
@@ -187,12 +202,25 @@ class Follower:
             ]
             result = await self.ledger.client.commit(Txn(compare, ops))
             if not result.succeeded:
-                await self._reload(news.pid)
-                return kept
+                lost += 1
+                await self._overtaken(news.pid, lost)
+                continue  # the same lines: those that are stored by now are left out
+            lines = lines[len(part) :]
             self.known[news.pid] = (after, result.revision)
             self.counters["lines"] += len(shown)
             kept = True
         return kept
+
+    async def _overtaken(self, pid: str, times: int) -> None:
+        """What is known was out of date: read it, unless that was so many times in a row.
+
+        Raises _Overtaken, and RpcError 404 when the process is gone.
+        """
+        await self._reload(pid)
+        if await self.ledger.processes.load(self.ledger.home, pid) is None:
+            raise missing("news: the process is gone")
+        if times >= _TRIES:
+            raise _Overtaken
 
     async def _take_said(self, link: Link, news: News) -> bool:
         """Store what was said in channels, in its order, whatever has become of the process.
@@ -207,6 +235,8 @@ class Follower:
                 if stored is not None:
                     kept = kept or stored
                     break
+            else:
+                raise _Overtaken
         return kept
 
     async def _extend(
@@ -244,6 +274,18 @@ class Follower:
 
     async def _take_changes(self, link: Link, news: News) -> bool:
         """Store state, attributes and output, with the version that they are of."""
+        lost = 0
+        while True:
+            try:
+                return await self._change(link, news)
+            except RpcError as error:
+                if error.status != 409:
+                    raise
+            lost += 1
+            await self._overtaken(news.pid, lost)
+
+    async def _change(self, link: Link, news: News) -> bool:
+        """One try to store what changed. Raises RpcError 409 when that was overtaken."""
         before, revision = self._before(news, link.id)
         changes: dict[str, object] = {}
         if news.version != before.version:
@@ -263,10 +305,15 @@ class Follower:
         key = self.ledger.keys.followed(news.pid)
         compare = [ModRevision(key, revision)]
         put = Put(key, pack(after))
+        tried = 0
 
         def step(process: Process, at: int) -> store.Step:
+            nonlocal tried
             if process.closed:
                 raise bad("the process has ended, and stays as it is")
+            if at == tried:
+                raise conflict("what is known of it is not what it was")
+            tried = at
             changed, extra = _changed(process, news)
             taken = store.update(changed, at, [put, *extra])
             return store.Step(taken.process, Txn([*taken.txn.compare, *compare], taken.txn.success))
@@ -276,8 +323,21 @@ class Follower:
         self.known[news.pid] = (after, known[1] if known is not None else 0)
         return True
 
-    async def _pass_over(self, link: Link, news: News) -> None:
-        """Move on to what comes after these news."""
+    async def _pass_over(self, link: Link, news: News) -> bool:
+        """Move on to what comes after these news; False when nothing more can be kept."""
+        lost = 0
+        while not await self._skip(link, news):
+            lost += 1
+            try:
+                await self._overtaken(news.pid, lost)
+            except _Overtaken:
+                return True
+            except RpcError:
+                return False
+        return True
+
+    async def _skip(self, link: Link, news: News) -> bool:
+        """One try to move on."""
         before, revision = self._before(news, link.id)
         after = msgspec.structs.replace(
             before,
@@ -292,8 +352,7 @@ class Follower:
         result = await self.ledger.client.commit(txn)
         if result.succeeded:
             self.known[news.pid] = (after, result.revision)
-        else:
-            await self._reload(news.pid)
+        return result.succeeded
 
     def _before(self, news: News, peerid: str) -> tuple[Followed, int]:
         known = self.known.get(news.pid)

@@ -336,6 +336,7 @@ class Inbox:
 
     async def sweep(self) -> None:
         """Forget markers whose time is over and whose process is done with."""
+        await self.owing.load()
         items, _ = await self.client.range_all(self.keys.markers)
         for item in items:
             marker = unpack(item.value, Marker)
@@ -345,5 +346,8 @@ class Inbox:
             loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
             if not loaded or loaded[0].closed:
                 gone = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
-                txn = Txn([ModRevision(item.key, item.mod_revision)], gone)
-                await self.client.commit(txn)
+                settled: list[Compare] = [
+                    ModRevision(item.key, item.mod_revision),
+                    Absent(self.keys.owed(issuer, pid)),
+                ]
+                await self.client.commit(Txn(settled, gone))

@@ -6,7 +6,8 @@ fetched by `results`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -61,13 +62,17 @@ def _nowhere(process: Process, move: Move) -> Detour | None:
 
 @dataclass
 class Entry:
-    """A forward in the outbox; `due` in trio's time."""
+    """A forward in the outbox; `due` in trio's time.
+
+    `withdrawn` is the revision at which it was last tried to cancel it as never sent.
+    """
 
     forward: Forward
     revision: int
     due: float = 0.0
     tries: int = 0
     busy: bool = False
+    withdrawn: int = 0
 
     @property
     def to_send(self) -> bool:
@@ -80,7 +85,11 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The outbox of the colony `home`."""
+    """The outbox of the colony `home`.
+
+    `stale` are the forwards to be read again, as (process id, peer id), and `reading` those of them
+    that are being read.
+    """
 
     home: str
     sealer: Sealer
@@ -90,8 +99,8 @@ class Ledger:
     keys: Keys
     entries: dict[str, Entry] = field(default_factory=dict)
     activity: Bell = field(default_factory=Bell)
-    stale: dict[str, str] = field(default_factory=dict)  # process id -> peer id
-    reading: dict[str, str] = field(default_factory=dict)  # those of them that are being read
+    stale: dict[tuple[str, str], None] = field(default_factory=dict)
+    reading: dict[tuple[str, str], None] = field(default_factory=dict)
     readers: dict[str, trio.Lock] = field(default_factory=dict)  # by peer id
     bells: dict[str, Bell] = field(default_factory=dict)
     returns: dict[str, Bell] = field(default_factory=dict)
@@ -119,7 +128,7 @@ class Ledger:
 
     def outstanding(self, peerid: str) -> int:
         """How many forwards to a peer are not finished."""
-        fresh = [pid for pid, peer in (self.reading | self.stale).items() if peer == peerid]
+        fresh = [pid for pid, peer in self.reading | self.stale if peer == peerid]
         return len(self.of_peer(peerid)) + sum(pid not in self.entries for pid in fresh)
 
     def relayed(self, origin: str) -> int:
@@ -161,12 +170,25 @@ class Ledger:
         if entry is not None and entry.forward.peer != process.peer:
             entry = None  # another daemon sent it elsewhere
         now = self.sealer.now()
-        if entry is not None and not entry.busy and entry.forward.state == outbox.QUEUED:
+        if entry is not None and self._never_left(entry):
+            # Asked again about the same one, it is not in the store as we know it.
+            entry.withdrawn = entry.revision
             ended = msgspec.structs.replace(entry.forward, state=outbox.CLOSED, ended=now)
             ops: list[Op] = [Delete(key), Put(self.keys.proof(process.processid), pack(ended))]
             return Addition(ops, [ModRevision(key, entry.revision)])
-        forward = entry.forward if entry else outbox.new_forward(process)
+        forward = entry.forward if entry else self._unknown(process)
         return Addition([Put(key, pack(outbox.cancelling(forward, now)))])
+
+    @staticmethod
+    def _unknown(process: Process) -> Forward:
+        """A forward that another daemon knows: of the attempt that runs, if one does."""
+        begun = process.state == State.RUNNING
+        return outbox.new_forward(msgspec.structs.replace(process, attempt=process.attempt - begun))
+
+    @staticmethod
+    def _never_left(entry: Entry) -> bool:
+        unsent = not entry.busy and entry.forward.state == outbox.QUEUED
+        return unsent and entry.withdrawn != entry.revision
 
     def touched(self, process: Process) -> None:
         """A transaction of the node changed an entry: read it again."""
@@ -174,14 +196,27 @@ class Ledger:
 
     def look_for(self, processid: str, peerid: str) -> None:
         """There may be an entry that we don't know: read it."""
-        self.stale[processid] = peerid
+        self.stale[processid, peerid] = None
         self.bell(peerid).ring()
+
+    def mark(self, forward: Forward) -> None:
+        """What the store has of a forward may be other than what we know: read it."""
+        self.look_for(forward.processid, forward.peer)
+
+    @contextmanager
+    def _marking(self, forward: Forward) -> Iterator[None]:
+        """A write without an answer may have happened."""
+        try:
+            yield
+        except BaseException:
+            self.mark(forward)
+            raise
 
     # -- store and memory --------------------------------------------------------------------
 
     async def refresh_all(self) -> None:
         """Read again what others changed, whichever peer it concerns; its sender looks again."""
-        for peerid in set(self.stale.values()):
+        for peerid in dict.fromkeys(peer for _, peer in self.stale):
             await self.refresh(peerid)
             self.bell(peerid).ring()
 
@@ -191,7 +226,7 @@ class Ledger:
         Who asks while it is being read waits for that: nobody must plan without what is under way.
         """
         async with self.readers.setdefault(peerid, trio.Lock()):
-            pids = [pid for pid, peer in self.stale.items() if peer == peerid]
+            pids = [pid for pid, peer in self.stale if peer == peerid]
             for start in range(0, len(pids), _BATCH):
                 await self._read(peerid, pids[start : start + _BATCH])
             if pids:
@@ -200,8 +235,8 @@ class Ledger:
     async def _read(self, peerid: str, pids: Sequence[str]) -> None:
         # Away before the read: what changes meanwhile is marked anew.
         for pid in pids:
-            self.stale.pop(pid, None)
-            self.reading[pid] = peerid
+            self.stale.pop((pid, peerid), None)
+            self.reading[pid, peerid] = None
         done = False
         try:
             gets = [Get(self.keys.forward(peerid, pid)) for pid in pids]
@@ -209,9 +244,9 @@ class Ledger:
             done = True
         finally:
             for pid in pids:
-                self.reading.pop(pid, None)
+                self.reading.pop((pid, peerid), None)
                 if not done:
-                    self.stale.setdefault(pid, peerid)
+                    self.stale[pid, peerid] = None
         for pid, found in zip(pids, result.responses, strict=True):
             if not found:
                 known = self.entries.get(pid)
@@ -239,15 +274,16 @@ class Ledger:
         becomes of the message.
         """
         if entry.forward is not before:
-            self.stale[forward.processid] = forward.peer
+            self.mark(forward)
             return False
         key = self.keys.forward(forward.peer, forward.processid)
         txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(forward))])
-        result = await self.client.commit(txn)
+        with self._marking(forward):
+            result = await self.client.commit(txn)
         if result.succeeded:
             entry.forward, entry.revision = forward, result.revision
             return True
-        self.stale[forward.processid] = forward.peer
+        self.mark(forward)
         return False
 
     def leaving(self, move: Move) -> list[Op]:
@@ -266,24 +302,26 @@ class Ledger:
     async def apply(self, entry: Entry, move: Move, before: Forward) -> bool:
         """Do what follows from an event and `before`, in one transaction; False if overtaken."""
         after, done = move.forward, False
+        unchanged = ModRevision(self.keys.forward(before.peer, before.processid), entry.revision)
         if move.certain and entry.forward is before and await self.detour(entry, move):
             return True
         if move.act is Act.NOTHING:
             if move.stays:
                 return await self.save(entry, after, before)
             if entry.forward is not before:
-                self.stale[after.processid] = after.peer
+                self.mark(after)
                 return False
-            key = self.keys.forward(after.peer, after.processid)
-            txn = Txn([ModRevision(key, entry.revision)], self.leaving(move))
-            if (await self.client.commit(txn)).succeeded:
+            with self._marking(after):
+                result = await self.client.commit(Txn([unchanged], self.leaving(move)))
+            if result.succeeded:
                 self.entries.pop(after.processid, None)
                 return True
-            self.stale[after.processid] = after.peer
+            self.mark(after)
             return False
+        tried = 0
 
         def step(process: Process, revision: int) -> store.Step | None:
-            nonlocal done
+            nonlocal done, tried
             done = False
             now = self.sealer.now()
             if process.closed or process.peer != after.peer:
@@ -294,27 +332,32 @@ class Ledger:
                     return None
                 done = True
                 return store.start(process, revision, now, ops)
-            done = True
+            # The same process again: it is the forward that is not what the end was decided on.
+            if entry.forward is not before or revision == tried:
+                return None
+            done, tried = True, revision
             state = State.FAILED if move.act is Act.FAIL else State.CANCELLED
             errors = move.errors
             if move.act is Act.FAIL:
                 errors = [*(tried.error for tried in after.tried), *errors]
-            return store.close(process, revision, state, now, errors=errors, extra=ops)
+            return store.close(
+                process, revision, state, now, errors=errors, extra=ops, compare=[unchanged]
+            )
 
-        try:
-            await self.processes.change(self.home, after.processid, step)
-        except RpcError as error:
-            if error.status != 404:
-                raise
-            await self.forget(before)
-            done = True
+        with self._marking(after):
+            try:
+                await self.processes.change(self.home, after.processid, step)
+            except RpcError as error:
+                if error.status != 404:
+                    raise
+                await self.forget(before)
+                done = True
         if done:
             # Memory first, so that nothing is sent again before the store is read.
             entry.forward = after
             if not move.stays:
                 self.entries.pop(after.processid, None)
-        self.stale[after.processid] = after.peer
-        self.bell(after.peer).ring()
+        self.mark(after)
         return done
 
     async def detour(self, entry: Entry, move: Move) -> bool:

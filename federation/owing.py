@@ -35,7 +35,10 @@ _LOOK = 10.0  # seconds after which a poll looks for what another daemon of this
 
 @dataclass
 class Owing:
-    """Answers the polls of other colonies. `owed` are the ids of their processes, by colony."""
+    """Answers the polls of other colonies. `owed` are the ids of their processes, by colony.
+
+    That mirrors the store as far as this daemon heard of it, and is corrected by every listing.
+    """
 
     home: str
     sealer: Sealer
@@ -52,11 +55,20 @@ class Owing:
         self.teller = Teller(self.home, self.client, self.processes, self.keys)
 
     async def load(self) -> None:
-        """Read which outcomes are owed."""
+        """Read which outcomes are owed. Raises EtcdError."""
+        before = {issuer: set(pids) for issuer, pids in self.owed.items()}
         items, _ = await self.client.range_all(self.keys.owed_all)
+        listed: dict[str, set[str]] = {}
         for item in items:
             issuer, pid = item.key[len(self.keys.owed_all) :].split("/")
-            self.owed.setdefault(issuer, set()).add(pid)
+            listed.setdefault(issuer, set()).add(pid)
+        for issuer in {**before, **self.owed, **listed}:
+            self._correct(issuer, before.get(issuer, set()), listed.get(issuer, set()))
+
+    def _correct(self, issuer: str, before: set[str], listed: set[str]) -> None:
+        """The store `listed` what is owed to a colony; what changed since `before` is newer."""
+        now = self.owed.get(issuer, set())
+        self.owed[issuer] = (listed | (now - before)) - (before - now)
 
     def closed(self, process: Process) -> None:
         """A process of another colony ended: wake its poll."""
@@ -116,7 +128,10 @@ class Owing:
     async def _owed(self, issuer: str) -> dict[str, bytes]:
         """Some of the outcomes that a colony has not acknowledged, by its process ids."""
         prefix = self.keys.owed_to(issuer)
+        before = set(self.owed.get(issuer, ()))
         listing = await self.client.range(prefix, limit=_PAGE)
+        if not listing.more:
+            self._correct(issuer, before, {item.key[len(prefix) :] for item in listing.items})
         sealed: dict[str, bytes] = {}
         total = 0
         for item in listing.items:

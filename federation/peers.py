@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import trio
 
 from federation.card import Card
 from federation.keys import Keys
@@ -30,6 +31,7 @@ from federation.roster import (
 from node.codec import pack, unpack
 from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdError
 from node.etcd.transactions import Compare, Get, ModRevision, Op, Put, Txn
 from node.log import get_logger
 
@@ -38,6 +40,7 @@ __all__ = ["BLOCKED", "PENDING", "SEEN", "TRUSTED", "Former", "Known", "Peer", "
 _MAX_STRANGERS = 64  # of each of seen and pending; the oldest makes room
 _MAX_LAN = 256  # trusted ones, after which `trust = "lan"` trusts no more
 _TRIES = 5
+_SETTLING = 3.0  # seconds to find out what became of a block that got no answer
 
 log = get_logger("peers")
 
@@ -73,14 +76,44 @@ class Peers:
     async def reload(self, peerid: str) -> None:
         """Another daemon may have decided: read one peer again."""
         peerid = self.roster.root(peerid)
+        before = self._revision(peerid)
         found = await self.client.get(self.keys.peer(peerid))
         if found is not None:
-            entry = self.known.setdefault(peerid, Known(Peer(peerid)))
-            entry.peer, entry.revision = unpack(found.value, Peer), found.mod_revision
-            self.roster.index(entry.peer)
-        elif peerid in self.known and self.known[peerid].revision:
+            if self._adopt(unpack(found.value, Peer), found.mod_revision):
+                return
+        elif before and self._revision(peerid) == before:
             del self.known[peerid]
         self.changed(peerid)
+
+    async def look_again(self) -> None:
+        """Take over what other daemons decided, and what our own writes came to that got no answer.
+
+        Raises EtcdError.
+        """
+        items, _ = await self.client.range_all(self.keys.peers)
+        for item in items:
+            self._adopt(unpack(item.value, Peer), item.mod_revision)
+
+    def _revision(self, peerid: str) -> int:
+        entry = self.known.get(peerid)
+        return entry.revision if entry else 0
+
+    def _adopt(self, stored: Peer, revision: int, entry: Known | None = None) -> bool:
+        """A peer as the store has it; False if memory is of that revision, or of a later one.
+
+        A stranger's `entry` may have made room for others meanwhile: it is put back.
+        """
+        entry = self.known.setdefault(stored.id, entry or Known(stored))
+        if revision <= entry.revision:
+            return False
+        entry.peer, entry.revision = stored, revision
+        self.roster.index(stored)
+        for each in stored.ids:
+            # Under its new key it may have been a stranger, until now.
+            if each != stored.id:
+                self.known.pop(each, None)
+        self.changed(stored.id)
+        return True
 
     # -- asking --------------------------------------------------------------------------
 
@@ -252,23 +285,21 @@ class Peers:
         A block outlasts everything but the owner's `trust`, which does not come this way.
         """
         key = self.keys.peer(entry.peer.id)
-        peer = decide(entry.peer)
         for _ in range(_TRIES):
+            peer = decide(entry.peer)
+            if entry.peer.state == BLOCKED and peer.state != BLOCKED:
+                return
             txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(peer))], [Get(key)])
             result = await self.client.commit(txn)
             if result.succeeded:
-                entry.peer, entry.revision = peer, result.revision
-                self.changed(peer.id)
+                self._adopt(peer, result.revision, entry)
                 return
             there = result.responses[0]
-            entry.revision = there[0].mod_revision if there else 0
             if there:
-                stored = unpack(there[0].value, Peer)
-                peer = decide(stored)
-                if stored.state == BLOCKED and peer.state != BLOCKED:
-                    entry.peer = stored
-                    self.changed(peer.id)
-                    return
+                # Value and revision together: with the one alone, a later write would undo a block.
+                self._adopt(unpack(there[0].value, Peer), there[0].mod_revision, entry)
+            else:
+                entry.revision = 0
         raise conflict("the peer's record changes too fast; try again")
 
     async def trust(self, peerid: str, policy: Policy | None = None, *, distance: int = 0) -> Known:
@@ -280,10 +311,6 @@ class Peers:
         entry = self.find(peerid)
         if not entry.peer.public_key:
             raise conflict("no card of this colony was seen yet; is its daemon reachable?")
-        if entry.peer.state == BLOCKED:
-            # The only way back: the owner says so. The store must not restore the block.
-            await self.reload(peerid)
-            entry = self.find(peerid)
 
         def trusted(peer: Peer) -> Peer:
             return msgspec.structs.replace(
@@ -294,19 +321,27 @@ class Peers:
                 distance=distance,
             )
 
-        peer = trusted(entry.peer)
         if entry.peer.state == BLOCKED:
-            key = self.keys.peer(peer.id)
+            entry = await self._unblock(entry.peer.id, trusted)
+        elif entry.peer != trusted(entry.peer):
+            await self.save(entry, trusted)
+        log.info("peer trusted", peer=entry.peer.id, called=entry.peer.name)
+        return entry
+
+    async def _unblock(self, peerid: str, trusted: Callable[[Peer], Peer]) -> Known:
+        """The only way back: the owner says so. The store must not restore the block."""
+        key = self.keys.peer(peerid)
+        for _ in range(_TRIES):
+            # The sweep of the block, or another daemon, may write at the same moment.
+            await self.reload(peerid)
+            entry = self.find(peerid)
+            peer = trusted(entry.peer)
             txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(peer))])
             result = await self.client.commit(txn)
-            if not result.succeeded:
-                raise conflict("the peer's record changed meanwhile; try again")
-            entry.peer, entry.revision = peer, result.revision
-            self.changed(peer.id)
-        elif entry.peer != peer:
-            await self.save(entry, trusted)
-        log.info("peer trusted", peer=peer.id, called=peer.name)
-        return entry
+            if result.succeeded:
+                self._adopt(peer, result.revision)
+                return entry
+        raise conflict("the peer's record changes too fast; try again")
 
     async def set_policy(self, peerid: str, policy: Policy | None) -> Known:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
@@ -357,9 +392,7 @@ class Peers:
                 )
             )
             if result.succeeded:
-                entry = self.known.setdefault(root, Known(peer))
-                entry.peer, entry.revision = peer, result.revision
-                self.changed(card.id)
+                self._adopt(peer, result.revision)
                 log.info("peer trusted", peer=card.id, called=peer.name)
                 return True
             now = result.responses[0]
@@ -372,24 +405,37 @@ class Peers:
 
         `ending` is set in the same write: whoever finds it after a crash ends the rest.
         """
-        entry = self.find(peerid)
-        await self.save(
-            entry, lambda peer: msgspec.structs.replace(peer, state=BLOCKED, ending=True)
-        )
+        entry, answered = self.find(peerid), False
+        try:
+            await self.save(
+                entry, lambda peer: msgspec.structs.replace(peer, state=BLOCKED, ending=True)
+            )
+            answered = True
+        finally:
+            if not answered:
+                await self._settle(entry.peer.id)
         log.info("peer blocked", peer=entry.peer.id, called=entry.peer.name)
         return entry
+
+    async def _settle(self, peerid: str) -> None:
+        """A write got no answer, or nobody waits for it: what it came to holds at once."""
+        with trio.move_on_after(_SETTLING, shield=True):
+            try:
+                await self.reload(peerid)
+            except EtcdError as error:
+                log.warning("decision not read again", peer=peerid, error=error)
 
     async def ended(self, peerid: str) -> None:
         """All that a blocked colony had here, and we there, is ended; if it is still blocked."""
         entry = self.known.get(peerid)
         if entry is None or entry.peer.state != BLOCKED or not entry.peer.ending:
             return
-        key = self.keys.peer(peerid)
+        key = self.keys.peer(entry.peer.id)
         peer = msgspec.structs.replace(entry.peer, ending=False)
         result = await self.client.commit(
             Txn([ModRevision(key, entry.revision)], [Put(key, pack(peer))])
         )
         if result.succeeded:
-            entry.peer, entry.revision = peer, result.revision
+            self._adopt(peer, result.revision)
         else:
             await self.reload(peerid)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import trio
+
 from federation.card import VERSION, Card, sign_card
 from federation.envelope import MAX_LIFETIME
 from federation.interfaces import ANY, survey
@@ -47,7 +49,9 @@ class Portrait:
     endpoints: list[str] = field(default_factory=list)
     mailboxes: list[str] = field(default_factory=list)
     _sequence: int = 0
-    _signed: tuple[int, bytes] = (0, b"")
+    _due: bool = False
+    _lock: trio.Lock = field(default_factory=trio.Lock)
+    _signed: tuple[str, int, bytes] = ("", 0, b"")
 
     @property
     def announced(self) -> list[str]:
@@ -71,40 +75,48 @@ class Portrait:
         await self._next_sequence()
 
     async def moved(self) -> bool:
-        """Whether our addresses changed; the card tells the new ones from now on.
+        """Whether there is a new card to tell of; our addresses, if changed, are in it from now on.
 
         Without a network there is nobody to tell, and the old ones may well be those that return.
         """
         endpoints = own_addresses(self.settings, self.port)
         lost = all(each.startswith(_LOCAL) for each in endpoints)
-        if endpoints == self.endpoints or (lost and self.endpoints):
-            return False
-        self.endpoints = endpoints
-        await self._next_sequence()
-        return True
+        if endpoints != self.endpoints and not (lost and self.endpoints):
+            self.endpoints, self._due = endpoints, True
+        return await self._renewed()
 
     async def polls(self, mailboxes: list[str]) -> bool:
-        """We can be reached by way of these peers; whether the card did not say so yet."""
-        if mailboxes == self.mailboxes:
-            return False
-        self.mailboxes = mailboxes
-        await self._next_sequence()
-        return True
+        """We can be reached by way of these peers; whether there is a new card to tell of."""
+        if mailboxes != self.mailboxes:
+            self.mailboxes, self._due = mailboxes, True
+        return await self._renewed()
 
     async def renew(self) -> None:
         """The key is another: a new card, and none like those before."""
-        await self._next_sequence()
+        self._due = True
+        await self._renewed()
+
+    async def _renewed(self) -> bool:
+        """Make the new card that is due, also after a try that came to nothing."""
+        if not self._due:
+            return False
+        async with self._lock:
+            if self._due:
+                await self._next_sequence()
+        return True
 
     async def _next_sequence(self) -> None:
         found = await self.client.get(self.keys.sequence)
-        self._sequence = max(self.sealer.seconds, int(found.value) + 1 if found else 0)
-        await self.client.put(self.keys.sequence, str(self._sequence).encode())
-        self._signed = (0, b"")
+        sequence = max(self.sealer.seconds, int(found.value) + 1 if found else 0)
+        await self.client.put(self.keys.sequence, str(sequence).encode())
+        # No number is told before it is stored: a card of the same one would be ignored.
+        self._sequence, self._signed, self._due = sequence, ("", 0, b""), False
 
     def card(self) -> bytes:
-        """The signed card, signed anew each day."""
+        """The signed card, signed anew each day and by each new key."""
         now, key = self.sealer.seconds, self.sealer.key
-        if not self._signed[1] or abs(now - self._signed[0]) > _DAY:
+        signer, signed, _ = self._signed
+        if signer != key.id or abs(now - signed) > _DAY:
             card = Card(
                 key.id,
                 key.public_key,
@@ -117,5 +129,5 @@ class Portrait:
                 now + MAX_LIFETIME - _DAY,
                 self.mailboxes,
             )
-            self._signed = (now, sign_card(key, card))
-        return self._signed[1]
+            self._signed = (key.id, now, sign_card(key, card))
+        return self._signed[2]

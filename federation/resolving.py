@@ -31,6 +31,7 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
     that an outcome that comes meanwhile wins. A crash before it changes nothing; after it, the
     cancel is in the outbox and is sent. Raises RpcError 400, 404 or 409.
     """
+    problem = ""
     for _ in range(_TRIES):
         loaded = await ledger.processes.load(ledger.home, processid)
         if loaded is None:
@@ -40,7 +41,9 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
         key = ledger.keys.forward(process.peer, processid)
         found = await ledger.client.get(key)
         if found is None:
-            raise conflict("no forward of the process is under way; look at it again")
+            # An outcome may have come since the process was read: the next look says so.
+            problem = "no forward of the process is under way; look at it again"
+            continue
         forward = unpack(found.value, Forward)
         if forward.state not in (outbox.DOUBT, outbox.ACCEPTED):
             raise bad(f"the process is not in doubt, it is {forward.state}; cancel it instead")
@@ -49,13 +52,14 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
         except RpcError as error:
             if error.status != 409:
                 raise
-            continue  # the forward changed, or the process too fast: look again
+            problem = error.message
+            continue  # the forward changed, or the process did: look again
         finally:
             # Whether it happened or not: what is to be sent is in the store.
             ledger.touched(process)
         log.info("doubt resolved", process=processid, peer=process.peer, requeued=requeue)
         return done
-    raise conflict("the process changes too fast; try again")
+    raise conflict(problem)
 
 
 def _demand_doubtful(process: Process, ledger: Ledger, *, requeue: bool) -> None:
@@ -77,7 +81,7 @@ async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: b
     def step(process: Process, at: int) -> store.Step:
         now = ledger.sealer.now()
         if process.closed or process.peer != forward.peer:
-            raise bad("the process went on meanwhile; look at it again")
+            raise conflict("the process went on meanwhile; look at it again")
         move = outbox.resolved(forward, name, now, aside=requeue)
         extra: list[Op] = [Put(key, pack(move.forward))]
         if not requeue:

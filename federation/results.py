@@ -111,7 +111,7 @@ class Results:
         problem: Exception | None = None
         answer = load(opened.payload, Outcomes)
         # First, so that who looks at a process that ended sees all that it said, if it fits.
-        more = await self.follower.take(link, answer)
+        more = await self.follower.take(link, answer, {each.pid for each in follow})
         for sealed in answer.outcomes:
             try:
                 pid = await self.settle(link, sealed, more)
@@ -194,13 +194,16 @@ class Results:
             leaving = slim
         if not closed:
             await self._too_late(link, outcome, sealed, (leaving, slim), aside)
-        if rest:
+        # A repeat may be of what was taken in already, without an answer of the store to that.
+        if rest or not fits:
             await self.follower.ended(outcome.pid)
         entry = self.ledger.entries.get(outcome.pid)
-        if fits and entry is not None and entry.forward.peer == link.id:
-            if not entry.busy:
+        if entry is not None and entry.forward.peer == link.id:
+            self.ledger.stale[outcome.pid, link.id] = None
+            if not fits:
+                self.ledger.bell(link.id).ring()
+            elif not entry.busy:
                 self.ledger.entries.pop(outcome.pid, None)
-            self.ledger.stale[outcome.pid] = link.id
         return outcome.pid
 
     def _nonsense(self, link: Link, opened: Opened, refused: Refused) -> Outcome:

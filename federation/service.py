@@ -295,6 +295,7 @@ class Federation:
 
     async def _keep_clock(self) -> None:
         await self.upkeep.keep_clock()
+        await self.peers.look_again()
         self.introducer.prune()
         if await self.portrait.moved():
             self.greeter.greet_all()
@@ -339,7 +340,11 @@ class Federation:
     # -- peers ---------------------------------------------------------------------------
 
     def _changed(self, peerid: str) -> None:
-        """Begin or end the tasks of a peer, as its state now demands."""
+        """Begin or end the tasks of a peer, as its state now demands.
+
+        They are kept under the id by which it became known, whatever key it has by now.
+        """
+        peerid = self.peers.roster.root(peerid)
         trusted = self.peers.state(peerid) == TRUSTED
         entry = self.peers.get(peerid)
         if trusted and entry is not None:

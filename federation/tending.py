@@ -67,6 +67,4 @@ class Tending:
                 await task(link)
             except Exception:
                 log.exception("peer task failed", task=task.__name__, peer=link.id)
-            for entry in self.ledger.of_peer(link.id):
-                entry.busy = False
             await trio.sleep(1)

@@ -76,7 +76,7 @@ class Waiting:
 
     def ready(self, processid: str) -> None:
         """A node of a workflow waits no more for others: what is known of it is out of date."""
-        self._items.pop(processid, None)
+        self._forget(processid)
 
     async def tick(self) -> None:
         """Look at what waits in our queue; send away what a route wants elsewhere by now.

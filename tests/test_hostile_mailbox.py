@@ -118,7 +118,7 @@ class Scene:
         forward = msgspec.structs.replace(await self.forward(process), share=1)
         key = federation.keys.forward(self.bee.key.id, process.processid)
         await self.ant.client.put(key, pack(forward))
-        federation.ledger.stale[process.processid] = self.bee.key.id
+        federation.ledger.look_for(process.processid, self.bee.key.id)
         await federation.delivery.expire()
 
     def another(self, body: bytes) -> bytes:
@@ -295,7 +295,7 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
 
     async with trio.open_nursery() as sending:
         sending.start_soon(delivery.send_forever, scene.link)
-        await until(10, failed, step=0.02)
+        await until(50, failed, step=0.02)
         assert (await scene.forward(process)).state == outbox.QUEUED
         sending.cancel_scope.cancel()
     await scene.impatient(process)
@@ -307,7 +307,7 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
     scene.ant.federation.ledger.retry_now(scene.bee.key.id)
     async with trio.open_nursery() as sending:
         sending.start_soon(delivery.send_forever, scene.link)
-        await until(10, sent, step=0.02)
+        await until(50, sent, step=0.02)
         sending.cancel_scope.cancel()
     paths = [path for path, _ in scene.mailbox.kept]
     assert paths == ["/v1/hello", "/v1/submit"]

@@ -6,14 +6,30 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 
 from cli.client import RpcError
+from federation import outbox
+from federation.keys import Keys
+from federation.ledger import Ledger
+from federation.peers import Peers
+from federation.resolving import resolve
+from federation.sealing import Sealer
+from node.codec import pack
+from node.errors import RpcError as NodeError
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.transactions import Delete, Op, Put, Txn
+from node.identity import PrivateKey
+from node.model import Conditions, FunctionSpec, Process, State
+from node.processes import Processes
+from node.store import processes as store_processes
+from tests.meddled import Meddled
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_federation import Side, pair
 
@@ -44,7 +60,7 @@ async def gone(make: Make) -> AsyncIterator[tuple[Side, Side, str, str]]:
         async def accepted() -> bool:
             return bool((await ant.forward(processid))["state"] == "accepted")
 
-        await until(20, accepted)
+        await until(50, accepted)
         await trio.to_thread.run_sync(bee.daemon.kill)
         yield ant, bee, processid, there["processid"]
 
@@ -147,3 +163,83 @@ async def test_who_may_not_and_what_is_in_no_doubt(make_daemon: Make) -> None:
         with pytest.raises(RpcError, match="not in doubt, it is queued; cancel it instead"):
             await ant.call("resolveprocessmsg", ant.owner, processid=queued, decision="failed")
         assert (await ant.forward(here))["state"] == "accepted"
+
+
+# -- on a store alone --------------------------------------------------------------------
+
+
+class Overtaken(Meddled):
+    """Something happens before a forward is read, or just after."""
+
+    before: Callable[[], Awaitable[object]] | None = None
+    after: Callable[[], Awaitable[object]] | None = None
+
+    async def get(self, key: str) -> KeyValue | None:
+        if "/outbox/" not in key:
+            return await self._client.get(key)
+        before, self.before = self.before, None
+        if before is not None:
+            await before()
+        found = await self._client.get(key)
+        after, self.after = self.after, None
+        if after is not None:
+            await after()
+        return found
+
+
+async def doubtful(client: EtcdClient) -> tuple[Overtaken, Ledger, Process, list[Op]]:
+    """A process in doubt, and what takes its forward away."""
+    store = Overtaken(client)
+    meddled = cast(EtcdClient, store)
+    key, peer, federated = PrivateKey.generate(), PrivateKey.generate(), Keys("ant")
+    sealer, processes = Sealer(key, time.time_ns), Processes(meddled, time.time_ns)
+    peers = Peers(meddled, federated, key.id)
+    ledger = Ledger("ant", sealer, meddled, processes, peers, federated)
+    spec = FunctionSpec(funcname="f", conditions=Conditions("bee", executortype="t"))
+    now = time.time_ns()
+    process = Process("a" * 64, "b" * 64, "me", "ant", spec, now, now, peer=peer.id)
+    forward = outbox.sending(outbox.new_forward(process), b"sealed", now)
+    place = federated.forward(peer.id, process.processid)
+    await client.commit(store_processes.submit(process, b"", [Put(place, pack(forward))]).txn)
+    return store, ledger, process, [Delete(place)]
+
+
+async def close(client: EtcdClient, process: Process, extra: list[Op]) -> None:
+    """Another daemon takes in that the process failed."""
+    others = Processes(client, time.time_ns)
+
+    def step(known: Process, revision: int) -> store_processes.Step:
+        now = time.time_ns()
+        return store_processes.close(
+            known, revision, State.FAILED, now, errors=["theirs"], extra=extra
+        )
+
+    await others.change("ant", process.processid, step)
+
+
+async def test_an_outcome_that_comes_before_the_forward_is_read_is_what_is_told(
+    client: EtcdClient,
+) -> None:
+    store, ledger, process, gone = await doubtful(client)
+    store.before = lambda: close(client, process, gone)
+    with pytest.raises(NodeError, match="failed already, and stays so") as caught:
+        await resolve(ledger, process.processid, requeue=True)
+    assert caught.value.status == 400
+
+
+async def test_an_outcome_that_comes_after_the_forward_was_read_is_what_is_told(
+    client: EtcdClient,
+) -> None:
+    store, ledger, process, _ = await doubtful(client)
+    store.after = lambda: close(client, process, [])
+    with pytest.raises(NodeError, match="failed already, and stays so") as caught:
+        await resolve(ledger, process.processid, requeue=True)
+    assert caught.value.status == 400
+
+
+async def test_a_process_without_a_forward_is_to_be_looked_at_again(client: EtcdClient) -> None:
+    _, ledger, process, gone = await doubtful(client)
+    await client.commit(Txn([], gone))
+    with pytest.raises(NodeError, match="no forward of the process is under way") as caught:
+        await resolve(ledger, process.processid, requeue=False)
+    assert caught.value.status == 409

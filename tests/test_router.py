@@ -316,7 +316,7 @@ async def test_a_peer_that_has_another_message_under_this_id_may_run_it(
     await client.commit(Txn([], ops))
     await ant.processes.load("ant", process.processid)
     ant.federation.ledger.entries.clear()
-    ant.federation.ledger.stale[process.processid] = bee.key.id
+    ant.federation.ledger.look_for(process.processid, bee.key.id)
     await deliver(ant, bee, wire(ant, bee), process)
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.FAILED, bee.key.id)
@@ -368,7 +368,7 @@ async def _age(one: Side, peer: Side, process: Process) -> None:
     assert forward is not None
     key = one.federation.keys.forward(peer.key.id, process.processid)
     await one.client.put(key, pack(msgspec.structs.replace(forward, share=1)))
-    one.federation.ledger.stale[process.processid] = peer.key.id
+    one.federation.ledger.look_for(process.processid, peer.key.id)
 
 
 async def test_what_may_have_arrived_stays_in_doubt(client: EtcdClient) -> None:
@@ -417,7 +417,7 @@ async def test_memory_of_where_it_was_does_no_harm(client: EtcdClient) -> None:
     await deliver(ant, bee, wire(ant, bee), process)
     ledger = ant.federation.ledger
     await ledger.refresh(cat.key.id)
-    ledger.stale[process.processid] = bee.key.id
+    ledger.look_for(process.processid, bee.key.id)
     await ledger.refresh(bee.key.id)
     assert ledger.entries[process.processid].forward.peer == cat.key.id
     assert twin.federation.ledger.entries[process.processid].forward.peer == bee.key.id
