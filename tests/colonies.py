@@ -412,7 +412,7 @@ async def world(path: Path, names: Sequence[str] = ()) -> AsyncIterator[World]:
     """A store, and some colonies on it."""
     async with trio.open_nursery() as nursery:
         store = await start_store(nursery, path / "etcd")
-        async with open_client(store.target) as client:
+        async with open_client(store.target, timeout=60) as client:
             async with trio.open_nursery() as inner:
                 there = World(client, inner, path)
                 for name in names:

@@ -42,7 +42,7 @@ def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 async def client(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[EtcdClient]:
     """A client of an etcd of its own."""
     store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
         yield client
 
 

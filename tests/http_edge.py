@@ -110,7 +110,7 @@ async def serving(
         served.returned.set()
 
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             async with trio.open_nursery() as nursery:
                 await nursery.start(serve)
                 yield served

@@ -5,6 +5,7 @@ What they are asked and what they must answer is in the tests.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -26,11 +28,20 @@ REPOSITORY = Path(__file__).parent.parent
 _COLONYD = [sys.executable, "-m", "cli.colonyd"]
 
 
+# Each worker of a test run takes ports from its own slice, below those that connections get:
+# whoever starts later than it asked still finds its port free.
+_SLICE = 4_000
+_FIRST = 12_000 + _SLICE * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_ports = itertools.count(os.getpid() * 97)
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        port = _FIRST + next(_ports) % _SLICE
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Daemon:
@@ -48,7 +59,7 @@ class Daemon:
         self.process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
 
-    def start(self, seconds: float = 30) -> Daemon:
+    def start(self, seconds: float = 120) -> Daemon:
         """Start and wait until it says that it is ready."""
         environ = {
             key: value
@@ -91,7 +102,7 @@ class Daemon:
             self.events.append("event=gone ")
             self._changed.notify_all()
 
-    def await_event(self, text: str, *, after: int = 0, seconds: float = 30) -> str:
+    def await_event(self, text: str, *, after: int = 0, seconds: float = 120) -> str:
         """The first log line since line `after` that contains `text`."""
 
         def found() -> str | None:
@@ -133,7 +144,7 @@ class Daemon:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(40)
+        code = self.process.wait(120)
         self._join()
         return code
 

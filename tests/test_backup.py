@@ -254,7 +254,7 @@ async def test_nothing_is_forgotten_while_it_is_held(tmp_path: Path) -> None:
             async def asked() -> bool:
                 return len(seen) > 3
 
-            await until(10, asked)
+            await until(50, asked)
             assert (await client.range("a", revision=revision)).count == 1
             await client.delete(keys.HOLD)
 
@@ -265,7 +265,7 @@ async def test_nothing_is_forgotten_while_it_is_held(tmp_path: Path) -> None:
                     return True
                 return False
 
-            await until(10, forgotten)
+            await until(50, forgotten)
             nursery.cancel_scope.cancel()
 
 

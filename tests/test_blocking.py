@@ -160,7 +160,7 @@ class Front(Lab):
 @pytest.fixture
 async def front(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Front]:
     store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
         front = Front(client)
         await front.befriend()
         yield front
@@ -299,7 +299,7 @@ async def test_a_workflow_ends_whose_nodes_a_blocked_colony_has(tmp_path: Path) 
         # One is there, and one gets there once what it waits for has ended.
         first, nodes = await submit(spec("a", "bee"), spec("b", "ant", "a"))
         second, later = await submit(spec("a", "ant"), spec("b", "bee", "a"))
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             await bee.until(lambda: bool(bee.waiting()))
             await ant.fed.decisions.block(bee.key.id)
             assert (await ant.closed(nodes[0])).state == State.FAILED
@@ -322,7 +322,7 @@ async def test_a_poll_that_waits_is_refused_at_once(front: Front) -> None:
     async def wait() -> None:
         answers.append(await front.post("outcomes", Kind.POLL, Poll(30, [])))
 
-    with trio.fail_after(10):
+    with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             while not front.inbox.owing.bells:
@@ -439,7 +439,7 @@ async def test_what_a_block_overtook_is_due_again(front: Front) -> None:
         async def failed() -> bool:
             return (await front.process(pid)).state == State.FAILED
 
-        await until(10, failed)
+        await until(50, failed)
         nursery.cancel_scope.cancel()
 
 
@@ -461,7 +461,7 @@ async def test_a_block_ends_everything_at_once(make_daemon: Make) -> None:
             started = await ant.call("getprocessesmsg", colonyname="ant", count=9, state=1)
             return len(found) == 1 and len(started) == 2
 
-        await until(20, here)
+        await until(50, here)
         bee.daemon.kill()
         unsent = await ant.submit("bee")
         begin = time.monotonic()
@@ -478,7 +478,7 @@ async def test_a_block_ends_everything_at_once(make_daemon: Make) -> None:
             assert "bee was blocked here" in process["errors"][0]
         assert (await ant.forward(running))["state"] == "doubt"
         assert await ant.call("getprocessesmsg", colonyname="ant", count=9, state=0) == []
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 25
         with pytest.raises(CallError, match="neither here nor a trusted peer"):
             await ant.submit("bee")
         # It comes back and says how it went: it is refused, and nothing here changes.

@@ -117,10 +117,10 @@ async def test_a_nonce_tells_a_repeat_without_a_sequence(talk: Talk, lone_daemon
 def test_an_executor_that_begins_again_is_not_taken_for_a_repeat(lone_daemon: Daemon) -> None:
     talk = Talk(lone_daemon)
     talk.join()
-    submitted = talk.submit(channels=["chat"], maxexectime=1, maxretries=3)
+    submitted = talk.submit(channels=["chat"], maxexectime=5, maxretries=3)
     talk.processid = submitted.processid
     for _ in range(2):
-        talk.assign(10)
+        talk.assign(60)
         talk.say(1, "begin")
         talk.say(1, "begin")
     assert talk.heard() == [b"begin", b"begin"]
@@ -178,7 +178,7 @@ async def test_the_end_of_the_process_ends_the_stream(
         else:
             end = getattr(talk.colonies, how)
             await in_thread(end, talk.processid, ["done"], talk.key)
-        with trio.fail_after(3):  # not at the next look, ten seconds later
+        with trio.fail_after(8):  # not at the next look, ten seconds later
             assert await raw.reply() == ("subscribechannelmsg", [])
         # The socket stays open: a later subscription gets what is there, and the end at once.
         await raw.ask(talk.user, msgtype="subscribechannelmsg", afterseq=1, **chat(talk))
@@ -204,10 +204,10 @@ async def test_subscriptions_end_in_time_and_refuse_in_the_socket(
     raw = await Raw.connect(lone_daemon.port)
     async with raw.stream:
         ask = {"msgtype": "subscribechannelmsg", **chat(talk)}
-        await raw.ask(talk.user, timeout=1, **ask)
         began = trio.current_time()
+        await raw.ask(talk.user, timeout=1, **ask)
         assert await raw.reply() == ("subscribechannelmsg", [])
-        assert 0.9 < trio.current_time() - began < 5
+        assert 0.9 < trio.current_time() - began < 30
         await raw.ask(talk.key, timeout=-1, **ask)
         assert (await raw.reply())[1] == []
         await raw.ask(crypto.Crypto().prvkey(), **ask)
@@ -379,13 +379,13 @@ async def test_two_daemons_of_one_store_serve_one_log(pair: tuple[Daemon, Daemon
         for number in range(1, 7):
             side = (talk, there)[number % 2]
             await in_thread(side.say, number, f"m{number}", talk.key)
-            with trio.fail_after(3):
+            with trio.fail_after(8):
                 assert payloads((await raw.reply())[1]) == [f"m{number}".encode()]
         await in_thread(there.say, 6, "m6", talk.key)
         wanted = [f"m{number}".encode() for number in range(1, 7)]
         assert await in_thread(talk.heard) == await in_thread(there.heard) == wanted
         await in_thread(talk.colonies.close, talk.processid, [], talk.key)
-        with trio.fail_after(3):
+        with trio.fail_after(8):
             assert (await raw.reply())[1] == []
 
 

@@ -54,7 +54,7 @@ class Rig:
             self.stop.set()
 
     async def run(self) -> list[str]:
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             await self.worker.work()
         return [event for event, _ in self.events]
 
@@ -200,7 +200,7 @@ async def test_a_cancelled_command_takes_its_children_along(tmp_path: Path) -> N
         child = os.pidfd_open(int(await trio.Path(pid_file).read_text()))
         nursery.cancel_scope.cancel()
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(50):
             await trio.lowlevel.wait_readable(child)  # readable once the process has ended
     finally:
         os.close(child)

@@ -165,7 +165,7 @@ class Pair:
 @pytest.fixture
 async def pair(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Pair]:
     store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
         lab = Lab(client)
         await lab.befriend()
         yield Pair(lab)

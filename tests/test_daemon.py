@@ -196,7 +196,7 @@ async def test_sigterm_answers_long_polls_and_exits_0(make_daemon: Make) -> None
             found = await client.call("getexecutormsg", fields, daemon.key("user"))
             return not found["lastheardfromtime"].startswith("0001")
 
-        await until(10, heard)
+        await until(50, heard)
         assert await trio.to_thread.run_sync(daemon.stop) == 0
     assert any("event=stopped" in line for line in daemon.events)
 
@@ -246,7 +246,7 @@ async def test_nothing_is_lost_by_a_kill(make_daemon: Make, victim: str) -> None
                 return False
             return True
 
-        await until(20, close)
+        await until(50, close)
         got = await client.call("assignprocessmsg", poll, executor)
         assert got["processid"] == second["processid"]
         first = await client.call("getprocessmsg", {"processid": running["processid"]}, user)

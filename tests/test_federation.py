@@ -61,7 +61,7 @@ class Side:
             peer = await self.peer(other)
             return peer is not None and peer["state"] == "pending"
 
-        await until(20, seen)
+        await until(50, seen)
 
     async def trust(self, other: Side) -> None:
         peer = await self.call("trustpeermsg", self.owner, peer=other.owner.id)
@@ -198,13 +198,13 @@ async def test_a_cancel_here_reaches_the_process_there(make_daemon: Make) -> Non
             found = await bee.call("getprocessmsg", processid=process["processid"])
             return bool(found["state"] == 4)
 
-        await until(20, cancelled)
+        await until(50, cancelled)
         assert (await ant.closed(processid))["state"] == 4
 
 
 async def test_without_trust_nothing_crosses(make_daemon: Make) -> None:
     async with pair(make_daemon) as (ant, bee):
-        blocked = await bee.call("blockpeermsg", bee.owner, peer="ant")
+        blocked = await bee.call("blockpeermsg", bee.owner, peer=ant.owner.id)
         assert blocked["state"] == "blocked"
         processid = await ant.submit("bee")
         closed = await ant.closed(processid)

@@ -122,7 +122,7 @@ class Lab:
 @pytest.fixture
 async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
     store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
         yield Lab(client)
 
 
@@ -245,7 +245,7 @@ async def test_a_waiting_poll_wakes_when_the_process_closes(lab: Lab) -> None:
     async def wait() -> None:
         found.extend(await lab.poll(30))
 
-    with trio.fail_after(10):
+    with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await lab.run_one()

@@ -288,7 +288,7 @@ async def test_what_nobody_refers_to_is_swept(make_daemon: Make) -> None:
     daemon = make_daemon(
         "dev",
         COLONYD_FEDERATION__ENABLED="false",
-        COLONYD_FILES__GRACE="3",
+        COLONYD_FILES__GRACE="12",
         COLONYD_FILES__QUOTA="300kB",
     ).start()
     unused, used, shared = os.urandom(100_000), os.urandom(100_000), os.urandom(50_000)
@@ -297,11 +297,14 @@ async def test_what_nobody_refers_to_is_swept(make_daemon: Make) -> None:
         one = await patient_put(files, "/b", "one", shared)
         two = await files.put("/b", "two", shared)
         await files.call("removefilemsg", fileid=one["fileid"])
+        mark = len(daemon.events)
         await files.upload(unused)
         with pytest.raises(RpcError, match=r"files\.quota") as refused:
             await files.ticket("PUT", os.urandom(60_000))
         assert refused.value.status == 409
-        swept = await trio.to_thread.run_sync(daemon.await_event, 'event="files swept"')
+        swept = await trio.to_thread.run_sync(
+            lambda: daemon.await_event('event="files swept"', after=mark)
+        )
         assert "files=1 " in swept
         assert "bytes=100000" in swept
         assert not kept(daemon, unused).exists()

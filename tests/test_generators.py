@@ -146,7 +146,7 @@ async def test_as_many_as_trigger_it_start_a_workflow(dev: World) -> None:
     async def settled() -> bool:
         return (await dev.node.generators.get("dev", added.generatorid)).queuesize == 2
 
-    await until(5, settled)
+    await until(50, settled)
     now = await dev.node.generators.get("dev", added.generatorid)
     assert (now.firstpack, now.lastrun, now.firing) == (NOON, NOON, None)
     left, _ = await dev.client.range_all(store.args_prefix("dev", added.generatorid))
@@ -401,7 +401,7 @@ async def test_one_that_was_struck_out_is_never_submitted_again(
         generators.index.agenda.let_go(key)
         process = await dev.assign()
         await dev.close(process)
-        await until(5, struck_out)
+        await until(50, struck_out)
         await dev.node.workflows.remove("dev", process.processgraphid)
         awake.set()
     assert process.processgraphid == firing.graphid
@@ -418,7 +418,7 @@ async def test_a_refused_workflow_keeps_the_arguments(dev: World) -> None:
     async def tried() -> bool:
         return (await generators.get("dev", added.generatorid)).firing is not None
 
-    await until(5, tried)
+    await until(50, tried)
     await dev.stations[0].stop()
     await dev.client.put(spec, workflow().encode())
     dev.stations.clear()

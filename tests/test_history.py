@@ -464,7 +464,7 @@ async def test_a_daemon_and_the_command(make_daemon: Callable[..., Daemon]) -> N
             )
             return rows == []
 
-        await until(10, gone)
+        await until(50, gone)
     rows = json.loads(colony(daemon, "history", "ls", "--json").stdout)
     assert [row["processid"] for row in rows] == [pid]
     assert "say(hi)" in colony(daemon, "history", "ls", "--state", "successful").stdout
@@ -517,7 +517,7 @@ async def test_kills_of_a_daemon_lose_nothing(make_daemon: Callable[..., Daemon]
         async with daemon.client() as client:
             return await client.call("getprocessesmsg", fields, user) == []
 
-    await until(20, gone)
+    await until(50, gone)
     assert daemon.stop() == 0
     directory = daemon.home / "history" / "dev"
     assert set(written(directory)) == expected

@@ -95,7 +95,7 @@ async def test_an_executor_goes_on_with_its_work(pair: tuple[Daemon, Daemon]) ->
         async def waits() -> bool:
             return await heard_at(pair[1], party.name) != before
 
-        await until(10, waits)
+        await until(50, waits)
         reply = await client.call("changeexecutoridmsg", change, old)
         assert reply == {**change, "msgtype": "changeexecutoridmsg"}
         running = await in_thread(party.colonies.get_process, process.processid, party.user)
@@ -105,7 +105,7 @@ async def test_an_executor_goes_on_with_its_work(pair: tuple[Daemon, Daemon]) ->
         await refused(403, client, "changeexecutoridmsg", change, old)
         # The other daemon knows, too: its watch is soon there.
         async with pair[1].client() as other:
-            await until(5, partial(allowed, other, "closesuccessfulmsg", done, new))
+            await until(50, partial(allowed, other, "closesuccessfulmsg", done, new))
         # What comes now is not for a poll of the old key.
         later = await in_thread(party.submit)
         party.key = new.hex
@@ -180,7 +180,7 @@ async def test_the_server_changes_hands_for_good(pair: tuple[Daemon, Daemon]) ->
         assert reply == {"serverid": new.id, "msgtype": "changeserveridmsg"}
         await refused(403, client, "getstatisticsmsg", {}, old)
         await client.call("getstatisticsmsg", {}, new)
-        await until(5, partial(allowed, other, "getstatisticsmsg", {}, new))
+        await until(50, partial(allowed, other, "getstatisticsmsg", {}, new))
         await refused(403, other, "getstatisticsmsg", {}, old)
     await trio.to_thread.run_sync(pair[1].stop)
     await trio.to_thread.run_sync(pair[1].start)

@@ -611,4 +611,4 @@ async def test_a_token_makes_trust_mutual(make_daemon: Make) -> None:
             found = [await ant.peer(bee), await bee.peer(ant)]
             return all(peer is not None and not peer["error"] for peer in found)
 
-        await until(20, both_well)
+        await until(50, both_well)

@@ -85,7 +85,7 @@ async def test_what_a_relay_passes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         for one, other in ((ant, bee), (bee, ant), (bee, cat), (cat, bee)):
             await one.trust(other, forward=True, max_hops=4)
         silence = Silence(monkeypatch, cat)
-        with trio.fail_after(30):
+        with trio.fail_after(50):
             processid = await ant.submit("bee/cat")
             await cat.work("done")
             process = await ant.closed(processid)

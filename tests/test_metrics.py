@@ -121,7 +121,7 @@ async def test_the_numbers_of_a_daemon(lone_daemon: Daemon) -> None:
         found = parse(scrape(lone_daemon).text)
         return found["colonies_server_processes_cancelled", frozenset()] == 1
 
-    await until(10, fresh)
+    await until(50, fresh)
     reply = scrape(lone_daemon)
     assert reply.status_code == 200
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")

@@ -381,7 +381,7 @@ async def refused(one: Side, words: str) -> str:
         reply = await one.call("pingpeermsg", one.owner, peer="bee")
         return str(reply["error"]) if words in reply["error"] else ""
 
-    return str(await until(30, ask))
+    return str(await until(50, ask))
 
 
 def _resident(house: House) -> int:

@@ -56,7 +56,7 @@ async def settled(colonies: list[Colony]) -> Colony:
         found[:] = [now]
         return holder(colonies) is now and not now.fed.ledger.entries
 
-    await until(20, stays)
+    await until(50, stays)
     return found[0]
 
 

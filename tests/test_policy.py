@@ -221,7 +221,7 @@ class Ruled(Closing):
 @pytest.fixture
 async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
     store = await start_store(nursery, tmp_path / "etcd")
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
         lab = Lab(client)
         lab.processes.hooks = Ruled(lab.inbox, lab.peers)
         await lab.befriend()
@@ -353,7 +353,9 @@ async def test_the_rate_is_answered_with_when_to_come_again(lab: Lab) -> None:
     assert [(await send(lab, number)).status for number in range(2)] == [200, 200]
     refused = await send(lab, 3)
     assert code(refused) == "policy_rate"
-    assert (refused.status, int(dict(refused.headers)["retry-after"])) == (429, 30)
+    assert refused.status == 429
+    # Of the 30 s for one, some are over.
+    assert 20 <= int(dict(refused.headers)["retry-after"]) <= 30
 
 
 async def test_hops_are_counted_from_the_origin(lab: Lab) -> None:
@@ -380,7 +382,7 @@ async def test_no_more_run_than_may_and_the_next_starts_when_one_ends(lab: Lab) 
         got.append((await handout.assign(candidate, WORKER, 30)).processid)
         first_got.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             nursery.start_soon(wait)
@@ -423,11 +425,13 @@ async def test_a_hand_out_that_comes_to_nothing_gives_its_place_to_another(lab: 
     first = next(lab.processes.queue.in_order("lab")).processid
     handout, commit = lab.processes.handout, lab.client.commit
     got: list[str] = []
+    patience = {"t": 2, "u": 30}
 
     async def wait_for(kind: str) -> None:
         candidate = Candidate("lab", kind, "w", "", None, None)
         with contextlib.suppress(RpcError):
-            got.append((await handout.assign(candidate, WORKER, 2)).spec.conditions.executortype)
+            process = await handout.assign(candidate, WORKER, patience[kind])
+            got.append(process.spec.conditions.executortype)
 
     async with trio.open_nursery() as nursery:
 

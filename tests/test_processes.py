@@ -29,7 +29,7 @@ ADA = Executor("a" * 64, "cli", "ada", "dev")
 @pytest.fixture
 async def processes(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Processes]:
     target = (await start_store(nursery, tmp_path / "etcd")).target
-    async with open_client(target) as client:
+    async with open_client(target, timeout=60) as client:
         yield Processes(client, time.time_ns)
 
 

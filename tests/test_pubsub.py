@@ -93,7 +93,7 @@ class Raw:
                 text += event.data
                 if event.message_finished:
                     return TextMessage(data=text)
-            with trio.fail_after(10):
+            with trio.fail_after(50):
                 data = bytes(await self.stream.receive_some(65536))
             if not data:
                 return None
@@ -213,7 +213,7 @@ async def test_subscribeprocesses_tells_of_each_transition(
                 msgtype="subscribeprocessesmsg",
                 executortype=party.type,
                 state=state,
-                timeout=5,
+                timeout=20,
                 colonyname=COLONY if state == 1 else "",
             )
         await raw.send(Ping(payload=b"registered?"))
@@ -334,7 +334,7 @@ async def test_a_drain_tells_the_sockets(tmp_path: Path) -> None:
             assert daemon.process is not None
             daemon.process.terminate()
             assert await raw.close_code() == 1001
-        assert await trio.to_thread.run_sync(daemon.process.wait, 8) == 0
+        assert await trio.to_thread.run_sync(daemon.process.wait, 60) == 0
     finally:
         await trio.to_thread.run_sync(daemon.stop)
 

@@ -82,7 +82,7 @@ async def test_a_process_goes_through_and_its_outcome_is_proven(make_daemon: Mak
             found = await cat.call("getprocessmsg", processid=running["processid"])
             return bool(found["state"] == 4)
 
-        await until(20, cancelled)
+        await until(50, cancelled)
         await _rotate(ant, bee, cat)
 
 
@@ -100,7 +100,7 @@ async def _rotate(ant: Side, bee: Side, cat: Side) -> None:
                 return False
         return True
 
-    await until(20, followed)
+    await until(50, followed)
     bee.daemon.kill()
     await trio.to_thread.run_sync(bee.daemon.start)
     processid = await ant.submit("bee/cat", args=["again"])
@@ -368,7 +368,7 @@ async def test_a_relay_may_die_at_any_write(tmp_path: Path, before: bool) -> Non
         while died:
             at += 1
             bee.mortal(at, before=before)
-            with trio.fail_after(20):
+            with trio.fail_after(50):
                 processid = await ant.submit("bee/cat")
                 done = await cat.work(f"output {at}")
                 process = await ant.closed(processid)
@@ -391,7 +391,7 @@ async def test_nothing_goes_further_than_is_allowed(tmp_path: Path) -> None:
             refused[code] = process.errors[0]
             assert code in process.errors[0]
 
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             await attempt("policy_forward")
             await bee.fed.peers.set_policy(ant.key.id, Policy(forward=True, max_hops=2))
             await attempt("no_way", "bee/dog")
@@ -410,7 +410,7 @@ async def test_a_repeat_of_what_was_passed_on_gets_the_first_receipt(tmp_path: P
     async with three(tmp_path) as (ant, bee, cat):
         cat.hidden = True
         processid = await ant.submit("bee/cat")
-        with trio.fail_after(10):
+        with trio.fail_after(50):
             await ant.when(processid, lambda process: process.state == State.RUNNING)
         envelope = ant.fed.ledger.entries[processid].forward.envelope
         await bee.fed.peers.set_policy(ant.key.id, Policy())
@@ -426,7 +426,7 @@ async def test_a_lie_at_the_gate_ends_the_process_as_not_proven(tmp_path: Path) 
         def lying(outcome: Outcome, below: bytes, key: bytes) -> Outcome:
             return msgspec.structs.replace(honest(outcome, below, key), out=b'["Y"]')
 
-        with pytest.MonkeyPatch.context() as patch, trio.fail_after(20):
+        with pytest.MonkeyPatch.context() as patch, trio.fail_after(50):
             patch.setattr(chains, "carried", lying)
             processid = await ant.submit("bee/cat")
             await cat.work("X")
@@ -442,7 +442,7 @@ async def test_a_lie_at_the_gate_ends_the_process_as_not_proven(tmp_path: Path) 
 async def test_a_large_output_keeps_its_proof_over_a_relay(tmp_path: Path) -> None:
     async with three(tmp_path) as (ant, _, cat):
         large = "x" * 900_000
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             processid = await ant.submit("bee/cat")
             await cat.work(large)
             process = await ant.closed(processid)
@@ -452,7 +452,7 @@ async def test_a_large_output_keeps_its_proof_over_a_relay(tmp_path: Path) -> No
 
 async def test_a_cancel_travels_along(tmp_path: Path) -> None:
     async with three(tmp_path) as (ant, _, cat):
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             processid = await ant.submit("bee/cat")
             await cat.until(lambda: bool(cat.waiting()))
             assert ant.node is not None

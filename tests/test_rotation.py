@@ -104,12 +104,12 @@ async def follows(one: Colony, other: Colony) -> None:
         entry = one.fed.peers.get(other.key.id) if one.up else None
         return entry is not None and entry.peer.wire == other.key.id
 
-    await until(15, known, step=0.02)
+    await until(50, known, step=0.02)
 
 
 async def forwards(one: Colony, other: Colony) -> None:
     """A process goes there and comes back."""
-    with trio.fail_after(20):
+    with trio.fail_after(50):
         processid = await one.submit(other.name)
         await other.work("X")
         process = await one.closed(processid)
@@ -121,7 +121,7 @@ async def test_peers_keep_what_they_decided_and_what_is_under_way(tmp_path: Path
     async with world(tmp_path) as colonies:
         ant, bee = await friends(colonies, "ant", "bee")
         former = ant.key
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             there, back = await ant.submit("bee"), await bee.submit("ant")
             await ant.until(lambda: bool(ant.waiting()))
             await bee.until(lambda: bool(bee.waiting()))
@@ -206,7 +206,7 @@ async def test_a_peer_that_was_away_learns_of_it_at_the_next_hello(tmp_path: Pat
         assert bee.fed.peers.find("ant").peer.wire != ant.key.id
         bee.fed.greeter.greet_all()
         await follows(bee, ant)
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             await ant.work("X")
             assert (await bee.closed(processid)).state == State.SUCCESSFUL
 

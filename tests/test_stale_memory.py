@@ -110,7 +110,7 @@ async def test_what_went_elsewhere_while_a_peer_was_reached_is_not_sent_to_it(
     ledger = ant.federation.ledger
     await ledger.refresh(bee.key.id)
     link = Late(wire(ant, bee))
-    with trio.fail_after(30):
+    with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ant.federation.delivery.send_forever, link)
             await link.reaching.wait()

@@ -50,7 +50,7 @@ from tests.colonies import Colony, World, world
 from tests.etcd.support import start_store
 from tests.support import free_port, until
 
-SECONDS = 40
+SECONDS = 120
 
 
 def spec(name: str, colony: str, *after: str, **more: Any) -> FunctionSpec:
@@ -208,7 +208,7 @@ async def once(check: Callable[[], bool]) -> None:
     async def look() -> bool:
         return check()
 
-    await until(20, look, step=0.02)
+    await until(50, look, step=0.02)
 
 
 def _executor(colony: Colony, processid: str) -> str:
@@ -287,7 +287,7 @@ async def test_a_colony_may_die_at_any_write_of_a_workflow(
             graphid = await start(ant, spec("a", "bee"), spec("b", "bee", "a"))
             victim = there[name]
             victim.mortal(at, before=before)
-            with trio.fail_after(20):
+            with trio.fail_after(50):
                 for expected, output in (([], f"one {at}"), ([f"one {at}"], f"two {at}")):
                     process = await works(bee, output)
                     assert process.input == expected
@@ -352,7 +352,7 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
                 async def forwarded() -> bool:
                     return await client.get("/forwarded") is not None
 
-                await until(10, forwarded)
+                await until(50, forwarded)
                 nursery.cancel_scope.cancel()
 
 
@@ -477,11 +477,12 @@ async def test_each_line_is_there_once_whenever_the_origin_dies(
         at, died = 0, True
         while died:
             at += 1
+            await ant.until(lambda: ant.up)
             processid = await ant.submit("bee")
             far = await take(bee)
             await ant.when(processid, lambda process: process.state == State.RUNNING)
             ant.mortal(at, before=before)
-            with trio.fail_after(20):
+            with trio.fail_after(50):
                 await write(bee, far, "one", "two")
                 await attach(bee, far, "k", "v")
                 await write(bee, far, "three")
@@ -645,7 +646,7 @@ async def test_each_message_is_there_once_whoever_dies(
             near = await ant.process(processid)
             victim = there[name]
             victim.mortal(at, before=before)
-            with trio.fail_after(20):
+            with trio.fail_after(50):
                 if victim is bee:
                     await tell(ant, near, ant.key.id, "one", "two")
                     found = await talk(bee, far.processid, 2)

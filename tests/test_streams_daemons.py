@@ -47,7 +47,7 @@ async def say(side: Side, process: dict[str, Any], key: Any, text: str, number: 
     await side.call("channelappendmsg", key, payload=payload, payloadtype="data", **fields)
 
 
-async def follow_log(side: Side, processid: str, *, seconds: float = 20) -> str:
+async def follow_log(side: Side, processid: str, *, seconds: float = 120) -> str:
     """What `colony process logs --follow` prints until the process ends."""
     command = [sys.executable, "-m", "cli.main", "--home", str(side.daemon.home)]
     command += ["--server", f"127.0.0.1:{side.daemon.port}"]
@@ -105,7 +105,7 @@ async def test_a_workflow_its_logs_and_a_channel_between_two_daemons(make_daemon
                     == [("smith@bee", "one\n")]
                 )
 
-            await until(10, shown)
+            await until(50, shown)
             await bee.call("addlogmsg", bee.worker, processid=far_id, message="two\n")
             await bee.call("closesuccessfulmsg", bee.worker, processid=far_id, out=["whole"])
         assert printed == ["one\ntwo\n"]
@@ -198,7 +198,7 @@ async def test_a_few_kills_in_the_middle_of_a_workflow(make_daemon: Make) -> Non
                 async def complete(read: Callable[..., Any] = read) -> bool:
                     return len(await read()) >= 2
 
-                await until(20, complete)
+                await until(50, complete)
                 assert [each["message"] for each in await read()] == ["begun", "done"]
         for side in (ant, bee):
             done = await side.patient(

@@ -28,7 +28,7 @@ from node.vault import Vault
 from tests.colonies import Colony, World, world
 from tests.test_streams import befriended, close, take
 
-SECONDS = 40
+SECONDS = 120
 BIG = os.urandom(5 * 2**20)
 
 

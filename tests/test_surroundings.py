@@ -67,7 +67,7 @@ async def test_another_network_is_a_move(
     event = around.bell.event
     now[0] = msgspec.structs.replace(NETWORK, addresses=("192.0.2.9",))
     around.stir()
-    with trio.fail_after(20):
+    with trio.fail_after(50):
         await event.wait()
     assert around.moves == 1
 

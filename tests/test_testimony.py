@@ -65,7 +65,7 @@ async def at_cat(cat: Colony, path: Path) -> list[Record]:
         found.extend((await history(cat, path)).values())
         return len(found) >= 2
 
-    await until(20, moved)
+    await until(50, moved)
     return found
 
 

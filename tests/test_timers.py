@@ -18,7 +18,7 @@ from cli.client import RpcError, Unreachable, decode, encode
 from node.identity import PrivateKey
 from node.model import SECOND
 from node.store import crons
-from tests.support import Daemon, seeded_dice
+from tests.support import Daemon, seeded_dice, until
 from tests.test_pycolonies import COLONY, Party
 
 Make = Callable[..., Daemon]
@@ -161,13 +161,23 @@ async def test_kills(make_daemon: Make) -> None:
             )
             packed += 1
 
+    async def beats_so_far() -> set[str]:
+        fields = {"colonyname": "dev", "seconds": 3600, "state": 0}
+        found = await patient(daemon, user, "getprocesshistmsg", **fields)
+        return {p["processgraphid"] for p in found if p["spec"]["nodename"] == "beat"}
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pack)
         for _ in range(5):
             await trio.sleep(0.3 + dice.random() * 1.2)
             daemon.kill()
             await trio.to_thread.run_sync(daemon.start)
-        await trio.sleep(2)
+        enough = packed + 50
+
+        async def went_on() -> bool:
+            return packed > enough and len(await beats_so_far()) > 5
+
+        await until(120, went_on)
         over.set()
     await patient(daemon, user, "removecronmsg", cronid=cron["cronid"])
     processes = await everything(daemon, user)
@@ -208,7 +218,7 @@ async def everything(daemon: Daemon, user: PrivateKey) -> list[dict[str, Any]]:
         if len(now) == len(found):
             return now
         found = now
-        await trio.sleep(3)
+        await trio.sleep(5)
 
 
 async def patient(daemon: Daemon, key: PrivateKey, payloadtype: str, **fields: Any) -> Any:

@@ -224,7 +224,7 @@ async def test_waiting_too_long_fails_a_node_that_waits_for_its_parents(
         async def ended() -> bool:
             return (await me.states(graph))["b"] != 0
 
-        await until(15, ended)
+        await until(50, ended)
         nodes = await me.nodes(graph)
         assert nodes["b"]["errors"] == ["Maximum waiting time limit exceeded"]
         # A leaf: its parent may still run.

@@ -105,7 +105,7 @@ class World:
             station.node.crons.index.agenda.look_again()
             station.node.generators.index.agenda.look_again()
 
-    async def assign(self, seconds: float = 5) -> Process:
+    async def assign(self, seconds: float = 50) -> Process:
         """Hand out the next process."""
         candidate = Candidate("dev", "cli", "ada")
         return await self.node.processes.handout.assign(candidate, ADA, seconds)
@@ -131,7 +131,7 @@ async def world(path: Path) -> AsyncIterator[World]:
     """A store without nodes, at noon."""
     async with trio.open_nursery() as nursery:
         store = await start_store(nursery, path / "etcd")
-        async with open_client(store.target) as client:
+        async with open_client(store.target, timeout=60) as client:
             made = World(store, client, nursery)
             yield made
             for station in made.stations:

@@ -22,5 +22,5 @@ async def store(nursery: trio.Nursery, tmp_path: Path) -> Store:
 
 @pytest.fixture
 async def client(store: Store) -> AsyncIterator[EtcdClient]:
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
         yield client
