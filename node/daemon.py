@@ -177,6 +177,7 @@ async def _serve(
         await nursery.start(feeding.follow, node, keys.LIVE)
         await nursery.start(feeding.follow, node, keys.paused(""))
         await nursery.start(feeding.follow, node, keys.SERVER)
+        nursery.start_soon(node.elsewhere.run)
         await nursery.start(node.channels.run)
         await nursery.start(node.files.run)
         nursery.start_soon(_deadlines, node)

@@ -63,3 +63,5 @@ def take_in(node: Node, prefix: str, batch: Batch) -> None:
         return
     for event in batch.events:
         index.apply(event.key, event.value, event.mod_revision)
+    if prefix == keys.LIVE:
+        node.elsewhere.hear(batch.events)

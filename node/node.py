@@ -18,6 +18,7 @@ from node.config import Config
 from node.crons import Crons
 from node.definitions import Definitions
 from node.directory import Directory
+from node.elsewhere import Elsewhere
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
@@ -50,6 +51,7 @@ class Node:
     processes: Processes
     workflows: Workflows
     subscriptions: Subscriptions = field(default_factory=Subscriptions)
+    elsewhere: Elsewhere = field(init=False)
     channels: Channels = field(init=False)
     locations: Locations = field(init=False)
     files: Files = field(init=False)
@@ -77,6 +79,7 @@ class Node:
         workflows = Workflows(client, processes, now)
         node = cls(client, home, now, directory, members, processes, workflows, started=now())
         node.processes.changed = node.subscriptions.changed
+        node.elsewhere = Elsewhere(processes, node.subscriptions)
         node.channels = Channels(client, directory, processes, now)
         processes.moved = node.channels.ring
         node.locations = Locations(client)

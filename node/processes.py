@@ -115,6 +115,11 @@ class Processes:
         if len(self._cache) > _CACHE:
             self._cache.popitem(last=False)
 
+    def remembered(self, processid: str) -> int:
+        """The revision of the value that is kept of a process, 0 for none."""
+        known = self._cache.get(processid)
+        return known[1] if known is not None else 0
+
     # -- reading -------------------------------------------------------------------------
 
     async def load(self, colony: str, processid: str) -> tuple[Process, int] | None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from node.model import Process, State
+from node.model import Process
 
-# Running processes whose start is remembered as told. Of one that has left by then, a change of
-# its contents is told as if it started: what ends elsewhere is not told here.
-REMEMBERED = 65_536
+# Processes of which is remembered what was told last. Of one that has left by then, a change of
+# its contents while it runs is told as if it started.
+REMEMBERED = 16_384
 
 # Events kept for a subscriber that is busy sending; one more ends its subscription.
 BUFFER = 512
@@ -57,7 +57,12 @@ class Subscriptions:
 
     _of_process: dict[str, dict[_Subscription, None]] = field(default_factory=dict)
     _of_any: dict[_Subscription, None] = field(default_factory=dict)
-    _attempts: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    _told: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)
+
+    @property
+    def any_open(self) -> bool:
+        """Whether anybody subscribes."""
+        return bool(self._of_any or self._of_process)
 
     @contextmanager
     def open(
@@ -85,23 +90,18 @@ class Subscriptions:
             if not mine:
                 del self._of_process[processid]
 
-    def _starts(self, process: Process) -> bool:
-        """Whether a running process is told for the first time in this attempt."""
-        known = self._attempts.get(process.processid)
-        self._attempts[process.processid] = process.attempt
-        self._attempts.move_to_end(process.processid)
-        if len(self._attempts) > REMEMBERED:
-            self._attempts.popitem(last=False)
-        return known != process.attempt
+    def _is_new(self, process: Process) -> bool:
+        """Whether it is a transition: neither a change of contents, nor heard from two sides."""
+        known, mark = self._told.get(process.processid), (process.attempt, int(process.state))
+        self._told[process.processid] = mark
+        self._told.move_to_end(process.processid)
+        if len(self._told) > REMEMBERED:
+            self._told.popitem(last=False)
+        return known != mark
 
     def changed(self, process: Process) -> None:
         """A process was stored with a new state, or with new contents; never raises or waits."""
-        if process.state == State.RUNNING:
-            if not self._starts(process):
-                return  # output or an attribute came, no transition
-        else:
-            self._attempts.pop(process.processid, None)
-        if not self._of_any and not self._of_process:
+        if not self._is_new(process) or not self.any_open:
             return
         for subscription in [*self._of_process.get(process.processid, ()), *self._of_any]:
             if subscription.wanted.matches(process):

@@ -350,7 +350,7 @@ async def test_a_submit_wakes_one_waiter_of_its_type(nursery: trio.Nursery, tmp_
         waiting.cancel_scope.cancel()
 
 
-def test_starts_of_what_ends_elsewhere_are_not_remembered_for_ever(
+def test_what_was_told_is_not_remembered_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(subscriptions, "REMEMBERED", 3)
@@ -370,4 +370,4 @@ def test_starts_of_what_ends_elsewhere_are_not_remembered_for_ever(
         assert [told.receive_nowait().processid for _ in range(5)] == list("abcde")
         with pytest.raises(trio.WouldBlock):
             told.receive_nowait()
-    assert len(registry._attempts) == 3
+    assert len(registry._told) == 3
