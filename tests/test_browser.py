@@ -151,7 +151,7 @@ def colony(daemon: Daemon, command: str) -> None:
         env=environ,
         check=True,
         capture_output=True,
-        timeout=30,
+        timeout=90,
     )
 
 

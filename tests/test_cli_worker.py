@@ -252,6 +252,6 @@ def test_sigterm_finishes_the_command_in_hand(server: ColonyServer, tmp_path: Pa
         worker.send_signal(signal.SIGTERM)
         assert b"finishing" in worker.stderr.readline()
         gate.write_text("done\n")
-        worker.communicate(timeout=20)
+        worker.communicate(timeout=90)
     assert worker.returncode == 0
     assert queue.processes[processid]["out"] == ["done"]

@@ -100,14 +100,14 @@ async def reached(one: Side, other: Side, address: str) -> None:
     async def known() -> bool:
         return address in "".join(await endpoints(one, other))
 
-    await until(60, known)
+    await until(150, known)
 
 
 async def errands(one: Side, target: str, last: Side, text: str, **spec: Any) -> str:
     """A process from one colony to another, through all that is between, and its end."""
     processid = await one.submit(target, args=[text], **spec)
     await last.work(text.upper(), args=[text])
-    process = await one.closed(processid, 60)
+    process = await one.closed(processid, 150)
     assert (process["state"], process["out"]) == (2, [text.upper()]), process["errors"]
     return processid
 
@@ -125,7 +125,7 @@ async def finish(side: Side, processid: str, output: str) -> None:
 
 async def came_back(side: Side, processid: str, output: str) -> None:
     """It ended well, and the chain of signatures holds."""
-    process = await side.closed(processid, 60)
+    process = await side.closed(processid, 150)
     assert (process["state"], process["out"]) == (2, [output]), process["errors"]
     await holds(side, processid)
 
@@ -204,7 +204,7 @@ async def test_a_partition(village: Village) -> None:
             assert forward["state"] in ("queued", "doubt")
             return bool(forward["attempts"])
 
-        await until(60, tried)
+        await until(150, tried)
         assert (await ant.call("getprocessmsg", processid=before))["state"] == 1
         house.plug()
         await bee.work("DURING", args=["during"])
@@ -245,22 +245,22 @@ async def test_addresses_change(village: Village) -> None:
 
         house.move(first, second)
         await reached(ant, bee, second)
-        await errands(ant, "bee", bee, "second address", maxwaittime=60)
+        await errands(ant, "bee", bee, "second address", maxwaittime=150)
         house.ip("address", "del", f"{second}/24", "dev", "eth0")
-        await errands(ant, "bee/cat", cat, "link-local only", maxwaittime=60)
+        await errands(ant, "bee/cat", cat, "link-local only", maxwaittime=150)
         assert (await endpoints(ant, bee))[0].startswith("[fe80:")
         house.ip("link", "set", "eth0", "down")
         house.ip("link", "set", "eth0", "address", "02:00:00:00:77:02")
         house.ip("address", "add", f"{third}/24", "dev", "eth0")
         house.ip("link", "set", "eth0", "up")
-        await errands(ant, "bee/cat", cat, "all is new", maxwaittime=60)
+        await errands(ant, "bee/cat", cat, "all is new", maxwaittime=150)
         # Where it answered last comes first: by IPv4, or by the new link-local address.
         latest = (await endpoints(ant, bee))[0]
         assert third in latest or f"[{house.link_local() or 'none yet'}%" in latest, latest
         await reached(ant, bee, third)
         await reached(cat, bee, third)
         # It hears of the others, too.
-        await errands(bee, "ant", ant, "and back", maxwaittime=60)
+        await errands(bee, "ant", ant, "and back", maxwaittime=150)
         house.move(third, first)
         await reached(ant, bee, first)
 
@@ -308,7 +308,7 @@ async def test_a_clock_is_set(village: Village) -> None:
                 assert peer is not None
                 return bool(abs(peer["clock"]["ahead"] - ahead) <= peer["clock"]["within"] + 1)
 
-            await until(40, measured)
+            await until(150, measured)
 
 
 async def test_a_hostile_neighbour(village: Village) -> None:
@@ -332,7 +332,7 @@ async def test_a_hostile_neighbour(village: Village) -> None:
             # from itself, and ant, which is none, in spite of the flood.
             other.move(other.address(), address)
             await reached(bee, cat, address)
-            await errands(ant, "bee/cat", cat, "in the flood", maxwaittime=60)
+            await errands(ant, "bee/cat", cat, "in the flood", maxwaittime=150)
             nursery.cancel_scope.cancel()
 
         await reached(ant, cat, address)
@@ -371,7 +371,7 @@ async def test_clocks_too_far_apart_say_so(village: Village) -> None:
         done = await run(lambda: house.colony(*words[1].split(), "--yes", "--json"))
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["behind"] == 0
-        await errands(ant, "bee", bee, "at peace with its clock", maxwaittime=60)
+        await errands(ant, "bee", bee, "at peace with its clock", maxwaittime=150)
 
 
 async def refused(one: Side, words: str) -> str:
@@ -381,7 +381,7 @@ async def refused(one: Side, words: str) -> str:
         reply = await one.call("pingpeermsg", one.owner, peer="bee")
         return str(reply["error"]) if words in reply["error"] else ""
 
-    return str(await until(50, ask))
+    return str(await until(150, ask))
 
 
 def _resident(house: House) -> int:
