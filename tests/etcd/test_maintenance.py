@@ -30,7 +30,7 @@ async def test_history_is_forgotten(client: EtcdClient, nursery: trio.Nursery) -
         while True:
             await client.range("k", revision=first)
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         with pytest.raises(Compacted):
             await until_forgotten()
 
@@ -38,7 +38,7 @@ async def test_history_is_forgotten(client: EtcdClient, nursery: trio.Nursery) -
 async def test_a_store_filled_by_history_recovers(nursery: trio.Nursery, tmp_path: Path) -> None:
     quota = 16 * 1024 * 1024
     store = await start_store(nursery, tmp_path / "small", quota=quota)
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
 
         async def overwrite() -> None:
             while True:
@@ -49,7 +49,7 @@ async def test_a_store_filled_by_history_recovers(nursery: trio.Nursery, tmp_pat
         with logged("store has room again", "etcd") as recovered:
             async with trio.open_nursery() as housekeeping:
                 housekeeping.start_soon(partial(maintain, client, quota_bytes=quota))
-                with trio.fail_after(20):
+                with trio.fail_after(60):
                     await recovered.wait()
                 housekeeping.cancel_scope.cancel()
         assert await client.put("k", b"works again") > 0

@@ -43,7 +43,7 @@ async def main():
     async with trio.open_nursery() as nursery:
         run = partial(supervise, Path(sys.argv[1]), quota_bytes=2**26)
         target = await nursery.start(run)
-        async with open_client(target) as client:
+        async with open_client(target, timeout=60) as client:
             await client.put("by-the-first", b"1")
         print("ready", flush=True)
         await trio.sleep_forever()
@@ -54,12 +54,12 @@ trio.run(main)
 
 async def refused(directory: Path, binary: str = "etcd") -> str:
     """Start, which must fail; gives the message."""
-    with pytest.raises(StoreRefused) as caught, trio.fail_after(20):
+    with pytest.raises(StoreRefused) as caught, trio.fail_after(60):
         await supervise(directory, quota_bytes=QUOTA, binary=binary)
     return str(caught.value)
 
 
-async def gone(pid: int, seconds: float = 10) -> None:
+async def gone(pid: int, seconds: float = 60) -> None:
     with trio.fail_after(seconds):
         while is_alive(pid):
             await trio.testing.wait_all_tasks_blocked(0.02)
@@ -101,7 +101,7 @@ async def test_cancelling_ends_it_in_bounded_time(
     tmp_path: Path, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_STOP_TIMEOUT", 0.5)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             store = await start_store(nursery, tmp_path / "etcd")
             pid = store.pid()
@@ -109,7 +109,7 @@ async def test_cancelling_ends_it_in_bounded_time(
                 store.signal(signal.SIGSTOP)
             began = trio.current_time()
             nursery.cancel_scope.cancel()
-    assert trio.current_time() - began < 4
+    assert trio.current_time() - began < 20
     assert not is_alive(pid)
     assert not (store.directory / "etcd.pid").exists()
 
@@ -118,7 +118,7 @@ async def test_cancelling_during_the_start_leaves_no_process(tmp_path: Path) -> 
     directory = tmp_path / "etcd"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(supervise, directory, quota_bytes=QUOTA))
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not (directory / "etcd.pid").exists():
                 await trio.testing.wait_all_tasks_blocked()
         pid = Store("", directory).pid()
@@ -128,10 +128,10 @@ async def test_cancelling_during_the_start_leaves_no_process(tmp_path: Path) -> 
 
 async def test_a_path_too_long_for_a_socket(nursery: trio.Nursery, tmp_path: Path) -> None:
     store = await start_store(nursery, tmp_path / ("long" * 30))
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
         assert await client.put("k", b"") > 0
     store.signal(signal.SIGKILL)
-    async with open_client(store.target, timeout=10) as client:
+    async with open_client(store.target, timeout=60) as client:
         assert await client.get("k") is not None
 
 
@@ -250,7 +250,7 @@ async def test_an_orphan_is_replaced(
     store = await start_store(nursery, tmp_path / "etcd")
     assert not is_alive(orphan)
     assert store.pid() != orphan
-    async with open_client(store.target) as client:
+    async with open_client(store.target, timeout=60) as client:
         assert await client.get("by-the-first") is not None
 
 
