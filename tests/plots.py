@@ -92,6 +92,14 @@ def hostile(story: Story) -> None:
     _work(story, 1, to=lambda _: EVE, wait=10, run=10)
 
 
+def haunted(story: Story) -> None:
+    """A liar who hardly pauses, and much to be overheard."""
+    _bare(story, Faults(), 8.0, 8.0)
+    story.foes, story.foe_pause = True, 0.1
+    _work(story, 4)
+    _work(story, 2, cancel=2.0)
+
+
 def lying(story: Story) -> None:
     """A liar, and nobody who waits for long."""
     _bare(story, Faults(), 4.0, 1.0)
@@ -153,12 +161,17 @@ def evasive(story: Story) -> None:
     _work(story, 4, to=lambda source: f"c{source}", wait=8, run=60, at=(5.0, 12.0))
 
 
-def undecided(story: Story) -> None:
+def undecided(story: Story, cancel: float | None = None) -> None:
     """Work that waits goes away, just when an executor of ours takes it, from frail stores."""
     _bare(story, Faults(unavailable=0.3, slow=1.0, slowest=0.5), 8.0, 1.5)
     story.talks, story.paces = True, (1.0, 2.0)
     story.routes = {source: [RouteConfig(when="waiting > 0s", to="any")] for source in range(3)}
-    _work(story, 12, to=lambda source: f"c{source}", sources=(0, 1), at=(2.0, 3.0))
+    _work(story, 12, to=lambda source: f"c{source}", sources=(0, 1), at=(2.0, 3.0), cancel=cancel)
+
+
+def wavering(story: Story) -> None:
+    """As `undecided`, and who wanted it may want it no more."""
+    undecided(story, cancel=2.0)
 
 
 def crowded(story: Story) -> None:

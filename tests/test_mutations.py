@@ -63,7 +63,7 @@ class Mutation:
 MUTATIONS = [
     Mutation(receiving.no_signature, plots.hostile, "cancelled against the origin's will"),
     Mutation(receiving.any_kind, plots.hostile, "cancelled against the origin's will"),
-    Mutation(receiving.any_audience, plots.hostile, "a marker for what was never sent here", 40),
+    Mutation(receiving.any_audience, plots.haunted, "a marker for what was never sent here", 60),
     Mutation(receiving.any_time, plots.tardy, "accepted what had expired"),
     Mutation(
         receiving.anyones_trust, plots.strangers, "accepted from a colony that is not trusted"
@@ -96,7 +96,7 @@ MUTATIONS = [
     Mutation(outcomes.endless_patience, plots.lying, "no end"),
     Mutation(storing.blind_assign, plots.torn, "handed out while it runs"),
     Mutation(storing.blind_close, plots.frail, "a closed process changed", 40),
-    Mutation(storing.blind_move, plots.undecided, "sent away while it runs", 40),
+    Mutation(storing.blind_move, plots.wavering, "sent away while it runs", 80),
     Mutation(
         storing.blind_hand_out,
         plots.undecided,

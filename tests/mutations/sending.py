@@ -119,7 +119,7 @@ def untold_cancel(patch: pytest.MonkeyPatch) -> None:
 
 def untold_ledger(patch: pytest.MonkeyPatch) -> None:
     """A submission whose answer from the store was lost is not looked for."""
-    patch.setattr(Processes, "_tell", lambda self, process: None)
+    patch.setattr(Processes, "tell", lambda self, process: None)
 
 
 def unlooked_for(patch: pytest.MonkeyPatch) -> None:
