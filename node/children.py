@@ -32,6 +32,20 @@ def too_fast(graphid: str) -> RpcError:
     return conflict(f"processgraphid: workflow {graphid} changes too fast; try again")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The node that an executor, of this `identity`, wants below the one that it runs.
+
+    With `insert` it takes over all children of the parent; else a `childid` will wait for it too.
+    """
+
+    parentid: str
+    childid: str
+    spec: FunctionSpec
+    identity: str
+    insert: bool
+
+
 @dataclass
 class Children:
     """Adds nodes below running ones."""
@@ -40,53 +54,31 @@ class Children:
     processes: Processes
     resolution: Resolution
 
-    async def add(
-        self,
-        graph: Graph,
-        parentid: str,
-        childid: str,
-        spec: FunctionSpec,
-        identity: str,
-        *,
-        insert: bool,
-    ) -> Process:
-        """Add a node below a running one, as its assigned executor.
-
-        With `insert` it takes over all children of the parent; else a `childid` will wait for it
-        too. Raises RpcError 400, 403, 404 or 409.
-        """
+    async def add(self, graph: Graph, wanted: Wanted) -> Process:
+        """Add a node below a running one. Raises RpcError 400, 403, 404 or 409."""
         async with self.resolution.held(graph.colonyname, graph.processgraphid):
             for _ in range(TRIES):
-                node = await self._add(graph, parentid, childid, spec, identity, insert=insert)
+                node = await self._add(graph, wanted)
                 if node is not None:
                     return node
         raise too_fast(graph.processgraphid)
 
-    async def _add(
-        self,
-        graph: Graph,
-        parentid: str,
-        childid: str,
-        spec: FunctionSpec,
-        identity: str,
-        *,
-        insert: bool,
-    ) -> Process | None:
+    async def _add(self, graph: Graph, wanted: Wanted) -> Process | None:
         """One attempt, on values of now; None when one of them changed meanwhile."""
         colony, graphid = graph.colonyname, graph.processgraphid
-        hooks = self.processes.hooks
+        hooks, parentid, insert = self.processes.hooks, wanted.parentid, wanted.insert
         found = await self.client.get(keys.graph(colony, graphid))
         parent = await self.processes.load(colony, parentid)
         if found is None or parent is None or parent[0].processgraphid != graphid:
             raise missing(f"parentprocessid: {parentid[:80]!r} is no node of this workflow")
         graph = unpack(found.value, Graph)
-        if parent[0].assignedexecutorid != identity:
+        if parent[0].assignedexecutorid != wanted.identity:
             raise denied("parentprocessid: it is not assigned to this executor")
         if parent[0].state != State.RUNNING or graph.sweeping:
             raise bad("parentprocessid: it is not running")
         if graph.count >= graphs.MAX_NODES:
             raise bad(f"processgraphid: a workflow has at most {graphs.MAX_NODES} nodes")
-        node = build_node(hooks, graph, graph.count, spec, "spec")
+        node = build_node(hooks, graph, graph.count, wanted.spec, "spec")
         node.parents, node.waitforparents = [parent[0].graphindex], True
         compare: list[Compare] = [
             ModRevision(found.key, found.mod_revision),
@@ -103,7 +95,7 @@ class Children:
             node.children = list(moved)
             below = [graphs.node_id(graphid, place) for place in moved]
         else:
-            below = [childid] if childid else []
+            below = [wanted.childid] if wanted.childid else []
         touched = [(changed, parent[1])]
         for each in below:
             touched.append(

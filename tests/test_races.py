@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import trio
 
+from node.children import Wanted
 from node.codec import unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
@@ -89,7 +90,7 @@ class Races:
     async def grow(self, node: Node, graph: Graph, parent: str) -> None:
         """The executor adds a node."""
         spec = FunctionSpec("c", "f", conditions=Conditions("dev", executortype="t"))
-        await node.workflows.children.add(graph, parent, "", spec, BEE, insert=False)
+        await node.workflows.children.add(graph, Wanted(parent, "", spec, BEE, insert=False))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from node.children import Wanted
 from node.codec import wire_graph, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, denied, missing
@@ -88,14 +89,14 @@ def calls(node: Node) -> list[Call[Any]]:
         graph = await locate_graph(node, caller, request.processgraphid)
         if "/" in request.parentprocessid:
             raise missing("parentprocessid: no node of this workflow")
-        child = await workflows.children.add(
-            graph,
+        wanted = Wanted(
             request.parentprocessid,
             request.childprocessid,
             request.spec,
             caller.id,
-            insert=request.insert,
+            request.insert,
         )
+        child = await workflows.children.add(graph, wanted)
         return wire_process(child)
 
     async def cancel(caller: Caller, request: GraphById) -> None:
