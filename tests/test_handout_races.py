@@ -22,13 +22,13 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
 from node.feeding import follow
 from node.hooks import Hooks
-from node.model import Colony, Conditions, Executor, FunctionSpec, Process, State
+from node.model import Colony, Executor, Process, State
 from node.node import Node
 from node.processes import Processes
 from node.scheduler import Candidate
 from node.store import keys
-from node.submission import build_process, new_id
 from tests.meddled import Meddled
+from tests.processes import make
 
 CANDIDATE = Candidate("dev", "cli", "ada")
 ADA = Executor("a" * 64, "cli", "ada", "dev")
@@ -108,20 +108,6 @@ class Scene:
 @pytest.fixture
 async def scene(client: EtcdClient) -> Scene:
     return Scene(client)
-
-
-def make(*, origin: str = "", location: str = "", executortype: str = "cli") -> Process:
-    conditions = Conditions("dev", executortype=executortype, locationname=location)
-    process = build_process(
-        FunctionSpec(funcname="f", conditions=conditions),
-        processid=new_id(),
-        initiatorid="b" * 64,
-        initiatorname="ann",
-        colonyname="dev",
-        now=time.time_ns(),
-    )
-    process.origin = origin
-    return process
 
 
 async def test_a_hand_out_whose_answer_is_lost_is_given_back(scene: Scene) -> None:

@@ -14,13 +14,13 @@ from node.codec import pack
 from node.etcd.client import TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
-from node.model import Conditions, Executor, FunctionSpec, Process, State
+from node.model import Executor, Process, State
 from node.processes import Processes
 from node.scheduler import Candidate
 from node.store import keys
 from node.store import processes as store
-from node.submission import build_process, new_id
 from tests.etcd.support import start_store
+from tests.processes import make
 
 CANDIDATE = Candidate("dev", "cli", "ada")
 ADA = Executor("a" * 64, "cli", "ada", "dev")
@@ -31,18 +31,6 @@ async def processes(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Proc
     target = (await start_store(nursery, tmp_path / "etcd")).target
     async with open_client(target, timeout=60) as client:
         yield Processes(client, time.time_ns)
-
-
-def make() -> Process:
-    conditions = Conditions(colonyname="dev", executortype="cli")
-    return build_process(
-        FunctionSpec(funcname="f", conditions=conditions),
-        processid=new_id(),
-        initiatorid="b" * 64,
-        initiatorname="ann",
-        colonyname="dev",
-        now=time.time_ns(),
-    )
 
 
 async def test_a_requeue_that_the_watch_tells_first_is_handed_out(processes: Processes) -> None:

@@ -221,6 +221,14 @@ class Bench:
         with trio.fail_after(30):
             await self.one.workflows.resolution.settle("dev", graph.processgraphid)
 
+    async def waits_and_goes_on(self, graph: Graph, nursery: trio.Nursery) -> None:
+        """What deals with workflows outlives a store in trouble, and deals with this one after."""
+        with logged("workflow waits", "workflows") as waits:
+            await nursery.start(self.one.workflows.run)
+        assert waits.is_set()
+        self.trouble.end()
+        await self.settle(graph)
+
     async def states(self, graph: Graph) -> list[State]:
         """The states of the nodes, by place."""
         return [node.state for node in await self.one.workflows.nodes(graph)]
@@ -254,11 +262,7 @@ async def test_a_cancel_that_the_store_interrupts_says_so_and_is_finished_later(
     bench.trouble.fail(writes(keys.closed_prefix("dev", State.CANCELLED)))
     with pytest.raises(EtcdUnavailable):
         await bench.one.workflows.cancel("dev", graph.processgraphid)
-    with logged("workflow waits", "workflows") as waits:
-        await nursery.start(bench.one.workflows.run)
-    assert waits.is_set()
-    bench.trouble.end()
-    await bench.settle(graph)
+    await bench.waits_and_goes_on(graph, nursery)
     assert await bench.states(graph) == [State.CANCELLED] * 4
 
 
@@ -270,11 +274,7 @@ async def test_a_removal_that_the_store_interrupts_says_so_and_is_finished_later
     bench.trouble.fail(writes(keys.processes("dev"), Delete))
     with pytest.raises(EtcdUnavailable):
         await bench.one.workflows.remove("dev", graph.processgraphid)
-    with logged("workflow waits", "workflows") as waits:
-        await nursery.start(bench.one.workflows.run)
-    assert waits.is_set()
-    bench.trouble.end()
-    await bench.settle(graph)
+    await bench.waits_and_goes_on(graph, nursery)
     assert await bench.client.count(keys.processes("dev")) == 0
     assert await bench.client.count(keys.STEPS) == 0
 

@@ -27,11 +27,11 @@ from node.identity import PrivateKey
 from node.model import Conditions, Executor, FunctionSpec, Process, State
 from node.processes import Processes
 from node.scheduler import Candidate, Entry, Queue
-from node.submission import build_process, new_id
 from node.subscriptions import Subscriptions, Wanted
 from tests.etcd.support import start_store
 from tests.http_edge import Client as Connection
 from tests.http_edge import post
+from tests.processes import make
 from tests.support import Daemon, until
 from tests.test_pubsub import Raw
 
@@ -330,15 +330,7 @@ async def test_a_submit_wakes_one_waiter_of_its_type(nursery: trio.Nursery, tmp_
         await wait_all_tasks_blocked()
         for number in (3, 3, 0):
             before = queue.looks
-            conditions = Conditions(colonyname="dev", executortype=kind(number))
-            process = build_process(
-                FunctionSpec(funcname="f", conditions=conditions),
-                processid=new_id(),
-                initiatorid="b" * 64,
-                initiatorname="ann",
-                colonyname="dev",
-                now=time.time_ns(),
-            )
+            process = make(executortype=kind(number))
             taken = trio.Event()
             await processes.submit(process, b"")
             with trio.fail_after(50):

@@ -1,0 +1,23 @@
+"""Processes as they are before anybody submits them."""
+
+from __future__ import annotations
+
+import time
+
+from node.model import Conditions, FunctionSpec, Process
+from node.submission import build_process, new_id
+
+
+def make(*, origin: str = "", location: str = "", executortype: str = "cli") -> Process:
+    """One of the colony `dev`, perhaps from another colony or for one place."""
+    conditions = Conditions("dev", executortype=executortype, locationname=location)
+    process = build_process(
+        FunctionSpec(funcname="f", conditions=conditions),
+        processid=new_id(),
+        initiatorid="b" * 64,
+        initiatorname="ann",
+        colonyname="dev",
+        now=time.time_ns(),
+    )
+    process.origin = origin
+    return process
