@@ -23,6 +23,7 @@ import trio
 from cli.client import Client, RpcError, Unreachable
 from cli.output import print_json
 from cli.session import Failure, Session, colony_command
+from cli.terminal import print_line
 from node.identity import PrivateKey, read_key
 
 _TEXT = "hello from the workshop"
@@ -92,7 +93,7 @@ def demo(session: Session, keep: bool, seconds: float) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text)
+    print_line(text)
 
 
 def _quiet(text: str) -> None:

@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from cli.output import print_json
-from cli.session import FAILED, OK, Failure, Session, colony_command, finish, printable
+from cli.session import FAILED, OK, Failure, Session, colony_command, finish
+from cli.terminal import print_line
 
 _MIB = 2**20
 _DISK_FAIL, _DISK_WARN = 256 * _MIB, 2048 * _MIB  # bytes: the store's quota is 2 GiB by default
@@ -54,9 +53,9 @@ def doctor(session: Session) -> None:
 
 def _print(check: Check) -> None:
     mark = {True: "✓", False: "✗", None: "!"}[check.ok]
-    click.echo(printable(f"{mark} {check.name}: {check.detail}"))
+    print_line(f"{mark} {check.name}: {check.detail}")
     if check.next and check.ok is not True:
-        click.echo(f"  next: {check.next}")
+        print_line(f"  next: {check.next}")
 
 
 def _all(session: Session) -> Iterator[Check]:

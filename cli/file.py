@@ -14,6 +14,7 @@ from cli.depot import Depot, address, checked_item, depot, prepare
 from cli.output import print_done, print_json, print_rows, print_table, print_value, when
 from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
 from cli.snapshot import snapshot
+from cli.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from cli.filesync import Item, Plan, Scan
@@ -223,14 +224,14 @@ def sync(session: Session, directory: Path, label: str | None, keep: str | None,
 
     done = session.run(work)
     for path in done["skipped"]:
-        click.echo(f"skipped {path}: a link, or a name that no label can hold", err=True)
+        print_note(f"skipped {path}: a link, or a name that no label can hold")
     if session.as_json:
         print_json(done)
         return
     for word, key in (("upload", "upload"), ("download", "download"), ("conflict", "conflicts")):
         for path in done[key]:
-            click.echo(f"{word}  {path}")
-    click.echo(f"{done['same']} files are the same on both sides", err=True)
+            print_line(f"{word}  {path}")
+    print_note(f"{done['same']} files are the same on both sides")
 
 
 async def _compare(

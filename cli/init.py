@@ -9,6 +9,7 @@ import click
 
 from cli.output import print_fields, print_json
 from cli.session import Failure, Session, colony_command
+from cli.terminal import print_note
 
 
 @colony_command("init", "colony init", "colony init --name lab-42 --home /srv/colonyd")
@@ -45,5 +46,5 @@ def init(session: Session, name: str | None) -> None:
         ]
     )
     done = "created" if info.created else "was there already; nothing changed"
-    click.echo(f"{done}; back up {home / 'keys'}: the keys are the colony", err=True)
-    click.echo("next: `colony up`", err=True)
+    print_note(f"{done}; back up {home / 'keys'}: the keys are the colony")
+    print_note("next: `colony up`")

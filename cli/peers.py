@@ -14,6 +14,7 @@ from cli.invite import invite, join
 from cli.output import ago, print_fields, print_json, print_table, short, span
 from cli.policy import policy_fields, policy_options, wish
 from cli.session import USAGE, Failure, Session, colony_command, colony_group, confirm
+from cli.terminal import print_line
 
 SAME_CLOCK = 10  # seconds between clocks that nobody need care about
 
@@ -150,7 +151,7 @@ def ping(session: Session, peer: str) -> None:
             next_step=f"`colony peers show {peer}`; is its daemon up, its federation port open?",
         )
     if not session.as_json:
-        click.echo(f"{peer} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")
+        print_line(f"{peer} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")
 
 
 @colony_command("clock", "colony peers clock", "colony peers clock --reset")

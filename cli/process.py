@@ -38,6 +38,7 @@ from cli.session import (
     colony_group,
     finish,
 )
+from cli.terminal import print_line, print_result
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -351,7 +352,7 @@ def wait(session: Session, processid: str, timeout: float | None) -> None:
         print_json(found)
     else:
         for line in output_lines(found.get("out")):
-            click.echo(line)
+            print_result(line)
     finish(explain_end(found))
 
 
@@ -363,7 +364,7 @@ def cancel(session: Session, processid: str) -> None:
     if session.as_json:
         print_json({"processid": full, "cancelled": True})
     else:
-        click.echo(f"cancelled {full}")
+        print_line(f"cancelled {full}")
 
 
 @colony_command("logs", "colony process logs 3fa2b1c09d7e --follow")

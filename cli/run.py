@@ -17,7 +17,8 @@ from cli.inputs import read_object
 from cli.log import drain
 from cli.output import output_lines, print_json
 from cli.process import explain_end, wait_closed
-from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish, printable
+from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
+from cli.terminal import print_line, print_note, print_result
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -94,9 +95,9 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
         print_json(process)
     elif wait:
         for line in output_lines(process.get("out")):
-            click.echo(line)
+            print_result(line)
     else:
-        click.echo(process["processid"])
+        print_line(process["processid"])
     if wait:
         finish(explain_end(process))
 
@@ -113,7 +114,7 @@ class Follower:
     def _show(self, line: dict[str, Any]) -> None:
         # Noted for each line: the look may be cancelled between two pages.
         self._since = int(line["timestamp"])
-        click.echo(printable(str(line["message"]).rstrip("\n")), err=True)
+        print_note(str(line["message"]).rstrip("\n"))
 
     async def look(self) -> None:
         """Print what is new; a daemon that is away, or a peer's colony, has nothing to tell."""

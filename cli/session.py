@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cli.terminal import print_note
+
 if TYPE_CHECKING:
     from cli.client import Client
     from node.config import Config
@@ -47,16 +49,9 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print to stderr; stdout carries results only."""
-        click.echo(f"error: {printable(self.message)}", err=True)
+        print_note(f"error: {self.message}")
         if self.next_step:
-            click.echo(f"  next: {self.next_step}", err=True)
-
-
-def printable(text: str) -> str:
-    """Drop control characters: text from a peer must not drive the reader's terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+            print_note(f"  next: {self.next_step}")
 
 
 @dataclass

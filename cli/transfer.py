@@ -21,6 +21,7 @@ import trio
 
 from cli.client import Client, RpcError, Unreachable, decode
 from cli.session import Failure
+from cli.terminal import printable
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -72,13 +73,14 @@ def meter(what: str, total: int) -> Iterator[Meter]:
         yield lambda size: None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(
         *columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True
     ) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(escape(printable(what)), total=total)
         yield lambda size: progress.advance(task, size)
 
 

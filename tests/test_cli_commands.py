@@ -20,7 +20,7 @@ from cli.doctor import check_clock, check_keys, judge_etcd, sockets_on
 from cli.main import COMMANDS, main
 from cli.output import ago, output_lines, parse_time, span
 from cli.run import argument, keyword
-from cli.session import Failure, Session, printable
+from cli.session import Failure, Session
 from node.home import init_home
 from node.identity import PrivateKey, read_key
 from tests.cli_server import ColonyServer, Queue, Refuse
@@ -348,7 +348,6 @@ def test_values() -> None:
     assert parsed is not None
     assert parsed.microsecond == 123456
     assert (span(5), span(600), span(90000), ago(None)) == ("5 s", "10 min", "25 h", "")
-    assert printable("a\x1b[2Jb\n") == "a\N{REPLACEMENT CHARACTER}[2Jb\n"
     assert (argument("7", False), argument("7", True), argument("x", True)) == ("7", 7, "x")
     assert keyword("a=b=c", False) == ("a", "b=c")
 
