@@ -10,17 +10,20 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-__all__ = ["MOST_OUTPUT", "Ending", "output_of", "run_command"]
+__all__ = ["MOST_OUTPUT", "Ending", "environment", "output_of", "run_command"]
 
 MOST_OUTPUT = 1_000_000  # bytes of stdout; a result must fit into one RPC message
 _STDERR_KEPT = 4_000  # bytes: the tail of stderr that goes into the process's errors
 _KILL_AFTER = 3.0  # seconds between SIGTERM and SIGKILL
+# What a command gets of the worker's environment. The rest may hold keys and passwords
+# (COLONIES_PRVKEY, AWS_S3_SECRETKEY), or steer programs (NOTIFY_SOCKET).
+_KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
 _DRAIN = 2.0  # seconds for the pipes to end once the command has: a child may hold them open
 
 
@@ -54,6 +57,14 @@ def output_of(stdout: bytes) -> list[Any]:
     return [text]
 
 
+def environment(environ: Mapping[str, str], also: Iterable[str] = ()) -> dict[str, str]:
+    """Return the variables of `environ` that a command gets: an allow-list, `LC_*`, and `also`."""
+    kept = {*_KEPT_VARIABLES, *also}
+    return {
+        name: value for name, value in environ.items() if name in kept or name.startswith("LC_")
+    }
+
+
 @dataclass
 class _Pipes:
     stdout: bytes = b""
@@ -66,7 +77,8 @@ async def run_command(
 ) -> Ending:
     """Run `command` in a shell with `args` as a JSON array on its stdin, and wait for its end.
 
-    It gets a process group of its own; on cancellation the group is terminated, then killed.
+    Its environment is `environ` and nothing else. It gets a process group of its own; on
+    cancellation the group is terminated, then killed.
     """
     try:
         child = await trio.lowlevel.open_process(
@@ -76,7 +88,7 @@ async def run_command(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, **environ},
+            env=dict(environ),
         )
     except (OSError, ValueError) as error:  # ValueError: a NUL byte; E2BIG for a huge environment
         return Ending([], [f"the command could not be started: {error}"])

@@ -49,6 +49,7 @@ class Settings:
     slots: int
     results: Path  # directory for results that the daemon has not acknowledged yet
     approve: bool
+    environ: Mapping[str, str] = field(default_factory=dict)  # what commands get of ours
 
 
 @dataclass
@@ -299,6 +300,7 @@ class Worker:
         spec = process["spec"]
         # Not the spec's own `env`: whoever submits must not set PATH or LD_PRELOAD here.
         environ = {
+            **self.settings.environ,
             "COLONYD_PROCESS_ID": process["processid"],
             "COLONYD_FUNCTION": spec["funcname"],
             "COLONYD_KWARGS": json.dumps(spec.get("kwargs") or {}),
