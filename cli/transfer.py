@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -84,12 +85,27 @@ def meter(what: str, total: int) -> Iterator[Meter]:
         yield lambda size: progress.advance(task, size)
 
 
-async def fetch(store: Store, file: dict[str, Any], target: Path, progress: Meter) -> None:
+_PARTIAL = re.compile(r"\.colonyd-[0-9a-f]{8}\.part")
+
+
+def is_partial(name: str) -> bool:
+    """Tell whether a name is that of a download that is not complete."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+async def fetch(
+    store: Store,
+    file: dict[str, Any],
+    target: Path,
+    progress: Meter,
+    may_replace: Callable[[Path], bool] = lambda path: False,
+) -> None:
     """Write a version of a file to `target`, which appears only when whole and checked.
 
-    A connection that breaks is taken up where it broke. Raises Failure or RpcError.
+    What is at `target` by then stays, unless `may_replace` says otherwise. A connection that
+    breaks is taken up where it broke. Raises Taken, another Failure, or RpcError.
     """
-    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    partial = target.with_name(f".colonyd-{secrets.token_hex(4)}.part")
     hashed, size, idle = hashlib.sha256(), int(file["size"]), 0
     try:
         async with await trio.open_file(partial, "xb") as out:
@@ -116,11 +132,36 @@ async def fetch(store: Store, file: dict[str, Any], target: Path, progress: Mete
                 f"{file['name']}: the bytes that arrived are not those of the checksum",
                 next_step="nothing was kept; upload the file anew where it came from",
             )
-        os.replace(partial, target)
+        await trio.to_thread.run_sync(_publish, partial, target, may_replace)
     except OSError as error:
         raise Failure(f"{target}: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+class Taken(Failure):
+    """Something is at the place of a download, and stays."""
+
+
+def _publish(partial: Path, target: Path, may_replace: Callable[[Path], bool]) -> None:
+    """Give a complete download its name. Raises Taken or OSError."""
+    if os.path.lexists(target) and may_replace(target):
+        os.replace(partial, target)
+        return
+    try:
+        try:
+            os.link(partial, target)
+        except FileExistsError:
+            raise
+        except OSError:
+            # A file system without links, such as FAT.
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL))
+            os.replace(partial, target)
+    except FileExistsError:
+        raise Taken(
+            f"{target}: something of this name, in upper or lower case, is there; it stays",
+            next_step="move it away, or choose another place",
+        ) from None
 
 
 class DaemonStore:
