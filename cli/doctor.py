@@ -89,10 +89,11 @@ def check_home(home: Path) -> Check:
 
 
 def check_keys(directory: Path) -> Iterator[Check]:
-    """Whether only their owner can read the key files."""
+    """Whether only their owner can read the key files, that of TLS among them."""
     try:
         found = sorted(directory.glob("*.key"))
-        wrong = [path for path in (directory, *found) if path.stat().st_mode & 0o077]
+        tls = [path for path in [directory.parent / "tls.key"] if path.exists()]
+        wrong = [path for path in (directory, *found, *tls) if path.stat().st_mode & 0o077]
     except OSError as error:
         yield Check("keys", False, f"{directory}: {error.strerror}", "`colony init`")
         return

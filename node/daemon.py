@@ -43,7 +43,7 @@ from node.handlers import (
     status,
     workflows,
 )
-from node.home import Home, HomeError, HomeInfo, init_home
+from node.home import Home, HomeError, HomeInfo, init_home, tighten
 from node.leader import home_identity
 from node.log import configure_logging, get_logger
 from node.model import Colony, Executor, ExecutorState, User
@@ -110,6 +110,15 @@ async def run(
     """
     config, info = load(settings)
     home = Home(settings.home)
+    for path, mode in tighten(settings.home):
+        log.warning(
+            "secret was open to other users",
+            path=str(path),
+            mode=f"{mode:04o}",
+            now=f"{mode & 0o700:04o}",
+            next="if others use this machine, make it anew: `colony key rotate`, or for TLS remove"
+            " tls.key and tls.crt",
+        )
     notifier = Notifier.from_environ(os.environ)
     # Open before anybody is told that we are ready: a signal must not find the default action.
     with (

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,6 +116,20 @@ class Home:
         os.replace(self._next, place)
         sync_directory(self.keys)
         return kept
+
+
+def tighten(home: Path) -> list[tuple[Path, int]]:
+    """Take from everybody else what they may do with secrets; returns paths and their old modes."""
+    place = Home(home)
+    secrets = [place.keys, *sorted(place.keys.glob("*.key*")), place.path / "tls.key"]
+    done = []
+    for path in secrets:
+        with suppress(FileNotFoundError):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                path.chmod(mode & 0o700)
+                done.append((path, mode))
+    return done
 
 
 def default_home(environ: Mapping[str, str]) -> Path:
