@@ -65,8 +65,11 @@ def worker(
     it gets PATH, HOME, USER, LOGNAME, SHELL, LANG, LANGUAGE, LC_*, TZ and TMPDIR, and what --env
     names: keys and passwords stay here. Its stdout is the output (a
     JSON array: all elements of the output); an exit status other than 0 makes the process fail
-    with the end of stderr. On SIGTERM the commands in hand are finished, for --grace seconds.
+    with the end of stderr. Lines on stderr are logged as they come (`colony process logs -f`), and
+    lines written to $COLONYD_PROGRESS as progress: echo 40% > $COLONYD_PROGRESS. On SIGTERM the
+    commands in hand are finished, for --grace seconds.
     """
+    from cli.shell import open_guard
     from cli.working import Settings, Worker
     from node.home import Home, valid_name
 
@@ -90,9 +93,10 @@ def worker(
             finished = False
             async with trio.open_nursery() as nursery:
                 await nursery.start(_signals, stop, nursery.cancel_scope, grace)
-                async with session.client() as client:
+                async with session.client() as client, open_guard() as guard:
                     say = _say_json if session.as_json else _say
-                    await Worker(client, settings, key, session.owner_key, say, stop).work()
+                    own = Worker(client, settings, key, session.owner_key, say, stop, guard)
+                    await own.work()
                 finished = True
                 nursery.cancel_scope.cancel()
 
