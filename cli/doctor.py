@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cli.session import FAILED, OK, Failure, Session, colony_command, finish
 from cli.terminal import print_line
 
 _MIB = 2**20
+_MOST_NAMED = 5  # files of other users that are named one by one
 _DISK_FAIL, _DISK_WARN = 256 * _MIB, 2048 * _MIB  # bytes: the store's quota is 2 GiB by default
 _EARLIEST_YEAR = 2025  # no host that runs this release can honestly be earlier
 _MDNS_PORT = 5353
@@ -62,6 +64,7 @@ def _all(session: Session) -> Iterator[Check]:
     home = session.home
     yield check_clock(time.time())
     yield check_home(home)
+    yield from check_owner(home)
     yield from check_keys(home / "keys")
     yield check_config(session)
     yield check_disk(home)
@@ -86,6 +89,22 @@ def check_home(home: Path) -> Check:
     if not os.access(home, os.W_OK | os.X_OK):
         return Check("home", False, f"{home} is not writable", f"who owns it? `ls -ld {home}`")
     return Check("home", True, str(home))
+
+
+def check_owner(home: Path) -> Iterator[Check]:
+    """Whether all of the home belongs to one user, who is the one that runs the daemon."""
+    from node.home import foreign_files, user_name
+
+    try:
+        owner = user_name(home.stat().st_uid)
+        found = list(islice(foreign_files(home), _MOST_NAMED))
+    except OSError:
+        return  # said by the check of the home
+    for path, uid in found:
+        detail = f"{path} belongs to {user_name(uid)}, its home to {owner}"
+        yield Check("owner", False, detail, f"as root: chown -hR {owner} {home}")
+    if not found:
+        yield Check("owner", True, f"all of the home belongs to {owner}")
 
 
 def check_keys(directory: Path) -> Iterator[Check]:

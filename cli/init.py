@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from cli.keyfiles import own_home
 from cli.output import print_fields, print_json
 from cli.session import Failure, Session, colony_command
 from cli.terminal import print_note
@@ -18,6 +19,7 @@ def init(session: Session, name: str | None) -> None:
     """Create what is missing in the home directory; nothing there is overwritten."""
     from node.home import HomeError, init_home
 
+    own_home(session)
     home = session.home
     try:
         info = init_home(home, name, session.environ)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
+from cli.keyfiles import own_home
 from cli.output import short
 from cli.session import (
     FAILED,
@@ -80,6 +81,7 @@ def worker(
     home = Home(session.home)
     if not home.keys.is_dir():
         raise Failure(f"no colony at {home.path}", code=NOT_FOUND, next_step="`colony init`")
+    own_home(session)
     colony = session.colony()
     with _alone(home.path / f"worker-{name}.lock", name):
         key = executor_key(home.key(f"executor-{name}"))
