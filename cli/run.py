@@ -13,12 +13,13 @@ import click
 import trio
 
 from cli.client import Client, RpcError, Unreachable
-from cli.inputs import read_object
+from cli.inputs import read_object, refuse_unknown
 from cli.log import drain
 from cli.output import output_lines, print_json
 from cli.process import explain_end, wait_closed
 from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
 from cli.terminal import print_line, print_note, print_result
+from node.model import FunctionSpec
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -136,6 +137,7 @@ def spec_of(session: Session, given: dict[str, Any]) -> dict[str, Any]:
             "which function?", code=USAGE, next_step="name it with --func, or in a file with --spec"
         )
     as_json = given["json_args"]
+    refuse_unknown(spec, FunctionSpec, given["file"] or "--spec")
     conditions = spec.get("conditions") or {}
     base = function_spec(
         given["funcname"] or spec["funcname"],

@@ -6,7 +6,10 @@ The other end is a real HTTP server speaking the envelope, not a daemon.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,16 @@ from click.testing import CliRunner, Result
 
 from cli.client import decode, encode
 from cli.doctor import check_clock, check_keys, judge_etcd, sockets_on
+from cli.inputs import refuse_unknown
 from cli.main import COMMANDS, main
 from cli.output import ago, output_lines, parse_time, span
 from cli.run import argument, keyword
-from cli.session import Failure, Session
+from cli.session import Failure, Session, rpc_failure
 from node.home import init_home
 from node.identity import PrivateKey, read_key
+from node.model import FunctionSpec
 from tests.cli_server import ColonyServer, Queue, Refuse
+from tests.support import REPOSITORY
 
 Colony = Callable[..., Result]
 
@@ -362,3 +368,97 @@ def test_unsigned_calls_only_where_the_protocol_has_them() -> None:
     assert b'"signature": ""' in encode("versionmsg", {}, None)
     with pytest.raises(ValueError, match="signed"):
         encode("getprocessmsg", {}, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "step"),
+    [
+        (403, "issuedat: 1 is -9 s from this server's clock", "clock"),
+        (403, "the invitation was not accepted: used", "peers invite"),
+        (404, "peer: none is called 'x'", "colony peers ls"),
+        (404, "executorid: no executor of the caller's colonies has this id", "colony executor ls"),
+        (404, "processid: no such process", "colony process ls"),
+        (
+            403,
+            "Access denied: only its colony owner may call this",
+            "which key signs",
+        ),
+        (404, "it was removed meanwhile", "an `ls` command"),
+    ],
+)
+def test_the_next_step_follows_the_cause(status: int, message: str, step: str) -> None:
+    assert step in rpc_failure(status, message).next_step
+
+
+def test_errors_are_json_where_results_are(tmp_path: Path) -> None:
+    for args in (
+        ["--json", "--home", str(tmp_path), "process", "show", "x"],
+        ["process", "show", "x", "--json", "--home", str(tmp_path)],
+        ["--json", "process", "shwo"],
+    ):
+        done = CliRunner().invoke(main, args, env={})
+        told = json.loads(done.stderr)
+        assert told["error"]
+        assert told["exit"] == done.exit_code != 0
+        assert done.stdout == ""
+
+
+def program(*args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *args],
+        stderr=subprocess.PIPE,
+        cwd=REPOSITORY,
+        check=False,
+        **options,
+    )
+
+
+def test_a_refused_connection_says_so(tmp_path: Path) -> None:
+    done = program("server", "alive", "--server", "localhost:9", "--home", str(tmp_path))
+    assert b"localhost:9: connection refused" in done.stderr
+    assert b"sub-exception" not in done.stderr
+
+
+def test_any_locale_and_no_stdout(tmp_path: Path) -> None:
+    """What the locale has no character for is an escape; nobody reading is no traceback."""
+    init_home(tmp_path / "home", "dev", {})
+    environ = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}
+    doctor = ["--home", str(tmp_path / "home"), "doctor"]
+    done = program(*doctor, env=environ, stdout=subprocess.PIPE)
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+    assert rb"\u2713 home" in done.stdout
+    done = program(*doctor, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = program(*doctor, stdout=theirs)
+    os.close(theirs)
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"func": "f"}, "node 1: 'func' is no field\n  next: did you mean 'funcname'?"),
+        (
+            {"funcname": "f", "conditions": {"executor-type": "t"}},
+            "node 1: conditions: 'executor-type' is no field\n  next: did you mean 'executortype'?",
+        ),
+        ({"funcname": "f", "xyzzy": 1}, "node 1: 'xyzzy' is no field\n  next: the fields are: "),
+    ],
+)
+def test_a_misspelt_field_of_a_workflow_is_named(
+    tmp_path: Path, node: dict[str, Any], message: str
+) -> None:
+    """A daemon ignores it, as upstream does, and runs a function without a name."""
+    file = tmp_path / "w.json"
+    file.write_text(json.dumps([node]))
+    init_home(tmp_path / "home", "dev", {})
+    args = ["--home", str(tmp_path / "home"), "workflow", "submit", str(file)]
+    done = CliRunner().invoke(main, args)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_fields_in_other_case_are_fields(tmp_path: Path) -> None:
+    refuse_unknown({"FuncName": "f", "conditions": {"colonyName": "x"}}, FunctionSpec, "x")
