@@ -289,14 +289,14 @@ async def _deadlines(node: Node) -> None:
 
 
 async def _watchdog(node: Node, notifier: Notifier) -> None:
-    async def alive() -> bool:
+    async def store_answers() -> bool:
         try:
             await node.client.get(keys.SERVER)
         except EtcdError:
             return False
         return True
 
-    await watchdog(notifier, alive)
+    await watchdog(notifier, store_answers)
 
 
 async def _until_signal(

@@ -428,3 +428,24 @@ def test_a_socket_or_a_link_to_nowhere_is_no_hindrance(tmp_path: Path) -> None:
     assert "s" not in names
     assert "nowhere" not in names
     assert "user.key" in names
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_backup_replaces_nothing_that_appeared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Also on a file system without links, which this stands in for."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.tar"
+    with pytest.raises(BackupError, match="appeared meanwhile"), archive.create(path) as (file, _):
+        path.write_text("theirs")
+    assert path.read_text() == "theirs"
+    with archive.create(tmp_path / "b.tar") as (file, _):
+        file.write(b"ours")
+    assert (tmp_path / "b.tar").read_text() == "ours"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.tar", "b.tar"]
