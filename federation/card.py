@@ -6,6 +6,7 @@ it is trusted, and where cards are kept, is not decided here.
 
 from __future__ import annotations
 
+import functools
 import re
 
 import msgspec
@@ -14,9 +15,9 @@ from federation import cbor
 from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
 from node.identity import PrivateKey, id_of
 
-__all__ = ["CARD_LIMIT", "VERSION", "Card", "newer", "open_card", "sign_card"]
+__all__ = ["CARD_LIMIT", "VERSION", "Card", "newer", "open_card", "sign_card", "versions_in"]
 
-VERSION = 1  # of the federation protocol
+VERSION = 2  # of the federation protocol
 CARD_LIMIT = 8192  # bytes of a signed card
 _ANYONE = "*"  # a card is addressed to no colony in particular
 _MAX_ENDPOINTS = 16
@@ -99,6 +100,19 @@ def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
     if problem:
         raise Refused("malformed", f"card: {problem}")
     return card
+
+
+@functools.lru_cache(maxsize=1024)
+def versions_in(data: bytes) -> tuple[int, ...]:
+    """Return the protocol versions in a signed card that was opened before, () if there are none.
+
+    They are read from the card that is stored, so that those of a peer are known after an upgrade.
+    """
+    try:
+        seen = inspect(data, limit=CARD_LIMIT)
+        return tuple(_parse(seen.payload, seen.issuer, seen.expires).versions)
+    except Refused:
+        return ()
 
 
 def newer(old: Card | None, new: Card) -> bool:

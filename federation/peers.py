@@ -8,7 +8,7 @@ that changes its key in `heirs`, who speaks to a peer in `transport`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -164,6 +164,29 @@ class Peers:
             return self.roster.root(text)
         found = [entry.peer.id for entry in self.trusted() if entry.peer.name == text]
         return found[0] if len(found) == 1 else None
+
+    def meant(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Return the ids of the colonies that are trusted here under some of these names or ids.
+
+        Of several that are trusted under one name, the ids of all of them.
+        """
+        found: dict[str, list[str]] = {}
+        for name in names:
+            trusted = [self.known[name]] if name in self.known else []
+            trusted = trusted or [each for each in self.known.values() if each.peer.name == name]
+            ids = [
+                each for entry in trusted if entry.peer.state == TRUSTED for each in entry.peer.ids
+            ]
+            if ids:
+                found[name] = ids
+        return found
+
+    def widened(self, meant: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+        """Return what `meant` gave at some time, with the ids that those colonies have since."""
+        return {
+            name: list(dict.fromkeys(other for each in ids for other in (each, *self.ids(each))))
+            for name, ids in meant.items()
+        }
 
     def toward(self, target: str, avoid: Collection[str] = (), *, further: bool = True) -> str:
         """Id of the trusted peer that leads to a target such as "cat" or "bee/cat", or "".

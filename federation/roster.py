@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from federation.card import Card
+from federation.card import VERSION, Card, versions_in
 from federation.clocks import Clock
 from federation.policy import Policy
 
@@ -79,6 +79,19 @@ class Peer(msgspec.Struct, frozen=True):
     def ids(self) -> list[str]:
         """All ids that are its own."""
         return [self.wire, *(each.id for each in self.former)]
+
+    @property
+    def mismatch(self) -> str:
+        """Return why no processes can be exchanged with it, by the versions in its card, or ""."""
+        versions = versions_in(self.card)
+        if not versions or VERSION in versions:
+            return ""
+        spoken = ", ".join(map(str, versions))
+        older = "its" if max(versions) < VERSION else "this colony's"
+        return (
+            f"it speaks version {spoken} of the federation protocol, and this colony version "
+            f"{VERSION}: upgrade {older} daemon"
+        )
 
     def described(self, card: Card, data: bytes) -> Peer:
         """The peer with what its card says; what was decided about it stays."""

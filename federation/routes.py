@@ -115,13 +115,17 @@ class Here:
 
 @dataclass(frozen=True)
 class Other:
-    """A colony that might take it. `age` is that of its statement, in seconds."""
+    """A colony that might take it. `age` is that of its statement, in seconds.
+
+    `mismatch` says why no process can go there whatever it offers, or "".
+    """
 
     id: str
     name: str
     state: str
     statement: Statement | None = None
     age: float | None = None
+    mismatch: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,8 @@ def barred(subject: Subject, other: Other) -> str:
     """Why a colony can't take a process, or ""."""
     if other.state != "trusted":
         return f"not trusted ({other.state})" if other.state else "no such trusted peer"
+    if other.mismatch:
+        return other.mismatch
     if other.id in subject.path:
         return "the process was there before"
     if other.id in subject.tried:

@@ -201,7 +201,7 @@ def _card(key: PrivateKey = ANT, **changes: Any) -> Card:
         NOW,
         _FINGERPRINT,
         ["192.0.2.1:50081", "[2001:db8::1]:50081", "ant.example:50081"],
-        [1],
+        [2],
         NOW + MAX_LIFETIME - 86_400,
     )
     return msgspec.structs.replace(card, **changes)
@@ -220,7 +220,7 @@ def cards() -> dict[str, Any]:
         "seq": 7,
         "fp": bytes.fromhex(_FINGERPRINT),
         "at": ["192.0.2.1:50081"],
-        "ver": [1],
+        "ver": [2],
     }
     bad: dict[str, tuple[str, dict[str, Any]]] = {
         "the key of another colony": ("unknown_issuer", {"key": BEE.public_key}),
@@ -375,9 +375,9 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
             ("an answer", ANT, BEE, m.Collect(0, [m.Reply(b"\0\1", 200, "", b"data")]), key),
         ],
         Kind.PARCELS: [
-            ("one", BEE, ANT, m.Parcels([m.Parcel(b"\0\1", "/v1/submit", b"body", 0)]), key)
+            ("one", BEE, ANT, m.Parcels([m.Parcel(b"\0\1", "/v2/submit", b"body", 0)]), key)
         ],
-        Kind.PASS: [("request", ANT, BEE, m.Pass(CAT.id, "/v1/submit", b"body", 0), key)],
+        Kind.PASS: [("request", ANT, BEE, m.Pass(CAT.id, "/v2/submit", b"body", 0), key)],
         Kind.PASSED: [("answer", BEE, ANT, m.Passed(200, "", b"data"), key)],
         Kind.SUCCESSION: [],  # in derived.json
         Kind.JOIN: [
@@ -393,14 +393,14 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
                 "of a submission",
                 BEE,
                 ANT,
-                m.Denial("policy_function", "not open", denied, NOW, 0, "/v1/submit"),
+                m.Denial("policy_function", "not open", denied, NOW, 0, "/v2/submit"),
                 key,
             ),
             (
                 "of a submission that a mailbox brought",
                 BEE,
                 ANT,
-                m.Denial("policy_function", "not open", denied, NOW, 0, "/v1/submit", True),
+                m.Denial("policy_function", "not open", denied, NOW, 0, "/v2/submit", True),
                 key,
             ),
         ],
