@@ -35,6 +35,7 @@ __all__ = [
     "concluded",
     "deadline_passed",
     "delay",
+    "emptied",
     "lost",
     "new_forward",
     "overruled",
@@ -409,20 +410,25 @@ def blocked(forward: Forward, peername: str, now: int) -> Move:
     return Move(after, False, Act.FAIL, [error], state == CLOSED)
 
 
+def emptied(forward: Forward) -> Forward:
+    """Return a forward without its envelope, but with what that asked for."""
+    asked = forward.request or Request()
+    return msgspec.structs.replace(forward, envelope=b"", asked=asked.digest, askedby=asked.origin)
+
+
 def cancelling(forward: Forward, now: int) -> Forward:
     """The process was ended here; the peer must be told."""
     return msgspec.structs.replace(
-        forward, state=CANCELLING, finish=now + _CANCEL_FOR, envelope=b"", receipt=b""
+        emptied(forward), state=CANCELLING, finish=now + _CANCEL_FOR, receipt=b""
     )
 
 
 def concluded(forward: Forward, outcome: bytes, remote: str, now: int) -> Forward:
     """The record of a forward whose signed outcome came."""
     return msgspec.structs.replace(
-        forward,
+        emptied(forward),
         state=CLOSED,
         outcome=outcome,
-        envelope=b"",
         remoteprocessid=remote,
         lasterror="",
         ended=now,

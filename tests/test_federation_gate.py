@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,11 +18,13 @@ from federation.envelope import Kind, Opened, open_envelope
 from federation.gate import Gate
 from federation.inbox import Inbox
 from federation.keys import Keys
+from federation.markers import Marker
 from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.messages import load as load_message
 from federation.peers import BLOCKED, PENDING, TRUSTED, Peers
 from federation.relays import local_id
 from federation.sealing import Sealer
+from node.codec import pack, unpack
 from node.etcd.client import EtcdClient, open_client
 from node.hooks import Hooks
 from node.identity import PrivateKey
@@ -214,6 +218,65 @@ async def test_a_repeat_gets_the_first_receipt_and_runs_once(lab: Lab) -> None:
     process = loaded[0]
     assert (process.initiatorid, process.initiatorname) == (lab.other.id, "colony/field")
     assert process.spec.args == [1, 2.5]
+
+
+async def test_receipts_and_outcomes_name_what_they_are_for(lab: Lab) -> None:
+    await lab.befriend()
+    sealed = lab.seal(Kind.SUBMIT, submission())
+    asked = (lab.other.id, hashlib.sha256(sealed).digest())
+    receipt = await lab.submit(sealed)
+    assert (receipt.origin, receipt.asked) == asked
+    await lab.run_one()
+    (outcome,) = await lab.poll()
+    assert (outcome.origin, outcome.asked) == asked
+    late = load_message(
+        lab.opened(await lab.post("cancel", Kind.CANCEL, Cancel(PID, 1)), Kind.RECEIPT).payload,
+        Receipt,
+    )
+    assert (late.status, late.origin, late.asked) == ("already_closed", *asked)
+    # A cancel that comes first is about nothing that was ever received.
+    early = load_message(
+        lab.opened(
+            await lab.post("cancel", Kind.CANCEL, Cancel("5" * 64, 1)), Kind.RECEIPT
+        ).payload,
+        Receipt,
+    )
+    assert (early.status, early.origin, early.asked) == ("cancelled", "", b"")
+
+
+async def test_a_receipt_of_an_earlier_release_is_made_anew(lab: Lab) -> None:
+    """Its answer was lost, and both were upgraded: the same bytes get one that can be believed."""
+    await lab.befriend()
+    sealed = lab.seal(Kind.SUBMIT, submission())
+    receipt = await lab.submit(sealed)
+    place = lab.keys.marker(lab.other.id, PID)
+    found = await lab.client.get(place)
+    assert found is not None
+    old = lab.inbox.sealer.seal(
+        Kind.RECEIPT, lab.other.id, Receipt(PID, 1, "accepted", receipt.remote)
+    )
+    marker = unpack(found.value, Marker)
+    marker = msgspec.structs.replace(marker, receipt=old, asked=b"", origin="")
+    await lab.client.put(place, pack(marker))
+    again = await lab.submit(sealed)
+    assert again == receipt
+    await lab.run_one()
+    (outcome,) = await lab.poll()
+    assert (outcome.origin, outcome.asked) == (receipt.origin, receipt.asked)
+
+
+@pytest.mark.parametrize("path", ["submit", "cancel", "outcomes"])
+async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
+    await lab.befriend()
+    sealed = lab.seal(Kind.SUBMIT, submission())
+    answer = await lab.gate.handle(Request("POST", f"/v1/{path}", "", {}, sealed, "10.0.0.2"))
+    told = json.loads(answer.body)
+    assert (answer.status, told["code"]) == (400, "version")
+    assert "version 2" in told["message"]
+    assert "upgrade the daemon of the colony that sent it" in told["message"]
+    # Signed, so that its sender knows for certain that nothing was taken.
+    assert bool(told.get("signed")) == (path == "submit")
+    assert not lab.processes.queue.entries
 
 
 async def test_a_block_by_another_daemon_is_noticed_inside_the_transaction(lab: Lab) -> None:

@@ -291,9 +291,13 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
         1, [m.Extra("k", "v", 1)], progress.digest_of(b'["so far"]'), b'["so far"]',
         {"chat": 2}, [m.Said("chat", 1, b"hi", "data", 1, 0)],
     )  # fmt: skip
-    outcome = m.Outcome(_PID, 1, 2, b'["X"]', [], _AT_BEE, "e" * 64, NOW * 10**9, NOW * 10**9 + 1)
     submit = m.Submit(_PID, 1, _SPEC, "me", 1, [])
     sent = _envelope(ANT, Kind.SUBMIT, BEE.id, dump(submit), cti=cti_of(_PID, 1))
+    asked = hashlib.sha256(sent).digest()
+    outcome = m.Outcome(
+        _PID, 1, 2, b'["X"]', [], _AT_BEE, "e" * 64, NOW * 10**9, NOW * 10**9 + 1,
+        asked=asked, origin=ANT.id,
+    )  # fmt: skip
     file = m.Carried("d", "/in", "a.txt", 15, checksum)
     denied = hashlib.sha256(sent).digest()
     offer = m.Offer(["f", "g*"], 2, 1, 3, 1)
@@ -325,7 +329,7 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
                 "accepted",
                 BEE,
                 ANT,
-                m.Receipt(_PID, 1, "accepted", _AT_BEE),
+                m.Receipt(_PID, 1, "accepted", _AT_BEE, asked, ANT.id),
                 cti_of("receipt", cti_of(_PID, 1).hex(), "accepted"),
             ),
             ("cancelled before it came", BEE, ANT, m.Receipt(_PID, 1, "cancelled", ""), key),
@@ -520,6 +524,8 @@ def relayed() -> dict[str, Any]:
     asked = _envelope(ANT, Kind.SUBMIT, BEE.id, dump(first), cti=cti_of(_PID, 1))
     known = {ANT.id: ANT.public_key}
     submit, expires = relays.passed_on(asked, _AT_BEE, 1, "", known)
+    request = relays.request_of(asked)
+    answer = {"asked": request.digest, "origin": request.origin}
 
     def passed(change: Mapping[str, Any]) -> bytes:
         changed = msgspec.structs.replace(submit, **change)
@@ -529,13 +535,13 @@ def relayed() -> dict[str, Any]:
 
     def ran(key: PrivateKey = CAT, **change: Any) -> bytes:
         told = m.Outcome(_AT_BEE, 1, 2, b'["X"]', [], _AT_CAT, "e" * 64, NOW, NOW)
-        told = msgspec.structs.replace(told, **change)
+        told = msgspec.structs.replace(told, **answer | change)
         return _envelope(key, Kind.OUTCOME, BEE.id, dump(told), cti=cti_of("outcome", _AT_BEE, 1))
 
     def told(below: bytes, **change: Any) -> bytes:
         mine = m.Outcome(_PID, 1, 2, b'["X"]', [], _AT_BEE, CAT.id, NOW, NOW)
         mine = chains.carried(mine, below, CAT.public_key) if below else mine
-        mine = msgspec.structs.replace(mine, **change)
+        mine = msgspec.structs.replace(mine, **answer | change)
         return _envelope(BEE, Kind.OUTCOME, ANT.id, dump(mine), cti=cti_of("outcome", _PID, 1))
 
     stranger = m.Submit("2" * 64, 1, _FURTHER, "me", 2, [])
@@ -559,9 +565,22 @@ def relayed() -> dict[str, Any]:
             {"inner": _envelope(ANT, Kind.SUBMIT, HEIR.id, dump(first))},
         ),
     }
+    # bee never passed ant's submission on: it gave cat a job of its own under the same id.
+    own = _envelope(BEE, Kind.SUBMIT, CAT.id, dump(m.Submit(_AT_BEE, 1, _SPEC, "me", 1, [])))
+    forged = {"asked": hashlib.sha256(own).digest(), "origin": BEE.id}
+    nothing = {"asked": b"", "origin": ""}
     honest = ran()
     back: dict[str, tuple[bool, bytes]] = {
         "as it should be": (True, told(honest)),
+        "cat answers a job that bee gave it under the same id": (False, told(ran(**forged))),
+        "both answer a job that bee gave cat": (False, told(ran(**forged), **forged)),
+        "cat names the submission, and bee as its origin": (False, told(ran(origin=BEE.id))),
+        "cat does not say what it answers, as in version 1": (False, told(ran(**nothing))),
+        "nobody says what is answered, as in version 1": (
+            False,
+            told(ran(**nothing), **nothing),
+        ),
+        "another process of cat's": (False, told(ran(localpid="4" * 64))),
         "another output by the relay": (False, told(honest, out=b'["Y"]')),
         "another end by the relay": (False, told(honest, state=3)),
         "the relay ran it itself": (False, told(b"")),
@@ -570,16 +589,36 @@ def relayed() -> dict[str, Any]:
         "about another process": (False, told(ran(pid="3" * 64))),
         "the relay signed both": (False, told(ran(BEE), keys=[BEE.public_key])),
     }
+    # Whom ant's target means by "cat": nobody that ant knows, cat itself, or another colony.
+    named: dict[str, tuple[bool, list[str], dict[str, list[str]]]] = {
+        "a name that nobody has here": (True, ["cat"], {}),
+        "the name of the colony that ran it": (True, ["cat"], {"cat": [CAT.id]}),
+        "its name, under one of its ids": (True, ["cat"], {"cat": [HEIR.id, CAT.id]}),
+        "its id": (True, [CAT.id], {}),
+        "the name of another colony": (False, ["cat"], {"cat": [HEIR.id]}),
+        "the id of another colony": (False, [HEIR.id], {}),
+        "one colony more": (False, ["cat", "dog"], {}),
+    }
+    whole = told(honest)
     return {
+        "asked": {
+            "submission": asked.hex(),
+            "sha256": request.digest.hex(),
+            "origin": request.origin,
+        },
         "there": [
             {"name": name, "code": code, "envelope": passed(change).hex(), "me": CAT.id,
-             "ids": [ANT.id, BEE.id]}
+             "ids": [ANT.id, BEE.id], "asked": request.digest.hex()}
             for name, (code, change) in ways.items()
         ],
         "back": [
             {"name": name, "holds": holds, "outcome": data.hex(), "peer": BEE.id, "me": ANT.id,
-             "wanted": ["cat"], "out": b'["X"]'.hex() if holds else ""}
+             "wanted": ["cat"], "known": {}, "out": b'["X"]'.hex() if holds else ""}
             for name, (holds, data) in back.items()
+        ] + [
+            {"name": name, "holds": holds, "outcome": whole.hex(), "peer": BEE.id, "me": ANT.id,
+             "wanted": wanted, "known": ids, "out": b'["X"]'.hex() if holds else ""}
+            for name, (holds, wanted, ids) in named.items()
         ],
     }  # fmt: skip
 
