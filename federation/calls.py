@@ -23,7 +23,7 @@ from federation.clocks import Clock
 from federation.envelope import Kind, Refused, inspect
 from federation.messages import Outcome, load
 from federation.outbox import Forward
-from federation.peers import Known
+from federation.peers import TRUSTED, Known
 from federation.policy import Policy, PolicyError, changed, read
 from federation.relays import Request
 from federation.rotation import Rotated
@@ -114,6 +114,8 @@ def calls(federation: Federation) -> list[Call[Any]]:
         return {
             "id": peer.wire,
             "name": peer.name,
+            "said": peer.said,
+            "ambiguous": federation.peers.ambiguity(peer.name) if peer.state == TRUSTED else "",
             "state": peer.state,
             "endpoints": entry.addresses(),
             "lastseen": entry.lastseen,

@@ -13,9 +13,19 @@ import msgspec
 
 from federation import cbor
 from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
+from node.home import valid_name
 from node.identity import PrivateKey, id_of
 
-__all__ = ["CARD_LIMIT", "VERSION", "Card", "newer", "open_card", "sign_card", "versions_in"]
+__all__ = [
+    "CARD_LIMIT",
+    "VERSION",
+    "Card",
+    "is_name",
+    "newer",
+    "open_card",
+    "sign_card",
+    "versions_in",
+]
 
 VERSION = 2  # of the federation protocol
 CARD_LIMIT = 8192  # bytes of a signed card
@@ -24,7 +34,7 @@ _MAX_ENDPOINTS = 16
 _MAX_VERSIONS = 16
 _MAX_MAILBOXES = 4
 _MAX_SEQUENCE = 2**63 - 1
-_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
+_ANY = "any"  # what routes call all peers
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _ENDPOINT = re.compile(r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})")
 _ID = _FINGERPRINT
@@ -102,6 +112,11 @@ def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
     return card
 
 
+def is_name(text: str) -> bool:
+    """Whether a colony may be called so: what stands for others (`*`, `any`, `a/b`) is no name."""
+    return valid_name(text) and text != _ANY
+
+
 @functools.lru_cache(maxsize=1024)
 def versions_in(data: bytes) -> tuple[int, ...]:
     """Return the protocol versions in a signed card that was opened before, () if there are none.
@@ -152,8 +167,11 @@ def _problem(card: Card) -> str | None:
     """Return what makes the card unacceptable, or None."""
     if id_of(card.public_key) != card.id:
         return "the id is not the hash of the key"
-    if not _NAME.fullmatch(card.name):
-        return "a name has 1 to 64 printable characters"
+    if not is_name(card.name):
+        return (
+            "a name has 1 to 63 letters, digits, '_', '-' and '.', does not begin with '-' or '.', "
+            f"and is not {_ANY!r}"
+        )
     if not 0 <= card.sequence <= _MAX_SEQUENCE:
         return "the sequence number does not fit in 63 bits"
     if not _FINGERPRINT.fullmatch(card.fingerprint):

@@ -190,7 +190,9 @@ class Inbox:
             problem = onward(policy, hops=hops, limit=submit.hops)
             if problem is None and not process.peer:
                 name = process.spec.conditions.colonyname[:80]
-                problem = Breach("no_way", f"no way leads from here to a colony {name!r}", 404)
+                why = self.peers.ambiguity(process.spec.conditions.colonyname)
+                why = why or f"no way leads from here to a colony {name!r}"
+                problem = Breach("no_way", why, 404)
         if problem is not None:
             return problem
         waiting = self.processes.queue.count_of(issuer) + self.relayed(issuer)

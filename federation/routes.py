@@ -248,9 +248,14 @@ def _reached(route: Route, others: Sequence[Other]) -> list[Other]:
         return [other for other in others if other.state == "trusted"]
     found: list[Other] = []
     for text in route.to:
-        named = [other for other in others if text in (other.id, other.name)]
-        if not named and len(text) >= _SHORTEST:
-            named = [other for other in others if other.id.startswith(text)]
+        named = [other for other in others if text == other.id]
+        if not named:
+            # A name may look like the beginning of another's id: then both are meant.
+            named = [
+                other
+                for other in others
+                if text == other.name or (len(text) >= _SHORTEST and other.id.startswith(text))
+            ]
         trusted = [other for other in named if other.state == "trusted"]
         if len(trusted) > 1:
             found.append(Other("", text, "several are called so"))
