@@ -150,11 +150,18 @@ def conclusion(
         if len(steps) <= len(wanted):
             return None, f"{steps[-1].issuer[:12]} ended it, and should have passed it on"
         for step, name in zip(steps[1:], wanted, strict=False):
-            ids = known.get(name) or ((name,) if len(name) == 64 else ())
-            if ids and step.issuer not in ids:
-                called = name[:12] if len(name) == 64 else f"the colony trusted as {name!r}"
-                return None, f"{step.issuer[:12]} had it, and not {called}"
+            if another := _another(step.issuer, name, known):
+                return None, another
     return last, ""
+
+
+def _another(issuer: str, name: str, known: Mapping[str, Collection[str]]) -> str:
+    """Return why an issuer is not the colony that a target names, or "" if it may be."""
+    ids = known.get(name) or ((name,) if len(name) == 64 else ())
+    if not ids or issuer in ids:
+        return ""
+    called = name[:12] if len(name) == 64 else f"the colony trusted as {name!r}"
+    return f"{issuer[:12]} had it, and not {called}"
 
 
 def carried(outcome: Outcome, below: bytes, public_key: bytes) -> Outcome:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
+from federation import cbor
 from federation.calls import calls
 from federation.card import Card, is_name, open_card, sign_card
-from federation.envelope import MAX_LIFETIME
-from federation.peers import PENDING, TRUSTED
+from federation.envelope import MAX_LIFETIME, Kind, Refused, seal
+from federation.peers import PENDING, TRUSTED, Peer
 from federation.roster import BLOCKED
 from federation.routes import Other, Route, _reached
 from node.errors import RpcError
@@ -26,6 +28,8 @@ from node.rpc.requests import Empty, Submit
 from node.rpc.table import Caller
 from tests.colonies import Colony, world
 from tests.test_federation_peers import peer, registry
+
+NOW = 1_800_000_000
 
 
 async def shows(at: Colony, other: PrivateKey, name: str, *, trusted: bool = False) -> None:
@@ -115,6 +119,19 @@ async def test_a_pending_name_does_not_go_to_a_peer_that_takes_it(tmp_path: Path
                 await asks(ant, "cat")
 
 
+def test_a_later_card_does_not_change_a_name() -> None:
+    key = PrivateKey.generate()
+    card = Card(key.id, key.public_key, "cat", 2, "f" * 64, [], [2], 2**31)
+    for state in (TRUSTED, BLOCKED):
+        after = Peer(key.id, state, "bee", key.public_key, 1).described(card, b"")
+        assert (after.name, after.said, after.sequence) == ("bee", "cat", 2)
+        assert (after.renamed().name, after.renamed().said) == ("cat", "")
+        again = after.described(msgspec.structs.replace(card, name="bee"), b"")
+        assert (again.name, again.said) == ("bee", "")
+    stranger = Peer(key.id, PENDING, "bee", key.public_key, 1).described(card, b"")
+    assert (stranger.name, stranger.said) == ("cat", "")
+
+
 def test_a_blocked_colony_is_not_reached_by_way_of_another() -> None:
     peers = registry(peer("a", "bee"), peer("b", "cat", BLOCKED), peer("c", "dog", PENDING))
     for each in ("b" * 64, "c" * 64):
@@ -144,6 +161,23 @@ def test_what_stands_for_others_is_no_name(name: str) -> None:
     good = Card(key.id, key.public_key, "lab", 1, "f" * 64, [], [2], 2**31)
     with pytest.raises(ValueError, match="a name has"):
         sign_card(key, msgspec.structs.replace(good, name=name))
+
+
+def test_a_name_that_is_none_makes_no_card() -> None:
+    """Well signed by who takes no care: whoever reads it refuses it."""
+    key = PrivateKey.generate()
+    for name in ("any", "*", "a/b", ".."):
+        body = {
+            "key": key.public_key,
+            "name": name,
+            "seq": 1,
+            "fp": bytes(32),
+            "at": [],
+            "ver": [2],
+        }
+        data = seal(key, Kind.CARD, "*", cbor.encode(body), cti=b"c", issued=NOW, expires=NOW + 9)
+        with pytest.raises(Refused, match="a name has"):
+            open_card(data, NOW)
 
 
 def test_a_name_does_not_pass_for_the_beginning_of_an_id() -> None:
