@@ -167,14 +167,8 @@ def test_a_name_that_is_none_makes_no_card() -> None:
     """Well signed by who takes no care: whoever reads it refuses it."""
     key = PrivateKey.generate()
     for name in ("any", "*", "a/b", ".."):
-        body = {
-            "key": key.public_key,
-            "name": name,
-            "seq": 1,
-            "fp": bytes(32),
-            "at": [],
-            "ver": [2],
-        }
+        body: dict[str, Any] = {"key": key.public_key, "name": name, "seq": 1}
+        body |= {"fp": bytes(32), "at": [], "ver": [2]}
         data = seal(key, Kind.CARD, "*", cbor.encode(body), cti=b"c", issued=NOW, expires=NOW + 9)
         with pytest.raises(Refused, match="a name has"):
             open_card(data, NOW)
