@@ -117,7 +117,7 @@ def is_name(text: str) -> bool:
     return valid_name(text) and text != _ANY
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=512)
 def versions_in(data: bytes) -> tuple[int, ...]:
     """Return the protocol versions in a signed card that was opened before, () if there are none.
 

@@ -96,10 +96,11 @@ def meant(
     """Return the ids that the colonies which a target names may have, as far as we know any.
 
     Those that we trusted under these names when the submission was sealed, else those that we trust
-    now. Nothing for a process that is passed on: whom a name means is for its origin to say.
+    now. Of a process that is passed on, those named by id only: whom a name means is for its origin
+    to say.
     """
     if process.origin:
-        return {}
+        return ledger.peers.widened({each: [each] for each in wanted if len(each) == 64})
     sent = ledger.peers.widened(forward.meant) if forward is not None else {}
     return ledger.peers.meant(wanted) | sent
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from federation.card import Card, sign_card
+from federation.card import VERSION, Card, sign_card
 from federation.envelope import MAX_LIFETIME, Kind, inspect
 from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
 from federation.relays import local_id
@@ -35,7 +35,7 @@ def foe_card(name: str, now: int) -> bytes:
     """The signed card of a foe; `now` in seconds."""
     key = key_of(name)
     card = Card(
-        key.id, key.public_key, name, 1, FINGERPRINT, [f"{name}.example:{PORT}"], [2],
+        key.id, key.public_key, name, 1, FINGERPRINT, [f"{name}.example:{PORT}"], [VERSION],
         now + MAX_LIFETIME - 1,
     )  # fmt: skip
     return sign_card(key, card, issued=now)
