@@ -145,12 +145,12 @@ async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, 
                 "getforwardmsg", {"processid": processid}, workshop.user
             )
         outcome = forward.get("outcome") or {}
-        valid = bool(outcome.get("signaturevalid"))
+        valid = bool(outcome.get("signaturevalid")) and bool(outcome.get("answers"))
         if closed["state"] != 2 or not valid:
             raise Failure(f"the process ended badly: {closed['errors']} {forward}")
         say(f"6. Output: {closed['out'][0]}")
         say(f"   run by {forward['peername']} {outcome['issuer']}")
-        say("   signature valid")
+        say("   signature valid, for the very submission that was sent")
         say(f"   {trio.current_time() - began:.1f} s from the first line to here")
         done = True
     finally:

@@ -225,6 +225,7 @@ def _forward(record: dict[str, Any]) -> list[tuple[str, object]]:
         fields += [
             ("sent by", told.get("route")),
             ("outcome", signed(outcome) if outcome is not None else "none is kept"),
+            ("not checked", outcome.note if outcome is not None else ""),
             ("ran at", ran),
         ]
     return fields

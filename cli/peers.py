@@ -36,6 +36,22 @@ def _state(peer: dict[str, Any]) -> str:
     return state
 
 
+def _name(peer: dict[str, Any]) -> str:
+    """The name under which it was trusted, and the one that it has taken since."""
+    name, said = str(peer.get("name") or ""), peer.get("said")
+    return f"{name} (now calls itself {said})" if said else name
+
+
+def _renamed(peer: dict[str, Any]) -> str:
+    """What a colony that calls itself otherwise asks of the owner."""
+    said = peer.get("said")
+    if not said:
+        return ""
+    return f"{said}; work still goes to it as {peer.get('name')}. " + (
+        f"To take the new name: colony peers trust {short(peer.get('id'))}"
+    )
+
+
 def _seen(peer: dict[str, Any]) -> str:
     moment = float(peer.get("lastseen") or 0)
     return ago(datetime.fromtimestamp(moment, UTC)) if moment else "never"
@@ -53,7 +69,7 @@ def ls(session: Session) -> None:
         [
             [
                 short(row.get("id")),
-                row.get("name"),
+                _name(row),
                 _state(row),
                 _seen(row),
                 row.get("outstanding"),
@@ -214,6 +230,8 @@ def _print(session: Session, peer: dict[str, Any]) -> None:
         [
             ("peer", peer.get("name")),
             ("id", peer.get("id")),
+            ("calls itself", _renamed(peer)),
+            ("ambiguous", peer.get("ambiguous")),
             ("state", _state(peer)),
             ("seen", _seen(peer)),
             ("endpoints", ", ".join(peer.get("endpoints") or [])),

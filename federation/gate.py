@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from federation.card import CARD_LIMIT, Card, open_card
+from federation.card import CARD_LIMIT, VERSION, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.heirs import succeed
 from federation.hints import source_of
@@ -37,6 +37,8 @@ __all__ = ["BROUGHT", "MAX_BODY", "Gate", "is_near"]
 MAX_BODY = 1_500_000  # bytes of one message
 BROUGHT = ""  # the host that a message came from which a mailbox held
 _HELLO_LIMIT = CARD_LIMIT + 1024 + 8 * 4096
+# Where version 1 of the protocol had forwards: its answers name ids only, and prove too little.
+_FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
 _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card
 # Bytes, of the kinds with a limit of their own.
 _LIMITS = {Kind.HELLO: _HELLO_LIMIT, Kind.JOIN: _HELLO_LIMIT, Kind.CAPABILITIES: 65_536}
@@ -112,7 +114,8 @@ class Gate:
             "clock": self.sealer.seconds,
         }
         certain = refusal.status < 500  # else the store may have taken it
-        if request is not None and request.path in SIGNED and request.method == "POST" and certain:
+        signed = request is not None and request.path in (*SIGNED, *_FORMER[:1])
+        if request is not None and signed and request.method == "POST" and certain:
             body["signed"] = self._denial(refusal, request)
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
@@ -139,6 +142,13 @@ class Gate:
             if request.method != "GET":
                 raise Refusal(405, "method", "GET the card")
             return Response(200, self.card(), "application/cbor")
+        if request.path in _FORMER:
+            raise Refusal(
+                400,
+                "version",
+                f"this colony speaks version {VERSION} of the federation protocol, and this is "
+                "version 1: upgrade the daemon of the colony that sent it",
+            )
         if request.path not in self._calls:
             raise Refusal(404, "not_found", "there is nothing at this path")
         kind, action = self._calls[request.path]
@@ -182,9 +192,9 @@ class Gate:
         return {
             "/v1/hello": (Kind.HELLO, self._hello),
             "/v1/join": (Kind.JOIN, self._join),
-            "/v1/submit": (Kind.SUBMIT, self.inbox.accept),
-            "/v1/cancel": (Kind.CANCEL, self.inbox.cancel),
-            "/v1/outcomes": (Kind.POLL, self.inbox.owing.outcomes),
+            "/v2/submit": (Kind.SUBMIT, self.inbox.accept),
+            "/v2/cancel": (Kind.CANCEL, self.inbox.cancel),
+            "/v2/outcomes": (Kind.POLL, self.inbox.owing.outcomes),
             "/v1/capabilities": (Kind.CAPABILITIES, self.capabilities),
             "/v1/mail": (Kind.COLLECT, self.mail),
             "/v1/pass": (Kind.PASS, self.passing),

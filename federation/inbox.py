@@ -15,13 +15,13 @@ import trio
 from federation import relays
 from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.keys import Keys
-from federation.markers import Marker
+from federation.markers import Marker, request_in
 from federation.messages import Cancel, Receipt, Submit, load
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, onward
 from federation.refusals import Refusal, trusted_revision
-from federation.relays import Asked, BadPath, local_id
+from federation.relays import Asked, BadPath, Request, local_id
 from federation.sealing import Sealer, cti_of
 from node.codec import pack, unpack
 from node.errors import RpcError
@@ -147,7 +147,7 @@ class Inbox:
             # What was accepted stays so, whatever the policy says by now.
             marker = await self._marker(opened, submit)
             if marker is not None:
-                return self._again(marker, opened)
+                return self._again(marker, opened, asked.request)
             raise Refusal(
                 forbidden.status, forbidden.code, forbidden.message, again=forbidden.again
             )
@@ -159,7 +159,7 @@ class Inbox:
                 fresh = False
                 await self.bring(opened, submit, asked.first, process)
                 fresh = True
-            answer, fresh = await self._take_in(opened, data, submit, process)
+            answer, fresh = await self._take_in(opened, data, submit, process, asked.request)
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
             self.meter.leave(opened.issuer, used=fresh)
@@ -190,23 +190,34 @@ class Inbox:
             problem = onward(policy, hops=hops, limit=submit.hops)
             if problem is None and not process.peer:
                 name = process.spec.conditions.colonyname[:80]
-                problem = Breach("no_way", f"no way leads from here to a colony {name!r}", 404)
+                why = self.peers.ambiguity(process.spec.conditions.colonyname)
+                why = why or f"no way leads from here to a colony {name!r}"
+                problem = Breach("no_way", why, 404)
         if problem is not None:
             return problem
         waiting = self.processes.queue.count_of(issuer) + self.relayed(issuer)
         return self.meter.enter(issuer, policy, waiting, trio.current_time())
 
     async def _take_in(
-        self, opened: Opened, data: bytes, submit: Submit, process: Process
+        self, opened: Opened, data: bytes, submit: Submit, process: Process, request: Request
     ) -> tuple[bytes, bool]:
         """Store marker and process, once: the receipt, and whether they are new."""
-        receipt = Receipt(submit.pid, submit.attempt, "accepted", process.processid)
+        receipt = Receipt(
+            submit.pid,
+            submit.attempt,
+            "accepted",
+            process.processid,
+            request.digest,
+            request.origin,
+        )
         marker = Marker(
             opened.digest,
             submit.attempt,
             process.processid,
             self._receipt(opened, receipt),
             opened.expires + MAX_LIFETIME,
+            asked=request.digest,
+            origin=request.origin,
         )
         key = self.keys.marker(opened.issuer, submit.pid)
         addition = Addition()
@@ -236,7 +247,7 @@ class Inbox:
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, Marker)
                 if there.concerns(opened):
-                    return self._again(there, opened), False
+                    return self._again(there, opened, request), False
                 if free != (other := ModRevision(key, result.responses[0][0].mod_revision)):
                     free = other
                     continue
@@ -246,19 +257,27 @@ class Inbox:
                 raise Refusal(409, "id_reuse", "the process exists here without its marker")
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
-    def _again(self, marker: Marker, opened: Opened) -> bytes:
+    def _again(self, marker: Marker, opened: Opened, request: Request) -> bytes:
         if marker.kept is not None:
             raise Refusal(marker.kept.status, marker.kept.code, marker.kept.message)
         if marker.localpid and marker.digest != opened.digest:
             raise Refusal(409, "id_reuse", "another message with this process id was accepted")
-        return self._first_receipt(marker, opened)
+        return self._first_receipt(marker, opened, request)
 
-    def _first_receipt(self, marker: Marker, opened: Opened) -> bytes:
-        """The same bytes again, unless they are of a future that our clock was in once."""
+    def _first_receipt(
+        self, marker: Marker, opened: Opened, request: Request | None = None
+    ) -> bytes:
+        """The same bytes again, unless they are of a future that our clock was in once.
+
+        Or of an earlier release, which did not say what it is a receipt for: the `request`.
+        """
         seen = inspect(marker.receipt, limit=len(marker.receipt))
-        if seen.issued <= self.sealer.seconds:
-            return marker.receipt
         receipt = load(seen.payload, Receipt)
+        old = bool(receipt.remote) and not receipt.asked and request is not None
+        if seen.issued <= self.sealer.seconds and not old:
+            return marker.receipt
+        if old and request is not None:
+            receipt = msgspec.structs.replace(receipt, asked=request.digest, origin=request.origin)
         return self.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=seen.cti)
 
     def _build(self, opened: Opened, submit: Submit, asked: Asked) -> Process:
@@ -329,7 +348,10 @@ class Inbox:
             if error.status == 409:
                 raise Refusal(503, "busy", error.message, again=1) from None
             status = "already_closed"
-        answer = Receipt(wish.pid, marker.attempt, status, marker.localpid)
+        request = await request_in(self.client, self.home, marker)
+        answer = Receipt(
+            wish.pid, marker.attempt, status, marker.localpid, request.digest, request.origin
+        )
         return self._receipt(opened, answer)
 
     # -- cleaning up -------------------------------------------------------------------------

@@ -190,6 +190,8 @@ class Introducer:
         taken = sum(each.peer.distance > 0 for each in self.peers.trusted())
         if entry.peer.state != PENDING or taken >= _MOST_TRUSTED or hops > DEEPEST:
             return
+        if self.peers.taken(entry.peer):
+            return  # its name is that of another trusted peer: the owner decides
         await self.peers.trust(entry.peer.id, distance=hops)
 
     def prune(self) -> None:

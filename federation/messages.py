@@ -63,10 +63,12 @@ Name = Annotated[bytes, msgspec.Meta(min_length=1, max_length=16)]
 Key = Annotated[bytes, msgspec.Meta(min_length=65, max_length=65)]
 Wait = Annotated[int, msgspec.Meta(ge=0, le=30)]
 Big = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# SHA-256 of the origin's own sealed submission, b"" where it is not known.
+Asked = Annotated[bytes, msgspec.Meta(max_length=32)]
 MOST_FOLLOWED = 128  # processes in one poll
 MOST_FILES = 2000  # that one submission needs
 # Refusals at these are signed: of a process that may go elsewhere, and of whose clock is off.
-SIGNED = ("/v1/submit", "/v1/hello")
+SIGNED = ("/v2/submit", "/v1/hello")
 M = TypeVar("M")
 
 
@@ -185,13 +187,19 @@ class Cancel(msgspec.Struct, frozen=True):
     attempt: Attempt
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """`remote` is the executing colony's id of it, "" if it never was there."""
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`remote` is the executing colony's id of it, "" if it never was there.
+
+    `asked` is the SHA-256 of the sealed submission of the colony `origin`, where the process began:
+    what was received, and not only under which id. Both are empty if it never was there.
+    """
 
     pid: Pid
     attempt: Attempt
     status: Literal["accepted", "cancelled", "already_closed"]
     remote: str
+    asked: Asked = b""
+    origin: str = ""
 
 
 class Follow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -313,7 +321,9 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a forwarded process ended: `state` as upstream numbers it, `out` JSON, times Unix ns.
 
     A relay's carries the sealed outcome `below` it, which alone has the output, and the public
-    `keys` of all whose outcomes are in there.
+    `keys` of all whose outcomes are in there. `asked` is the SHA-256 of the sealed submission of
+    the colony `origin`, where the process began: all outcomes of a chain answer that very message.
+    An outcome of version 1 of the protocol has neither, and is read only where it is stored.
     """
 
     pid: Pid
@@ -327,6 +337,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     end: int
     below: bytes = b""
     keys: Annotated[list[bytes], msgspec.Meta(max_length=4)] = []
+    asked: Asked = b""
+    origin: str = ""
 
 
 class Offer(msgspec.Struct, frozen=True):

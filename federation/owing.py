@@ -1,6 +1,6 @@
 """Outcomes and news that are owed to other colonies, until they acknowledge them.
 
-They ask for them (`/v1/outcomes`); what they submit and cancel is `inbox`'s.
+They ask for them (`/v2/outcomes`); what they submit and cancel is `inbox`'s.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import trio
 from federation import chains
 from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.keys import Keys
-from federation.markers import Marker
+from federation.markers import Marker, request_in
 from federation.messages import Outcome, Outcomes, Poll, load
 from federation.outbox import Forward
 from federation.peers import Peers
 from federation.refusals import trusted_revision
+from federation.relays import Request
 from federation.sealing import Sealer, cti_of
 from federation.telling import Teller
 from node.codec import unpack
@@ -144,7 +145,11 @@ class Owing:
 
     async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
         found = await self.client.get(self.keys.marker(issuer, pid))
-        attempt = unpack(found.value, Marker).attempt if found else 1
+        marker = unpack(found.value, Marker) if found else None
+        attempt, request = 1, Request()
+        if marker is not None:
+            attempt = marker.attempt
+            request = await request_in(self.client, self.home, marker)
         loaded = await self.processes.load(self.home, localpid)
         now = self.sealer.seconds
         if loaded is None:
@@ -170,6 +175,7 @@ class Owing:
             ended = process.endtime // 1_000_000_000
             # Or in the future, when our clock was ahead at the end and was set back since.
             issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
+        outcome = msgspec.structs.replace(outcome, asked=request.digest, origin=request.origin)
         name = cti_of("outcome", pid, attempt)
         return self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
 

@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.card import VERSION, Card, sign_card
+from federation.card import VERSION, Card, is_name, sign_card
 from federation.envelope import MAX_LIFETIME
 from federation.interfaces import ANY, survey
 from federation.keys import Keys
 from federation.sealing import Sealer
 from node.config import FederationConfig
 from node.etcd.client import EtcdClient
+from node.log import get_logger
 
 __all__ = ["Portrait", "own_addresses"]
 
 _DAY = 86_400
 _LOCAL = ("127.", "[::1]")
+
+log = get_logger("portrait")
 
 
 def own_addresses(settings: FederationConfig, port: int) -> list[str]:
@@ -71,6 +74,9 @@ class Portrait:
     async def start(self, port: int, fingerprint: str) -> None:
         """Take a number above all before, whatever the clock says."""
         self.port, self.fingerprint = port, fingerprint
+        if not is_name(self.name):
+            self.name = f"colony-{self.sealer.key.id[:8]}"
+            log.warning("the colony's name is none for peers; there it is called", name=self.name)
         self.endpoints = own_addresses(self.settings, port)
         await self._next_sequence()
 

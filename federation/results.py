@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation import chains, outbox, relays
+from federation import chains, outbox, relays, testimony
 from federation.envelope import Kind, Opened, Refused, open_envelope
 from federation.following import Follower
 from federation.ledger import Ledger
 from federation.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
 from federation.outbox import Forward
+from federation.relays import Request
 from federation.sealing import Sealer
 from federation.transport import Later, Link, TransportError
 from node.codec import pack, unpack
@@ -105,8 +106,9 @@ class Results:
         acks = sorted(self._acks.get(link.id, set()))[:100]
         waits = any(entry.forward.outstanding for entry in self.ledger.of_peer(link.id))
         follow, whole, wait = self.follower.wanted(link.id, _POLL if waits else 0)
+        link.demand_version()
         body = link.seal(Kind.POLL, Poll(wait, acks, follow, whole))
-        opened, _ = await link.post("/v1/outcomes", body, Kind.OUTCOMES, wait)
+        opened, _ = await link.post("/v2/outcomes", body, Kind.OUTCOMES, wait)
         self._acks.get(link.id, set()).difference_update(acks)
         problem: Exception | None = None
         answer = load(opened.payload, Outcomes)
@@ -142,17 +144,18 @@ class Results:
             high_water=link.highest,
         )
         problem = False
-        try:
-            outcome = await self._told(link, opened, sealed)
-            output = _output(outcome.out)
-        except Refused as refused:
-            # Signed by the peer: no repeat of it can be better.
-            outcome, output, problem = self._nonsense(link, opened, refused), [], True
-        key = self.ledger.keys.forward(link.id, outcome.pid)
+        about = load(opened.payload, _About)
+        key = self.ledger.keys.forward(link.id, about.pid)
         found = await self.ledger.client.get(key)
         now = self.sealer.now()
         forward = unpack(found.value, Forward) if found else None
-        fits = forward is not None and forward.attempt == outcome.attempt
+        fits = forward is not None and forward.attempt == about.attempt
+        try:
+            outcome = await self._told(link, opened, sealed, forward if fits else None)
+            output = _output(outcome.out)
+        except Refused as refused:
+            # Signed by the peer: no repeat of it can be better.
+            outcome, output, problem = self._nonsense(link, about, refused), [], True
         leaving: list[Op] = []
         slim: list[Op] = []  # the same, of next to no size
         rest: list[Op] = []
@@ -206,41 +209,43 @@ class Results:
                 self.ledger.entries.pop(outcome.pid, None)
         return outcome.pid
 
-    def _nonsense(self, link: Link, opened: Opened, refused: Refused) -> Outcome:
-        """What follows from a malformed outcome that the peer signed: the process failed.
-
-        Raises Refused again when it does not even tell which process.
-        """
-        about = load(opened.payload, _About)
+    def _nonsense(self, link: Link, about: _About, refused: Refused) -> Outcome:
+        """What follows from a malformed outcome that the peer signed: the process failed."""
         self.broken += 1
         log.warning("outcome malformed", process=about.pid, peer=link.id, why=refused)
         name = self.ledger.peers.name(link.id)
         errors = [f"peer {name} told a malformed end: {refused.message[:300]}"]
         return Outcome(about.pid, about.attempt, State.FAILED, b"[]", errors, "", "", 0, 0)
 
-    async def _told(self, link: Link, opened: Opened, sealed: bytes) -> Outcome:
+    async def _told(
+        self, link: Link, opened: Opened, sealed: bytes, forward: Forward | None
+    ) -> Outcome:
         """The outcome with what the colony that ran it says, verified down to its signature.
 
-        A chain that does not hold is the peer's own doing, and ends the process as a failure: no
-        repeat of it can hold, and nobody else would tell us more.
+        Each outcome in it has to answer the very submission that the `forward` sent; without one
+        nobody waits for it. A chain that does not hold is the peer's own doing, and ends the
+        process as a failure: no repeat of it can hold, and nobody else would tell us more.
         """
         ledger, outcome = self.ledger, load(opened.payload, Outcome)
         known = await ledger.processes.recall(ledger.home, outcome.pid)
-        beyond = ""
-        if known is not None:
-            target = known[0].spec.conditions.colonyname
-            home = (ledger.home, *self.sealer.ids)
-            beyond = relays.onward_target(target, ledger.peers.names(link.id), home)
+        wanted = testimony.beyond(ledger, known[0], link.id) if known is not None else []
         if not outcome.below and outcome.localpid not in {
             relays.local_id(each, outcome.pid, outcome.attempt) for each in self.sealer.ids
         }:
             raise Refused("malformed", "outcome: it names another process there")
-        if not outcome.below and not beyond:
-            return outcome
-        key = link.key_of(opened.issuer) or b""
-        steps = chains.trace(sealed, opened.issuer, key, self.sealer.ids, ledger.peers.ids)
-        told, problem = chains.conclusion(steps, relays.segments(beyond) if beyond else [])
-        if told is not None:
+        # Of what never left by our own records, as after a restore, nothing can be the outcome.
+        request = (forward.request or Request()) if forward is not None else None
+        told: Outcome | None = outcome
+        if not outcome.below and not wanted:
+            problem = chains.unbound(outcome, request) if request else ""
+        else:
+            key = link.key_of(opened.issuer) or b""
+            steps = chains.trace(
+                sealed, opened.issuer, key, self.sealer.ids, ledger.peers.ids, request
+            )
+            meant = testimony.meant(ledger, known[0], forward, wanted) if known else {}
+            told, problem = chains.conclusion(steps, wanted, meant)
+        if told is not None and not problem:
             return msgspec.structs.replace(outcome, out=told.out)
         self.broken += 1
         log.warning("outcome without a valid chain", process=outcome.pid, why=problem)

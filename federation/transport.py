@@ -125,6 +125,11 @@ class Link:
         """The peer's key of this id, if it counts now."""
         return self.entry.peer.key_of(issuer, self.sealer.seconds)
 
+    def demand_version(self) -> None:
+        """Raise Unsent if the peer's card says that it speaks another version of the protocol."""
+        if self.entry.peer.mismatch:
+            raise Unsent(self.entry.peer.mismatch)
+
     async def connect(self) -> httpx.AsyncClient | None:
         """See to it that a message can leave: over TLS with the peer's own certificate only.
 

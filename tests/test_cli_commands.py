@@ -228,6 +228,35 @@ def test_process_show_with_forward(colony: Colony, server: ColonyServer) -> None
     assert json.loads(colony("process", "show", processid, "--json").stdout)["forward"]["peer"]
 
 
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        (True, "✓ signature valid, for the very submission that was sent"),
+        (None, "✓ signature valid; what it was asked is not known any more"),
+        (False, "✗ NOT FOR WHAT WAS SENT"),
+    ],
+)
+def test_process_show_says_what_is_valid(
+    colony: Colony, server: ColonyServer, answers: bool | None, says: str
+) -> None:
+    processid = Queue(server).add("f", state=2, out=["x"])
+    outcome = {"issuer": "ab" * 32, "issued": 1_750_000_000, "signaturevalid": True}
+    named = [
+        {"name": "cat", "ids": []},
+        {"name": "dog", "ids": ["cd" * 32]},
+        {"name": "ef" * 32, "ids": ["ef" * 32]},
+    ]
+    server.answers["getforwardmsg"] = lambda payload, caller: {
+        "processid": processid, "peer": "ab" * 32, "state": "closed", "named": named,
+        "outcome": outcome | {"answers": answers},
+    }  # fmt: skip
+    shown = colony("process", "show", processid).stdout
+    assert says in shown
+    assert "cat ? not checked: no colony is trusted here by that name, it may be any" in shown
+    assert "dog ✓ checked: the colony trusted here by that name" in shown
+    assert f"{'ef' * 6} ✓ checked by its id" in shown
+
+
 def test_process_show_bad_signature_and_without_forward(
     colony: Colony, server: ColonyServer
 ) -> None:
