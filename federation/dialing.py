@@ -16,6 +16,7 @@ from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Refused
 from federation.sealing import Sealer
 from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
+from node.http_client import ask, http_client
 
 __all__ = [
     "Found",
@@ -25,7 +26,6 @@ __all__ = [
     "client",
     "fetch_card",
     "find",
-    "read_body",
     "split_address",
     "text_of",
 ]
@@ -64,24 +64,9 @@ def _url(host: str, port: int) -> str:
 
 def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
     """Connections to `host` that are completed with this one certificate. Raises InvalidURL."""
-    return httpx.AsyncClient(
-        base_url=_url(host, port),
-        verify=trusting(der),
-        timeout=_TIMEOUT,
-        limits=_LIMITS,
-        trust_env=False,
+    return http_client(
+        base_url=_url(host, port), verify=trusting(der), timeout=_TIMEOUT, limits=_LIMITS
     )
-
-
-async def read_body(response: httpx.Response, limit: int) -> bytes:
-    """The body of an answer, at most `limit` bytes. Raises Lost."""
-    parts, total = [], 0
-    async for part in response.aiter_bytes():
-        total += len(part)
-        if total > limit:
-            raise Lost(f"the answer is longer than {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
 
 
 async def fetch_card(
@@ -98,10 +83,10 @@ async def fetch_card(
         if pinned and fingerprint_of(der) != pinned:
             raise TlsError("shows another certificate than expected")
         async with client(der, host, port) as http:
-            async with http.stream("GET", "/v1/card") as response:
-                data = await read_body(response, CARD_LIMIT)
-        if response.status_code != 200:
-            raise Unsent(f"{address}: no card there (status {response.status_code})")
+            reply = await ask(http, "GET", "/v1/card", limit=CARD_LIMIT)
+        if reply.status_code != 200:
+            raise Unsent(f"{address}: no card there (status {reply.status_code})")
+        data = reply.content
         card = open_card(data, sealer.seconds, high_water=high_water)
     except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Refused) as error:
         raise Unsent(f"{address}: {text_of(error)}") from None

@@ -30,6 +30,7 @@ from federation.transport import (
     Unsent,
     Untimely,
 )
+from node.containment import contained
 from node.log import get_logger
 from node.rpc.http import Request, Response
 
@@ -286,7 +287,7 @@ class Collector:
                     await trio.sleep(_PATIENCE if refused else self.delay(failures))
                     continue
                 for parcel in parcels:
-                    nursery.start_soon(self._work, link, parcel, slots)
+                    nursery.start_soon(self._work_safely, link, parcel, slots)
                 if slots.available_tokens == 0:
                     async with slots:
                         pass
@@ -295,6 +296,10 @@ class Collector:
         sealed = link.seal(Kind.COLLECT, wish)
         opened, _ = await link.post("/v1/mail", sealed, Kind.PARCELS, wish.wait)
         return load(opened.payload, Parcels).parcels
+
+    async def _work_safely(self, link: Link, parcel: Parcel, slots: trio.CapacityLimiter) -> None:
+        with contained("message of a mailbox", peer=link.id, path=parcel.path):
+            await self._work(link, parcel, slots)
 
     async def _work(self, link: Link, parcel: Parcel, slots: trio.CapacityLimiter) -> None:
         """Answer one message; an answer that gets lost is no worse than on any other way."""

@@ -20,6 +20,7 @@ from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
 from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.transport import TransportError, Unsent, fetch_card, split_address
+from node.containment import contained
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
@@ -81,7 +82,7 @@ class Meeting:
             while True:
                 event, now = self._bell.event, trio.current_time()
                 while (hint := self.hints.take(now)) is not None:
-                    nursery.start_soon(self._look, hint)
+                    nursery.start_soon(self._look_safely, hint)
                 left = min(self.hints.wait(now), self._probe_heard(now))
                 with trio.move_on_after(left):
                     await event.wait()
@@ -100,6 +101,10 @@ class Meeting:
         return min(
             (self._probed[each] + _PROBE_S - now for each in self._again), default=float("inf")
         )
+
+    async def _look_safely(self, hint: Hint) -> None:
+        with contained("look at an address", address=hint.address):
+            await self._look(hint)
 
     async def _look(self, hint: Hint) -> None:
         """Fetch the card at an address; whoever lives there is known then."""

@@ -29,7 +29,8 @@ from node.processes import Processes
 __all__ = ["Owing"]
 
 _PAGE = 64  # outcomes in one answer
-_PAGE_BYTES = 2_000_000  # after which no further outcome is added
+_PAGE_BYTES = 2_000_000  # of outcomes in one answer, unless one alone is larger
+_ERRORS = 1_000  # of one process that are told
 _LOOK = 10.0  # seconds after which a poll looks for what another daemon of this colony wrote
 
 
@@ -136,10 +137,11 @@ class Owing:
         total = 0
         for item in listing.items:
             pid = item.key[len(prefix) :]
-            sealed[pid] = await self._outcome(issuer, pid, item.value.decode())
-            total += len(sealed[pid])
-            if total > _PAGE_BYTES:
+            outcome = await self._outcome(issuer, pid, item.value.decode())
+            total += len(outcome)
+            if sealed and total > _PAGE_BYTES:
                 break
+            sealed[pid] = outcome
         return sealed
 
     async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
@@ -158,7 +160,7 @@ class Owing:
                 attempt,
                 int(process.state),
                 msgspec.json.encode(process.output),
-                list(process.errors),
+                list(process.errors[:_ERRORS]),
                 localpid,
                 process.assignedexecutorid,
                 process.starttime,

@@ -47,6 +47,8 @@ from federation.transport import Link
 from federation.upkeep import Upkeep
 from federation.waiting import Waiting
 from node.config import Config
+from node.containment import contained, keep_going
+from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.identity import PrivateKey
@@ -235,8 +237,8 @@ class Federation:
                 functools.partial(serve, self.gate.handle, listeners, error=self.gate.refuse)
             )
             async with trio.open_nursery() as watching:
-                watching.start_soon(self.surroundings.run)
-                watching.start_soon(self._move_on)
+                watching.start_soon(keep_going, "surroundings", self.surroundings.run)
+                watching.start_soon(keep_going, "greetings after a move", self._move_on)
                 await self.work(task_status)
                 watching.cancel_scope.cancel()
 
@@ -259,13 +261,15 @@ class Federation:
         nursery.start_soon(self._every, _TICK, self.delivery.expire)
         nursery.start_soon(self._every, _CLOCK, self._keep_clock)
         nursery.start_soon(self._every, _SWEEP, self._sweep)
-        nursery.start_soon(self.endings.run)
+        nursery.start_soon(keep_going, "blocks", self.endings.run)
         nursery.start_soon(self._every, _LOOK, self._look_around)
-        nursery.start_soon(self.meeting.run)
+        nursery.start_soon(keep_going, "meeting", self.meeting.run)
         if self.config.federation.discovery:
-            nursery.start_soon(discover, self._advert, self.meeting.heard, self.surroundings)
+            hear = functools.partial(discover, self._advert, self.meeting.heard, self.surroundings)
+            nursery.start_soon(keep_going, "discovery", hear)
         for peer in self.config.peers:
-            nursery.start_soon(self.meeting.meet, peer.url, peer.id)
+            meet = functools.partial(self.meeting.meet, peer.url, peer.id)
+            nursery.start_soon(keep_going, f"configured peer {peer.url}", meet)
             if peer.mailbox:
                 self.ways.polled(peer.id).set()
         for entry in self.peers.trusted():
@@ -283,10 +287,11 @@ class Federation:
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         """Run `action` again and again; what goes wrong is logged and tried at the next turn."""
         while True:
-            try:
-                await action()
-            except Exception as error:
-                log.warning("background task", task=action.__name__, error=repr(error))
+            with contained(action.__name__):
+                try:
+                    await action()
+                except (EtcdError, RpcError) as error:
+                    log.warning("background task", task=action.__name__, error=repr(error))
             await trio.sleep(seconds)
 
     async def _look_around(self) -> None:
@@ -330,7 +335,7 @@ class Federation:
             self.meeting.forget()
             try:
                 await self._keep_clock()
-            except EtcdError as error:
+            except (EtcdError, RpcError) as error:
                 log.warning("card not renewed", error=error)  # within a minute, it will be
             if moves != before:
                 for link in list(self.links.values()):
