@@ -6,7 +6,7 @@ What is said over a connection, and to whom, is `transport`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -17,6 +17,7 @@ from federation.envelope import Refused
 from federation.sealing import Sealer
 from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
 from node.http_client import ask, http_client
+from node.log import get_logger
 
 __all__ = [
     "Found",
@@ -26,6 +27,7 @@ __all__ = [
     "client",
     "fetch_card",
     "find",
+    "itself",
     "split_address",
     "text_of",
 ]
@@ -33,6 +35,8 @@ __all__ = [
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
 _STAGGER = 0.3  # seconds between two tries of a peer's addresses
+
+log = get_logger("dialing")
 
 
 class TransportError(Exception):
@@ -106,26 +110,47 @@ class Found:
 
     address: str = ""
     der: bytes = b""
-    others: list[tuple[str, bytes]] = field(default_factory=list)  # other certificates
+    at: str = ""  # the same with an IP address, which is where the connection goes
+    others: list[tuple[str, bytes]] = field(default_factory=list)  # where, other certificates
     problems: list[str] = field(default_factory=list)
 
 
-async def find(addresses: Sequence[str], fingerprint: str) -> Found:
+async def itself(address: str) -> list[str]:
+    """The ways to an address that is the owner's word: as it stands."""
+    return [address]
+
+
+async def find(
+    addresses: Sequence[str],
+    fingerprint: str,
+    ways: Callable[[str], Awaitable[list[str]]] = itself,
+) -> Found:
     """Try addresses, each a moment after the one before; the first that is right wins.
+
+    `ways` gives where an address leads; it raises Unsent when we are not to go there.
 
     An address that leads nowhere costs a moment this way, and not the five seconds of its timeout:
     after a move most are of that kind, and anybody can announce some.
     """
     found, waiting, running = Found(), list(addresses), 0
-    send, results = trio.open_memory_channel[tuple[str, bytes, str]](0)
+    send, results = trio.open_memory_channel[tuple[str, str, bytes, str]](0)
 
     async def look(address: str) -> None:
-        der, problem = b"", ""
+        at, der, problem = address, b"", "it leads nowhere"
         try:
-            der = await fetch_certificate(*split_address(address))
-        except (TlsError, ValueError) as error:
+            for at in await ways(address):
+                try:
+                    der, problem = await fetch_certificate(*split_address(at)), ""
+                    break
+                except TlsError as error:
+                    problem = text_of(error)
+        except (TransportError, ValueError) as error:
             problem = text_of(error)
-        await send.send((address, der, problem))
+        except Exception as error:
+            # Whatever an address does to us, the others are to be tried.
+            log.exception("address not tried", address=address)
+            problem = f"{address}: {type(error).__name__}"
+        await send.send((address, at, der, problem))
 
     async with trio.open_nursery() as nursery:
         while (waiting or running) and not found.address:
@@ -133,13 +158,13 @@ async def find(addresses: Sequence[str], fingerprint: str) -> Found:
                 nursery.start_soon(look, waiting.pop(0))
                 running += 1
             with trio.move_on_after(_STAGGER if waiting else math.inf):
-                address, der, problem = await results.receive()
+                address, at, der, problem = await results.receive()
                 running -= 1
                 if problem:
                     found.problems.append(problem)
                 elif fingerprint_of(der) == fingerprint:
-                    found.address, found.der = address, der
+                    found.address, found.at, found.der = address, at, der
                 else:
-                    found.others.append((address, der))
+                    found.others.append((at, der))
         nursery.cancel_scope.cancel()
     return found

@@ -34,6 +34,11 @@ _EXPECTED = (TransportError, EtcdError, RpcError, Refused, ValueError)
 log = get_logger("meeting")
 
 
+def _plain(address: str) -> str:
+    """The "host:port" of an https URL."""
+    return address.removeprefix("https://").rstrip("/")
+
+
 @dataclass
 class Meeting:
     """`probe` wakes the probe of a trusted peer. `heard` and `forget` are for one thread only."""
@@ -150,7 +155,7 @@ class Meeting:
             card, data, near=near, unblock=unblock, source=source_of(host)
         )
         if entry is not None:
-            entry.prove(address.removeprefix("https://").rstrip("/"))
+            entry.prove(_plain(address))
             entry.error = ""
         return card.id, entry
 
@@ -159,7 +164,12 @@ class Meeting:
         tries = 0
         while True:
             try:
+                known = self.peers.get(peerid)
+                if known is not None:
+                    known.give(_plain(url))  # also while nobody answers there
                 entry = await self.fetch(url, peerid)
+                if entry is not None:
+                    entry.give(_plain(url))
                 if entry is not None and entry.peer.state in (PENDING, TRUSTED):
                     tries = 0
             except _EXPECTED as error:

@@ -28,6 +28,7 @@ from federation.introductions import Introducer
 from federation.invitations import Invitations
 from federation.joining import Joining
 from federation.keys import Keys
+from federation.leading import is_loopback, ways_to
 from federation.ledger import Ledger
 from federation.mailbox import Collector, Office, Ways
 from federation.meeting import Meeting
@@ -391,7 +392,17 @@ class Federation:
 
         around = functools.partial(self.ways.around, entry)
         measure, follow = functools.partial(self.greeter.wake, entry.peer.id), self.greeter.follow
-        return Link(entry, self.sealer, renew, self.high_water, around, measure, follow)
+        # Of its own, as a name that hangs keeps a thread: only its peer's others are to wait.
+        names = trio.CapacityLimiter(1)
+
+        async def ways(address: str) -> list[str]:
+            if address in entry.given:
+                return [address]
+            # Where our own port is for this machine only, all our peers are on it.
+            loopback = is_loopback(self.config.federation.host)
+            return await ways_to(address, self.surroundings.network, names, loopback=loopback)
+
+        return Link(entry, self.sealer, renew, self.high_water, around, measure, follow, ways)
 
     async def _renew(self) -> None:
         """Our key is another: cards and greetings tell of it."""

@@ -21,6 +21,7 @@ from federation.dialing import (
     client,
     fetch_card,
     find,
+    itself,
     split_address,
     text_of,
 )
@@ -99,7 +100,7 @@ class Link:
 
     `around` gives another way than a connection of ours, while there is one to be taken. `measure`
     is called when the peer's clock turns out to be another than we thought. `follow` takes note of
-    its change of keys.
+    its change of keys, `ways` gives where an address leads that we may try.
     """
 
     entry: Known
@@ -109,6 +110,7 @@ class Link:
     around: Callable[[], Carrier | None] = _no_way
     measure: Callable[[], None] = _nothing
     follow: Callable[[list[Successor]], Awaitable[None]] = _nowhere
+    ways: Callable[[str], Awaitable[list[str]]] = itself
     _http: httpx.AsyncClient | None = None
     _pinned: str = ""
     _sequence: int = -1
@@ -143,16 +145,17 @@ class Link:
                 return self._http
             await self._forget()
             peer = self.entry.peer
-            found = await find(self.entry.addresses()[:_MOST_ADDRESSES], peer.fingerprint)
+            addresses = self.entry.addresses()[:_MOST_ADDRESSES]
+            found = await find(addresses, peer.fingerprint, self.ways)
             if found.address:
-                return self._use(found.address, found.der)
+                return self._use(found.address, found.at, found.der)
             problems = list(found.problems)
             for address, der in found.others:
                 try:
                     # A new certificate is fine once a newer card of the same colony says so.
                     await self.renew(address)
                     if fingerprint_of(der) == self.entry.peer.fingerprint:
-                        return self._use(address, der)
+                        return self._use(address, address, der)
                     problems.append(
                         f"{address}: shows another certificate than the peer's card promises"
                     )
@@ -171,8 +174,8 @@ class Link:
             self._pinned != peer.fingerprint or self._sequence != peer.sequence
         )
 
-    def _use(self, address: str, der: bytes) -> httpx.AsyncClient:
-        host, port = split_address(address)
+    def _use(self, address: str, at: str, der: bytes) -> httpx.AsyncClient:
+        host, port = split_address(at)
         try:
             self._http = client(der, host, port)
         except httpx.InvalidURL as error:

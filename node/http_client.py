@@ -6,7 +6,9 @@ of the commands is made here. What an answer means is decided by the callers.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -56,11 +58,12 @@ async def read_body(response: httpx.Response, limit: int) -> bytes:
     parts, total = [], int(declared) if declared.isdigit() else 0
     if total <= limit:
         total = 0
-        async for part in response.aiter_raw():
-            total += len(part)
-            if total > limit:
-                break
-            parts.append(part)
+        async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as raw:
+            async for part in raw:
+                total += len(part)
+                if total > limit:
+                    break
+                parts.append(part)
     if total > limit:
         raise TooLong(f"the answer is longer than {limit} bytes", request=response.request)
     return b"".join(parts)
