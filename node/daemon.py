@@ -22,7 +22,6 @@ from node import certificate, cluster, door, feeding, succession, timers
 from node.config import Config, ConfigError, load_config
 from node.containment import keep_going
 from node.deadlines import expire
-from node.errors import RpcError
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
@@ -276,8 +275,9 @@ async def _deadlines(node: Node) -> None:
     while True:
         try:
             await expire(node.processes)
-        except (EtcdError, RpcError) as error:
-            log.warning("deadlines wait", error=error)
+        except Exception as error:
+            # Whatever it is about one process, the others are looked at again in a second.
+            log.warning("deadlines wait", error=repr(error))
         await trio.sleep(_TICK)
 
 
