@@ -47,8 +47,9 @@ def problem_of(host: str, network: Network | None, *, loopback: bool = False) ->
             # The checks below would not see through it.
             return "is an IPv4 address in the guise of IPv6"
         if address.is_link_local:
-            scoped = address.scope_id is not None and network is not None
-            return "" if scoped else "is link-local, and does not say on which link"
+            links = network.scopes if network is not None else ()
+            known = address.scope_id in {str(link) for link in links}
+            return "" if known else "is link-local, and on no link of ours"
     if address.is_loopback:
         if loopback or (network is not None and network.loopback):
             return ""

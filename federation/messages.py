@@ -466,11 +466,12 @@ async def load_large(payload: bytes, kind: type[M]) -> M:
 
     Raises Refused (malformed).
     """
+    most = most_items(kind)
     try:
-        return _load(payload, kind, QUICK)
-    except cbor.TooMany:
-        return await trio.to_thread.run_sync(load, payload, kind)
+        return _load(payload, kind, min(QUICK, most))
     except (cbor.CborError, msgspec.ValidationError) as error:
+        if most > QUICK and isinstance(error, cbor.TooMany):
+            return await trio.to_thread.run_sync(load, payload, kind)
         raise Refused("malformed", f"payload: {error}") from None
 
 
