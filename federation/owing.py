@@ -19,6 +19,7 @@ from federation.outbox import Forward
 from federation.peers import Peers
 from federation.refusals import trusted_revision
 from federation.sealing import Sealer, cti_of
+from federation.sizes import SIZES
 from federation.telling import Teller
 from node.codec import unpack
 from node.etcd.client import EtcdClient
@@ -173,6 +174,14 @@ class Owing:
             # Or in the future, when our clock was ahead at the end and was set back since.
             issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
         name = cti_of("outcome", pid, attempt)
+        sealed = self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
+        if len(sealed) <= SIZES[Kind.OUTCOME].bytes:
+            return sealed
+        # JSON may be several times as long as what the store has: better an end than none.
+        message = f"the output is too large to be sent: {len(sealed)} bytes"
+        outcome = msgspec.structs.replace(
+            outcome, state=int(State.FAILED), out=b"[]", errors=[message], below=b"", keys=[]
+        )
         return self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
 
     async def _carry(self, process: Process, outcome: Outcome) -> Outcome:

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -60,9 +61,12 @@ def knows(daemon: Daemon, *ports: int) -> Daemon:
 
 
 async def serve_lies(
-    nursery: trio.Nursery, lies: Lies, context: ssl.SSLContext | None = None
+    nursery: trio.Nursery,
+    lies: Lies,
+    context: ssl.SSLContext | None = None,
+    scope: trio.CancelScope | None = None,
 ) -> int:
-    """Answer every request on 127.0.0.1 as `lies` says; returns the port."""
+    """Answer every request on 127.0.0.1 as `lies` says, until `scope` ends; returns the port."""
 
     async def one(stream: trio.abc.Stream) -> None:
         try:
@@ -77,7 +81,12 @@ async def serve_lies(
     listeners: list[trio.abc.Listener[trio.abc.Stream]] = list(opened)
     if context is not None:
         listeners = [trio.SSLListener(each, context, https_compatible=True) for each in opened]
-    await nursery.start(trio.serve_listeners, one, listeners)
+
+    async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+        with scope or trio.CancelScope():
+            await trio.serve_listeners(one, listeners, task_status=task_status)
+
+    await nursery.start(serve)
     return port
 
 
@@ -113,6 +122,7 @@ class LyingColony:
         self.answers: dict[str, Callable[[bytes], Said]] = {}
         self.endpoints: list[str] = []
         self.heard: list[str] = []
+        self.scope = trio.CancelScope()  # of its listener
         self.port = 0
         self.fingerprint = ""
         self.sequence = int(time.time())
@@ -121,7 +131,8 @@ class LyingColony:
         """Listen on 127.0.0.1."""
         self.directory.mkdir(exist_ok=True)
         certificate, key, self.fingerprint = make_certificate(self.directory)
-        self.port = await serve_lies(nursery, self._answer, server_context(certificate, key))
+        context = server_context(certificate, key)
+        self.port = await serve_lies(nursery, self._answer, context, self.scope)
         return self
 
     def _answer(self, path: str, body: bytes) -> Said:
