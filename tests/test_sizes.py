@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -76,6 +77,14 @@ def test_each_kind_has_a_size_and_each_path_an_answer() -> None:
     gate = Gate(*cast(Any, [None, None, _Inbox(), None, None]))
     assert set(gate._calls) == set(ANSWERS)
     assert all(most_items(STRUCTS[kind]) == SIZES[kind].items for kind in STRUCTS)
+
+
+def test_the_table_is_documented() -> None:
+    """Whoever writes another colony reads it there."""
+    text = (Path(__file__).parent.parent / "docs" / "federation.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \|$", text, re.M)
+    told = {row[0]: tuple(int(each.replace(",", "")) for each in row[1:]) for row in rows}
+    assert told == {kind.value: (size.bytes, size.items) for kind, size in SIZES.items()}
 
 
 class _Inbox:
