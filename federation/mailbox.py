@@ -19,6 +19,7 @@ from federation.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, l
 from federation.peers import TRUSTED, Known, Peers
 from federation.refusals import Refusal
 from federation.sealing import Sealer
+from federation.sizes import SIZES
 from federation.transport import (
     Answer,
     Carrier,
@@ -43,7 +44,7 @@ _PER_SENDER, _IN_ALL = 16, 64  # messages held for one colony
 _BYTES = 4_000_000  # ... and their bytes, a quarter of it from one sender
 _PAGE = 2_000_000  # bytes handed out at once
 _PART = 1_000_000  # bytes of an answer in one message
-_LONGEST = 8_000_000  # bytes of an answer
+_LONGEST = SIZES[Kind.OUTCOMES].bytes  # of an answer
 _SLOTS = 64  # messages that a collector works on at a time
 _PATIENCE = 60.0  # seconds until a mailbox that refused is asked again
 

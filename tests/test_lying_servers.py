@@ -6,6 +6,7 @@ What a signed message may cost is in `test_sizes`.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 import tracemalloc
@@ -30,7 +31,7 @@ from node.http_client import ask, read_body
 from node.identity import PrivateKey
 from tests.flooder import announcement
 from tests.lying import BOMB_SIZE, ENCODED, LyingColony, Said, bomb, knows, peak, serve_lies
-from tests.support import Daemon, until
+from tests.support import REPOSITORY, Daemon, until
 
 Make = Callable[..., Daemon]
 _ROOM = 40 * 2**20  # bytes that a daemon may grow by in a test anyway
@@ -256,3 +257,15 @@ async def test_nothing_is_sent_to_who_answers_the_handshake_only(
     liar = await LyingColony(tmp_path / "liar").start(nursery)
     await fetch_certificate("127.0.0.1", liar.port)
     assert liar.heard == []
+
+
+def test_clients_are_made_in_one_place() -> None:
+    """A new one can't forget to refuse codings."""
+    made = re.compile(r"httpx\.(AsyncClient|Client|get|post|put|request|stream)\(|urllib\.request")
+    found = {
+        str(path.relative_to(REPOSITORY))
+        for package in ("cli", "federation", "node")
+        for path in (REPOSITORY / package).rglob("*.py")
+        if made.search(path.read_text())
+    }
+    assert found == {"node/http_client.py"}

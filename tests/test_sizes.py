@@ -44,10 +44,12 @@ from federation.sealing import Sealer
 from federation.sizes import ANSWERS, QUICK, SIZES
 from federation.transport import Answer, Link, Lost
 from node.identity import PrivateKey
-from node.model import Executor, ExecutorState, Function
+from node.model import Executor, ExecutorState, Function, State
 from node.rpc.table import MAX_DEPTH, depth_of
+from tests.colonies import world
 from tests.lying import LyingColony, Said, knows, peak
 from tests.support import Daemon, until
+from tests.test_rotation import friends
 
 KEY = PrivateKey.generate()
 ME = PrivateKey.generate()
@@ -251,6 +253,18 @@ def test_a_statement_of_a_very_large_colony_fits() -> None:
     assert len(found) == 64
     assert len(payload) + 500 < SIZES[Kind.CAPABILITIES].bytes
     assert load(payload, Capabilities).types == found
+
+
+async def test_an_end_that_is_too_large_to_be_sent_is_told_as_one(tmp_path: Path) -> None:
+    """A control character takes a byte in the store, and six in JSON."""
+    async with world(tmp_path) as colonies:
+        ant, bee = await friends(colonies, "ant", "bee")
+        with trio.fail_after(60):
+            pid = await ant.submit("bee")
+            await bee.work("\x01" * 700_000)
+            process = await ant.closed(pid)
+            assert (process.state, process.output) == (State.FAILED, [])
+            assert "too large to be sent" in process.errors[0]
 
 
 # -- JSON ------------------------------------------------------------------------------------------
