@@ -19,9 +19,13 @@ from typing import Any
 import httpx
 import trio
 
+from node.http_client import TooLong, ask, http_client
 from node.identity import PrivateKey, sign_payload
 
-__all__ = ["Client", "RpcError", "Unreachable"]
+__all__ = ["LONGEST_REPLY", "Client", "RpcError", "Unreachable"]
+
+LONGEST_REPLY = 256 << 20  # bytes of one reply: a listing of what a store of 2 GiB may hold
+_LONGEST_HEALTH = 65_536
 
 _UNSIGNED = frozenset({"versionmsg", "getserverinfomsg"})
 _RESEND_PAUSE = 0.2  # seconds before the first repeat of an envelope; doubles
@@ -55,9 +59,7 @@ class Client:
         self.url = url.rstrip("/")
         # Reading the authorities' certificates takes longer than most calls.
         self.verify = False if self.url.lower().startswith("http://") else verify
-        # trust_env off: a proxy variable must not divert calls to a local daemon.
-        self._http = httpx.AsyncClient(
-            trust_env=False,
+        self._http = http_client(
             verify=self.verify,
             limits=httpx.Limits(max_connections=128, keepalive_expiry=30.0),
         )
@@ -108,7 +110,8 @@ class Client:
         """
         try:
             with trio.fail_after(timeout):
-                return (await self._http.get(f"{self.url}/health")).status_code
+                url = f"{self.url}/health"
+                return (await ask(self._http, "GET", url, limit=_LONGEST_HEALTH)).status_code
         except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError) as error:
             raise Unreachable(f"{self.url}: {_reason(error)}", sent=False) from error
 
@@ -116,14 +119,20 @@ class Client:
         limits = httpx.Timeout(timeout, connect=min(timeout, 5.0))
         try:
             with trio.fail_after(timeout):
-                reply = await self._http.post(
+                reply = await ask(
+                    self._http,
+                    "POST",
                     f"{self.url}/api",
+                    limit=LONGEST_REPLY,
                     content=body,
                     headers={"content-type": "application/json"},
                     timeout=limits,
                 )
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise Unreachable(f"{self.url}: {_reason(error)}", sent=False) from error
+        except TooLong as error:
+            message = f"{payloadtype}: {error}; ask for fewer at a time (--count)"
+            raise RpcError(502, message) from None
         except (httpx.TransportError, trio.TooSlowError) as error:
             raise Unreachable(f"{self.url}: {_reason(error)}", sent=True) from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:

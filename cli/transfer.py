@@ -7,6 +7,7 @@ against the checksum the colony has. Which files are moved is decided in `cli.fi
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -23,6 +24,7 @@ import trio
 from cli.client import Client, RpcError, Unreachable, decode
 from cli.session import Failure
 from cli.terminal import printable
+from node.http_client import ask, http_client, read_body
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -34,6 +36,7 @@ _ATTEMPTS = 6  # tries without progress before a transfer is given up
 _PAUSE = 0.2  # seconds before the second try; doubles
 _QUIET = 30.0  # seconds without a byte after which a connection counts as lost
 _SLOWEST = 20e6  # bytes a second at which a daemon hashes and syncs what has arrived
+_ANSWER = 1 << 20  # bytes of an answer that is no file
 _SHOWN = 4 << 20  # bytes from which on a transfer shows its progress
 
 Meter = Callable[[int], None]
@@ -115,6 +118,8 @@ async def fetch(
                 try:
                     async with aclosing(store.get(file, done)) as chunks:
                         async for chunk in chunks:
+                            if done + len(chunk) > size:
+                                raise Failure(f"{file['name']}: more than its {size} bytes come")
                             await out.write(chunk)
                             hashed.update(chunk)
                             done += len(chunk)
@@ -172,7 +177,7 @@ class DaemonStore:
         self._client = client
         self._colony = colony
         self._key = key
-        self._http = httpx.AsyncClient(trust_env=False, verify=client.verify)
+        self._http = http_client(verify=client.verify)
 
     async def __aenter__(self) -> DaemonStore:
         await self._http.__aenter__()
@@ -230,14 +235,17 @@ class DaemonStore:
         span = f"{offset}-{offset + len(part) - 1}" if part else "*"
         # The last part is answered when all is hashed and on the disk.
         patience = httpx.Timeout(_QUIET + size / _SLOWEST, connect=5.0)
-        answer = await self._http.put(
+        answer = await ask(
+            self._http,
+            "PUT",
             self._client.url + ticket["url"],
+            limit=_ANSWER,
             content=part,
             headers={"content-range": f"bytes {span}/{size}"},
             timeout=patience,
         )
         if answer.status_code == 200:
-            reply = answer.json()
+            reply = json.loads(answer.content)
             return int(reply["offset"]), bool(reply["complete"])
         reached = answer.headers.get("upload-offset", "")
         if answer.status_code == 409 and reached.isdigit() and int(reached) != offset:
@@ -259,8 +267,9 @@ class DaemonStore:
         url = self._client.url + ticket["url"]
         async with self._http.stream("GET", url, headers=headers, timeout=_QUIET) as answer:
             if answer.status_code != (206 if offset else 200):
-                decode("GET", max(answer.status_code, 400), await answer.aread())
-            async for chunk in answer.aiter_bytes():
+                body = await read_body(answer, _ANSWER)
+                decode("GET", max(answer.status_code, 400), body)
+            async for chunk in answer.aiter_raw():
                 yield chunk
 
 

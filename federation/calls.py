@@ -21,6 +21,7 @@ from federation import (
 )
 from federation.clocks import Clock
 from federation.envelope import Kind, Refused, inspect
+from federation.foreign_json import apart
 from federation.messages import Outcome, load
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known
@@ -344,6 +345,12 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
         found = await federation.client.get(federation.keys.apart(forward.processid))
         sealed = found.value if found else b""
     issuer, key = testimony.signer(federation.peers, sealed, forward.peer)
+    steps = await apart(
+        sealed,
+        lambda data: chains.trace(
+            data, issuer, key, federation.sealer.ids, peers.ids, forward.request
+        ),
+    )
     return [
         {
             "issuer": step.issuer,
@@ -354,9 +361,7 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
             "processid": step.outcome.localpid if step.outcome else "",
             "state": step.outcome.state if step.outcome else -1,
         }
-        for step in chains.trace(
-            sealed, issuer, key, federation.sealer.ids, peers.ids, forward.request
-        )
+        for step in steps
     ]
 
 
@@ -373,7 +378,7 @@ async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]
         raise missing(f"process {processid} did not come from another colony")
     peers = federation.peers
     issuer, key = testimony.signer(federation.peers, found.value, loaded[0].origin)
-    hops, valid = relays.way(found.value, issuer, key)
+    hops, valid = await apart(found.value, lambda data: relays.way(data, issuer, key))
     return [
         {
             "issuer": hop.issuer,

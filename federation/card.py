@@ -35,6 +35,7 @@ _MAX_VERSIONS = 16
 _MAX_MAILBOXES = 4
 _MAX_SEQUENCE = 2**63 - 1
 _ANY = "any"  # what routes call all peers
+_ITEMS = 256
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _ENDPOINT = re.compile(r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})")
 _ID = _FINGERPRINT
@@ -141,7 +142,7 @@ def newer(old: Card | None, new: Card) -> bool:
 
 def _parse(payload: bytes, issuer: str, expires: int) -> Card:
     try:
-        body = cbor.decode(payload, depth=2)
+        body = cbor.decode(payload, depth=2, items=_ITEMS)
     except cbor.CborError as error:
         raise Refused("malformed", f"card: {error}") from None
     if not isinstance(body, dict) or not body.keys() >= _KEYS:

@@ -14,6 +14,7 @@ import trio
 
 from federation import outbox, relays
 from federation.envelope import Kind, Refused, inspect
+from federation.foreign_json import apart
 from federation.ledger import Entry, Ledger
 from federation.messages import Cancel, Carried, Receipt, Submit, load
 from federation.outbox import Forward
@@ -285,7 +286,10 @@ class Delivery:
             raise Refused("malformed", "the submission that asked for it is gone")
         issuer = inspect(received.value, limit=len(received.value)).issuer
         known = {issuer: ledger.peers.public_key(issuer) or b""}
-        return relays.passed_on(received.value, forward.processid, forward.attempt, beyond, known)
+        return await apart(
+            received.value,
+            lambda data: relays.passed_on(data, forward.processid, forward.attempt, beyond, known),
+        )
 
     # -- deadlines ---------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from federation.card import CARD_LIMIT, VERSION, Card, open_card
+from federation.card import VERSION, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.heirs import succeed
 from federation.hints import source_of
@@ -24,6 +24,7 @@ from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
 from federation.refusals import Refusal, refusal_of
 from federation.refusing import keep
 from federation.sealing import Sealer
+from federation.sizes import SIZES
 from federation.succession import prove
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
@@ -34,15 +35,11 @@ Action = Callable[[Opened, bytes], Awaitable[bytes]]
 
 __all__ = ["BROUGHT", "MAX_BODY", "Gate", "is_near"]
 
-MAX_BODY = 1_500_000  # bytes of one message
+MAX_BODY = SIZES[Kind.SUBMIT].bytes  # of one message, of whatever kind
 BROUGHT = ""  # the host that a message came from which a mailbox held
-_HELLO_LIMIT = CARD_LIMIT + 1024 + 8 * 4096
 # Where version 1 of the protocol had forwards: its answers name ids only, and prove too little.
 _FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
 _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card
-# Bytes, of the kinds with a limit of their own.
-_LIMITS = {Kind.HELLO: _HELLO_LIMIT, Kind.JOIN: _HELLO_LIMIT, Kind.CAPABILITIES: 65_536}
-_LIMITS[Kind.INTRODUCTIONS] = 64 * (CARD_LIMIT + 64)
 
 log = get_logger("gate")
 
@@ -154,7 +151,7 @@ class Gate:
         kind, action = self._calls[request.path]
         if request.method != "POST":
             raise Refusal(405, "method", "POST an envelope")
-        limit = _LIMITS.get(kind, self.max_body)
+        limit = min(SIZES[kind].bytes, self.max_body)
         if len(request.body) > limit:
             raise Refusal(413, "too_large", f"{len(request.body)} bytes; at most {limit} here")
         if kind is Kind.JOIN and self.invitations is not None:
@@ -224,7 +221,7 @@ class Gate:
 
     def _card_in(self, body: bytes) -> Card:
         """The card that a hello brings, so that a colony we cannot reach can introduce itself."""
-        seen = inspect(body, limit=_HELLO_LIMIT)
+        seen = inspect(body, limit=SIZES[Kind.HELLO].bytes)
         data = load(seen.payload, Hello).card
         card = open_card(data, self.sealer.seconds, high_water=self.high_water())
         if card.id != seen.issuer:

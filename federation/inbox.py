@@ -13,10 +13,11 @@ import msgspec
 import trio
 
 from federation import relays
-from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
+from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
+from federation.foreign_json import apart, require_bounded
 from federation.keys import Keys
 from federation.markers import Marker, request_in
-from federation.messages import Cancel, Receipt, Submit, load
+from federation.messages import Cancel, Receipt, Submit, load, load_large
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, onward
@@ -31,7 +32,7 @@ from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Pu
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process
 from node.processes import Processes
-from node.rpc.table import MAX_DEPTH, depth_of, prune
+from node.rpc.table import prune
 from node.store import processes as store
 from node.submission import build_process
 
@@ -43,11 +44,9 @@ _TRIES = 5
 def parse_spec(data: bytes) -> FunctionSpec:
     """Read a function spec. Raises Refusal (bad_spec)."""
     try:
-        value = msgspec.json.decode(data)
-        if depth_of(value) > MAX_DEPTH:
-            raise Refusal(400, "bad_spec", f"nested deeper than {MAX_DEPTH}")
-        return msgspec.convert(prune(value), FunctionSpec)
-    except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:
+        require_bounded(data)
+        return msgspec.convert(prune(msgspec.json.decode(data)), FunctionSpec)
+    except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
         raise Refusal(400, "bad_spec", f"spec: {error}") from None
 
 
@@ -56,10 +55,9 @@ def parse_input(data: bytes) -> list[Any]:
     if not data:
         return []
     try:
+        require_bounded(data)
         value: list[Any] = msgspec.json.decode(data, type=list)
-        if depth_of(value) > MAX_DEPTH:
-            raise Refusal(400, "bad_input", f"input: nested deeper than {MAX_DEPTH}")
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
         raise Refusal(400, "bad_input", f"input: {error}") from None
     return value
 
@@ -133,15 +131,20 @@ class Inbox:
 
     async def accept(self, opened: Opened, data: bytes) -> bytes:
         """Take a process in, once. Returns the sealed receipt, the first one on a repeat."""
-        submit = load(opened.payload, Submit)
+        submit = await load_large(opened.payload, Submit)
         try:
             outer = msgspec.structs.replace(opened, issuer=opened.wire)
-            asked = relays.unwrap(outer, submit, self.sealer.ids, len(data), self._same)
+            asked = await apart(
+                submit.inner,
+                lambda _: relays.unwrap(outer, submit, self.sealer.ids, len(data), self._same),
+            )
         except BadPath as error:
             raise Refusal(400, error.code, error.message) from None
         if any(self.peers.state(each) == BLOCKED for each in asked.ids):
             raise Refusal(403, "blocked", "this colony blocks one that the process was in")
-        process = self._build(opened, submit, asked)
+        spec = await apart(asked.first.spec, parse_spec)
+        given = await apart(asked.first.input, parse_input)
+        process = self._build(opened, submit, asked, spec, given)
         forbidden = self._enter(opened.issuer, process, submit, len(data))
         if forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
@@ -280,8 +283,14 @@ class Inbox:
             receipt = msgspec.structs.replace(receipt, asked=request.digest, origin=request.origin)
         return self.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=seen.cti)
 
-    def _build(self, opened: Opened, submit: Submit, asked: Asked) -> Process:
-        spec = parse_spec(asked.first.spec)
+    def _build(
+        self,
+        opened: Opened,
+        submit: Submit,
+        asked: Asked,
+        spec: FunctionSpec,
+        given: list[Any],
+    ) -> Process:
         target, peer = submit.target if submit.path else spec.conditions.colonyname, ""
         if relays.is_mine(target, self.home, self.sealer.ids):
             target = self.home
@@ -302,7 +311,7 @@ class Inbox:
             )
         except RpcError as error:
             raise Refusal(400, "bad_spec", error.message) from None
-        process.input = parse_input(asked.first.input)
+        process.input = given
         policy, taken = self.peers.policy(opened.issuer), len(submit.path) + 1
         if onward(policy, hops=taken, limit=submit.hops) is None:
             process.hops = min(submit.hops, policy.max_hops) - taken

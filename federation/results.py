@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import trio
@@ -15,11 +16,13 @@ import trio
 from federation import chains, outbox, relays, testimony
 from federation.envelope import Kind, Opened, Refused, open_envelope
 from federation.following import Follower
+from federation.foreign_json import apart, require_bounded
 from federation.ledger import Ledger
 from federation.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
 from federation.outbox import Forward
 from federation.relays import Request
 from federation.sealing import Sealer
+from federation.sizes import SIZES
 from federation.transport import Later, Link, TransportError
 from node.codec import pack, unpack
 from node.errors import RpcError
@@ -27,7 +30,6 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, Op, Put, Txn
 from node.log import get_logger
 from node.model import Process, State
-from node.rpc.table import MAX_DEPTH, depth_of
 from node.store import processes as store
 
 __all__ = ["Results"]
@@ -35,8 +37,6 @@ __all__ = ["Results"]
 _POLL = 30  # seconds
 _VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between looks at a peer that should owe nothing
-_OUTCOME_LIMIT = 8_000_000  # bytes
-
 _EVIDENCE = 65_536  # bytes of a malformed outcome that are kept with what became of it
 
 log = get_logger("results")
@@ -134,15 +134,7 @@ class Results:
 
         There is `more` to be told of these processes, or (None) of any.
         """
-        opened = open_envelope(
-            sealed,
-            kind=Kind.OUTCOME,
-            audience=self.sealer.ids,
-            now=link.seconds,
-            keys=link.key_of,
-            limit=_OUTCOME_LIMIT,
-            high_water=link.highest,
-        )
+        opened = await apart(sealed, partial(self._open, link))
         problem = False
         about = load(opened.payload, _About)
         key = self.ledger.keys.forward(link.id, about.pid)
@@ -152,7 +144,7 @@ class Results:
         fits = forward is not None and forward.attempt == about.attempt
         try:
             outcome = await self._told(link, opened, sealed, forward if fits else None)
-            output = _output(outcome.out)
+            output = await apart(outcome.out, _output)
         except Refused as refused:
             # Signed by the peer: no repeat of it can be better.
             outcome, output, problem = self._nonsense(link, about, refused), [], True
@@ -209,6 +201,17 @@ class Results:
                 self.ledger.entries.pop(outcome.pid, None)
         return outcome.pid
 
+    def _open(self, link: Link, sealed: bytes) -> Opened:
+        return open_envelope(
+            sealed,
+            kind=Kind.OUTCOME,
+            audience=self.sealer.ids,
+            now=link.seconds,
+            keys=link.key_of,
+            limit=SIZES[Kind.OUTCOME].bytes,
+            high_water=link.highest,
+        )
+
     def _nonsense(self, link: Link, about: _About, refused: Refused) -> Outcome:
         """What follows from a malformed outcome that the peer signed: the process failed."""
         self.broken += 1
@@ -240,8 +243,11 @@ class Results:
             problem = chains.unbound(outcome, request) if request else ""
         else:
             key = link.key_of(opened.issuer) or b""
-            steps = chains.trace(
-                sealed, opened.issuer, key, self.sealer.ids, ledger.peers.ids, request
+            steps = await apart(
+                sealed,
+                lambda data: chains.trace(
+                    data, opened.issuer, key, self.sealer.ids, ledger.peers.ids, request
+                ),
             )
             meant = testimony.meant(ledger, known[0], forward, wanted) if known else {}
             told, problem = chains.conclusion(steps, wanted, meant)
@@ -342,10 +348,11 @@ def _failure(outcome: Outcome, *errors: str) -> Outcome:
 
 def _output(data: bytes) -> list[object]:
     try:
+        # Deeper, the store would take it and never give the process back.
+        require_bounded(data)
         value: list[object] = msgspec.json.decode(data, type=list)
+    except Refused as refused:
+        raise Refused("malformed", f"outcome: {refused.message}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("malformed", f"outcome: {error}") from None
-    # Deeper, the store would take it and never give the process back.
-    if depth_of(value) > MAX_DEPTH:
-        raise Refused("malformed", f"outcome: nested deeper than {MAX_DEPTH}")
     return value

@@ -138,6 +138,7 @@ class Known:
     source: str = ""  # the host that its card came from, while it is a stranger
     sighted: list[str] = field(default_factory=list)  # "host:port" hints, newest first
     proven: list[str] = field(default_factory=list)  # where it was, latest first
+    given: list[str] = field(default_factory=list)  # the owner's word
     clock: Clock = field(default_factory=Clock)
     introduced: dict[str, int] = field(default_factory=dict)  # hops, by the id of the introducer
     met: bool = False  # it spoke to us, or we to it
@@ -145,11 +146,16 @@ class Known:
 
     def addresses(self) -> list[str]:
         """Where to try, best first."""
-        return list(dict.fromkeys([*self.proven, *self.sighted, *self.peer.endpoints]))
+        return list(dict.fromkeys([*self.proven, *self.given, *self.sighted, *self.peer.endpoints]))
 
     def sight(self, address: str) -> None:
         """Somebody says that it is at an address: after all where it has been."""
         self.sighted = [address, *(at for at in self.sighted if at != address)][:_MAX_ADDRESSES]
+
+    def give(self, address: str) -> None:
+        """The owner says that it is at an address: it is tried, wherever it leads."""
+        if address not in self.given:
+            self.given = [address, *self.given][:_MAX_PROVEN]
 
     def prove(self, address: str) -> None:
         """It was at an address."""
