@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import msgspec
+import trio
 
+from federation.admission import Admission
 from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
-from federation.heirs import succeed
+from federation.heirs import follow
 from federation.hints import source_of
 from federation.inbox import Inbox
 from federation.invitations import Invitations
@@ -24,7 +26,8 @@ from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
 from federation.refusals import Refusal, refusal_of
 from federation.refusing import keep
 from federation.sealing import Sealer
-from federation.succession import prove
+from federation.sparing import Sparing
+from federation.tokens import KNOCK
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
@@ -87,6 +90,8 @@ class Gate:
     invitations: Invitations | None = None
     successors: Callable[[], list[Successor]] = list
     counters: Counter[str] = field(default_factory=Counter)
+    admission: Admission = field(default_factory=Admission)
+    _sparing: Sparing = field(default_factory=Sparing)
 
     async def handle(self, request: Request) -> Response:
         """Answer one request. Never raises for what a peer did."""
@@ -95,7 +100,9 @@ class Gate:
         except Refused as refused:
             return self._refuse(refusal_of(refused), request)
         except Refusal as refusal:
-            return self._refuse(refusal, request)
+            # What is refused without a look at its signature is not worth one of ours either.
+            unsigned = refusal.code == "stranger_rate"
+            return self._refuse(refusal, None if unsigned else request)
         except (EtcdError, RpcError) as error:
             log.warning("the store did not answer", error=error)
             return self._refuse(Refusal(503, "busy", "the store did not answer", again=2))
@@ -148,17 +155,9 @@ class Gate:
         if len(request.body) > limit:
             raise Refusal(413, "too_large", f"{len(request.body)} bytes; at most {limit} here")
         if kind is Kind.JOIN and self.invitations is not None:
-            self.invitations.knock(request.remote)
-        card = self._card_in(request.body) if kind in _INTRODUCING else None
-        opened = open_envelope(
-            request.body,
-            kind=kind,
-            audience=self.sealer.ids,
-            now=self.sealer.seconds,
-            keys=lambda issuer: self._key(issuer, card),
-            limit=limit,
-            high_water=self.high_water(),
-        )
+            self.invitations.knock(request.remote, request.headers.get(KNOCK, ""), request.body)
+        card = self._card_in(request, kind) if kind in _INTRODUCING else None
+        opened = self._open(request, kind, limit, card)
         if card is not None and kind is Kind.HELLO:
             hello = load(opened.payload, Hello)
             await self._follow(hello)
@@ -176,6 +175,52 @@ class Gate:
             raise
         self.counters[f"ok_{kind.value}"] += 1
         return Response(200, answer, "application/cose")
+
+    def _open(self, request: Request, kind: Kind, limit: int, card: Card | None) -> Opened:
+        """Check a message, after counting it if it comes from a colony that is not trusted."""
+        name, mistakes = "", True
+
+        def key_of(issuer: str) -> bytes | None:
+            nonlocal name, mistakes
+            if card is None:
+                mistakes = self._admit(issuer, request)
+            name = self._trusted(issuer)
+            return self._key(issuer, card)
+
+        try:
+            opened = open_envelope(
+                request.body,
+                kind=kind,
+                audience=self.sealer.ids,
+                now=self.sealer.seconds,
+                keys=key_of,
+                limit=limit,
+                high_water=self.high_water(),
+                explain=lambda: mistakes,
+            )
+        except Refused as refused:
+            if name and refused.code in ("bad_signature", "wrong_kind"):
+                self.admission.failed(name, request.remote, trio.current_time())
+            raise
+        if name:
+            self.admission.held(name, request.remote)
+        return opened
+
+    def _trusted(self, issuer: str) -> str:
+        """The id under which a trusted colony is kept, "" for others."""
+        trusted = self.peers.state(issuer) == TRUSTED
+        return self.peers.roster.root(issuer) if trusted else ""
+
+    def _admit(self, issuer: str, request: Request) -> bool:
+        """Whether the mistake is looked for in a message that names its sender.
+
+        Raises Refusal (stranger_rate) before anything is checked.
+        """
+        now = trio.current_time()
+        if name := self._trusted(issuer):
+            return self.admission.trusted(name, request.remote, now)
+        self.admission.stranger(request.remote, now)
+        return True
 
     @property
     def _calls(self) -> dict[str, tuple[Kind, Action]]:
@@ -195,26 +240,28 @@ class Gate:
 
     async def _follow(self, hello: Hello) -> None:
         """Take note that a peer has another key now, before its card is that of a stranger."""
-        for each in hello.successors:
-            try:
-                await succeed(self.peers, prove(each), self.sealer.seconds)
-            except Usurped as error:
-                log.warning("succession refused", why=error)
-                raise Refusal(409, "usurped", str(error)) from None
+        try:
+            await follow(self.peers, hello.successors, self.sealer.seconds)
+        except Usurped as error:
+            if (more := self._sparing.line(trio.current_time())) is not None:
+                log.warning("succession refused", why=error, **more)
+            raise Refusal(409, "usurped", str(error)) from None
 
     def _key(self, issuer: str, card: Card | None) -> bytes | None:
         entry = self.peers.get(issuer)
         known = entry.peer.key_of(issuer, self.sealer.seconds) if entry else None
-        if known is None and entry is not None and issuer in entry.peer.ids[1:]:
+        if known is None and entry is not None and issuer != entry.peer.wire:
             now_is = entry.peer.wire[:12]
             raise Refusal(401, "superseded", f"this key was replaced; the colony is {now_is}")
         if known is None and card is not None and card.id == issuer:
             return card.public_key
         return known
 
-    def _card_in(self, body: bytes) -> Card:
+    def _card_in(self, request: Request, kind: Kind) -> Card:
         """The card that a hello brings, so that a colony we cannot reach can introduce itself."""
-        seen = inspect(body, limit=_HELLO_LIMIT)
+        seen = inspect(request.body, limit=_HELLO_LIMIT)
+        if kind is not Kind.JOIN:
+            self._admit(seen.issuer, request)
         data = load(seen.payload, Hello).card
         card = open_card(data, self.sealer.seconds, high_water=self.high_water())
         if card.id != seen.issuer:

@@ -153,22 +153,27 @@ def onward(policy: Policy, *, hops: int, limit: int) -> Breach | None:
 
 @dataclass
 class Bucket:
-    """Holds one minute's worth of submissions, full at first; times in seconds of one clock."""
+    """Holds one period's worth of something, full at first; times in seconds of one clock."""
 
     level: float | None = None
     at: float = 0.0
+    period: float = 60.0
 
-    def take(self, rate: int, now: float) -> float:
-        """Take one of `rate` a minute. 0 when it was there, else the seconds until it is."""
+    def take(self, rate: int, now: float, count: float = 1.0) -> float:
+        """Take `count` of `rate` a period. 0 when they were there, else the seconds until they are.
+
+        A full bucket gives more than it holds, and is empty then.
+        """
         before = float(rate) if self.level is None else self.level
         elapsed = max(0.0, now - self.at)
-        self.level = min(float(rate), before + elapsed * rate / 60)
+        self.level = min(float(rate), before + elapsed * rate / self.period)
         self.at = now
+        count = min(count, float(rate))
         # Without the margin, rounding could send a peer away that came exactly when told to.
-        if self.level >= 1 - 1e-6:
-            self.level = max(0.0, self.level - 1)
+        if self.level >= count - 1e-6:
+            self.level = max(0.0, self.level - count)
             return 0.0
-        return (1 - self.level) * 60 / rate
+        return (count - self.level) * self.period / rate
 
     def put_back(self) -> None:
         """What was taken was not used."""

@@ -277,6 +277,7 @@ class Federation:
         self.peers.former = self.sealer.former
         await self.peers.load()
         await self.inbox.owing.load()
+        await self.invitations.load()
         await self.ledger.load()
         await self.results.follower.load()
 
@@ -296,6 +297,7 @@ class Federation:
     async def _keep_clock(self) -> None:
         await self.upkeep.keep_clock()
         await self.peers.look_again()
+        await self.invitations.load()
         self.introducer.prune()
         if await self.portrait.moved():
             self.greeter.greet_all()
