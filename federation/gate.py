@@ -9,6 +9,7 @@ import hashlib
 import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
@@ -161,14 +162,20 @@ class Gate:
         if card is not None and kind is Kind.HELLO:
             hello = load(opened.payload, Hello)
             await self._follow(hello)
+            self._count_card(card)
             near, source = is_near(request.remote), source_of(request.remote)
             await self.peers.learn(card, hello.card, near=near, source=source)
         root = self.peers.roster.root(opened.issuer)
         if root != opened.issuer and kind is not Kind.JOIN:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
         self._demand_trust(opened.issuer, joining=kind is Kind.JOIN)
+        if kind is Kind.JOIN:
+            counted: AbstractContextManager[None] = nullcontext()
+        else:
+            counted = self.inbox.accounts.message(opened.issuer, kind)
         try:
-            answer = await action(opened, request.body)
+            with counted:
+                answer = await action(opened, request.body)
         except Refusal as refusal:
             if kind is Kind.SUBMIT and request.remote == BROUGHT:
                 refusal.kept = await keep(self.inbox, opened, refusal)
@@ -237,6 +244,14 @@ class Gate:
             "/v1/files": (Kind.FETCH, self.files),
             "/v1/introductions": (Kind.INTRODUCTIONS, self.introductions),
         }
+
+    def _count_card(self, card: Card) -> None:
+        """A newer card of a trusted colony is written. Raises Refusal (card_rate)."""
+        entry = self.peers.get(card.id)
+        if entry is None or entry.peer.state != TRUSTED or card.id != entry.peer.wire:
+            return
+        if card.sequence > entry.peer.sequence:
+            self.inbox.accounts.card(entry.peer.id)
 
     async def _follow(self, hello: Hello) -> None:
         """Take note that a peer has another key now, before its card is that of a stranger."""

@@ -13,9 +13,10 @@ import msgspec
 import trio
 
 from federation import relays
+from federation.accounts import Accounts, Stock, pages
 from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.keys import Keys
-from federation.markers import Marker
+from federation.markers import SAID, Marker
 from federation.messages import Cancel, Receipt, Submit, load
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
@@ -25,7 +26,7 @@ from federation.relays import Asked, BadPath, local_id
 from federation.sealing import Sealer, cti_of
 from node.codec import pack, unpack
 from node.errors import RpcError
-from node.etcd.client import EtcdClient
+from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Put, Txn
 from node.hooks import Addition
@@ -38,6 +39,10 @@ from node.submission import build_process
 __all__ = ["Inbox"]
 
 _TRIES = 5
+_MARKER = 1300  # bytes of a marker with its key, about
+_PROCESS = 1500  # bytes of a process beside its spec, about
+_LOOKED_FOR = 10_000  # processes of crowded colonies that a sweep looks for, at most
+_MANY = 40  # together
 
 
 def parse_spec(data: bytes) -> FunctionSpec:
@@ -94,9 +99,11 @@ class Inbox:
     way_to: Callable[[str, Sequence[str]], str] = _nowhere
     relayed: Callable[[str], int] = _none
     owing: Owing = field(init=False)
+    accounts: Accounts = field(init=False)
     bring: Callable[[Opened, Submit, Submit, Process], Awaitable[None]] = _no_files
 
     def __post_init__(self) -> None:
+        self.accounts = Accounts(self.peers)
         self.owing = Owing(
             self.home, self.sealer, self.client, self.processes, self.peers, self.keys
         )
@@ -142,7 +149,8 @@ class Inbox:
         if any(self.peers.state(each) == BLOCKED for each in asked.ids):
             raise Refusal(403, "blocked", "this colony blocks one that the process was in")
         process = self._build(opened, submit, asked)
-        forbidden = self._enter(opened.issuer, process, submit, len(data))
+        left = _left_by(asked.first, len(data))
+        forbidden = self._enter(opened.issuer, process, submit, len(data), left)
         if forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
             marker = await self._marker(opened, submit)
@@ -159,10 +167,15 @@ class Inbox:
                 fresh = False
                 await self.bring(opened, submit, asked.first, process)
                 fresh = True
-            answer, fresh = await self._take_in(opened, data, submit, process)
+            answer, fresh = await self._take_in(opened, data, submit, process, left)
+        except Refusal as refusal:
+            fresh = refusal.status >= 500
+            raise
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
             self.meter.leave(opened.issuer, used=fresh)
+            if not fresh:
+                self.accounts.give_back(opened.issuer, left + _MARKER)
         return answer
 
     async def _marker(self, opened: Opened, submit: Submit) -> Marker | None:
@@ -175,8 +188,12 @@ class Inbox:
         """Whether two ids are of one colony, as far as we know."""
         return self.peers.roster.root(one) == self.peers.roster.root(other)
 
-    def _enter(self, issuer: str, process: Process, submit: Submit, size: int) -> Breach | None:
+    def _enter(
+        self, issuer: str, process: Process, submit: Submit, size: int, left: int
+    ) -> Breach | None:
         """Hold a place for a submission, or say what the policy has against it.
+
+        `left` is how many bytes it leaves beside its marker.
 
         What waits is counted by the node's index, which the watch rebuilds. A counter in the
         transaction would be exact for several daemons of one colony too, but each start, retry and
@@ -194,10 +211,15 @@ class Inbox:
         if problem is not None:
             return problem
         waiting = self.processes.queue.count_of(issuer) + self.relayed(issuer)
-        return self.meter.enter(issuer, policy, waiting, trio.current_time())
+        problem = self.meter.enter(issuer, policy, waiting, trio.current_time())
+        if problem is None:
+            problem = self.accounts.take(issuer, left + _MARKER)
+            if problem is not None:
+                self.meter.leave(issuer, used=False)
+        return problem
 
     async def _take_in(
-        self, opened: Opened, data: bytes, submit: Submit, process: Process
+        self, opened: Opened, data: bytes, submit: Submit, process: Process, left: int
     ) -> tuple[bytes, bool]:
         """Store marker and process, once: the receipt, and whether they are new."""
         receipt = Receipt(submit.pid, submit.attempt, "accepted", process.processid)
@@ -207,6 +229,7 @@ class Inbox:
             process.processid,
             self._receipt(opened, receipt),
             opened.expires + MAX_LIFETIME,
+            left=left,
         )
         key = self.keys.marker(opened.issuer, submit.pid)
         addition = Addition()
@@ -295,8 +318,35 @@ class Inbox:
     # -- cancel --------------------------------------------------------------------------
 
     async def cancel(self, opened: Opened, data: bytes) -> bytes:
-        """End a process, or see to it that it never begins. Returns the sealed receipt."""
+        """End a process, or see to it that it never begins. Returns the sealed receipt.
+
+        The mark of what never was here is one more thing that a colony leaves, and counts as such.
+        """
         wish = load(opened.payload, Cancel)
+        found = await self.client.get(self.keys.marker(opened.issuer, wish.pid))
+        there = unpack(found.value, Marker) if found else None
+        if there is not None and there.localpid:
+            return await self._end(opened, there, wish)
+        if there is not None and there.kept is None:
+            return self._first_receipt(there, opened)
+        full = self.accounts.tombstone(opened.issuer, _MARKER)
+        if full is not None:
+            raise Refusal(full.status, full.code, full.message, again=full.again)
+        written = False
+        try:
+            answer, written = await self._prevent(opened, wish)
+        except Refusal:
+            raise
+        except BaseException:
+            written = True  # perhaps
+            raise
+        finally:
+            if not written or there is not None:
+                self.accounts.give_back(opened.issuer, _MARKER)
+        return answer
+
+    async def _prevent(self, opened: Opened, wish: Cancel) -> tuple[bytes, bool]:
+        """See to it that a process never begins: the receipt, and whether a mark was left."""
         key, peer = self.keys.marker(opened.issuer, wish.pid), self.keys.peer(opened.issuer)
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
         marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)
@@ -306,7 +356,7 @@ class Inbox:
             txn = Txn([free, ModRevision(peer, revision)], [Put(key, pack(marker))], [Get(key)])
             result = await self.client.commit(txn)
             if result.succeeded:
-                return receipt
+                return receipt, True
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, Marker)
                 if there.kept is not None:
@@ -315,9 +365,9 @@ class Inbox:
                         free = other
                         continue
                 elif not there.localpid:
-                    return self._first_receipt(there, opened)
+                    return self._first_receipt(there, opened), False
                 else:
-                    return await self._end(opened, there, wish)
+                    return await self._end(opened, there, wish), False
             await self.peers.reload(opened.issuer)
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
@@ -335,19 +385,77 @@ class Inbox:
     # -- cleaning up -------------------------------------------------------------------------
 
     async def sweep(self) -> None:
-        """Forget markers whose time is over and whose process is done with."""
+        """Forget markers whose time is over and whose process is done with; count what there is.
+
+        Raises EtcdError.
+        """
         await self.owing.load()
-        items, _ = await self.client.range_all(self.keys.markers)
-        for item in items:
-            marker = unpack(item.value, Marker)
-            issuer, pid = item.key[len(self.keys.markers) :].split("/")
-            if marker.expires > self.sealer.seconds or pid in self.owing.owed.get(issuer, ()):
+        listed: dict[str, Stock] = {}
+        self.accounts.begin()
+        gone: list[tuple[KeyValue, Marker]] = []
+        looked = 0
+        async for items in pages(self.client, self.keys.markers):
+            for item in items:
+                marker = unpack(item.value, Marker)
+                issuer, pid = item.key[len(self.keys.markers) :].split("/")
+                over = marker.expires <= self.sealer.seconds
+                if over and pid not in self.owing.owed.get(issuer, ()):
+                    if await self._forget(item, marker, issuer, pid):
+                        continue
+                elif marker.left and self.accounts.crowded(issuer) and looked < _LOOKED_FOR:
+                    looked += 1
+                    gone.append((item, marker))
+                size = len(item.key) + len(item.value) + marker.left
+                listed.setdefault(issuer, Stock()).add(1, size)
+        await self._count_rest(listed)
+        self.accounts.counted(listed)
+        for start in range(0, len(gone), _MANY):
+            await self._lighten(gone[start : start + _MANY])
+
+    async def _forget(self, item: KeyValue, marker: Marker, issuer: str, pid: str) -> bool:
+        """Delete a marker whose time is over; False while its process is open."""
+        loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
+        if loaded and not loaded[0].closed:
+            return False
+        settled: list[Compare] = [
+            ModRevision(item.key, item.mod_revision),
+            Absent(self.keys.owed(issuer, pid)),
+        ]
+        ops = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
+        return (await self.client.commit(Txn(settled, ops))).succeeded
+
+    async def _count_rest(self, listed: dict[str, Stock]) -> None:
+        """Count what stands beside markers: what was said in channels, and files fetched."""
+        start = len(self.keys.hearings)
+        async for items in pages(self.client, self.keys.hearings):
+            for item in items:
+                issuer = item.key[start:].partition("/")[0]
+                said = unpack(item.value, dict[str, int]).get(SAID, 0)
+                listed.setdefault(issuer, Stock()).add(0, len(item.key) + len(item.value) + said)
+        start = len(self.keys.fetched_all)
+        async for items in pages(self.client, self.keys.fetched_all):
+            for item in items:
+                issuer = item.key[start:].partition("/")[0]
+                listed.setdefault(issuer, Stock()).add(1, len(item.key))
+
+    async def _lighten(self, markers: Sequence[tuple[KeyValue, Marker]]) -> None:
+        """A marker whose process left the store stands for itself only."""
+        pids = [marker.localpid for _, marker in markers]
+        there = {each.processid for each in await self.processes.load_many(self.home, pids)}
+        for item, marker in markers:
+            if marker.localpid in there:
                 continue
-            loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
-            if not loaded or loaded[0].closed:
-                gone = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
-                settled: list[Compare] = [
-                    ModRevision(item.key, item.mod_revision),
-                    Absent(self.keys.owed(issuer, pid)),
-                ]
-                await self.client.commit(Txn(settled, gone))
+            light = Put(item.key, pack(msgspec.structs.replace(marker, left=0)))
+            unchanged = ModRevision(item.key, item.mod_revision)
+            if (await self.client.commit(Txn([unchanged], [light]))).succeeded:
+                issuer = item.key[len(self.keys.markers) :].partition("/")[0]
+                self.accounts.give_back(issuer, marker.left, 0)
+
+
+def _left_by(first: Submit, size: int) -> int:
+    """How many bytes a submission leaves in the store, about: the process, itself, its files."""
+    files = sum(
+        600 + 3 * (len(each.label) + len(each.name)) + 2 * len(each.ref)
+        for each in first.files or ()
+    )
+    return 2 * size + _PROCESS + files

@@ -168,6 +168,7 @@ class Introducer:
         """Meet the colonies that a peer introduced, and forget those that it does no more."""
         cards: dict[str, tuple[Card, Introduction]] = {}
         for each in said.known:
+            await trio.lowlevel.checkpoint()  # each takes a signature check
             try:
                 card = open_card(each.card, self.sealer.seconds, high_water=self.high_water())
             except Refused as refused:

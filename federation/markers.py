@@ -9,7 +9,12 @@ import msgspec
 
 from federation.envelope import Opened
 
-__all__ = ["Kept", "Marker"]
+__all__ = ["SAID", "Kept", "Marker"]
+
+
+# In the record of how much of the channels of a process a colony told us of: how many bytes of
+# the store that took. No channel has this name.
+SAID = ""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -24,7 +29,8 @@ class Marker(msgspec.Struct, frozen=True):
     """That a process of another colony was received: the hash of the message, and our receipt.
 
     Without `localpid` it was cancelled before it came, or refused for good (`kept`). It stays until
-    `expires` (seconds) and the process is closed.
+    `expires` (seconds) and the process is closed. `left` is how many bytes stand beside it in the
+    store for the sake of the process, as estimated when it came.
     """
 
     digest: bytes
@@ -33,6 +39,7 @@ class Marker(msgspec.Struct, frozen=True):
     receipt: bytes
     expires: int
     kept: Kept | None = None
+    left: int = 0
 
     def concerns(self, opened: Opened) -> bool:
         """Whether it decides about a submission: a refusal does about the same bytes only."""

@@ -17,6 +17,9 @@ from node.etcd.transactions import Absent, Get, Put, Txn
 __all__ = ["is_final", "keep"]
 
 
+KEPT = 1000  # bytes of the mark of a refusal with its key, about
+
+
 def is_final(refusal: Refusal) -> bool:
     """Whether a repeat of the same message would be refused as well, as far as we know."""
     return refusal.status < 500 and refusal.status != 429 and refusal.code != "id_reuse"
@@ -35,6 +38,8 @@ async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
         return False
     key = inbox.keys.marker(opened.issuer, submit.pid)
     kept = Kept(refusal.status, refusal.code, refusal.message[:300])
+    if inbox.accounts.tombstone(opened.issuer, KEPT) is not None:
+        return False
     expires = opened.expires + MAX_LIFETIME
     marker = Marker(opened.digest, submit.attempt, "", b"", expires, kept)
     result = await inbox.client.commit(
@@ -42,5 +47,6 @@ async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
     )
     if result.succeeded:
         return True
+    inbox.accounts.give_back(opened.issuer, KEPT)
     there = unpack(result.responses[0][0].value, Marker)
     return there.kept is not None and there.digest == opened.digest

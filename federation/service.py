@@ -154,12 +154,14 @@ class Federation:
         self.waiting = Waiting(self.router)
         self.router.ready = self.waiting.ready
         self.depot = Depot(self.ledger, link_to=self.links_to)
+        self.depot.room = self.inbox.accounts.take
         self.gate.files, self.inbox.bring = self.depot.serve, self.depot.bring
         self.delivery.gather = self.depot.gather
         self.talker = Talker(self.ledger)
         self.gate.channels = Listener(self.inbox, now).hear
         self.inbox.owing.teller.name_of = self._name_of
         self.inbox.owing.teller.heard = self.results.follower.of
+        self.results.follower.room = self.inbox.accounts.news
         self.invitations = self.gate.invitations = Invitations(
             client, self.keys, sealer, self.peers, self.portrait, self.high_water
         )
