@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from federation.policy import Breach, Bucket
 from federation.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue
 
-__all__ = ["Accounts", "Stock", "pages"]
+__all__ = ["Accounts", "Pages", "Stock"]
 
 _PAGE = 500  # keys read at once: what follows of them must not hold up everybody else
 _AT_ONCE = 128  # messages of one colony that are worked on at a time
@@ -31,15 +31,29 @@ _FULL_AGAIN = 60  # seconds after which a colony may ask whether there is room a
 _DAY = 86_400.0
 
 
-async def pages(client: EtcdClient, prefix: str) -> AsyncIterator[list[KeyValue]]:
-    """List what is below a prefix, page by page. Raises EtcdError."""
-    start: str | None = None
-    while True:
-        listing = await client.range(prefix, limit=_PAGE, start=start)
-        yield listing.items
-        if not listing.more:
-            return
-        start = listing.items[-1].key + "\0"
+@dataclass
+class Pages:
+    """A listing of what is below a prefix, page by page: `async for items in Pages(...)`.
+
+    Not a generator, so that it may be left in the middle. Raises EtcdError.
+    """
+
+    client: EtcdClient
+    prefix: str
+    _start: str | None = None
+    _over: bool = False
+
+    def __aiter__(self) -> Pages:
+        return self
+
+    async def __anext__(self) -> list[KeyValue]:
+        if self._over:
+            raise StopAsyncIteration
+        listing = await self.client.range(self.prefix, limit=_PAGE, start=self._start)
+        self._over = not listing.more
+        if listing.more:
+            self._start = listing.items[-1].key + "\0"
+        return listing.items
 
 
 class Stock(msgspec.Struct):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from federation import outbox
-from federation.accounts import pages
+from federation.accounts import Pages
 from federation.ledger import Bell, Entry, Ledger
 from federation.markers import Marker
 from federation.outbox import Act, Forward
@@ -192,7 +192,7 @@ class Endings:
         processes, home = self.ledger.processes, self.ledger.home
         reason = f"colony {self.ledger.peers.name(peerid)}, where this came from, was blocked"
         count = 0
-        async for items in pages(client, keys.marker(peerid, "")):
+        async for items in Pages(client, keys.marker(peerid, "")):
             ids = [marker.localpid for marker in (unpack(item.value, Marker) for item in items)]
             ids = [localpid for localpid in ids if localpid]
             for start in range(0, len(ids), _MANY):

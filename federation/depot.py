@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from federation import manifest
-from federation.accounts import pages
+from federation.accounts import Pages
 from federation.envelope import Kind, Opened, inspect
 from federation.ledger import Ledger
 from federation.messages import Carried, Chunk, Fetch, Submit, load
@@ -290,7 +290,7 @@ class Depot:
         """Forget who gave us bytes that are here no more."""
         if files.vault is None:
             return
-        async for items in pages(self.ledger.client, self.ledger.keys.fetched_all):
+        async for items in Pages(self.ledger.client, self.ledger.keys.fetched_all):
             for item in items:
                 if files.vault.size_of(item.key.rpartition("/")[2]) is None:
                     await self.ledger.client.delete(item.key)

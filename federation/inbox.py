@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from federation import relays
-from federation.accounts import Accounts, Stock, pages
+from federation.accounts import Accounts, Pages, Stock
 from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.keys import Keys
 from federation.markers import SAID, Marker
@@ -394,7 +394,7 @@ class Inbox:
         self.accounts.begin()
         gone: list[tuple[KeyValue, Marker]] = []
         looked = 0
-        async for items in pages(self.client, self.keys.markers):
+        async for items in Pages(self.client, self.keys.markers):
             for item in items:
                 marker = unpack(item.value, Marker)
                 issuer, pid = item.key[len(self.keys.markers) :].split("/")
@@ -427,13 +427,13 @@ class Inbox:
     async def _count_rest(self, listed: dict[str, Stock]) -> None:
         """Count what stands beside markers: what was said in channels, and files fetched."""
         start = len(self.keys.hearings)
-        async for items in pages(self.client, self.keys.hearings):
+        async for items in Pages(self.client, self.keys.hearings):
             for item in items:
                 issuer = item.key[start:].partition("/")[0]
                 said = unpack(item.value, dict[str, int]).get(SAID, 0)
                 listed.setdefault(issuer, Stock()).add(0, len(item.key) + len(item.value) + said)
         start = len(self.keys.fetched_all)
-        async for items in pages(self.client, self.keys.fetched_all):
+        async for items in Pages(self.client, self.keys.fetched_all):
             for item in items:
                 issuer = item.key[start:].partition("/")[0]
                 listed.setdefault(issuer, Stock()).add(1, len(item.key))
