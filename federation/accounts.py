@@ -26,6 +26,8 @@ __all__ = ["Accounts", "Pages", "Stock"]
 _PAGE = 500  # keys read at once: what follows of them must not hold up everybody else
 _AT_ONCE = 128  # messages of one colony that are worked on at a time
 _WAITING = {Kind.POLL: 16, Kind.COLLECT: 96}  # of these, which may wait for long
+# Messages a minute of kinds that nobody has to send often, and that wake much.
+_RATES = {Kind.HELLO: 120, Kind.CAPABILITIES: 240}
 _CARDS = 12  # newer cards of one colony that are taken in a minute
 _FULL_AGAIN = 60  # seconds after which a colony may ask whether there is room again
 _DAY = 86_400.0
@@ -81,6 +83,7 @@ class Accounts:
     _since: dict[str, Stock] | None = None  # what came while the store is being read
     _messages: dict[str, Bucket] = field(default_factory=dict)
     _tombstones: dict[str, Bucket] = field(default_factory=dict)
+    _kinds: dict[tuple[str, Kind], Bucket] = field(default_factory=dict)
     _cards: dict[str, Bucket] = field(default_factory=dict)
     _news: dict[str, Bucket] = field(default_factory=dict)
     _under_way: Counter[tuple[str, Kind | None]] = field(default_factory=Counter)
@@ -89,13 +92,16 @@ class Accounts:
 
     @contextmanager
     def message(self, peerid: str, kind: Kind) -> Iterator[None]:
-        """Count a message, and work on it. Raises Refusal (policy_messages, peer_at_once)."""
-        limit = self.peers.policy(peerid).messages
-        if limit:
-            wait = self._messages.setdefault(peerid, Bucket()).take(limit, trio.current_time())
-            if wait:
-                text = f"more than {limit} messages a minute of your colony (policy.messages)"
-                raise Refusal(429, "policy_messages", text, again=math.ceil(wait))
+        """Count a message, and work on it.
+
+        Raises Refusal (policy_messages, peer_rate, peer_at_once).
+        """
+        self.weigh(peerid, 1)
+        if kind in _RATES:
+            bucket = self._kinds.setdefault((peerid, kind), Bucket())
+            if wait := bucket.take(_RATES[kind], trio.current_time()):
+                text = f"more than {_RATES[kind]} messages of kind {kind.value} a minute"
+                raise Refusal(429, "peer_rate", text, again=math.ceil(wait))
         bounds: dict[Kind | None, int] = {None: _AT_ONCE}
         if kind in _WAITING:
             bounds[kind] = _WAITING[kind]
@@ -112,6 +118,16 @@ class Accounts:
                 self._under_way[peerid, which] -= 1
                 if not self._under_way[peerid, which]:
                     del self._under_way[peerid, which]
+
+    def weigh(self, peerid: str, count: int) -> None:
+        """Count so many messages, or one that costs as much. Raises Refusal (policy_messages)."""
+        limit = self.peers.policy(peerid).messages
+        if not limit:
+            return
+        bucket = self._messages.setdefault(peerid, Bucket())
+        if wait := bucket.take(limit, trio.current_time(), float(count)):
+            text = f"more than {limit} messages a minute of your colony (policy.messages)"
+            raise Refusal(429, "policy_messages", text, again=math.ceil(wait))
 
     def card(self, peerid: str) -> None:
         """Count a newer card, whose writing costs more than most. Raises Refusal (card_rate)."""

@@ -107,6 +107,7 @@ class Inbox:
         self.owing = Owing(
             self.home, self.sealer, self.client, self.processes, self.peers, self.keys
         )
+        self.owing.weigh = self.accounts.weigh
 
     def removable(self, process: Process) -> str:
         """Why a process must stay, or ""."""

@@ -62,7 +62,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_running: Limit = 0
     rate: Limit = 0
     max_body: Limit = 0
-    messages: Limit = 12_000
+    messages: Limit = 20_000
     max_entries: Limit = 500_000
     max_kept: Bytes = 512 * 2**20
     forward: bool = False

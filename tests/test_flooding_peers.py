@@ -19,7 +19,7 @@ from federation.envelope import Kind
 from federation.inbox import Inbox
 from federation.mailbox import Office
 from federation.markers import Marker
-from federation.messages import Cancel, Collect, Hello, Poll, Reply, Said, Say, Successor
+from federation.messages import Cancel, Collect, Follow, Hello, Poll, Reply, Said, Say, Successor
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Policy
 from federation.sealing import Sealer
@@ -383,6 +383,25 @@ async def test_messages_of_every_kind_are_counted(lab: Lab) -> None:
     ):
         assert code(answer) == "policy_messages"
         assert b"policy.messages" in answer.body
+
+
+async def test_what_a_poll_asks_about_and_hellos_are_counted_as_well(lab: Lab) -> None:
+    """A poll about many processes costs as much as many messages; a hello wakes much."""
+    await lab.befriend()
+    await lab.peers.set_policy(lab.other.id, Policy(messages=200))
+    poll = Poll(0, [], [Follow(f"{number:064x}", 1) for number in range(128)])
+    codes = [
+        code(answer)
+        for _ in range(30)
+        if (answer := await lab.post("outcomes", Kind.POLL, poll)).status != 200
+    ]
+    assert 10 < len(codes) < 25
+    assert set(codes) == {"policy_messages"}
+    await lab.peers.set_policy(lab.other.id, Policy())
+    answers = [await lab.introduce() for _ in range(200)]
+    codes = [code(answer) for answer in answers if answer.status != 200]
+    assert len(codes) > 20
+    assert set(codes) == {"peer_rate"}
 
 
 async def test_polls_that_wait_are_bounded_and_others_go_on(lab: Lab) -> None:

@@ -137,7 +137,7 @@ async def test_a_flood_of_hellos_of_fresh_keys(make_daemon: Make) -> None:
         async def greet() -> None:
             while True:
                 took.append(await promptly(friend))
-                await trio.sleep(0.2)
+                await trio.sleep(0.6)  # not a flood of its own
 
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -224,7 +224,7 @@ async def test_a_flood_of_introductions(make_daemon: Make) -> None:
             while True:
                 took.append(await promptly(friend))
                 assert await trio.to_thread.run_sync(ant.daemon.health) == 200
-                await trio.sleep(0.2)
+                await trio.sleep(0.6)  # not a flood of its own
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(greet)
