@@ -150,7 +150,8 @@ class Inbox:
         if any(self.peers.state(each) == BLOCKED for each in asked.ids):
             raise Refusal(403, "blocked", "this colony blocks one that the process was in")
         process = self._build(opened, submit, asked)
-        left = _left_by(asked.first, len(data))
+        # One that goes on stands in the outbox as well, with what it was asked by.
+        left = _left_by(asked.first, 2 * len(data) if process.peer else len(data))
         forbidden = self._enter(opened.issuer, process, submit, len(data), left)
         if forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.

@@ -92,10 +92,12 @@ def no_dedupe(patch: pytest.MonkeyPatch) -> None:
     """A message that came before is another process."""
     take_in = Inbox._take_in
 
-    async def taken(self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any) -> Any:
+    async def taken(
+        self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any, left: int
+    ) -> Any:
         if await self.client.get(self.keys.marker(opened.issuer, submit.pid)) is not None:
             process.processid = hashlib.sha256(process.processid.encode()).hexdigest()
-        return await take_in(self, opened, data, submit, process)
+        return await take_in(self, opened, data, submit, process, left)
 
     patch.setattr(inbox, "Absent", lambda _: Absent(_NEVER))
     patch.setattr(Inbox, "_take_in", taken)
