@@ -74,12 +74,13 @@ class Stock(msgspec.Struct):
 class Accounts:
     """The accounts of all trusted colonies, by the id under which each is kept.
 
-    Room is taken before something is written, so that what is under way counts as well, and given
-    back if it was not.
+    Room is taken before something is written, so that what is under way counts as well. Each `take`
+    is followed by one `settle`, that tells whether it was written.
     """
 
     peers: Peers
     _stocks: dict[str, Stock] = field(default_factory=dict)
+    _taken: dict[str, Stock] = field(default_factory=dict)  # for what is under way
     _since: dict[str, Stock] | None = None  # what came while the store is being read
     _messages: dict[str, Bucket] = field(default_factory=dict)
     _tombstones: dict[str, Bucket] = field(default_factory=dict)
@@ -141,27 +142,48 @@ class Accounts:
     def take(self, peerid: str, size: int, entries: int = 1) -> Breach | None:
         """Take room for what is about to be written, or say why there is none."""
         policy, stock = self.peers.policy(peerid), self.stock(peerid)
-        if policy.max_entries and stock.entries + entries > policy.max_entries:
+        taken = self._taken.get(peerid) or Stock()
+        there = Stock(stock.entries + taken.entries, stock.size + taken.size)
+        if policy.max_entries and there.entries + entries > policy.max_entries:
             text = (
-                f"{stock.entries} entries of your colony are in the store here; at most "
+                f"{there.entries} entries of your colony are in the store here; at most "
                 f"{policy.max_entries} (policy.max_entries); they go some days after the end"
             )
             return Breach("policy_entries", text, 429, _FULL_AGAIN)
-        if policy.max_kept and stock.size + size > policy.max_kept:
+        if policy.max_kept and there.size + size > policy.max_kept:
             text = (
-                f"{stock.size} bytes of your colony are in the store here; at most "
+                f"{there.size} bytes of your colony are in the store here; at most "
                 f"{policy.max_kept} (policy.max_kept); they go some days after the end"
             )
             return Breach("policy_kept", text, 429, _FULL_AGAIN)
-        self._count(peerid, entries, size)
+        self._taken.setdefault(peerid, Stock()).add(entries, size)
         return None
 
-    def give_back(self, peerid: str, size: int, entries: int = 1) -> None:
-        """What room was taken for was not written."""
-        self._count(peerid, -entries, -size)
+    def settle(self, peerid: str, size: int, entries: int = 1, *, left: bool) -> None:
+        """What room was taken for is over; `left` is whether it may be in the store."""
+        taken = self._taken[peerid]
+        taken.add(-entries, -size)
+        if not taken.entries and not taken.size:
+            del self._taken[peerid]
+        if left:
+            self._count(peerid, entries, size)
+
+    def leave(self, peerid: str, size: int) -> Breach | None:
+        """Count one thing that is written at once, or say why there is no room for it."""
+        full = self.take(peerid, size)
+        if full is None:
+            self.settle(peerid, size, left=True)
+        return full
+
+    def lighten(self, peerid: str, size: int) -> None:
+        """What a marker stands for has left the store."""
+        self._count(peerid, 0, -size)
 
     def tombstone(self, peerid: str, size: int) -> Breach | None:
-        """Take room for the mark of what never was here, as often as the rate of submissions."""
+        """Take room for the mark of what never was here, as often as the rate of submissions.
+
+        As `take`.
+        """
         rate = self.peers.policy(peerid).rate
         if rate:
             wait = self._tombstones.setdefault(peerid, Bucket()).take(rate, trio.current_time())

@@ -101,9 +101,7 @@ class Gate:
         except Refused as refused:
             return self._refuse(refusal_of(refused), request)
         except Refusal as refusal:
-            # What is refused without a look at its signature is not worth one of ours either.
-            unsigned = refusal.code == "stranger_rate"
-            return self._refuse(refusal, None if unsigned else request)
+            return self._refuse(refusal, request)
         except (EtcdError, RpcError) as error:
             log.warning("the store did not answer", error=error)
             return self._refuse(Refusal(503, "busy", "the store did not answer", again=2))
@@ -120,8 +118,9 @@ class Gate:
             "clock": self.sealer.seconds,
         }
         certain = refusal.status < 500  # else the store may have taken it
-        if request is not None and request.path in SIGNED and request.method == "POST" and certain:
-            body["signed"] = self._denial(refusal, request)
+        signed = request is not None and request.path in SIGNED and request.method == "POST"
+        if request is not None and signed and certain and (by := self._denial(refusal, request)):
+            body["signed"] = by
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
@@ -130,6 +129,10 @@ class Gate:
         try:
             issuer = inspect(request.body, limit=self.max_body).issuer
         except Refused:
+            return b""
+        movable = request.path == "/v1/submit" and self.peers.get(issuer) is not None
+        if refusal.code == "stranger_rate" and not movable:
+            # Refused without a look at its signature, it is not worth one of ours either.
             return b""
         denial = Denial(
             refusal.code,

@@ -176,8 +176,7 @@ class Inbox:
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
             self.meter.leave(opened.issuer, used=fresh)
-            if not fresh:
-                self.accounts.give_back(opened.issuer, left + _MARKER)
+            self.accounts.settle(opened.issuer, left + _MARKER, left=fresh)
         return answer
 
     async def _marker(self, opened: Opened, submit: Submit) -> Marker | None:
@@ -334,17 +333,14 @@ class Inbox:
         full = self.accounts.tombstone(opened.issuer, _MARKER)
         if full is not None:
             raise Refusal(full.status, full.code, full.message, again=full.again)
-        written = False
+        written = True  # if there is no answer, perhaps
         try:
             answer, written = await self._prevent(opened, wish)
         except Refusal:
-            raise
-        except BaseException:
-            written = True  # perhaps
+            written = False
             raise
         finally:
-            if not written or there is not None:
-                self.accounts.give_back(opened.issuer, _MARKER)
+            self.accounts.settle(opened.issuer, _MARKER, left=written and there is None)
         return answer
 
     async def _prevent(self, opened: Opened, wish: Cancel) -> tuple[bytes, bool]:
@@ -451,7 +447,7 @@ class Inbox:
             unchanged = ModRevision(item.key, item.mod_revision)
             if (await self.client.commit(Txn([unchanged], [light]))).succeeded:
                 issuer = item.key[len(self.keys.markers) :].partition("/")[0]
-                self.accounts.give_back(issuer, marker.left, 0)
+                self.accounts.lighten(issuer, marker.left)
 
 
 def _left_by(first: Submit, size: int) -> int:

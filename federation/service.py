@@ -154,7 +154,7 @@ class Federation:
         self.waiting = Waiting(self.router)
         self.router.ready = self.waiting.ready
         self.depot = Depot(self.ledger, link_to=self.links_to)
-        self.depot.room = self.inbox.accounts.take
+        self.depot.room = self.inbox.accounts.leave
         self.gate.files, self.inbox.bring = self.depot.serve, self.depot.bring
         self.delivery.gather = self.depot.gather
         self.talker = Talker(self.ledger)

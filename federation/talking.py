@@ -101,8 +101,12 @@ class Listener:
             ModRevision(there[0].key, there[0].mod_revision),
         ]
         put = Put(key, pack(heard | {say.name: say.after, SAID: heard.get(SAID, 0) + size}))
-        if not (await inbox.client.commit(Txn(compare, [*ops, put]))).succeeded:
-            inbox.accounts.give_back(issuer, size, 0)
+        written = True  # if there is no answer, perhaps
+        try:
+            written = (await inbox.client.commit(Txn(compare, [*ops, put]))).succeeded
+        finally:
+            inbox.accounts.settle(issuer, size, 0, left=written)
+        if not written:
             return None
         inbox.processes.hooks.progressed(process)
         return say.after

@@ -138,9 +138,14 @@ def took(found: object) -> str:
 def test_room_is_bounded_in_entries_and_in_bytes() -> None:
     kept = accounts(max_entries=3, max_kept=1000)
     assert [took(kept.take(PEER, 100)) for _ in range(4)] == [""] * 3 + ["policy_entries"]
-    kept.give_back(PEER, 100)
+    assert kept.stock(PEER).entries == 0, "nothing is in the store yet"
+    kept.settle(PEER, 100, left=False)
+    kept.settle(PEER, 100, left=True)
     assert took(kept.take(PEER, 801)) == "policy_kept"
-    assert took(kept.take(PEER, 800)) == ""
+    assert took(kept.leave(PEER, 800)) == ""
+    kept.settle(PEER, 100, left=True)
+    assert (kept.stock(PEER).entries, kept.stock(PEER).size) == (3, 1000)
+    assert kept._taken == {}
     assert took(kept.take(PEER, 1, 0)) == "policy_kept"
     kept.begin()
     kept.counted({PEER: Stock(1, 500)})
@@ -150,11 +155,15 @@ def test_room_is_bounded_in_entries_and_in_bytes() -> None:
 
 def test_what_comes_while_the_store_is_read_is_not_lost() -> None:
     kept = accounts(max_entries=10)
-    kept.take(PEER, 5)
+    kept.leave(PEER, 5)
+    assert kept.take(PEER, 6) is None
+    assert kept.take(PEER, 9) is None
     kept.begin()
-    kept.take(PEER, 7)
+    kept.leave(PEER, 7)
+    kept.settle(PEER, 6, left=True)
     kept.counted({PEER: Stock(1, 5)})
-    assert (kept.stock(PEER).entries, kept.stock(PEER).size) == (2, 12)
+    kept.settle(PEER, 9, left=False)
+    assert (kept.stock(PEER).entries, kept.stock(PEER).size) == (3, 18)
 
 
 def test_marks_of_what_never_was_come_at_the_rate_of_submissions() -> None:
