@@ -92,6 +92,7 @@ class Gate:
     successors: Callable[[], list[Successor]] = list
     counters: Counter[str] = field(default_factory=Counter)
     admission: Admission = field(default_factory=Admission)
+    clock: Callable[[], float] = trio.current_time  # seconds that never jump
     _sparing: Sparing = field(default_factory=Sparing)
 
     async def handle(self, request: Request) -> Response:
@@ -210,7 +211,7 @@ class Gate:
             )
         except Refused as refused:
             if name and refused.code in ("bad_signature", "wrong_kind"):
-                self.admission.failed(name, request.remote, trio.current_time())
+                self.admission.failed(name, request.remote, self.clock())
             raise
         if name:
             self.admission.held(name, request.remote)
@@ -226,7 +227,7 @@ class Gate:
 
         Raises Refusal (stranger_rate) before anything is checked.
         """
-        now = trio.current_time()
+        now = self.clock()
         if name := self._trusted(issuer):
             return self.admission.trusted(name, request.remote, now)
         self.admission.stranger(request.remote, now)
@@ -261,7 +262,7 @@ class Gate:
         try:
             await follow(self.peers, hello.successors, self.sealer.seconds)
         except Usurped as error:
-            if (more := self._sparing.line(trio.current_time())) is not None:
+            if (more := self._sparing.line(self.clock())) is not None:
                 log.warning("succession refused", why=error, **more)
             raise Refusal(409, "usurped", str(error)) from None
 

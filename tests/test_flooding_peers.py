@@ -43,7 +43,10 @@ HOME = "10.0.0.2"
 async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
     store = await start_store(nursery, tmp_path / "etcd")
     async with open_client(store.target, timeout=60) as client:
-        yield Lab(client)
+        lab = Lab(client)
+        # Time stands still, so that a slow machine lets no more through.
+        lab.gate.clock = lab.inbox.accounts.clock = lambda: 1000.0
+        yield lab
 
 
 def greeting(key: PrivateKey, to: str, *successors: Successor, sequence: int = 1) -> bytes:
@@ -205,15 +208,13 @@ async def test_a_flood_of_hellos_is_checked_and_logged_within_bounds(
         ]
 
     codes = await flood(200, "10.0.0.66")
-    assert codes[:60] == ["untrusted"] * 60
-    assert codes[100:] == ["stranger_rate"] * 100
-    assert calls[0] < 2 * 70
+    # One went to the hello with which the peer introduced itself.
+    assert codes == ["untrusted"] * 60 + ["stranger_rate"] * 140
+    assert calls[0] == 2 * 60, "the hello, and its card"
     codes = await flood(200, "2001:db8::{n:x}")
-    assert codes[100:] == ["stranger_rate"] * 100, "a /64 is one address"
-    codes = await flood(1500, "10.1.{high}.{n}")
-    # Ten a second come back, however slow this machine is.
-    assert codes.count("untrusted") < 900
-    assert codes[-1] == "stranger_rate"
+    assert codes == ["untrusted"] * 60 + ["stranger_rate"] * 140, "a /64 is one address"
+    codes = await flood(1000, "10.1.{high}.{n}")
+    assert codes == ["untrusted"] * 479 + ["stranger_rate"] * 521
     refused = await lab.raw("hello", bodies[0], "10.2.0.1")
     assert (refused.status, code(refused)) == (429, "stranger_rate")
     assert int(dict(refused.headers)["retry-after"]) > 0
@@ -234,12 +235,9 @@ async def test_false_signatures_in_the_name_of_a_peer_are_checked_within_bounds(
     sealed = lab.seal(Kind.CANCEL, Cancel("2" * 64, 1))
     false = sealed[:-1] + bytes([sealed[-1] ^ 1])
     kinds = len(Kind)
-    began = trio.current_time()
     codes = [code(await lab.raw("cancel", false, "10.0.0.66")) for _ in range(200)]
-    most = 61 + int(trio.current_time() - began)  # one comes back each second
-    assert codes[:60] == ["bad_signature"] * 60
-    assert codes.count("stranger_rate") >= 200 - most
-    assert calls[0] <= most * kinds
+    assert codes == ["bad_signature"] * 60 + ["stranger_rate"] * 140
+    assert calls[0] == 60 * kinds
     # From where the peer itself is heard, it goes on being heard.
     for _ in range(100):
         assert code(await lab.raw("cancel", false, HOME)) == "bad_signature"
@@ -250,7 +248,7 @@ async def test_false_signatures_in_the_name_of_a_peer_are_checked_within_bounds(
     calls[0] = 0
     for number in range(50):
         await lab.raw("cancel", false, f"10.4.0.{number}")
-    assert calls[0] < 50 * 4
+    assert calls[0] == 50
     assert (await lab.raw("cancel", sealed, "10.5.0.1")).status == 200, "a peer that moved"
 
 
@@ -277,8 +275,7 @@ async def test_cancels_of_what_never_was_leave_no_more_than_submissions(lab: Lab
     await lab.peers.set_policy(lab.other.id, TIGHT)
     before = await stored(lab)
     codes = [(await cancel(lab, number)).status for number in range(300)]
-    assert codes.count(200) <= 3
-    assert set(codes) == {200, 429}
+    assert codes == [200] + [429] * 299
     refused = await cancel(lab, 999)
     assert code(refused) == "policy_rate"
     assert b"policy.rate" in refused.body
@@ -395,13 +392,11 @@ async def test_what_a_poll_asks_about_and_hellos_are_counted_as_well(lab: Lab) -
         for _ in range(30)
         if (answer := await lab.post("outcomes", Kind.POLL, poll)).status != 200
     ]
-    assert 10 < len(codes) < 25
-    assert set(codes) == {"policy_messages"}
-    await lab.peers.set_policy(lab.other.id, Policy())
-    answers = [await lab.introduce() for _ in range(200)]
+    assert codes == ["policy_messages"] * 19, "17 each, for the message and 128 processes"
+    await lab.peers.set_policy(lab.other.id, Policy(messages=0))
+    answers = [await lab.introduce() for _ in range(130)]
     codes = [code(answer) for answer in answers if answer.status != 200]
-    assert len(codes) > 20
-    assert set(codes) == {"peer_rate"}
+    assert codes == ["peer_rate"] * 10
 
 
 async def test_polls_that_wait_are_bounded_and_others_go_on(lab: Lab) -> None:
