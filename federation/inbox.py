@@ -13,10 +13,10 @@ import msgspec
 import trio
 
 from federation import relays
-from federation.accounts import Accounts, Pages, Stock
+from federation.accounts import Accounts
 from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.keys import Keys
-from federation.markers import SAID, Marker
+from federation.markers import Marker
 from federation.messages import Cancel, Receipt, Submit, load
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
@@ -24,11 +24,12 @@ from federation.policy import Breach, Meter, breach, onward
 from federation.refusals import Refusal, trusted_revision
 from federation.relays import Asked, BadPath, local_id
 from federation.sealing import Sealer, cti_of
+from federation.stocktaking import Stocktaking
 from node.codec import pack, unpack
 from node.errors import RpcError
-from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
-from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Put, Txn
+from node.etcd.transactions import Absent, Compare, Get, ModRevision, Put, Txn
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process
 from node.processes import Processes
@@ -41,8 +42,6 @@ __all__ = ["Inbox"]
 _TRIES = 5
 _MARKER = 1300  # bytes of a marker with its key, about
 _PROCESS = 1500  # bytes of a process beside its spec, about
-_LOOKED_FOR = 10_000  # processes of crowded colonies that a sweep looks for, at most
-_MANY = 40  # together
 
 
 def parse_spec(data: bytes) -> FunctionSpec:
@@ -100,6 +99,7 @@ class Inbox:
     relayed: Callable[[str], int] = _none
     owing: Owing = field(init=False)
     accounts: Accounts = field(init=False)
+    stock: Stocktaking = field(init=False)
     bring: Callable[[Opened, Submit, Submit, Process], Awaitable[None]] = _no_files
 
     def __post_init__(self) -> None:
@@ -108,6 +108,14 @@ class Inbox:
             self.home, self.sealer, self.client, self.processes, self.peers, self.keys
         )
         self.owing.weigh = self.accounts.weigh
+        self.stock = Stocktaking(
+            self.home,
+            self.client,
+            self.processes,
+            self.keys,
+            self.accounts,
+            self.owing,
+        )
 
     def removable(self, process: Process) -> str:
         """Why a process must stay, or ""."""
@@ -388,66 +396,7 @@ class Inbox:
         Raises EtcdError.
         """
         await self.owing.load()
-        listed: dict[str, Stock] = {}
-        self.accounts.begin()
-        gone: list[tuple[KeyValue, Marker]] = []
-        looked = 0
-        async for items in Pages(self.client, self.keys.markers):
-            for item in items:
-                marker = unpack(item.value, Marker)
-                issuer, pid = item.key[len(self.keys.markers) :].split("/")
-                over = marker.expires <= self.sealer.seconds
-                if over and pid not in self.owing.owed.get(issuer, ()):
-                    if await self._forget(item, marker, issuer, pid):
-                        continue
-                elif marker.left and self.accounts.crowded(issuer) and looked < _LOOKED_FOR:
-                    looked += 1
-                    gone.append((item, marker))
-                size = len(item.key) + len(item.value) + marker.left
-                listed.setdefault(issuer, Stock()).add(1, size)
-        await self._count_rest(listed)
-        self.accounts.counted(listed)
-        for start in range(0, len(gone), _MANY):
-            await self._lighten(gone[start : start + _MANY])
-
-    async def _forget(self, item: KeyValue, marker: Marker, issuer: str, pid: str) -> bool:
-        """Delete a marker whose time is over; False while its process is open."""
-        loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
-        if loaded and not loaded[0].closed:
-            return False
-        settled: list[Compare] = [
-            ModRevision(item.key, item.mod_revision),
-            Absent(self.keys.owed(issuer, pid)),
-        ]
-        ops = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
-        return (await self.client.commit(Txn(settled, ops))).succeeded
-
-    async def _count_rest(self, listed: dict[str, Stock]) -> None:
-        """Count what stands beside markers: what was said in channels, and files fetched."""
-        start = len(self.keys.hearings)
-        async for items in Pages(self.client, self.keys.hearings):
-            for item in items:
-                issuer = item.key[start:].partition("/")[0]
-                said = unpack(item.value, dict[str, int]).get(SAID, 0)
-                listed.setdefault(issuer, Stock()).add(0, len(item.key) + len(item.value) + said)
-        start = len(self.keys.fetched_all)
-        async for items in Pages(self.client, self.keys.fetched_all):
-            for item in items:
-                issuer = item.key[start:].partition("/")[0]
-                listed.setdefault(issuer, Stock()).add(1, len(item.key))
-
-    async def _lighten(self, markers: Sequence[tuple[KeyValue, Marker]]) -> None:
-        """A marker whose process left the store stands for itself only."""
-        pids = [marker.localpid for _, marker in markers]
-        there = {each.processid for each in await self.processes.load_many(self.home, pids)}
-        for item, marker in markers:
-            if marker.localpid in there:
-                continue
-            light = Put(item.key, pack(msgspec.structs.replace(marker, left=0)))
-            unchanged = ModRevision(item.key, item.mod_revision)
-            if (await self.client.commit(Txn([unchanged], [light]))).succeeded:
-                issuer = item.key[len(self.keys.markers) :].partition("/")[0]
-                self.accounts.lighten(issuer, marker.left)
+        await self.stock.take(self.sealer.seconds)
 
 
 def _left_by(first: Submit, size: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation import envelope, gate, inbox, owing, policy, relays
+from federation import envelope, gate, inbox, owing, policy, relays, stocktaking
 from federation.attachment import Attachment
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.inbox import Inbox
@@ -115,7 +115,7 @@ def early_sweep(patch: pytest.MonkeyPatch) -> None:
         value = unpack(data, kind)
         return msgspec.structs.replace(value, expires=0) if kind is Marker else value
 
-    patch.setattr(inbox, "unpack", unpacked)
+    patch.setattr(stocktaking, "unpack", unpacked)
 
 
 def blind_path(patch: pytest.MonkeyPatch) -> None:
