@@ -30,6 +30,7 @@ from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Put, Txn
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process
+from node.numbers import beyond_float
 from node.processes import Processes
 from node.rpc.table import MAX_DEPTH, depth_of, prune
 from node.store import processes as store
@@ -46,6 +47,8 @@ def parse_spec(data: bytes) -> FunctionSpec:
         value = msgspec.json.decode(data)
         if depth_of(value) > MAX_DEPTH:
             raise Refusal(400, "bad_spec", f"nested deeper than {MAX_DEPTH}")
+        if beyond_float(data, value):
+            raise Refusal(400, "bad_spec", "spec: a number beyond what a 64-bit float holds")
         return msgspec.convert(prune(value), FunctionSpec)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Refusal(400, "bad_spec", f"spec: {error}") from None
@@ -59,6 +62,8 @@ def parse_input(data: bytes) -> list[Any]:
         value: list[Any] = msgspec.json.decode(data, type=list)
         if depth_of(value) > MAX_DEPTH:
             raise Refusal(400, "bad_input", f"input: nested deeper than {MAX_DEPTH}")
+        if beyond_float(data, value):
+            raise Refusal(400, "bad_input", "input: a number beyond what a 64-bit float holds")
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Refusal(400, "bad_input", f"input: {error}") from None
     return value

@@ -14,6 +14,7 @@ import msgspec
 from federation.messages import Extra, Follow, Line, News
 from node.errors import bad
 from node.model import Attribute, Log, Process, State
+from node.numbers import beyond_float
 from node.rpc.table import MAX_DEPTH, depth_of
 
 __all__ = [
@@ -207,6 +208,8 @@ def output_of(out: bytes) -> list[object]:
         raise bad("news: the output is not a JSON array") from None
     if len(out) > MAX_OUTPUT or depth_of(value) > MAX_DEPTH:
         raise bad("news: the output is too large, or too deep")
+    if beyond_float(out, value):
+        raise bad("news: a number in the output beyond what a 64-bit float holds")
     return value
 
 

@@ -26,6 +26,7 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, Op, Put, Txn
 from node.log import get_logger
 from node.model import Process, State
+from node.numbers import beyond_float
 from node.rpc.table import MAX_DEPTH, depth_of
 from node.store import processes as store
 
@@ -343,4 +344,6 @@ def _output(data: bytes) -> list[object]:
     # Deeper, the store would take it and never give the process back.
     if depth_of(value) > MAX_DEPTH:
         raise Refused("malformed", f"outcome: nested deeper than {MAX_DEPTH}")
+    if beyond_float(data, value):
+        raise Refused("malformed", "outcome: a number beyond what a 64-bit float holds")
     return value
