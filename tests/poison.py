@@ -67,17 +67,22 @@ def _changed(value: Any, place: tuple[Any, ...], how: str, poison: Any) -> Any:
     return changed
 
 
-@st.composite
-def poisoned(draw: st.DrawFn, value: Any) -> Any:
-    """The value, mostly with one or two places changed."""
-    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 2]))):
+_HOW = ["replace"] * 6 + ["drop", "respell", "other case", "other case", "long s", "add"]
+_STEP = st.tuples(st.integers(0, 10**6), st.sampled_from(_HOW), st.sampled_from(POISON))
+
+# What is done to a value: mostly one step, sometimes none or two.
+DOSE = st.one_of(*[st.lists(_STEP, min_size=n, max_size=n) for n in (1, 0, 1, 1, 1, 2)])
+
+
+def dosed(value: Any, dose: list[tuple[int, str, Any]]) -> Any:
+    """The value, changed in the places that a dose says."""
+    for number, how, poison in dose:
         places = _places(value)
-        if not places:
-            break
-        how = draw(
-            st.sampled_from(
-                ["replace"] * 6 + ["drop", "respell", "other case", "other case", "long s", "add"]
-            )
-        )
-        value = _changed(value, draw(st.sampled_from(places)), how, draw(st.sampled_from(POISON)))
+        if places:
+            value = _changed(value, places[number % len(places)], how, poison)
     return value
+
+
+def poisoned(value: Any) -> st.SearchStrategy[Any]:
+    """The value, mostly with one or two places changed."""
+    return DOSE.map(lambda dose: dosed(value, dose))
