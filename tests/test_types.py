@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.envelope import Refused
+from federation.envelope import Kind, Refused
 from federation.inbox import parse_input, parse_spec
 from federation.manifest import needs_files
+from federation.messages import Submit
 from federation.progress import output_of
 from federation.refusals import Refusal
 from federation.results import _output
 from node.codec import pack, unpack, wire_executor, wire_function, wire_process
 from node.errors import RpcError
+from node.etcd.client import open_client
 from node.handlers.blueprints import AddDefinition, defined, wire_definition
 from node.model import Executor, Function, FunctionSpec, Process
 from node.rpc import requests as req
@@ -29,7 +33,9 @@ from node.rpc.table import parse_payload
 from node.store.blueprints import Definition
 from node.submission import build_process
 from node.workflow_specs import readable
+from tests.etcd.support import start_store
 from tests.poison import dumps, poisoned, raw
+from tests.test_federation_gate import Lab, code
 from tests.upstream import example, problem
 
 ID = "e" * 64
@@ -294,6 +300,50 @@ def test_a_workflow_nested_too_deep_is_refused() -> None:
         deep = [deep]
     with pytest.raises(RpcError, match="nested deeper"):
         readable(json.dumps(workflow(spec(nodename="one", args=[deep]))), "dev", "spec")
+
+
+HUGE = "[" + "9" * 309 + "]"
+
+
+def test_a_number_that_no_float_holds_is_refused_wherever_it_comes_from() -> None:
+    """Free data is a 64-bit float to Go: beyond it a whole listing is unreadable."""
+    for read in (parse_input, output_of, _output):
+        with pytest.raises(REFUSALS):
+            read(HUGE.encode())
+    full = spec(nodename="one", args=[raw(HUGE)])
+    with pytest.raises(RpcError, match="64-bit float"):
+        received("submitfuncspecmsg", {"spec": full}, req.Submit)
+    with pytest.raises(Refusal, match="64-bit float"):
+        parse_spec(dumps(full).encode())
+    with pytest.raises(RpcError, match="64-bit float"):
+        readable(dumps(workflow(full)), "dev", "spec")
+
+
+def test_digits_in_a_text_and_numbers_that_a_float_holds_are_fine() -> None:
+    fine = ["9" * 5000, raw("1" + "0" * 308), raw("-" + "9" * 300), raw("0." + "1" * 400)]
+    got = received("submitfuncspecmsg", {"spec": spec(args=fine)}, req.Submit).spec.args
+    assert (got[0], got[1]) == ("9" * 5000, 10**308)
+
+
+async def test_a_peer_can_not_store_what_breaks_strict_clients(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    store = await start_store(nursery, tmp_path / "etcd")
+    async with open_client(store.target, timeout=60) as client:
+        lab = Lab(client)
+        await lab.befriend()
+        for place, wrong in enumerate(SPECS):
+            there = {"conditions": {"colonyname": "lab", "executortype": "t"}} | wrong
+            if "conditions" in wrong:
+                there["conditions"] = wrong["conditions"] | {"colonyname": "lab", "cpu": ""}
+            text = dumps(there).encode()
+            sealed = lab.seal(Kind.SUBMIT, Submit(f"{place:064x}", 1, text, "me", 1, []))
+            assert code(await lab.raw("submit", sealed)) == "bad_spec", wrong
+        assert not lab.processes.queue.entries
+        named = {"funcname": "f", "conditions": {"colonyname": "lab", "executortype": "t"}}
+        text, told = json.dumps(named).encode(), HUGE.encode()
+        sealed = lab.seal(Kind.SUBMIT, Submit("f" * 64, 1, text, "me", 1, [], input=told))
+        assert code(await lab.raw("submit", sealed)) == "bad_input"
 
 
 # -- what an earlier version stored --------------------------------------------------------------
