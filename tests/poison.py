@@ -67,8 +67,8 @@ def _changed(value: Any, place: tuple[Any, ...], how: str, poison: Any) -> Any:
     return changed
 
 
-_HOW = ["replace"] * 6 + ["drop", "respell", "other case", "other case", "long s", "add"]
-_STEP = st.tuples(st.integers(0, 10**6), st.sampled_from(_HOW), st.sampled_from(POISON))
+HOW = ["replace"] * 6 + ["drop", "respell", "other case", "other case", "long s", "add"]
+_STEP = st.tuples(st.integers(0, 10**6), st.sampled_from(HOW), st.sampled_from(POISON))
 
 # What is done to a value: mostly one step, sometimes none or two.
 DOSE = st.one_of(*[st.lists(_STEP, min_size=n, max_size=n) for n in (1, 0, 1, 1, 1, 2)])
