@@ -25,6 +25,7 @@ from federation.messages import Outcome, load
 from federation.outbox import Forward
 from federation.peers import Known
 from federation.policy import Policy, PolicyError, changed, read
+from federation.results import read_output
 from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
@@ -307,9 +308,17 @@ async def _late(federation: Federation, processid: str) -> dict[str, Any] | None
         "name": peers.name_if_known(seen.issuer),
         "processid": outcome.localpid,
         "state": outcome.state,
-        "out": msgspec.json.decode(outcome.out) if outcome.out else [],
+        "out": late_output(outcome.out),
         "errors": list(outcome.errors),
     }
+
+
+def late_output(data: bytes) -> list[Any]:
+    """What a late outcome gives as output; nothing of one that is no JSON: it is kept unread."""
+    try:
+        return read_output(data) if data else []
+    except Refused:
+        return []
 
 
 async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any]]:

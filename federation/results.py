@@ -145,7 +145,7 @@ class Results:
         problem = False
         try:
             outcome = await self._told(link, opened, sealed)
-            output = _output(outcome.out)
+            output = read_output(outcome.out)
         except Refused as refused:
             # Signed by the peer: no repeat of it can be better.
             outcome, output, problem = self._nonsense(link, opened, refused), [], True
@@ -336,7 +336,8 @@ def _failure(outcome: Outcome, *errors: str) -> Outcome:
     return msgspec.structs.replace(outcome, state=int(State.FAILED), out=b"[]", errors=list(errors))
 
 
-def _output(data: bytes) -> list[object]:
+def read_output(data: bytes) -> list[object]:
+    """The output of an outcome. Raises Refused (malformed)."""
     try:
         value: list[object] = msgspec.json.decode(data, type=list)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -16,13 +16,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.calls import late_output
 from federation.envelope import Kind, Refused
 from federation.inbox import parse_input, parse_spec
 from federation.manifest import needs_files
 from federation.messages import Submit
 from federation.progress import output_of
 from federation.refusals import Refusal
-from federation.results import _output
+from federation.results import read_output
 from node.codec import pack, unpack, wire_executor, wire_function, wire_process
 from node.errors import RpcError
 from node.etcd.client import open_client
@@ -119,7 +120,7 @@ def test_a_spec_that_is_taken_is_read_by_strict_clients(asked: Any) -> None:
 @given(poisoned(spec()), poisoned([1, "x", {"a": [2.5, None]}]))
 def test_what_a_peer_sends_is_read_by_strict_clients(asked: Any, told: Any) -> None:
     text = dumps(told).encode()
-    for read in (parse_input, output_of, _output):
+    for read in (parse_input, output_of, read_output):
         try:
             found = read(text)
         except REFUSALS:
@@ -307,7 +308,7 @@ HUGE = "[" + "9" * 309 + "]"
 
 def test_a_number_that_no_float_holds_is_refused_wherever_it_comes_from() -> None:
     """Free data is a 64-bit float to Go: beyond it a whole listing is unreadable."""
-    for read in (parse_input, output_of, _output):
+    for read in (parse_input, output_of, read_output):
         with pytest.raises(REFUSALS):
             read(HUGE.encode())
     full = spec(nodename="one", args=[raw(HUGE)])
@@ -317,6 +318,14 @@ def test_a_number_that_no_float_holds_is_refused_wherever_it_comes_from() -> Non
         parse_spec(dumps(full).encode())
     with pytest.raises(RpcError, match="64-bit float"):
         readable(dumps(workflow(full)), "dev", "spec")
+
+
+@pytest.mark.parametrize(
+    "out", [b"\xff", b'["\xed\xa0\x80"]', b"{", HUGE.encode(), b"[" * 99 + b"]" * 99]
+)
+def test_a_late_outcome_that_nobody_read_is_shown_without_its_output(out: bytes) -> None:
+    assert late_output(out) == []
+    assert late_output(b"[1]") == [1]
 
 
 def test_digits_in_a_text_and_numbers_that_a_float_holds_are_fine() -> None:
