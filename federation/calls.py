@@ -27,6 +27,7 @@ from federation.outbox import Forward
 from federation.peers import TRUSTED, Known
 from federation.policy import Policy, PolicyError, changed, read
 from federation.relays import Request
+from federation.results import read_output
 from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
@@ -341,9 +342,17 @@ async def _late(federation: Federation, record: Forward) -> dict[str, Any] | Non
         "name": peers.name_if_known(seen.issuer),
         "processid": outcome.localpid,
         "state": outcome.state,
-        "out": msgspec.json.decode(outcome.out) if outcome.out else [],
+        "out": late_output(outcome.out),
         "errors": list(outcome.errors),
     }
+
+
+def late_output(data: bytes) -> list[Any]:
+    """What a late outcome gives as output; nothing of one that is no JSON: it is kept unread."""
+    try:
+        return read_output(data) if data else []
+    except Refused:
+        return []
 
 
 async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any]]:

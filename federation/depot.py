@@ -250,7 +250,7 @@ class Depot:
             if each.ref:
                 try:
                     ref = msgspec.json.decode(each.ref, type=Reference)
-                except msgspec.DecodeError:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                     raise bad(f"files: the reference of {each.name[:80]!r}") from None
                 if ref.protocol == "colonyd":
                     raise bad(f"files: the reference of {each.name[:80]!r}")

@@ -33,6 +33,7 @@ from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.transactions import Absent, Compare, Get, ModRevision, Put, Txn
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process
+from node.numbers import beyond_float
 from node.processes import Processes
 from node.rpc.table import prune
 from node.store import processes as store
@@ -49,7 +50,10 @@ def parse_spec(data: bytes) -> FunctionSpec:
     """Read a function spec. Raises Refusal (bad_spec)."""
     try:
         require_bounded(data)
-        return msgspec.convert(prune(msgspec.json.decode(data)), FunctionSpec)
+        value = msgspec.json.decode(data)
+        if beyond_float(data, value):
+            raise Refusal(400, "bad_spec", "spec: a number beyond what a 64-bit float holds")
+        return msgspec.convert(prune(value), FunctionSpec)
     except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
         raise Refusal(400, "bad_spec", f"spec: {error}") from None
 
@@ -61,6 +65,8 @@ def parse_input(data: bytes) -> list[Any]:
     try:
         require_bounded(data)
         value: list[Any] = msgspec.json.decode(data, type=list)
+        if beyond_float(data, value):
+            raise Refusal(400, "bad_input", "input: a number beyond what a 64-bit float holds")
     except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
         raise Refusal(400, "bad_input", f"input: {error}") from None
     return value

@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 from federation.messages import MOST_FILES, Carried
 from node.errors import bad
 from node.labels import check_name, normalise_label
+from node.model import Filesystem
 from node.tickets import CHECKSUM
 
 __all__ = [
@@ -33,34 +34,29 @@ __all__ = [
 ROOT = "/forwarded"
 MAX_BYTES = 2**30  # of all files of one submission
 _MOST_MOUNTS = 50
+M = TypeVar("M")
 
 
-def _mounts(fs: Any, kind: str) -> Sequence[Any]:
-    found = fs.get(kind) if isinstance(fs, dict) else None
-    mounts: list[Any] = found if isinstance(found, list) else []
-    if len(mounts) > _MOST_MOUNTS:
+def _bounded(mounts: list[M] | None, kind: str) -> list[M]:
+    found = mounts or []
+    if len(found) > _MOST_MOUNTS:
         raise bad(f"spec.fs.{kind}: at most {_MOST_MOUNTS} are forwarded")
-    return mounts
+    return found
 
 
-def _text(mount: Any, key: str) -> str:
-    value = mount.get(key) if isinstance(mount, dict) else mount
-    return value if isinstance(value, str) else ""
-
-
-def dirs(fs: Any) -> list[str]:
+def dirs(fs: Filesystem | None) -> list[str]:
     """The labels that a spec's directories show. Raises RpcError 400."""
-    labels = [_text(mount, "label") for mount in _mounts(fs, "dirs")]
+    labels = [mount.label for mount in _bounded(fs.dirs if fs else None, "dirs")]
     return [normalise_label(label, "spec.fs.dirs.label") for label in labels if label]
 
 
-def snapshots(fs: Any) -> dict[int, str]:
+def snapshots(fs: Filesystem | None) -> dict[int, str]:
     """The ids of a spec's snapshots by their places. Raises RpcError 400."""
-    found = enumerate(_text(mount, "snapshotid") for mount in _mounts(fs, "snapshots"))
-    return {place: name for place, name in found if name}
+    mounts = _bounded(fs.snapshots if fs else None, "snapshots")
+    return {place: mount.snapshotid for place, mount in enumerate(mounts) if mount.snapshotid}
 
 
-def needs_files(fs: Any) -> bool:
+def needs_files(fs: Filesystem | None) -> bool:
     """Whether a spec has mounts at all. Raises RpcError 400."""
     return bool(dirs(fs) or snapshots(fs))
 
@@ -102,23 +98,17 @@ def snapshot_id(pid: str, place: int) -> str:
     return hashlib.sha3_256(f"{pid}\nsnapshot {place}".encode()).hexdigest()
 
 
-def rewritten(fs: Any, pid: str) -> Any:
+def rewritten(fs: Filesystem | None, pid: str) -> Filesystem | None:
     """The mounts as an executor of ours must find them. Raises RpcError 400."""
     value = copy.deepcopy(fs)
-    for place, mount in enumerate(_mounts(value, "dirs")):
-        label = _text(mount, "label")
-        if not label:
-            continue
-        here = label_here(pid, "d", normalise_label(label, "spec.fs.dirs.label"))
-        if isinstance(mount, dict):
-            mount["label"] = here
-        else:
-            value["dirs"][place] = here
-    for place in snapshots(value):
-        mount, name = value["snapshots"][place], snapshot_id(pid, place)
-        if isinstance(mount, dict):
-            label = normalise_label(_text(mount, "label"), "spec.fs.snapshots.label")
-            mount |= {"snapshotid": name, "label": label_here(pid, str(place), label)}
-        else:
-            value["snapshots"][place] = name
+    for directory in _bounded(value.dirs if value else None, "dirs"):
+        if directory.label:
+            label = normalise_label(directory.label, "spec.fs.dirs.label")
+            directory.label = label_here(pid, "d", label)
+    mounts = _bounded(value.snapshots if value else None, "snapshots")
+    for place, snapshot in enumerate(mounts):
+        if snapshot.snapshotid:
+            label = normalise_label(snapshot.label, "spec.fs.snapshots.label")
+            snapshot.snapshotid = snapshot_id(pid, place)
+            snapshot.label = label_here(pid, str(place), label)
     return value

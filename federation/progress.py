@@ -16,6 +16,7 @@ from federation.foreign_json import require_bounded
 from federation.messages import Extra, Follow, Line, News
 from node.errors import bad
 from node.model import Attribute, Log, Process, State
+from node.numbers import beyond_float
 
 __all__ = [
     "MAX_ATTRIBUTES",
@@ -219,6 +220,8 @@ def output_of(out: bytes) -> list[object]:
         value: list[object] = msgspec.json.decode(out, type=list)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused) as error:
         raise bad(f"news: the output: {error}") from None
+    if beyond_float(out, value):
+        raise bad("news: a number in the output beyond what a 64-bit float holds")
     return value
 
 

@@ -30,6 +30,7 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, Op, Put, Txn
 from node.log import get_logger
 from node.model import Process, State
+from node.numbers import beyond_float
 from node.store import processes as store
 
 __all__ = ["Results"]
@@ -144,7 +145,7 @@ class Results:
         fits = forward is not None and forward.attempt == about.attempt
         try:
             outcome = await self._told(link, opened, sealed, forward if fits else None)
-            output = await apart(outcome.out, _output)
+            output = await apart(outcome.out, read_output)
         except Refused as refused:
             # Signed by the peer: no repeat of it can be better.
             outcome, output, problem = self._nonsense(link, about, refused), [], True
@@ -347,7 +348,8 @@ def _failure(outcome: Outcome, *errors: str) -> Outcome:
     return msgspec.structs.replace(outcome, state=int(State.FAILED), out=b"[]", errors=list(errors))
 
 
-def _output(data: bytes) -> list[object]:
+def read_output(data: bytes) -> list[object]:
+    """The output of an outcome. Raises Refused (malformed)."""
     try:
         # Deeper, the store would take it and never give the process back.
         require_bounded(data)
@@ -356,4 +358,6 @@ def _output(data: bytes) -> list[object]:
         raise Refused("malformed", f"outcome: {refused.message}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("malformed", f"outcome: {error}") from None
+    if beyond_float(data, value):
+        raise Refused("malformed", "outcome: a number beyond what a 64-bit float holds")
     return value

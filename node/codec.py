@@ -15,7 +15,8 @@ import msgspec
 
 from node import deterministic
 from node.graphs import layout, node_id
-from node.model import UNSET_TIME, Executor, FunctionSpec, Graph, Process
+from node.mending import mended
+from node.model import UNSET_TIME, Executor, Function, FunctionSpec, Graph, Process
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -57,11 +58,17 @@ def _encoded_spec(spec: FunctionSpec, plain: dict[str, Any]) -> Any:
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
-    """Decode what `pack` made. Raises SchemaError for another version."""
+    """Decode what `pack` made. Raises SchemaError for another version.
+
+    What an earlier colonyd took and this one does not is left out: it must not hide all the rest.
+    """
     version, value = cbor2.loads(data)
     if version != SCHEMA:
         raise SchemaError(f"the store holds schema {version}; this colonyd knows {SCHEMA}")
-    return msgspec.convert(value, kind)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return msgspec.convert(mended(value, kind), kind)
 
 
 def wire_time(nanoseconds: int) -> str:
@@ -77,20 +84,24 @@ def _wire_second(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def wire_process(process: Process) -> dict[str, Any]:
-    """Return a process as upstream's SDKs expect it, ready for JSON."""
-    p = process
-    spec: dict[str, Any] = msgspec.to_builtins(p.spec)
+def wire_spec(given: FunctionSpec) -> dict[str, Any]:
+    """Return a function spec as upstream's SDKs expect it, ready for JSON."""
+    spec: dict[str, Any] = msgspec.to_builtins(given)
     spec["args"] = spec["args"] or []
     spec["kwargs"] = spec["kwargs"] or {}
     spec["env"] = spec["env"] or {}
     conditions = spec["conditions"]
     conditions["executornames"] = conditions["executornames"] or []
     conditions["dependencies"] = conditions["dependencies"] or []
-    if spec["fs"] is None:
-        spec["fs"] = {"mount": "", "snapshots": None, "dirs": None}
+    spec["fs"] = _listed(spec["fs"] or {"mount": ""}, "snapshots", "dirs")
     if not spec["channels"]:
         del spec["channels"]
+    return spec
+
+
+def wire_process(process: Process) -> dict[str, Any]:
+    """Return a process as upstream's SDKs expect it, ready for JSON."""
+    p = process
     return {
         "processid": p.processid,
         "initiatorid": p.initiatorid,
@@ -106,7 +117,7 @@ def wire_process(process: Process) -> dict[str, Any]:
         "execdeadline": wire_time(p.execdeadline),
         "retries": p.retries,
         "attributes": msgspec.to_builtins(p.attributes),
-        "spec": spec,
+        "spec": wire_spec(p.spec),
         "waitforparents": p.waitforparents,
         "parents": [node_id(p.processgraphid, place) for place in p.parents],
         "children": [node_id(p.processgraphid, place) for place in p.children],
@@ -142,9 +153,28 @@ def wire_executor(executor: Executor) -> dict[str, Any]:
     value: dict[str, Any] = msgspec.to_builtins(executor)
     value["commissiontime"] = wire_time(executor.commissiontime)
     value["lastheardfromtime"] = wire_time(executor.lastheardfromtime)
-    value["capabilities"] = executor.capabilities or {"hardware": None, "software": None}
-    value["allocations"] = executor.allocations or {"projects": None}
+    value["capabilities"] = _listed(value["capabilities"] or {}, "hardware", "software")
+    for hardware in value["capabilities"]["hardware"]:
+        _listed(hardware, "network")
+    value["allocations"] = {"projects": (value["allocations"] or {}).get("projects") or {}}
     for name in ("locationname", "blueprintid", "blueprintgen"):
         if not value[name]:
             del value[name]
+    return value
+
+
+def wire_function(function: Function) -> dict[str, Any]:
+    """Return a function as upstream's SDKs expect it, ready for JSON."""
+    value: dict[str, Any] = _listed(msgspec.to_builtins(function), "args")
+    for arg in value["args"]:
+        for name in ("description", "required", "enum"):
+            if not arg[name]:
+                del arg[name]
+    return value
+
+
+def _listed(value: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The same object, with an empty list where upstream has one and nothing was given."""
+    for name in names:
+        value[name] = value.get(name) or []
     return value

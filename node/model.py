@@ -1,18 +1,21 @@
 """The objects of a colony as msgspec structs: what is stored and what crosses the wire.
 
-Field names are upstream's JSON names. Rules about objects live with the capability that owns them.
+Field names are upstream's JSON names, and types are upstream's to the last field: a client that has
+them reads a whole listing or nothing. Rules about objects live with the capability that owns them.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 UNSET_TIME = "0001-01-01T00:00:00Z"
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
+# What a number that a client sends may be: upstream's `int` and `int64`.
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class State(enum.IntEnum):
@@ -39,8 +42,8 @@ class Gpu(msgspec.Struct, omit_defaults=False):
 
     name: str = ""
     mem: str = ""
-    count: int = 0
-    nodecount: int = 0
+    count: Int64 = 0
+    nodecount: Int64 = 0
 
 
 class Conditions(msgspec.Struct):
@@ -51,14 +54,60 @@ class Conditions(msgspec.Struct):
     executortype: str = ""
     locationname: str = ""
     dependencies: list[str] | None = None
-    nodes: int = 0
+    nodes: Int64 = 0
     cpu: str = ""
-    processes: int = 0
-    processespernode: int = 0
+    processes: Int64 = 0
+    processespernode: Int64 = 0
     mem: str = ""
     storage: str = ""
     gpu: Gpu = msgspec.field(default_factory=Gpu)
-    walltime: int = 0
+    walltime: Int64 = 0
+
+
+class SnapshotMount(msgspec.Struct):
+    """A snapshot whose files an executor is to find in a directory."""
+
+    snapshotid: str = ""
+    label: str = ""
+    dir: str = ""
+    keepfiles: bool = False
+    keepsnapshot: bool = False
+
+
+class OnStart(msgspec.Struct):
+    """Which side wins a conflict when a process begins."""
+
+    keeplocal: bool = False
+
+
+class OnClose(msgspec.Struct):
+    """Which side wins a conflict when a process has ended."""
+
+    keeplocal: bool = False
+
+
+class ConflictResolution(msgspec.Struct):
+    """What becomes of a file that both sides changed."""
+
+    onstart: OnStart = msgspec.field(default_factory=OnStart)
+    onclose: OnClose = msgspec.field(default_factory=OnClose)
+
+
+class SyncDirMount(msgspec.Struct):
+    """A label whose files are kept equal with a directory."""
+
+    label: str = ""
+    dir: str = ""
+    keepfiles: bool = False
+    onconflicts: ConflictResolution = msgspec.field(default_factory=ConflictResolution)
+
+
+class Filesystem(msgspec.Struct):
+    """The files that an executor brings to a process and back; interpreted by executors."""
+
+    mount: str = ""
+    snapshots: list[SnapshotMount] | None = None
+    dirs: list[SyncDirMount] | None = None
 
 
 class FunctionSpec(msgspec.Struct):
@@ -68,13 +117,13 @@ class FunctionSpec(msgspec.Struct):
     funcname: str = ""
     args: list[Any] | None = None
     kwargs: dict[str, Any] | None = None
-    priority: int = 0
-    maxwaittime: int = 0
-    maxexectime: int = 0
-    maxretries: int = 0
+    priority: Int64 = 0
+    maxwaittime: Int64 = 0
+    maxexectime: Int64 = 0
+    maxretries: Int64 = 0
     conditions: Conditions = msgspec.field(default_factory=Conditions)
     label: str = ""
-    fs: Any = None
+    fs: Filesystem | None = None
     env: dict[str, str] | None = None
     channels: list[str] | None = None
 
@@ -85,11 +134,11 @@ class Attribute(msgspec.Struct):
     targetid: str
     key: str
     value: str
-    attributetype: int = 0
+    attributetype: Int64 = 0
     attributeid: str = ""
     targetcolonyname: str = ""
     targetprocessgraphid: str = ""
-    state: int = 0
+    state: Int64 = 0
 
 
 class Process(msgspec.Struct):
@@ -180,6 +229,53 @@ class User(msgspec.Struct):
     phone: str = ""
 
 
+class Software(msgspec.Struct):
+    """A program that an executor has."""
+
+    name: str = ""
+    type: str = ""
+    version: str = ""
+
+
+class Hardware(msgspec.Struct):
+    """A kind of machine that an executor runs on; told, never matched."""
+
+    model: str = ""
+    nodes: Int64 = 0
+    cpu: str = ""
+    cores: Int64 = 0
+    mem: str = ""
+    storage: str = ""
+    gpu: Gpu = msgspec.field(default_factory=Gpu)
+    platform: str = ""
+    architecture: str = ""
+    network: list[str] | None = None
+
+
+class Capabilities(msgspec.Struct):
+    """What an executor says of itself."""
+
+    hardware: list[Hardware] | None = None
+    software: list[Software] | None = None
+
+
+class Project(msgspec.Struct):
+    """What one project may use of an executor, and uses."""
+
+    allocatedcpu: Int64 = 0
+    usedcpu: Int64 = 0
+    allocatedgpu: Int64 = 0
+    usedgpu: Int64 = 0
+    allocatedstorage: Int64 = 0
+    usedstorage: Int64 = 0
+
+
+class Allocations(msgspec.Struct):
+    """What an executor allots to projects, by their names."""
+
+    projects: dict[str, Project] | None = None
+
+
 class Executor(msgspec.Struct):
     """A worker. Times are Unix nanoseconds, 0 for unset."""
 
@@ -192,10 +288,20 @@ class Executor(msgspec.Struct):
     commissiontime: int = 0
     lastheardfromtime: int = 0
     locationname: str = ""
-    capabilities: Any = None
-    allocations: Any = None
+    capabilities: Capabilities | None = None
+    allocations: Allocations | None = None
     blueprintid: str = ""
-    blueprintgen: int = 0
+    blueprintgen: Int64 = 0
+
+
+class FunctionArg(msgspec.Struct):
+    """An argument of a function, as its executor describes it."""
+
+    name: str = ""
+    type: str = ""
+    description: str = ""
+    required: bool = False
+    enum: list[str] | None = None
 
 
 class Function(msgspec.Struct):
@@ -207,7 +313,7 @@ class Function(msgspec.Struct):
     functionid: str = ""
     executortype: str = ""
     description: str = ""
-    args: Any = None
+    args: list[FunctionArg] | None = None
     counter: int = 0
     minwaittime: float = 0.0
     maxwaittime: float = 0.0

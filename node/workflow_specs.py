@@ -5,13 +5,19 @@ What its nodes make of each other is `graphs`' matter.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import msgspec
 
+from node import model
+from node.codec import wire_spec
 from node.errors import bad
 from node.model import FunctionSpec
-from node.rpc.table import prune
+from node.numbers import beyond_float
+from node.rpc.table import MAX_DEPTH, depth_of, prune
 
-_OPAQUE = frozenset({"args", "kwargs", "fs"})
+_OPAQUE = frozenset({"args", "kwargs"})
 
 
 class WorkflowSpec(msgspec.Struct):
@@ -19,6 +25,21 @@ class WorkflowSpec(msgspec.Struct):
 
     functionspecs: list[FunctionSpec] = msgspec.field(default_factory=list)
     colonyname: str = ""
+
+
+# The objects that a workflow is made of, and what their fields are called.
+_OBJECTS = (
+    WorkflowSpec,
+    FunctionSpec,
+    model.Conditions,
+    model.Gpu,
+    model.Filesystem,
+    model.SnapshotMount,
+    model.SyncDirMount,
+    model.ConflictResolution,
+    model.OnStart,
+)
+_NAMES = frozenset(name for each in _OBJECTS for name in each.__struct_encode_fields__)
 
 
 def read_workflow(text: str, field: str) -> tuple[str, list[FunctionSpec]]:
@@ -29,9 +50,37 @@ def read_workflow(text: str, field: str) -> tuple[str, list[FunctionSpec]]:
     """
     try:
         value = msgspec.json.decode(text)
+        if depth_of(value) > MAX_DEPTH:
+            raise bad(f"{field}: nested deeper than {MAX_DEPTH}")
+        if beyond_float(text.encode(), value):
+            raise bad(f"{field}: a number beyond what a 64-bit float holds")
         if isinstance(value, list):
             value = {"functionspecs": value}
         spec = msgspec.convert(prune(value, _OPAQUE), WorkflowSpec)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise bad(f"{field}: {error}") from None
     return spec.colonyname, spec.functionspecs
+
+
+def readable(text: str, colony: str, field: str) -> str:
+    """Return the text of a workflow as every client may have it: as it is, if all read it alike.
+
+    A bare list, a key twice, and keys that differ from a field's name only in case, which Go takes
+    for the field, make it the text of what was understood. Raises RpcError 400 as `read_workflow`.
+    """
+    _, specs = read_workflow(text, field)
+    plain = True
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal plain
+        names = [name for name, _ in pairs]
+        folded = [name.casefold() for name in names]
+        doubtful = any(
+            name != low and low in _NAMES for name, low in zip(names, folded, strict=True)
+        )
+        plain = plain and not doubtful and len(set(names)) == len(names)
+
+    if isinstance(json.loads(text, object_pairs_hook=look), list) or not plain:
+        value = {"colonyname": colony, "functionspecs": [wire_spec(spec) for spec in specs]}
+        return msgspec.json.encode(value).decode()
+    return text

@@ -20,7 +20,13 @@ settings.register_profile(
 settings.load_profile("patient")
 
 # Files of one long test begin first, so that the others fill the time beside them.
-_LONGEST = ("test_many_seeds.py", "test_kills.py", "test_networks.py", "test_mutations.py")
+_LONGEST = (
+    "test_many_seeds.py",
+    "test_kills.py",
+    "test_networks.py",
+    "test_mutations.py",
+    "test_fuzz.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

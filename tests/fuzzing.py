@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from node.identity import PrivateKey, sign_payload
+from tests.poison import HOW, POISON, dosed, dumps
+from tests.upstream import MESSAGES, example
 
 # Values that break readers of JSON, keys and numbers.
 NASTY: list[Any] = [
@@ -171,6 +174,46 @@ def bodies(
     return st.one_of(
         *[plausible] * 10, flipped, cut, nested, numbers, payloads, outside, noise
     )  # fmt: skip
+
+
+# What makes a full request one that may succeed, by the names of its fields.
+_FITTING: dict[str, Any] = {
+    "colonyname": "dev", "namespace": "dev", "executortype": "cli", "executornames": [],
+    "dependencies": [], "locationname": "", "cpu": "500m", "mem": "1Gi", "availablecpu": "",
+    "availablemem": "", "timeout": -1, "count": 10, "days": 1, "limit": 10, "state": 0,
+    "interval": 3600, "cronexpression": "", "trigger": 5, "kind": "Kind", "label": "/data",
+    "funcname": "f", "channels": ["chat"], "type": "string", "enum": [], "default": "x",
+    "workflowspec": '{"functionspecs":[{"nodename":"a","conditions":{"executortype":"cli"}}]}',
+}  # fmt: skip
+
+
+def _fitted(value: Any, name: str, dice: random.Random, known: Known) -> Any:
+    if name in _FITTING:
+        return _FITTING[name]
+    if isinstance(value, dict):
+        return {key: _fitted(inner, key, dice, known) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_fitted(inner, "", dice, known) for inner in value]
+    if name.endswith("id"):
+        return known.pick(dice.randrange(60))
+    return value
+
+
+def poisonous(
+    calls: Mapping[str, type], keys: Sequence[PrivateKey], known: Known, dice: random.Random
+) -> bytes:
+    """A request of upstream's with every field filled, and poison in up to two places.
+
+    Made without hypothesis, which takes longer for one than a daemon for the answer.
+    """
+    payloadtype = dice.choice(sorted(calls.keys() & MESSAGES.keys()))
+    fields = _fitted(example(payloadtype), "", dice, known)
+    dose = [
+        (dice.randrange(10**6), dice.choice(HOW), dice.choice(POISON))
+        for _ in range(dice.choice([0, 1, 1, 1, 2]))
+    ]
+    text = dumps({"msgtype": payloadtype, **dosed(fields, dose)})
+    return signed(payloadtype, text, dice.choice(keys))
 
 
 def _flip(body: bytes, place: int, mask: int) -> bytes:

@@ -22,6 +22,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.handlers import executors
 from node.model import (
+    Allocations,
     Colony,
     Conditions,
     Executor,
@@ -29,6 +30,7 @@ from node.model import (
     Function,
     FunctionSpec,
     Graph,
+    Project,
     Running,
     State,
 )
@@ -118,16 +120,17 @@ async def test_a_decision_wins_against_a_heartbeat(races: Races, state: Executor
 
 
 async def test_what_an_executor_reports_does_not_undo_a_decision(races: Races) -> None:
+    told = Allocations({"p": Project(usedcpu=1)})
     report = partial(
         races.one.members.change_executor,
         "dev",
         "w",
-        lambda e: msgspec.structs.replace(e, allocations={"cpu": 1}),
+        lambda e: msgspec.structs.replace(e, allocations=told),
     )
     reject = partial(races.other.members.set_state, "dev", "w", ExecutorState.REJECTED)
     await races.race(report, reject)
     executor = await races.stored()
-    assert (executor.state, executor.allocations) == (ExecutorState.REJECTED, {"cpu": 1})
+    assert (executor.state, executor.allocations) == (ExecutorState.REJECTED, told)
 
 
 async def test_an_unregistered_executor_comes_back_in_spite_of_a_heartbeat(races: Races) -> None:

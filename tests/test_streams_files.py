@@ -20,7 +20,7 @@ from federation.messages import Carried, Chunk, Fetch, load
 from federation.transport import PeerRefused
 from node.errors import RpcError
 from node.files import Files
-from node.model import Process, State
+from node.model import Filesystem, Process, SnapshotMount, State, SyncDirMount
 from node.store.files import File, Reference
 from node.submission import new_id
 from node.tickets import Scope
@@ -83,9 +83,9 @@ async def furnished(path: Path, *names: str) -> AsyncIterator[World]:
 
 
 def label_of(process: Process, place: int = 0) -> str:
-    label = process.spec.fs["dirs"][place]["label"]
-    assert isinstance(label, str)
-    return label
+    assert process.spec.fs is not None
+    assert process.spec.fs.dirs is not None
+    return process.spec.fs.dirs[place].label
 
 
 async def test_an_executor_finds_the_files_of_the_origin(tmp_path: Path) -> None:
@@ -112,15 +112,17 @@ async def test_an_executor_finds_the_files_of_the_origin(tmp_path: Path) -> None
         names = [file.name for file in await bee.node.files.listing("bee", f"{root}/d/data")]
         assert names == ["big", "empty"]
         # The snapshot has the bytes of its moment, and the same layout below its label.
-        there_is = far.spec.fs["snapshots"][0]
-        assert there_is["label"] == f"{root}/0/src"
-        found = await bee.node.files.snapshot("bee", there_is["snapshotid"])
+        assert far.spec.fs is not None
+        assert far.spec.fs.snapshots is not None
+        there_is = far.spec.fs.snapshots[0]
+        assert there_is.label == f"{root}/0/src"
+        found = await bee.node.files.snapshot("bee", there_is.snapshotid)
         assert found is not None
         (file,) = [await bee.node.files.get("bee", found.fileids.hex())]
         assert file is not None
         assert file.checksum == sum_of(b"v1")
-        assert far.spec.fs["mount"] == "/m"
-        assert (await ant.process(processid)).spec.fs == fs
+        assert far.spec.fs.mount == "/m"
+        assert (await ant.process(processid)).spec.fs == msgspec.convert(fs, Filesystem)
         await close(bee, far, "end")
         assert (await ant.closed(processid)).state == State.SUCCESSFUL
         # Another process fetches nothing anew.
@@ -283,32 +285,33 @@ async def test_files_go_with_their_process(tmp_path: Path, monkeypatch: pytest.M
     "fs",
     [
         None,
-        "x",
-        [],
-        {},
-        {"dirs": None, "snapshots": None},
-        {"dirs": "x"},
-        {"dirs": [1, {}, {"label": 3}]},
-        {"snapshots": [{"snapshotid": ""}]},
+        Filesystem(),
+        Filesystem(dirs=[], snapshots=[]),
+        Filesystem(dirs=[SyncDirMount()]),
+        Filesystem(snapshots=[SnapshotMount()]),
     ],
 )
-def test_what_mounts_nothing_needs_nothing(fs: Any) -> None:
+def test_what_mounts_nothing_needs_nothing(fs: Filesystem | None) -> None:
     assert manifest.needs_files(fs) is False
     assert manifest.rewritten(fs, "p") == fs
 
 
 def test_mounts_are_found_and_renamed() -> None:
-    fs = {"dirs": ["/a", {"label": "b/"}], "snapshots": [{}, {"snapshotid": "i", "label": "l"}]}
+    fs = Filesystem(
+        dirs=[SyncDirMount("/a"), SyncDirMount("b/")],
+        snapshots=[SnapshotMount(), SnapshotMount("i", "l")],
+    )
     before = msgspec.json.encode(fs)
     assert manifest.dirs(fs) == ["/a", "/b"]
     assert manifest.snapshots(fs) == {1: "i"}
     after = manifest.rewritten(fs, "p")
-    assert after["dirs"] == ["/forwarded/p/d/a", {"label": "/forwarded/p/d/b"}]
-    assert after["snapshots"][1]["label"] == "/forwarded/p/1/l"
-    assert after["snapshots"][1]["snapshotid"] == manifest.snapshot_id("p", 1)
+    assert after is not None
+    assert after.dirs == [SyncDirMount("/forwarded/p/d/a"), SyncDirMount("/forwarded/p/d/b")]
+    name = manifest.snapshot_id("p", 1)
+    assert after.snapshots == [SnapshotMount(), SnapshotMount(name, "/forwarded/p/1/l")]
     assert msgspec.json.encode(fs) == before
     with pytest.raises(RpcError, match="at most 50"):
-        manifest.dirs({"dirs": ["/x"] * 51})
+        manifest.dirs(Filesystem(dirs=[SyncDirMount("/x")] * 51))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from node.blueprint_rules import Initiator, Wanted, colony_initiator
 from node.codec import wire_process, wire_time
 from node.directory import name_of
 from node.errors import bad, denied
+from node.model import Int64
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
+from node.schema_types import drop, fitting, refuse
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
 from node.submission import id_for
 
@@ -28,7 +30,7 @@ class SentMetadata(msgspec.Struct):
     locationname: Text = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
-    generation: int | None = None
+    generation: Int64 | None = None
     updated: Text = msgspec.field(name="updatedAt", default=None)
 
 
@@ -51,7 +53,7 @@ class SentNames(msgspec.Struct):
 class SentHandler(msgspec.Struct):
     executortype: Text = msgspec.field(name="executorType", default=None)
     functionname: Text = msgspec.field(name="functionName", default=None)
-    interval: int | None = msgspec.field(name="reconcileInterval", default=None)
+    interval: Int64 | None = msgspec.field(name="reconcileInterval", default=None)
 
 
 class SentDefinitionSpec(msgspec.Struct):
@@ -119,7 +121,7 @@ class Reconcile(msgspec.Struct):
 
 class GetHistory(msgspec.Struct):
     blueprintid: str
-    limit: int = 0
+    limit: Int64 = 0
 
 
 # -- what is sent, as we see it ----------------------------------------------------------
@@ -157,7 +159,7 @@ def _milliseconds(text: str, field: str) -> int:
 
 
 def defined(sent: SentDefinition) -> Definition:
-    """Return the definition that a client sent."""
+    """Return the definition that a client sent. Raises RpcError 400 for a schema of other types."""
     meta, spec = sent.metadata or SentMetadata(), sent.spec or SentDefinitionSpec()
     names, handler = spec.names or SentNames(), spec.handler or SentHandler()
     return Definition(
@@ -185,7 +187,7 @@ def defined(sent: SentDefinition) -> Definition:
         group=spec.group or "",
         version=spec.version or "",
         scope=spec.scope or "",
-        schema=spec.schema,
+        schema=None if spec.schema is None else fitting(spec.schema, refuse),
     )
 
 
@@ -247,7 +249,7 @@ def wire_definition(definition: Definition) -> dict[str, Any]:
         },
     }
     if definition.schema is not None:
-        spec["schema"] = definition.schema
+        spec["schema"] = fitting(definition.schema, drop)
     return {
         "blueprintdefinitionid": definition.blueprintdefinitionid,
         "kind": definition.kind,

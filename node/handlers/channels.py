@@ -10,11 +10,11 @@ import msgspec
 
 from node.channels import wire
 from node.errors import bad
+from node.model import Int64
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 from node.store.channels import Entry
 
-Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 MAX_TYPE = 64  # characters
 
@@ -35,8 +35,8 @@ class Read(msgspec.Struct):
 
     processid: str
     name: str
-    afterseq: int = 0
-    limit: int = 0
+    afterseq: Int64 = 0
+    limit: Int64 = 0
 
 
 class Subscribe(msgspec.Struct):
@@ -44,8 +44,8 @@ class Subscribe(msgspec.Struct):
 
     processid: str
     name: str
-    afterseq: int = 0
-    timeout: int = 0
+    afterseq: Int64 = 0
+    timeout: Int64 = 0
 
 
 def calls(node: Node) -> list[Call[Any]]:

@@ -9,11 +9,13 @@ import msgspec
 from node.codec import wire_time
 from node.directory import name_of
 from node.errors import bad, missing
+from node.model import Int64
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 from node.store.crons import Cron
 from node.submission import id_for
 from node.timed import CHECKER_PERIOD
+from node.workflow_specs import readable
 
 
 class NewCron(msgspec.Struct):
@@ -22,7 +24,7 @@ class NewCron(msgspec.Struct):
     colonyname: str
     name: str = ""
     cronexpression: str = ""
-    interval: int = 0
+    interval: Int64 = 0
     random: bool = False
     workflowspec: str = ""
     waitforprevprocessgraph: bool = False
@@ -40,7 +42,7 @@ class CronById(msgspec.Struct):
 
 class GetCrons(msgspec.Struct):
     colonyname: str
-    count: int = 0
+    count: Int64 = 0
 
 
 def wire_cron(cron: Cron, workflowspec: str) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def calls(node: Node) -> list[Call[Any]]:
         """Start a workflow by the clock, at the times of an expression or of an interval."""
         assert caller.member is not None
         asked = request.cron
+        workflow = readable(asked.workflowspec, asked.colonyname, "cron.workflowspec")
         cron = Cron(
             cronid=id_for(caller.id, caller.nonce),
             colonyname=asked.colonyname,
@@ -93,7 +96,7 @@ def calls(node: Node) -> list[Call[Any]]:
             random=asked.random,
             waitforprevprocessgraph=asked.waitforprevprocessgraph or asked.waitforprevprocessgrap,
         )
-        return wire_cron(await crons.add(cron, asked.workflowspec), asked.workflowspec)
+        return wire_cron(await crons.add(cron, workflow), workflow)
 
     async def get(caller: Caller, request: CronById) -> dict[str, Any]:
         """One cron, with its next and last run."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from node.codec import wire_executor
+from node.codec import wire_executor, wire_function
 from node.errors import bad, denied, missing
 from node.model import Executor, ExecutorState, Function
 from node.node import Node
@@ -70,13 +70,13 @@ def calls(node: Node) -> list[Call[Any]]:
             lambda e: msgspec.structs.replace(e, allocations=request.allocations),
         )
 
-    async def add_function(caller: Caller, request: req.AddFunction) -> Function:
+    async def add_function(caller: Caller, request: req.AddFunction) -> dict[str, Any]:
         if caller.executor.executorname != request.fun.executorname:
             raise denied("fun.executorname: an executor may register for itself only")
         if not request.fun.funcname:
             raise bad("fun.funcname: must not be empty")
         new = msgspec.convert(msgspec.to_builtins(request.fun), Function)
-        return await members.add_function(new)
+        return wire_function(await members.add_function(new))
 
     async def remove_function(caller: Caller, request: req.FunctionById) -> None:
         for colony in directory.colonies_of(caller.id):
@@ -90,10 +90,10 @@ def calls(node: Node) -> list[Call[Any]]:
             return
         raise missing("functionid: no function of the caller's colonies has this id")
 
-    async def get_functions(caller: Caller, request: req.GetFunctions) -> list[Function]:
+    async def get_functions(caller: Caller, request: req.GetFunctions) -> list[dict[str, Any]]:
         functions = directory.roster(request.colonyname).functions.values()
         wanted = request.executorname
-        return [f for f in functions if not wanted or f.executorname == wanted]
+        return [wire_function(f) for f in functions if not wanted or f.executorname == wanted]
 
     def of(request: Any) -> str:
         return str(request.colonyname)

@@ -13,6 +13,7 @@ from node.codec import wire_time
 from node.errors import RpcError, bad, denied, missing
 from node.files import FileData, Label
 from node.labels import check_name, normalise_label
+from node.model import Int64
 from node.node import Node
 from node.rpc.filedoor import PREFIX
 from node.rpc.table import Call, Caller, Who
@@ -30,7 +31,7 @@ class NewFile(msgspec.Struct):
     colonyname: str
     name: str
     label: str = ""
-    size: int = 0
+    size: Int64 = 0
     checksum: str = ""
     checksumalg: str = ""
     ref: Reference = msgspec.field(default_factory=Reference)
@@ -72,7 +73,7 @@ class Ticket(msgspec.Struct):
     colonyname: str
     method: str
     checksum: str
-    size: int = 0
+    size: Int64 = 0
 
 
 def calls(node: Node) -> list[Call[Any]]:

@@ -9,11 +9,13 @@ import msgspec
 from node.codec import wire_time
 from node.directory import name_of
 from node.errors import bad, missing
+from node.model import Int64
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 from node.store.generators import Generator
 from node.submission import id_for
 from node.timed import CHECKER_PERIOD
+from node.workflow_specs import readable
 
 
 class NewGenerator(msgspec.Struct):
@@ -22,8 +24,8 @@ class NewGenerator(msgspec.Struct):
     colonyname: str
     name: str = ""
     workflowspec: str = ""
-    trigger: int = 0
-    timeout: int = 0
+    trigger: Int64 = 0
+    timeout: Int64 = 0
 
 
 class AddGenerator(msgspec.Struct):
@@ -41,7 +43,7 @@ class ResolveGenerator(msgspec.Struct):
 
 class GetGenerators(msgspec.Struct):
     colonyname: str
-    count: int = 0
+    count: Int64 = 0
 
 
 class PackGenerator(msgspec.Struct):
@@ -88,6 +90,7 @@ def calls(node: Node) -> list[Call[Any]]:
         """Start a workflow whenever so many arguments are packed, or some waited long enough."""
         assert caller.member is not None
         asked = request.generator
+        workflow = readable(asked.workflowspec, asked.colonyname, "generator.workflowspec")
         generator = Generator(
             generatorid=id_for(caller.id, caller.nonce),
             colonyname=asked.colonyname,
@@ -97,8 +100,8 @@ def calls(node: Node) -> list[Call[Any]]:
             trigger=asked.trigger,
             timeout=asked.timeout,
         )
-        added = await generators.add(generator, asked.workflowspec)
-        return wire_generator(added, asked.workflowspec)
+        added = await generators.add(generator, workflow)
+        return wire_generator(added, workflow)
 
     async def get(caller: Caller, request: GeneratorById) -> dict[str, Any]:
         """One generator, with the size of its queue."""

@@ -10,7 +10,7 @@ from node import logs
 from node.codec import unpack
 from node.errors import bad, denied, missing
 from node.handlers.processes import locate
-from node.model import DAY, Log
+from node.model import DAY, Int64, Log
 from node.node import Node
 from node.processes import require_assigned
 from node.rpc import requests as req
@@ -25,8 +25,8 @@ MAX_DAYS = 30
 class SearchLogs(msgspec.Struct):
     colonyname: str
     text: str = ""
-    days: int = 0
-    count: int = 0
+    days: Int64 = 0
+    count: Int64 = 0
 
 
 def calls(node: Node) -> list[Call[Any]]:

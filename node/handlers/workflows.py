@@ -11,7 +11,7 @@ from node.children import Wanted
 from node.codec import wire_graph, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, denied, missing
-from node.model import FunctionSpec, Graph, State
+from node.model import FunctionSpec, Graph, Int64, State
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 from node.submission import id_for
@@ -30,13 +30,13 @@ class GraphById(msgspec.Struct):
 
 class GetGraphs(msgspec.Struct):
     colonyname: str
-    count: int = 0
-    state: int = 0
+    count: Int64 = 0
+    state: Int64 = 0
 
 
 class RemoveGraphs(msgspec.Struct):
     colonyname: str
-    state: int = 0
+    state: Int64 = 0
 
 
 class AddChild(msgspec.Struct):

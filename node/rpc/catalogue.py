@@ -41,7 +41,8 @@ covers the text of the payload. `nonce` (16 to 128 characters) and `issuedat` (U
 beside the fields: the request then can't be replayed. An answer has the same shape, with `error`;
 a refusal carries `{"status", "message"}`, and the message begins with the field that is wrong.
 
-A field with `?` may be left out. Lists in answers are never null. An id is looked up in the
+A field with `?` may be left out. An `int` has 64 bits, and a number in `any` or `object` is at most
+what a 64-bit float holds. Lists in answers are never null. An id is looked up in the
 caller's own colonies only: what belongs to others is 404, like what isn't there.
 """
 

@@ -9,7 +9,16 @@ from typing import Any
 
 import msgspec
 
-from node.model import Attribute, Colony, FunctionSpec, User
+from node.model import (
+    Allocations,
+    Attribute,
+    Capabilities,
+    Colony,
+    FunctionArg,
+    FunctionSpec,
+    Int64,
+    User,
+)
 
 
 class Empty(msgspec.Struct):
@@ -47,10 +56,10 @@ class NewExecutor(msgspec.Struct):
     colonyname: str
     requirefuncreg: bool = False
     locationname: str = ""
-    capabilities: Any = None
-    allocations: Any = None
+    capabilities: Capabilities | None = None
+    allocations: Allocations | None = None
     blueprintid: str = ""
-    blueprintgen: int = 0
+    blueprintgen: Int64 = 0
 
 
 class AddExecutor(msgspec.Struct):
@@ -70,13 +79,13 @@ class ExecutorById(msgspec.Struct):
 class UpdateExecutor(msgspec.Struct):
     colonyname: str
     executorname: str
-    capabilities: Any = None
+    capabilities: Capabilities | None = None
 
 
 class ReportAllocation(msgspec.Struct):
     colonyname: str
     executorname: str
-    allocations: Any = None
+    allocations: Allocations | None = None
 
 
 class NewFunction(msgspec.Struct):
@@ -88,7 +97,7 @@ class NewFunction(msgspec.Struct):
     functionid: str = ""
     executortype: str = ""
     description: str = ""
-    args: Any = None
+    args: list[FunctionArg] | None = None
 
 
 class AddFunction(msgspec.Struct):
@@ -110,7 +119,7 @@ class Submit(msgspec.Struct):
 
 class Assign(msgspec.Struct):
     colonyname: str
-    timeout: int = 0
+    timeout: Int64 = 0
     availablecpu: str = ""
     availablemem: str = ""
 
@@ -121,8 +130,8 @@ class ProcessById(msgspec.Struct):
 
 class GetProcesses(msgspec.Struct):
     colonyname: str
-    count: int = 0
-    state: int = 0
+    count: Int64 = 0
+    state: Int64 = 0
     executortype: str = ""
     label: str = ""
     initiator: str = ""
@@ -132,23 +141,23 @@ class GetProcesses(msgspec.Struct):
 class GetHistory(msgspec.Struct):
     colonyname: str
     executorid: str = ""
-    seconds: int = 0
-    state: int = 0
+    seconds: Int64 = 0
+    state: Int64 = 0
 
 
 class SubscribeProcess(msgspec.Struct):
     """`colonyname` and `executortype` are sent and not needed: the id says it all."""
 
     processid: str
-    state: int = 0
-    timeout: int = 0
+    state: Int64 = 0
+    timeout: Int64 = 0
 
 
 class SubscribeProcesses(msgspec.Struct):
     colonyname: str = ""
     executortype: str = ""
-    state: int = 0
-    timeout: int = 0
+    state: Int64 = 0
+    timeout: Int64 = 0
 
 
 class Output(msgspec.Struct):
@@ -163,7 +172,7 @@ class CloseFailed(msgspec.Struct):
 
 class RemoveAll(msgspec.Struct):
     colonyname: str
-    state: int = 0
+    state: Int64 = 0
 
 
 class AddAttribute(msgspec.Struct):
@@ -189,6 +198,6 @@ class GetLogs(msgspec.Struct):
     colonyname: str
     processid: str = ""
     executorname: str = ""
-    count: int = 0
-    since: int = 0
+    count: Int64 = 0
+    since: Int64 = 0
     latest: bool = False

@@ -21,6 +21,7 @@ from node.errors import RpcError, bad, denied
 from node.etcd.errors import EtcdError
 from node.identity import IdentityError, recover_payload
 from node.model import Executor
+from node.numbers import beyond_float
 
 if TYPE_CHECKING:
     from node.directory import Directory, Member
@@ -49,22 +50,22 @@ _IDEMPOTENT = frozenset(
         "reconcileblueprintmsg",
     }
 )
-# Below these keys null means null: they hold the user's own data.
+# Below these keys null means null: they hold the user's own data, or objects with types for null.
 _OPAQUE = frozenset(
     {
         "args",
         "kwargs",
         "out",
         "in",
-        "capabilities",
-        "allocations",
-        "fs",
         "payload",
         "blueprint",
         "blueprintdefinition",
         "status",
     }
 )
+
+# A function to be registered: its `args` describe arguments, and are none.
+_TYPED = "fun"
 
 R = TypeVar("R")
 _to_json = msgspec.json.Encoder().encode
@@ -287,6 +288,8 @@ def parse_payload(payload: str) -> dict[str, Any]:
         raise bad("payload: a JSON object is expected")
     if text.count(b"{") + text.count(b"[") > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
         raise bad(f"payload: nested deeper than {MAX_DEPTH}")
+    if beyond_float(text, value):
+        raise bad("payload: a number beyond what a 64-bit float holds")
     pruned: dict[str, Any] = prune(value) if b"null" in text else value
     return pruned
 
@@ -311,7 +314,7 @@ def prune(value: Any, opaque: frozenset[str] = _OPAQUE) -> Any:
     """
     if isinstance(value, dict):
         return {
-            key: inner if key in opaque else prune(inner, opaque)
+            key: inner if key in opaque else prune(inner, opaque if key != _TYPED else frozenset())
             for key, inner in value.items()
             if inner is not None
         }

@@ -13,6 +13,7 @@ import msgspec
 
 from node.codec import pack
 from node.etcd.transactions import Absent, Compare, Delete, ModRevision, Op, Present, Put, Txn
+from node.model import Int64
 from node.store import keys
 
 # The classes of keys that go when a colony is removed.
@@ -34,7 +35,7 @@ class S3Object(msgspec.Struct):
     """Where bytes lie. Secrets are never stored, so that no member can read another's."""
 
     server: str = ""
-    port: int = 0
+    port: Int64 = 0
     tls: bool = False
     accesskey: str = ""
     secretkey: str = ""
