@@ -24,6 +24,7 @@ from node.etcd.transactions import Compare, ModRevision
 from node.leader import Leader
 from node.log import get_logger
 from node.model import SECOND, State
+from node.quotas import TooMany
 from node.reads import read_many
 from node.store import crons as store
 from node.store.crons import Cron, Firing
@@ -40,6 +41,10 @@ _TRIES = 8
 _GRACE = 2 * SECOND
 # Seconds between two looks at whether the previous workflow has ended.
 _PATIENCE = 1.0
+# Seconds after which a cron that was kept by a quota is tried again, and nanoseconds for which
+# nothing more is logged about the crons of its member.
+_LATER = 30.0
+_TOLD = 600 * SECOND
 _PAGE = 16
 
 
@@ -89,6 +94,11 @@ def due(cron: Cron) -> int | None:
     return cron.nextrun or None
 
 
+def owner(cron: Cron) -> tuple[str, str]:
+    """Return the colony and the id of the member that a cron is of."""
+    return cron.colonyname, cron.initiatorid
+
+
 @dataclass
 class Crons:
     """`now` gives Unix nanoseconds, `dice` numbers in [0, 1)."""
@@ -100,14 +110,16 @@ class Crons:
     now: Callable[[], int]
     local: ZoneInfo = field(default_factory=schedule.environment_zone)
     dice: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
-    index: Index[Cron] = field(default_factory=lambda: Index(Cron, due))
+    index: Index[Cron] = field(default_factory=lambda: Index(Cron, due, owner))
+    # Until when nothing is logged of a member's crons that skip, in Unix ns, by colony and id.
+    _told: dict[tuple[str, str], int] = field(default_factory=dict)
 
     # -- for callers ---------------------------------------------------------------------
 
     async def add(self, cron: Cron, workflowspec: str) -> Cron:
         """Store a new cron and say when it runs first; an empty id is filled in.
 
-        A repeat with the same id returns what is there. Raises RpcError 400 or 404.
+        A repeat with the same id returns what is there. Raises RpcError 400 or 404, or TooMany.
         """
         check_cron(cron, self.local)
         check_workflow(workflowspec, cron.colonyname, "cron.workflowspec")
@@ -118,6 +130,8 @@ class Crons:
         cron = msgspec.structs.replace(
             cron, cronid=cron.cronid or new_id(), nextrun=nextrun, window=window
         )
+        if self.index.get(store.key(cron.colonyname, cron.cronid)) is None:
+            self._require_room(cron)
         result = await self.client.commit(store.add(cron, workflowspec))
         if not result.succeeded:
             mine, name = result.responses
@@ -128,6 +142,12 @@ class Crons:
             raise missing(f"cron.colonyname: {cron.colonyname!r} is not hosted here")
         self.index.learn(store.key(cron.colonyname, cron.cronid), cron, result.revision)
         return cron
+
+    def _require_room(self, cron: Cron) -> None:
+        quotas, colony, owners = self.workflows.processes.quotas, cron.colonyname, self.index.owners
+        member = f"{cron.initiatorname!r} in colony {colony!r}"
+        quotas.require("member_crons", member, owners[owner(cron)], "crons")
+        quotas.require("colony_crons", f"colony {colony!r}", owners[colony, ""], "crons")
 
     async def remove(self, colony: str, cronid: str) -> None:
         """Remove a cron. Raises RpcError 404."""
@@ -177,6 +197,7 @@ class Crons:
                 return known[0]
             if not await self._free(known[0]):
                 return known[0]
+            self._require_processes(known[0])
             written = await self._write(*known, graphid, ())
             if written is not None:
                 await self._submit(*written, ())
@@ -195,8 +216,7 @@ class Crons:
             return 0.0
         cron = known[0]
         if cron.firing is not None:
-            await self._submit(*known, self.leader.fence)
-            return 0.0
+            return await self._submit(*known, self.leader.fence)
         if not 0 < cron.nextrun <= self.now():
             return 0.0
         if not may_start(self.directory, cron.colonyname, cron.initiatorid, cron.initiatorname):
@@ -205,13 +225,38 @@ class Crons:
             return 0.0
         if not await self._free(cron):
             return _PATIENCE
+        try:
+            self._require_processes(cron)
+        except TooMany as error:
+            return await self._skip(*known, error)
         graphid = store.graph_id(cron.cronid, cron.nextrun)
         written = await self._write(*known, graphid, self.leader.fence)
         if written is None:
             # Changed, and known by now; or this daemon leads no longer, and is about to hear of it.
             return 0.0 if self.index.get(key) != known else _PATIENCE
-        await self._submit(*written, self.leader.fence)
-        return 0.0
+        return await self._submit(*written, self.leader.fence)
+
+    def _require_processes(self, cron: Cron) -> None:
+        quotas = self.workflows.processes.quotas
+        quotas.require_processes(cron.colonyname, cron.initiatorname, timed=True)
+
+    async def _skip(self, cron: Cron, revision: int, error: TooMany) -> float:
+        """Leave a run out, and say so in the cron; the seconds until the next try.
+
+        That is written once, and logged once in a while for all crons of a member: a quota that
+        is reached must not make work of its own.
+        """
+        self._tell(cron, error)
+        if not cron.skipped:
+            moved = msgspec.structs.replace(self._moved(cron), skipped=error.message)
+            await self._commit(moved, revision, self.leader.fence)
+        return _LATER
+
+    def _tell(self, cron: Cron, error: TooMany) -> None:
+        now = self.now()
+        self._told = {place: until for place, until in self._told.items() if until > now}
+        if self._told.setdefault(owner(cron), now + _TOLD) == now + _TOLD:
+            log.warning("crons skip their runs", cron=cron.cronid, name=cron.name, error=error)
 
     def _moved(self, cron: Cron) -> Cron:
         try:
@@ -236,6 +281,7 @@ class Crons:
         after = msgspec.structs.replace(
             self._moved(cron),
             lastrun=now,
+            skipped="",
             prevprocessgraphid=graphid,
             firing=Firing(graphid, cron.prevprocessgraphid, now),
         )
@@ -266,8 +312,8 @@ class Crons:
         found = await self.client.get(store.key(colony, cronid))
         return (unpack(found.value, Cron), found.mod_revision) if found is not None else None
 
-    async def _submit(self, cron: Cron, revision: int, fence: Sequence[Compare]) -> None:
-        """Submit what is written down, and strike it out.
+    async def _submit(self, cron: Cron, revision: int, fence: Sequence[Compare]) -> float:
+        """Submit what is written down, and strike it out; the seconds to leave the cron alone.
 
         Submitting compares the cron's revision: once it is struck out, or the cron removed,
         nobody can do it again, however long ago it began to.
@@ -279,12 +325,12 @@ class Crons:
         spec = await self.client.get(store.spec_key(colony, cron.cronid))
         if spec is None:
             self._take_in(key, [])
-            return
+            return 0.0
         _, specs = read_workflow(spec.value.decode(), "cron.workflowspec")
         given = (
             await self.workflows.leaf_outputs(colony, firing.previous) if firing.previous else []
         )
-        after = msgspec.structs.replace(cron, firing=None)
+        after, pause = msgspec.structs.replace(cron, firing=None), 0.0
         try:
             await self.workflows.submit(
                 colony,
@@ -295,13 +341,21 @@ class Crons:
                 root_input=given,
                 field="cron.workflowspec",
                 guard=[ModRevision(key, revision), *fence],
+                timed=True,
             )
+        except TooMany as error:
+            self._tell(cron, error)
+            after = msgspec.structs.replace(
+                after, prevprocessgraphid=firing.previous, skipped=error.message
+            )
+            pause = _LATER
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
             if isinstance(error, RpcError) and error.status == 409:
                 self._take_in(key, [kv] if (kv := await self.client.get(key)) is not None else [])
-                return
+                return 0.0
             log.error("a cron's workflow is refused", cron=cron.cronid, name=cron.name, error=error)
             after = msgspec.structs.replace(after, prevprocessgraphid="")
         await self._commit(after, revision, fence)
+        return pause

@@ -22,13 +22,14 @@ from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
 from node.leader import Leader
 from node.log import get_logger
 from node.model import SECOND
+from node.quotas import TooMany
 from node.reads import read_many
 from node.store import generators as store
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.submission import MAX_SECONDS, new_id
 from node.timed import check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow
-from node.workflows import Workflows
+from node.workflows import MAX_GIVEN, Workflows
 
 log = get_logger("generators")
 
@@ -42,6 +43,8 @@ _TRIES = 32
 _TOGETHER, _TOGETHER_BYTES = 50, 512 * 1024
 # Seconds between two attempts to start a workflow that was refused; its arguments wait.
 _LATER = 30.0
+# Nanoseconds for which nothing more is logged about a generator that has to wait.
+_TOLD = 600 * SECOND
 _PAGE = 16
 _ARGS_PAGE = 1000
 
@@ -56,8 +59,11 @@ def check_generator(generator: Generator) -> None:
 
 
 def largest_arg(generator: Generator) -> int:
-    """Bytes that an argument may have, so that one workflow can hold as many as trigger it."""
-    return MAX_BYTES // generator.trigger
+    """Bytes that an argument may have, so that one workflow can hold as many as trigger it.
+
+    Each node without dependencies gets all of them.
+    """
+    return min(MAX_BYTES, MAX_GIVEN // 2 // generator.roots) // generator.trigger
 
 
 def decide(generator: Generator, now: int) -> Firing | None:
@@ -83,6 +89,11 @@ def due(generator: Generator) -> int | None:
     if generator.queuesize and generator.timeout > 0:
         return _deadline(generator)
     return None
+
+
+def owner(generator: Generator) -> tuple[str, str]:
+    """Return the colony and the id of the member that a generator is of."""
+    return generator.colonyname, generator.initiatorid
 
 
 @dataclass(eq=False)
@@ -121,7 +132,9 @@ class Generators:
     workflows: Workflows
     leader: Leader
     now: Callable[[], int]
-    index: Index[Generator] = field(default_factory=lambda: Index(Generator, due))
+    index: Index[Generator] = field(default_factory=lambda: Index(Generator, due, owner))
+    # Until when nothing is logged of a generator that may not start its workflow, in Unix ns.
+    _told: dict[str, int] = field(default_factory=dict)
     _lines: dict[str, _Line] = field(default_factory=dict)
 
     # -- for callers ---------------------------------------------------------------------
@@ -129,13 +142,22 @@ class Generators:
     async def add(self, generator: Generator, workflowspec: str) -> Generator:
         """Store a new generator; an empty id is filled in.
 
-        A repeat with the same id returns what is there. Raises RpcError 400 or 404.
+        A repeat with the same id returns what is there. Raises RpcError 400 or 404, or TooMany.
         """
         check_generator(generator)
-        check_workflow(workflowspec, generator.colonyname, "generator.workflowspec")
+        specs = check_workflow(workflowspec, generator.colonyname, "generator.workflowspec")
         generator = msgspec.structs.replace(
-            generator, generatorid=generator.generatorid or new_id()
+            generator,
+            generatorid=generator.generatorid or new_id(),
+            roots=sum(not spec.conditions.dependencies for spec in specs),
         )
+        if largest_arg(generator) < 1:
+            raise bad(
+                f"generator.trigger: {generator.roots} nodes without dependencies would get all of"
+                f" {generator.trigger} arguments; that is more than fits the store"
+            )
+        if self.index.get(store.key(generator.colonyname, generator.generatorid)) is None:
+            self._require_room(generator)
         result = await self.client.commit(store.add(generator, workflowspec))
         if not result.succeeded:
             mine, name = result.responses
@@ -147,6 +169,12 @@ class Generators:
         key = store.key(generator.colonyname, generator.generatorid)
         self.index.learn(key, generator, result.revision)
         return generator
+
+    def _require_room(self, generator: Generator) -> None:
+        quotas, colony = self.workflows.processes.quotas, generator.colonyname
+        member, owners = f"{generator.initiatorname!r} in colony {colony!r}", self.index.owners
+        quotas.require("member_generators", member, owners[owner(generator)], "generators")
+        quotas.require("colony_generators", f"colony {colony!r}", owners[colony, ""], "generators")
 
     async def remove(self, colony: str, generatorid: str) -> None:
         """Remove a generator with its queue. Raises RpcError 404."""
@@ -229,13 +257,7 @@ class Generators:
             if known is None:
                 self.index.forget(key)
                 raise missing(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
-            most = largest_arg(known[0])
-            for seat in seats:
-                if not seat.done and len(seat.packing.arg.encode()) > most:
-                    seat.error = bad(
-                        f"arg: at most {most} bytes, so that {known[0].trigger} fit one workflow"
-                    )
-                    seat.done = True
+            self._check_room(known[0], seats)
             left = [seat for seat in seats if not seat.done]
             if not left:
                 return
@@ -251,6 +273,27 @@ class Generators:
             for seat in left:
                 seat.done = seat.packing.token in used
         raise conflict("generatorid: the generator changes too fast; try again")
+
+    def _check_room(self, generator: Generator, seats: Sequence[_Seat]) -> None:
+        """Refuse what is too large, and what the queue has no room for."""
+        most, quotas = largest_arg(generator), self.workflows.processes.quotas
+        whose = f"generator {generator.name!r}"
+        packs, size = generator.queuesize, generator.queuebytes
+        for seat in seats:
+            if seat.done:
+                continue
+            more = len(seat.packing.arg.encode())
+            try:
+                if more > most:
+                    raise bad(
+                        f"arg: at most {most} bytes, so that {generator.trigger} fit one workflow"
+                    )
+                quotas.require("generator_packs", whose, packs, "arguments that wait")
+                quotas.require("generator_bytes", whose, size, "bytes that wait", more)
+            except RpcError as error:
+                seat.error, seat.done = error, True
+            else:
+                packs, size = packs + 1, size + more
 
     # -- for the leader ------------------------------------------------------------------
 
@@ -318,7 +361,15 @@ class Generators:
                 root_args=list(args),
                 field="generator.workflowspec",
                 guard=[first, *fence],
+                timed=True,
             )
+        except TooMany as error:
+            # No argument is given up; the queue is bounded, so that those who pack hear of it.
+            now = self.now()
+            self._told = {known: until for known, until in self._told.items() if until > now}
+            if self._told.setdefault(key, now + _TOLD) == now + _TOLD:
+                log.warning("a generator waits", generator=generatorid, error=error)
+            return _LATER
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
@@ -332,7 +383,8 @@ class Generators:
                 error=error,
             )
             return _LATER
-        return await self._strike_out(key, generator, revision, firing, oldest, fence)
+        size = sum(len(arg.encode()) for arg in args)
+        return await self._strike_out(key, generator, revision, firing, oldest, size, fence)
 
     async def _strike_out(
         self,
@@ -341,6 +393,7 @@ class Generators:
         revision: int,
         firing: Firing,
         oldest: int,
+        size: int,
         fence: Sequence[Compare],
     ) -> float:
         for _ in range(_TRIES):
@@ -348,7 +401,7 @@ class Generators:
                 return 0.0  # done by somebody else
             if not oldest and generator.tail > firing.upto:
                 oldest = (await self._args(generator, firing))[2]
-            after, txn = store.fired(generator, revision, oldest, fence)
+            after, txn = store.fired(generator, revision, oldest, fence, size)
             result = await self.client.commit(txn)
             if result.succeeded:
                 self.index.learn(key, after, result.revision)

@@ -19,6 +19,7 @@ from node.etcd.transactions import Compare, Op, Put
 from node.handout import HandOut
 from node.hooks import Hooks
 from node.model import Attribute, Blocked, Process, Running, State, Waiting
+from node.quotas import Quotas
 from node.reads import Reads, read_many
 from node.scheduler import Entry, Queue, RunningSet
 from node.store import keys
@@ -46,6 +47,7 @@ class Processes:
     running: RunningSet = field(default_factory=RunningSet)
     reads: Reads = field(init=False)
     handout: HandOut = field(init=False)
+    quotas: Quotas = field(init=False)
     changed: Callable[[Process], None] = _ignore
     moved: Callable[[str], None] = _ignore
     stepped: Callable[[str, str, int], None] = _ignore
@@ -54,6 +56,7 @@ class Processes:
     def __post_init__(self) -> None:
         self.reads = Reads(self.client)
         self.handout = HandOut(self)
+        self.quotas = Quotas(self.queue, self.running)
         self.queue.held = self.handout.held
 
     # -- the indexes ---------------------------------------------------------------------

@@ -129,7 +129,7 @@ class Vault:
         """Raise RpcError 409 when an upload can't begin, as its size or the quota is now."""
         owner = _owner(scope)
         own = sum(upload.owner == owner for upload in self._unfinished.values())
-        if own >= self.uploads:
+        if self.uploads and own >= self.uploads:
             raise conflict(
                 f"checksum: {own} uploads of yours are unfinished, the most that there may be"
                 " (quotas.uploads); finish some, or wait until they are swept (files.grace)"

@@ -21,6 +21,7 @@ from node.errors import RpcError, bad, denied
 from node.etcd.errors import EtcdError
 from node.identity import IdentityError, recover_payload
 from node.model import Executor
+from node.turns import Turns
 
 if TYPE_CHECKING:
     from node.directory import Directory, Member
@@ -49,6 +50,10 @@ _IDEMPOTENT = frozenset(
         "reconcileblueprintmsg",
     }
 )
+# Calls of one signer that are dealt with at a time; more wait, and keep nobody else waiting.
+MAX_CALLS = 32
+# Calls that wait for something to happen take no turn of others of the same signer.
+_WAITING = frozenset({"assignprocessmsg"})
 # Below these keys null means null: they hold the user's own data.
 _OPAQUE = frozenset(
     {
@@ -136,6 +141,7 @@ class Table:
     strict_replay: bool = False
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
+    turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
     _seen: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
 
     def add(self, call: Call[Any]) -> None:
@@ -173,7 +179,10 @@ class Table:
             return await call.handler(Caller(""), call.request())
         caller, request = self.admit(call, envelope)
         assert call is not None
-        return await call.handler(caller, request)
+        if call.payloadtype in _WAITING:
+            return await call.handler(caller, request)
+        async with self.turns.of((caller.id,)):
+            return await call.handler(caller, request)
 
     def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
         """Check signature, freshness and role, and read the request. Raises RpcError."""
