@@ -56,6 +56,7 @@ class Turns:
                 self.leave(party)
             else:
                 queue.remove(turn)
+                self._prune(party)
             raise
 
     def leave(self, party: Party) -> None:
@@ -64,7 +65,14 @@ class Turns:
         self._inside[party] -= 1
         if not self._inside[party]:
             del self._inside[party]
-        while not (self.room and self._total >= self.room):
+        if not self.room:
+            # Nobody waits for others than those of its own party.
+            if self._queued(party):
+                self._admit(party)
+                self._queue(party).popleft().set()
+                self._prune(party)
+            return
+        while self._total < self.room:
             if not self._next(self._waiting, ()):
                 return
 
@@ -92,19 +100,29 @@ class Turns:
             place = place[name]
         return bool(place)
 
+    def _prune(self, party: Party) -> None:
+        """Forget what holds nobody of a party any more."""
+        places: list[Any] = [self._waiting]
+        for name in party:
+            places.append(places[-1][name])
+        for name in reversed(party):
+            if not places.pop():
+                del places[-1][name]
+
     def _next(self, waiting: OrderedDict[str, Any], above: Party) -> bool:
         """Let the first in turn go on that may; False when nobody does."""
         for name in list(waiting):
             below, party = waiting[name], (*above, name)
-            if not below:
-                del waiting[name]
-            elif isinstance(below, OrderedDict):
-                if self._next(below, party):
-                    waiting.move_to_end(name)
-                    return True
-            elif not (self.each and self._inside[party] >= self.each):
+            if isinstance(below, OrderedDict):
+                if not self._next(below, party):
+                    continue
+            elif self.each and self._inside[party] >= self.each:
+                continue
+            else:
                 self._admit(party)
                 below.popleft().set()
-                waiting.move_to_end(name)
-                return True
+            waiting.move_to_end(name)
+            if not below:
+                del waiting[name]
+            return True
         return False
