@@ -5,7 +5,6 @@ Values only, and a loop around an action that is handed in; who may act is decid
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -18,6 +17,7 @@ from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
 from node.model import SECOND
+from node.scheduler import count_owner
 from node.turns import Turns
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class Index(Generic[T]):
     owner: Callable[[T], tuple[str, str]]
     agenda: Agenda = field(default_factory=Agenda)
     # How many there are of a member, by colony and id, and of all members, by colony and "".
-    owners: Counter[tuple[str, str]] = field(default_factory=Counter)
+    owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _known: dict[str, tuple[T, int]] = field(default_factory=dict)
 
     def get(self, key: str) -> tuple[T, int] | None:
@@ -133,9 +133,7 @@ class Index(Generic[T]):
             return
         self._uncount(known)
         self._known[key] = (value, revision)
-        colony, member = self.owner(value)
-        self.owners[colony, member] += 1
-        self.owners[colony, ""] += 1
+        count_owner(self.owners, *self.owner(value), 1)
         self.agenda.set(key, self.due(value))
 
     def forget(self, key: str) -> None:
@@ -144,13 +142,8 @@ class Index(Generic[T]):
         self.agenda.set(key, None)
 
     def _uncount(self, known: tuple[T, int] | None) -> None:
-        if known is None:
-            return
-        colony, member = self.owner(known[0])
-        for place in ((colony, member), (colony, "")):
-            self.owners[place] -= 1
-            if not self.owners[place]:
-                del self.owners[place]
+        if known is not None:
+            count_owner(self.owners, *self.owner(known[0]), -1)
 
 
 async def follow(

@@ -146,8 +146,8 @@ class Crons:
     def _require_room(self, cron: Cron) -> None:
         quotas, colony, owners = self.workflows.processes.quotas, cron.colonyname, self.index.owners
         member = f"{cron.initiatorname!r} in colony {colony!r}"
-        quotas.require("member_crons", member, owners[owner(cron)], "crons")
-        quotas.require("colony_crons", f"colony {colony!r}", owners[colony, ""], "crons")
+        quotas.require("member_crons", member, owners.get(owner(cron), 0), "crons")
+        quotas.require("colony_crons", f"colony {colony!r}", owners.get((colony, ""), 0), "crons")
 
     async def remove(self, colony: str, cronid: str) -> None:
         """Remove a cron. Raises RpcError 404."""

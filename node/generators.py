@@ -173,8 +173,10 @@ class Generators:
     def _require_room(self, generator: Generator) -> None:
         quotas, colony = self.workflows.processes.quotas, generator.colonyname
         member, owners = f"{generator.initiatorname!r} in colony {colony!r}", self.index.owners
-        quotas.require("member_generators", member, owners[owner(generator)], "generators")
-        quotas.require("colony_generators", f"colony {colony!r}", owners[colony, ""], "generators")
+        quotas.require("member_generators", member, owners.get(owner(generator), 0), "generators")
+        quotas.require(
+            "colony_generators", f"colony {colony!r}", owners.get((colony, ""), 0), "generators"
+        )
 
     async def remove(self, colony: str, generatorid: str) -> None:
         """Remove a generator with its queue. Raises RpcError 404."""

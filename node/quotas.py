@@ -5,14 +5,14 @@ Each is a setting of `[quotas]`; a refusal names it. Who may ask at all is decid
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from node.config import QuotasConfig
 from node.errors import RpcError
-from node.scheduler import Queue, RunningSet
+from node.scheduler import Queue, RunningSet, count_owner
 
 __all__ = ["Quotas", "TooMany"]
 
@@ -41,7 +41,7 @@ class Quotas:
     running: RunningSet = field(default_factory=RunningSet)
     limits: QuotasConfig = field(default_factory=QuotasConfig)
     # Processes that are being submitted, by colony and name, and by colony and "".
-    _coming: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _coming: dict[tuple[str, str], int] = field(default_factory=dict)
     # Lines that running processes logged, of those that did last.
     _lines: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
@@ -57,7 +57,11 @@ class Quotas:
     def open(self, colony: str, name: str = "") -> int:
         """How many processes a member has open or is submitting; without a name, all members."""
         place = (colony, name)
-        return self.queue.owners[place] + self.running.owners[place] + self._coming[place]
+        return (
+            self.queue.owners.get(place, 0)
+            + self.running.owners.get(place, 0)
+            + self._coming.get(place, 0)
+        )
 
     def require_processes(
         self, colony: str, name: str, count: int = 1, *, timed: bool = False
@@ -66,16 +70,27 @@ class Quotas:
 
         With `timed` it is a cron or generator of the member that starts them.
         """
-        own, limits = self.open(colony, name), self.limits
-        member, most = f"{name!r} in colony {colony!r}", limits.member_processes
-        if timed and most and own + count > most * TIMED:
-            raise TooMany(
-                f"{member} has {own} open processes, and {count} more by the clock would exceed"
-                f" {int(most * TIMED)}, half of {most} (quotas.member_processes)"
-            )
-        self.require("member_processes", member, own, "open processes", count)
-        there = self.open(colony)
-        self.require("colony_processes", f"colony {colony!r}", there, "open processes", count)
+        limits = self.limits
+        most, all_most = limits.member_processes, limits.colony_processes
+        if most and (own := self.open(colony, name)) + count > most * (TIMED if timed else 1):
+            member = f"{name!r} in colony {colony!r}"
+            if timed:
+                raise TooMany(
+                    f"{member} has {own} open processes, and {count} more by the clock would"
+                    f" exceed {int(most * TIMED)}, half of {most} (quotas.member_processes)"
+                )
+            self.require("member_processes", member, own, "open processes", count)
+        if all_most and (there := self.open(colony)) + count > all_most:
+            self.require("colony_processes", f"colony {colony!r}", there, "open processes", count)
+
+    def begin(self, colony: str, name: str, count: int = 1, *, timed: bool = False) -> None:
+        """Count processes that are about to be submitted, until `end`. Raises TooMany."""
+        self.require_processes(colony, name, count, timed=timed)
+        count_owner(self._coming, colony, name, count)
+
+    def end(self, colony: str, name: str, count: int = 1) -> None:
+        """The processes that `begin` counted are in the indexes, or were not submitted."""
+        count_owner(self._coming, colony, name, -count)
 
     @contextmanager
     def processes(
@@ -85,17 +100,11 @@ class Quotas:
 
         Raises TooMany.
         """
-        self.require_processes(colony, name, count, timed=timed)
-        places = ((colony, name), (colony, ""))
-        for place in places:
-            self._coming[place] += count
+        self.begin(colony, name, count, timed=timed)
         try:
             yield
         finally:
-            for place in places:
-                self._coming[place] -= count
-                if not self._coming[place]:
-                    del self._coming[place]
+            self.end(colony, name, count)
 
     def count_line(self, processid: str) -> None:
         """Count a log line of a process, since this daemon started. Raises TooMany."""

@@ -117,7 +117,7 @@ class Queue:
         default_factory=dict
     )
     # How many are of a member, by colony and name, and of all members, by colony and "".
-    owners: Counter[tuple[str, str]] = field(default_factory=Counter)
+    owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -141,7 +141,7 @@ class Queue:
         if origin:
             self._origins[origin] += 1
         else:
-            _count(self.owners, entry.colony, entry.waiting.initiatorname, 1)
+            count_owner(self.owners, entry.colony, entry.waiting.initiatorname, 1)
         for lane in self._lanes_of(entry):
             tracks = self._lanes.setdefault(lane, {})
             places = tracks.get(origin)
@@ -170,7 +170,7 @@ class Queue:
             if not self._origins[origin]:
                 del self._origins[origin]
         else:
-            _count(self.owners, entry.colony, entry.waiting.initiatorname, -1)
+            count_owner(self.owners, entry.colony, entry.waiting.initiatorname, -1)
         for lane in self._lanes_of(entry):
             tracks = self._lanes[lane]
             tracks[origin].discard((entry.prioritytime, entry.processid))
@@ -279,14 +279,19 @@ class Queue:
         return self._counts[colony]
 
 
-def _count(owners: Counter[tuple[str, str]], colony: str, name: str, more: int) -> None:
-    """Count processes of a member, and of its colony, up or down."""
-    for place in ((colony, name), (colony, "")):
-        there = owners[place] + more
-        if there:
-            owners[place] = there
-        else:
-            del owners[place]
+def count_owner(owners: dict[tuple[str, str], int], colony: str, name: str, more: int) -> None:
+    """Count something of a member, and of its colony, up or down."""
+    # Twice the same lines: this is in the way of every process, and a loop costs as much again.
+    place = (colony, name)
+    if there := owners.get(place, 0) + more:
+        owners[place] = there
+    else:
+        del owners[place]
+    place = (colony, "")
+    if there := owners.get(place, 0) + more:
+        owners[place] = there
+    else:
+        del owners[place]
 
 
 def _place(entry: Entry) -> tuple[int, str]:
@@ -303,7 +308,7 @@ class RunningSet:
 
     entries: dict[str, tuple[str, Running, int]] = field(default_factory=dict)
     # As in `Queue`.
-    owners: Counter[tuple[str, str]] = field(default_factory=Counter)
+    owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _order: dict[str, SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
@@ -330,7 +335,7 @@ class RunningSet:
         if running.origin:
             self._origins[running.origin] += 1
         else:
-            _count(self.owners, colony, running.initiatorname, 1)
+            count_owner(self.owners, colony, running.initiatorname, 1)
         self.due.set(processid, running.execdeadline)
 
     def _drop(self, processid: str) -> None:
@@ -344,7 +349,7 @@ class RunningSet:
             if not self._origins[running.origin]:
                 del self._origins[running.origin]
         else:
-            _count(self.owners, colony, running.initiatorname, -1)
+            count_owner(self.owners, colony, running.initiatorname, -1)
         order = self._order[colony]
         order.discard((running.starttime, processid))
         if not order:

@@ -6,7 +6,7 @@ members do. Nothing here knows what is waited for.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Turns:
 
     room: int = 0
     each: int = 0
-    _inside: Counter[Party] = field(default_factory=Counter)
+    _inside: dict[Party, int] = field(default_factory=dict)
     _total: int = 0
     # What waits: by the first name of a path, then the next, the last has a queue of its own.
     _waiting: OrderedDict[str, Any] = field(default_factory=OrderedDict)
@@ -42,10 +42,16 @@ class Turns:
         finally:
             self.leave(party)
 
+    def may(self, party: Party) -> bool:
+        """Take a turn if there is one at once; then `leave` ends it."""
+        if self._full(party) or (self._waiting and self._queued(party)):
+            return False
+        self._admit(party)
+        return True
+
     async def enter(self, party: Party) -> None:
         """Wait for a turn; `leave` ends it."""
-        if not self._full(party) and not self._queued(party):
-            self._admit(party)
+        if self.may(party):
             return
         turn, queue = trio.Event(), self._queue(party)
         queue.append(turn)
@@ -62,12 +68,14 @@ class Turns:
     def leave(self, party: Party) -> None:
         """End a turn; who waits goes on."""
         self._total -= 1
-        self._inside[party] -= 1
-        if not self._inside[party]:
+        left = self._inside[party] - 1
+        if left:
+            self._inside[party] = left
+        else:
             del self._inside[party]
         if not self.room:
             # Nobody waits for others than those of its own party.
-            if self._queued(party):
+            if self._waiting and self._queued(party):
                 self._admit(party)
                 self._queue(party).popleft().set()
                 self._prune(party)
@@ -78,12 +86,12 @@ class Turns:
 
     def _admit(self, party: Party) -> None:
         self._total += 1
-        self._inside[party] += 1
+        self._inside[party] = self._inside.get(party, 0) + 1
 
     def _full(self, party: Party) -> bool:
         if self.room and self._total >= self.room:
             return True
-        return bool(self.each) and self._inside[party] >= self.each
+        return bool(self.each) and self._inside.get(party, 0) >= self.each
 
     def _queue(self, party: Party) -> deque[trio.Event]:
         place = self._waiting
@@ -116,7 +124,7 @@ class Turns:
             if isinstance(below, OrderedDict):
                 if not self._next(below, party):
                     continue
-            elif self.each and self._inside[party] >= self.each:
+            elif self.each and self._inside.get(party, 0) >= self.each:
                 continue
             else:
                 self._admit(party)

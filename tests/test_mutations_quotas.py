@@ -32,7 +32,7 @@ def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Quotas,
         "open",
-        lambda self, colony, name="": self.queue.owners[colony, name],
+        lambda self, colony, name="": self.queue.owners.get((colony, name), 0),
     )
 
 

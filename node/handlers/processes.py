@@ -178,15 +178,20 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
         peer=peer,
         nonce=hashlib.sha256(caller.submission).hexdigest() if caller.nonce else "",
     )
+    quotas, name = node.processes.quotas, process.initiatorname
     try:
-        with node.processes.quotas.processes(colony, process.initiatorname):
-            stored = await node.processes.submit(process, caller.submission)
+        quotas.begin(colony, name)
     except TooMany:
         # A repeat of a request that was served is answered all the same.
         known = await node.processes.load(colony, process.processid) if caller.nonce else None
         if known is None:
             raise
         stored = known[0]
+    else:
+        try:
+            stored = await node.processes.submit(process, caller.submission)
+        finally:
+            quotas.end(colony, name)
     if stored.nonce != process.nonce:
         raise denied("nonce: used already for another submission")
     return wire_process(stored)

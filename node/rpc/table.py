@@ -181,8 +181,13 @@ class Table:
         assert call is not None
         if call.payloadtype in _WAITING:
             return await call.handler(caller, request)
-        async with self.turns.of((caller.id,)):
+        signer = (caller.id,)
+        if not self.turns.may(signer):
+            await self.turns.enter(signer)
+        try:
             return await call.handler(caller, request)
+        finally:
+            self.turns.leave(signer)
 
     def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
         """Check signature, freshness and role, and read the request. Raises RpcError."""
