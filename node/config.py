@@ -175,6 +175,7 @@ class QuotasConfig(_Section, frozen=True):
 
     member_processes: Limit = 50_000
     colony_processes: Limit = 200_000
+    colony_forwards: Limit = 50_000
     member_crons: Limit = 500
     colony_crons: Limit = 2_000
     member_generators: Limit = 500

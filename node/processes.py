@@ -153,7 +153,12 @@ class Processes:
     async def submit(
         self, process: Process, submission: bytes, extra: Sequence[Op] = ()
     ) -> Process:
-        """Store a new process; returns the one already there if the id is taken."""
+        """Store a new process; returns the one already there if the id is taken.
+
+        Raises TooMany when as many as may be are with other colonies.
+        """
+        if process.peer:
+            self.require_forwards(1)
         addition = list(extra)
         process.peer = process.peer or self.hooks.route(process)
         if process.peer:
@@ -171,6 +176,11 @@ class Processes:
             return there
         self.committed_submit(process, result.revision)
         return process
+
+    def require_forwards(self, count: int) -> None:
+        """Raise TooMany unless `count` processes more may go to other colonies."""
+        whose, there = f"colony {self.hooks.home!r}", self.hooks.forwards()
+        self.quotas.require("colony_forwards", whose, there, "processes with peers", count)
 
     def tell(self, process: Process) -> None:
         """If a process goes to a peer, those who send look at the store for it."""

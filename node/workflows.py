@@ -134,6 +134,8 @@ class Workflows:
             node.waitforparents = not root
             node.input = list(root_input) if root else []
             nodes.append(node)
+        if away := sum(bool(node.peer) for node in nodes):
+            self.processes.require_forwards(away)
         try:
             with self.processes.quotas.processes(colony, initiatorname, len(specs), timed=timed):
                 return await self._store(graph, nodes, submission, guard)

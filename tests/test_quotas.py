@@ -22,13 +22,15 @@ from node.crons import due, owner
 from node.directory import Directory
 from node.errors import RpcError as Refusal
 from node.generators import largest_arg
+from node.hooks import Hooks
 from node.identity import PrivateKey
-from node.model import SECOND, Running, Waiting
+from node.model import SECOND, Conditions, FunctionSpec, Running, Waiting
 from node.quotas import Quotas, TooMany
 from node.rpc.requests import Empty
 from node.rpc.table import MAX_CALLS, Call, Caller, Table, Who
 from node.scheduler import Entry, Queue, RunningSet
 from node.store import crons as cron_store
+from node.submission import build_process, new_id
 from node.turns import Turns
 from node.workflow_specs import read_workflow
 from tests.support import REPOSITORY, Daemon, until
@@ -350,6 +352,41 @@ def test_submissions_under_way_count() -> None:
     assert (quotas.open("dev", "ann"), quotas.open("dev")) == (0, 0)
     with Quotas(limits=QuotasConfig(member_processes=0)).processes("dev", "ann", 10**5):
         pass
+
+
+class Away(Hooks):
+    """A peer that never answers: what goes there stays with it."""
+
+    home = "dev"
+    sent = 0
+
+    def forwards(self) -> int:
+        return self.sent
+
+
+async def test_what_is_sent_to_a_peer_that_does_not_answer_is_bounded(dev: World) -> None:
+    processes, hooks = dev.node.processes, Away()
+    processes.hooks, processes.quotas.limits = hooks, QuotasConfig(colony_forwards=3)
+    spec = FunctionSpec(funcname="f", conditions=Conditions("dev", executortype="cli"))
+
+    async def submit(peer: str) -> None:
+        process = build_process(
+            spec,
+            processid=new_id(),
+            initiatorid=ANN,
+            initiatorname="ann",
+            colonyname="dev",
+            now=NOON,
+            peer=peer,
+        )
+        await processes.submit(process, b"")
+
+    for hooks.sent in range(3):
+        await submit("b" * 64)
+    hooks.sent = 3
+    with pytest.raises(TooMany, match=r"quotas\.colony_forwards"):
+        await submit("b" * 64)
+    await submit("")
 
 
 # -- by the clock ------------------------------------------------------------------------
