@@ -220,15 +220,13 @@ class Crons:
         if not 0 < cron.nextrun <= self.now():
             return 0.0
         if not may_start(self.directory, cron.colonyname, cron.initiatorid, cron.initiatorname):
-            log.warning("a cron's creator left the colony", cron=cron.cronid, name=cron.name)
-            await self._commit(self._moved(cron), known[1], self.leader.fence)
-            return 0.0
+            return await self._skip(*known, "its creator left the colony")
         if not await self._free(cron):
             return _PATIENCE
         try:
             self._require_processes(cron)
         except TooMany as error:
-            return await self._skip(*known, error)
+            return await self._skip(*known, error.message)
         graphid = store.graph_id(cron.cronid, cron.nextrun)
         written = await self._write(*known, graphid, self.leader.fence)
         if written is None:
@@ -240,23 +238,23 @@ class Crons:
         quotas = self.workflows.processes.quotas
         quotas.require_processes(cron.colonyname, cron.initiatorname, timed=True)
 
-    async def _skip(self, cron: Cron, revision: int, error: TooMany) -> float:
+    async def _skip(self, cron: Cron, revision: int, reason: str) -> float:
         """Leave a run out, and say so in the cron; the seconds until the next try.
 
-        That is written once, and logged once in a while for all crons of a member: a quota that
-        is reached must not make work of its own.
+        That is written once, and logged once in a while for all crons of a member: one that
+        may not start must not make work of its own.
         """
-        self._tell(cron, error)
+        self._tell(cron, reason)
         if not cron.skipped:
-            moved = msgspec.structs.replace(self._moved(cron), skipped=error.message)
+            moved = msgspec.structs.replace(self._moved(cron), skipped=reason)
             await self._commit(moved, revision, self.leader.fence)
         return _LATER
 
-    def _tell(self, cron: Cron, error: TooMany) -> None:
+    def _tell(self, cron: Cron, reason: str) -> None:
         now = self.now()
         self._told = {place: until for place, until in self._told.items() if until > now}
         if self._told.setdefault(owner(cron), now + _TOLD) == now + _TOLD:
-            log.warning("crons skip their runs", cron=cron.cronid, name=cron.name, error=error)
+            log.warning("crons skip their runs", cron=cron.cronid, name=cron.name, error=reason)
 
     def _moved(self, cron: Cron) -> Cron:
         try:
@@ -281,7 +279,6 @@ class Crons:
         after = msgspec.structs.replace(
             self._moved(cron),
             lastrun=now,
-            skipped="",
             prevprocessgraphid=graphid,
             firing=Firing(graphid, cron.prevprocessgraphid, now),
         )
@@ -330,7 +327,7 @@ class Crons:
         given = (
             await self.workflows.leaf_outputs(colony, firing.previous) if firing.previous else []
         )
-        after, pause = msgspec.structs.replace(cron, firing=None), 0.0
+        after, pause = msgspec.structs.replace(cron, firing=None, skipped=""), 0.0
         try:
             await self.workflows.submit(
                 colony,
@@ -344,7 +341,7 @@ class Crons:
                 timed=True,
             )
         except TooMany as error:
-            self._tell(cron, error)
+            self._tell(cron, error.message)
             after = msgspec.structs.replace(
                 after, prevprocessgraphid=firing.previous, skipped=error.message
             )
@@ -355,7 +352,8 @@ class Crons:
             if isinstance(error, RpcError) and error.status == 409:
                 self._take_in(key, [kv] if (kv := await self.client.get(key)) is not None else [])
                 return 0.0
-            log.error("a cron's workflow is refused", cron=cron.cronid, name=cron.name, error=error)
-            after = msgspec.structs.replace(after, prevprocessgraphid="")
+            self._tell(cron, f"its workflow is refused: {error}")
+            after = msgspec.structs.replace(after, prevprocessgraphid="", skipped=str(error))
+            pause = _LATER if cron.skipped else 0.0
         await self._commit(after, revision, fence)
         return pause

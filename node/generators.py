@@ -29,13 +29,15 @@ from node.store.generators import Arg, Firing, Generator, Packing
 from node.submission import MAX_SECONDS, new_id
 from node.timed import check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow
-from node.workflows import MAX_GIVEN, Workflows
+from node.workflows import Workflows
 
 log = get_logger("generators")
 
 MAX_TRIGGER = 10_000
 # Bytes of all arguments of one workflow: each root holds them, and the store takes 1.5 MiB.
 MAX_BYTES = 1024 * 1024
+# Bytes of all arguments in all nodes that get them: a pack must not be multiplied in the store.
+_IN_ALL = 2 * MAX_BYTES
 # Nanoseconds for which the repeat of a request is known again; requests are fresh for half of it.
 REMEMBERED = 600 * SECOND
 _TRIES = 32
@@ -63,7 +65,7 @@ def largest_arg(generator: Generator) -> int:
 
     Each node without dependencies gets all of them.
     """
-    return min(MAX_BYTES, MAX_GIVEN // 2 // generator.roots) // generator.trigger
+    return min(MAX_BYTES, _IN_ALL // generator.roots) // generator.trigger
 
 
 def decide(generator: Generator, now: int) -> Firing | None:
@@ -133,8 +135,8 @@ class Generators:
     leader: Leader
     now: Callable[[], int]
     index: Index[Generator] = field(default_factory=lambda: Index(Generator, due, owner))
-    # Until when nothing is logged of a generator that may not start its workflow, in Unix ns.
-    _told: dict[str, int] = field(default_factory=dict)
+    # Until when nothing is logged of a member's generators that wait, in Unix ns, by colony and id.
+    _told: dict[tuple[str, str], int] = field(default_factory=dict)
     _lines: dict[str, _Line] = field(default_factory=dict)
 
     # -- for callers ---------------------------------------------------------------------
@@ -312,12 +314,7 @@ class Generators:
         if firing is None:
             return 0.0
         if not may_start(self.directory, generator.colonyname, generator.initiatorid):
-            log.warning(
-                "a generator's creator left the colony",
-                generator=generator.generatorid,
-                name=generator.name,
-            )
-            return _LATER
+            return self._wait(generator, "its creator left the colony")
         if generator.firing is None:
             after, txn = store.fire(generator, revision, firing, self.leader.fence)
             result = await self.client.commit(txn)
@@ -326,6 +323,15 @@ class Generators:
             self.index.learn(key, after, result.revision)
             generator, revision = after, result.revision
         return await self._submit(key, generator, revision, firing)
+
+    def _wait(self, generator: Generator, reason: str) -> float:
+        """Say once in a while for all generators of a member why one waits; the seconds it does."""
+        now = self.now()
+        self._told = {place: until for place, until in self._told.items() if until > now}
+        if self._told.setdefault(owner(generator), now + _TOLD) == now + _TOLD:
+            name, generatorid = generator.name, generator.generatorid
+            log.warning("generators wait", generator=generatorid, name=name, error=reason)
+        return _LATER
 
     async def _reload(self, key: str, revision: int) -> float:
         """Learn what a transaction was lost to; the seconds to wait if it was not to a change."""
@@ -367,24 +373,14 @@ class Generators:
             )
         except TooMany as error:
             # No argument is given up; the queue is bounded, so that those who pack hear of it.
-            now = self.now()
-            self._told = {known: until for known, until in self._told.items() if until > now}
-            if self._told.setdefault(key, now + _TOLD) == now + _TOLD:
-                log.warning("a generator waits", generator=generatorid, error=error)
-            return _LATER
+            return self._wait(generator, error.message)
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
             if isinstance(error, RpcError) and error.status == 409:
                 return await self._reload(key, revision)
             # No argument is given up: whoever can mend it, or removes the generator, decides.
-            log.error(
-                "a generator's workflow is refused",
-                generator=generatorid,
-                name=generator.name,
-                error=error,
-            )
-            return _LATER
+            return self._wait(generator, f"its workflow is refused: {error}")
         size = sum(len(arg.encode()) for arg in args)
         return await self._strike_out(key, generator, revision, firing, oldest, size, fence)
 
