@@ -253,7 +253,8 @@ class Crons:
     def _tell(self, cron: Cron, reason: str) -> None:
         now = self.now()
         self._told = {place: until for place, until in self._told.items() if until > now}
-        if self._told.setdefault(owner(cron), now + _TOLD) == now + _TOLD:
+        if owner(cron) not in self._told:
+            self._told[owner(cron)] = now + _TOLD
             log.warning("crons skip their runs", cron=cron.cronid, name=cron.name, error=reason)
 
     def _moved(self, cron: Cron) -> Cron:

@@ -328,7 +328,8 @@ class Generators:
         """Say once in a while for all generators of a member why one waits; the seconds it does."""
         now = self.now()
         self._told = {place: until for place, until in self._told.items() if until > now}
-        if self._told.setdefault(owner(generator), now + _TOLD) == now + _TOLD:
+        if owner(generator) not in self._told:
+            self._told[owner(generator)] = now + _TOLD
             name, generatorid = generator.name, generator.generatorid
             log.warning("generators wait", generator=generatorid, name=name, error=reason)
         return _LATER
