@@ -29,7 +29,7 @@ from node.reads import read_many
 from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.submission import MAX_SECONDS, new_id
-from node.timed import check_name, check_workflow, is_final, may_start
+from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow
 from node.workflows import Workflows
 
@@ -41,10 +41,6 @@ _TRIES = 8
 _GRACE = 2 * SECOND
 # Seconds between two looks at whether the previous workflow has ended.
 _PATIENCE = 1.0
-# Seconds after which a cron that was kept by a quota is tried again, and nanoseconds for which
-# nothing more is logged about the crons of its member.
-_LATER = 30.0
-_TOLD = 600 * SECOND
 _PAGE = 16
 
 
@@ -111,8 +107,7 @@ class Crons:
     local: ZoneInfo = field(default_factory=schedule.environment_zone)
     dice: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
     index: Index[Cron] = field(default_factory=lambda: Index(Cron, due, owner))
-    # Until when nothing is logged of a member's crons that skip, in Unix ns, by colony and id.
-    _told: dict[tuple[str, str], int] = field(default_factory=dict)
+    _told: Told = field(default_factory=Told)
 
     # -- for callers ---------------------------------------------------------------------
 
@@ -248,13 +243,10 @@ class Crons:
         if not cron.skipped:
             moved = msgspec.structs.replace(self._moved(cron), skipped=reason)
             await self._commit(moved, revision, self.leader.fence)
-        return _LATER
+        return LATER
 
     def _tell(self, cron: Cron, reason: str) -> None:
-        now = self.now()
-        self._told = {place: until for place, until in self._told.items() if until > now}
-        if owner(cron) not in self._told:
-            self._told[owner(cron)] = now + _TOLD
+        if self._told.first(owner(cron), self.now()):
             log.warning("crons skip their runs", cron=cron.cronid, name=cron.name, error=reason)
 
     def _moved(self, cron: Cron) -> Cron:
@@ -346,7 +338,7 @@ class Crons:
             after = msgspec.structs.replace(
                 after, prevprocessgraphid=firing.previous, skipped=error.message
             )
-            pause = _LATER
+            pause = LATER
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
@@ -355,6 +347,6 @@ class Crons:
                 return 0.0
             self._tell(cron, f"its workflow is refused: {error}")
             after = msgspec.structs.replace(after, prevprocessgraphid="", skipped=str(error))
-            pause = _LATER if cron.skipped else 0.0
+            pause = LATER if cron.skipped else 0.0
         await self._commit(after, revision, fence)
         return pause

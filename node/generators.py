@@ -27,7 +27,7 @@ from node.reads import read_many
 from node.store import generators as store
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.submission import MAX_SECONDS, new_id
-from node.timed import check_name, check_workflow, is_final, may_start
+from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow
 from node.workflows import Workflows
 
@@ -43,10 +43,6 @@ REMEMBERED = 600 * SECOND
 _TRIES = 32
 # Arguments and bytes of one transaction of packs: each argument takes two operations of 128.
 _TOGETHER, _TOGETHER_BYTES = 50, 512 * 1024
-# Seconds between two attempts to start a workflow that was refused; its arguments wait.
-_LATER = 30.0
-# Nanoseconds for which nothing more is logged about a generator that has to wait.
-_TOLD = 600 * SECOND
 _PAGE = 16
 _ARGS_PAGE = 1000
 
@@ -135,8 +131,7 @@ class Generators:
     leader: Leader
     now: Callable[[], int]
     index: Index[Generator] = field(default_factory=lambda: Index(Generator, due, owner))
-    # Until when nothing is logged of a member's generators that wait, in Unix ns, by colony and id.
-    _told: dict[tuple[str, str], int] = field(default_factory=dict)
+    _told: Told = field(default_factory=Told)
     _lines: dict[str, _Line] = field(default_factory=dict)
 
     # -- for callers ---------------------------------------------------------------------
@@ -326,13 +321,10 @@ class Generators:
 
     def _wait(self, generator: Generator, reason: str) -> float:
         """Say once in a while for all generators of a member why one waits; the seconds it does."""
-        now = self.now()
-        self._told = {place: until for place, until in self._told.items() if until > now}
-        if owner(generator) not in self._told:
-            self._told[owner(generator)] = now + _TOLD
+        if self._told.first(owner(generator), self.now()):
             name, generatorid = generator.name, generator.generatorid
             log.warning("generators wait", generator=generatorid, name=name, error=reason)
-        return _LATER
+        return LATER
 
     async def _reload(self, key: str, revision: int) -> float:
         """Learn what a transaction was lost to; the seconds to wait if it was not to a change."""

@@ -52,8 +52,6 @@ _IDEMPOTENT = frozenset(
 )
 # Calls of one signer that are dealt with at a time; more wait, and keep nobody else waiting.
 MAX_CALLS = 32
-# Calls that wait for something to happen take no turn of others of the same signer.
-_WAITING = frozenset({"assignprocessmsg"})
 # Below these keys null means null: they hold the user's own data.
 _OPAQUE = frozenset(
     {
@@ -179,7 +177,8 @@ class Table:
             return await call.handler(Caller(""), call.request())
         caller, request = self.admit(call, envelope)
         assert call is not None
-        if call.payloadtype in _WAITING:
+        if call.payloadtype == "assignprocessmsg" and request.timeout > 0:
+            # A poll waits for something to happen: it takes no turn of the signer's other calls.
             return await call.handler(caller, request)
         signer = (caller.id,)
         if not self.turns.may(signer):
