@@ -110,6 +110,7 @@ def _print(session: Session, row: dict[str, Any]) -> None:
             ("waits for the last", "yes" if row.get("waitforprevprocessgraph") else ""),
             ("next run", when(row.get("nextrun"))),
             ("last run", when(row.get("lastrun"))),
+            ("skipped", row.get("skipped")),
             ("last workflow", row.get("prevprocessgraphid")),
             ("added by", row.get("initiatorname")),
             ("workflow", row.get("workflowspec")),

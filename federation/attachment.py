@@ -71,6 +71,10 @@ class Attachment(Hooks):
         """The outbox entry that joins a submission."""
         return self.ledger.forwarding(process, self.router.way(process))
 
+    def forwards(self) -> int:
+        """Return how many processes are on their way to peers, or are there."""
+        return len(self.ledger.entries)
+
     def cancelling(self, process: Process) -> Addition:
         """The outbox entry that joins a cancel."""
         return self.ledger.cancelling(process)

@@ -17,6 +17,8 @@ from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
 from node.model import SECOND
+from node.scheduler import count_owner
+from node.turns import Turns
 
 T = TypeVar("T")
 
@@ -24,8 +26,8 @@ log = get_logger("timers")
 
 # Seconds after which the clock is looked at again whatever is due: it may have been set.
 _LONGEST_SLEEP = 30.0
-# Actions under way at a time; more would only queue up in the store.
-_AT_ONCE = 16
+# Actions under way at a time, and those of one member; more would only queue up in the store.
+_AT_ONCE, _EACH = 16, 4
 # Seconds for which a key is left alone whose action failed in a way that nobody expected.
 _AFTER_A_FAULT = 60.0
 
@@ -97,7 +99,11 @@ class Index(Generic[T]):
 
     kind: type[T]
     due: Callable[[T], int | None]
+    # Colony and member that a value is of.
+    owner: Callable[[T], tuple[str, str]]
     agenda: Agenda = field(default_factory=Agenda)
+    # How many there are of a member, by colony and id, and of all members, by colony and "".
+    owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _known: dict[str, tuple[T, int]] = field(default_factory=dict)
 
     def get(self, key: str) -> tuple[T, int] | None:
@@ -117,6 +123,7 @@ class Index(Generic[T]):
     def replace(self, items: Sequence[tuple[str, bytes, int]]) -> None:
         """The store was listed anew: (key, value, revision) of everything."""
         self._known.clear()
+        self.owners.clear()
         self.agenda.clear()
         for key, value, revision in items:
             self.apply(key, value, revision)
@@ -126,29 +133,37 @@ class Index(Generic[T]):
         known = self._known.get(key)
         if known is not None and known[1] > revision:
             return
+        self._uncount(known)
         self._known[key] = (value, revision)
+        count_owner(self.owners, *self.owner(value), 1)
         self.agenda.set(key, self.due(value))
 
     def forget(self, key: str) -> None:
         """The key is gone."""
-        self._known.pop(key, None)
+        self._uncount(self._known.pop(key, None))
         self.agenda.set(key, None)
+
+    def _uncount(self, known: tuple[T, int] | None) -> None:
+        if known is not None:
+            count_owner(self.owners, *self.owner(known[0]), -1)
 
 
 async def follow(
-    agenda: Agenda, now: Callable[[], int], act: Callable[[str], Awaitable[float]]
+    index: Index[T], now: Callable[[], int], act: Callable[[str], Awaitable[float]]
 ) -> None:
-    """Act on each key when it is due, until cancelled. `now` gives Unix ns.
+    """Act on each key of an index when it is due, until cancelled. `now` gives Unix ns.
 
+    Colonies take turns, and the members of each: many keys of one keep nobody else waiting.
     `act` returns the seconds for which its key is then left alone, 0 for none; the same is done
     for a second when it raises EtcdError or RpcError.
     """
-    room = trio.Semaphore(_AT_ONCE)
+    turns, agenda = Turns(_AT_ONCE, _EACH), index.agenda
 
     async def one(key: str) -> None:
         pause = 1.0
         try:
-            async with room:
+            known = index.get(key)
+            async with turns.of(index.owner(known[0]) if known is not None else ("", "")):
                 try:
                     pause = await act(key)
                 except (EtcdError, RpcError) as error:

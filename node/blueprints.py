@@ -143,6 +143,11 @@ class Blueprints:
             )
             definition = _defined(found, wanted)
             check_wanted(wanted, definition)
+            if there is None:
+                count = await self.client.count(store.blueprints(colony))
+                self.processes.quotas.require(
+                    "colony_blueprints", f"colony {colony!r}", count, "blueprints"
+                )
             if there is not None:
                 known = unpack(there.value, Blueprint)
                 if wanted.repeatable and known.blueprintid == wanted.blueprintid:
@@ -293,7 +298,7 @@ class Blueprints:
                 )
                 kwargs = call_kwargs(blueprint) | ({"force": True} if force else {})
                 spec = reconcile_call(definition, meta.locationname, kwargs)
-                process = self.follow.process(blueprint, spec, initiator, processid)
+                process = self.follow.wanted(blueprint, spec, initiator, processid)
                 blueprint = _reconciled(blueprint, process)
                 check_size(blueprint, "blueprint")
                 draft = store.write(blueprint, revision)

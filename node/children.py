@@ -55,12 +55,13 @@ class Children:
     resolution: Resolution
 
     async def add(self, graph: Graph, wanted: Wanted) -> Process:
-        """Add a node below a running one. Raises RpcError 400, 403, 404 or 409."""
+        """Add a node below a running one. Raises RpcError 400, 403, 404, 409 or 429."""
         async with self.resolution.held(graph.colonyname, graph.processgraphid):
-            for _ in range(TRIES):
-                node = await self._add(graph, wanted)
-                if node is not None:
-                    return node
+            with self.processes.quotas.processes(graph.colonyname, graph.initiatorname):
+                for _ in range(TRIES):
+                    node = await self._add(graph, wanted)
+                    if node is not None:
+                        return node
         raise too_fast(graph.processgraphid)
 
     async def _add(self, graph: Graph, wanted: Wanted) -> Process | None:

@@ -27,6 +27,7 @@ __all__ = [
     "NodeConfig",
     "PeerConfig",
     "PolicyConfig",
+    "QuotasConfig",
     "RouteConfig",
     "RpcConfig",
     "Size",
@@ -166,6 +167,33 @@ class HistoryConfig(_Section, frozen=True):
     )
 
 
+class QuotasConfig(_Section, frozen=True):
+    """[quotas]: the most that a member, executor, generator or colony may have; 0 is no limit.
+
+    Processes count while they are open: waiting or running. `generator_bytes` are bytes.
+    """
+
+    member_processes: Limit = 50_000
+    colony_processes: Limit = 200_000
+    colony_forwards: Limit = 50_000
+    member_crons: Limit = 500
+    colony_crons: Limit = 2_000
+    member_generators: Limit = 500
+    colony_generators: Limit = 2_000
+    generator_packs: Limit = 20_000
+    generator_bytes: Size = Size(64 * 2**20)
+    executor_functions: Limit = 500
+    colony_executors: Limit = 5_000
+    colony_users: Limit = 5_000
+    colony_definitions: Limit = 500
+    colony_blueprints: Limit = 10_000
+    colony_locations: Limit = 5_000
+    colony_files: Limit = 500_000
+    colony_snapshots: Limit = 1_000
+    process_logs: Limit = 100_000
+    uploads: Limit = 256
+
+
 class PolicyConfig(_Section, frozen=True):
     """[federation.policy]: what a trusted colony may do here that has no policy of its own.
 
@@ -257,6 +285,7 @@ class Config(_Section, frozen=True):
     etcd: EtcdConfig = EtcdConfig()
     files: FilesConfig = FilesConfig()
     history: HistoryConfig = HistoryConfig()
+    quotas: QuotasConfig = QuotasConfig()
     federation: FederationConfig = FederationConfig()
     peers: list[PeerConfig] = msgspec.field(default_factory=list)
     routes: list[RouteConfig] = msgspec.field(default_factory=list)

@@ -24,11 +24,12 @@ from node.etcd.transactions import Compare, ModRevision
 from node.leader import Leader
 from node.log import get_logger
 from node.model import SECOND, State
+from node.quotas import TooMany
 from node.reads import read_many
 from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.submission import MAX_SECONDS, new_id
-from node.timed import check_name, check_workflow, is_final, may_start
+from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow
 from node.workflows import Workflows
 
@@ -89,6 +90,11 @@ def due(cron: Cron) -> int | None:
     return cron.nextrun or None
 
 
+def owner(cron: Cron) -> tuple[str, str]:
+    """Return the colony and the id of the member that a cron is of."""
+    return cron.colonyname, cron.initiatorid
+
+
 @dataclass
 class Crons:
     """`now` gives Unix nanoseconds, `dice` numbers in [0, 1)."""
@@ -100,14 +106,15 @@ class Crons:
     now: Callable[[], int]
     local: ZoneInfo = field(default_factory=schedule.environment_zone)
     dice: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
-    index: Index[Cron] = field(default_factory=lambda: Index(Cron, due))
+    index: Index[Cron] = field(default_factory=lambda: Index(Cron, due, owner))
+    _told: Told = field(default_factory=Told)
 
     # -- for callers ---------------------------------------------------------------------
 
     async def add(self, cron: Cron, workflowspec: str) -> Cron:
         """Store a new cron and say when it runs first; an empty id is filled in.
 
-        A repeat with the same id returns what is there. Raises RpcError 400 or 404.
+        A repeat with the same id returns what is there. Raises RpcError 400 or 404, or TooMany.
         """
         check_cron(cron, self.local)
         check_workflow(workflowspec, cron.colonyname, "cron.workflowspec")
@@ -118,6 +125,8 @@ class Crons:
         cron = msgspec.structs.replace(
             cron, cronid=cron.cronid or new_id(), nextrun=nextrun, window=window
         )
+        if self.index.get(store.key(cron.colonyname, cron.cronid)) is None:
+            self._require_room(cron)
         result = await self.client.commit(store.add(cron, workflowspec))
         if not result.succeeded:
             mine, name = result.responses
@@ -128,6 +137,12 @@ class Crons:
             raise missing(f"cron.colonyname: {cron.colonyname!r} is not hosted here")
         self.index.learn(store.key(cron.colonyname, cron.cronid), cron, result.revision)
         return cron
+
+    def _require_room(self, cron: Cron) -> None:
+        quotas, colony, owners = self.workflows.processes.quotas, cron.colonyname, self.index.owners
+        member = f"{cron.initiatorname!r} in colony {colony!r}"
+        quotas.require("member_crons", member, owners.get(owner(cron), 0), "crons")
+        quotas.require("colony_crons", f"colony {colony!r}", owners.get((colony, ""), 0), "crons")
 
     async def remove(self, colony: str, cronid: str) -> None:
         """Remove a cron. Raises RpcError 404."""
@@ -177,6 +192,7 @@ class Crons:
                 return known[0]
             if not await self._free(known[0]):
                 return known[0]
+            self._require_processes(known[0])
             written = await self._write(*known, graphid, ())
             if written is not None:
                 await self._submit(*written, ())
@@ -195,23 +211,43 @@ class Crons:
             return 0.0
         cron = known[0]
         if cron.firing is not None:
-            await self._submit(*known, self.leader.fence)
-            return 0.0
+            return await self._submit(*known, self.leader.fence)
         if not 0 < cron.nextrun <= self.now():
             return 0.0
         if not may_start(self.directory, cron.colonyname, cron.initiatorid, cron.initiatorname):
-            log.warning("a cron's creator left the colony", cron=cron.cronid, name=cron.name)
-            await self._commit(self._moved(cron), known[1], self.leader.fence)
-            return 0.0
+            return await self._skip(*known, "its creator left the colony")
         if not await self._free(cron):
             return _PATIENCE
+        try:
+            self._require_processes(cron)
+        except TooMany as error:
+            return await self._skip(*known, error.message)
         graphid = store.graph_id(cron.cronid, cron.nextrun)
         written = await self._write(*known, graphid, self.leader.fence)
         if written is None:
             # Changed, and known by now; or this daemon leads no longer, and is about to hear of it.
             return 0.0 if self.index.get(key) != known else _PATIENCE
-        await self._submit(*written, self.leader.fence)
-        return 0.0
+        return await self._submit(*written, self.leader.fence)
+
+    def _require_processes(self, cron: Cron) -> None:
+        quotas = self.workflows.processes.quotas
+        quotas.require_processes(cron.colonyname, cron.initiatorname, timed=True)
+
+    async def _skip(self, cron: Cron, revision: int, reason: str) -> float:
+        """Leave a run out, and say so in the cron; the seconds until the next try.
+
+        That is written once, and logged once in a while for all crons of a member: one that
+        may not start must not make work of its own.
+        """
+        self._tell(cron, reason)
+        if not cron.skipped:
+            moved = msgspec.structs.replace(self._moved(cron), skipped=reason)
+            await self._commit(moved, revision, self.leader.fence)
+        return LATER
+
+    def _tell(self, cron: Cron, reason: str) -> None:
+        if self._told.first(owner(cron), self.now()):
+            log.warning("crons skip their runs", cron=cron.cronid, name=cron.name, error=reason)
 
     def _moved(self, cron: Cron) -> Cron:
         try:
@@ -266,8 +302,8 @@ class Crons:
         found = await self.client.get(store.key(colony, cronid))
         return (unpack(found.value, Cron), found.mod_revision) if found is not None else None
 
-    async def _submit(self, cron: Cron, revision: int, fence: Sequence[Compare]) -> None:
-        """Submit what is written down, and strike it out.
+    async def _submit(self, cron: Cron, revision: int, fence: Sequence[Compare]) -> float:
+        """Submit what is written down, and strike it out; the seconds to leave the cron alone.
 
         Submitting compares the cron's revision: once it is struck out, or the cron removed,
         nobody can do it again, however long ago it began to.
@@ -279,12 +315,12 @@ class Crons:
         spec = await self.client.get(store.spec_key(colony, cron.cronid))
         if spec is None:
             self._take_in(key, [])
-            return
+            return 0.0
         _, specs = read_workflow(spec.value.decode(), "cron.workflowspec")
         given = (
             await self.workflows.leaf_outputs(colony, firing.previous) if firing.previous else []
         )
-        after = msgspec.structs.replace(cron, firing=None)
+        after, pause = msgspec.structs.replace(cron, firing=None, skipped=""), 0.0
         try:
             await self.workflows.submit(
                 colony,
@@ -295,13 +331,22 @@ class Crons:
                 root_input=given,
                 field="cron.workflowspec",
                 guard=[ModRevision(key, revision), *fence],
+                timed=True,
             )
+        except TooMany as error:
+            self._tell(cron, error.message)
+            after = msgspec.structs.replace(
+                after, prevprocessgraphid=firing.previous, skipped=error.message
+            )
+            pause = LATER
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
             if isinstance(error, RpcError) and error.status == 409:
                 self._take_in(key, [kv] if (kv := await self.client.get(key)) is not None else [])
-                return
-            log.error("a cron's workflow is refused", cron=cron.cronid, name=cron.name, error=error)
-            after = msgspec.structs.replace(after, prevprocessgraphid="")
+                return 0.0
+            self._tell(cron, f"its workflow is refused: {error}")
+            after = msgspec.structs.replace(after, prevprocessgraphid="", skipped=str(error))
+            pause = LATER if cron.skipped else 0.0
         await self._commit(after, revision, fence)
+        return pause

@@ -169,6 +169,8 @@ async def _serve(
     table = Table(node.directory, node.now, strict_replay=config.rpc.replay == "strict")
     _furnish(node, Home(settings.home).files, config, info)
     node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
+    node.reload.appliers["quotas"] = lambda new: _limit(node, new)
+    _limit(node, config)
     node.leader.identity = home_identity(settings.home)
     for module in HANDLERS:
         for call in module.calls(node):
@@ -241,6 +243,13 @@ def _tls(home: Path, config: Config) -> ssl.SSLContext | None:
         return certificate.rpc_context(own, key)
     except certificate.TlsError as error:
         raise ConfigError(f"rpc.certificate: {error}") from None
+
+
+def _limit(node: Node, config: Config) -> None:
+    """Put the quotas into force."""
+    node.processes.quotas.limits = config.quotas
+    if node.files.vault is not None:
+        node.files.vault.uploads = config.quotas.uploads
 
 
 def _furnish(node: Node, path: Path, config: Config, info: HomeInfo) -> None:

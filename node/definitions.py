@@ -15,6 +15,7 @@ from node.blueprint_rules import check_definition
 from node.codec import unpack
 from node.errors import conflict, missing
 from node.etcd.client import EtcdClient
+from node.quotas import Quotas
 from node.store import blueprints as store
 from node.store.blueprints import Definition
 from node.submission import new_id
@@ -30,11 +31,15 @@ class Definitions:
 
     client: EtcdClient
     now: Callable[[], int]
+    quotas: Quotas = field(default_factory=Quotas)
     _removing: trio.Lock = field(default_factory=trio.Lock)
 
     async def add(self, definition: Definition) -> Definition:
         """Store a new definition. Raises RpcError 400, 404, or 409 if name or kind is taken."""
         check_definition(definition)
+        colony = definition.metadata.colonyname
+        count = await self.client.count(store.definitions(colony))
+        self.quotas.require("colony_definitions", f"colony {colony!r}", count, "definitions")
         now = self.now()
         definition = msgspec.structs.replace(
             definition,

@@ -5,6 +5,7 @@ It is rebuilt from store events and asked by every authorisation; it writes noth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -28,6 +29,8 @@ class Roster:
     functions: dict[str, Function] = field(default_factory=dict)
     # Ids of the functions of an executor, by its name and theirs.
     offered: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    # How many functions an executor offers, by its name.
+    offering: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -70,6 +73,7 @@ class Directory:
         elif kind == "function":
             known = roster.functions[name] = unpack(value, Function)
             roster.offered.setdefault((known.executorname, known.funcname), set()).add(name)
+            roster.offering[known.executorname] += 1
 
     def _forget(self, roster: Roster, colony: str, kind: str, name: str) -> None:
         identity = ""
@@ -85,6 +89,9 @@ class Directory:
             roster.offered[place].discard(name)
             if not roster.offered[place]:
                 del roster.offered[place]
+            roster.offering[gone.executorname] -= 1
+            if not roster.offering[gone.executorname]:
+                del roster.offering[gone.executorname]
         if identity:
             places = self._ids[identity]
             places.discard((colony, kind, name))

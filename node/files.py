@@ -20,6 +20,7 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Delete, DeletePrefix, Get, ModRevision, Txn
 from node.log import get_logger
+from node.quotas import Quotas, TooMany
 from node.store import files as store
 from node.store import keys
 from node.store.files import File, Held, Holding, Known, Newest, Place, Snapshot
@@ -67,6 +68,7 @@ class Files:
     tickets: Tickets | None = None
     grace: float = 86_400.0
     port: Callable[[], int] = lambda: 0
+    quotas: Quotas = field(default_factory=Quotas)
     max_body: int = 2 << 20
     _locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
 
@@ -150,6 +152,8 @@ class Files:
         async with self._locks[colony]:
             for _ in range(_TRIES):
                 known, held = await self._read(colony, file.label, file.name, ours)
+                if 0 < self.quotas.limits.colony_files <= known.last:
+                    await self._require_room(file)
                 if ours and not self._kept(file, held.get(file.checksum)):
                     raise conflict("file.ref: upload the bytes first (fileticketmsg)")
                 new = msgspec.structs.replace(file, sequencenr=known.last + 1, added=self.now())
@@ -164,6 +168,13 @@ class Files:
                 if there is not None:
                     return there
         raise conflict("file: others change the files of this colony too fast; try again")
+
+    async def _require_room(self, file: File) -> None:
+        """Count the versions of a colony. It is slow: only for one that ever added as many."""
+        colony = file.colonyname
+        count = await self.client.count(store.by_id(colony, ""))
+        if await self.get(colony, file.fileid) is None:
+            self.quotas.require("colony_files", f"colony {colony!r}", count, "versions of files")
 
     def _kept(self, file: File, held: Held | None) -> bool:
         """Whether the bytes of a file are kept; if they are here, their grace begins anew."""
@@ -252,6 +263,14 @@ class Files:
             raise bad(f"label: {len(found)} files; a snapshot holds at most {MAX_SNAPSHOT}")
         ids = b"".join(bytes.fromhex(unpack(kv.value, Newest).fileid) for kv in found)
         new = Snapshot(snapshotid or new_id(), colony, label, name, ids, self.now())
+        count = await self.client.count(store.snapshots(colony))
+        try:
+            self.quotas.require("colony_snapshots", f"colony {colony!r}", count, "snapshots")
+        except TooMany:
+            # A repeat of a request that was served is answered all the same.
+            if (there := await self.snapshot(colony, new.snapshotid)) is None:
+                raise
+            return there
         if (await self.client.commit(store.add_snapshot(new))).succeeded:
             return new
         await self._require_colony(colony)

@@ -22,11 +22,12 @@ from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
 from node.leader import Leader
 from node.log import get_logger
 from node.model import SECOND
+from node.quotas import TooMany
 from node.reads import read_many
 from node.store import generators as store
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.submission import MAX_SECONDS, new_id
-from node.timed import check_name, check_workflow, is_final, may_start
+from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow
 from node.workflows import Workflows
 
@@ -35,13 +36,13 @@ log = get_logger("generators")
 MAX_TRIGGER = 10_000
 # Bytes of all arguments of one workflow: each root holds them, and the store takes 1.5 MiB.
 MAX_BYTES = 1024 * 1024
+# Bytes of all arguments in all nodes that get them: a pack must not be multiplied in the store.
+_IN_ALL = 2 * MAX_BYTES
 # Nanoseconds for which the repeat of a request is known again; requests are fresh for half of it.
 REMEMBERED = 600 * SECOND
 _TRIES = 32
 # Arguments and bytes of one transaction of packs: each argument takes two operations of 128.
 _TOGETHER, _TOGETHER_BYTES = 50, 512 * 1024
-# Seconds between two attempts to start a workflow that was refused; its arguments wait.
-_LATER = 30.0
 _PAGE = 16
 _ARGS_PAGE = 1000
 
@@ -56,8 +57,11 @@ def check_generator(generator: Generator) -> None:
 
 
 def largest_arg(generator: Generator) -> int:
-    """Bytes that an argument may have, so that one workflow can hold as many as trigger it."""
-    return MAX_BYTES // generator.trigger
+    """Bytes that an argument may have, so that one workflow can hold as many as trigger it.
+
+    Each node without dependencies gets all of them.
+    """
+    return min(MAX_BYTES, _IN_ALL // generator.roots) // generator.trigger
 
 
 def decide(generator: Generator, now: int) -> Firing | None:
@@ -83,6 +87,11 @@ def due(generator: Generator) -> int | None:
     if generator.queuesize and generator.timeout > 0:
         return _deadline(generator)
     return None
+
+
+def owner(generator: Generator) -> tuple[str, str]:
+    """Return the colony and the id of the member that a generator is of."""
+    return generator.colonyname, generator.initiatorid
 
 
 @dataclass(eq=False)
@@ -121,7 +130,8 @@ class Generators:
     workflows: Workflows
     leader: Leader
     now: Callable[[], int]
-    index: Index[Generator] = field(default_factory=lambda: Index(Generator, due))
+    index: Index[Generator] = field(default_factory=lambda: Index(Generator, due, owner))
+    _told: Told = field(default_factory=Told)
     _lines: dict[str, _Line] = field(default_factory=dict)
 
     # -- for callers ---------------------------------------------------------------------
@@ -129,13 +139,22 @@ class Generators:
     async def add(self, generator: Generator, workflowspec: str) -> Generator:
         """Store a new generator; an empty id is filled in.
 
-        A repeat with the same id returns what is there. Raises RpcError 400 or 404.
+        A repeat with the same id returns what is there. Raises RpcError 400 or 404, or TooMany.
         """
         check_generator(generator)
-        check_workflow(workflowspec, generator.colonyname, "generator.workflowspec")
+        specs = check_workflow(workflowspec, generator.colonyname, "generator.workflowspec")
         generator = msgspec.structs.replace(
-            generator, generatorid=generator.generatorid or new_id()
+            generator,
+            generatorid=generator.generatorid or new_id(),
+            roots=sum(not spec.conditions.dependencies for spec in specs),
         )
+        if largest_arg(generator) < 1:
+            raise bad(
+                f"generator.trigger: {generator.roots} nodes without dependencies would get all of"
+                f" {generator.trigger} arguments; that is more than fits the store"
+            )
+        if self.index.get(store.key(generator.colonyname, generator.generatorid)) is None:
+            self._require_room(generator)
         result = await self.client.commit(store.add(generator, workflowspec))
         if not result.succeeded:
             mine, name = result.responses
@@ -147,6 +166,14 @@ class Generators:
         key = store.key(generator.colonyname, generator.generatorid)
         self.index.learn(key, generator, result.revision)
         return generator
+
+    def _require_room(self, generator: Generator) -> None:
+        quotas, colony = self.workflows.processes.quotas, generator.colonyname
+        member, owners = f"{generator.initiatorname!r} in colony {colony!r}", self.index.owners
+        quotas.require("member_generators", member, owners.get(owner(generator), 0), "generators")
+        quotas.require(
+            "colony_generators", f"colony {colony!r}", owners.get((colony, ""), 0), "generators"
+        )
 
     async def remove(self, colony: str, generatorid: str) -> None:
         """Remove a generator with its queue. Raises RpcError 404."""
@@ -229,13 +256,7 @@ class Generators:
             if known is None:
                 self.index.forget(key)
                 raise missing(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
-            most = largest_arg(known[0])
-            for seat in seats:
-                if not seat.done and len(seat.packing.arg.encode()) > most:
-                    seat.error = bad(
-                        f"arg: at most {most} bytes, so that {known[0].trigger} fit one workflow"
-                    )
-                    seat.done = True
+            self._check_room(known[0], seats)
             left = [seat for seat in seats if not seat.done]
             if not left:
                 return
@@ -252,6 +273,27 @@ class Generators:
                 seat.done = seat.packing.token in used
         raise conflict("generatorid: the generator changes too fast; try again")
 
+    def _check_room(self, generator: Generator, seats: Sequence[_Seat]) -> None:
+        """Refuse what is too large, and what the queue has no room for."""
+        most, quotas = largest_arg(generator), self.workflows.processes.quotas
+        whose = f"generator {generator.name!r}"
+        packs, size = generator.queuesize, generator.queuebytes
+        for seat in seats:
+            if seat.done:
+                continue
+            more = len(seat.packing.arg.encode())
+            try:
+                if more > most:
+                    raise bad(
+                        f"arg: at most {most} bytes, so that {generator.trigger} fit one workflow"
+                    )
+                quotas.require("generator_packs", whose, packs, "arguments that wait")
+                quotas.require("generator_bytes", whose, size, "bytes that wait", more)
+            except RpcError as error:
+                seat.error, seat.done = error, True
+            else:
+                packs, size = packs + 1, size + more
+
     # -- for the leader ------------------------------------------------------------------
 
     async def act(self, key: str) -> float:
@@ -267,12 +309,7 @@ class Generators:
         if firing is None:
             return 0.0
         if not may_start(self.directory, generator.colonyname, generator.initiatorid):
-            log.warning(
-                "a generator's creator left the colony",
-                generator=generator.generatorid,
-                name=generator.name,
-            )
-            return _LATER
+            return self._wait(generator, "its creator left the colony")
         if generator.firing is None:
             after, txn = store.fire(generator, revision, firing, self.leader.fence)
             result = await self.client.commit(txn)
@@ -281,6 +318,13 @@ class Generators:
             self.index.learn(key, after, result.revision)
             generator, revision = after, result.revision
         return await self._submit(key, generator, revision, firing)
+
+    def _wait(self, generator: Generator, reason: str) -> float:
+        """Say once in a while for all generators of a member why one waits; the seconds it does."""
+        if self._told.first(owner(generator), self.now()):
+            name, generatorid = generator.name, generator.generatorid
+            log.warning("generators wait", generator=generatorid, name=name, error=reason)
+        return LATER
 
     async def _reload(self, key: str, revision: int) -> float:
         """Learn what a transaction was lost to; the seconds to wait if it was not to a change."""
@@ -318,21 +362,20 @@ class Generators:
                 root_args=list(args),
                 field="generator.workflowspec",
                 guard=[first, *fence],
+                timed=True,
             )
+        except TooMany as error:
+            # No argument is given up; the queue is bounded, so that those who pack hear of it.
+            return self._wait(generator, error.message)
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
             if isinstance(error, RpcError) and error.status == 409:
                 return await self._reload(key, revision)
             # No argument is given up: whoever can mend it, or removes the generator, decides.
-            log.error(
-                "a generator's workflow is refused",
-                generator=generatorid,
-                name=generator.name,
-                error=error,
-            )
-            return _LATER
-        return await self._strike_out(key, generator, revision, firing, oldest, fence)
+            return self._wait(generator, f"its workflow is refused: {error}")
+        size = sum(len(arg.encode()) for arg in args)
+        return await self._strike_out(key, generator, revision, firing, oldest, size, fence)
 
     async def _strike_out(
         self,
@@ -341,6 +384,7 @@ class Generators:
         revision: int,
         firing: Firing,
         oldest: int,
+        size: int,
         fence: Sequence[Compare],
     ) -> float:
         for _ in range(_TRIES):
@@ -348,7 +392,7 @@ class Generators:
                 return 0.0  # done by somebody else
             if not oldest and generator.tail > firing.upto:
                 oldest = (await self._args(generator, firing))[2]
-            after, txn = store.fired(generator, revision, oldest, fence)
+            after, txn = store.fired(generator, revision, oldest, fence, size)
             result = await self.client.commit(txn)
             if result.succeeded:
                 self.index.learn(key, after, result.revision)

@@ -52,6 +52,10 @@ class Hooks:
         """What joins the transaction that submits a process with a peer."""
         return Addition()
 
+    def forwards(self) -> int:
+        """Return how many processes are on their way to other colonies, or are there."""
+        return 0
+
     def cancelling(self, process: Process) -> Addition:
         """What joins the transaction that cancels a process with a peer."""
         return Addition()

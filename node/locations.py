@@ -5,12 +5,13 @@ An executor or a spec may name a place that is not listed: the list is for peopl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from node.codec import pack, unpack
 from node.errors import bad, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Get, Put, Txn
+from node.quotas import Quotas
 from node.store import locations as store
 from node.store.locations import Location
 from node.submission import new_id
@@ -23,6 +24,7 @@ class Locations:
     """All locations of the colonies hosted here; memory holds none of them."""
 
     client: EtcdClient
+    quotas: Quotas = field(default_factory=Quotas)
 
     async def _create(self, location: Location) -> Location | None:
         """Store a location; returns the one that is there under its name, if there is one."""
@@ -30,6 +32,11 @@ class Locations:
             raise bad(f"location.name: 1 to {MAX_NAME} characters")
         location.locationid = location.locationid or new_id()
         key = store.location(location.colonyname, location.name)
+        if (found := await self.client.get(key)) is not None:
+            return unpack(found.value, Location)
+        colony = location.colonyname
+        count = await self.client.count(store.locations(colony))
+        self.quotas.require("colony_locations", f"colony {colony!r}", count, "locations")
         txn = Txn([Absent(key)], [Put(key, pack(location))], [Get(key)])
         result = await self.client.commit(txn)
         return None if result.succeeded else unpack(result.responses[0][0].value, Location)

@@ -17,6 +17,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.home import valid_name
 from node.model import SECOND, Colony, Executor, ExecutorState, Function, User
+from node.quotas import Quotas
 from node.store import blueprints, crons, files, generators, keys
 from node.submission import new_id
 
@@ -59,6 +60,7 @@ class Members:
     client: EtcdClient
     directory: Directory
     now: Callable[[], int]
+    quotas: Quotas = field(default_factory=Quotas)
     _heard: dict[tuple[str, str], int] = field(default_factory=dict)
 
     async def _create(self, key: str, value: object, what: str) -> None:
@@ -105,6 +107,10 @@ class Members:
         _check_id(user.userid, "user.userid")
         if self.directory.user_of(user.colonyname, user.userid):
             raise bad("user.userid: another user of this colony has it")
+        users = self.directory.roster(user.colonyname).users
+        if user.name not in users:
+            colony = f"colony {user.colonyname!r}"
+            self.quotas.require("colony_users", colony, len(users), "users")
         await self._create(keys.user(user.colonyname, user.name), user, f"user {user.name}")
         return user
 
@@ -134,6 +140,10 @@ class Members:
         twin = self.directory.executor_of(executor.colonyname, executor.executorid)
         if twin is not None and twin.executorname != executor.executorname:
             raise bad("executor.executorid: another executor of this colony has it")
+        executors = self.directory.roster(executor.colonyname).executors
+        if executor.executorname not in executors:
+            colony = f"colony {executor.colonyname!r}"
+            self.quotas.require("colony_executors", colony, len(executors), "executors")
         executor.commissiontime = self.now()
         key = keys.executor(executor.colonyname, executor.executorname)
         for _ in range(_TRIES):
@@ -204,9 +214,18 @@ class Members:
     async def add_function(self, function: Function) -> Function:
         """Register a function; the same name of the same executor keeps its id."""
         executor = self.executor(function.colonyname, function.executorname)
-        for known in self.directory.roster(function.colonyname).functions.values():
-            if (known.executorname, known.funcname) == (function.executorname, function.funcname):
-                function.functionid = known.functionid
+        roster = self.directory.roster(function.colonyname)
+        known = roster.offered.get((function.executorname, function.funcname), set())
+        if known:
+            function.functionid = max(known)
+        elif (there := roster.functions.get(function.functionid)) is None or (
+            there.executorname != function.executorname
+        ):
+            # An id that another executor's function has would take that away.
+            function.functionid = "" if there else function.functionid
+            whose = f"executor {function.executorname!r}"
+            count = roster.offering[function.executorname]
+            self.quotas.require("executor_functions", whose, count, "functions")
         if not function.functionid or "/" in function.functionid:
             function.functionid = new_id()
         function.executortype = executor.executortype

@@ -78,18 +78,19 @@ class Node:
         processes = Processes(client, now)
         workflows = Workflows(client, processes, now)
         node = cls(client, home, now, directory, members, processes, workflows, started=now())
+        members.quotas = quotas = processes.quotas
         node.processes.changed = node.subscriptions.changed
         node.elsewhere = Elsewhere(processes, node.subscriptions)
         node.channels = Channels(client, directory, processes, now)
         processes.moved = node.channels.ring
-        node.locations = Locations(client)
+        node.locations = Locations(client, quotas)
         node.leader = leader = Leader(client)
         node.crons = Crons(client, directory, workflows, leader, now)
         node.generators = Generators(client, directory, workflows, leader, now)
-        node.definitions = Definitions(client, now)
+        node.definitions = Definitions(client, now, quotas)
         follow = Reconciliation(client, processes, node.crons, now)
         node.blueprints = Blueprints(client, processes, follow, node.locations, now)
-        node.files = Files(client, now)
+        node.files = Files(client, now, quotas=quotas)
         node.identities = Identities(client, directory, processes, home)
         processes.handout.present = node.identities.present
         return node

@@ -19,6 +19,7 @@ from node.etcd.transactions import Compare, Op, Put
 from node.handout import HandOut
 from node.hooks import Hooks
 from node.model import Attribute, Blocked, Process, Running, State, Waiting
+from node.quotas import Quotas
 from node.reads import Reads, read_many
 from node.scheduler import Entry, Queue, RunningSet
 from node.store import keys
@@ -46,6 +47,7 @@ class Processes:
     running: RunningSet = field(default_factory=RunningSet)
     reads: Reads = field(init=False)
     handout: HandOut = field(init=False)
+    quotas: Quotas = field(init=False)
     changed: Callable[[Process], None] = _ignore
     moved: Callable[[str], None] = _ignore
     stepped: Callable[[str, str, int], None] = _ignore
@@ -54,6 +56,7 @@ class Processes:
     def __post_init__(self) -> None:
         self.reads = Reads(self.client)
         self.handout = HandOut(self)
+        self.quotas = Quotas(self.queue, self.running)
         self.queue.held = self.handout.held
 
     # -- the indexes ---------------------------------------------------------------------
@@ -150,7 +153,12 @@ class Processes:
     async def submit(
         self, process: Process, submission: bytes, extra: Sequence[Op] = ()
     ) -> Process:
-        """Store a new process; returns the one already there if the id is taken."""
+        """Store a new process; returns the one already there if the id is taken.
+
+        Raises TooMany when as many as may be are with other colonies.
+        """
+        if process.peer:
+            self.require_forwards(1)
         addition = list(extra)
         process.peer = process.peer or self.hooks.route(process)
         if process.peer:
@@ -168,6 +176,11 @@ class Processes:
             return there
         self.committed_submit(process, result.revision)
         return process
+
+    def require_forwards(self, count: int) -> None:
+        """Raise TooMany unless `count` processes more may go to other colonies."""
+        whose, there = f"colony {self.hooks.home!r}", self.hooks.forwards()
+        self.quotas.require("colony_forwards", whose, there, "processes with peers", count)
 
     def tell(self, process: Process) -> None:
         """If a process goes to a peer, those who send look at the store for it."""

@@ -54,13 +54,21 @@ class Reconciliation:
     def generation(
         self, blueprint: Blueprint, definition: Definition, initiator: Initiator
     ) -> Process | None:
-        """The process that reconciles a generation, if the kind has a handler."""
+        """The process that reconciles a generation, if the kind has a handler. Raises TooMany."""
         handler = definition.handler
         if not handler.executortype or not handler.functionname:
             return None
         meta = blueprint.metadata
         spec = reconcile_call(definition, meta.locationname, call_kwargs(blueprint))
         processid = store.derived(blueprint, str(meta.generation))
+        return self.wanted(blueprint, spec, initiator, processid)
+
+    def wanted(
+        self, blueprint: Blueprint, spec: FunctionSpec, initiator: Initiator, processid: str
+    ) -> Process:
+        """A process that somebody asks for. Raises TooMany when too many of theirs are open."""
+        colony = blueprint.metadata.colonyname
+        self.processes.quotas.require_processes(colony, initiator.name)
         return self.process(blueprint, spec, initiator, processid)
 
     def process(

@@ -116,6 +116,8 @@ class Queue:
     _lanes: dict[tuple[str, str, str], dict[str, SortedSet[tuple[int, str]]]] = field(
         default_factory=dict
     )
+    # How many are of a member, by colony and name, and of all members, by colony and "".
+    owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -138,6 +140,8 @@ class Queue:
         origin = entry.waiting.origin
         if origin:
             self._origins[origin] += 1
+        else:
+            count_owner(self.owners, entry.colony, entry.waiting.initiatorname, 1)
         for lane in self._lanes_of(entry):
             tracks = self._lanes.setdefault(lane, {})
             places = tracks.get(origin)
@@ -165,6 +169,8 @@ class Queue:
             self._origins[origin] -= 1
             if not self._origins[origin]:
                 del self._origins[origin]
+        else:
+            count_owner(self.owners, entry.colony, entry.waiting.initiatorname, -1)
         for lane in self._lanes_of(entry):
             tracks = self._lanes[lane]
             tracks[origin].discard((entry.prioritytime, entry.processid))
@@ -273,6 +279,21 @@ class Queue:
         return self._counts[colony]
 
 
+def count_owner(owners: dict[tuple[str, str], int], colony: str, name: str, more: int) -> None:
+    """Count something of a member, and of its colony, up or down."""
+    # Twice the same lines: this is in the way of every process, and a loop costs as much again.
+    place = (colony, name)
+    if there := owners.get(place, 0) + more:
+        owners[place] = there
+    else:
+        del owners[place]
+    place = (colony, "")
+    if there := owners.get(place, 0) + more:
+        owners[place] = there
+    else:
+        del owners[place]
+
+
 def _place(entry: Entry) -> tuple[int, str]:
     return (entry.prioritytime, entry.processid)
 
@@ -286,6 +307,8 @@ class RunningSet:
     """
 
     entries: dict[str, tuple[str, Running, int]] = field(default_factory=dict)
+    # As in `Queue`.
+    owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _order: dict[str, SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
@@ -311,6 +334,8 @@ class RunningSet:
         order.add((running.starttime, processid))
         if running.origin:
             self._origins[running.origin] += 1
+        else:
+            count_owner(self.owners, colony, running.initiatorname, 1)
         self.due.set(processid, running.execdeadline)
 
     def _drop(self, processid: str) -> None:
@@ -323,6 +348,8 @@ class RunningSet:
             self._origins[running.origin] -= 1
             if not self._origins[running.origin]:
                 del self._origins[running.origin]
+        else:
+            count_owner(self.owners, colony, running.initiatorname, -1)
         order = self._order[colony]
         order.discard((running.starttime, processid))
         if not order:

@@ -1,77 +1,72 @@
 """Schemas of blueprint definitions: whether one can be used, and whether a spec conforms to it.
 
-JSON Schema itself is the library's; here are the bounds that make a hostile schema harmless, the
-defaults that a spec leaves out, and errors that name the field.
+The grammar is upstream's (type, description, enum, default, properties, required, items) with the
+limits of JSON Schema that look at one value alone. Each value of a spec meets at most one part of
+the schema, so a check takes time proportional to the spec, whatever the schema.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import operator
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
-
-if TYPE_CHECKING:
-    import jsonschema_rs
 
 # Subschemas and values in one schema, and how deep they are nested.
 MAX_NODES = 2_000
 MAX_DEPTH = 32
-# Bytes that one compiled pattern may take; matching is linear in the text whatever the pattern.
-_PATTERN_BYTES = 1 << 16
-# Every part of the schema meets every part of the spec at most once: about a second at worst.
-_WORK = 4_000_000
-_PATTERN_WORK = 20
-# An error of `anyOf` holds one error and one copy of the value for each of its branches.
-_DETAIL = 100_000
-# Characters and values that defaults may add to one spec.
+# Values of one spec that a schema has rules for, with the names it requires in them. A check runs
+# in one piece and takes at most 20 ms.
+MAX_CHECKED = 20_000
+# Characters that defaults may add to one spec.
 _MOST_DEFAULTS = 256 * 1024
 _MESSAGE = 200
 
-_MAPS = frozenset({"properties", "patternProperties", "dependentSchemas"})
-_LISTS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
-_BRANCHING = frozenset({"anyOf", "oneOf"})
-_SCHEMAS = frozenset(
-    {
-        "additionalProperties",
-        "contains",
-        "else",
-        "if",
-        "items",
-        "not",
-        "propertyNames",
-        "then",
-        "unevaluatedItems",
-        "unevaluatedProperties",
-    }
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "integer": lambda value: (
+        (isinstance(value, int) and not isinstance(value, bool))
+        or (isinstance(value, float) and value.is_integer())
+    ),
+    "boolean": lambda value: isinstance(value, bool),
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "null": lambda value: value is None,
+}
+# Limit by keyword: the type of the values it is about, what is compared, how, and in words.
+_Limit = tuple[str, Callable[[Any], Any], Callable[[Any, Any], bool], str]
+_LIMITS: dict[str, _Limit] = {
+    "minimum": ("number", lambda value: value, operator.ge, "is less than {}"),
+    "maximum": ("number", lambda value: value, operator.le, "is greater than {}"),
+    "exclusiveMinimum": ("number", lambda value: value, operator.gt, "must be greater than {}"),
+    "exclusiveMaximum": ("number", lambda value: value, operator.lt, "must be less than {}"),
+    "minLength": ("string", len, operator.ge, "is shorter than {} characters"),
+    "maxLength": ("string", len, operator.le, "is longer than {} characters"),
+    "minItems": ("array", len, operator.ge, "has fewer than {} items"),
+    "maxItems": ("array", len, operator.le, "has more than {} items"),
+    "minProperties": ("object", len, operator.ge, "has fewer than {} properties"),
+    "maxProperties": ("object", len, operator.le, "has more than {} properties"),
+}
+# Keywords of JSON Schema that restrict values and are not checked here. They are refused, not
+# ignored: a value meets several of them, a pattern takes its own time, and a reference leads
+# anywhere. Any other keyword restricts nothing.
+_REFUSED = frozenset({
+    "$dynamicRef", "$recursiveRef", "$ref", "additionalItems", "allOf", "anyOf", "const",
+    "contains", "dependencies", "dependentRequired", "dependentSchemas", "else", "if",
+    "maxContains", "minContains", "multipleOf", "not", "oneOf", "pattern", "patternProperties",
+    "prefixItems", "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
+    "uniqueItems",
+})  # fmt: skip
+_ALLOWED = (
+    "type, description, enum, default, properties, required, items, additionalProperties"
+    ", or a minimum or maximum"
 )
-_VALUES = frozenset(
-    {
-        "const",
-        "dependentRequired",
-        "enum",
-        "exclusiveMaximum",
-        "exclusiveMinimum",
-        "maxContains",
-        "maxItems",
-        "maxLength",
-        "maxProperties",
-        "maximum",
-        "minContains",
-        "minItems",
-        "minLength",
-        "minProperties",
-        "minimum",
-        "multipleOf",
-        "pattern",
-        "required",
-        "type",
-        "uniqueItems",
-    }
-)
-# What points elsewhere: into the network, or in circles.
-_REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
 _PLAIN = re.compile(r"[A-Za-z_$][A-Za-z0-9_$\-]*\Z")
 
 
@@ -80,195 +75,215 @@ class SchemaError(ValueError):
 
 
 def check_schema(schema: dict[str, Any], field: str) -> None:
-    """Raise SchemaError unless `schema` is JSON Schema (2020-12) within our bounds."""
-    _compile(_reduce(schema, field), field)
+    """Raise SchemaError unless `schema` keeps to the grammar and its bounds."""
+    _Reader(field).rule(schema, field, 1)
 
 
 def conform(spec: dict[str, Any], schema: dict[str, Any], field: str) -> dict[str, Any]:
     """Return the spec with the schema's defaults filled in. Raises SchemaError if it is not valid.
 
-    The schema is one that `check_schema` let pass.
+    A schema that `check_schema` refuses is an error, too: an older release may have stored it.
     """
-    reduced = _reduce(schema, field)
-    validator = _compile(reduced, field)
-    _affordable(reduced, _measure(spec), field)
-    filled: dict[str, Any] = _fill(spec, schema, _Purse(field))
-    size = _measure(filled)
-    _affordable(reduced, size, field)
-    try:
-        if validator.is_valid(filled):
-            return filled
-    except ValueError as error:
-        raise SchemaError(f"{field}: {error}") from None
-    if (reduced.branches + 1) * size.nodes > _DETAIL:
-        raise SchemaError(f"{field}: does not conform to the schema of its kind")
-    raise _fault(validator, filled, field)
+    rule = _Reader(field).rule(schema, f"{field} (schema of its kind)", 1)
+    filled: dict[str, Any] = _Check(field).apply(spec, rule, None)
+    return filled
 
 
 @dataclass
-class _Reduced:
-    """A schema of nothing but keywords with a known effect, and what checking against it costs."""
+class _Rule:
+    """What one part of a schema says about a value; `enum` holds keys of values."""
+
+    kind: str = ""
+    enum: frozenset[Any] | None = None
+    default: Any = None
+    properties: dict[str, _Rule] = field(default_factory=dict)
+    # Those of the properties that have a default.
+    defaults: dict[str, Any] = field(default_factory=dict)
+    required: frozenset[str] = frozenset()
+    items: _Rule | None = None
+    # For properties without a rule of their own; False forbids them.
+    others: _Rule | bool = True
+    limits: list[tuple[_Limit, float]] = field(default_factory=list)
+
+
+@dataclass
+class _Reader:
+    """Reads the rules of one schema and counts its parts."""
 
     field: str
-    schema: Any = None
     nodes: int = 0
-    patterns: int = 0
-    branches: int = 0
 
-    def count(self, nodes: int) -> None:
-        self.nodes += nodes
-        if self.nodes > MAX_NODES:
-            raise SchemaError(f"{self.field}: at most {MAX_NODES} subschemas and values")
+    def count(self, value: Any) -> None:
+        """Count every value inside `value`, itself included."""
+        for _ in _values(value):
+            self.nodes += 1
+            if self.nodes > MAX_NODES:
+                raise SchemaError(f"{self.field}: at most {MAX_NODES} subschemas and values")
 
+    def rule(self, schema: Any, field: str, depth: int) -> _Rule:
+        if depth > MAX_DEPTH:
+            raise SchemaError(f"{self.field}: nested deeper than {MAX_DEPTH}")
+        self.count(None)
+        # Upstream reads null as the empty value of a field, at any place.
+        if schema is None:
+            return _Rule()
+        if not isinstance(schema, dict):
+            raise SchemaError(f"{field}: a schema is an object")
+        rule = _Rule()
+        for keyword, value in schema.items():
+            if value is None:
+                continue
+            self.keyword(rule, keyword, value, field + _step(keyword), depth + 1)
+        return rule
 
-def _reduce(schema: Any, field: str) -> _Reduced:
-    """Leave out what is without effect: annotations, unknown keywords, null as upstream's nil."""
-    reduced = _Reduced(field)
-    reduced.schema = _walk(schema, field, 1, reduced)
-    return reduced
-
-
-def _walk(schema: Any, field: str, depth: int, into: _Reduced) -> Any:
-    if depth > MAX_DEPTH:
-        raise SchemaError(f"{into.field}: nested deeper than {MAX_DEPTH}")
-    into.count(1)
-    if not isinstance(schema, dict):
-        return schema
-    kept: dict[str, Any] = {}
-    for keyword, value in schema.items():
-        where = field + _step(keyword)
-        if keyword in _REFERENCES:
-            raise SchemaError(f"{where}: references are not followed; write the schema in place")
-        if _is_empty(keyword, value):
-            continue
-        if keyword in _MAPS and isinstance(value, dict):
-            kept[keyword] = {
-                name: _walk(inner, where + _step(name), depth + 1, into)
-                for name, inner in value.items()
-            }
-            into.patterns += len(value) if keyword == "patternProperties" else 0
-        elif keyword in _LISTS and isinstance(value, list):
-            kept[keyword] = [
-                _walk(inner, where + _step(place), depth + 1, into)
-                for place, inner in enumerate(value)
-            ]
-            into.branches += len(value) if keyword in _BRANCHING else 0
-        elif keyword in _SCHEMAS:
-            kept[keyword] = _walk(value, where, depth + 1, into)
-        elif keyword in _VALUES or keyword in _MAPS or keyword in _LISTS:
-            into.count(_measure(value).nodes)
-            into.patterns += 1 if keyword == "pattern" else 0
-            kept[keyword] = value
-    return kept
-
-
-def _is_empty(keyword: str, value: Any) -> bool:
-    """Whether upstream takes the value for that of a field which was not sent."""
-    if keyword == "const":
-        return False
-    return value is None or (keyword == "type" and value == "") or (keyword == "enum" and not value)
-
-
-def _affordable(reduced: _Reduced, size: _Size, field: str) -> None:
-    patterns = reduced.patterns * size.characters * _PATTERN_WORK
-    if reduced.nodes * size.nodes + patterns > _WORK:
-        raise SchemaError(f"{field}: too large to be checked against a schema of this size")
-
-
-def _compile(reduced: _Reduced, field: str) -> jsonschema_rs.Draft202012Validator:
-    # Half of what a node at rest may take, and many a colony has no blueprints.
-    import jsonschema_rs
-
-    def refuse(uri: str) -> Any:
-        raise ValueError(f"{uri[:80]} is not fetched")
-
-    try:
-        return jsonschema_rs.Draft202012Validator(
-            reduced.schema,
-            pattern_options=jsonschema_rs.RegexOptions(
-                size_limit=_PATTERN_BYTES, dfa_size_limit=16 * _PATTERN_BYTES
-            ),
-            validate_formats=False,
-            retriever=refuse,
-        )
-    except jsonschema_rs.ValidationError as error:
-        raise SchemaError(f"{field}{_path(error.instance_path)}: {_cut(error.message)}") from None
-    except ValueError as error:
-        raise SchemaError(f"{field}: {_cut(str(error))}") from None
+    def keyword(self, rule: _Rule, keyword: str, value: Any, field: str, depth: int) -> None:
+        if keyword in _REFUSED:
+            raise SchemaError(f"{field}: is not supported; a schema has {_ALLOWED}")
+        if keyword in ("type", "description"):
+            if not isinstance(value, str):
+                raise SchemaError(f"{field}: a text is expected")
+            if keyword == "type":
+                if value and value not in _TYPES:
+                    raise SchemaError(f"{field}: is none of {', '.join(_TYPES)}")
+                rule.kind = value
+        elif keyword in ("enum", "required"):
+            if not isinstance(value, list):
+                raise SchemaError(f"{field}: a list is expected")
+            self.count(value)
+            if keyword == "enum":
+                rule.enum = frozenset(map(_key, value)) if value else None
+            elif not all(isinstance(name, str) for name in value):
+                raise SchemaError(f"{field}: a list of names is expected")
+            else:
+                rule.required = frozenset(value)
+        elif keyword == "default":
+            self.count(value)
+            rule.default = value
+        elif keyword == "properties":
+            if not isinstance(value, dict):
+                raise SchemaError(f"{field}: an object of schemas is expected")
+            for name, inner in value.items():
+                rule.properties[name] = read = self.rule(inner, field + _step(name), depth)
+                if read.default is not None:
+                    rule.defaults[name] = read.default
+        elif keyword == "items":
+            rule.items = self.rule(value, field, depth)
+        elif keyword == "additionalProperties":
+            rule.others = value if isinstance(value, bool) else self.rule(value, field, depth)
+        elif keyword in _LIMITS:
+            if not _TYPES["number"](value):
+                raise SchemaError(f"{field}: a number is expected")
+            rule.limits.append((_LIMITS[keyword], value))
 
 
-def _fault(
-    validator: jsonschema_rs.Draft202012Validator, spec: dict[str, Any], field: str
-) -> SchemaError:
-    """The first thing that is wrong with a spec which is not valid."""
-    import jsonschema_rs
-
-    try:
-        validator.validate(spec)
-    except jsonschema_rs.ValidationError as error:
-        path = field + _path(error.instance_path)
-        if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.Required):
-            return SchemaError(f"{path}{_step(error.kind.property)}: is required")
-        return SchemaError(f"{path}: {_cut(error.message)}")
-    return SchemaError(f"{field}: does not conform to the schema of its kind")
+# Where a value is: the place of what holds it, and the key in that; None is the spec itself.
+_Place = tuple[Any, str | int] | None
 
 
 @dataclass
-class _Size:
-    nodes: int = 0
-    characters: int = 0
+class _Check:
+    """One check of a spec, and what it has cost."""
+
+    field: str
+    checked: int = 0
+    defaults: int = 0
+
+    def count(self, values: int) -> None:
+        self.checked += values
+        if self.checked > MAX_CHECKED:
+            raise SchemaError(
+                f"{self.field}: too large; the schema of its kind can be applied to"
+                f" {MAX_CHECKED} values"
+            )
+
+    def apply(self, value: Any, rule: _Rule, at: _Place) -> Any:
+        """Return the value with defaults filled in. Raises SchemaError."""
+        if rule.kind and not _TYPES[rule.kind](value):
+            raise self.fault(at, f'{_show(value)} is not of type "{rule.kind}"')
+        if rule.enum is not None and not self.listed(value, rule.enum):
+            raise self.fault(at, f"{_show(value)} is not one of those that the schema lists")
+        for (kind, measure, holds, words), bound in rule.limits:
+            if _TYPES[kind](value) and not holds(measure(value), bound):
+                raise self.fault(at, f"{_show(value)} {words.format(bound)}")
+        if isinstance(value, dict):
+            return self.members(value, rule, at)
+        if isinstance(value, list) and rule.items is not None:
+            self.count(len(value))
+            items = rule.items
+            return [self.apply(item, items, (at, place)) for place, item in enumerate(value)]
+        return value
+
+    def listed(self, value: Any, enum: frozenset[Any]) -> bool:
+        if isinstance(value, dict | list):
+            # No value of a schema has more parts; each is walked twice.
+            parts = sum(1 for _ in itertools.islice(_values(value), MAX_NODES))
+            self.count(2 * parts)
+            if parts == MAX_NODES:
+                return False
+        return _key(value) in enum
+
+    def members(self, value: dict[str, Any], rule: _Rule, at: _Place) -> dict[str, Any]:
+        self.count(len(rule.required))
+        filled = dict(value)
+        for name, default in rule.defaults.items():
+            if name not in filled:
+                self.spend(default)
+                filled[name] = default
+        for name in rule.required:
+            if name not in filled:
+                raise self.fault((at, name), "is required")
+        if not rule.properties and rule.others is True:
+            return filled
+        self.count(len(filled))
+        for name, inner in filled.items():
+            rule_of = rule.properties.get(name, rule.others)
+            if rule_of is False:
+                raise self.fault((at, name), "the schema has no such property")
+            if isinstance(rule_of, _Rule):
+                filled[name] = self.apply(inner, rule_of, (at, name))
+        return filled
+
+    def spend(self, default: Any) -> None:
+        """Count what a default adds: a small default times a long list is a large spec."""
+        parts = list(_values(default))
+        self.count(len(parts))
+        self.defaults += sum(len(part) for part in parts if isinstance(part, str))
+        if self.defaults > _MOST_DEFAULTS:
+            raise SchemaError(f"{self.field}: the schema's defaults would make it too large")
+
+    def fault(self, at: _Place, message: str) -> SchemaError:
+        path = ""
+        while at is not None:
+            at, key = at
+            path = _step(key) + path
+        return SchemaError(f"{self.field}{path}: {message}")
 
 
-def _measure(value: Any) -> _Size:
-    """How many values there are in a value, itself included, and characters in its texts."""
-    size, stack = _Size(), [value]
+def _values(value: Any) -> Iterator[Any]:
+    """Yield a value, and every value and key inside it."""
+    stack = [value]
     while stack:
         current = stack.pop()
-        size.nodes += 1
-        if isinstance(current, str):
-            size.characters += len(current)
-        elif isinstance(current, dict):
-            size.characters += sum(map(len, current))
+        yield current
+        if isinstance(current, dict):
+            yield from current
             stack.extend(current.values())
         elif isinstance(current, list):
             stack.extend(current)
-    return size
 
 
-@dataclass
-class _Purse:
-    """What defaults may still add: a small default times a long list is a large spec."""
+def _key(value: Any, room: int = MAX_DEPTH) -> Any:
+    """Return what is hashable and equal for equal JSON values: 1 is 1.0, but never true.
 
-    field: str
-    left: int = _MOST_DEFAULTS
-
-    def spend(self, value: Any) -> None:
-        size = _measure(value)
-        self.left -= size.nodes + size.characters
-        if self.left < 0:
-            raise SchemaError(f"{self.field}: the schema's defaults would make it too large")
-
-
-def _fill(value: Any, schema: Any, purse: _Purse) -> Any:
-    """The value with the defaults of `properties` where they are missing, at every level."""
-    if not isinstance(schema, dict):
-        return value
+    A value nested deeper than `room` equals no other.
+    """
+    if isinstance(value, dict | list) and not room:
+        return object()
     if isinstance(value, dict):
-        properties = schema.get("properties")
-        if not isinstance(properties, dict):
-            return value
-        filled = dict(value)
-        for name, inner in properties.items():
-            default = inner.get("default") if isinstance(inner, dict) else None
-            if name not in filled and default is not None:
-                purse.spend(default)
-                filled[name] = default
-            if name in filled:
-                filled[name] = _fill(filled[name], inner, purse)
-        return filled
-    if isinstance(value, list) and isinstance(schema.get("items"), dict):
-        return [_fill(item, schema["items"], purse) for item in value]
-    return value
+        return frozenset((name, _key(inner, room - 1)) for name, inner in value.items())
+    if isinstance(value, list):
+        return tuple(_key(inner, room - 1) for inner in value)
+    return (isinstance(value, bool), value)
 
 
 def _step(key: object) -> str:
@@ -278,9 +293,11 @@ def _step(key: object) -> str:
     return f"[{key}]"
 
 
-def _path(keys: Any) -> str:
-    return "".join(map(_step, keys))
-
-
-def _cut(message: str) -> str:
-    return message if len(message) <= _MESSAGE else message[: _MESSAGE - 1] + "…"
+def _show(value: Any) -> str:
+    """A value for a message, cut."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, str):
+        shown = msgspec.json.encode(value[:_MESSAGE]).decode()
+        return shown if len(shown) <= _MESSAGE else shown[: _MESSAGE - 1] + "…"
+    return str(value) if isinstance(value, float) else json.dumps(value)[:_MESSAGE]

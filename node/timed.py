@@ -5,17 +5,38 @@ When they start it is theirs; how a workflow becomes processes is in `workflows`
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from node import graphs
 from node.directory import Directory
 from node.errors import RpcError, bad
 from node.etcd.errors import EtcdError, EtcdNoSpace
-from node.model import ExecutorState, FunctionSpec
+from node.model import SECOND, ExecutorState, FunctionSpec
 from node.submission import check_spec
 from node.workflow_specs import read_workflow
 
 # The period that upstream shows for its loops, in ms: how late a start may be there.
 CHECKER_PERIOD = 1000
 MAX_NAME = 255
+# Seconds after which what may not start now is tried again.
+LATER = 30.0
+# Nanoseconds for which nothing more is logged about what a member has that may not start.
+_TOLD = 600 * SECOND
+
+
+@dataclass
+class Told:
+    """Of which members it was logged lately that something of theirs may not start."""
+
+    _until: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def first(self, owner: tuple[str, str], now: int) -> bool:
+        """Return whether it is to be logged at `now` (Unix ns): once in ten minutes."""
+        self._until = {known: until for known, until in self._until.items() if until > now}
+        if owner in self._until:
+            return False
+        self._until[owner] = now + _TOLD
+        return True
 
 
 def check_name(name: str, field: str) -> None:

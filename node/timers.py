@@ -45,8 +45,8 @@ async def _terms(node: Node) -> None:
     while True:
         await node.leader.elected()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(follow, node.crons.index.agenda, node.now, node.crons.act)
-            nursery.start_soon(follow, node.generators.index.agenda, node.now, node.generators.act)
+            nursery.start_soon(follow, node.crons.index, node.now, node.crons.act)
+            nursery.start_soon(follow, node.generators.index, node.now, node.generators.act)
             nursery.start_soon(_sweep, node)
             await node.leader.deposed()
             nursery.cancel_scope.cancel()

@@ -23,7 +23,10 @@ from node.errors import RpcError, bad, conflict
 from node.tickets import CHECKSUM, Scope
 
 _HASHED = 1 << 20
-_PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d{1,19})\Z")
+# What an upload is, its size, and whose it is; the last was not in the names of older releases.
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d{1,19})(?:\.([0-9a-f]{16}))?\Z")
+# Seconds without a part after which an unfinished upload gives way when room is needed.
+IDLE = 900.0
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,29 @@ class Progress:
     complete: bool
 
 
+@dataclass
+class _Upload:
+    """An unfinished upload: whose, the bytes that arrived, and when the last did (Unix ns)."""
+
+    owner: str
+    size: int
+    changed: int
+
+
 class Vault:
     """One directory; `quota` in bytes (0: none). `now` gives Unix nanoseconds.
 
-    `used` counts complete files by their size and begun ones by the size that they will have.
+    `used` counts the bytes that are there, of complete files and of unfinished uploads: what an
+    upload only announces takes no room. One member has at most `uploads` unfinished ones.
     """
 
-    def __init__(self, path: Path, quota: int, now: Callable[[], int]) -> None:
+    def __init__(
+        self, path: Path, quota: int, now: Callable[[], int], *, uploads: int = 256
+    ) -> None:
         """Prepare the directory and count what is there. Raises OSError."""
         self.path = path
         self.quota = quota
+        self.uploads = uploads
         self._now = now
         self._partials = path / "partial"
         self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
@@ -51,7 +67,8 @@ class Vault:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.holder = _holder(path / "id")
         self.used = sum(size for _, size, _ in self._complete())
-        self.used += sum(size for _, size, _ in self._begun())
+        self._unfinished = self._begun()
+        self.used += sum(upload.size for upload in self._unfinished.values())
 
     def _complete(self) -> list[tuple[str, int, int]]:
         """Checksum, size and time of change (ns) of every complete file."""
@@ -64,14 +81,14 @@ class Vault:
                         found.append((entry.name, stat.st_size, stat.st_mtime_ns))
         return found
 
-    def _begun(self) -> list[tuple[str, int, int]]:
-        """Name, size declared and time of change (ns) of every begun upload."""
-        found = []
+    def _begun(self) -> dict[str, _Upload]:
+        """Unfinished uploads by the name of their file, as they are on the disk."""
+        found = {}
         for entry in os.scandir(self._partials):
             match = _PARTIAL.match(entry.name)
             if match is not None:
                 stat = entry.stat(follow_symlinks=False)
-                found.append((entry.name, int(match[1]), stat.st_mtime_ns))
+                found[entry.name] = _Upload(match[2] or "", stat.st_size, stat.st_mtime_ns)
         return found
 
     def file(self, checksum: str) -> Path:
@@ -97,7 +114,9 @@ class Vault:
 
     def _partial(self, scope: Scope) -> Path:
         owner = "\n".join((scope.colony, scope.uploader, scope.checksum)).encode()
-        return self._partials / f"{hashlib.sha256(owner).hexdigest()}.{scope.size}"
+        name = f"{hashlib.sha256(owner).hexdigest()}.{scope.size}"
+        before = self._partials / name
+        return before if name in self._unfinished else before.with_name(f"{name}.{_owner(scope)}")
 
     def offset(self, scope: Scope) -> int:
         """How many bytes of an upload have arrived."""
@@ -106,19 +125,60 @@ class Vault:
         except FileNotFoundError:
             return 0
 
-    def require_room(self, size: int) -> None:
-        """Raise RpcError 409 when `size` bytes more would exceed the quota."""
-        if self.quota and self.used + size > self.quota:
+    def require_room(self, scope: Scope) -> None:
+        """Raise RpcError 409 when an upload can't begin, as its size or the quota is now."""
+        owner = _owner(scope)
+        own = sum(upload.owner == owner for upload in self._unfinished.values())
+        if self.uploads and own >= self.uploads:
             raise conflict(
-                f"size: {size} bytes more do not fit; {self.used} of {self.quota} are used"
-                " (files.quota)"
+                f"checksum: {own} uploads of yours are unfinished, the most that there may be"
+                " (quotas.uploads); finish some, or wait until they are swept (files.grace)"
             )
+        idle = sum(self._unfinished[name].size for name in self._idle())
+        if self.quota and self.used - idle + scope.size > self.quota:
+            raise self._full(scope.size)
+
+    def _idle(self) -> list[str]:
+        """The unfinished uploads that give way to others, the oldest first."""
+        before = self._now() - int(IDLE * 1e9)
+        found = [
+            (upload.changed, name)
+            for name, upload in self._unfinished.items()
+            if upload.changed < before and name not in self._locks
+        ]
+        return [name for _, name in sorted(found)]
+
+    def _full(self, size: int) -> RpcError:
+        return conflict(
+            f"size: {size} bytes more do not fit; {self.used} of {self.quota} are used"
+            " (files.quota); remove files, or ask the owner for a larger quota"
+        )
+
+    def _reserve(self, upload: _Upload, size: int) -> None:
+        """Take room for bytes that have arrived. Raises RpcError 409."""
+        if self.quota and self.used + size > self.quota:
+            self._evict(self.used + size - self.quota)
+            if self.used + size > self.quota:
+                raise self._full(size)
+        upload.size += size
+        self.used += size
+
+    def _evict(self, wanted: int) -> None:
+        """Remove idle uploads until `wanted` bytes are free, if that is possible at all."""
+        idle = self._idle()
+        if sum(self._unfinished[name].size for name in idle) < wanted:
+            return
+        for name in idle:
+            if wanted <= 0:
+                return
+            wanted -= self._unfinished[name].size
+            self._drop(self._partials / name)
 
     async def write(self, scope: Scope, offset: int, data: bytes) -> Progress:
         """Add a part of an upload at the offset reached; the last one completes it.
 
         Raises RpcError 400 for bytes that are too many or not those promised, 409 for another
-        offset or a full quota, 503 when the disk refuses.
+        offset, a full quota or too many uploads, 503 when the disk refuses.
         """
         if offset + len(data) > scope.size:
             raise bad(f"content-range: more than the {scope.size} bytes announced")
@@ -129,11 +189,19 @@ class Vault:
                 reached = self.offset(scope)
                 if offset != reached:
                     raise conflict(f"content-range: {reached} bytes have arrived; go on there")
-                if not path.exists():
-                    self.require_room(scope.size)
+                upload = self._unfinished.get(path.name)
+                if upload is None:
+                    self.require_room(scope)
                     path.touch(mode=0o600)
-                    self.used += scope.size
-                await trio.to_thread.run_sync(_append, path, data)
+                    upload = self._unfinished[path.name] = _Upload(_owner(scope), 0, self._now())
+                self._reserve(upload, len(data))
+                try:
+                    await trio.to_thread.run_sync(_append, path, data)
+                finally:
+                    upload.changed = self._now()
+                    lost = upload.size - self.offset(scope)
+                    upload.size -= lost
+                    self.used -= lost
                 reached += len(data)
                 if reached == scope.size:
                     await self._complete_upload(scope, path)
@@ -147,24 +215,26 @@ class Vault:
     async def _complete_upload(self, scope: Scope, path: Path) -> None:
         found = await trio.to_thread.run_sync(_seal, path)
         if found != scope.checksum:
-            self._drop(path, scope.size)
+            self._drop(path)
             raise bad(f"checksum: the bytes that arrived have {found}; upload them anew")
         if self._settle(scope, path):
             shelf = self.file(scope.checksum).parent
             await trio.to_thread.run_sync(_sync_directories, shelf, self.path)
 
-    def _drop(self, path: Path, size: int) -> None:
-        path.unlink()
-        self.used -= size
+    def _drop(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        gone = self._unfinished.pop(path.name, None)
+        self.used -= gone.size if gone is not None else 0
 
     def _settle(self, scope: Scope, path: Path) -> bool:
         """Give whole bytes their final name; False when the same ones have it already."""
         if self.touch(scope.checksum):
-            self._drop(path, scope.size)
+            self._drop(path)
             return False
         final = self.file(scope.checksum)
         final.parent.mkdir(mode=0o700, exist_ok=True)
         path.rename(final)
+        self._unfinished.pop(path.name, None)
         self.touch(scope.checksum)
         return True
 
@@ -175,12 +245,10 @@ class Vault:
         """
         before = self._now() - int(grace * 1e9)
         files = size = 0
-        for name, declared, changed in await trio.to_thread.run_sync(self._begun):
-            if changed < before and name not in self._locks:
-                with contextlib.suppress(FileNotFoundError):
-                    (self._partials / name).unlink()
-                    self.used -= declared
-                    files, size = files + 1, size + declared
+        for name, upload in (await trio.to_thread.run_sync(self._begun)).items():
+            if upload.changed < before and name in self._unfinished and name not in self._locks:
+                files, size = files + 1, size + upload.size
+                self._drop(self._partials / name)
         for checksum, length, _ in await trio.to_thread.run_sync(self._complete):
             if checksum in needed:
                 continue
@@ -193,6 +261,10 @@ class Vault:
                     self.used -= length
                     files, size = files + 1, size + length
         return files, size
+
+
+def _owner(scope: Scope) -> str:
+    return hashlib.sha256(f"{scope.colony}\n{scope.uploader}".encode()).hexdigest()[:16]
 
 
 def _holder(path: Path) -> str:

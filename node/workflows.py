@@ -33,6 +33,7 @@ from node.etcd.transactions import (
 from node.log import get_logger
 from node.model import SECOND, FunctionSpec, Graph, Process, State
 from node.processes import Processes
+from node.quotas import TooMany
 from node.reads import read_many
 from node.resolution import BYTES, OPS, Resolution, size_of
 from node.store import graphs as store
@@ -41,11 +42,22 @@ from node.submission import build_node
 
 log = get_logger("workflows")
 
+# Bytes that what a workflow is started with may have in all nodes that get it.
+MAX_GIVEN = 16 * 1024 * 1024
 # Seconds that a caller waits for what follows from its call; the rest follows without it.
 PATIENCE = 2.0
 _PAGE = 500
 # Nanoseconds after which an attempt to submit that came to nothing is swept up.
 _STALE = 3600 * SECOND
+
+
+def check_given(given: Sequence[Any], roots: int, field: str) -> None:
+    """Raise RpcError 400 for arguments that are too large for as many nodes as get them."""
+    if given and roots * len(pack(given)) > MAX_GIVEN:
+        raise bad(
+            f"{field}: each of its {roots} nodes without dependencies gets the same arguments or"
+            f" input; together they may have {MAX_GIVEN} bytes"
+        )
 
 
 def _there(result: TxnResult) -> Graph:
@@ -86,17 +98,20 @@ class Workflows:
         nonce: str = "",
         field: str = "spec",
         guard: Sequence[Compare] = (),
+        timed: bool = False,
     ) -> Graph:
         """Store a new graph; returns the one already there if the id is taken.
 
         `root_args` replace the args of the roots (and empty their kwargs), `root_input` becomes
-        their input. A new graph is stored only while `guard` holds. Raises RpcError 400 that
-        begins with `field` and names node and field, and 409 when the guard does not hold.
+        their input. A new graph is stored only while `guard` holds; `timed` says that it starts
+        by the clock. Raises RpcError 400 that begins with `field` and names node and field, 409
+        when the guard does not hold, and TooMany.
         """
         try:
             plan = graphs.plan(specs)
         except graphs.GraphError as error:
             raise bad(f"{field}.{error}") from None
+        check_given(root_args or root_input, len(plan.roots), field)
         graph = Graph(
             processgraphid=graphid,
             initiatorid=initiatorid,
@@ -119,7 +134,17 @@ class Workflows:
             node.waitforparents = not root
             node.input = list(root_input) if root else []
             nodes.append(node)
-        return await self._store(graph, nodes, submission, guard)
+        if away := sum(bool(node.peer) for node in nodes):
+            self.processes.require_forwards(away)
+        try:
+            with self.processes.quotas.processes(colony, initiatorname, len(specs), timed=timed):
+                return await self._store(graph, nodes, submission, guard)
+        except TooMany:
+            # A repeat of a request that was served is answered all the same.
+            found = await self.client.get(keys.graph(colony, graphid))
+            if found is None:
+                raise
+            return unpack(found.value, Graph)
 
     def _forwarding(self, node: Process) -> Sequence[Op]:
         return self.processes.hooks.forwarding(node).ops if node.peer else ()

@@ -25,6 +25,7 @@ from node.store.blueprints import Blueprint, Metadata
 from node.timed import may_start
 from tests.support import Daemon
 from tests.test_pycolonies import COLONY, Party, field, plain
+from tests.test_schema import nested
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.0, 1.0, 0.5, "", "1"]),
@@ -417,8 +418,10 @@ def test_what_makes_no_sense_is_refused(setting: Setting) -> None:
         setting.add()
     with pytest.raises(Exception, match=r"spec\.schema\.properties\.a\.type"):
         setting.define({"properties": {"a": {"type": "text"}}})
-    with pytest.raises(Exception, match="references are not followed"):
+    with pytest.raises(Exception, match=r"\.\$ref: is not supported"):
         setting.define({"properties": {"a": {"$ref": "http://127.0.0.1:9/x"}}})
+    with pytest.raises(Exception, match=r"spec\.schema\.allOf: is not supported"):
+        setting.define(nested("allOf", 24))
     with pytest.raises(Exception, match="reconcileInterval"):
         setting.define(interval=-1)
     with pytest.raises(Exception, match="executorType"):

@@ -23,7 +23,7 @@ from cli.client import RpcError, decode
 from node.errors import RpcError as Refusal
 from node.model import SECOND
 from node.tickets import Scope, Tickets
-from node.vault import Vault
+from node.vault import IDLE, Vault
 from tests.files_party import Files, another_colony, files_of
 from tests.support import Daemon
 
@@ -319,6 +319,24 @@ async def test_what_nobody_refers_to_is_swept(make_daemon: Make) -> None:
         assert not kept(daemon, shared).exists()
 
 
+async def test_a_ticket_for_much_keeps_nobody_out(make_daemon: Make) -> None:
+    daemon = make_daemon(
+        "dev", COLONYD_FEDERATION__ENABLED="false", COLONYD_FILES__QUOTA="300kB"
+    ).start()
+    async with files_of(daemon) as files:
+        fields = {"method": "PUT", "checksum": sha(b"huge"), "size": 299_000}
+        ticket = await files.call("fileticketmsg", **fields)
+        answer = await files.http.put(
+            files.client.url + ticket["url"],
+            content=b"x",
+            headers={"content-range": f"bytes 0-0/{fields['size']}"},
+        )
+        assert answer.json() == {"offset": 1, "complete": False}
+        data = os.urandom(250_000)
+        await files.put("/b", "honest", data)
+        assert (await files.bytes_of(data)).content == data
+
+
 @pytest.mark.slow
 async def test_large_files_need_little_memory(make_daemon: Make) -> None:
     daemon = make_daemon("dev", COLONYD_FEDERATION__ENABLED="false").start()
@@ -370,23 +388,71 @@ def scope(data: bytes, uploader: str = "u") -> Scope:
     return Scope("PUT", "c", sha(data), len(data), 0, uploader)
 
 
-async def test_a_vault_counts_what_is_there_and_what_will_be(tmp_path: Path) -> None:
+async def test_a_vault_counts_what_is_there(tmp_path: Path) -> None:
     clock, data, other = _Clock(), b"x" * 600, b"y" * 600
     vault = Vault(tmp_path / "files", 1000, clock)
     assert stat.S_IMODE((tmp_path / "files").stat().st_mode) == 0o700
-    await vault.write(scope(data), 0, data[:10])
+    await vault.write(scope(data), 0, data[:500])
     with pytest.raises(Refusal, match=r"files\.quota") as refused:
         await vault.write(scope(other), 0, other[:10])
     assert refused.value.status == 409
     again = Vault(tmp_path / "files", 1000, clock)
-    assert (again.used, again.holder, again.offset(scope(data))) == (600, vault.holder, 10)
-    assert (await again.write(scope(data), 10, data[10:])).complete
+    assert (again.used, again.holder, again.offset(scope(data))) == (500, vault.holder, 500)
+    assert (await again.write(scope(data), 500, data[500:])).complete
     assert again.used == 600
     # The same bytes by another member: sent in full, kept once.
     again.quota = 2000
     assert again.offset(scope(data, "v")) == 0
     assert (await again.write(scope(data, "v"), 0, data)).complete
     assert again.used == Vault(tmp_path / "files", 0, clock).used == 600
+
+
+async def test_announced_bytes_take_no_room(tmp_path: Path) -> None:
+    """One byte of a file as large as the quota kept everybody else out for a day."""
+    vault = Vault(tmp_path / "files", 1000, _Clock())
+    huge = Scope("PUT", "c", "f" * 64, 1000, 0, "hostile")
+    await vault.write(huge, 0, b"x")
+    assert vault.used == 1
+    assert (await vault.write(scope(b"y" * 900), 0, b"y" * 900)).complete
+    with pytest.raises(Refusal, match=r"files\.quota"):
+        await vault.write(huge, 1, b"x" * 200)
+    assert vault.used == Vault(tmp_path / "files", 0, _Clock()).used == 901
+
+
+async def test_an_idle_upload_gives_way_after_minutes(tmp_path: Path) -> None:
+    clock, data = _Clock(), b"y" * 900
+    vault = Vault(tmp_path / "files", 1000, clock)
+    huge = Scope("PUT", "c", "f" * 64, 1000, 0, "hostile")
+    await vault.write(huge, 0, b"x" * 800)
+    for _ in range(2):
+        with pytest.raises(Refusal, match=r"files\.quota"):
+            await vault.write(scope(data), 0, data)
+        clock.now += int(IDLE * SECOND)
+    clock.now += 1
+    # It stays as long as its room would not be enough, and as long as nobody needs it.
+    assert not (await vault.write(scope(b"z" * 100, "v"), 0, b"z")).complete
+    assert vault.offset(huge) == 800
+    assert (await vault.write(scope(data), 0, data)).complete
+    assert (vault.offset(huge), vault.used) == (0, 901)
+    assert Vault(tmp_path / "files", 0, clock).used == 901
+
+
+async def test_the_unfinished_uploads_of_a_member_are_bounded(tmp_path: Path) -> None:
+    vault = Vault(tmp_path / "files", 1000, _Clock(), uploads=3)
+    several = [Scope("PUT", "c", f"{n}" * 64, 400, 0, "hostile") for n in range(4)]
+    for each in several[:3]:
+        await vault.write(each, 0, b"x")
+    with pytest.raises(Refusal, match=r"quotas\.uploads"):
+        await vault.write(several[3], 0, b"x")
+    # Also after a restart, and not for others; one that is finished makes room for another.
+    again = Vault(tmp_path / "files", 1000, _Clock(), uploads=3)
+    with pytest.raises(Refusal, match=r"quotas\.uploads"):
+        again.require_room(several[3])
+    assert not (await again.write(scope(b"z" * 200), 0, b"z" * 100)).complete
+    ended = Scope("PUT", "c", several[0].checksum, several[0].size, 0, "hostile")
+    with pytest.raises(Refusal, match="upload them anew"):
+        await again.write(ended, 1, b"x" * 399)
+    assert not (await again.write(several[3], 0, b"x")).complete
 
 
 async def test_a_vault_sweeps_only_what_is_old_and_not_needed(tmp_path: Path) -> None:
@@ -403,7 +469,7 @@ async def test_a_vault_sweeps_only_what_is_old_and_not_needed(tmp_path: Path) ->
     assert vault.touch(sha(old))
     clock.now += 150 * SECOND
     # The half upload is older than the grace; the old bytes were touched within it.
-    assert await vault.sweep({sha(needed)}, 200) == (1, 5)
+    assert await vault.sweep({sha(needed)}, 200) == (1, 2)
     assert not partial.exists()
     clock.now += 100 * SECOND
     assert await vault.sweep({sha(needed)}, 200) == (1, 3)

@@ -564,7 +564,7 @@ async def test_workflows_that_must_stay_are_told_of_after_the_others_went(bench:
 
 
 def test_an_older_answer_does_not_undo_what_the_watch_told() -> None:
-    index = Index(int, lambda value: value)
+    index = Index(int, lambda value: value, lambda value: ("dev", "ann"))
     index.apply("k", pack(7), 5)
     index.learn("k", 3, 4)
     assert index.get("k") == (7, 5)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -12,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.schema import MAX_DEPTH, MAX_NODES, SchemaError, check_schema, conform
+from node.schema import MAX_CHECKED, MAX_DEPTH, MAX_NODES, SchemaError, check_schema, conform
 
 NAMES = st.sampled_from(["a", "b", "$ref", "d e"])
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.5, 1.0, "", "x"])
@@ -98,8 +95,8 @@ def test_what_the_documented_keywords_allow(schema: dict[str, Any], spec: dict[s
 
 
 POINTERS = ["$ref", "$id", "$schema"]
-CHECKS = ["type", "enum", "const", "required", "pattern", "minimum", "multipleOf", "default"]
-NESTED = ["properties", "patternProperties", "items", "anyOf", "not"]
+CHECKS = ["type", "enum", "required", "pattern", "minimum", "maxItems", "default"]
+NESTED = ["properties", "additionalProperties", "items", "not"]
 KEYWORDS = st.sampled_from([*POINTERS, *CHECKS, *NESTED])
 ANYTHING = st.recursive(
     SCALARS | st.text(max_size=4),
@@ -175,12 +172,15 @@ def test_defaults_are_filled_in_at_every_level() -> None:
         ({"properties": {"a": {"type": "int"}}}, "schema.properties.a.type: "),
         ({"properties": {"a": 7}}, "schema.properties.a: "),
         ({"properties": {"x y": {"items": {"enum": 3}}}}, 'schema.properties["x y"].items.enum: '),
-        ({"properties": {"a": {"pattern": "("}}}, "schema.properties.a.pattern: "),
-        ({"properties": {"a": {"pattern": r"(.)\1"}}}, "schema.properties.a.pattern: "),
+        ({"properties": {"a": True}}, "schema.properties.a: a schema is an object"),
+        ({"properties": {"a": {"type": ["string", "null"]}}}, "schema.properties.a.type: "),
+        ({"properties": {"a": {"description": 5}}}, "schema.properties.a.description: "),
         ({"required": "a"}, "schema.required: "),
-        ({"items": {"$ref": "#"}}, "schema.items.$ref: references are not followed"),
-        ({"allOf": [{"$dynamicRef": "#x"}]}, "schema.allOf[0].$dynamicRef: "),
-        ({"pattern": "(a{1000}){1000}"}, "schema.pattern: "),
+        ({"required": ["a", 1]}, "schema.required: "),
+        ({"items": {"minimum": "1"}}, "schema.items.minimum: a number"),
+        ({"items": {"$ref": "#"}}, "schema.items.$ref: is not supported; a schema has type, "),
+        ({"properties": {"a": {"pattern": "^(a+)+$"}}}, "schema.properties.a.pattern: is not"),
+        ({"allOf": [{"required": ["a"]}]}, "schema.allOf: is not supported"),
         ({"enum": list(range(MAX_NODES))}, "schema: at most 2000"),
         ({"properties": {str(n): {} for n in range(MAX_NODES)}}, "schema: at most 2000"),
     ],
@@ -202,64 +202,102 @@ def test_a_deep_schema_is_refused() -> None:
         check_schema(schema, "schema")
 
 
-def test_nothing_is_fetched() -> None:
-    """Whether a reference or an id points into the network, nobody is asked."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/schema.json"
-        with pytest.raises(SchemaError, match="references are not followed"):
-            check_schema({"properties": {"a": {"$ref": url}}}, "schema")
-        schema = {"$schema": url, "$id": url, "$vocabulary": {url: True}, "type": "object"}
-        check_schema(schema, "schema")
-        assert conform({"a": 1}, schema, "spec") == {"a": 1}
-        listener.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-
-
-@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|aa)*$", "(a*)*b", "(x+x+)+y", "(.*)*="])
-def test_a_catastrophic_pattern_takes_linear_time(pattern: str) -> None:
-    schema = {"properties": {"a": {"pattern": pattern}}}
+def test_keywords_that_restrict_nothing_are_kept_and_ignored() -> None:
+    schema = {"$schema": "http://127.0.0.1:9/", "$id": "x", "title": 5, "format": "ipv4", "a": [[]]}
     check_schema(schema, "schema")
-    began = time.process_time()
-    with pytest.raises(SchemaError, match=r"spec\.a"):
-        conform({"a": "a" * 100_000 + "!"}, schema, "spec")
-    assert time.process_time() - began < 2
+    assert conform({"b": 1}, schema, "spec") == {"b": 1}
 
 
-HOSTILE = [
-    # Equality of many large values; branches with an error each; patterns that cost most; defaults.
-    ({"items": {"enum": [[n] for n in range(900)]}}, [[899]] * 20_000),
-    ({"items": {"allOf": [{"minimum": n} for n in range(900)]}}, [5000] * 50_000),
-    ({"items": {"pattern": "(a|b)*a(a|b){200}c"}}, ["ab" * 10_000] * 50),
+@pytest.mark.parametrize(
+    ("limits", "right", "wrong"),
+    [
+        ({"minimum": 0}, [0, 1.5, "text"], [-1, -0.5]),
+        ({"maximum": 2.5}, [2.5, True], [3]),
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 2}, [1], [0, 2]),
+        ({"minLength": 1, "maxLength": 2}, ["a", "åß", 7], ["", "abc"]),
+        ({"minItems": 1, "maxItems": 2}, [[0], [0, 0], {}], [[], [0, 0, 0]]),
+        ({"minProperties": 1, "maxProperties": 1}, [{"a": 1}, []], [{}, {"a": 1, "b": 2}]),
+        ({"additionalProperties": {"type": "string"}}, [{}, {"a": "b"}], [{"a": 1}]),
+        ({"additionalProperties": False, "properties": {"a": {}}}, [{"a": 1}], [{"b": 1}]),
+    ],
+)
+def test_limits_of_one_value(limits: dict[str, Any], right: list[Any], wrong: list[Any]) -> None:
+    """Upstream's own definition of a deployment has some, and the Go server ignores them."""
+    schema = {"properties": {"v": limits}}
+    check_schema(schema, "schema")
+    for value in right:
+        assert conform({"v": value}, schema, "spec") == {"v": value}
+    for value in wrong:
+        with pytest.raises(SchemaError, match=r"\Aspec\.v"):
+            conform({"v": value}, schema, "spec")
+
+
+def test_a_schema_of_an_older_release_is_refused_when_it_is_met() -> None:
+    with pytest.raises(SchemaError, match=r"schema of its kind\)\.pattern: is not supported"):
+        conform({"a": 1}, {"pattern": "a"}, "spec")
+
+
+def nested(keyword: str, levels: int) -> dict[str, Any]:
+    """Return a schema whose cost is multiplied at each of its levels."""
+    schema: dict[str, Any] = {"properties": {"a": {}}}
+    left, number = "unevaluatedProperties", {"type": "integer"}
+    for _ in range(levels):
+        if keyword == "unevaluatedItems":
+            schema = {"allOf": [schema], "unevaluatedItems": number}
+        else:
+            schema = {keyword: schema if keyword == "if" else [schema], left: number}
+    return schema
+
+
+@pytest.mark.parametrize("keyword", ["allOf", "anyOf", "if", "unevaluatedItems"])
+@pytest.mark.parametrize("levels", [1, 24])
+def test_what_multiplies_the_work_is_refused(keyword: str, levels: int) -> None:
+    schema = nested(keyword, levels)
+    with pytest.raises(SchemaError, match="is not supported"):
+        check_schema({"properties": {"a": schema}}, "schema")
+    with pytest.raises(SchemaError, match="is not supported"):
+        conform({"a": {"b": 1}}, {"properties": {"a": schema}}, "spec")
+
+
+def deep(levels: int, value: Any) -> Any:
+    """Return `value` in so many lists."""
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+HOSTILE: list[tuple[dict[str, Any], Any]] = [
+    # Equality of many large values; names required; defaults, small in long lists and long ones.
+    ({"items": {"enum": [[n] for n in range(900)]}}, [[899]] * 50_000),
+    ({"items": {"enum": list(range(1_900))}}, [1_899] * 50_000),
+    ({"items": {"enum": [deep(30, n) for n in range(60)]}}, [deep(30, 59)] * 5_000),
+    (
+        {"items": {"required": [f"p{n}" for n in range(900)]}},
+        [{f"p{n}": 0 for n in range(900)}] * 99,
+    ),
+    ({"items": {"properties": {f"p{n}": {} for n in range(900)}}}, [{"a": 0, "b": 0}] * 50_000),
     ({"items": {"properties": {f"p{n}": {"default": "x" * 99} for n in range(900)}}}, [{}] * 2000),
     ({"items": {"properties": {"p": {"default": "x" * 9_000}}}}, [{}] * 20_000),
-    ({"uniqueItems": True}, [{"k": [n]} for n in range(20_000)] + [{"k": [0]}]),
+    ({"items": {"properties": {"p": {"default": [0] * 1_900}}}}, [{}] * 20_000),
+    ({"additionalProperties": {}}, {str(n): n for n in range(100_000)}),
 ]
 
 
 @pytest.mark.parametrize(("schema", "value"), HOSTILE)
 def test_the_work_of_a_check_is_bounded(schema: dict[str, Any], value: Any) -> None:
+    """A check is one piece of work: 20 ms are meant, ten times that allows a busy machine."""
     outer = {"properties": {"a": schema}}
     check_schema(outer, "schema")
     began = time.process_time()
     with pytest.raises(SchemaError) as caught:
         conform({"a": value}, outer, "spec")
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 0.2
     assert len(str(caught.value)) < 300
 
 
-def test_branches_are_told_apart_only_where_that_is_cheap() -> None:
-    """The library's error for such a choice holds a copy of the value for each branch."""
-    schema = {"anyOf": [{"required": [f"z{n}"]} for n in range(600)]}
-    with pytest.raises(SchemaError, match="is not valid under any of the schemas"):
-        conform({"a": 1}, schema, "spec")
-    with pytest.raises(SchemaError, match="does not conform to the schema of its kind"):
-        conform({f"k{n}": [n] for n in range(1000)}, schema, "spec")
-
-
-def test_the_library_is_loaded_when_it_is_needed() -> None:
-    """A node without blueprints does not pay 16 MiB for it."""
-    program = "import sys, node.schema; sys.exit('jsonschema_rs' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+def test_a_value_nested_deeper_than_any_schema_equals_nothing_in_it() -> None:
+    schema = {"properties": {"a": {"enum": [deep(5, 1), deep(900, 1)]}}}
+    assert conform({"a": deep(5, 1.0)}, schema, "spec") == {"a": deep(5, 1)}
+    for value in (deep(6, 1), deep(900, 1), [0] * MAX_CHECKED):
+        with pytest.raises(SchemaError, match=r"spec"):
+            conform({"a": value}, schema, "spec")

@@ -47,7 +47,7 @@ class GetCrons(msgspec.Struct):
 
 def wire_cron(cron: Cron, workflowspec: str) -> dict[str, Any]:
     """Return a cron as upstream's SDKs expect it, ready for JSON."""
-    return {
+    wire = {
         "cronid": cron.cronid,
         "initiatorid": cron.initiatorid,
         "initiatorname": cron.initiatorname,
@@ -63,6 +63,8 @@ def wire_cron(cron: Cron, workflowspec: str) -> dict[str, Any]:
         "waitforprevprocessgraph": cron.waitforprevprocessgraph,
         "checkerperiod": CHECKER_PERIOD,
     }
+    # Not upstream's, so only where there is something to say.
+    return wire | ({"skipped": cron.skipped} if cron.skipped else {})
 
 
 def calls(node: Node) -> list[Call[Any]]:

@@ -173,9 +173,10 @@ async def _ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]
                 await files.hold(colony, checksum, size)
             offset = size
         else:
-            offset = vault.offset(tickets.check("PUT", checksum, query))
+            scope = tickets.check("PUT", checksum, query)
+            offset = vault.offset(scope)
             if not offset:
-                vault.require_room(size)
+                vault.require_room(scope)
     return {
         "method": request.method,
         "url": f"{PREFIX}{checksum}?{query}",

@@ -38,6 +38,7 @@ def calls(node: Node) -> list[Call[Any]]:
         executor = node.directory.executor_of(process.colonyname, caller.id)
         if executor is None:
             raise denied("only the assigned executor may log")
+        node.processes.quotas.count_line(process.processid)
         await logs.write(
             node.client,
             Log(

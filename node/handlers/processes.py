@@ -12,6 +12,7 @@ from node.directory import name_of
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.model import Attribute, Closed, Process, State
 from node.node import Node
+from node.quotas import TooMany
 from node.resources import parse_cpu, parse_memory
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who
@@ -179,7 +180,20 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
         peer=peer,
         nonce=hashlib.sha256(caller.submission).hexdigest() if caller.nonce else "",
     )
-    stored = await node.processes.submit(process, caller.submission)
+    quotas, name = node.processes.quotas, process.initiatorname
+    try:
+        quotas.begin(colony, name)
+    except TooMany:
+        # A repeat of a request that was served is answered all the same.
+        known = await node.processes.load(colony, process.processid) if caller.nonce else None
+        if known is None:
+            raise
+        stored = known[0]
+    else:
+        try:
+            stored = await node.processes.submit(process, caller.submission)
+        finally:
+            quotas.end(colony, name)
     if stored.nonce != process.nonce:
         raise denied("nonce: used already for another submission")
     return wire_process(stored)

@@ -22,6 +22,7 @@ from node.etcd.errors import EtcdError
 from node.identity import IdentityError, recover_payload
 from node.model import Executor
 from node.numbers import beyond_float
+from node.turns import Turns
 
 if TYPE_CHECKING:
     from node.directory import Directory, Member
@@ -50,6 +51,8 @@ _IDEMPOTENT = frozenset(
         "reconcileblueprintmsg",
     }
 )
+# Calls of one signer that are dealt with at a time; more wait, and keep nobody else waiting.
+MAX_CALLS = 32
 # Below these keys null means null: they hold the user's own data, or objects with types for null.
 _OPAQUE = frozenset(
     {
@@ -137,6 +140,7 @@ class Table:
     strict_replay: bool = False
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
+    turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
     _seen: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
 
     def add(self, call: Call[Any]) -> None:
@@ -174,7 +178,16 @@ class Table:
             return await call.handler(Caller(""), call.request())
         caller, request = self.admit(call, envelope)
         assert call is not None
-        return await call.handler(caller, request)
+        if call.payloadtype == "assignprocessmsg" and request.timeout > 0:
+            # A poll waits for something to happen: it takes no turn of the signer's other calls.
+            return await call.handler(caller, request)
+        signer = (caller.id,)
+        if not self.turns.may(signer):
+            await self.turns.enter(signer)
+        try:
+            return await call.handler(caller, request)
+        finally:
+            self.turns.leave(signer)
 
     def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
         """Check signature, freshness and role, and read the request. Raises RpcError."""

@@ -34,7 +34,8 @@ class Firing(msgspec.Struct, frozen=True):
 class Cron(msgspec.Struct, frozen=True):
     """A cron. Times are Unix nanoseconds, 0 for unset; `interval` is seconds, -1 for none.
 
-    `window` is the end of the interval that a random `nextrun` was drawn from.
+    `window` is the end of the interval that a random `nextrun` was drawn from. `skipped` says
+    why the last run that was due did not happen, "" if it did.
     """
 
     cronid: str
@@ -51,6 +52,7 @@ class Cron(msgspec.Struct, frozen=True):
     lastrun: int = 0
     prevprocessgraphid: str = ""
     firing: Firing | None = None
+    skipped: str = ""
 
 
 def prefix(colony: str) -> str:

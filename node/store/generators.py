@@ -48,7 +48,7 @@ class Generator(msgspec.Struct, frozen=True):
     """A generator. Times are Unix nanoseconds, 0 for unset; `timeout` is seconds, 0 for none.
 
     The queue is the arguments numbered from `head` to before `tail`; `oldest` is when the one at
-    the head came.
+    the head came, and `queuebytes` are theirs. `roots` is how many nodes of the workflow get them.
     """
 
     generatorid: str
@@ -64,6 +64,8 @@ class Generator(msgspec.Struct, frozen=True):
     tail: int = 0
     oldest: int = 0
     firing: Firing | None = None
+    queuebytes: int = 0
+    roots: int = 1
 
     @property
     def queuesize(self) -> int:
@@ -157,6 +159,7 @@ def enqueue(
         tail=g.tail + len(packings),
         firstpack=g.firstpack or now,
         oldest=g.oldest if g.queuesize else now,
+        queuebytes=g.queuebytes + sum(len(packing.arg.encode()) for packing in packings),
     )
     ops: list[Op] = [Put(mine, pack(after))]
     compare: list[Compare] = [ModRevision(mine, revision)]
@@ -182,14 +185,23 @@ def fire(
 
 
 def fired(
-    generator: Generator, revision: int, oldest: int, compare: Sequence[Compare]
+    generator: Generator, revision: int, oldest: int, compare: Sequence[Compare], size: int = 0
 ) -> tuple[Generator, Txn]:
-    """The workflow is in the store: its arguments go. `oldest` is when the next one came, or 0."""
+    """The workflow is in the store: its arguments, of `size` bytes, go.
+
+    `oldest` is when the next one came, or 0.
+    """
     g = generator
     assert g.firing is not None
     mine = key(g.colonyname, g.generatorid)
     after = msgspec.structs.replace(
-        g, firing=None, head=g.firing.upto, lastrun=g.firing.at, oldest=oldest
+        g,
+        firing=None,
+        head=g.firing.upto,
+        lastrun=g.firing.at,
+        oldest=oldest,
+        # Older releases did not count.
+        queuebytes=max(0, g.queuebytes - size) if g.firing.upto < g.tail else 0,
     )
     gone = DeleteRange(
         arg_key(g.colonyname, g.generatorid, g.head),

@@ -1,0 +1,116 @@
+"""Quotas: the most that one member, executor, generator or colony may have here.
+
+Each is a setting of `[quotas]`; a refusal names it. Who may ask at all is decided before.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from node.config import QuotasConfig
+from node.errors import RpcError
+from node.scheduler import Queue, RunningSet, count_owner
+
+__all__ = ["Quotas", "TooMany"]
+
+_LOGGING = 4096  # processes whose lines are counted
+
+# Of the processes that a member may have open, the part that its crons and generators may fill:
+# what runs by the clock must not keep the member itself from submitting.
+TIMED = 0.5
+
+
+class TooMany(RpcError):
+    """A quota is reached; nothing was changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(429, message)
+
+
+@dataclass
+class Quotas:
+    """The limits that are in force, and the indexes that tell how much of them is used.
+
+    `queue` and `running` know the processes that are open: waiting, blocked by others, or running.
+    """
+
+    queue: Queue = field(default_factory=Queue)
+    running: RunningSet = field(default_factory=RunningSet)
+    limits: QuotasConfig = field(default_factory=QuotasConfig)
+    # Processes that are being submitted, by colony and name, and by colony and "".
+    _coming: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Lines that running processes logged, of those that did last.
+    _lines: OrderedDict[str, int] = field(default_factory=OrderedDict)
+
+    def require(self, setting: str, whose: str, there: int, what: str, more: int = 1) -> None:
+        """Raise TooMany unless `more` may join those that are there; a limit of 0 is none."""
+        most = getattr(self.limits, setting)
+        if most and there + more > most:
+            raise TooMany(
+                f"{whose} has {there} {what}, and {more} more would exceed {most}"
+                f" (quotas.{setting}): end or remove some, or have the server's owner raise it"
+            )
+
+    def open(self, colony: str, name: str = "") -> int:
+        """How many processes a member has open or is submitting; without a name, all members."""
+        place = (colony, name)
+        return (
+            self.queue.owners.get(place, 0)
+            + self.running.owners.get(place, 0)
+            + self._coming.get(place, 0)
+        )
+
+    def require_processes(
+        self, colony: str, name: str, count: int = 1, *, timed: bool = False
+    ) -> None:
+        """Raise TooMany unless a member may have `count` processes more.
+
+        With `timed` it is a cron or generator of the member that starts them.
+        """
+        limits = self.limits
+        most, all_most = limits.member_processes, limits.colony_processes
+        if most and (own := self.open(colony, name)) + count > most * (TIMED if timed else 1):
+            member = f"{name!r} in colony {colony!r}"
+            if timed:
+                raise TooMany(
+                    f"{member} has {own} open processes, and {count} more by the clock would"
+                    f" exceed {int(most * TIMED)}, half of {most} (quotas.member_processes)"
+                )
+            self.require("member_processes", member, own, "open processes", count)
+        if all_most and (there := self.open(colony)) + count > all_most:
+            self.require("colony_processes", f"colony {colony!r}", there, "open processes", count)
+
+    def begin(self, colony: str, name: str, count: int = 1, *, timed: bool = False) -> None:
+        """Count processes that are about to be submitted, until `end`. Raises TooMany."""
+        self.require_processes(colony, name, count, timed=timed)
+        count_owner(self._coming, colony, name, count)
+
+    def end(self, colony: str, name: str, count: int = 1) -> None:
+        """The processes that `begin` counted are in the indexes, or were not submitted."""
+        count_owner(self._coming, colony, name, -count)
+
+    @contextmanager
+    def processes(
+        self, colony: str, name: str, count: int = 1, *, timed: bool = False
+    ) -> Iterator[None]:
+        """A block that submits `count` processes of a member: they count from its beginning.
+
+        Raises TooMany.
+        """
+        self.begin(colony, name, count, timed=timed)
+        try:
+            yield
+        finally:
+            self.end(colony, name, count)
+
+    def count_line(self, processid: str) -> None:
+        """Count a log line of a process, since this daemon started. Raises TooMany."""
+        lines = self._lines.pop(processid, 0)
+        self._lines[processid] = lines
+        self.require("process_logs", f"process {processid}", lines, "lines in its log")
+        self._lines[processid] = lines + 1
+        if len(self._lines) > _LOGGING:
+            self._lines.popitem(last=False)
