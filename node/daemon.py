@@ -50,6 +50,7 @@ from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.notify import Notifier, watchdog
 from node.reload import Reload
+from node.replay import Replays
 from node.retention import Retention
 from node.rpc.http import bound_port, open_listeners
 from node.rpc.table import Table
@@ -156,7 +157,9 @@ async def _serve(
 ) -> None:
     began = time.monotonic()
     node = Node.build(client, info.name, time.time_ns)
-    table = Table(node.directory, node.now, strict_replay=config.rpc.replay == "strict")
+    replays = Replays(client, node.now)
+    strict = config.rpc.replay == "strict"
+    table = Table(node.directory, node.now, strict_replay=strict, replays=replays)
     _furnish(node, Home(settings.home).files, config, info)
     node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
     node.leader.identity = home_identity(settings.home)
@@ -181,6 +184,7 @@ async def _serve(
         await nursery.start(node.channels.run)
         await nursery.start(node.files.run)
         nursery.start_soon(_deadlines, node)
+        nursery.start_soon(replays.run)
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )

@@ -5,10 +5,11 @@ It knows keys and bytes only; what they mean is in `node.store`, and changes com
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
@@ -21,6 +22,7 @@ from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost
 from node.etcd.snapshots import save_snapshot
 from node.etcd.transactions import (
     Absent,
+    Below,
     Compare,
     Delete,
     DeletePrefix,
@@ -79,6 +81,18 @@ class Status(msgspec.Struct, frozen=True):
     member: int
 
 
+class Guard(Protocol):
+    """Sees each transaction of a task before it is sent, and may add to it."""
+
+    async def commit(self, send: Callable[[Txn], Awaitable[TxnResult]], txn: Txn) -> TxnResult:
+        """Send `txn`, perhaps with more in it, and give what its caller expects of it."""
+        ...
+
+
+# The guard of the present task's transactions, if it has one.
+GUARD: ContextVar[Guard | None] = ContextVar("guard", default=None)
+
+
 def prefix_end(prefix: bytes) -> bytes:
     """The first key after all those that start with `prefix` (`b"\\0"`: no end)."""
     trimmed = prefix.rstrip(b"\xff")
@@ -99,6 +113,10 @@ def _add_compare(request: Any, compare: Compare) -> None:
     if type(compare) is ModRevision:
         added.target = pb.Compare.MOD
         added.mod_revision = compare.revision
+        return
+    if type(compare) is Below:
+        added.target, added.result = pb.Compare.VALUE, pb.Compare.LESS
+        added.value = compare.value
         return
     added.target = pb.Compare.CREATE
     added.create_revision = 0
@@ -232,6 +250,14 @@ class EtcdClient:
                 return items, revision
             start = items[-1].key + "\0"
 
+    async def first(self, prefix: str, before: str) -> str | None:
+        """The lowest key with `prefix`, if there is one lower than `before`."""
+        request = pb.RangeRequest(
+            key=prefix.encode(), range_end=before.encode(), limit=1, keys_only=True
+        )
+        answer = await self._read(request)
+        return answer.kvs[0].key.decode() if answer.kvs else None
+
     async def count(self, prefix: str) -> int:
         """How many keys start with `prefix`."""
         key = prefix.encode()
@@ -258,6 +284,10 @@ class EtcdClient:
 
     async def commit(self, txn: Txn) -> TxnResult:
         """Run a transaction: it happens wholly or not at all, even if this call fails."""
+        guard = GUARD.get()
+        return await (self._commit(txn) if guard is None else guard.commit(self._commit, txn))
+
+    async def _commit(self, txn: Txn) -> TxnResult:
         request = pb.TxnRequest()
         for compare in txn.compare:
             _add_compare(request, compare)
