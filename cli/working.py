@@ -381,8 +381,10 @@ class Worker:
         try:
             await self.client.call(kind, fields, self.key)
         except RpcError as error:
-            # A clock that is off (`issuedat`) can be set right: the result must survive till then.
-            if error.status in (408, 429) or error.status >= 500 or "issuedat" in error.message:
+            # A clock that is off (`issuedat`), or a wrong id of the server (`audience`), can be set
+            # right: the result must survive till then.
+            amiss = error.message.startswith(("issuedat", "audience"))
+            if error.status in (408, 429) or error.status >= 500 or amiss:
                 raise Unreachable(str(error), sent=True) from None
             if error.status == 413 and ending.ok:
                 too_large = Ending([], [f"the output is too large for the colony: {error.message}"])
