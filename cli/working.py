@@ -28,7 +28,7 @@ __all__ = ["Settings", "Worker"]
 
 PENDING, APPROVED, REJECTED, UNREGISTERED = range(4)
 RUNNING = 1
-_POLL = 10  # seconds of one assign long-poll
+_POLL = 30  # seconds of one assign long-poll; each writes a few bytes to the store
 _LOOK = 5.0  # seconds between looks at a running process: a heartbeat, and sees a cancel
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0  # seconds of back-off while the daemon is away
 _AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still offered

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import itertools
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,10 @@ from typing import Any
 import msgspec
 import trio
 
-from node.codec import pack, unpack
 from node.errors import RpcError, conflict, denied
 from node.etcd.client import GUARD, EtcdClient, TxnResult
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Absent, DeletePrefix, Get, Put, Txn
+from node.etcd.transactions import Absent, DeletePrefix, Get, ModRevision, Put, Txn
 from node.log import get_logger
 from node.model import SECOND
 from node.store import replay as store
@@ -37,7 +37,8 @@ _KEEP = FRESH + LONGEST
 _MOST_ANSWER = 65_536
 # Refusals that are kept: what was refused so must not happen later. Others say "try again".
 _FINAL = frozenset({400, 403, 404, 408, 503})
-_SWEEP = 10.0  # seconds
+_SWEEP = 30.0  # seconds between two sweeps
+_AT_ONCE = 1000  # markers removed in one transaction, about: the store does nothing else meanwhile
 
 _to_json = msgspec.json.Encoder().encode
 log = get_logger("replay")
@@ -64,19 +65,22 @@ class Replayed(RpcError):
 class Claim:
     """The one right of a request to take effect; guards the transactions of the task that has it.
 
-    `placed` is whether the marker tells what was written first.
+    `run` is of this try alone. `lasting` is whether the marker is never removed. `placed` is
+    whether it tells what was written first.
     """
 
     client: EtcdClient
     key: str
     span: int
     digest: bytes
+    run: bytes
+    lasting: bool
     placed: bool = False
     spent: bool = False
-    _run: bytes = field(default_factory=lambda: secrets.token_bytes(8))
 
     def _marker(self, place: str = "", status: int = 0, answer: bytes = b"") -> Put:
-        return Put(self.key, pack(store.Marker(self.digest, self._run, place, status, answer)))
+        marker = store.Marker(self.digest, self.run, place, status, answer)
+        return Put(self.key, store.encode(marker))
 
     async def commit(self, send: Callable[[Txn], Awaitable[TxnResult]], txn: Txn) -> TxnResult:
         """Send the first transaction that writes with the marker, all others as they are.
@@ -105,13 +109,13 @@ class Claim:
         """Raise Replayed if the store knows the request already."""
         found = await self.client.get(self.key)
         if found is not None and not self.spent:
-            raise Replayed(unpack(found.value, store.Marker))
+            raise Replayed(store.decode(found.value))
 
     async def _claim(
         self, send: Callable[[Txn], Awaitable[TxnResult]], txn: Txn, marker: Put
     ) -> TxnResult:
         guarded = Txn(
-            [*txn.compare, Absent(self.key), store.kept(self.span)],
+            [*txn.compare, Absent(self.key), *([] if self.lasting else [store.kept(self.span)])],
             [*txn.success, marker],
             [*txn.failure, Get(self.key), Get(store.FLOOR)],
         )
@@ -122,12 +126,14 @@ class Claim:
                 return result
             *responses, there, floor = result.responses
             if there:
-                known = unpack(there[0].value, store.Marker)
-                if known.run != self._run:
+                known = store.decode(there[0].value)
+                if known.run != self.run:
                     raise Replayed(known)
                 # Our own, of a try that got no answer.
                 self.spent = True
                 return await send(txn)
+            if self.lasting:
+                return TxnResult(False, result.revision, responses)
             if not floor:
                 nothing = Put(store.FLOOR, store.number(0))
                 await send(Txn([Absent(store.FLOOR)], [nothing]))
@@ -166,12 +172,17 @@ class Replays:
 
     client: EtcdClient
     now: Callable[[], int]
+    _daemon: bytes = field(default_factory=lambda: secrets.token_bytes(8))
+    _tries: Iterator[int] = field(default_factory=itertools.count)
 
-    def claim(self, identity: str, nonce: str, issued: float, payload: str) -> Claim:
+    def claim(
+        self, identity: str, nonce: str, issued: float, payload: str, *, lasting: bool = False
+    ) -> Claim:
         """The claim of a request, which was issued at a time (Unix s)."""
         digest = hashlib.sha256(payload.encode()).digest()[:16]
-        key = store.marker(identity, nonce, issued)
-        return Claim(self.client, key, store.span(issued), digest)
+        key = store.marker(identity, nonce, issued, lasting=lasting)
+        run = b"%b%x" % (self._daemon, next(self._tries))
+        return Claim(self.client, key, store.span(issued), digest, run, lasting)
 
     async def once(
         self,
@@ -241,6 +252,18 @@ class Replays:
             raise refusal
         return value
 
+    async def forget(self) -> None:
+        """Take what is signed from now on, though the store has forgotten markers of later times.
+
+        For an owner who knows that a clock was wrong: what was signed by it may then be repeated
+        when that time comes.
+        """
+        present = store.number(store.span(self.now() / SECOND))
+        found = await self.client.get(store.FLOOR)
+        if found is not None and found.value > present:
+            unchanged = ModRevision(store.FLOOR, found.mod_revision)
+            await self.client.commit(Txn([unchanged], [Put(store.FLOOR, present)]))
+
     async def run(self) -> None:
         """Remove markers once their requests are too old to be taken, until cancelled."""
         while True:
@@ -262,6 +285,7 @@ class Replays:
                 return
             # Never beyond what there was: a clock that was ahead must not shut everybody out.
             last = store.parse_span(found)
-            gone = DeletePrefix(store.spans(last))
             raised = Put(store.FLOOR, store.number(last))
-            await self.client.commit(Txn([store.kept(last)], [raised, gone], [gone]))
+            for prefix in store.slices(last, await self.client.count(store.spans(last)), _AT_ONCE):
+                gone = DeletePrefix(prefix)
+                await self.client.commit(Txn([store.kept(last)], [raised, gone], [gone]))

@@ -6,16 +6,19 @@ import base64
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from cli.client import Client, RpcError, encode
 from cli.rpc import all_calls
+from node.directory import Directory
 from node.errors import RpcError as Refusal
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
@@ -25,7 +28,8 @@ from node.leader import KEY as LEADER
 from node.model import SECOND
 from node.replay import Once, Replays
 from node.rpc.catalogue import subscriptions
-from node.rpc.table import Who
+from node.rpc.requests import Empty
+from node.rpc.table import Call, Caller, Table, Who, decode_envelope
 from node.store import keys
 from node.store import replay as store
 from tests.support import Daemon, until
@@ -335,7 +339,7 @@ async def test_the_same_bytes_change_nothing_again_whatever_happened(
 ) -> None:
     """All that the call did is undone, so that nothing but its marker can tell that it was made."""
     wanted = await place.settled()
-    if kind == "assignprocessmsg":
+    if kind in ("assignprocessmsg", "pauseassignmentsmsg"):
         await place.call("resumeassignmentsmsg", place.owner, **DEV)
     key, fields = REQUESTS[kind](place)
     before = await place.settled()
@@ -343,7 +347,7 @@ async def test_the_same_bytes_change_nothing_again_whatever_happened(
     first = await place.send(body)
     assert first[0] == 200, first
     after = await place.settled()
-    assert (after == before) == (kind in CHANGES_NOTHING | {"pauseassignmentsmsg"})
+    assert (after == before) == (kind in CHANGES_NOTHING)
     # At once, it is a lost answer.
     again = await place.send(body)
     assert await place.settled() == after
@@ -598,6 +602,18 @@ async def test_nor_at_another_server(make_daemon: Make) -> None:
             await client.call("getcolonymsg", {"colonyname": "ant"}, user)
 
 
+def test_what_is_signed_for_one_server_is_nothing_to_another() -> None:
+    async def nothing(caller: Caller, request: Empty) -> None: ...
+
+    here, there, key = NEW, "e" * 64, PrivateKey.generate()
+    call = Call("getxmsg", Empty, Who.SIGNED, nothing)
+    table = Table(Directory(serverid=here), time.time_ns)
+    table.admit(call, decode_envelope(encode("getxmsg", {}, key)))
+    table.admit(call, decode_envelope(encode("getxmsg", {}, key, here)))
+    with pytest.raises(Refusal, match=f"audience: signed for server '{there}'"):
+        table.admit(call, decode_envelope(encode("getxmsg", {}, key, there)))
+
+
 async def test_strict_demands_nonce_time_and_audience(make_daemon: Make) -> None:
     daemon = make_daemon("dev", **ALONE, COLONYD_RPC__REPLAY="strict")
     await trio.to_thread.run_sync(daemon.start)
@@ -625,16 +641,18 @@ async def test_markers_go_and_a_clock_that_is_set_back_brings_nothing_back(
     async def done() -> str:
         return "done"
 
+    async def never(_: str) -> Any:
+        raise AssertionError
+
     async def once(nonce: str, at: float = issued) -> Any:
         claim = replays.claim("me", nonce, at, f"payload {nonce}")
-
-        async def never(_: str) -> Any:
-            raise AssertionError
 
         return await replays.once(claim, Once.FIRST, done, never, entitled=True)
 
     assert await once("a") == "done"
-    assert bytes(await once("a")) == b'"done"'
+    again = await once("a")
+    assert isinstance(again, msgspec.Raw)
+    assert bytes(again) == b'"done"'
     await replays.sweep()
     assert await client.count(store.MARKERS) == 1, "its request may still come"
     # Far ahead, and back again.
@@ -647,6 +665,15 @@ async def test_markers_go_and_a_clock_that_is_set_back_brings_nothing_back(
             await once(nonce)
     # Who signs from then on is not shut out.
     assert await once("c", issued + store.SPAN) == "done"
+    # The owner may have it forgotten, whatever the store has seen.
+    await client.put(store.FLOOR, store.number(10**10))
+    with pytest.raises(Refusal, match="a clock was set back"):
+        await once("d", issued + store.SPAN)
+    lasting = replays.claim("me", "reset", issued, "payload", lasting=True)
+    await replays.once(lasting, Once.FIRST, replays.forget, never, entitled=True)
+    assert await once("d", issued + store.SPAN) == "done"
+    lasting = replays.claim("me", "reset", issued, "payload", lasting=True)
+    assert await replays.once(lasting, Once.FIRST, replays.forget, never, entitled=True)
 
 
 async def test_a_try_without_an_answer_that_happened_is_the_same_request(

@@ -94,7 +94,8 @@ class Call(Generic[R]):
 
     `once` is how the call is kept from happening twice, if it changes something; `again` answers a
     repeat of one that happened together with its marker, by the key that it wrote first.
-    `harmless` tells requests of it that change nothing.
+    `harmless` tells requests of it that change nothing. `lasting` is for what puts clocks right: it
+    is served whatever times the store has seen, and its markers stay.
     """
 
     payloadtype: str
@@ -105,6 +106,7 @@ class Call(Generic[R]):
     once: Once = Once.FIRST
     again: Callable[[Caller, R, str], Awaitable[Any]] | None = None
     harmless: Callable[[R], bool] | None = None
+    lasting: bool = False
 
     def reads(self, request: R) -> bool:
         """Whether a request changes nothing, so that a repeat does no harm."""
@@ -197,7 +199,7 @@ class Table:
         async def again(place: str) -> Any:
             return None if call.again is None else await call.again(caller, request, place)
 
-        claim = replays.claim(caller.id, caller.nonce, caller.issued, payload)
+        claim = replays.claim(caller.id, caller.nonce, caller.issued, payload, lasting=call.lasting)
         claim.placed = call.again is not None
         return await replays.once(
             claim,

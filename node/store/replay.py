@@ -13,12 +13,14 @@ from node.etcd.transactions import Below
 from node.store import keys
 
 MARKERS = keys.ROOT + "replay/"
+# Those of calls by which times are forgotten: few, and kept for ever.
+LASTING = keys.ROOT + "replaylasting/"
 # The latest span whose markers were removed. No clock is asked whether a marker may be gone.
 FLOOR = keys.ROOT + "replayed"
-SPAN = 10  # seconds of issue that share a span
+SPAN = 60  # seconds of issue that share a span
 
 
-class Marker(msgspec.Struct):
+class Marker(msgspec.Struct, array_like=True):
     """What became of one request; all empty but the first two: it was begun, or done at once.
 
     `digest` is of its bytes and `run` tells one try from another. `place` is the key that it wrote
@@ -32,6 +34,11 @@ class Marker(msgspec.Struct):
     answer: bytes = b""
 
 
+# Written with every call that changes something, and gone in minutes: in the quickest form.
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Marker).decode
+
+
 def span(issued: float) -> int:
     """The span of a time of issue (Unix s)."""
     return int(issued // SPAN)
@@ -42,15 +49,24 @@ def spans(number: int) -> str:
     return f"{MARKERS}{number:012d}/"
 
 
+def slices(number: int, count: int, most: int) -> list[str]:
+    """Prefixes of the `count` markers of a span, with about `most` or fewer below each."""
+    found = [spans(number)]
+    while count > most:
+        found = [f"{prefix}{digit:x}" for prefix in found for digit in range(16)]
+        count //= 16
+    return found
+
+
 def parse_span(key: str) -> int:
     """Return the span of a marker's key."""
     return int(key[len(MARKERS) :].partition("/")[0])
 
 
-def marker(identity: str, nonce: str, issued: float) -> str:
+def marker(identity: str, nonce: str, issued: float, *, lasting: bool = False) -> str:
     """The marker of the one request that a signer makes with a nonce at a time (Unix s)."""
     name = hashlib.sha256(f"{identity}/{nonce}".encode()).hexdigest()[:32]
-    return spans(span(issued)) + name
+    return LASTING + name if lasting else spans(span(issued)) + name
 
 
 def number(span: int) -> bytes:
