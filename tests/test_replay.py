@@ -22,6 +22,7 @@ from node.directory import Directory
 from node.errors import RpcError as Refusal
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
+from node.etcd.errors import EtcdNoSpace
 from node.etcd.transactions import Delete, Put, Txn
 from node.identity import PrivateKey, sign_payload
 from node.leader import KEY as LEADER
@@ -32,6 +33,7 @@ from node.rpc.requests import Empty
 from node.rpc.table import Call, Caller, Table, Who, decode_envelope
 from node.store import keys
 from node.store import replay as store
+from tests.etcd.support import start_store
 from tests.support import Daemon, until
 from tests.test_cluster import members, serving
 from tests.test_daemon import ALONE, SPEC
@@ -687,3 +689,34 @@ async def test_a_try_without_an_answer_that_happened_is_the_same_request(
     result = await claim.commit(client._commit, Txn([], [Put("/colonyd/x", b"1")]))
     assert result.succeeded
     assert await client.get("/colonyd/x") is not None
+
+
+async def test_a_full_store_is_still_made_room_in(nursery: trio.Nursery, tmp_path: Path) -> None:
+    """Nothing can be written, a marker neither: what only deletes goes on, and once still."""
+    etcd = await start_store(nursery, tmp_path / "small", quota=8 * 1024 * 1024)
+    async with open_client(etcd.target, timeout=60) as client:
+        replays, removed = Replays(client, lambda: 0), list[str]()
+
+        async def remove() -> None:
+            removed.append("big")
+            await client.delete("/colonyd/big")
+
+        async def never(_: str) -> Any:
+            raise AssertionError
+
+        async def once(nonce: str) -> Any:
+            claim = replays.claim("me", nonce, 1000, "payload")
+            return await replays.once(claim, Once.FIRST, remove, never, entitled=True)
+
+        await once("a")
+
+        async def fill() -> None:
+            for _ in range(60):
+                await client.put("/colonyd/big", b"x" * 1_000_000)
+
+        with pytest.raises(EtcdNoSpace):
+            await fill()
+        await once("a")
+        assert len(removed) == 1
+        await once("b")
+        assert await client.get("/colonyd/big") is None

@@ -40,8 +40,10 @@ a JSON object with the fields below and `msgtype`, which repeats the payload typ
 covers the text of the payload. `nonce` (16 to 128 characters) and `issuedat` (Unix s) may stand
 beside the fields: the request then changes something once, and the same bytes again get the first
 answer; 409 says that it is not known, so look and sign anew. `audience`, the `serverid` of
-`getserverinfomsg`, makes it nothing to any other server. An answer has the same shape, with `error`;
-a refusal carries `{"status", "message"}`, and the message begins with the field that is wrong.
+`getserverinfomsg`, makes it nothing to any other server.
+
+An answer has the same shape, with `error`; a refusal carries `{"status", "message"}`, and the
+message begins with the field that is wrong.
 
 A field with `?` may be left out. Lists in answers are never null. An id is looked up in the
 caller's own colonies only: what belongs to others is 404, like what isn't there.
