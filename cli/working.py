@@ -33,6 +33,7 @@ _LOOK = 5.0  # seconds between looks at a running process: a heartbeat, and sees
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0  # seconds of back-off while the daemon is away
 _AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still offered
 _LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
+_AMISS = ("issuedat", "audience")  # clock and server's id can be set right: results last till then
 _STOPPED = "the worker was stopped before the command had ended"
 
 Report = Callable[[str, Mapping[str, object]], None]
@@ -381,10 +382,7 @@ class Worker:
         try:
             await self.client.call(kind, fields, self.key)
         except RpcError as error:
-            # A clock that is off (`issuedat`), or a wrong id of the server (`audience`), can be set
-            # right: the result must survive till then.
-            amiss = error.message.startswith(("issuedat", "audience"))
-            if error.status in (408, 429) or error.status >= 500 or amiss:
+            if error.status in (408, 429, *range(500, 600)) or error.message.startswith(_AMISS):
                 raise Unreachable(str(error), sent=True) from None
             if error.status == 413 and ending.ok:
                 too_large = Ending([], [f"the output is too large for the colony: {error.message}"])

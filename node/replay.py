@@ -18,8 +18,9 @@ import msgspec
 import trio
 
 from node.errors import RpcError, conflict, denied
-from node.etcd.client import GUARD, EtcdClient, TxnResult
+from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError, EtcdNoSpace
+from node.etcd.guard import GUARD
 from node.etcd.transactions import Absent, DeletePrefix, Get, ModRevision, Put, Txn
 from node.log import get_logger
 from node.model import SECOND

@@ -5,11 +5,10 @@ It knows keys and bytes only; what they mean is in `node.store`, and changes com
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import trio
@@ -19,6 +18,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from node.etcd.channel import Channel, Stream, open_channel
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost
+from node.etcd.guard import GUARD
 from node.etcd.snapshots import save_snapshot
 from node.etcd.transactions import (
     Absent,
@@ -79,18 +79,6 @@ class Status(msgspec.Struct, frozen=True):
     revision: int
     leader: int
     member: int
-
-
-class Guard(Protocol):
-    """Sees each transaction of a task before it is sent, and may add to it."""
-
-    async def commit(self, send: Callable[[Txn], Awaitable[TxnResult]], txn: Txn) -> TxnResult:
-        """Send `txn`, perhaps with more in it, and give what its caller expects of it."""
-        ...
-
-
-# The guard of the present task's transactions, if it has one.
-GUARD: ContextVar[Guard | None] = ContextVar("guard", default=None)
 
 
 def prefix_end(prefix: bytes) -> bytes:
@@ -252,9 +240,7 @@ class EtcdClient:
 
     async def first(self, prefix: str, before: str) -> str | None:
         """The lowest key with `prefix`, if there is one lower than `before`."""
-        request = pb.RangeRequest(
-            key=prefix.encode(), range_end=before.encode(), limit=1, keys_only=True
-        )
+        request = pb.RangeRequest(key=prefix.encode(), range_end=before.encode(), limit=1)
         answer = await self._read(request)
         return answer.kvs[0].key.decode() if answer.kvs else None
 
