@@ -51,12 +51,17 @@ class Unreachable(Exception):
 class Client:
     """Calls one daemon. Use as an async context manager; safe for concurrent calls."""
 
-    def __init__(self, url: str, verify: ssl.SSLContext | bool = True) -> None:
+    def __init__(
+        self, url: str, verify: ssl.SSLContext | bool = True, *, audience: str = ""
+    ) -> None:
         """`url` is the server's base address, such as http://127.0.0.1:50080.
 
         `verify` is what its certificate is checked with; True: the authorities of the system.
+        `audience` is the id of the server that all is signed for; without one the server is asked.
         """
         self.url = url.rstrip("/")
+        self._given = audience
+        self._learned: str | None = None
         # Reading the authorities' certificates takes longer than most calls.
         self.verify = False if self.url.lower().startswith("http://") else verify
         self._http = http_client(
@@ -88,10 +93,43 @@ class Client:
         """Make one call and return its reply's payload. `timeout` is seconds per attempt.
 
         With `attempts` above 1 the *same bytes* are sent again after a lost connection: the nonce
-        in them lets the node answer a repeated submit with the first process.
+        in them lets the node give the first answer again, and change nothing twice.
         Raises RpcError, Unreachable.
         """
-        body = encode(payloadtype, fields, key)
+        audience = "" if key is None else await self._audience(timeout)
+        try:
+            return await self._send(payloadtype, fields, key, audience, timeout, attempts)
+        except RpcError as error:
+            if self._given or not audience or not error.message.startswith("audience"):
+                raise
+        # The server goes on under another key.
+        self._learned = None
+        audience = await self._audience(timeout)
+        return await self._send(payloadtype, fields, key, audience, timeout, attempts)
+
+    async def _audience(self, timeout: float) -> str:
+        """The id of the server, "" for one that does not tell it, as upstream's don't."""
+        if self._given:
+            return self._given
+        if self._learned is None:
+            try:
+                told = await self._post("getserverinfomsg", _ASKING, timeout)
+            except RpcError:
+                told = None
+            named = told.get("serverid") if isinstance(told, dict) else None
+            self._learned = named if isinstance(named, str) else ""
+        return self._learned
+
+    async def _send(
+        self,
+        payloadtype: str,
+        fields: dict[str, Any],
+        key: PrivateKey | None,
+        audience: str,
+        timeout: float,
+        attempts: int,
+    ) -> Any:
+        body = encode(payloadtype, fields, key, audience)
         pause = _RESEND_PAUSE
         for left in reversed(range(attempts)):
             try:
@@ -166,8 +204,10 @@ def _leaves(error: BaseException | None) -> Iterator[BaseException]:
         yield error
 
 
-def encode(payloadtype: str, fields: dict[str, Any], key: PrivateKey | None) -> bytes:
-    """Build the request envelope; signed ones carry a nonce and the time (Unix s).
+def encode(
+    payloadtype: str, fields: dict[str, Any], key: PrivateKey | None, audience: str = ""
+) -> bytes:
+    """Build the request envelope; signed ones carry a nonce, the time (Unix s) and who it is for.
 
     Reads carry them too: a server with `rpc.replay = "strict"` demands them of every call.
     """
@@ -175,12 +215,17 @@ def encode(payloadtype: str, fields: dict[str, Any], key: PrivateKey | None) -> 
     if key is not None:
         payload["nonce"] = secrets.token_hex(16)
         payload["issuedat"] = int(time.time())
+        if audience:
+            payload["audience"] = audience
     text = base64.b64encode(json.dumps(payload).encode()).decode("ascii")
     if key is None and payloadtype not in _UNSIGNED:
         raise ValueError(f"{payloadtype} must be signed")
     signature = "" if key is None else sign_payload(key, text)
     envelope = {"payloadtype": payloadtype, "payload": text, "signature": signature}
     return json.dumps(envelope).encode()
+
+
+_ASKING = encode("getserverinfomsg", {}, None)
 
 
 def decode(payloadtype: str, status: int, body: bytes) -> Any:

@@ -26,7 +26,7 @@ server = colony_group(
 
 @colony_command("info", "colony server info")
 def info(session: Session) -> None:
-    """Show the server's version and doors; needs no key."""
+    """Show the server's id, version and doors; needs no key."""
 
     async def work() -> dict[str, Any]:
         async with session.client() as client:
@@ -40,6 +40,7 @@ def info(session: Session) -> None:
         reply,
         [
             ("server", session.url()),
+            ("id", reply.get("serverid")),
             ("version", reply.get("buildversion")),
             ("built", reply.get("buildtime")),
             ("doors", ", ".join(doors)),

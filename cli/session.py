@@ -131,12 +131,12 @@ class Session:
         """A client of the daemon this session speaks to."""
         from cli.client import Client
 
-        url = self.url()
+        url, audience = self.url(), self.environ.get("COLONIES_SERVER_ID", "")
         if not url.lower().startswith("https://"):
-            return Client(url)
+            return Client(url, audience=audience)
         from cli.trust import verification
 
-        return Client(url, verification(self, url))
+        return Client(url, verification(self, url), audience=audience)
 
     def colony(self) -> str:
         """The home colony's name: $COLONIES_COLONY_NAME, else what `colony init` wrote."""
@@ -267,6 +267,13 @@ def rpc_failure(status: int, message: str) -> Failure:
         return Failure(
             f"the daemon does not offer this: {message}",
             next_step="is [federation] enabled there, and is it as new as this command?",
+        )
+    if status == 403 and message.startswith("audience"):
+        return Failure(
+            message,
+            code=DENIED,
+            next_step="COLONIES_SERVER_ID names the server that requests are for; correct it, or"
+            " leave it out to ask the server",
         )
     return Failure(
         f"{message} (status {status})",

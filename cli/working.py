@@ -32,12 +32,13 @@ __all__ = ["Settings", "Worker"]
 
 PENDING, APPROVED, REJECTED, UNREGISTERED = range(4)
 RUNNING = 1
-_POLL = 10  # seconds of one assign long-poll
+_POLL = 30  # seconds of one assign long-poll; each writes a few bytes to the store
 _LOOK = 5.0  # seconds between looks at a running process: a heartbeat, and sees a cancel
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0  # seconds of back-off while the daemon is away
 _AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still offered
 _LAST_LINES = 3.0  # seconds for the last lines of a command's log
 _LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
+_AMISS = ("issuedat", "audience")  # clock and server's id can be set right: results last till then
 _STOPPED = "the worker was stopped before the command had ended"
 
 Report = Callable[[str, Mapping[str, object]], None]
@@ -436,8 +437,7 @@ class Worker:
         try:
             await self.client.call(kind, fields, self.key)
         except RpcError as error:
-            # A clock that is off (`issuedat`) can be set right: the result must survive till then.
-            if error.status in (408, 429) or error.status >= 500 or "issuedat" in error.message:
+            if error.status in (408, 429, *range(500, 600)) or error.message.startswith(_AMISS):
                 raise Unreachable(str(error), sent=True) from None
             self.report("refused", {"processid": processid, "error": str(error)})
             if error.status in (400, 413) and ending.ok:

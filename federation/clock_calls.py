@@ -9,6 +9,7 @@ from typing import Any
 
 from federation.highwater import HighWater
 from federation.service import Federation
+from node.replay import Replays
 from node.rpc.requests import Empty
 from node.rpc.table import Call, Caller, Who
 
@@ -27,12 +28,13 @@ def rows(federation: Federation) -> list[Call[Any]]:
     async def reset_clock(caller: Caller, request: Empty) -> dict[str, int]:
         memory = federation.upkeep.memory
         before = await memory.reset()
+        await Replays(federation.client, federation.now).forget()
         federation.greeter.greet_all()  # peers that were shut out learn of it at once
         return memory_view(memory) | {"before": round(before)}
 
     return [
         Call("getclockmsg", Empty, Who.OWNER, get_clock, home),
-        Call("resetclockmsg", Empty, Who.OWNER, reset_clock, home),
+        Call("resetclockmsg", Empty, Who.OWNER, reset_clock, home, lasting=True),
     ]
 
 

@@ -51,6 +51,7 @@ from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.notify import Notifier, watchdog
 from node.reload import Reload
+from node.replay import Replays
 from node.retention import Retention
 from node.rpc.http import bound_port, open_listeners
 from node.rpc.table import Table
@@ -166,7 +167,9 @@ async def _serve(
 ) -> None:
     began = time.monotonic()
     node = Node.build(client, info.name, time.time_ns)
-    table = Table(node.directory, node.now, strict_replay=config.rpc.replay == "strict")
+    replays = Replays(client, node.now)
+    strict = config.rpc.replay == "strict"
+    table = Table(node.directory, node.now, strict_replay=strict, replays=replays)
     _furnish(node, Home(settings.home).files, config, info)
     node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
     node.reload.appliers["quotas"] = lambda new: _limit(node, new)
@@ -193,6 +196,7 @@ async def _serve(
         await nursery.start(keep_going, "channels", node.channels.run)
         await nursery.start(keep_going, "files", node.files.run)
         nursery.start_soon(keep_going, "deadlines", partial(_deadlines, node))
+        nursery.start_soon(keep_going, "replay markers", replays.run)
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )

@@ -186,6 +186,10 @@ class HandOut:
         if len(self._doubtful) > _MOST_DOUBTS:
             self._doubtful.popitem(last=False)
 
+    def doubts(self, processid: str) -> bool:
+        """Whether a process may have been handed out without anybody knowing."""
+        return processid in self._doubtful
+
     async def look_again(self) -> None:
         """Put back what was handed out without anybody knowing, as far as the store tells by now.
 

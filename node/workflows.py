@@ -35,6 +35,7 @@ from node.model import SECOND, FunctionSpec, Graph, Process, State
 from node.processes import Processes
 from node.quotas import TooMany
 from node.reads import read_many
+from node.replay import look
 from node.resolution import BYTES, OPS, Resolution, size_of
 from node.store import graphs as store
 from node.store import keys
@@ -190,6 +191,7 @@ class Workflows:
         key = keys.graph(colony, graphid)
         if (found := await self.client.get(key)) is not None:
             return unpack(found.value, Graph)
+        await look()
         attempt = f"{self.now():020d}-{secrets.token_hex(4)}"
         # Who waits for others is created first: nothing can end before its children are there.
         order = sorted(nodes, key=lambda node: not node.waitforparents)

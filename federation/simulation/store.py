@@ -14,6 +14,7 @@ from node.etcd.client import KeyValue, Range, TxnResult
 from node.etcd.errors import Compacted, EtcdError, EtcdTooLarge, EtcdTooManyOps
 from node.etcd.transactions import (
     Absent,
+    Below,
     Compare,
     Delete,
     DeletePrefix,
@@ -158,6 +159,8 @@ class MemoryStore:
         found = self._data.get(compare.key)
         if isinstance(compare, ModRevision):
             return (found.mod_revision if found else 0) == compare.revision
+        if isinstance(compare, Below):
+            return found is not None and found.value < compare.value
         return (found is None) == isinstance(compare, Absent)
 
     def _put(self, op: Put, revision: int, changes: dict[str, Change]) -> None:

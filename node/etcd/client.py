@@ -18,9 +18,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from node.etcd.channel import Channel, Stream, open_channel
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost
+from node.etcd.guard import GUARD
 from node.etcd.snapshots import save_snapshot
 from node.etcd.transactions import (
     Absent,
+    Below,
     Compare,
     Delete,
     DeletePrefix,
@@ -99,6 +101,10 @@ def _add_compare(request: Any, compare: Compare) -> None:
     if type(compare) is ModRevision:
         added.target = pb.Compare.MOD
         added.mod_revision = compare.revision
+        return
+    if type(compare) is Below:
+        added.target, added.result = pb.Compare.VALUE, pb.Compare.LESS
+        added.value = compare.value
         return
     added.target = pb.Compare.CREATE
     added.create_revision = 0
@@ -232,6 +238,12 @@ class EtcdClient:
                 return items, revision
             start = items[-1].key + "\0"
 
+    async def first(self, prefix: str, before: str) -> str | None:
+        """The lowest key with `prefix`, if there is one lower than `before`."""
+        request = pb.RangeRequest(key=prefix.encode(), range_end=before.encode(), limit=1)
+        answer = await self._read(request)
+        return answer.kvs[0].key.decode() if answer.kvs else None
+
     async def count(self, prefix: str) -> int:
         """How many keys start with `prefix`."""
         key = prefix.encode()
@@ -258,6 +270,10 @@ class EtcdClient:
 
     async def commit(self, txn: Txn) -> TxnResult:
         """Run a transaction: it happens wholly or not at all, even if this call fails."""
+        guard = GUARD.get()
+        return await (self._commit(txn) if guard is None else guard.commit(self._commit, txn))
+
+    async def _commit(self, txn: Txn) -> TxnResult:
         request = pb.TxnRequest()
         for compare in txn.compare:
             _add_compare(request, compare)

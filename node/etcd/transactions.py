@@ -65,7 +65,14 @@ class Present(msgspec.Struct, frozen=True):
     key: str
 
 
-Compare = ModRevision | Absent | Present
+class Below(msgspec.Struct, frozen=True):
+    """Holds when `key` exists and its value sorts before `value`, byte by byte."""
+
+    key: str
+    value: bytes
+
+
+Compare = ModRevision | Absent | Present | Below
 
 
 class Txn(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from node.channels import wire
 from node.errors import bad
 from node.model import Int64
 from node.node import Node
+from node.replay import Once
 from node.rpc.table import Call, Caller, Who
 from node.store.channels import Entry
 
@@ -71,7 +72,7 @@ def calls(node: Node) -> list[Call[Any]]:
         return [wire(entry) for entry in found]
 
     return [
-        Call("channelappendmsg", Append, Who.SIGNED, append),
+        Call("channelappendmsg", Append, Who.SIGNED, append, None, Once.TOGETHER),
         Call("channelreadmsg", Read, Who.SIGNED, read),
     ]
 

@@ -24,7 +24,13 @@ def calls(node: Node) -> list[Call[Any]]:
 
     async def server_info(caller: Caller, request: req.Empty) -> dict[str, Any]:
         backend = {"type": "http", "port": node.rpc_port}
-        return {"buildversion": VERSION, "buildtime": "", "backends": [backend]}
+        return {
+            "buildversion": VERSION,
+            "buildtime": "",
+            "backends": [backend],
+            # Not upstream's: what a request says in `audience`.
+            "serverid": directory.serverid,
+        }
 
     async def server_statistics(caller: Caller, request: req.Empty) -> dict[str, int]:
         total: dict[str, int] = {}

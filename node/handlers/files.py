@@ -15,6 +15,7 @@ from node.files import FileData, Label
 from node.labels import check_name, normalise_label
 from node.model import Int64
 from node.node import Node
+from node.replay import Once
 from node.rpc.filedoor import PREFIX
 from node.rpc.table import Call, Caller, Who
 from node.store.files import File, Reference, S3Object
@@ -90,6 +91,12 @@ def calls(node: Node) -> list[Call[Any]]:
             raise denied("nonce: used already for another file")
         return wire_file(added)
 
+    async def added(caller: Caller, request: AddFile, place: str) -> dict[str, Any]:
+        found = await files.get(request.file.colonyname, id_for(caller.id, caller.nonce))
+        if found is None:
+            raise missing("nonce: the file that this request added was removed")
+        return wire_file(found)
+
     async def get(caller: Caller, request: GetFile) -> list[dict[str, Any]]:
         colony = request.colonyname
         if request.fileid:
@@ -126,7 +133,10 @@ def calls(node: Node) -> list[Call[Any]]:
             raise bad("fileid, label: an id is needed, or a label and a name")
 
     async def ticket(caller: Caller, request: Ticket) -> dict[str, Any]:
-        return await _ticket(node, caller, request)
+        return await _ticket(node, caller, request, renew=True)
+
+    async def ticket_again(caller: Caller, request: Ticket, place: str) -> dict[str, Any]:
+        return await _ticket(node, caller, request, renew=False)
 
     def of(request: Any) -> str:
         return str(request.colonyname)
@@ -135,17 +145,26 @@ def calls(node: Node) -> list[Call[Any]]:
         return request.file.colonyname
 
     return [
-        Call("addfilemsg", AddFile, Who.MEMBER, add, of_file),
+        Call("addfilemsg", AddFile, Who.MEMBER, add, of_file, Once.TOGETHER, added),
         Call("getfilemsg", GetFile, Who.MEMBER, get, of),
         Call("getfilesmsg", GetFiles, Who.MEMBER, get_many, of),
         Call("getfilelabelsmsg", GetLabels, Who.MEMBER, labels, of),
         Call("removefilemsg", RemoveFile, Who.MEMBER, remove, of),
-        Call("fileticketmsg", Ticket, Who.MEMBER, ticket, of),
+        Call(
+            "fileticketmsg",
+            Ticket,
+            Who.MEMBER,
+            ticket,
+            of,
+            Once.TOGETHER,
+            ticket_again,
+            lambda request: request.method == "GET",
+        ),
     ]
 
 
-async def _ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]:
-    """A ticket, how far an upload is, and where the bytes are."""
+async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -> dict[str, Any]:
+    """A ticket, how far an upload is, and where the bytes are; `renew` lets these stay longer."""
     files, colony, checksum = node.files, request.colonyname, request.checksum
     vault, tickets = files.vault, files.tickets
     if vault is None or tickets is None:
@@ -169,7 +188,7 @@ async def _ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]
         if held is not None and complete:
             if held.size != size:
                 raise bad(f"size: the bytes with this checksum are {held.size}")
-            if held.holder == vault.holder:
+            if renew and held.holder == vault.holder:
                 await files.hold(colony, checksum, size)
             offset = size
         else:

@@ -13,6 +13,7 @@ from node.handlers.processes import locate
 from node.model import DAY, Int64, Log
 from node.node import Node
 from node.processes import require_assigned
+from node.replay import Once
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who
 from node.store import keys
@@ -94,8 +95,8 @@ def calls(node: Node) -> list[Call[Any]]:
         return str(request.colonyname)
 
     return [
-        Call("addlogmsg", req.AddLog, Who.SIGNED, add),
-        Call("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, add_executor, of),
+        Call("addlogmsg", req.AddLog, Who.SIGNED, add, None, Once.TOGETHER),
+        Call("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, add_executor, of, Once.TOGETHER),
         Call("getlogsmsg", req.GetLogs, Who.MEMBER, get, of),
         Call("searchlogsmsg", SearchLogs, Who.MEMBER, search, of),
     ]

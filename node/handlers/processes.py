@@ -13,6 +13,7 @@ from node.errors import RpcError, bad, conflict, denied, missing
 from node.model import Attribute, Closed, Process, State
 from node.node import Node
 from node.quotas import TooMany
+from node.replay import LONGEST, Once, aside, look
 from node.resources import parse_cpu, parse_memory
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who
@@ -52,9 +53,29 @@ def calls(node: Node) -> list[Call[Any]]:
             cpu,
             mem,
         )
-        await node.members.heard_from(executor)
-        timeout = min(request.timeout, MAX_POLL)
+        await look()
+        with aside():
+            await node.members.heard_from(executor)
+        timeout = min(request.timeout, LONGEST if caller.nonce else MAX_POLL)
         return wire_process(await processes.handout.assign(candidate, executor, timeout))
+
+    async def submitted(caller: Caller, request: req.Submit, place: str) -> dict[str, Any]:
+        found = await node.client.get(place)
+        if found is None:
+            raise missing("nonce: the process that this request submitted was removed")
+        return wire_process(unpack(found.value, Process))
+
+    async def assigned(caller: Caller, request: req.Assign, place: str) -> dict[str, Any]:
+        found = await node.client.get(place)
+        process = unpack(found.value, Process) if found is not None else None
+        if (
+            process is None
+            or process.state != State.RUNNING
+            or process.assignedexecutorid != caller.id
+            or processes.handout.doubts(process.processid)
+        ):
+            raise missing("nonce: the process that this request was given is not the caller's now")
+        return wire_process(process)
 
     async def get(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
         return wire_process(await locate(node, caller, request.processid))
@@ -134,15 +155,16 @@ def calls(node: Node) -> list[Call[Any]]:
     def of(request: Any) -> str:
         return str(request.colonyname)
 
+    together = Once.TOGETHER
     return [
-        Call("submitfuncspecmsg", req.Submit, Who.SIGNED, submit),
-        Call("assignprocessmsg", req.Assign, Who.MEMBER, assign, of),
+        Call("submitfuncspecmsg", req.Submit, Who.SIGNED, submit, None, together, submitted),
+        Call("assignprocessmsg", req.Assign, Who.MEMBER, assign, of, together, assigned),
         Call("getprocessmsg", req.ProcessById, Who.SIGNED, get),
         Call("getprocessesmsg", req.GetProcesses, Who.MEMBER, get_many, of),
         Call("getprocesshistmsg", req.GetHistory, Who.MEMBER, history, of),
-        Call("setoutputmsg", req.Output, Who.SIGNED, set_output),
-        Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok),
-        Call("closefailedmsg", req.CloseFailed, Who.SIGNED, close_failed),
+        Call("setoutputmsg", req.Output, Who.SIGNED, set_output, None, together),
+        Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok, None, together),
+        Call("closefailedmsg", req.CloseFailed, Who.SIGNED, close_failed, None, together),
         Call("cancelprocessmsg", req.ProcessById, Who.SIGNED, cancel),
         Call("removeprocessmsg", req.ProcessById, Who.SIGNED, remove),
         Call("removeallprocessesmsg", req.RemoveAll, Who.OWNER, remove_all, of),

@@ -14,6 +14,7 @@ from node.errors import bad, missing
 from node.files import snapshot_ids
 from node.labels import normalise_label
 from node.node import Node
+from node.replay import Once
 from node.rpc.requests import ColonyOnly
 from node.rpc.table import Call, Caller, Who
 from node.store.files import Snapshot
@@ -48,6 +49,12 @@ def calls(node: Node) -> list[Call[Any]]:
         label = normalise_label(request.label, "label")
         return _wire(await files.create_snapshot(request.colonyname, label, name, snapshotid))
 
+    async def created(caller: Caller, request: CreateSnapshot, place: str) -> dict[str, Any]:
+        found = await files.snapshot(request.colonyname, id_for(caller.id, caller.nonce))
+        if found is None:
+            raise missing("nonce: the snapshot that this request made was removed")
+        return _wire(found)
+
     async def find(request: OneSnapshot) -> Snapshot | None:
         if request.snapshotid:
             return await files.snapshot(request.colonyname, request.snapshotid)
@@ -76,7 +83,7 @@ def calls(node: Node) -> list[Call[Any]]:
         return str(request.colonyname)
 
     return [
-        Call("createsnapshotmsg", CreateSnapshot, Who.MEMBER, create, of),
+        Call("createsnapshotmsg", CreateSnapshot, Who.MEMBER, create, of, Once.TOGETHER, created),
         Call("getsnapshotmsg", OneSnapshot, Who.MEMBER, get, of),
         Call("getsnapshotsmsg", ColonyOnly, Who.MEMBER, get_many, of),
         Call("removesnapshotmsg", OneSnapshot, Who.MEMBER, remove, of),

@@ -13,6 +13,7 @@ from node.directory import name_of
 from node.errors import RpcError, bad, denied, missing
 from node.model import FunctionSpec, Graph, Int64, State
 from node.node import Node
+from node.replay import Once
 from node.rpc.table import Call, Caller, Who
 from node.submission import id_for
 from node.workflow_specs import WorkflowSpec
@@ -68,6 +69,14 @@ def calls(node: Node) -> list[Call[Any]]:
             raise denied("nonce: used already for another submission")
         return wire_graph(graph)
 
+    async def submitted(caller: Caller, request: SubmitWorkflow, place: str) -> dict[str, Any]:
+        """The workflow as it is now."""
+        graphid = id_for(caller.id, caller.nonce)
+        graph = await workflows.load(request.spec.colonyname, graphid)
+        if graph is None:
+            raise missing("nonce: the workflow that this request submitted was removed")
+        return wire_graph(graph)
+
     async def get(caller: Caller, request: GraphById) -> dict[str, Any]:
         """One workflow with its nodes and edges."""
         graph = await locate_graph(node, caller, request.processgraphid)
@@ -120,7 +129,15 @@ def calls(node: Node) -> list[Call[Any]]:
         return request.spec.colonyname
 
     return [
-        Call("submitworkflowspecmsg", SubmitWorkflow, Who.MEMBER, submit, of_spec),
+        Call(
+            "submitworkflowspecmsg",
+            SubmitWorkflow,
+            Who.MEMBER,
+            submit,
+            of_spec,
+            Once.TOGETHER,
+            submitted,
+        ),
         Call("getprocessgraphmsg", GraphById, Who.SIGNED, get),
         Call("getprocessgraphsmsg", GetGraphs, Who.MEMBER, get_many, of),
         Call("addchildmsg", AddChild, Who.SIGNED, add_child),

@@ -38,8 +38,12 @@ checks and dispatches them. Do not edit it by hand.
 A call is a `POST /api` with `{"payloadtype", "payload", "signature"}`; the payload is the base64 of
 a JSON object with the fields below and `msgtype`, which repeats the payload type. The signature
 covers the text of the payload. `nonce` (16 to 128 characters) and `issuedat` (Unix s) may stand
-beside the fields: the request then can't be replayed. An answer has the same shape, with `error`;
-a refusal carries `{"status", "message"}`, and the message begins with the field that is wrong.
+beside the fields: the request then changes something once, and the same bytes again get the first
+answer; 409 says that it is not known, so look and sign anew. `audience`, the `serverid` of
+`getserverinfomsg`, makes it nothing to any other server.
+
+An answer has the same shape, with `error`; a refusal carries `{"status", "message"}`, and the
+message begins with the field that is wrong.
 
 A field with `?` may be left out. An `int` has 64 bits, and a number in `any` or `object` is at most
 what a 64-bit float holds. Lists in answers are never null. An id is looked up in the

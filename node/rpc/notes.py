@@ -25,7 +25,7 @@ _PARTY = "who submitted the process, or the executor that runs it"
 NOTES: dict[str, dict[str, Note]] = {
     "Server": {
         "versionmsg": Note("Version of the server.", "{buildversion, buildtime}"),
-        "getserverinfomsg": Note("Version and doors of the server.", "ServerInfo"),
+        "getserverinfomsg": Note("Version, doors and id of the server.", "ServerInfo"),
         "getstatisticsmsg": Note("Counters over all colonies.", "Statistics"),
         "getclustermsg": Note("The daemons that share the store.", "{nodes, leader}"),
         "changeserveridmsg": Note("Give the server's owner another id.", "the request"),

@@ -9,8 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
-import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -22,33 +21,21 @@ from node.etcd.errors import EtcdError
 from node.identity import IdentityError, recover_payload
 from node.model import Executor
 from node.numbers import beyond_float
+from node.replay import FRESH, Once, Replays
 from node.turns import Turns
 
 if TYPE_CHECKING:
     from node.directory import Directory, Member
 
 MAX_DEPTH = 64
-# Seconds a signed time may be off before a request that carries one is refused.
-FRESH = 300
-_NONCES = 100_000
-_IDEMPOTENT = frozenset(
+# What changes nothing, beside all calls whose name begins with "get".
+_READS = frozenset(
     {
-        "submitfuncspecmsg",
-        "submitworkflowspecmsg",
-        "closesuccessfulmsg",
-        "closefailedmsg",
-        "setoutputmsg",
-        "addfilemsg",
-        "createsnapshotmsg",
-        "channelappendmsg",
+        "versionmsg",
         "channelreadmsg",
         "searchlogsmsg",
-        "addcronmsg",
-        "runcronmsg",
-        "addgeneratormsg",
-        "packgeneratormsg",
-        "addblueprintmsg",
-        "reconcileblueprintmsg",
+        "resolvegeneratormsg",
+        "explainroutemsg",
     }
 )
 # Calls of one signer that are dealt with at a time; more wait, and keep nobody else waiting.
@@ -95,6 +82,7 @@ class Caller:
     member: Member | None = None
     nonce: str = ""
     submission: bytes = b""
+    issued: float = 0.0
 
     @property
     def executor(self) -> Executor:
@@ -106,13 +94,29 @@ class Caller:
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """One row of the table. `colony` names the colony that the role is checked in."""
+    """One row of the table. `colony` names the colony that the role is checked in.
+
+    `once` is how the call is kept from happening twice, if it changes something; `again` answers a
+    repeat of one that happened together with its marker, by the key that it wrote first.
+    `harmless` tells requests of it that change nothing. `lasting` is for what puts clocks right: it
+    is served whatever times the store has seen, and its markers stay.
+    """
 
     payloadtype: str
     request: type[R]
     who: Who
     handler: Callable[[Caller, R], Awaitable[Any]]
     colony: Callable[[R], str] | None = None
+    once: Once = Once.FIRST
+    again: Callable[[Caller, R, str], Awaitable[Any]] | None = None
+    harmless: Callable[[R], bool] | None = None
+    lasting: bool = False
+
+    def reads(self, request: R) -> bool:
+        """Whether a request changes nothing, so that a repeat does no harm."""
+        if self.payloadtype.startswith("get") or self.payloadtype in _READS:
+            return True
+        return self.harmless is not None and self.harmless(request)
 
 
 class Envelope(msgspec.Struct):
@@ -124,11 +128,15 @@ class Envelope(msgspec.Struct):
 
 
 class Head(msgspec.Struct):
-    """The signed fields that every request may carry beside its own."""
+    """The signed fields that every request may carry beside its own.
+
+    `audience` is the id of the server that the request is for.
+    """
 
     msgtype: str = ""
     nonce: str = ""
     issuedat: float = 0.0
+    audience: str = ""
 
 
 @dataclass
@@ -138,10 +146,10 @@ class Table:
     directory: Directory
     now: Callable[[], int]
     strict_replay: bool = False
+    replays: Replays | None = None
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
-    _seen: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
 
     def add(self, call: Call[Any]) -> None:
         """Add a row. Raises ValueError when the payload type is taken."""
@@ -180,14 +188,43 @@ class Table:
         assert call is not None
         if call.payloadtype == "assignprocessmsg" and request.timeout > 0:
             # A poll waits for something to happen: it takes no turn of the signer's other calls.
-            return await call.handler(caller, request)
+            return await self._serve(call, caller, request, envelope.payload)
         signer = (caller.id,)
         if not self.turns.may(signer):
             await self.turns.enter(signer)
         try:
-            return await call.handler(caller, request)
+            return await self._serve(call, caller, request, envelope.payload)
         finally:
             self.turns.leave(signer)
+
+    async def _serve(self, call: Call[R], caller: Caller, request: R, payload: str) -> Any:
+        if self.replays is None or not caller.nonce or call.reads(request):
+            return await call.handler(caller, request)
+        return await self._once(self.replays, call, caller, request, payload)
+
+    async def _once(
+        self, replays: Replays, call: Call[R], caller: Caller, request: R, payload: str
+    ) -> Any:
+        """Serve a signed request that changes something, or answer it again."""
+        entitled = True
+        if call.who is Who.SIGNED:
+            # Nothing is kept of who has no right.
+            entitled = bool(self.directory.colonies_of(caller.id))
+            if call.once is Once.FIRST:
+                self.directory.demand_colonies(caller.id)
+
+        async def again(place: str) -> Any:
+            return None if call.again is None else await call.again(caller, request, place)
+
+        claim = replays.claim(caller.id, caller.nonce, caller.issued, payload, lasting=call.lasting)
+        claim.placed = call.again is not None
+        return await replays.once(
+            claim,
+            call.once,
+            lambda: call.handler(caller, request),
+            again,
+            entitled=entitled,
+        )
 
     def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
         """Check signature, freshness and role, and read the request. Raises RpcError."""
@@ -202,10 +239,9 @@ class Table:
         if head.msgtype != envelope.payloadtype:
             raise bad(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
         self._check_fresh(head)
+        self._check_audience(head)
         request = _convert(fields, call.request)
-        caller = self.authorise(call, identity, request, head.nonce, envelope)
-        self._check_unused(head, identity, envelope)
-        return caller, request
+        return self.authorise(call, identity, request, head, envelope), request
 
     def _check_fresh(self, head: Head) -> None:
         if not head.nonce and not head.issuedat:
@@ -221,22 +257,20 @@ class Table:
                 f" server's clock {now:.0f}; at most {FRESH} s are allowed"
             )
 
-    def _check_unused(self, head: Head, identity: str, envelope: Envelope) -> None:
-        """A nonce stands for one request. Only those with a right to call fill the memory."""
-        if not head.nonce:
+    def _check_audience(self, head: Head) -> None:
+        """What was signed for one server is nothing to another."""
+        if not head.audience:
+            if self.strict_replay:
+                raise bad("audience: this server demands its id in it (rpc.replay = 'strict')")
             return
-        digest = hashlib.sha256(envelope.payload.encode()).digest()
-        first = (identity, head.nonce) not in self._seen
-        known = self._seen.setdefault((identity, head.nonce), digest)
-        if len(self._seen) > _NONCES:
-            self._seen.popitem(last=False)
-        if known != digest:
-            raise denied("nonce: used already for another request")
-        if not first and not _repeatable(envelope.payloadtype):
-            raise denied("nonce: this request was served already")
+        if head.audience != self.directory.serverid:
+            raise denied(
+                f"audience: signed for server {head.audience[:64]!r}, and this is"
+                f" {self.directory.serverid!r}"
+            )
 
     def authorise(
-        self, call: Call[R], identity: str, request: R, nonce: str, envelope: Envelope
+        self, call: Call[R], identity: str, request: R, head: Head, envelope: Envelope
     ) -> Caller:
         """Check the role that the call demands. Raises RpcError 403."""
         submission = b""
@@ -245,7 +279,7 @@ class Table:
         if call.who is Who.SIGNED or call.colony is None:
             if call.who is Who.SERVER and identity != self.directory.serverid:
                 raise denied("Access denied: only the server owner may call this")
-            return Caller(identity, nonce=nonce, submission=submission)
+            return Caller(identity, nonce=head.nonce, submission=submission, issued=head.issuedat)
         name = call.colony(request)
         colony = self.directory.colony(name)
         member = self.directory.member(name, identity, approved=call.who is not Who.LOOSE)
@@ -261,12 +295,7 @@ class Table:
             raise denied(
                 f"Access denied: colony {name[:80]!r}: only its {call.who.value} may call this"
             )
-        return Caller(identity, name, member, nonce, submission)
-
-
-def _repeatable(payloadtype: str) -> bool:
-    """Whether the same bytes twice change nothing the second time: a safe retry, not a replay."""
-    return payloadtype in _IDEMPOTENT or payloadtype.startswith("get")
+        return Caller(identity, name, member, head.nonce, submission, head.issuedat)
 
 
 def reply(payloadtype: str, value: Any, *, error: bool = False) -> bytes:

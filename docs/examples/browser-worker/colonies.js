@@ -48,14 +48,15 @@ export class Identity {
   }
 }
 
-/** Make the body of a signed request. */
-export function encode(payloadtype, fields, identity) {
+/** Make the body of a signed request. `audience` is the id of the server that it is for. */
+export function encode(payloadtype, fields, identity, audience = "") {
   const message = {
     msgtype: payloadtype,
     ...fields,
     // What keeps a copy of the request from being used again; nodes of upstream ignore it.
     nonce: bytesToHex(randomBytes(16)),
     issuedat: Math.floor(Date.now() / 1000),
+    ...(audience && { audience }),
   };
   const payload = toBase64(utf8ToBytes(JSON.stringify(message)));
   return JSON.stringify({ payloadtype, payload, signature: identity.sign(payload) });
@@ -78,13 +79,34 @@ export function decode(status, text) {
 
 /** One node. `url` is its base address, such as http://127.0.0.1:50080. */
 export class Client {
+  #audience;
+
   constructor(url) {
     this.url = new URL("api", url.endsWith("/") ? url : `${url}/`).href;
   }
 
+  /** The id of the server, which is asked once; "" for one of upstream, which has none. */
+  async audience(options) {
+    if (this.#audience === undefined) {
+      const payloadtype = "getserverinfomsg";
+      const payload = toBase64(utf8ToBytes(JSON.stringify({ msgtype: payloadtype })));
+      const body = JSON.stringify({ payloadtype, payload, signature: "" });
+      try {
+        this.#audience = (await this.#post(body, options)).serverid ?? "";
+      } catch (error) {
+        if (!(error instanceof Refused)) throw error;
+        this.#audience = "";
+      }
+    }
+    return this.#audience;
+  }
+
   /** Make one call and return its result. `seconds` bounds it, `signal` ends it early. */
-  async call(payloadtype, fields, identity, { signal, seconds = 15 } = {}) {
-    const body = encode(payloadtype, fields, identity);
+  async call(payloadtype, fields, identity, options = {}) {
+    return this.#post(encode(payloadtype, fields, identity, await this.audience(options)), options);
+  }
+
+  async #post(body, { signal, seconds = 15 } = {}) {
     const bound = AbortSignal.timeout(seconds * 1000);
     let status, text;
     try {
