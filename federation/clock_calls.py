@@ -9,6 +9,7 @@ from typing import Any
 
 from federation.highwater import HighWater
 from federation.service import Federation
+from node.etcd.pressure import Need
 from node.rpc.requests import Empty
 from node.rpc.table import Call, Caller, Who
 
@@ -32,7 +33,7 @@ def rows(federation: Federation) -> list[Call[Any]]:
 
     return [
         Call("getclockmsg", Empty, Who.OWNER, get_clock, home),
-        Call("resetclockmsg", Empty, Who.OWNER, reset_clock, home),
+        Call("resetclockmsg", Empty, Who.OWNER, reset_clock, home, need=Need.FREES),
     ]
 
 

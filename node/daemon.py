@@ -24,8 +24,9 @@ from node.errors import RpcError
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
-from node.etcd.maintenance import maintain
+from node.etcd.maintenance import clear_alarm, maintain, observe, watch_use
 from node.etcd.premises import lock_home
+from node.etcd.pressure import DEFAULT_QUOTA
 from node.etcd.supervisor import supervise
 from node.handlers import (
     blueprints,
@@ -126,6 +127,7 @@ async def run(
                 async with open_client(target) as client:
                     if config.etcd.endpoints:
                         await cluster.require(client, config.etcd)
+                    await _open_pressure(client, config, settings.home)
                     await _serve(
                         client, settings, config, info, extension, notifier, signals, task_status
                     )
@@ -140,8 +142,22 @@ async def _supervise(
     await supervise(directory, quota_bytes=quota, task_status=task_status)
 
 
-async def _maintain(client: EtcdClient, quota: int) -> None:
-    await maintain(client, quota_bytes=quota, hold=keys.HOLD)
+async def _open_pressure(client: EtcdClient, config: Config, home: Path) -> None:
+    """Learn how full the store is before anything is written, and have it taken in again."""
+    pressure = client.pressure
+    pressure.quota = int(config.etcd.quota) or DEFAULT_QUOTA
+    pressure.own = not config.etcd.endpoints
+    if pressure.own:
+        await clear_alarm(client)
+    await observe(client, home if pressure.own else None)
+
+
+async def _maintain(client: EtcdClient, home: Path) -> None:
+    """Keep the embedded store, or watch the one that others keep."""
+    pressure = client.pressure
+    if pressure.own:
+        await maintain(client, quota_bytes=pressure.quota, hold=keys.HOLD, disk=home)
+    await watch_use(client)
 
 
 async def _serve(
@@ -157,6 +173,7 @@ async def _serve(
     began = time.monotonic()
     node = Node.build(client, info.name, time.time_ns)
     table = Table(node.directory, node.now, strict_replay=config.rpc.replay == "strict")
+    table.pressure = client.pressure
     _furnish(node, Home(settings.home).files, config, info)
     node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
     node.leader.identity = home_identity(settings.home)
@@ -171,8 +188,7 @@ async def _serve(
         info.server.id,
     )
     async with trio.open_nursery() as nursery:
-        if not config.etcd.endpoints:
-            nursery.start_soon(_maintain, client, int(config.etcd.quota))
+        nursery.start_soon(_maintain, client, settings.home)
         await nursery.start(feeding.follow, node, keys.MEMBERS)
         await nursery.start(feeding.follow, node, keys.LIVE)
         await nursery.start(feeding.follow, node, keys.paused(""))

@@ -25,6 +25,7 @@ from node.etcd.premises import (
     stop_orphan,
     wait_exit,
 )
+from node.etcd.pressure import DEFAULT_QUOTA
 from node.log import get_logger
 
 __all__ = ["StoreRefused", "lock_home", "supervise"]
@@ -43,7 +44,22 @@ _NOISE = frozenset(
 _STABLE = 60.0  # seconds of service after which a death counts as the first again
 
 
-def command(binary: str, quota_bytes: int) -> list[str]:
+def own_limit(directory: Path, quota_bytes: int) -> int:
+    """The limit in bytes that etcd itself gets for its file, by what the file has already.
+
+    It stands a quarter of the quota above both the quota and the file. Above its limit etcd refuses
+    even transactions that only read or delete, so a store that is full, or whose quota was made
+    smaller, could never be emptied. What is let in is decided by `pressure`, far below.
+    """
+    try:
+        size = (directory / "data" / "member" / "snap" / "db").stat().st_size
+    except OSError:
+        size = 0
+    quota = quota_bytes or DEFAULT_QUOTA
+    return max(quota, size) + quota // 4
+
+
+def command(binary: str, limit: int) -> list[str]:
     """etcd's command line, for the store's directory as working directory."""
     # Relative names make the sockets `localhost:1` and `localhost:2` in the working directory,
     # however long its path is.
@@ -57,7 +73,7 @@ def command(binary: str, quota_bytes: int) -> list[str]:
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
         f"--initial-cluster=colonyd={peer}",
-        f"--quota-backend-bytes={quota_bytes}",
+        f"--quota-backend-bytes={limit}",
         # By default nothing is ever compacted; periodic mode keeps what a watch may resume from.
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=5m",
@@ -92,7 +108,7 @@ class _Child:
     """One run of etcd: its process, a pidfd to signal without races, the end of what it said."""
 
     def __init__(self, premises: Premises, quota_bytes: int) -> None:
-        arguments = command(premises.binary, quota_bytes)
+        arguments = command(premises.binary, own_limit(premises.directory, quota_bytes))
         if premises.setpriv is not None:
             # So that etcd ends even when we are killed. The signal comes when the starting *thread*
             # ends, hence no `trio.lowlevel.open_process`, which starts from a passing thread.

@@ -10,6 +10,7 @@ import msgspec
 
 from node.channels import wire
 from node.errors import bad
+from node.etcd.pressure import Need
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 from node.store.channels import Entry
@@ -72,7 +73,7 @@ def calls(node: Node) -> list[Call[Any]]:
 
     return [
         Call("channelappendmsg", Append, Who.SIGNED, append),
-        Call("channelreadmsg", Read, Who.SIGNED, read),
+        Call("channelreadmsg", Read, Who.SIGNED, read, need=Need.FREES),
     ]
 
 

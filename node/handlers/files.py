@@ -11,6 +11,7 @@ import msgspec
 
 from node.codec import wire_time
 from node.errors import RpcError, bad, denied, missing
+from node.etcd.pressure import Need
 from node.files import FileData, Label
 from node.labels import check_name, normalise_label
 from node.node import Node
@@ -138,8 +139,8 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("getfilemsg", GetFile, Who.MEMBER, get, of),
         Call("getfilesmsg", GetFiles, Who.MEMBER, get_many, of),
         Call("getfilelabelsmsg", GetLabels, Who.MEMBER, labels, of),
-        Call("removefilemsg", RemoveFile, Who.MEMBER, remove, of),
-        Call("fileticketmsg", Ticket, Who.MEMBER, ticket, of),
+        Call("removefilemsg", RemoveFile, Who.MEMBER, remove, of, need=Need.FREES),
+        Call("fileticketmsg", Ticket, Who.MEMBER, ticket, of, need=Need.FREES),
     ]
 
 

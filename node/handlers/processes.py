@@ -10,6 +10,7 @@ from typing import Any
 from node.codec import unpack, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, conflict, denied, missing
+from node.etcd.pressure import Need
 from node.model import Attribute, Closed, Process, State
 from node.node import Node
 from node.resources import parse_cpu, parse_memory
@@ -135,16 +136,16 @@ def calls(node: Node) -> list[Call[Any]]:
 
     return [
         Call("submitfuncspecmsg", req.Submit, Who.SIGNED, submit),
-        Call("assignprocessmsg", req.Assign, Who.MEMBER, assign, of),
+        Call("assignprocessmsg", req.Assign, Who.MEMBER, assign, of, need=Need.WORKS),
         Call("getprocessmsg", req.ProcessById, Who.SIGNED, get),
         Call("getprocessesmsg", req.GetProcesses, Who.MEMBER, get_many, of),
         Call("getprocesshistmsg", req.GetHistory, Who.MEMBER, history, of),
-        Call("setoutputmsg", req.Output, Who.SIGNED, set_output),
-        Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok),
-        Call("closefailedmsg", req.CloseFailed, Who.SIGNED, close_failed),
-        Call("cancelprocessmsg", req.ProcessById, Who.SIGNED, cancel),
-        Call("removeprocessmsg", req.ProcessById, Who.SIGNED, remove),
-        Call("removeallprocessesmsg", req.RemoveAll, Who.OWNER, remove_all, of),
+        Call("setoutputmsg", req.Output, Who.SIGNED, set_output, need=Need.WORKS),
+        Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok, need=Need.ENDS),
+        Call("closefailedmsg", req.CloseFailed, Who.SIGNED, close_failed, need=Need.ENDS),
+        Call("cancelprocessmsg", req.ProcessById, Who.SIGNED, cancel, need=Need.FREES),
+        Call("removeprocessmsg", req.ProcessById, Who.SIGNED, remove, need=Need.FREES),
+        Call("removeallprocessesmsg", req.RemoveAll, Who.OWNER, remove_all, of, need=Need.FREES),
         Call("addattributemsg", req.AddAttribute, Who.SIGNED, add_attribute),
         Call("getattributemsg", req.AttributeById, Who.SIGNED, get_attribute),
     ]

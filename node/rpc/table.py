@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from node.errors import RpcError, bad, denied
-from node.etcd.errors import EtcdError
+from node.etcd.errors import EtcdError, EtcdNoSpace
+from node.etcd.pressure import Need, Pressure
 from node.identity import IdentityError, recover_payload
 from node.model import Executor
 
@@ -102,13 +103,21 @@ class Caller:
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """One row of the table. `colony` names the colony that the role is checked in."""
+    """One row of the table. `colony` names the colony that the role is checked in.
+
+    `need` says what the call does to the store, and so from which use on it is refused.
+    """
 
     payloadtype: str
     request: type[R]
     who: Who
     handler: Callable[[Caller, R], Awaitable[Any]]
     colony: Callable[[R], str] | None = None
+    need: Need = Need.GROWS
+
+    def __post_init__(self) -> None:
+        if self.payloadtype.startswith(("get", "subscribe")):  # upstream's names for reading
+            object.__setattr__(self, "need", Need.FREES)
 
 
 class Envelope(msgspec.Struct):
@@ -129,11 +138,15 @@ class Head(msgspec.Struct):
 
 @dataclass
 class Table:
-    """All calls of a node; federation adds its own. `now` gives Unix nanoseconds."""
+    """All calls of a node; federation adds its own. `now` gives Unix nanoseconds.
+
+    `pressure` is the store's: it says which kinds of calls are let in.
+    """
 
     directory: Directory
     now: Callable[[], int]
     strict_replay: bool = False
+    pressure: Pressure = field(default_factory=Pressure)
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     _seen: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
@@ -155,8 +168,8 @@ class Table:
             self._count(payloadtype, error.status)
             failure = {"status": error.status, "message": error.message}
             return error.status, reply("error", failure, error=True)
-        except EtcdError:
-            self._count(payloadtype, 503)
+        except EtcdError as error:
+            self._count(payloadtype, 507 if isinstance(error, EtcdNoSpace) else 503)
             raise
         self._count(payloadtype, 200)
         reply_type = "pausestatusreplymsg" if payloadtype == "getpausestatusmsg" else payloadtype
@@ -176,7 +189,10 @@ class Table:
         return await call.handler(caller, request)
 
     def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
-        """Check signature, freshness and role, and read the request. Raises RpcError."""
+        """Check signature, freshness, role and the store's room, and read the request.
+
+        Raises RpcError, and StoreFull for what the store takes no more.
+        """
         try:
             identity = recover_payload(envelope.payload, envelope.signature)
         except IdentityError as error:
@@ -190,6 +206,9 @@ class Table:
         self._check_fresh(head)
         request = _convert(fields, call.request)
         caller = self.authorise(call, identity, request, head.nonce, envelope)
+        if self.pressure.tight:
+            # Before the nonce is used up: what is refused here was not served, and may be repeated.
+            self._demand_room(call, identity)
         self._check_unused(head, identity, envelope)
         return caller, request
 
@@ -206,6 +225,11 @@ class Table:
                 f"issuedat: {head.issuedat:.0f} is {head.issuedat - now:+.0f} s from this"
                 f" server's clock {now:.0f}; at most {FRESH} s are allowed"
             )
+
+    def _demand_room(self, call: Call[Any], identity: str) -> None:
+        """Raise StoreFull for what the store takes no more; strangers are for the handler."""
+        if call.who is not Who.SIGNED or self.directory.colonies_of(identity):
+            self.pressure.demand(call.need)
 
     def _check_unused(self, head: Head, identity: str, envelope: Envelope) -> None:
         """A nonce stands for one request. Only those with a right to call fill the memory."""
