@@ -20,13 +20,14 @@ from federation.messages import Cancel, Receipt, Submit, load
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, onward
-from federation.refusals import Refusal, trusted_revision
+from federation.refusals import Refusal, store_full, trusted_revision
 from federation.relays import Asked, BadPath, local_id
 from federation.sealing import Sealer, cti_of
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
+from node.etcd.pressure import Need
 from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Put, Txn
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process
@@ -142,12 +143,15 @@ class Inbox:
         if any(self.peers.state(each) == BLOCKED for each in asked.ids):
             raise Refusal(403, "blocked", "this colony blocks one that the process was in")
         process = self._build(opened, submit, asked)
-        forbidden = self._enter(opened.issuer, process, submit, len(data))
-        if forbidden is not None:
+        full = self.client.pressure.refuses(Need.GROWS)
+        forbidden = None if full else self._enter(opened.issuer, process, submit, len(data))
+        if full or forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
             marker = await self._marker(opened, submit)
             if marker is not None:
                 return self._again(marker, opened)
+            if forbidden is None:
+                raise store_full()
             raise Refusal(
                 forbidden.status, forbidden.code, forbidden.message, again=forbidden.again
             )
@@ -298,6 +302,8 @@ class Inbox:
         """End a process, or see to it that it never begins. Returns the sealed receipt."""
         wish = load(opened.payload, Cancel)
         key, peer = self.keys.marker(opened.issuer, wish.pid), self.keys.peer(opened.issuer)
+        if self.client.pressure.refuses(Need.WORKS) and await self.client.get(key) is None:
+            raise store_full()  # what is here is ended; what never came is not stored either
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
         marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)
         free: Compare = Absent(key)

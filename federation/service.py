@@ -49,6 +49,7 @@ from federation.waiting import Waiting
 from node.config import Config
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
+from node.etcd.pressure import Need
 from node.identity import PrivateKey
 from node.log import get_logger
 from node.members import Members
@@ -121,7 +122,7 @@ class Federation:
             self.board,
             members,
             lambda: self.portrait.sequence,
-            lambda: not self.inbox.owing.draining,
+            lambda: not self.inbox.owing.draining and not client.pressure.refuses(Need.GROWS),
             lambda: self._chance,
         )
         self.gate.capabilities = self.exchange.answer

@@ -20,6 +20,7 @@ from node.directory import Directory
 from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
+from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, ModRevision
 from node.leader import Leader
 from node.log import get_logger
@@ -40,6 +41,8 @@ _TRIES = 8
 _GRACE = 2 * SECOND
 # Seconds between two looks at whether the previous workflow has ended.
 _PATIENCE = 1.0
+# ... and after it was not, since the store is full; the log tells that once for all of them.
+_NO_ROOM = 5.0
 _PAGE = 16
 
 
@@ -195,6 +198,8 @@ class Crons:
             return 0.0
         cron = known[0]
         if cron.firing is not None:
+            if self.client.pressure.refuses(Need.GROWS):
+                return _NO_ROOM
             await self._submit(*known, self.leader.fence)
             return 0.0
         if not 0 < cron.nextrun <= self.now():
@@ -205,6 +210,8 @@ class Crons:
             return 0.0
         if not await self._free(cron):
             return _PATIENCE
+        if self.client.pressure.refuses(Need.GROWS):
+            return _NO_ROOM  # it stays due: one run follows when there is room again
         graphid = store.graph_id(cron.cronid, cron.nextrun)
         written = await self._write(*known, graphid, self.leader.fence)
         if written is None:

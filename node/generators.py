@@ -18,6 +18,7 @@ from node.directory import Directory
 from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
+from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
 from node.leader import Leader
 from node.log import get_logger
@@ -42,6 +43,7 @@ _TRIES = 32
 _TOGETHER, _TOGETHER_BYTES = 50, 512 * 1024
 # Seconds between two attempts to start a workflow that was refused; its arguments wait.
 _LATER = 30.0
+_NO_ROOM = 5.0  # seconds until a generator is looked at again that a full store kept from starting
 _PAGE = 16
 _ARGS_PAGE = 1000
 
@@ -273,6 +275,8 @@ class Generators:
                 name=generator.name,
             )
             return _LATER
+        if self.client.pressure.refuses(Need.GROWS):
+            return _NO_ROOM
         if generator.firing is None:
             after, txn = store.fire(generator, revision, firing, self.leader.fence)
             result = await self.client.commit(txn)

@@ -136,22 +136,34 @@ class Pressure:
 
     def told(self) -> str:
         """What is wrong and what to do about it, for members; "" when nothing is."""
+        return f"{self.why}; {self.cure}" if self.tight else ""
+
+    @property
+    def why(self) -> str:
+        """What is wrong; "" when nothing is."""
         if not self.tight:
             return ""
         if self.alarm:
-            return f"etcd refuses writes (alarm NOSPACE) at {self.size // _MIB} MiB; {self._cure()}"
+            return f"etcd refuses writes (alarm NOSPACE), with {self.size // _MIB} MiB in its file"
         if self._by_use < Need.GROWS:
             free = (self.disk_free or 0) // _MIB
             return (
-                f"{free} MiB are left on the disk of {self.place}, and nothing is added below "
-                f"{MIN_FREE // _MIB} MiB; make room there"
+                f"{free} MiB are left on the disk of {self.place}; below {MIN_FREE // _MIB} MiB "
+                "nothing is added"
             )
         return (
-            f"{self.used // _MIB} of {self.quota // _MIB} MiB are in use (etcd.quota); nothing is "
-            f"added from {Need.GROWS} % on, from {Need.WORKS} % on work only ends; {self._cure()}"
+            f"{(self.used + self.since) // _MIB} of {self.quota // _MIB} MiB are in use "
+            f"(etcd.quota); from {Need.GROWS} % on nothing is added, from {Need.WORKS} % on work "
+            "only ends"
         )
 
-    def _cure(self) -> str:
+    @property
+    def cure(self) -> str:
+        """What to do about it; "" when nothing is wrong."""
+        if not self.tight:
+            return ""
+        if not self.alarm and self._by_use < Need.GROWS:
+            return "make room on that disk"
         cure = (
             "`colony process rm-all`, `colony workflow rm-all`, a shorter history.keep or a larger "
             "etcd.quota make room"
@@ -159,6 +171,6 @@ class Pressure:
         if self.own:
             return cure
         return (
-            f"{cure}; the cluster's operators compact and defragment it, and after an alarm "
-            "`etcdctl alarm disarm`"
+            f"{cure}; a cluster's operators also compact and defragment it, and clear an alarm "
+            "(`etcdctl alarm disarm`)"
         )
