@@ -93,7 +93,7 @@ class Follower:
     def wanted(self, peerid: str, wait: int) -> tuple[list[Follow], bool, int]:
         """What to ask a peer about, whether that is all, and how long the poll may then wait."""
         if self.full:
-            return [], True, wait
+            return [], False, wait
         pids = [
             entry.forward.processid
             for entry in self.ledger.of_peer(peerid)
@@ -137,6 +137,8 @@ class Follower:
         `asked` are those that the poll was about, None for all. Raises EtcdError. What a peer tells
         that can't be is counted, and not stored.
         """
+        if self.full:
+            return None  # what is left to be told is asked for when there is room again
         if answer.news is None:
             return set()
         more: set[str] = set()

@@ -14,7 +14,7 @@ import trio
 
 from node.etcd.client import EtcdClient, Status
 from node.etcd.errors import Compacted, EtcdError
-from node.etcd.pressure import Level, Need
+from node.etcd.pressure import Level, Need, Pressure
 from node.log import get_logger
 
 __all__ = ["clear_alarm", "maintain", "observe", "watch_use"]
@@ -35,7 +35,6 @@ async def observe(client: EtcdClient, disk: Path | None = None) -> Status:
     Raises EtcdError.
     """
     pressure = client.pressure
-    before = pressure.level
     pressure.look = trio.Event()
     try:
         if disk is not None:
@@ -48,8 +47,9 @@ async def observe(client: EtcdClient, disk: Path | None = None) -> Status:
         )
         return status
     finally:
-        if pressure.level != before:
-            _tell(client, before)
+        if pressure.level != pressure.logged:
+            pressure.logged = pressure.level
+            _tell(pressure)
 
 
 def _free(disk: Path) -> int | None:
@@ -59,14 +59,13 @@ def _free(disk: Path) -> int | None:
         return None
 
 
-def _tell(client: EtcdClient, before: Level) -> None:
-    pressure = client.pressure
+def _tell(pressure: Pressure) -> None:
     if pressure.level is Level.OK:
         log.info("store takes everything again", used=pressure.used, quota=pressure.quota)
     elif pressure.level is Level.SOFT:
-        log.warning("store is nearly full", because=pressure.told(), before=before)
+        log.warning("store is nearly full", because=pressure.told())
     else:
-        log.error("store is full", because=pressure.told(), before=before)
+        log.error("store is full", because=pressure.told())
 
 
 async def watch_use(client: EtcdClient) -> NoReturn:
@@ -107,7 +106,7 @@ async def maintain(
     """
     pressure = client.pressure
     pressure.quota = quota_bytes
-    due = compacted = 0
+    due = compacted = stale = 0
     turn = tried = float("-inf")
     while True:
         pause = interval
@@ -125,7 +124,10 @@ async def maintain(
                 worth = 1 if pressure.tight else _WORTH_IT
                 if due - compacted >= worth and not await _held(client, hold):
                     await _compact(client, due)
-                    compacted = due
+                    compacted, stale = due, 3
+                elif pressure.tight and stale:
+                    stale -= 1
+                    await _count_again(client)
                 due, turn = status.revision, now
             # etcd's own limit is on the file, free pages included; rewriting it stops everything,
             # so it waits until it gives back a quarter of the quota, or the file is too large.
@@ -157,6 +159,11 @@ async def _compact(client: EtcdClient, revision: int) -> None:
         await client.compact(revision)
     except Compacted:
         log.debug("store was compacted by others", revision=revision)
+
+
+async def _count_again(client: EtcdClient) -> None:
+    """Have etcd count its free pages: it does so at a write only, and a lease leaves no key."""
+    await client.revoke(await client.grant(1))
 
 
 async def _make_room(client: EtcdClient, revision: int) -> None:

@@ -53,6 +53,8 @@ class Pressure:
     daemon's. `used` is what of the file (`size`) is in use, `alarm` that etcd itself refuses
     writes, `disk_free` the space left below `place`, None if it is not watched.
 
+    `look` is set when `maintenance` should look at once; `logged` is the level last logged.
+
     `tight` is whether anything is refused: the one word that is read for each call.
     """
 
@@ -66,6 +68,7 @@ class Pressure:
     percent: int = 0
     tight: bool = False
     since: int = 0
+    logged: Level = Level.OK
     look: trio.Event = field(default_factory=trio.Event)
     _next: int = 0
     _by_use: int = 0

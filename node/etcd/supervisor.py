@@ -47,9 +47,10 @@ _STABLE = 60.0  # seconds of service after which a death counts as the first aga
 def own_limit(directory: Path, quota_bytes: int) -> int:
     """The limit in bytes that etcd itself gets for its file, by what the file has already.
 
-    It stands a quarter of the quota above both the quota and the file. Above its limit etcd refuses
-    even transactions that only read or delete, so a store that is full, or whose quota was made
-    smaller, could never be emptied. What is let in is decided by `pressure`, far below.
+    It stands a quarter of the quota above both the quota and the file. At its limit etcd refuses
+    whatever could put anything, a block, the end of a process and the leader's lease too, and the
+    free pages in the file count: a store that filled up could only be emptied key by key. What is
+    let in is decided by `pressure`, far below.
     """
     try:
         size = (directory / "data" / "member" / "snap" / "db").stat().st_size
