@@ -16,11 +16,15 @@ from federation.keys import Keys
 from federation.sealing import Sealer
 from node.config import FederationConfig
 from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdNoSpace
+from node.log import get_logger
 
 __all__ = ["Portrait", "own_addresses"]
 
 _DAY = 86_400
 _LOCAL = ("127.", "[::1]")
+
+log = get_logger("federation")
 
 
 def own_addresses(settings: FederationConfig, port: int) -> list[str]:
@@ -69,10 +73,18 @@ class Portrait:
         return self._sequence
 
     async def start(self, port: int, fingerprint: str) -> None:
-        """Take a number above all before, whatever the clock says."""
+        """Take a number above all before, whatever the clock says.
+
+        Where the store has no room to note it, the last one serves until there is some.
+        """
         self.port, self.fingerprint = port, fingerprint
         self.endpoints = own_addresses(self.settings, port)
-        await self._next_sequence()
+        try:
+            await self._next_sequence()
+        except EtcdNoSpace as error:
+            log.warning("card not renewed", error=error)
+            found = await self.client.get(self.keys.sequence)
+            self._sequence, self._due = int(found.value) if found else 0, True
 
     async def moved(self) -> bool:
         """Whether there is a new card to tell of; our addresses, if changed, are in it from now on.

@@ -104,7 +104,7 @@ def http_handler(
                 await node.client.get(keys.SERVER)
             except EtcdError as error:
                 return _store_error(node, error)
-            return Response(200)
+            return _health(node)
         return _plain_error(404, f"{request.method} {request.path[:80]}: POST /api is served here")
 
     return handle

@@ -126,6 +126,8 @@ def calls(node: Node) -> list[Call[Any]]:
             raise bad("fileid, label: an id is needed, or a label and a name")
 
     async def ticket(caller: Caller, request: Ticket) -> dict[str, Any]:
+        if request.method == "PUT":
+            node.client.pressure.demand(Need.GROWS)
         return await _ticket(node, caller, request)
 
     def of(request: Any) -> str:
