@@ -41,6 +41,7 @@ _NOISE = frozenset(
         "failed to apply request",  # is the answer to the call that caused it
     }
 )
+_DISK_FULL = "no space left on device"  # in what etcd says last when it ended for that
 _STABLE = 60.0  # seconds of service after which a death counts as the first again
 
 
@@ -222,7 +223,8 @@ async def supervise(
     """Run an etcd of our own with its data in `directory`, until cancelled.
 
     Gives the target for `open_client` to `task_status` when etcd serves. Raises `StoreRefused` when
-    it cannot start at first; later deaths are answered by a restart with back-off. When cancelled,
+    it cannot start at first; later deaths, and a full disk, are answered by a restart with
+    back-off: then it comes back when there is room. When cancelled,
     returns only after etcd has ended, at most about `_STOP_TIMEOUT` later: cancel it last.
     """
     with open_premises(directory, binary) as premises:
@@ -243,7 +245,7 @@ async def supervise(
                 ended = await _run_once(premises, quota_bytes, ready)
                 nursery.cancel_scope.cancel()
             announced = announced or ready.is_set()
-            if not announced:
+            if not announced and _DISK_FULL not in ended:
                 raise StoreRefused(f"the store does not start: {ended}")
             log.error("etcd is started again", seconds=backoff, because=ended)
             await trio.sleep(backoff)
