@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -377,16 +378,28 @@ def test_a_full_disk_is_told_and_outlasted(tmp_path: Path, make_daemon: Make) ->
     """The disk runs full below a daemon: it says so, and comes back when there is room."""
     mount = tmp_path / "lab"
     mount.mkdir()
-    script = f'mount -t tmpfs -o size=500m,mode=0700 tmpfs {mount} && exec "$@"'
-    isolated = ["unshare", "-rm", "sh", "-c", script, "sh"]
-    if subprocess.run([*isolated, "true"], capture_output=True).returncode:
-        pytest.skip("this user may mount nothing")
-    daemon = make_daemon("lab", **ALONE)
-    daemon.prefix = isolated
-    daemon.start()
-    assert daemon.process is not None
-    inside = Path(f"/proc/{daemon.process.pid}/root{mount}")
-    ballast, daemon.home = inside / "ballast", inside
+    script = f"mount -t tmpfs -o size=500m,mode=0700 tmpfs {mount} && echo there && cat"
+    holder = subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert holder.stdout is not None
+        if holder.stdout.readline() != b"there\n":
+            pytest.skip("this user may mount nothing")
+        daemon = make_daemon("lab", **ALONE)
+        daemon.prefix = ["nsenter", f"--target={holder.pid}", "--user", "--mount"]
+        daemon.prefix += ["--preserve-credentials", "--"]
+        outlast(daemon, Path(f"/proc/{holder.pid}/root{mount}"))
+    finally:
+        holder.communicate()
+
+
+def outlast(daemon: Daemon, inside: Path) -> None:
+    """The life of a daemon whose home is seen as `inside`, on a disk of its own."""
+    ballast, outside = inside / "ballast", daemon.home
 
     def leave(free: int) -> None:
         """Have so many MiB left on the disk."""
@@ -409,6 +422,8 @@ def test_a_full_disk_is_told_and_outlasted(tmp_path: Path, make_daemon: Make) ->
 
         await until(60, answered)
 
+    daemon.start()
+    daemon.home = inside
     assert trio.run(submit) == 200
     leave(100)
     trio.run(until_submit, 507)
@@ -428,6 +443,18 @@ def test_a_full_disk_is_told_and_outlasted(tmp_path: Path, make_daemon: Make) ->
     trio.run(until_submit, 507)
     ballast.unlink()
     trio.run(until_submit, 200)
+    assert daemon.health() == 200
+
+    # A daemon that starts on such a disk waits for room instead of giving up.
+    leave(0)
+    daemon.kill()
+    mark, daemon.home = len(daemon.events), outside
+    starting = threading.Thread(target=daemon.start)
+    starting.start()
+    daemon.await_event('event="the store starts nevertheless"', after=mark)
+    ballast.unlink()
+    starting.join()
+    daemon.await_event("event=ready ", after=mark)
     assert daemon.health() == 200
     assert daemon.stop() == 0
 

@@ -175,7 +175,7 @@ class EtcdClient:
         data = await self._channel.call(path, request.SerializeToString(), seconds)
         return answer.FromString(data)
 
-    async def _write(self, path: str, request: Any, answer: Any) -> Any:
+    async def _put_in(self, path: str, request: Any, answer: Any) -> Any:
         """One request that may take space, counted; that etcd has none left is noted."""
         data = request.SerializeToString()
         self.pressure.wrote(len(data))
@@ -266,7 +266,7 @@ class EtcdClient:
     async def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Write unconditionally; gives the revision of the write."""
         request = pb.PutRequest(key=key.encode(), value=value, lease=lease)
-        return int((await self._write(_KV + "Put", request, pb.PutResponse)).header.revision)
+        return int((await self._put_in(_KV + "Put", request, pb.PutResponse)).header.revision)
 
     async def delete(self, key: str) -> int:
         """Remove one key; gives how many were removed, 0 or 1."""
@@ -290,7 +290,7 @@ class EtcdClient:
             _add_operation(request.success, op)
         for op in txn.failure:
             _add_operation(request.failure, op)
-        answer = await self._write(_KV + "Txn", request, pb.TxnResponse)
+        answer = await self._put_in(_KV + "Txn", request, pb.TxnResponse)
         done = txn.success if answer.succeeded else txn.failure
         responses = []
         if any(type(op) is Get for op in done):
@@ -301,7 +301,7 @@ class EtcdClient:
     async def grant(self, ttl: int) -> int:
         """A new lease of `ttl` seconds (etcd may make it longer); gives its id."""
         request = pb.LeaseGrantRequest(TTL=ttl)
-        return int((await self._write(_LEASE + "LeaseGrant", request, pb.LeaseGrantResponse)).ID)
+        return int((await self._put_in(_LEASE + "LeaseGrant", request, pb.LeaseGrantResponse)).ID)
 
     async def keep_alive(self, lease: int) -> None:
         """Renew the lease, a third of its life apart, until cancelled; raises `LeaseLost`.
