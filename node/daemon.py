@@ -149,7 +149,12 @@ async def _open_pressure(client: EtcdClient, config: Config, home: Path) -> None
     pressure.own = not config.etcd.endpoints
     if pressure.own:
         await clear_alarm(client)
-    await observe(client, home if pressure.own else None)
+        await observe(client, home)
+        return
+    try:
+        await observe(client)
+    except EtcdError as error:
+        log.warning("store is not watched", because=error)  # `watch_use` goes on trying
 
 
 async def _maintain(client: EtcdClient, home: Path) -> None:

@@ -69,12 +69,15 @@ def _tell(pressure: Pressure) -> None:
 
 
 async def watch_use(client: EtcdClient) -> NoReturn:
-    """Watch the use of a cluster that others keep, until cancelled."""
+    """Watch the use of a cluster that others keep, until cancelled; trouble is logged once."""
+    trouble = ""
     while True:
         try:
             await observe(client)
+            trouble = ""
         except EtcdError as error:
-            log.warning("store is not watched", because=error)
+            if trouble != (trouble := str(error)):
+                log.warning("store is not watched", because=error)
         await _until_next(client, _LOOK)
 
 
