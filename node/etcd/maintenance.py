@@ -76,8 +76,9 @@ async def watch_use(client: EtcdClient) -> NoReturn:
             await observe(client)
             trouble = ""
         except EtcdError as error:
-            if trouble != (trouble := str(error)):
+            if str(error) != trouble:
                 log.warning("store is not watched", because=error)
+            trouble = str(error)
         await _until_next(client, _LOOK)
 
 
