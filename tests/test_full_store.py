@@ -31,7 +31,7 @@ from tests.test_cluster import members, serving
 from tests.test_federation import Side
 
 Make = Callable[..., Daemon]
-QUOTA = 32 * 2**20
+QUOTA = 16 * 2**20
 SMALL = {"COLONYD_ETCD__QUOTA": str(QUOTA)}
 ALONE = {"COLONYD_FEDERATION__ENABLED": "false"}
 BULK = "x" * 150_000
