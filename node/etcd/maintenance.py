@@ -14,7 +14,7 @@ import trio
 
 from node.etcd.client import EtcdClient, Status
 from node.etcd.errors import Compacted, EtcdError
-from node.etcd.pressure import Level, Need, Pressure
+from node.etcd.pressure import Level, Pressure
 from node.log import get_logger
 
 __all__ = ["clear_alarm", "maintain", "observe", "watch_use"]
@@ -102,7 +102,7 @@ async def maintain(
 ) -> NoReturn:
     """Keep the store below its quota, until cancelled; `client.pressure` tells how full it is.
 
-    While there is a key `hold`, nothing is forgotten unless space runs out.
+    While there is a key `hold`, nothing is forgotten unless etcd itself has no space.
 
     History is kept for one to two intervals, which a paged listing has to be done in; shorter ones
     where the store fills. etcd's own compaction, every five minutes at best, lets a busy queue fill
@@ -126,7 +126,7 @@ async def maintain(
                 compacted = status.revision
             elif now - turn >= pause:
                 worth = 1 if pressure.tight else _WORTH_IT
-                if due - compacted >= worth and not await _held(client, hold):
+                if due - compacted >= worth and not (hold and await client.get(hold)):
                     await _compact(client, due)
                     compacted, stale = due, 3
                 elif pressure.tight and stale:
@@ -149,13 +149,6 @@ async def _until_next(client: EtcdClient, seconds: float) -> None:
     await trio.sleep(min(_LEAST, seconds))
     with trio.move_on_after(seconds):
         await client.pressure.look.wait()
-
-
-async def _held(client: EtcdClient, hold: str) -> bool:
-    """Whether a key forbids to forget anything, which it can't once space runs out."""
-    if not hold or client.pressure.refuses(Need.WORKS):
-        return False
-    return await client.get(hold) is not None
 
 
 async def _compact(client: EtcdClient, revision: int) -> None:
