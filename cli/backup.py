@@ -14,6 +14,7 @@ import click
 
 from cli.output import print_json
 from cli.session import FAILED, UNREACHABLE, USAGE, Failure, Session, colony_command
+from cli.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from node.archive import Manifest
@@ -64,7 +65,7 @@ def _told(session: Session, manifest: Manifest, path: Path, **more: object) -> N
     if session.as_json:
         print_json(value)
         return
-    click.echo(
+    print_line(
         f"{path}: colony {manifest.colony} of {made}, {manifest.keys} keys,"
         f" {len(manifest.items) - 1} files, {manifest.size} bytes"
     )
@@ -107,5 +108,5 @@ def restore(session: Session, path: Path, force: bool) -> None:
     manifest, aside = _run(lambda: put_back(path, session.home, session.environ, force=force))
     _told(session, manifest, path, home=str(session.home), aside=str(aside) if aside else None)
     if aside is not None:
-        click.echo(f"what was there before is in {aside}", err=True)
-    click.echo("next: `colony up`", err=True)
+        print_note(f"what was there before is in {aside}")
+    print_note("next: `colony up`")

@@ -22,6 +22,7 @@ from cli.output import (
     when,
 )
 from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+from cli.terminal import json_text
 
 blueprint = colony_group(
     "blueprint",
@@ -169,8 +170,8 @@ def get(session: Session, name: str) -> None:
             ("updated", when(metadata.get("updatedAt"))),
             ("reconciled", when(metadata.get("lastReconciliationTime"))),
             ("by process", metadata.get("lastReconciliationProcess")),
-            ("spec", json.dumps(row.get("spec"), indent=2, ensure_ascii=False)),
-            ("status", json.dumps(row["status"], indent=2) if row.get("status") else ""),
+            ("spec", json_text(row.get("spec"), 2)),
+            ("status", json_text(row["status"], 2) if row.get("status") else ""),
         ],
     )
 

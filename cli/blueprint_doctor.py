@@ -15,7 +15,8 @@ from cli import log as log_lines
 from cli.client import Client
 from cli.doctor import Check
 from cli.output import print_json, short
-from cli.session import FAILED, NOT_FOUND, OK, Failure, Session, colony_command, finish, printable
+from cli.session import FAILED, NOT_FOUND, OK, Failure, Session, colony_command, finish
+from cli.terminal import print_line, print_note
 
 _POLL = 1.0  # seconds
 _RECENT = 100  # processes of a state looked at for a blueprint's name
@@ -130,11 +131,11 @@ def doctor(session: Session, name: str | None, fix: bool) -> None:
     else:
         for each in checks:
             mark = {True: "✓", False: "✗", None: "!"}[each.ok]
-            click.echo(printable(f"{mark} {each.name}: {each.detail}"))
+            print_line(f"{mark} {each.name}: {each.detail}")
             if each.next and each.ok is not True:
-                click.echo(f"  next: {each.next}")
+                print_line(f"  next: {each.next}")
         for title in fixed:
-            click.echo(f"reconciling {title}", err=True)
+            print_note(f"reconciling {title}")
     finish(FAILED if wrong else OK)
 
 

@@ -22,8 +22,8 @@ from cli.session import (
     as_executor,
     colony_command,
     colony_group,
-    printable,
 )
+from cli.terminal import print_note, print_result
 
 _POLL = 0.5  # seconds
 _CLOSED = 2
@@ -47,13 +47,9 @@ def _payload(entry: dict[str, Any]) -> bytes:
 
 def _print(entry: dict[str, Any]) -> None:
     if entry.get("type") == "error":
-        click.echo(f"error: {printable(_payload(entry).decode(errors='replace'))}", err=True)
+        print_note(f"error: {_payload(entry).decode(errors='replace')}")
         return
-    data = _payload(entry)
-    if sys.stdout.isatty():
-        click.echo(printable(data.decode(errors="replace")))
-    else:
-        click.echo(data)
+    print_result(_payload(entry))
 
 
 @colony_command("send", "colony channel send 3fa2b1c09d7e chat 'a little to the left'")

@@ -8,18 +8,24 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import secrets
 import ssl
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import httpx
 import trio
 
+from node.http_client import TooLong, ask, http_client
 from node.identity import PrivateKey, sign_payload
 
-__all__ = ["Client", "RpcError", "Unreachable"]
+__all__ = ["LONGEST_REPLY", "Client", "RpcError", "Unreachable"]
+
+LONGEST_REPLY = 256 << 20  # bytes of one reply: a listing of what a store of 2 GiB may hold
+_LONGEST_HEALTH = 65_536
 
 _UNSIGNED = frozenset({"versionmsg", "getserverinfomsg"})
 _RESEND_PAUSE = 0.2  # seconds before the first repeat of an envelope; doubles
@@ -53,9 +59,7 @@ class Client:
         self.url = url.rstrip("/")
         # Reading the authorities' certificates takes longer than most calls.
         self.verify = False if self.url.lower().startswith("http://") else verify
-        # trust_env off: a proxy variable must not divert calls to a local daemon.
-        self._http = httpx.AsyncClient(
-            trust_env=False,
+        self._http = http_client(
             verify=self.verify,
             limits=httpx.Limits(max_connections=128, keepalive_expiry=30.0),
         )
@@ -106,7 +110,8 @@ class Client:
         """
         try:
             with trio.fail_after(timeout):
-                return (await self._http.get(f"{self.url}/health")).status_code
+                url = f"{self.url}/health"
+                return (await ask(self._http, "GET", url, limit=_LONGEST_HEALTH)).status_code
         except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError) as error:
             raise Unreachable(f"{self.url}: {_reason(error)}", sent=False) from error
 
@@ -114,14 +119,20 @@ class Client:
         limits = httpx.Timeout(timeout, connect=min(timeout, 5.0))
         try:
             with trio.fail_after(timeout):
-                reply = await self._http.post(
+                reply = await ask(
+                    self._http,
+                    "POST",
                     f"{self.url}/api",
+                    limit=LONGEST_REPLY,
                     content=body,
                     headers={"content-type": "application/json"},
                     timeout=limits,
                 )
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise Unreachable(f"{self.url}: {_reason(error)}", sent=False) from error
+        except TooLong as error:
+            message = f"{payloadtype}: {error}; ask for fewer at a time (--count)"
+            raise RpcError(502, message) from None
         except (httpx.TransportError, trio.TooSlowError) as error:
             raise Unreachable(f"{self.url}: {_reason(error)}", sent=True) from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -138,7 +149,21 @@ def _reason(error: Exception) -> str:
             why = below.verify_message.rstrip(".")
             return f"its certificate is not trusted ({why}); COLONIES_SERVER_PIN names its SHA-256"
         below = below.__cause__ or below.__context__
+    # Attempts at several addresses are gathered in a group, whose text names none of them.
+    for leaf in _leaves(error):
+        if isinstance(leaf, OSError) and leaf.errno:
+            return os.strerror(leaf.errno).lower()
     return str(error) or type(error).__name__
+
+
+def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+    """Find the errors that `error` came from, itself among them."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    elif error is not None:
+        yield from _leaves(error.__cause__ or error.__context__)
+        yield error
 
 
 def encode(payloadtype: str, fields: dict[str, Any], key: PrivateKey | None) -> bytes:

@@ -12,6 +12,7 @@ import click
 from cli.keyfiles import accepts, check_id, check_name, key_path, read_or_make, rotate
 from cli.output import STATES, print_done, print_fields, print_json, print_rows, print_value
 from cli.session import Session, colony_command, colony_group, confirm
+from cli.terminal import print_note
 from cli.user import tell_environment
 
 colony = colony_group(
@@ -39,7 +40,7 @@ def add(session: Session, name: str, identity: str | None) -> None:
     )
     if not identity:
         added["keyfile"] = str(path)
-        click.echo(f"its owner's key: {path}", err=True)
+        print_note(f"its owner's key: {path}")
     print_done(session, added, known)
 
 
@@ -127,7 +128,7 @@ def change_id(session: Session, identity: str | None, yes: bool) -> None:
         path = key_path(session, "colony")
         new = rotate(session, session.owner_key(), path, change, probe)
         tell_environment(session, "COLONIES_COLONY_PRVKEY", str(path))
-    click.echo("next: restart the daemon; peers must trust the new id", err=True)
+    print_note("next: restart the daemon; peers must trust the new id")
     print_done(session, {"name": name, "colonyid": new}, new)
 
 

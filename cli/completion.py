@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from cli.session import Session, colony_command
+from cli.terminal import print_line
 
 
 @colony_command(
@@ -29,4 +30,4 @@ def completion(session: Session, shell: str) -> None:
     assert kind is not None
     made = kind(main, {}, "colony", "_COLONY_COMPLETE")
     # Not source(): it asks the installed bash for its version, and may be piped to another host.
-    click.echo(made.source_template % made.source_vars())
+    print_line(made.source_template % made.source_vars())

@@ -23,6 +23,7 @@ import trio
 from cli.client import Client, RpcError, Unreachable
 from cli.output import print_json
 from cli.session import Failure, Session, colony_command
+from cli.terminal import print_line
 from node.identity import PrivateKey, read_key
 
 _TEXT = "hello from the workshop"
@@ -92,7 +93,7 @@ def demo(session: Session, keep: bool, seconds: float) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text)
+    print_line(text)
 
 
 def _quiet(text: str) -> None:
@@ -144,12 +145,12 @@ async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, 
                 "getforwardmsg", {"processid": processid}, workshop.user
             )
         outcome = forward.get("outcome") or {}
-        valid = bool(outcome.get("signaturevalid"))
+        valid = bool(outcome.get("signaturevalid")) and bool(outcome.get("answers"))
         if closed["state"] != 2 or not valid:
             raise Failure(f"the process ended badly: {closed['errors']} {forward}")
         say(f"6. Output: {closed['out'][0]}")
         say(f"   run by {forward['peername']} {outcome['issuer']}")
-        say("   signature valid")
+        say("   signature valid, for the very submission that was sent")
         say(f"   {trio.current_time() - began:.1f} s from the first line to here")
         done = True
     finally:

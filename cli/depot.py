@@ -5,7 +5,7 @@ The commands are in `cli.file` and `cli.snapshot`, moving bytes in `cli.transfer
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from cli.session import USAGE, Failure, Session
 
 if TYPE_CHECKING:
     from cli.client import Client
-    from cli.filesync import Item
+    from cli.filesync import Item, Plan, Scan
     from cli.transfer import Content, Meter, Store
     from node.identity import PrivateKey
 
@@ -77,11 +77,43 @@ class Depot:
         }
         return dict(await self.call("addfilemsg", {"file": new}))
 
-    async def get(self, version: dict[str, Any], target: Path, progress: Meter) -> None:
-        """Download a version to a path."""
+    async def get(
+        self,
+        version: dict[str, Any],
+        target: Path,
+        progress: Meter,
+        may_replace: Callable[[Path], bool] = lambda path: False,
+    ) -> None:
+        """Download a version to a path; what is there stays unless `may_replace` allows it."""
         from cli.transfer import fetch
 
-        await fetch(self.keeper(version), version, target, progress)
+        await fetch(self.keeper(version), version, target, progress, may_replace)
+
+    async def carry_out(
+        self,
+        directory: Path,
+        root: str,
+        made: Plan,
+        local: Scan,
+        version: Callable[[Item], Awaitable[dict[str, Any]]],
+    ) -> None:
+        """Do what a plan says about downloads; who loses a place meanwhile joins its clashes."""
+        from cli.transfer import Taken, digest, meter
+
+        def unchanged(path: Path) -> bool:
+            # Changed since it was compared: that was not in the plan.
+            return not path.is_symlink() and path.is_file() and digest(path) == before
+
+        for item in sorted([*made.download, *made.replace]):
+            found = await version(item)
+            before = local.files.get(item)
+            path = directory / item.below(root)
+            try:
+                prepare(directory, path)
+                with meter(item.name, int(found["size"])) as progress:
+                    await self.get(found, path, progress, unchanged)
+            except (Taken, FileExistsError, NotADirectoryError) as error:
+                made.clashes[item] = str(error)
 
 
 @asynccontextmanager

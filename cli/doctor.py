@@ -12,15 +12,16 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import click
-
 from cli.output import print_json
-from cli.session import FAILED, OK, Failure, Session, colony_command, finish, printable
+from cli.session import FAILED, OK, Failure, Session, colony_command, finish
+from cli.terminal import print_line
 
 _MIB = 2**20
+_MOST_NAMED = 5  # files of other users that are named one by one
 _DISK_FAIL, _DISK_WARN = 256 * _MIB, 2048 * _MIB  # bytes: the store's quota is 2 GiB by default
 _EARLIEST_YEAR = 2025  # no host that runs this release can honestly be earlier
 _MDNS_PORT = 5353
@@ -54,15 +55,16 @@ def doctor(session: Session) -> None:
 
 def _print(check: Check) -> None:
     mark = {True: "✓", False: "✗", None: "!"}[check.ok]
-    click.echo(printable(f"{mark} {check.name}: {check.detail}"))
+    print_line(f"{mark} {check.name}: {check.detail}")
     if check.next and check.ok is not True:
-        click.echo(f"  next: {check.next}")
+        print_line(f"  next: {check.next}")
 
 
 def _all(session: Session) -> Iterator[Check]:
     home = session.home
     yield check_clock(time.time())
     yield check_home(home)
+    yield from check_owner(home)
     yield from check_keys(home / "keys")
     yield check_config(session)
     yield check_disk(home)
@@ -89,11 +91,28 @@ def check_home(home: Path) -> Check:
     return Check("home", True, str(home))
 
 
+def check_owner(home: Path) -> Iterator[Check]:
+    """Whether all of the home belongs to one user, who is the one that runs the daemon."""
+    from node.home import foreign_files, user_name
+
+    try:
+        owner = user_name(home.stat().st_uid)
+        found = list(islice(foreign_files(home), _MOST_NAMED))
+    except OSError:
+        return  # said by the check of the home
+    for path, uid in found:
+        detail = f"{path} belongs to {user_name(uid)}, its home to {owner}"
+        yield Check("owner", False, detail, f"as root: chown -hR {owner} {home}")
+    if not found:
+        yield Check("owner", True, f"all of the home belongs to {owner}")
+
+
 def check_keys(directory: Path) -> Iterator[Check]:
-    """Whether only their owner can read the key files."""
+    """Whether only their owner can read the key files, that of TLS among them."""
     try:
         found = sorted(directory.glob("*.key"))
-        wrong = [path for path in (directory, *found) if path.stat().st_mode & 0o077]
+        tls = [path for path in [directory.parent / "tls.key"] if path.exists()]
+        wrong = [path for path in (directory, *found, *tls) if path.stat().st_mode & 0o077]
     except OSError as error:
         yield Check("keys", False, f"{directory}: {error.strerror}", "`colony init`")
         return

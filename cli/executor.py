@@ -22,6 +22,7 @@ from cli.output import (
     when,
 )
 from cli.session import USAGE, Failure, Session, as_executor, colony_command, colony_group
+from cli.terminal import print_note
 
 STATES = ("pending", "approved", "rejected", "unregistered")
 
@@ -164,10 +165,10 @@ def _add(
         session.call("approveexecutormsg", named, owner=True)
         added["state"] = 1
     else:
-        click.echo(f"next: `colony executor approve {name}`", err=True)
+        print_note(f"next: `colony executor approve {name}`")
     if not identity:
         added["keyfile"] = str(path)
-        click.echo(f"its key: {path}", err=True)
+        print_note(f"its key: {path}")
     print_done(session, added, known)
 
 

@@ -5,15 +5,17 @@ The bytes move in `cli.transfer` and `cli.s3`; the commands of snapshots are in 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.depot import Depot, address, checked_item, depot, prepare
+from cli.depot import Depot, address, checked_item, depot
 from cli.output import print_done, print_json, print_rows, print_table, print_value, when
 from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
 from cli.snapshot import snapshot
+from cli.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from cli.filesync import Item, Plan, Scan
@@ -86,7 +88,7 @@ def get(session: Session, target: str, to: Path, force: bool) -> None:
             item = checked_item(version["label"], version["name"])
             path = _target(to, item.name, force)
             with meter(item.name, version["size"]) as progress:
-                await ours.get(version, path, progress)
+                await ours.get(version, path, progress, lambda path: force)
             return version, path
 
     version, path = session.run(work)
@@ -96,7 +98,9 @@ def get(session: Session, target: str, to: Path, force: bool) -> None:
 
 def _target(to: Path, name: str, force: bool) -> Path:
     path = to / name if to.is_dir() else to
-    if path.exists() and not force:
+    if path.is_dir():
+        raise Failure(f"{path} is a directory", next_step="another place with --to")
+    if os.path.lexists(path) and not force:
         raise Failure(f"{path} exists", next_step="another place with --to, or --force")
     return path
 
@@ -187,8 +191,13 @@ def rm(session: Session, target: str) -> None:
 @click.option("--keep-remote", "keep", flag_value="remote", help="On conflict download.")
 @click.option("--dry", is_flag=True, help="Only show what would be done.")
 def sync(session: Session, directory: Path, label: str | None, keep: str | None, dry: bool) -> None:
-    """Upload what the colony lacks and download what DIRECTORY lacks. Nothing is deleted."""
-    from cli.filesync import plan, read_marker, write_marker
+    """Upload what the colony lacks and download what DIRECTORY lacks. Nothing is deleted.
+
+    A local file is replaced only with --keep-remote, and is then listed as `replace`. A clash is a
+    file of the colony that has no place in DIRECTORY: a link or directory is there, or another file
+    of the colony. With --keep-local or --keep-remote all but the clashes is done.
+    """
+    from cli.filesync import plan, read_marker, settle, write_marker
 
     label = label or read_marker(directory)
     if label is None:
@@ -202,35 +211,56 @@ def sync(session: Session, directory: Path, label: str | None, keep: str | None,
             local, remote = await _compare(ours, directory, root)
             checksums = {item: content.checksum for item, content in local.files.items()}
             made = plan(checksums, {i: str(row["checksum"]) for i, row in remote.items()}, keep)
-            done: dict[str, Any] = {
+            settle(made, local, root)
+            if not dry:
+                _refuse_conflicts(made, root, keep)
+                await _carry_out(ours, directory, root, made, local)
+                write_marker(directory, root)
+            return {
                 "label": root,
-                "upload": [item.below(root) for item in made.upload],
-                "download": [item.below(root) for item in made.download],
-                "conflicts": [item.below(root) for item in made.conflicts],
+                **{
+                    name: [item.below(root) for item in getattr(made, name)]
+                    for name in ("upload", "download", "replace", "conflicts")
+                },
+                "clashes": {item.below(root): why for item, why in made.clashes.items()},
                 "same": made.same,
                 "skipped": local.skipped,
             }
-            if made.conflicts and not dry:
-                listed = ", ".join(done["conflicts"][:5])
-                raise Failure(
-                    f"{len(made.conflicts)} files differ on both sides: {listed}",
-                    next_step="choose with --keep-local or --keep-remote; nothing was changed",
-                )
-            if not dry:
-                await _carry_out(ours, directory, root, made, local, remote)
-                write_marker(directory, root)
-            return done
 
     done = session.run(work)
     for path in done["skipped"]:
-        click.echo(f"skipped {path}: a link, or a name that no label can hold", err=True)
+        print_note(f"skipped {path}: a link, or a name that no label can hold")
     if session.as_json:
         print_json(done)
-        return
-    for word, key in (("upload", "upload"), ("download", "download"), ("conflict", "conflicts")):
-        for path in done[key]:
-            click.echo(f"{word}  {path}")
-    click.echo(f"{done['same']} files are the same on both sides", err=True)
+    else:
+        words = {"upload": "upload", "download": "download", "replace": "replace"}
+        for key, word in (words | {"conflicts": "conflict"}).items():
+            for path in done[key]:
+                print_line(f"{word}  {path}")
+        for path, why in done["clashes"].items():
+            print_line(f"clash  {path}: {why}")
+        print_note(f"{done['same']} files are the same on both sides")
+    if done["clashes"] and not dry:
+        raise Failure(f"{len(done['clashes'])} files were left alone", next_step=_CLASH)
+
+
+_CLASH = "move away what is in the way here, or `colony file rm` it in the colony"
+
+
+def _refuse_conflicts(made: Plan, root: str, keep: str | None) -> None:
+    """Raise Failure, with names, for what the user has to decide first."""
+    if made.conflicts:
+        listed = ", ".join(item.below(root) for item in made.conflicts[:5])
+        raise Failure(
+            f"{len(made.conflicts)} files differ on both sides: {listed}",
+            next_step="choose with --keep-local or --keep-remote; nothing was changed",
+        )
+    if made.clashes and keep is None:
+        listed = "; ".join(f"{i.below(root)}: {why}" for i, why in list(made.clashes.items())[:5])
+        raise Failure(
+            f"{len(made.clashes)} files clash: {listed}",
+            next_step=f"{_CLASH}; --keep-local does all the rest; nothing was changed",
+        )
 
 
 async def _compare(
@@ -251,22 +281,18 @@ async def _compare(
     return local, remote
 
 
-async def _carry_out(
-    ours: Depot, directory: Path, root: str, made: Plan, local: Scan, remote: dict[Item, Any]
-) -> None:
+async def _carry_out(ours: Depot, directory: Path, root: str, made: Plan, local: Scan) -> None:
     from cli.transfer import meter
 
     total = sum(local.files[item].size for item in made.upload)
     with meter("upload", total) as progress:
         for item in made.upload:
             await ours.put(directory / item.below(root), item, local.files[item], progress)
-    total = sum(int(remote[item]["size"]) for item in made.download)
-    with meter("download", total) as progress:
-        for item in made.download:
-            version = await ours.newest(f"{item.label.rstrip('/')}/{item.name}")
-            path = directory / item.below(root)
-            prepare(directory, path)
-            await ours.get(version, path, progress)
+
+    async def newest(item: Item) -> dict[str, Any]:
+        return await ours.newest(f"{item.label.rstrip('/')}/{item.name}")
+
+    await ours.carry_out(directory, root, made, local, newest)
 
 
 for _command in (put, get, ls, labels, info, rm, sync, snapshot):

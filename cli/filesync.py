@@ -1,4 +1,4 @@
-"""Compares a directory with a label: what to upload, what to download, what differs on both sides.
+"""Compares a directory with a label: what to upload, what to download, what clashes.
 
 Values in, a plan out; carrying it out is in `cli.file`.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from cli.transfer import Content, digest
+from cli.transfer import Content, digest, is_partial
 from node.errors import RpcError
 from node.labels import check_name, normalise_label
 
@@ -20,10 +20,10 @@ __all__ = [
     "Item",
     "Plan",
     "Scan",
-    "is_partial",
     "plan",
     "read_marker",
     "scan",
+    "settle",
     "write_marker",
 ]
 
@@ -46,18 +46,28 @@ class Item:
 
 @dataclass
 class Scan:
-    """What a directory holds; `skipped` are paths that no label and name can stand for."""
+    """What a directory holds; `skipped` are paths that no label and name can stand for.
+
+    `others` has all that is there beside `files`: its path below the directory, and what it is.
+    """
 
     files: dict[Item, Content] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    others: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Plan:
-    """What is to be done; conflicts are in one of the first two once a side is chosen."""
+    """What is to be done; conflicts are in one of the first three once a side is chosen.
+
+    Only what `replace` names takes the place of a local file. `clashes` are files of the colony
+    that have no place of their own in the directory, and why.
+    """
 
     upload: list[Item] = field(default_factory=list)
     download: list[Item] = field(default_factory=list)
+    replace: list[Item] = field(default_factory=list)
+    clashes: dict[Item, str] = field(default_factory=dict)
     conflicts: list[Item] = field(default_factory=list)
     same: int = 0
 
@@ -74,16 +84,42 @@ def plan(local: Mapping[Item, str], remote: Mapping[Item, str], keep: str | None
             made.same += 1
         elif there is None or (here is not None and keep == "local"):
             made.upload.append(item)
-        elif here is None or keep == "remote":
+        elif here is None:
             made.download.append(item)
+        elif keep == "remote":
+            made.replace.append(item)
         else:
             made.conflicts.append(item)
     return made
 
 
-def is_partial(name: str) -> bool:
-    """Whether a name is that of a download under way."""
-    return name.startswith(".") and name.endswith(".part")
+def settle(made: Plan, found: Scan, root: str) -> None:
+    """Move each download that has no place of its own from `download` to `clashes`, with why."""
+    wanted = {item.below(root): item for item in made.download}
+    here = found.others | {item.below(root): "file" for item in found.files}
+    above = {str(parent) for path in wanted for parent in PurePosixPath(path).parents}
+    for path, item in wanted.items():
+        if why := _in_the_way(path, here, wanted.keys(), above):
+            made.clashes[item] = why
+            made.download.remove(item)
+
+
+def _in_the_way(
+    path: str, here: Mapping[str, str], wanted: Collection[str], above: Collection[str]
+) -> str:
+    """Why nothing can be downloaded to `path`, or an empty text."""
+    if path == MARKER or is_partial(path.rpartition("/")[2]):
+        return "the name is one of this command's own"
+    if path in here:
+        return f"there is a {here[path]} here"
+    if path in above:
+        return "in the colony it is a file and a directory"
+    for parent in map(str, PurePosixPath(path).parents):
+        if here.get(parent, "directory") != "directory":
+            return f"{parent} is a {here[parent]} here"
+        if parent in wanted:
+            return f"in the colony {parent} is a file and a directory"
+    return ""
 
 
 def scan(directory: Path, label: str) -> Scan:
@@ -99,11 +135,19 @@ def scan(directory: Path, label: str) -> Scan:
         raise error
 
     for root, directories, names in os.walk(directory, onerror=refuse):
-        directories[:] = [d for d in directories if not os.path.islink(os.path.join(root, d))]
         below = os.path.relpath(root, directory)
         inner = label if below == "." else f"{label}/{below}"
+        ahead = "" if below == "." else f"{below}/"
+        for name in directories:
+            link = os.path.islink(os.path.join(root, name))
+            found.others[ahead + name] = "link" if link else "directory"
+        directories[:] = [d for d in directories if found.others[ahead + d] == "directory"]
         for name in names:
             path = Path(root, name)
+            if path.is_symlink():
+                found.others[ahead + name] = "link"
+            elif not path.is_file():
+                found.others[ahead + name] = "special file"
             if is_partial(name) or (below == "." and name == MARKER):
                 continue
             try:
@@ -111,7 +155,7 @@ def scan(directory: Path, label: str) -> Scan:
             except RpcError:
                 found.skipped.append(str(path))
                 continue
-            if path.is_symlink() or not path.is_file():
+            if ahead + name in found.others:
                 found.skipped.append(str(path))
                 continue
             found.files[item] = digest(path)

@@ -24,6 +24,7 @@ from cli.output import (
     state_name,
 )
 from cli.session import FAILED, NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+from cli.terminal import print_line, print_note
 
 history = colony_group(
     "history",
@@ -224,6 +225,7 @@ def _forward(record: dict[str, Any]) -> list[tuple[str, object]]:
         fields += [
             ("sent by", told.get("route")),
             ("outcome", signed(outcome) if outcome is not None else "none is kept"),
+            ("not checked", outcome.note if outcome is not None else ""),
             ("ran at", ran),
         ]
     return fields
@@ -256,7 +258,7 @@ def _show_workflow(session: Session, record: dict[str, Any], everything: list[An
     )
     for node in nodes:
         name = node["spec"]["nodename"] or node["spec"]["funcname"]
-        click.echo(f"  {short(node['processid'])}  {name}  {state_name(node['state'])}")
+        print_line(f"  {short(node['processid'])}  {name}  {state_name(node['state'])}")
 
 
 @colony_command("verify", "colony history verify", "colony history verify --contains 5d41402a…")
@@ -307,7 +309,7 @@ def verify(session: Session, colony: str | None, digest: str) -> None:
             ]
         )
         for problem in problems:
-            click.echo(f"problem: {problem}", err=True)
+            print_note(f"problem: {problem}")
     if problems:
         raise Failure(
             f"history is not what was written: {len(problems)} problems",

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import click
 
+from cli.keyfiles import own_home
 from cli.output import print_fields, print_json
 from cli.session import Failure, Session, colony_command
+from cli.terminal import print_note
 
 
 @colony_command("init", "colony init", "colony init --name lab-42 --home /srv/colonyd")
@@ -17,6 +19,7 @@ def init(session: Session, name: str | None) -> None:
     """Create what is missing in the home directory; nothing there is overwritten."""
     from node.home import HomeError, init_home
 
+    own_home(session)
     home = session.home
     try:
         info = init_home(home, name, session.environ)
@@ -45,5 +48,5 @@ def init(session: Session, name: str | None) -> None:
         ]
     )
     done = "created" if info.created else "was there already; nothing changed"
-    click.echo(f"{done}; back up {home / 'keys'}: the keys are the colony", err=True)
-    click.echo("next: `colony up`", err=True)
+    print_note(f"{done}; back up {home / 'keys'}: the keys are the colony")
+    print_note("next: `colony up`")

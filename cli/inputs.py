@@ -5,6 +5,7 @@ Nothing here calls a daemon.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
@@ -12,9 +13,12 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import msgspec
 
 from cli.session import NOT_FOUND, USAGE, Failure
+from node.model import FunctionSpec
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -63,7 +67,40 @@ def workflow_spec(path: str, colony: str) -> dict[str, Any]:
             code=USAGE,
             next_step='write an array of function specs: [{"nodename": "a", "funcname": ...}, ...]',
         )
+    for number, spec in enumerate(specs, 1):
+        refuse_unknown(spec, FunctionSpec, f"{path}: node {number}")
     return {"colonyname": name or colony, "functionspecs": specs}
+
+
+def refuse_unknown(value: dict[str, Any], kind: type[msgspec.Struct], where: str) -> None:
+    """Raise Failure for a key that `kind` has no field for; a daemon ignores it, as upstream does.
+
+    As in upstream's JSON reader, upper and lower case are one.
+    """
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    for key, inner in value.items():
+        name = next((name for name in fields if name.lower() == key.lower()), None)
+        if name is None:
+            close = difflib.get_close_matches(key.lower(), fields, 1, 0.5)
+            raise Failure(
+                f"{where}: {key!r} is no field",
+                code=USAGE,
+                next_step=f"did you mean {close[0]!r}?"
+                if close
+                else f"the fields are: {', '.join(fields)}",
+            )
+        nested = _struct_of(fields[name])
+        for each in inner if isinstance(inner, list) else [inner]:
+            if nested is not None and isinstance(each, dict):
+                refuse_unknown(each, nested, f"{where}: {key}")
+
+
+def _struct_of(annotation: Any) -> type[msgspec.Struct] | None:
+    """The struct in an annotation such as `Conditions` or `list[SnapshotMount]`."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return annotation
+    found = (_struct_of(inner) for inner in get_args(annotation))
+    return next((each for each in found if each is not None), None)
 
 
 def since(text: str, now: float | None = None) -> int:

@@ -15,6 +15,7 @@ import click
 from cli.output import ago, print_done, print_json, print_rows, span
 from cli.policy import policy_fields, policy_options, wish
 from cli.session import EXIT_CODES, Session, colony_command, shared_options
+from cli.terminal import print_line, print_note
 
 __all__ = ["invite", "join"]
 
@@ -70,15 +71,14 @@ def invite(
         print_json(reply)
         return
     token = str(reply["token"])
-    click.echo(token)
+    print_line(token)
     if qr or (qr is None and sys.stdout.isatty()):
-        click.echo(_drawn(token), err=True)
+        print_note(_drawn(token))
     places = ", ".join(reply["addresses"])
-    click.echo(
-        f"invitation {reply['invitation']}: good for one colony and {span(seconds)}, at {places}",
-        err=True,
+    print_note(
+        f"invitation {reply['invitation']}: good for one colony and {span(seconds)}, at {places}"
     )
-    click.echo("  next: on the other side, `colony peers join TOKEN`", err=True)
+    print_note("  next: on the other side, `colony peers join TOKEN`")
 
 
 def _drawn(text: str) -> str:

@@ -22,6 +22,7 @@ from cli.session import (
     colony_group,
     confirm,
 )
+from cli.terminal import print_line, print_note
 
 key = colony_group(
     "key",
@@ -55,10 +56,10 @@ def generate(session: Session, file: str | None) -> None:
     if session.as_json:
         print_json({"id": made.id, **({"file": file} if file else {"prvkey": made.hex})})
     elif file:
-        click.echo(made.id)
+        print_line(made.id)
     else:
-        click.echo(made.hex)
-        click.echo(f"id {made.id}", err=True)
+        print_line(made.hex)
+        print_note(f"id {made.id}")
 
 
 @colony_command("id", "colony key id executor.key", "echo $COLONIES_PRVKEY | colony key id -")
@@ -77,7 +78,7 @@ def id_(session: Session, file: str | None) -> None:
     if session.as_json:
         print_json({"id": found.id})
     else:
-        click.echo(found.id)
+        print_line(found.id)
 
 
 @colony_command("ls", "colony key ls")

@@ -34,10 +34,21 @@ def check_name(text: str) -> str:
     return text
 
 
+def own_home(session: Session) -> None:
+    """Raise Failure when the home belongs to another user, before anything is written there."""
+    from node.home import HomeError, require_owner
+
+    try:
+        require_owner(session.home)
+    except HomeError as error:
+        raise Failure(str(error), code=USAGE) from None
+
+
 def key_path(session: Session, name: str) -> Path:
-    """Where the key file called `name` lies."""
+    """Where the key file called `name` lies. Raises Failure when the home is another user's."""
     from node.home import Home
 
+    own_home(session)
     return Home(session.home).key(name)
 
 

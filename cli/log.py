@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,8 @@ from cli.session import (
     as_executor,
     colony_command,
     colony_group,
-    printable,
 )
+from cli.terminal import json_text, print_line, print_result
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -63,19 +62,20 @@ async def drain(client: Client, key: PrivateKey, show: Show, since: int, **field
 
 def plain(line: Line) -> None:
     """Print a line's text alone: what was logged is data."""
-    click.echo(printable(str(line["message"]).rstrip("\n")))
+    print_result(str(line["message"]).rstrip("\n"))
 
 
 def stamped(line: Line) -> None:
     """Print a line with its time and executor."""
     at = datetime.fromtimestamp(int(line["timestamp"]) / 1e9, UTC)
-    text = str(line["message"]).rstrip("\n")
-    click.echo(printable(f"{at:%Y-%m-%d %H:%M:%S.%f} {line.get('executorname')}: {text}"))
+    # Indented, so that a message cannot pass for another executor's line.
+    text = str(line["message"]).rstrip("\n").replace("\n", "\n    ")
+    print_line(f"{at:%Y-%m-%d %H:%M:%S.%f} {line.get('executorname')}: {text}")
 
 
 def as_json_line(line: Line) -> None:
     """Print a line as one line of JSON: what `--follow --json` gives."""
-    click.echo(json.dumps(line, ensure_ascii=False))
+    print_line(json_text(line))
 
 
 @colony_command(
@@ -192,7 +192,7 @@ def search(session: Session, text: str, days: int, count: int, in_full: bool, se
         return
     if in_full:
         for hit, lines in zip(hits, around, strict=True):
-            click.echo(f"— process {short(hit.get('processid')) or '(none)'}")
+            print_line(f"— process {short(hit.get('processid')) or '(none)'}")
             for line in lines:
                 stamped(line)
         return

@@ -6,12 +6,17 @@ What a command does is in its own module.
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from cli.session import EXIT_CODES, shared_options
+from cli.session import EXIT_CODES, Failure, Session, shared_options
+from cli.terminal import json_text, print_note
 
 Command = tuple[str, str, str]
 
@@ -75,6 +80,29 @@ Exit codes: {EXIT_CODES}"""
 
 
 class _Lazy(click.Group):
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run as a program: on any terminal, with any locale, without a stdout."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by who started us
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            elif isinstance(stream, io.TextIOWrapper):
+                # What the locale has no character for is shown as an escape.
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named; with --json its errors are JSON on stderr, too."""
+        session = ctx.ensure_object(Session)
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            if not session.as_json:
+                raise
+            step = error.next_step if isinstance(error, Failure) else ""
+            print_note(json_text({"error": error.message, "next": step, "exit": error.exit_code}))
+            raise click.exceptions.Exit(error.exit_code) from None
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -5,15 +5,12 @@ It knows shapes of replies (times, states) but makes no calls.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from cli.session import printable
+from cli.terminal import json_text, print_line, print_note, printable
 
 if TYPE_CHECKING:
     from cli.session import Session
@@ -24,7 +21,7 @@ _PIPE_WIDTH = 240  # columns when stdout is no terminal: nothing a script reads 
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    print_line(json_text(value, 2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
@@ -35,7 +32,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
 
     body = [[Text(printable(cell_text(cell))) for cell in row] for row in rows]
     if not body:
-        click.echo(empty, err=True)
+        print_note(empty)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -59,7 +56,7 @@ def print_done(session: Session, value: Any, line: str) -> None:
     if session.as_json:
         print_json(value)
     else:
-        click.echo(line)
+        print_line(line)
 
 
 def print_rows(
@@ -88,7 +85,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in kept), default=0)
     for name, text in kept:
         indented = printable(text).replace("\n", "\n" + " " * (width + 2))
-        click.echo(f"{name.ljust(width)}  {indented}")
+        print_line(f"{name.ljust(width)}  {indented}")
 
 
 def cell_text(value: object) -> str:
@@ -101,7 +98,7 @@ def cell_text(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return str(value)
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(value)
 
 
 def short(identifier: object) -> str:
@@ -153,7 +150,4 @@ def state_name(state: object) -> str:
 
 def output_lines(out: Sequence[object] | None) -> list[str]:
     """One line for each element of a process's output: strings raw, the rest as JSON."""
-    return [
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for value in out or []
-    ]
+    return [value if isinstance(value, str) else json_text(value) for value in out or []]

@@ -14,6 +14,7 @@ from cli.invite import invite, join
 from cli.output import ago, print_fields, print_json, print_table, short, span
 from cli.policy import policy_fields, policy_options, wish
 from cli.session import USAGE, Failure, Session, colony_command, colony_group, confirm
+from cli.terminal import print_line
 
 SAME_CLOCK = 10  # seconds between clocks that nobody need care about
 
@@ -35,6 +36,22 @@ def _state(peer: dict[str, Any]) -> str:
     return state
 
 
+def _name(peer: dict[str, Any]) -> str:
+    """The name under which it was trusted, and the one that it has taken since."""
+    name, said = str(peer.get("name") or ""), peer.get("said")
+    return f"{name} (now calls itself {said})" if said else name
+
+
+def _renamed(peer: dict[str, Any]) -> str:
+    """What a colony that calls itself otherwise asks of the owner."""
+    said = peer.get("said")
+    if not said:
+        return ""
+    return f"{said}; work still goes to it as {peer.get('name')}. " + (
+        f"To take the new name: colony peers trust {short(peer.get('id'))}"
+    )
+
+
 def _seen(peer: dict[str, Any]) -> str:
     moment = float(peer.get("lastseen") or 0)
     return ago(datetime.fromtimestamp(moment, UTC)) if moment else "never"
@@ -52,7 +69,7 @@ def ls(session: Session) -> None:
         [
             [
                 short(row.get("id")),
-                row.get("name"),
+                _name(row),
                 _state(row),
                 _seen(row),
                 row.get("outstanding"),
@@ -150,7 +167,7 @@ def ping(session: Session, peer: str) -> None:
             next_step=f"`colony peers show {peer}`; is its daemon up, its federation port open?",
         )
     if not session.as_json:
-        click.echo(f"{peer} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")
+        print_line(f"{peer} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")
 
 
 @colony_command("clock", "colony peers clock", "colony peers clock --reset")
@@ -213,6 +230,8 @@ def _print(session: Session, peer: dict[str, Any]) -> None:
         [
             ("peer", peer.get("name")),
             ("id", peer.get("id")),
+            ("calls itself", _renamed(peer)),
+            ("ambiguous", peer.get("ambiguous")),
             ("state", _state(peer)),
             ("seen", _seen(peer)),
             ("endpoints", ", ".join(peer.get("endpoints") or [])),

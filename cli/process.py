@@ -38,6 +38,7 @@ from cli.session import (
     colony_group,
     finish,
 )
+from cli.terminal import print_line, print_result
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -276,12 +277,11 @@ def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
         ("tried before", "\n".join(tried["error"] for tried in forward.get("tried") or [])),
     ]
     if outcome:
-        valid = bool(outcome.get("signaturevalid"))
         issued = datetime.fromtimestamp(float(outcome.get("issued") or 0), UTC)
         fields += [
             ("outcome by", outcome.get("issuer")),
             ("outcome issued", issued.isoformat(sep=" ", timespec="seconds")),
-            ("outcome", "✓ signature valid" if valid else "✗ SIGNATURE NOT VALID"),
+            ("outcome", _signed(outcome)),
         ]
     late = forward.get("late")
     if late:
@@ -289,7 +289,31 @@ def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
     chain = forward.get("chain") or []
     if len(chain) > 1:
         fields.append(("ran at", "\n".join(map(_chain_line, chain))))
+    if outcome:
+        fields.append(("named", "\n".join(map(_named_line, forward.get("named") or []))))
     return fields
+
+
+def _signed(outcome: dict[str, Any]) -> str:
+    """What was checked of a signed outcome: the signature, and that it answers what was sent."""
+    if not outcome.get("signaturevalid"):
+        return "✗ SIGNATURE NOT VALID"
+    answers = outcome.get("answers")
+    if answers is None:
+        return "✓ signature valid; what it was asked is not known any more"
+    if not answers:
+        return "✗ NOT FOR WHAT WAS SENT: the signature is valid, for another submission"
+    return "✓ signature valid, for the very submission that was sent"
+
+
+def _named_line(named: dict[str, Any]) -> str:
+    """Whether a colony beyond the peer was checked to be the one that the target names."""
+    name = cell_text(named.get("name"))
+    if len(name) == 64:
+        return f"{short(name)} ✓ checked by its id"
+    if named.get("ids"):
+        return f"{name} ✓ checked: the colony trusted here by that name"
+    return f"{name} ? not checked: no colony is trusted here by that name, it may be any"
 
 
 def _there_line(there: dict[str, Any] | None) -> str:
@@ -306,9 +330,7 @@ def _there_line(there: dict[str, Any] | None) -> str:
 def _late_line(late: dict[str, Any]) -> str:
     """What the peer told when nobody waited for it any more."""
     name = f"{late.get('name') or 'colony'} {short(late.get('issuer'))}"
-    if not late.get("signaturevalid"):
-        return f"{name} ✗ SIGNATURE NOT VALID"
-    return f"{state_name(late.get('state'))} at {name} ✓ signature valid"
+    return f"{state_name(late.get('state'))} at {name} {_signed(late)}"
 
 
 def _chain_line(step: dict[str, Any]) -> str:
@@ -351,7 +373,7 @@ def wait(session: Session, processid: str, timeout: float | None) -> None:
         print_json(found)
     else:
         for line in output_lines(found.get("out")):
-            click.echo(line)
+            print_result(line)
     finish(explain_end(found))
 
 
@@ -363,7 +385,7 @@ def cancel(session: Session, processid: str) -> None:
     if session.as_json:
         print_json({"processid": full, "cancelled": True})
     else:
-        click.echo(f"cancelled {full}")
+        print_line(f"cancelled {full}")
 
 
 @colony_command("logs", "colony process logs 3fa2b1c09d7e --follow")

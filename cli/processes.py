@@ -23,6 +23,7 @@ from cli.process import call_about, process, process_fields
 from cli.resolve import resolve
 from cli.run import argument
 from cli.session import Session, as_executor, colony_command, confirm
+from cli.terminal import print_line
 
 __all__ = ["process"]
 
@@ -192,7 +193,7 @@ def add_child(
     if session.as_json:
         print_json(added)
     else:
-        click.echo(added["processid"])
+        print_line(added["processid"])
 
 
 for _command in (

@@ -12,6 +12,7 @@ import click
 from cli.inputs import read_object
 from cli.output import print_json, print_rows, print_table, short
 from cli.session import Session, colony_command, colony_group
+from cli.terminal import print_line
 
 routes = colony_group(
     "routes",
@@ -63,15 +64,15 @@ def explain(session: Session, spec: str, age: float) -> None:
         return
     for route in reply["routes"]:
         _print_route(route)
-    click.echo(_outcome(reply))
+    print_line(_outcome(reply))
 
 
 def _print_route(route: dict[str, Any]) -> None:
     if not route["matches"]:
-        click.echo(f"{route['text']}: does not match: {route['why']}\n")
+        print_line(f"{route['text']}: does not match: {route['why']}\n")
         return
     word = "its time has come" if route["holds"] else "its time has not come"
-    click.echo(f"{route['text']}: matches, {word}: {route['why']}")
+    print_line(f"{route['text']}: matches, {word}: {route['why']}")
     print_table(
         ["  PEER", "ID", "ELIGIBLE", "LOAD", "WEIGHT", "CHANCE", "WHY"],
         [
@@ -88,7 +89,7 @@ def _print_route(route: dict[str, Any]) -> None:
         ],
         "  no trusted peers",
     )
-    click.echo()
+    print_line()
 
 
 def _outcome(reply: dict[str, Any]) -> str:

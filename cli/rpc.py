@@ -12,6 +12,7 @@ import click
 
 from cli.output import print_json, print_table
 from cli.session import Session, colony_command, colony_group
+from cli.terminal import print_line
 
 if TYPE_CHECKING:
     from federation.service import Federation
@@ -42,7 +43,7 @@ def ls(session: Session, as_markdown: bool) -> None:
 
     calls = all_calls()
     if as_markdown:
-        click.echo(markdown(calls), nl=False)
+        print_line(markdown(calls), nl=False)
         return
     rows = describe(calls)
     if session.as_json:

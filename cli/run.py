@@ -13,11 +13,13 @@ import click
 import trio
 
 from cli.client import Client, RpcError, Unreachable
-from cli.inputs import read_object
+from cli.inputs import read_object, refuse_unknown
 from cli.log import drain
 from cli.output import output_lines, print_json
 from cli.process import explain_end, wait_closed
-from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish, printable
+from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
+from cli.terminal import print_line, print_note, print_result
+from node.model import FunctionSpec
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -94,9 +96,9 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
         print_json(process)
     elif wait:
         for line in output_lines(process.get("out")):
-            click.echo(line)
+            print_result(line)
     else:
-        click.echo(process["processid"])
+        print_line(process["processid"])
     if wait:
         finish(explain_end(process))
 
@@ -113,7 +115,7 @@ class Follower:
     def _show(self, line: dict[str, Any]) -> None:
         # Noted for each line: the look may be cancelled between two pages.
         self._since = int(line["timestamp"])
-        click.echo(printable(str(line["message"]).rstrip("\n")), err=True)
+        print_note(str(line["message"]).rstrip("\n"))
 
     async def look(self) -> None:
         """Print what is new; a daemon that is away, or a peer's colony, has nothing to tell."""
@@ -135,6 +137,7 @@ def spec_of(session: Session, given: dict[str, Any]) -> dict[str, Any]:
             "which function?", code=USAGE, next_step="name it with --func, or in a file with --spec"
         )
     as_json = given["json_args"]
+    refuse_unknown(spec, FunctionSpec, given["file"] or "--spec")
     conditions = spec.get("conditions") or {}
     base = function_spec(
         given["funcname"] or spec["funcname"],

@@ -18,10 +18,12 @@ import trio
 
 from cli.session import NOT_FOUND, USAGE, Failure
 from cli.transfer import Content, Meter
+from node.http_client import Reply, ask, http_client
 
 __all__ = ["S3Settings", "S3Store"]
 
 _CHUNK = 1 << 20
+_ANSWER = 1 << 20  # bytes of an answer that is no file
 _QUIET = 60.0  # seconds without a byte after which a connection counts as lost
 MOST = 5 << 30  # bytes that one PUT may have
 _TRUE = ("true", "1", "yes")
@@ -72,7 +74,7 @@ class S3Store:
         self._settings = settings
         self._sign = _signer(settings)
         self._ready = False
-        self._http = httpx.AsyncClient(verify=settings.verify, timeout=_QUIET, trust_env=False)
+        self._http = http_client(verify=settings.verify, timeout=_QUIET)
 
     async def __aenter__(self) -> S3Store:
         await self._http.__aenter__()
@@ -87,9 +89,9 @@ class S3Store:
         url: str,
         headers: Mapping[str, str] | None = None,
         content: AsyncIterator[bytes] | bytes | None = None,
-    ) -> httpx.Response:
+    ) -> Reply:
         signed = self._sign(method, url) | dict(headers or {})
-        return await self._http.request(method, url, headers=signed, content=content)
+        return await ask(self._http, method, url, limit=_ANSWER, headers=signed, content=content)
 
     async def _require_bucket(self) -> None:
         if self._ready:
@@ -146,12 +148,10 @@ class S3Store:
         if offset:
             headers["range"] = f"bytes={offset}-"
         async with self._http.stream("GET", url, headers=headers) as answer:
-            if answer.status_code >= 400:
-                await answer.aread()
             _require(answer, str(file["name"]))
             if offset and answer.status_code != 206:
                 raise Failure(f"{file['name']}: the server does not go on where it broke off")
-            async for chunk in answer.aiter_bytes():
+            async for chunk in answer.aiter_raw():
                 yield chunk
 
 
@@ -212,7 +212,7 @@ class _Body:
                 self._meter(len(chunk))
 
 
-def _require(answer: httpx.Response, what: str) -> None:
+def _require(answer: httpx.Response | Reply, what: str) -> None:
     if answer.status_code < 300:
         return
     reason = {403: "the server refuses these keys", 404: "not there"}.get(

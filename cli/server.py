@@ -13,6 +13,7 @@ from cli.colony import print_statistics
 from cli.keyfiles import accepts, check_id, key_path, rotate
 from cli.output import print_done, print_json, print_value
 from cli.session import FAILED, Failure, Session, colony_command, colony_group, confirm
+from cli.terminal import print_line
 from cli.user import tell_environment
 
 server = colony_group(
@@ -70,7 +71,7 @@ def alive(session: Session) -> None:
             next_step="`colony doctor`; is its store up?",
         )
     if not session.as_json:
-        click.echo(f"{session.url()} is alive")
+        print_line(f"{session.url()} is alive")
 
 
 @colony_command("change-id", "colony server change-id --yes")

@@ -6,6 +6,7 @@ How values are drawn is in `cli.output`; the calls are in the module of each com
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from cli.terminal import print_note
 
 if TYPE_CHECKING:
     from cli.client import Client
@@ -32,7 +35,36 @@ _NEXT_BY_STATUS = {
     400: "correct the request: the message names what is wrong",
     403: "check which key signs: COLONIES_PRVKEY / COLONIES_COLONY_PRVKEY, or --home",
     404: "list what exists with an `ls` command, e.g. `colony process ls`",
+    409: "look at it again with a `show` or `ls` command, then decide",
+    413: "send less at once, or raise rpc.max_body at the daemon",
+    429: "wait a little, then try again",
+    503: "try again; `colony status` shows how the daemon is",
 }
+# What the message is about decides before the status does; the first that fits counts.
+_NEXT_BY_CAUSE = (
+    (
+        r"^issuedat\b",
+        "set the clock that is wrong: `colony doctor` shows this one's",
+    ),
+    (r"^nonce\b", "run the command again: a signed call counts once"),
+    (r"^ticket\b", "run the command again: it gets a new ticket"),
+    (r"\b(token|invitation)\b", "ask for another: `colony peers invite` at the other colony"),
+)
+_LISTS = (
+    ("peer", "colony peers ls"),
+    ("executor", "colony executor ls"),
+    ("function", "colony function ls"),
+    ("user", "colony user ls"),
+    ("snapshot", "colony file snapshot ls"),
+    ("file", "colony file labels"),
+    ("cron", "colony cron ls"),
+    ("generator", "colony generator ls"),
+    ("blueprint", "colony blueprint ls"),
+    ("location", "colony location ls"),
+    ("workflow", "colony workflow ls"),
+    ("process", "colony process ls"),
+    ("colony", "colony colony ls"),
+)
 
 T = TypeVar("T")
 
@@ -47,16 +79,9 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print to stderr; stdout carries results only."""
-        click.echo(f"error: {printable(self.message)}", err=True)
+        print_note(f"error: {self.message}")
         if self.next_step:
-            click.echo(f"  next: {self.next_step}", err=True)
-
-
-def printable(text: str) -> str:
-    """Drop control characters: text from a peer must not drive the reader's terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+            print_note(f"  next: {self.next_step}")
 
 
 @dataclass
@@ -246,8 +271,20 @@ def rpc_failure(status: int, message: str) -> Failure:
     return Failure(
         f"{message} (status {status})",
         code=_BY_STATUS.get(status, FAILED),
-        next_step=_NEXT_BY_STATUS.get(status, "`colony doctor` looks for causes"),
+        next_step=_next_step(status, message),
     )
+
+
+def _next_step(status: int, message: str) -> str:
+    """What helps against an error, by its cause where the message tells it."""
+    for pattern, step in _NEXT_BY_CAUSE:
+        if re.search(pattern, message):
+            return step
+    if status == 404:
+        named = [(message.find(noun), listing) for noun, listing in _LISTS if noun in message]
+        if named:
+            return f"`{min(named)[1]}` shows what there is"
+    return _NEXT_BY_STATUS.get(status, "`colony doctor` looks for causes")
 
 
 def _leaf(error: BaseException) -> BaseException:

@@ -10,17 +10,31 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import trio
 
-__all__ = ["MOST_OUTPUT", "Ending", "output_of", "run_command"]
+__all__ = [
+    "MOST_OUTPUT",
+    "Ending",
+    "Guard",
+    "Hearing",
+    "environment",
+    "open_guard",
+    "output_of",
+    "run_command",
+]
 
 MOST_OUTPUT = 1_000_000  # bytes of stdout; a result must fit into one RPC message
 _STDERR_KEPT = 4_000  # bytes: the tail of stderr that goes into the process's errors
 _KILL_AFTER = 3.0  # seconds between SIGTERM and SIGKILL
+# What a command gets of the worker's environment. The rest may hold keys and passwords
+# (COLONIES_PRVKEY, AWS_S3_SECRETKEY), or steer programs (NOTIFY_SOCKET).
+_KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
+_MOST_DEPTH = 60  # arrays and objects; a daemon takes 64, some of them the message's own
 _DRAIN = 2.0  # seconds for the pipes to end once the command has: a child may hold them open
 
 
@@ -40,18 +54,109 @@ class Ending:
 def output_of(stdout: bytes) -> list[Any]:
     """The output elements in a command's stdout: a JSON array's, else the one text.
 
-    A trailing newline is dropped, and bytes that are no UTF-8 are replaced.
+    An array that a daemon would refuse is a text, too: NaN, numbers beyond a double or 64 bits,
+    lone surrogates, deep nesting. A trailing newline is dropped, and bytes that are no UTF-8 are
+    replaced.
     """
     text = stdout.decode("utf-8", "replace")
     text = text.removesuffix("\n").removesuffix("\r")
     if text.lstrip().startswith("["):
         try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError):
+            parsed = msgspec.json.decode(text.encode())
+        except (msgspec.MsgspecError, RecursionError):
             return [text]
-        if isinstance(parsed, list):
+        if isinstance(parsed, list) and _accepted(parsed):
             return parsed
     return [text]
+
+
+def _accepted(value: Any) -> bool:
+    """Whether a daemon takes `value` as output: shallow enough, its integers small enough."""
+    stack = [(value, 1)]
+    while stack:
+        current, depth = stack.pop()
+        if depth > _MOST_DEPTH or (isinstance(current, int) and not -(2**63) <= current < 2**63):
+            return False
+        if isinstance(current, dict):
+            stack.extend((inner, depth + 1) for inner in current.values())
+        elif isinstance(current, list):
+            stack.extend((inner, depth + 1) for inner in current)
+    return True
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """Who hears what a running command writes, as it comes: standard error, and progress."""
+
+    stderr: Callable[[bytes], None]
+    progress: Callable[[bytes], None]
+
+
+# Reads "+ GROUP" and "- GROUP". At the end of its input, which is the end of the worker however it
+# came, it kills what is left. Signals for the worker's group do not reach it.
+_GUARD = """
+trap '' INT TERM HUP
+groups=' '
+while read -r sign group; do
+    case $sign in
+        +) groups="$groups$group " ;;
+        -) groups="${groups%% $group *} ${groups#* $group }" ;;
+    esac
+done
+for group in $groups; do kill -s KILL -- "-$group"; done
+"""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A process that outlives the worker by a moment, to end the commands that it leaves.
+
+    Linux' parent-death signal would end the shell only, not what the shell started. A command that
+    leaves its process group (setsid) is not found; in a systemd unit the control group is.
+    """
+
+    _stdin: trio.abc.SendStream
+
+    async def watch(self, group: int) -> None:
+        """Have a process group killed if this process ends before `forget`."""
+        await self._tell(f"+ {group}\n")
+
+    async def forget(self, group: int) -> None:
+        """Have a process group left alone: it has ended, and its number may be used again."""
+        await self._tell(f"- {group}\n")
+
+    async def _tell(self, line: str) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # somebody killed it: work goes on
+            await self._stdin.send_all(line.encode())
+
+
+@contextlib.asynccontextmanager
+async def open_guard() -> AsyncIterator[Guard]:
+    """Run a guard for as long as the block takes."""
+    child = await trio.lowlevel.open_process(
+        ["/bin/sh", "-c", _GUARD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+        env={},
+    )
+    assert child.stdin is not None
+    try:
+        yield Guard(child.stdin)
+    finally:
+        with trio.move_on_after(_KILL_AFTER, shield=True):
+            await child.stdin.aclose()
+            await child.wait()
+
+
+def environment(environ: Mapping[str, str], also: Iterable[str] = ()) -> dict[str, str]:
+    """Return the variables of `environ` that a command gets: an allow-list, `LC_*`, and `also`."""
+    kept = {*_KEPT_VARIABLES, *also}
+    return {
+        name: value for name, value in environ.items() if name in kept or name.startswith("LC_")
+    }
 
 
 @dataclass
@@ -62,12 +167,23 @@ class _Pipes:
 
 
 async def run_command(
-    command: str, args: list[Any], environ: Mapping[str, str], *, most_output: int = MOST_OUTPUT
+    command: str,
+    args: list[Any],
+    environ: Mapping[str, str],
+    *,
+    most_output: int = MOST_OUTPUT,
+    hearing: Hearing | None = None,
+    guard: Guard | None = None,
 ) -> Ending:
     """Run `command` in a shell with `args` as a JSON array on its stdin, and wait for its end.
 
-    It gets a process group of its own; on cancellation the group is terminated, then killed.
+    Its environment is `environ`, and with `hearing` COLONYD_PROGRESS: a file to which it may write
+    lines of progress. It gets a process group of its own; on
+    cancellation the group is terminated, then killed.
     """
+    reader, writer = os.pipe() if hearing else (-1, -1)
+    if hearing:
+        environ = {**environ, "COLONYD_PROGRESS": f"/dev/fd/{writer}"}
     try:
         child = await trio.lowlevel.open_process(
             command,
@@ -76,22 +192,38 @@ async def run_command(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, **environ},
+            env=dict(environ),
+            pass_fds=[writer] if hearing else [],
         )
     except (OSError, ValueError) as error:  # ValueError: a NUL byte; E2BIG for a huge environment
+        if hearing:
+            os.close(reader)
         return Ending([], [f"the command could not be started: {error}"])
+    finally:
+        if hearing:
+            os.close(writer)
     pipes = _Pipes()
     data = json.dumps(args).encode()
+    progress = trio.lowlevel.FdStream(reader) if hearing else None
     try:
+        if guard is not None:
+            await guard.watch(child.pid)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_feed, child, data)
-            nursery.start_soon(_read_stderr, child, pipes)
+            nursery.start_soon(_read_stderr, child, pipes, hearing)
             nursery.start_soon(_read_stdout, child, pipes, most_output)
+            if hearing is not None and progress is not None:
+                nursery.start_soon(_read_progress, progress, hearing)
             await child.wait()
             # Background children may keep the pipes open: their output is not awaited for long.
             nursery.cancel_scope.deadline = trio.current_time() + _DRAIN
     finally:
         await _end(child)
+        with trio.CancelScope(shield=True):
+            if progress is not None:
+                await progress.aclose()
+            if guard is not None:
+                await guard.forget(child.pid)
     if pipes.too_large:
         return Ending([], [f"the command's output is larger than {most_output} bytes"])
     if child.returncode == 0:
@@ -132,10 +264,17 @@ async def _read_stdout(child: trio.Process, pipes: _Pipes, most: int) -> None:
         pipes.stdout = b"".join(chunks)
 
 
-async def _read_stderr(child: trio.Process, pipes: _Pipes) -> None:
+async def _read_stderr(child: trio.Process, pipes: _Pipes, hearing: Hearing | None) -> None:
     assert child.stderr is not None
     async for chunk in child.stderr:
         pipes.stderr = (pipes.stderr + bytes(chunk))[-_STDERR_KEPT:]
+        if hearing is not None:
+            hearing.stderr(bytes(chunk))
+
+
+async def _read_progress(stream: trio.abc.ReceiveStream, hearing: Hearing) -> None:
+    async for chunk in stream:
+        hearing.progress(bytes(chunk))
 
 
 def _signal(child: trio.Process, number: signal.Signals) -> None:

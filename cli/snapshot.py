@@ -76,10 +76,11 @@ def info(session: Session, name: str) -> None:
 @colony_command("download", "colony file snapshot download monday --to ./monday")
 @click.argument("name", metavar="SNAPSHOT")
 @click.option("--to", "to", type=click.Path(path_type=Path), required=True, help="A directory.")
-def download(session: Session, name: str, to: Path) -> None:
+@click.option("--force", is_flag=True, help="Replace files there that differ.")
+def download(session: Session, name: str, to: Path, force: bool) -> None:
     """Write the files of a snapshot to a directory; what is there with the same bytes stays."""
-    from cli.depot import checked_item, depot, prepare
-    from cli.transfer import digest, meter
+    from cli.depot import checked_item, depot
+    from cli.filesync import Item, plan, scan, settle
 
     if to.exists() and not to.is_dir():
         raise Failure(f"{to}: not a directory", code=USAGE)
@@ -90,7 +91,8 @@ def download(session: Session, name: str, to: Path) -> None:
 
         from cli.client import RpcError
 
-        written, lost = 0, []
+        versions: dict[Item, dict[str, Any]] = {}
+        lost = []
         async with depot(session) as ours:
             found = await ours.call("getsnapshotmsg", fields)
             for fileid in found["fileids"]:
@@ -101,16 +103,28 @@ def download(session: Session, name: str, to: Path) -> None:
                         raise
                     lost.append(fileid)
                     continue
-                item = checked_item(version["label"], version["name"])
-                path = to / item.below(found["label"])
-                prepare(to, path)
-                if path.is_file():
-                    content = await trio.to_thread.run_sync(digest, path)
-                    if content.checksum == version["checksum"]:
-                        continue
-                with meter(item.name, version["size"]) as progress:
-                    await ours.get(version, path, progress)
-                written += 1
+                versions[checked_item(version["label"], version["name"])] = version
+            label = found["label"]
+            local = await trio.to_thread.run_sync(scan, to, label)
+            here = {item: kept.checksum for item, kept in local.files.items() if item in versions}
+            there = {item: str(version["checksum"]) for item, version in versions.items()}
+            made = plan(here, there, "remote" if force else None)
+            settle(made, local, label)
+            in_the_way = [item.below(label) for item in made.conflicts] + [
+                f"{item.below(label)} ({why})" for item, why in made.clashes.items()
+            ]
+            if in_the_way:
+                raise Failure(
+                    f"{len(in_the_way)} files of {to} are in the way: {', '.join(in_the_way[:5])}",
+                    next_step="an empty directory, or --force to replace files that differ;"
+                    " nothing was changed",
+                )
+
+            async def version_of(item: Item) -> dict[str, Any]:
+                return versions[item]
+
+            await ours.carry_out(to, label, made, local, version_of)
+            written = len(made.download) + len(made.replace) - len(made.clashes)
             return {"written": written, "files": len(found["fileids"]), "lost": lost}
 
     done = session.run(work)

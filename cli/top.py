@@ -15,8 +15,9 @@ import trio
 from cli.client import Client, RpcError, Unreachable
 from cli.executor import state_name as executor_state
 from cli.output import STATES, ago, cell_text, parse_time, print_json, short, span
-from cli.session import Failure, Session, colony_command, printable
+from cli.session import Failure, Session, colony_command
 from cli.status import counts
+from cli.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

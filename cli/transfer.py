@@ -7,7 +7,9 @@ against the checksum the colony has. Which files are moved is decided in `cli.fi
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -21,6 +23,8 @@ import trio
 
 from cli.client import Client, RpcError, Unreachable, decode
 from cli.session import Failure
+from cli.terminal import printable
+from node.http_client import ask, http_client, read_body
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -32,6 +36,7 @@ _ATTEMPTS = 6  # tries without progress before a transfer is given up
 _PAUSE = 0.2  # seconds before the second try; doubles
 _QUIET = 30.0  # seconds without a byte after which a connection counts as lost
 _SLOWEST = 20e6  # bytes a second at which a daemon hashes and syncs what has arrived
+_ANSWER = 1 << 20  # bytes of an answer that is no file
 _SHOWN = 4 << 20  # bytes from which on a transfer shows its progress
 
 Meter = Callable[[int], None]
@@ -72,22 +77,38 @@ def meter(what: str, total: int) -> Iterator[Meter]:
         yield lambda size: None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(
         *columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True
     ) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(escape(printable(what)), total=total)
         yield lambda size: progress.advance(task, size)
 
 
-async def fetch(store: Store, file: dict[str, Any], target: Path, progress: Meter) -> None:
+_PARTIAL = re.compile(r"\.colonyd-[0-9a-f]{8}\.part")
+
+
+def is_partial(name: str) -> bool:
+    """Tell whether a name is that of a download that is not complete."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+async def fetch(
+    store: Store,
+    file: dict[str, Any],
+    target: Path,
+    progress: Meter,
+    may_replace: Callable[[Path], bool] = lambda path: False,
+) -> None:
     """Write a version of a file to `target`, which appears only when whole and checked.
 
-    A connection that breaks is taken up where it broke. Raises Failure or RpcError.
+    What is at `target` by then stays, unless `may_replace` says otherwise. A connection that
+    breaks is taken up where it broke. Raises Taken, another Failure, or RpcError.
     """
-    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    partial = target.with_name(f".colonyd-{secrets.token_hex(4)}.part")
     hashed, size, idle = hashlib.sha256(), int(file["size"]), 0
     try:
         async with await trio.open_file(partial, "xb") as out:
@@ -97,6 +118,8 @@ async def fetch(store: Store, file: dict[str, Any], target: Path, progress: Mete
                 try:
                     async with aclosing(store.get(file, done)) as chunks:
                         async for chunk in chunks:
+                            if done + len(chunk) > size:
+                                raise Failure(f"{file['name']}: more than its {size} bytes come")
                             await out.write(chunk)
                             hashed.update(chunk)
                             done += len(chunk)
@@ -114,11 +137,36 @@ async def fetch(store: Store, file: dict[str, Any], target: Path, progress: Mete
                 f"{file['name']}: the bytes that arrived are not those of the checksum",
                 next_step="nothing was kept; upload the file anew where it came from",
             )
-        os.replace(partial, target)
+        await trio.to_thread.run_sync(_publish, partial, target, may_replace)
     except OSError as error:
         raise Failure(f"{target}: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+class Taken(Failure):
+    """Something is at the place of a download, and stays."""
+
+
+def _publish(partial: Path, target: Path, may_replace: Callable[[Path], bool]) -> None:
+    """Give a complete download its name. Raises Taken or OSError."""
+    if os.path.lexists(target) and may_replace(target):
+        os.replace(partial, target)
+        return
+    try:
+        try:
+            os.link(partial, target)
+        except FileExistsError:
+            raise
+        except OSError:
+            # A file system without links, such as FAT.
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL))
+            os.replace(partial, target)
+    except FileExistsError:
+        raise Taken(
+            f"{target}: something of this name, in upper or lower case, is there; it stays",
+            next_step="move it away, or choose another place",
+        ) from None
 
 
 class DaemonStore:
@@ -129,7 +177,7 @@ class DaemonStore:
         self._client = client
         self._colony = colony
         self._key = key
-        self._http = httpx.AsyncClient(trust_env=False, verify=client.verify)
+        self._http = http_client(verify=client.verify)
 
     async def __aenter__(self) -> DaemonStore:
         await self._http.__aenter__()
@@ -187,14 +235,17 @@ class DaemonStore:
         span = f"{offset}-{offset + len(part) - 1}" if part else "*"
         # The last part is answered when all is hashed and on the disk.
         patience = httpx.Timeout(_QUIET + size / _SLOWEST, connect=5.0)
-        answer = await self._http.put(
+        answer = await ask(
+            self._http,
+            "PUT",
             self._client.url + ticket["url"],
+            limit=_ANSWER,
             content=part,
             headers={"content-range": f"bytes {span}/{size}"},
             timeout=patience,
         )
         if answer.status_code == 200:
-            reply = answer.json()
+            reply = json.loads(answer.content)
             return int(reply["offset"]), bool(reply["complete"])
         reached = answer.headers.get("upload-offset", "")
         if answer.status_code == 409 and reached.isdigit() and int(reached) != offset:
@@ -216,8 +267,9 @@ class DaemonStore:
         url = self._client.url + ticket["url"]
         async with self._http.stream("GET", url, headers=headers, timeout=_QUIET) as answer:
             if answer.status_code != (206 if offset else 200):
-                decode("GET", max(answer.status_code, 400), await answer.aread())
-            async for chunk in answer.aiter_bytes():
+                body = await read_body(answer, _ANSWER)
+                decode("GET", max(answer.status_code, 400), body)
+            async for chunk in answer.aiter_raw():
                 yield chunk
 
 

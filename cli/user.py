@@ -12,6 +12,7 @@ import click
 from cli.keyfiles import accepts, check_id, check_name, key_path, read_or_make, rotate
 from cli.output import print_done, print_rows, print_value, short
 from cli.session import Session, colony_command, colony_group
+from cli.terminal import print_note
 
 user = colony_group(
     "user",
@@ -38,7 +39,7 @@ def add(session: Session, name: str, identity: str | None, email: str, phone: st
         "addusermsg", {"user": fields | {"email": email, "phone": phone}}, owner=True
     )
     if not identity:
-        click.echo(f"its key: {path}", err=True)
+        print_note(f"its key: {path}")
     print_done(session, added | ({} if identity else {"keyfile": str(path)}), known)
 
 
@@ -103,7 +104,7 @@ def change_id(session: Session, identity: str | None) -> None:
 def tell_environment(session: Session, variable: str, path: str) -> None:
     """Say that a key from the environment has been replaced."""
     if session.environ.get(variable):
-        click.echo(f"{variable} is worth nothing now: the new key is in {path}", err=True)
+        print_note(f"{variable} is worth nothing now: the new key is in {path}")
 
 
 for _command in (add, ls, show, rm, change_id):

@@ -12,13 +12,14 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import trio
 
+from cli.keyfiles import own_home
 from cli.output import short
 from cli.session import (
     FAILED,
@@ -27,8 +28,8 @@ from cli.session import (
     Failure,
     Session,
     colony_command,
-    printable,
 )
+from cli.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 @click.option("--name", default=None, help="Name of the executor [host's name and type].")
 @click.option("--slots", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--approve/--no-approve", default=True, help="Approve itself with the colony's key.")
+@click.option(
+    "--env", "env", multiple=True, metavar="NAME", help="Variable that commands get, too; repeat."
+)
 @click.option("--grace", type=float, default=30.0, show_default=True, help="Seconds to finish.")
 def worker(
     session: Session,
@@ -52,15 +56,21 @@ def worker(
     name: str | None,
     slots: int,
     approve: bool,
+    env: tuple[str, ...],
     grace: float,
 ) -> None:
     """Take processes from the colony and run a shell command for each.
 
     The command gets the arguments as a JSON array on stdin, and COLONYD_PROCESS_ID,
-    COLONYD_FUNCTION and COLONYD_KWARGS (JSON) in its environment. Its stdout is the output (a
+    COLONYD_FUNCTION and COLONYD_KWARGS (JSON) in its environment. Of the worker's own environment
+    it gets PATH, HOME, USER, LOGNAME, SHELL, LANG, LANGUAGE, LC_*, TZ and TMPDIR, and what --env
+    names: keys and passwords stay here. Its stdout is the output (a
     JSON array: all elements of the output); an exit status other than 0 makes the process fail
-    with the end of stderr. On SIGTERM the commands in hand are finished, for --grace seconds.
+    with the end of stderr. Lines on stderr are logged as they come (`colony process logs -f`), and
+    lines written to $COLONYD_PROGRESS as progress: echo 40% > $COLONYD_PROGRESS. On SIGTERM the
+    commands in hand are finished, for --grace seconds.
     """
+    from cli.shell import open_guard
     from cli.working import Settings, Worker
     from node.home import Home, valid_name
 
@@ -71,21 +81,24 @@ def worker(
     home = Home(session.home)
     if not home.keys.is_dir():
         raise Failure(f"no colony at {home.path}", code=NOT_FOUND, next_step="`colony init`")
+    own_home(session)
     colony = session.colony()
     with _alone(home.path / f"worker-{name}.lock", name):
         key = executor_key(home.key(f"executor-{name}"))
         results = home.path / "results" / name
         results.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings = Settings(colony, name, kind, functions, slots, results, approve)
+        environ = command_environment(session.environ, env)
+        settings = Settings(colony, name, kind, functions, slots, results, approve, environ)
 
         async def work() -> None:
             stop = trio.Event()
             finished = False
             async with trio.open_nursery() as nursery:
                 await nursery.start(_signals, stop, nursery.cancel_scope, grace)
-                async with session.client() as client:
+                async with session.client() as client, open_guard() as guard:
                     say = _say_json if session.as_json else _say
-                    await Worker(client, settings, key, session.owner_key, say, stop).work()
+                    own = Worker(client, settings, key, session.owner_key, say, stop, guard)
+                    await own.work()
                 finished = True
                 nursery.cancel_scope.cancel()
 
@@ -105,6 +118,20 @@ def parse_function(text: str) -> tuple[str, str]:
             next_step="colony worker --func upper='tr a-z A-Z'",
         )
     return name.strip(), command
+
+
+def command_environment(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """Return the environment of commands. Raises Failure (usage) for a name that is not set."""
+    from cli.shell import environment
+
+    for name in names:
+        if name not in environ:
+            raise Failure(
+                f"--env {name}: not set in the worker's environment",
+                code=USAGE,
+                next_step=f"`export {name.partition('=')[0]}=...` first, then name it with --env",
+            )
+    return environment(environ, names)
 
 
 def default_name(kind: str) -> str:
@@ -161,7 +188,7 @@ async def _signals(
                 return
             stop.set()
             scope.deadline = trio.current_time() + grace
-            click.echo("finishing; once more to leave at once", err=True)
+            print_note("finishing; once more to leave at once")
 
 
 def _say(event: str, details: Mapping[str, object]) -> None:
@@ -172,8 +199,8 @@ def _say(event: str, details: Mapping[str, object]) -> None:
         f"{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in shown.items()
     )
-    click.echo(printable(f"{event} {text}"), err=True)
+    print_note(f"{event} {text}")
 
 
 def _say_json(event: str, details: Mapping[str, object]) -> None:
-    click.echo(json.dumps({"event": event, **details}))
+    print_line(json.dumps({"event": event, **details}))

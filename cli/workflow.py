@@ -28,6 +28,7 @@ from cli.output import (
     when,
 )
 from cli.session import FAILED, TIMEOUT, Failure, Session, colony_command, colony_group, confirm
+from cli.terminal import print_line, print_result
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -130,7 +131,7 @@ def _wait(session: Session, text: str, timeout: float | None) -> None:
     else:
         for process in ends:
             for line in output_lines(process.get("out")):
-                click.echo(line)
+                print_result(line)
     if graph["state"] != _SUCCESSFUL:
         name = short(graph["processgraphid"])
         raise Failure(
@@ -233,7 +234,7 @@ def show(session: Session, workflowid: str) -> None:
             ("ended", when(graph.get("endtime"))),
         ]
     )
-    click.echo()
+    print_line()
     print_table(
         ["NODE", "STATE", "FUNCTION", "AFTER", "ID", "ERRORS"],
         tree(graph, processes),

@@ -10,16 +10,20 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import trio
 
 from cli.client import Client, RpcError, Unreachable
+from cli.livelog import Feed, relay
 from cli.output import parse_time
 from cli.session import DENIED, Failure
-from cli.shell import Ending, run_command
+from cli.shell import Ending, Guard, Hearing, run_command
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey
@@ -32,6 +36,7 @@ _POLL = 10  # seconds of one assign long-poll
 _LOOK = 5.0  # seconds between looks at a running process: a heartbeat, and sees a cancel
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0  # seconds of back-off while the daemon is away
 _AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still offered
+_LAST_LINES = 3.0  # seconds for the last lines of a command's log
 _LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
 _STOPPED = "the worker was stopped before the command had ended"
 
@@ -49,6 +54,7 @@ class Settings:
     slots: int
     results: Path  # directory for results that the daemon has not acknowledged yet
     approve: bool
+    environ: Mapping[str, str] = field(default_factory=dict)  # what commands get of ours
 
 
 @dataclass
@@ -61,6 +67,7 @@ class Worker:
     owner: Callable[[], PrivateKey]
     report: Report
     stop: trio.Event
+    guard: Guard | None = None
     _active: set[str] = field(default_factory=set)
     _registering: trio.Lock = field(default_factory=trio.Lock)
 
@@ -182,8 +189,12 @@ class Worker:
         A command that was interrupted is not run again: it may have had effects.
         """
         for path in sorted(self.settings.results.glob("*.json")):
-            kept = json.loads(path.read_text("utf-8"))
-            await self._close(path.stem, Ending(kept["out"], kept["errors"]), None)
+            try:
+                kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+            except (OSError, msgspec.MsgspecError) as error:
+                self._set_aside(path, str(error))
+                continue
+            await self._close(path.stem, Ending(kept.out, kept.errors), None)
         for process in await self._assigned():
             await self._close(process["processid"], Ending([], [_STOPPED]), None)
 
@@ -285,11 +296,13 @@ class Worker:
                 self.report("withdrawn", {"processid": processid, "function": name})
                 return
             self._keep(processid, ending)
-            await self._close(processid, ending, deadline_of(process))
+            closed = await self._close(processid, ending, deadline_of(process))
+            if closed is None:
+                return
             self.report(
-                "successful" if ending.ok else "failed",
+                "successful" if closed.ok else "failed",
                 {"processid": processid, "function": name, "seconds": took}
-                | ({} if ending.ok else {"errors": ending.errors}),
+                | ({} if closed.ok else {"errors": closed.errors}),
             )
         finally:
             self._active.discard(processid)
@@ -299,6 +312,7 @@ class Worker:
         spec = process["spec"]
         # Not the spec's own `env`: whoever submits must not set PATH or LD_PRELOAD here.
         environ = {
+            **self.settings.environ,
             "COLONYD_PROCESS_ID": process["processid"],
             "COLONYD_FUNCTION": spec["funcname"],
             "COLONYD_KWARGS": json.dumps(spec.get("kwargs") or {}),
@@ -308,7 +322,16 @@ class Worker:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, process["processid"], nursery.cancel_scope)
-                ending = await run_command(command, spec.get("args") or [], environ)
+                feed = Feed()
+                nursery.start_soon(relay, feed, partial(self._log, process["processid"]))
+                hearing = Hearing(feed.stderr, feed.progress)
+                ending = await run_command(
+                    command, spec.get("args") or [], environ, hearing=hearing, guard=self.guard
+                )
+                feed.finish()
+                if message := feed.take():
+                    with trio.move_on_after(_LAST_LINES):
+                        await self._log(process["processid"], message)
                 nursery.cancel_scope.cancel()
             left = True
         finally:
@@ -317,6 +340,18 @@ class Worker:
             elif not left:
                 await self._last_words(process["processid"])
         return ending
+
+    async def _log(self, processid: str, message: str) -> bool:
+        """Log what a command said; False when there is no use in more."""
+        fields = {"processid": processid, "message": message}
+        try:
+            await self.client.call("addlogmsg", fields, self.key)
+        except Unreachable:
+            return True  # these lines are lost: the command must not wait for its log
+        except RpcError as error:
+            self.report("not logged", {"processid": processid, "error": str(error)})
+            return False
+        return True
 
     async def _last_words(self, processid: str) -> None:
         """The grace is over: close the process before leaving, so that nobody waits for it."""
@@ -347,34 +382,54 @@ class Worker:
         return self.settings.results / f"{processid}.json"
 
     def _keep(self, processid: str, ending: Ending) -> None:
-        """Write a result down, durably, before it is offered: a crash must not lose it."""
+        """Write a result down, durably, before it is offered: a crash must not lose it.
+
+        On a disk that takes nothing more it is offered from memory alone.
+        """
         path = self._path(processid)
         part = path.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as file:
-            json.dump({"out": ending.out, "errors": ending.errors}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                file.write(msgspec.json.encode(_Kept(ending.out, ending.errors)))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            self.report(
+                "not kept", {"processid": processid, "error": str(error), "next": "free the disk"}
+            )
 
-    async def _close(self, processid: str, ending: Ending, deadline: float | None) -> None:
+    def _set_aside(self, path: Path, why: str) -> None:
+        """Move a result that can't be offered out of the way; people may look at it."""
+        aside = path.with_suffix(".unusable")
+        try:
+            path.replace(aside)
+        except OSError as error:
+            why = f"{why}; {error}"
+        self.report("set aside", {"file": str(aside), "error": why})
+
+    async def _close(self, processid: str, ending: Ending, deadline: float | None) -> Ending | None:
         """Close with back-off until acknowledged or refused, or (Unix s) past the deadline.
 
-        A result that is given up stays in its file and is offered again by the next start.
+        Returns what the colony has acknowledged, None for nothing. A result that is given up stays
+        in its file and is offered again by the next start.
         """
         pause = _RETRY_FIRST
         while True:
             try:
-                await self._close_once(processid, ending)
-                return
+                return await self._close_once(processid, ending)
             except Unreachable as error:
                 if deadline is not None and time.time() > deadline + _AFTER_DEADLINE:
                     self.report("kept", {"processid": processid, "error": str(error)})
-                    return
+                    return None
                 self.report("unreachable", {"processid": processid, "error": str(error)})
                 await trio.sleep(pause * random.uniform(0.7, 1.3))
                 pause = min(pause * 2, _RETRY_MOST)
 
-    async def _close_once(self, processid: str, ending: Ending) -> None:
+    async def _close_once(self, processid: str, ending: Ending) -> Ending | None:
+        """Return what was acknowledged, or None when the result is not wanted any more."""
         fields: dict[str, Any] = {"processid": processid}
         kind = "closesuccessfulmsg" if ending.ok else "closefailedmsg"
         fields |= {"out": ending.out} if ending.ok else {"errors": ending.errors}
@@ -384,13 +439,25 @@ class Worker:
             # A clock that is off (`issuedat`) can be set right: the result must survive till then.
             if error.status in (408, 429) or error.status >= 500 or "issuedat" in error.message:
                 raise Unreachable(str(error), sent=True) from None
-            if error.status == 413 and ending.ok:
-                too_large = Ending([], [f"the output is too large for the colony: {error.message}"])
-                await self._close_once(processid, too_large)
-                return
-            # Cancelled, past its deadline, or given to another: the result is not wanted.
             self.report("refused", {"processid": processid, "error": str(error)})
+            if error.status in (400, 413) and ending.ok:
+                reason = f"the colony refused the output: {error.message}"
+                return await self._close_once(processid, Ending([], [reason]))
+            if error.status in (400, 413):
+                self._set_aside(self._path(processid), error.message)
+                return None
+            # Cancelled, past its deadline, or given to another: the result is not wanted.
+            self._path(processid).unlink(missing_ok=True)
+            return None
         self._path(processid).unlink(missing_ok=True)
+        return ending
+
+
+class _Kept(msgspec.Struct):
+    """A result in its file."""
+
+    out: list[Any]
+    errors: list[str]
 
 
 def deadline_of(process: Mapping[str, Any]) -> float | None:

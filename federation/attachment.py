@@ -50,6 +50,10 @@ class Attachment(Hooks):
             return None
         return self.peers.toward(colonyname, further=self.hops > 1) or None
 
+    def ambiguity(self, colonyname: str) -> str:
+        """Which colonies a name may mean, if they are several."""
+        return self.peers.ambiguity(colonyname, further=self.hops > 1)
+
     def hosts(self, colonyname: str) -> bool:
         """Whether a colony is hosted here."""
         members = self.exchange.members

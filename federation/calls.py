@@ -21,10 +21,12 @@ from federation import (
 )
 from federation.clocks import Clock
 from federation.envelope import Kind, Refused, inspect
+from federation.foreign_json import apart
 from federation.messages import Outcome, load
 from federation.outbox import Forward
-from federation.peers import Known
+from federation.peers import TRUSTED, Known
 from federation.policy import Policy, PolicyError, changed, read
+from federation.relays import Request
 from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
@@ -114,10 +116,12 @@ def calls(federation: Federation) -> list[Call[Any]]:
         return {
             "id": peer.wire,
             "name": peer.name,
+            "said": peer.said,
+            "ambiguous": federation.peers.ambiguity(peer.name) if peer.state == TRUSTED else "",
             "state": peer.state,
             "endpoints": entry.addresses(),
             "lastseen": entry.lastseen,
-            "error": entry.error,
+            "error": entry.error or peer.mismatch,
             "outstanding": federation.ledger.outstanding(peer.id),
             "waiting": federation.ledger.processes.queue.count_of(peer.id),
             "running": federation.ledger.processes.running.count_of(peer.id),
@@ -265,14 +269,19 @@ async def _forward(federation: Federation, processid: str) -> dict[str, Any]:
         "peername": federation.peers.name(forward.peer),
         "state": state,
         "attempts": forward.attempts,
-        "lasterror": forward.lasterror or (peer.error if peer and waiting else ""),
+        "lasterror": forward.lasterror
+        or ((peer.error or peer.peer.mismatch) if peer and waiting else ""),
         "remoteprocessid": forward.remoteprocessid,
         "there": _there(federation, forward, process),
         "outcome": outcome_view(
-            forward.outcome, *testimony.signer(federation.peers, forward.outcome, forward.peer)
+            forward.outcome,
+            *testimony.signer(federation.peers, forward.outcome, forward.peer),
+            forward.request,
         ),
+        "asked": _asked_view(forward.request),
+        "named": _named(federation, forward, process),
         "chain": await _chain(federation, forward),
-        "late": await _late(federation, processid),
+        "late": await _late(federation, forward),
         "route": forward.route,
         "tried": route_calls.tried_view(federation, forward),
     }
@@ -292,17 +301,34 @@ def _there(federation: Federation, forward: Forward, process: Process) -> dict[s
     }
 
 
-async def _late(federation: Federation, processid: str) -> dict[str, Any] | None:
+def _asked_view(request: Request | None) -> dict[str, str] | None:
+    """What the peer has to answer: the SHA-256 of the origin's submission, and who signed it."""
+    return {"sha256": request.digest.hex(), "by": request.origin} if request else None
+
+
+def _named(federation: Federation, forward: Forward, process: Process) -> list[dict[str, Any]]:
+    """The colonies beyond the peer that the target names, and the ids that each may have.
+
+    Without ids nothing was checked: no trusted colony has that name, so it may be anybody's.
+    """
+    wanted = testimony.beyond(federation.ledger, process, forward.peer)
+    meant = testimony.meant(federation.ledger, process, forward, wanted)
+    return [
+        {"name": name, "ids": meant.get(name) or ([name] if len(name) == 64 else [])}
+        for name in wanted
+    ]
+
+
+async def _late(federation: Federation, record: Forward) -> dict[str, Any] | None:
     """What a peer told of the process when nobody waited for that any more, verified now."""
-    found = await federation.client.get(federation.keys.late(processid))
+    found = await federation.client.get(federation.keys.late(record.processid))
     if found is None:
         return None
     seen = inspect(found.value, limit=len(found.value))
     peers, outcome = federation.peers, load(seen.payload, Outcome)
-    view = outcome_view(
-        found.value,
-        *testimony.signer(federation.peers, found.value, peers.roster.root(seen.issuer)),
-    )
+    root = peers.roster.root(seen.issuer)
+    signer = testimony.signer(federation.peers, found.value, root)
+    view = outcome_view(found.value, *signer, testimony.request_to(record, root))
     return {
         **(view or {}),
         "name": peers.name_if_known(seen.issuer),
@@ -320,6 +346,12 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
         found = await federation.client.get(federation.keys.apart(forward.processid))
         sealed = found.value if found else b""
     issuer, key = testimony.signer(federation.peers, sealed, forward.peer)
+    steps = await apart(
+        sealed,
+        lambda data: chains.trace(
+            data, issuer, key, federation.sealer.ids, peers.ids, forward.request
+        ),
+    )
     return [
         {
             "issuer": step.issuer,
@@ -330,7 +362,7 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
             "processid": step.outcome.localpid if step.outcome else "",
             "state": step.outcome.state if step.outcome else -1,
         }
-        for step in chains.trace(sealed, issuer, key, federation.sealer.ids, peers.ids)
+        for step in steps
     ]
 
 
@@ -347,7 +379,7 @@ async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]
         raise missing(f"process {processid} did not come from another colony")
     peers = federation.peers
     issuer, key = testimony.signer(federation.peers, found.value, loaded[0].origin)
-    hops, valid = relays.way(found.value, issuer, key)
+    hops, valid = await apart(found.value, lambda data: relays.way(data, issuer, key))
     return [
         {
             "issuer": hop.issuer,
@@ -369,21 +401,37 @@ def clock_view(clock: Clock) -> dict[str, Any] | None:
     return {"ahead": reading.ahead, "within": round(reading.within, 1), "measured": reading.at}
 
 
-def outcome_view(sealed: bytes, peer: str, public_key: bytes) -> dict[str, Any] | None:
+def outcome_view(
+    sealed: bytes, peer: str, public_key: bytes, request: Request | None = None
+) -> dict[str, Any] | None:
     """Who signed an outcome, when, and whether the signature holds: verified now, not remembered.
 
-    None when there is none.
+    `answers` is whether it names the very submission that was sent (`request`), None where that is
+    not known any more. None when there is no outcome.
     """
     if not sealed:
         return None
     try:
         seen = inspect(sealed, limit=len(sealed))
     except Refused:
-        return {"issuer": "", "issued": 0, "signaturevalid": False}
+        return {"issuer": "", "issued": 0, "signaturevalid": False, "answers": False}
     valid = (
         seen.issuer == peer
         and bool(public_key)
         and id_of(public_key) == peer
         and verify_es256k(public_key, seen.signed_bytes(Kind.OUTCOME), seen.signature)
     )
-    return {"issuer": seen.issuer, "issued": seen.issued, "signaturevalid": valid}
+    return {
+        "issuer": seen.issuer,
+        "issued": seen.issued,
+        "signaturevalid": valid,
+        "answers": _answers(seen.payload, request),
+    }
+
+
+def _answers(payload: bytes, request: Request | None) -> bool | None:
+    try:
+        outcome = load(payload, Outcome)
+    except Refused:
+        return False
+    return None if request is None else not chains.unbound(outcome, request)

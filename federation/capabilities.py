@@ -39,6 +39,7 @@ LIFETIME = 7200
 # hears of one once a minute.
 HEARD = 120
 _MOST_TYPES, _MOST_FUNCTIONS, _LONGEST = 64, 256, 200
+_MOST_BYTES = 40_000  # of the functions of all types together
 _ANYTHING = "*"
 
 
@@ -89,14 +90,17 @@ def offers(survey: Survey) -> dict[str, Offer]:
         free[executortype] += polls
     running = Counter(executortype for executortype, _ in survey.running)
     found: dict[str, Offer] = {}
+    room = _MOST_BYTES
     for executortype in sorted(here, key=lambda name: (-len(here[name]), name))[:_MOST_TYPES]:
         names: set[str] = set()
         for each in here[executortype]:
             names |= named.get(each.executorname, {_ANYTHING})
         if len(executortype) > _LONGEST:
             continue
+        functions = _bounded(names, room)
+        room -= sum(map(_bytes_of, functions))
         found[executortype] = Offer(
-            functions=_bounded(names),
+            functions=functions,
             executors=len(here[executortype]),
             free=free[executortype],
             waiting=survey.waiting.get(executortype, 0),
@@ -105,10 +109,21 @@ def offers(survey: Survey) -> dict[str, Offer]:
     return found
 
 
-def _bounded(names: set[str]) -> list[str]:
+def _bounded(names: set[str], room: int) -> list[str]:
     if _ANYTHING in names:
         return [_ANYTHING]
-    return sorted(name for name in names if len(name) <= _LONGEST)[:_MOST_FUNCTIONS]
+    kept: list[str] = []
+    for name in sorted(name for name in names if len(name) <= _LONGEST)[:_MOST_FUNCTIONS]:
+        room -= _bytes_of(name)
+        if room < 0:
+            break
+        kept.append(name)
+    return kept
+
+
+def _bytes_of(name: str) -> int:
+    """What a name takes of a statement: at least eight, so that there are not too many either."""
+    return max(8, len(name.encode()) + 3)
 
 
 def permitted(found: Mapping[str, Offer], policy: Policy) -> dict[str, Offer]:

@@ -6,24 +6,36 @@ it is trusted, and where cards are kept, is not decided here.
 
 from __future__ import annotations
 
+import functools
 import re
 
 import msgspec
 
 from federation import cbor
 from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
+from node.home import valid_name
 from node.identity import PrivateKey, id_of
 
-__all__ = ["CARD_LIMIT", "VERSION", "Card", "newer", "open_card", "sign_card"]
+__all__ = [
+    "CARD_LIMIT",
+    "VERSION",
+    "Card",
+    "is_name",
+    "newer",
+    "open_card",
+    "sign_card",
+    "versions_in",
+]
 
-VERSION = 1  # of the federation protocol
+VERSION = 2  # of the federation protocol
 CARD_LIMIT = 8192  # bytes of a signed card
 _ANYONE = "*"  # a card is addressed to no colony in particular
 _MAX_ENDPOINTS = 16
 _MAX_VERSIONS = 16
 _MAX_MAILBOXES = 4
 _MAX_SEQUENCE = 2**63 - 1
-_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
+_ANY = "any"  # what routes call all peers
+_ITEMS = 256
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _ENDPOINT = re.compile(r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})")
 _ID = _FINGERPRINT
@@ -101,6 +113,24 @@ def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
     return card
 
 
+def is_name(text: str) -> bool:
+    """Whether a colony may be called so: what stands for others (`*`, `any`, `a/b`) is no name."""
+    return valid_name(text) and text != _ANY
+
+
+@functools.lru_cache(maxsize=512)
+def versions_in(data: bytes) -> tuple[int, ...]:
+    """Return the protocol versions in a signed card that was opened before, () if there are none.
+
+    They are read from the card that is stored, so that those of a peer are known after an upgrade.
+    """
+    try:
+        seen = inspect(data, limit=CARD_LIMIT)
+        return tuple(_parse(seen.payload, seen.issuer, seen.expires).versions)
+    except Refused:
+        return ()
+
+
 def newer(old: Card | None, new: Card) -> bool:
     """Whether `new` replaces `old`: only a higher sequence number does, never an equal one."""
     if old is None:
@@ -112,7 +142,7 @@ def newer(old: Card | None, new: Card) -> bool:
 
 def _parse(payload: bytes, issuer: str, expires: int) -> Card:
     try:
-        body = cbor.decode(payload, depth=2)
+        body = cbor.decode(payload, depth=2, items=_ITEMS)
     except cbor.CborError as error:
         raise Refused("malformed", f"card: {error}") from None
     if not isinstance(body, dict) or not body.keys() >= _KEYS:
@@ -138,8 +168,11 @@ def _problem(card: Card) -> str | None:
     """Return what makes the card unacceptable, or None."""
     if id_of(card.public_key) != card.id:
         return "the id is not the hash of the key"
-    if not _NAME.fullmatch(card.name):
-        return "a name has 1 to 64 printable characters"
+    if not is_name(card.name):
+        return (
+            "a name has 1 to 63 letters, digits, '_', '-' and '.', does not begin with '-' or '.', "
+            f"and is not {_ANY!r}"
+        )
     if not 0 <= card.sequence <= _MAX_SEQUENCE:
         return "the sequence number does not fit in 63 bits"
     if not _FINGERPRINT.fullmatch(card.fingerprint):

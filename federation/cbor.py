@@ -12,19 +12,24 @@ from typing import Any, TypeAlias
 
 import cbor2
 
-__all__ = ["CborError", "Value", "decode", "encode"]
+__all__ = ["CborError", "TooMany", "Value", "decode", "encode"]
 
 # Map keys are integers or text; `Any`, because a mapping is invariant in its keys.
 Value: TypeAlias = "int | bytes | str | bool | Sequence[Value] | Mapping[Any, Value] | None"
 
 _MAP, _TAG, _SIMPLE = 5, 6, 7  # major types
 _LARGEST = (1 << 64) - 1
+MOST_ITEMS = 65_536
 _SIMPLE_VALUES: dict[int, bool | None] = {20: False, 21: True, 22: None}
 _KINDS = ("integer", "negative integer", "bytes", "text", "array", "map", "tag", "simple value")
 
 
 class CborError(ValueError):
     """Bytes that are not the one deterministic encoding of an allowed value; says where."""
+
+
+class TooMany(CborError):
+    """More items than the caller allows."""
 
 
 def encode(value: Value, *, tag: int | None = None) -> bytes:
@@ -58,14 +63,19 @@ def _place(key: int | str) -> bytes:
     return cbor2.dumps(_ordered(key))
 
 
-def decode(data: bytes, *, depth: int = 8, tag: int | None = None) -> Value:
+def decode(
+    data: bytes, *, depth: int = 8, tag: int | None = None, items: int = MOST_ITEMS
+) -> Value:
     """Decode one value that fills `data` exactly, nested at most `depth` containers deep.
+
+    It has at most `items` values, keys of maps included: a count that is larger raises TooMany
+    before anything is made of it.
 
     With `tag` the value must be inside that one tag; no other tag is ever accepted.
     Raises CborError: truncated, trailing bytes, indefinite length, an integer or length longer
     than needed, map keys unsorted or repeated, floats, unknown simple values, invalid UTF-8.
     """
-    reader = _Reader(data)
+    reader = _Reader(data, items)
     if tag is not None and reader.head() != (_TAG, tag):
         raise CborError(f"byte 0: not tagged {tag}")
     value = reader.value(depth)
@@ -77,9 +87,11 @@ def decode(data: bytes, *, depth: int = 8, tag: int | None = None) -> Value:
 class _Reader:
     """A cursor over the bytes; every length is checked against what is left before it is used."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, items: int) -> None:
         self.data = data
         self.at = 0
+        self.items = items
+        self.left = items - 1
 
     def fail(self, message: str, at: int) -> CborError:
         return CborError(f"byte {at}: {message}")
@@ -131,6 +143,10 @@ class _Reader:
                 # Each item takes a byte at least, so a huge count dies here, not in a list.
                 if number > len(self.data) - self.at:
                     raise self.fail("truncated", start)
+                # Spent for all of a container at once, so that a value costs no more for it.
+                self.left -= 2 * number if major == _MAP else number
+                if self.left < 0:
+                    raise TooMany(f"byte {start}: more than {self.items} items")
                 if major == _MAP:
                     return self.map(number, depth - 1)
                 return [self.value(depth - 1) for _ in range(number)]

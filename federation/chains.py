@@ -5,7 +5,7 @@ Values in, values out: outcomes are fetched, kept and acted upon by `results` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -13,11 +13,11 @@ import msgspec
 from federation.envelope import Kind, Refused, inspect
 from federation.messages import Outcome, load
 from federation.policy import MAX_HOPS
-from federation.relays import keyring, local_id
+from federation.relays import Request, keyring, local_id
 from node.identity import id_of, verify_es256k
 from node.model import State
 
-__all__ = ["Step", "carried", "conclusion", "trace"]
+__all__ = ["Step", "carried", "conclusion", "trace", "unbound"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,18 @@ def trace(
     public_key: bytes,
     me: Collection[str],
     ids: Callable[[str], Collection[str]] = _alone,
+    request: Request | None = None,
 ) -> list[Step]:
     """Check a chain from the outcome that `peer` owes us down to that of who ran the process.
 
     `me` are our own ids, `ids` gives those of another colony, which may have changed its key. The
-    chain ends with the first outcome of which nothing can be read. Each fits the one above: its
-    audience is that one's issuer, its process that one's process, its state and errors the same,
-    and only the last has the output.
+    chain ends with the first outcome of which nothing can be read. Each answers the same `request`:
+    a colony below the peer may never have seen it, and have signed for a job of the relay's own
+    under the same ids. Each fits the one above: its audience is that one's issuer, its process that
+    one's process, its state and errors the same, and only the last has the output.
+
+    Without a `request`, which is not known of what ended before version 2 of the protocol, all have
+    to answer the same one.
     """
     steps: list[Step] = []
     keys = {peer: public_key} if public_key and id_of(public_key) == peer else {}
@@ -61,6 +66,7 @@ def trace(
         if not problem and step.outcome is not None:
             passed = {*me, *(each.issuer for each in steps)}
             problem = _misfit(step, audience, audiences, above, passed)
+            problem = problem or (unbound(step.outcome, request) if request else "")
             if not steps and step.issuer != peer:
                 problem = "it is not from the colony that the process went to"
             if above is None:
@@ -97,14 +103,14 @@ def _misfit(
         return "it was meant for another colony"
     if step.issuer in passed:
         return "the colony is in the chain twice"
-    if outcome.below and outcome.localpid not in {
-        local_id(each, outcome.pid, outcome.attempt) for each in audiences
-    }:
+    if above is not None and outcome.pid != above.localpid:
+        return "it is about another process"
+    if outcome.localpid not in {local_id(each, outcome.pid, outcome.attempt) for each in audiences}:
         return "it tells of another process than it was sent"
     if above is None:
         return ""
-    if outcome.pid != above.localpid:
-        return "it is about another process"
+    if (outcome.origin, outcome.asked) != (above.origin, above.asked):
+        return "it answers another submission than the outcome above it"
     if outcome.state != above.state or outcome.errors != above.errors:
         return "the relay above it told another end"
     if above.out and above.out != outcome.out:
@@ -112,12 +118,28 @@ def _misfit(
     return ""
 
 
-def conclusion(steps: list[Step], wanted: list[str]) -> tuple[Outcome | None, str]:
+def unbound(outcome: Outcome, request: Request) -> str:
+    """Return why an outcome does not answer a request, or ""."""
+    if not outcome.asked:
+        return "it does not say which submission it answers (version 1 of the protocol)"
+    if not request.digest:
+        return "it answers what was never sent from here"
+    if (outcome.origin, outcome.asked) == (request.origin, request.digest):
+        return ""
+    return "it answers another submission, not the one that its origin signed"
+
+
+def conclusion(
+    steps: list[Step], wanted: list[str], known: Mapping[str, Collection[str]] | None = None
+) -> tuple[Outcome | None, str]:
     """The outcome of who ran it, once the chain holds; else None and why not.
 
     `wanted` are the names or ids of colonies beyond the peer by which it should go: success comes
-    from as far as that, and from those colonies where they were named by id.
+    from as far as that, and from those colonies where they were named by id. `known` gives the ids
+    that a wanted colony may have: of one that the origin trusts under a name, and of one that
+    changed its key. A name that is not in it may be any colony's.
     """
+    known = known or {}
     for place, step in enumerate(steps):
         if step.problem:
             where = f"outcome {place + 1} of {len(steps)}, by {step.issuer[:12] or 'nobody'}"
@@ -128,9 +150,18 @@ def conclusion(steps: list[Step], wanted: list[str]) -> tuple[Outcome | None, st
         if len(steps) <= len(wanted):
             return None, f"{steps[-1].issuer[:12]} ended it, and should have passed it on"
         for step, name in zip(steps[1:], wanted, strict=False):
-            if len(name) == 64 and name != step.issuer:
-                return None, f"{step.issuer[:12]} had it, and not {name[:12]}"
+            if another := _another(step.issuer, name, known):
+                return None, another
     return last, ""
+
+
+def _another(issuer: str, name: str, known: Mapping[str, Collection[str]]) -> str:
+    """Return why an issuer is not the colony that a target names, or "" if it may be."""
+    ids = known.get(name) or ((name,) if len(name) == 64 else ())
+    if not ids or issuer in ids:
+        return ""
+    called = name[:12] if len(name) == 64 else f"the colony trusted as {name!r}"
+    return f"{issuer[:12]} had it, and not {called}"
 
 
 def carried(outcome: Outcome, below: bytes, public_key: bytes) -> Outcome:

@@ -14,6 +14,7 @@ import trio
 
 from federation import outbox, relays
 from federation.envelope import Kind, Refused, inspect
+from federation.foreign_json import apart
 from federation.ledger import Entry, Ledger
 from federation.messages import Cancel, Carried, Receipt, Submit, load
 from federation.outbox import Forward
@@ -72,6 +73,7 @@ class Delivery:
                     await self.ledger.refresh(link.id)
                     due, again = self._plan(link.id)
                     if due and trio.current_time() >= self._paused(link.id):
+                        link.demand_version()
                         await link.connect()
                         if link.unheard:
                             # What never left a mailbox would be in doubt, as far as we know.
@@ -152,7 +154,7 @@ class Delivery:
         forward = entry.forward
         body = link.seal(Kind.CANCEL, Cancel(forward.processid, forward.attempt))
         try:
-            opened, data = await link.post("/v1/cancel", body, Kind.RECEIPT)
+            opened, data = await link.post("/v2/cancel", body, Kind.RECEIPT)
         except PeerRefused as error:
             if error.brought and not error.signed:
                 raise  # whoever carries it may have made that up
@@ -167,14 +169,18 @@ class Delivery:
     async def _send_submit(self, link: Link, entry: Entry) -> None:
         now, before = self.sealer.now(), entry.forward
         try:
-            envelope = before.envelope or await self._envelope(link, before)
+            envelope, meant = before.envelope, before.meant
+            if not envelope:
+                envelope, meant = await self._envelope(link, before)
         except RpcError as error:
             await self.ledger.apply(entry, outbox.unsendable(before, error.message, now), before)
             return
         if not envelope:
             await self._give_up(entry, before)
             return
-        forward = outbox.sending(before, envelope, now)
+        request = relays.request_of(envelope, relayed=bool(before.origin))
+        forward = outbox.sending(before, envelope, now, request)
+        forward = msgspec.structs.replace(forward, meant=meant)
         # In the store before its first byte leaves: neither a crash nor another daemon of this
         # colony must take it for unsent, or for the only copy.
         try:
@@ -186,7 +192,7 @@ class Delivery:
             await self.ledger.apply(entry, move, before)
             return
         try:
-            opened, data = await link.post("/v1/submit", envelope, Kind.RECEIPT)
+            opened, data = await link.post("/v2/submit", envelope, Kind.RECEIPT)
         except (Unsent, Later) as error:
             if isinstance(error, Unsent) or error.certain:
                 await self.ledger.save(entry, outbox.unsent(forward, str(error)), forward)
@@ -236,15 +242,19 @@ class Delivery:
             await ledger.client.commit(Txn([ModRevision(key, entry.revision)], [Delete(key)]))
         ledger.mark(before)
 
-    async def _envelope(self, link: Link, forward: Forward) -> bytes:
-        """Seal the submission, b"" when the process is gone. Its bytes never change again."""
+    async def _envelope(self, link: Link, forward: Forward) -> tuple[bytes, dict[str, list[str]]]:
+        """Seal the submission, b"" when the process is gone. Its bytes never change again.
+
+        Beside it, the ids of those colonies beyond the peer that we know by their names.
+        """
         found = await self.ledger.processes.load(self.ledger.home, forward.processid)
         if found is None or found[0].closed:
-            return b""
+            return b"", {}
         process, target = found[0], found[0].spec.conditions.colonyname
         expires = forward.deliver // 1_000_000_000 + 1
         home = (self.ledger.home, *self.sealer.ids)
         beyond = relays.onward_target(target, self.ledger.peers.names(link.id), home)
+        meant: dict[str, list[str]] = {}
         if process.origin:
             submit, latest = await self._passed_on(process, forward, beyond)
             expires = min(expires, latest)
@@ -253,6 +263,7 @@ class Delivery:
                 process.spec.conditions, colonyname=beyond or link.wire
             )
             spec = msgspec.structs.replace(process.spec, conditions=conditions)
+            meant = self.ledger.peers.meant(relays.segments(beyond) if beyond else [])
             submit = Submit(
                 forward.processid,
                 forward.attempt,
@@ -263,7 +274,7 @@ class Delivery:
                 input=msgspec.json.encode(process.input) if process.input else b"",
                 files=await self.gather(process),
             )
-        return link.seal(Kind.SUBMIT, submit, cti=forward.cti, expires=expires)
+        return link.seal(Kind.SUBMIT, submit, cti=forward.cti, expires=expires), meant
 
     async def _passed_on(
         self, process: Process, forward: Forward, beyond: str
@@ -275,7 +286,10 @@ class Delivery:
             raise Refused("malformed", "the submission that asked for it is gone")
         issuer = inspect(received.value, limit=len(received.value)).issuer
         known = {issuer: ledger.peers.public_key(issuer) or b""}
-        return relays.passed_on(received.value, forward.processid, forward.attempt, beyond, known)
+        return await apart(
+            received.value,
+            lambda data: relays.passed_on(data, forward.processid, forward.attempt, beyond, known),
+        )
 
     # -- deadlines ---------------------------------------------------------------------------
 
@@ -287,7 +301,10 @@ class Delivery:
             if entry.busy:
                 continue
             peer = self.ledger.peers.get(entry.forward.peer)
-            name, problem = self.ledger.peers.name(entry.forward.peer), peer.error if peer else ""
+            name, problem = (
+                self.ledger.peers.name(entry.forward.peer),
+                ((peer.error or peer.peer.mismatch) if peer else ""),
+            )
             away = outbox.stranded(entry.forward, now, name, problem)
             move = outbox.deadline_passed(entry.forward, now, name, problem)
             if move is not None or away is not None:
@@ -319,4 +336,11 @@ def _receipt(
         raise Lost("the receipt is not valid: it names another process there")
     if (receipt.status, bool(receipt.remote)) not in answers:
         raise Lost(f"the receipt is not valid: {receipt.status} is no answer to this")
+    request = forward.request
+    # Of what a cancel overtook nothing was received; what another daemon sent, we may not know.
+    if receipt.remote and request is not None:
+        if not receipt.asked:
+            raise Lost("the receipt is not valid: it does not say which submission it is for")
+        if relays.Request(receipt.origin, receipt.asked) != request:
+            raise Lost("the receipt is not valid: it is for another submission")
     return receipt

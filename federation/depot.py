@@ -20,7 +20,7 @@ import trio
 from federation import manifest
 from federation.envelope import Kind, Opened, inspect
 from federation.ledger import Ledger
-from federation.messages import Carried, Chunk, Fetch, Submit, load
+from federation.messages import Carried, Chunk, Fetch, Submit, load, load_large
 from federation.outbox import Forward
 from federation.refusals import Refusal
 from federation.transport import Link, PeerRefused, TransportError
@@ -107,10 +107,12 @@ class Depot:
         forward = await self._sent(opened.issuer, fetch)
         if forward is None:
             raise Refusal(404, "unknown_process", "no such process was sent to your colony")
-        submit = load(inspect(forward.envelope, limit=len(forward.envelope)).payload, Submit)
+        payload = inspect(forward.envelope, limit=len(forward.envelope)).payload
+        submit = await load_large(payload, Submit)
         before: Submit | None = None
         while submit.inner:
-            submit = load(inspect(submit.inner, limit=len(submit.inner)).payload, Submit)
+            payload = inspect(submit.inner, limit=len(submit.inner)).payload
+            submit = await load_large(payload, Submit)
             before = before or submit
         if not any(each.checksum == fetch.checksum and not each.ref for each in submit.files or ()):
             raise Refusal(404, "unknown_file", "the process came without a file with this checksum")

@@ -6,7 +6,7 @@ What is said over a connection, and to whom, is `transport`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -16,6 +16,8 @@ from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Refused
 from federation.sealing import Sealer
 from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
+from node.http_client import ask, http_client
+from node.log import get_logger
 
 __all__ = [
     "Found",
@@ -25,7 +27,7 @@ __all__ = [
     "client",
     "fetch_card",
     "find",
-    "read_body",
+    "itself",
     "split_address",
     "text_of",
 ]
@@ -33,6 +35,8 @@ __all__ = [
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
 _STAGGER = 0.3  # seconds between two tries of a peer's addresses
+
+log = get_logger("dialing")
 
 
 class TransportError(Exception):
@@ -64,24 +68,9 @@ def _url(host: str, port: int) -> str:
 
 def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
     """Connections to `host` that are completed with this one certificate. Raises InvalidURL."""
-    return httpx.AsyncClient(
-        base_url=_url(host, port),
-        verify=trusting(der),
-        timeout=_TIMEOUT,
-        limits=_LIMITS,
-        trust_env=False,
+    return http_client(
+        base_url=_url(host, port), verify=trusting(der), timeout=_TIMEOUT, limits=_LIMITS
     )
-
-
-async def read_body(response: httpx.Response, limit: int) -> bytes:
-    """The body of an answer, at most `limit` bytes. Raises Lost."""
-    parts, total = [], 0
-    async for part in response.aiter_bytes():
-        total += len(part)
-        if total > limit:
-            raise Lost(f"the answer is longer than {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
 
 
 async def fetch_card(
@@ -98,10 +87,10 @@ async def fetch_card(
         if pinned and fingerprint_of(der) != pinned:
             raise TlsError("shows another certificate than expected")
         async with client(der, host, port) as http:
-            async with http.stream("GET", "/v1/card") as response:
-                data = await read_body(response, CARD_LIMIT)
-        if response.status_code != 200:
-            raise Unsent(f"{address}: no card there (status {response.status_code})")
+            reply = await ask(http, "GET", "/v1/card", limit=CARD_LIMIT)
+        if reply.status_code != 200:
+            raise Unsent(f"{address}: no card there (status {reply.status_code})")
+        data = reply.content
         card = open_card(data, sealer.seconds, high_water=high_water)
     except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Refused) as error:
         raise Unsent(f"{address}: {text_of(error)}") from None
@@ -121,26 +110,47 @@ class Found:
 
     address: str = ""
     der: bytes = b""
-    others: list[tuple[str, bytes]] = field(default_factory=list)  # other certificates
+    at: str = ""  # the same with an IP address, which is where the connection goes
+    others: list[tuple[str, bytes]] = field(default_factory=list)  # where, other certificates
     problems: list[str] = field(default_factory=list)
 
 
-async def find(addresses: Sequence[str], fingerprint: str) -> Found:
+async def itself(address: str) -> list[str]:
+    """The ways to an address that is the owner's word: as it stands."""
+    return [address]
+
+
+async def find(
+    addresses: Sequence[str],
+    fingerprint: str,
+    ways: Callable[[str], Awaitable[list[str]]] = itself,
+) -> Found:
     """Try addresses, each a moment after the one before; the first that is right wins.
+
+    `ways` gives where an address leads; it raises Unsent when we are not to go there.
 
     An address that leads nowhere costs a moment this way, and not the five seconds of its timeout:
     after a move most are of that kind, and anybody can announce some.
     """
     found, waiting, running = Found(), list(addresses), 0
-    send, results = trio.open_memory_channel[tuple[str, bytes, str]](0)
+    send, results = trio.open_memory_channel[tuple[str, str, bytes, str]](0)
 
     async def look(address: str) -> None:
-        der, problem = b"", ""
+        at, der, problem = address, b"", "it leads nowhere"
         try:
-            der = await fetch_certificate(*split_address(address))
-        except (TlsError, ValueError) as error:
+            for at in await ways(address):
+                try:
+                    der, problem = await fetch_certificate(*split_address(at)), ""
+                    break
+                except TlsError as error:
+                    problem = text_of(error)
+        except (TransportError, ValueError) as error:
             problem = text_of(error)
-        await send.send((address, der, problem))
+        except Exception as error:
+            # Whatever an address does to us, the others are to be tried.
+            log.exception("address not tried", address=address)
+            problem = f"{address}: {type(error).__name__}"
+        await send.send((address, at, der, problem))
 
     async with trio.open_nursery() as nursery:
         while (waiting or running) and not found.address:
@@ -148,13 +158,13 @@ async def find(addresses: Sequence[str], fingerprint: str) -> Found:
                 nursery.start_soon(look, waiting.pop(0))
                 running += 1
             with trio.move_on_after(_STAGGER if waiting else math.inf):
-                address, der, problem = await results.receive()
+                address, at, der, problem = await results.receive()
                 running -= 1
                 if problem:
                     found.problems.append(problem)
                 elif fingerprint_of(der) == fingerprint:
-                    found.address, found.der = address, der
+                    found.address, found.at, found.der = address, at, der
                 else:
-                    found.others.append((address, der))
+                    found.others.append((at, der))
         nursery.cancel_scope.cancel()
     return found

@@ -39,6 +39,8 @@ _ALG, _KID, _CLAIMS = 1, 4, 15
 _ISS, _AUD, _EXP, _IAT, _CTI = 1, 3, 4, 6, 7
 _DEPTH = 3  # the map in the protected header holds a map; the payload is opaque here
 _MAX_CTI = 64  # bytes
+_ITEMS = 32  # values in the outer structure, and in the protected header
+_EXPLAINED = 65_536  # bytes of a message whose wrong signature is looked at more closely
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
 
 Code: TypeAlias = Literal[
@@ -173,10 +175,10 @@ def inspect(data: bytes, *, limit: int) -> Unverified:
     if len(data) > limit:
         raise Refused("too_large", f"{len(data)} bytes; at most {limit} are accepted here")
     try:
-        outer = cbor.decode(data, depth=_DEPTH, tag=_SIGN1_TAG)
+        outer = cbor.decode(data, depth=_DEPTH, tag=_SIGN1_TAG, items=_ITEMS)
         match outer:
             case [bytes() as protected, dict() as unprotected, bytes() as payload, bytes() as sig]:
-                header = cbor.decode(protected, depth=_DEPTH)
+                header = cbor.decode(protected, depth=_DEPTH, items=_ITEMS)
             case _:
                 raise Refused("malformed", "not the four parts of a COSE_Sign1")
     except cbor.CborError as error:
@@ -258,7 +260,9 @@ def _check_signature(seen: Unverified, kind: Kind, public_key: bytes) -> None:
         return
     # Worth a verification for each of the others only for whoever must find the mistake:
     # it is one whose key we hold. Strangers, who bring their key, get but what they could mean.
-    for other in _BRINGING if kind in _BRINGING else Kind:
+    # Each of them hashes the message anew, so a large one is not worth it.
+    others = _BRINGING if kind in _BRINGING else Kind
+    for other in others if len(seen.payload) <= _EXPLAINED else ():
         if other is not kind and verify_es256k(
             public_key, seen.signed_bytes(other), seen.signature
         ):

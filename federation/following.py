@@ -100,18 +100,21 @@ class Follower:
             if entry.forward.state in (outbox.ACCEPTED, outbox.CANCELLING)
         ]
         pids += self.tails(peerid)
-        whole = len(pids) <= MOST_FOLLOWED
-        if not whole:
-            self._turns[peerid] += 1
-            start = self._turns[peerid] * MOST_FOLLOWED % len(pids)
-            pids = (pids[start:] + pids[:start])[:MOST_FOLLOWED]
-            wait = min(wait, _TURN)
-        follows = [
-            progress.follow_of(pid, each)
-            for pid in pids
-            if (each := self._begun(pid, peerid)) is not None
-        ]
-        return follows, whole, wait
+        # Where the last poll ended, if it could not ask for all.
+        start = self._turns[peerid] if self._turns[peerid] < len(pids) else 0
+        follows: list[Follow] = []
+        looked = room = 0
+        for pid in pids[start:] + pids[:start]:
+            if (each := self._begun(pid, peerid)) is not None:
+                follow = progress.follow_of(pid, each)
+                room += progress.weight_of(follow)
+                if len(follows) == MOST_FOLLOWED or (follows and room > progress.MOST_WEIGHT):
+                    break
+                follows.append(follow)
+            looked += 1
+        whole = looked == len(pids)
+        self._turns[peerid] = 0 if whole else start + looked
+        return follows, whole, wait if whole else min(wait, _TURN)
 
     def _begun(self, pid: str, peerid: str) -> Followed | None:
         """What is known of a process at that peer; None when it has no such process of ours."""
@@ -143,6 +146,7 @@ class Follower:
             return set()
         more: set[str] = set()
         for data in answer.news:
+            await trio.lowlevel.checkpoint()  # each may cost milliseconds
             try:
                 news = load(data, News)
             except Refused as refused:

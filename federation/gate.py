@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from federation.card import CARD_LIMIT, Card, open_card
+from federation.card import VERSION, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.heirs import succeed
 from federation.hints import source_of
@@ -24,6 +24,7 @@ from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
 from federation.refusals import Refusal, refusal_of, store_full
 from federation.refusing import keep
 from federation.sealing import Sealer
+from federation.sizes import SIZES
 from federation.succession import prove
 from node.errors import RpcError
 from node.etcd.errors import EtcdError, StoreFull
@@ -34,13 +35,11 @@ Action = Callable[[Opened, bytes], Awaitable[bytes]]
 
 __all__ = ["BROUGHT", "MAX_BODY", "Gate", "is_near"]
 
-MAX_BODY = 1_500_000  # bytes of one message
+MAX_BODY = SIZES[Kind.SUBMIT].bytes  # of one message, of whatever kind
 BROUGHT = ""  # the host that a message came from which a mailbox held
-_HELLO_LIMIT = CARD_LIMIT + 1024 + 8 * 4096
+# Where version 1 of the protocol had forwards: its answers name ids only, and prove too little.
+_FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
 _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card
-# Bytes, of the kinds with a limit of their own.
-_LIMITS = {Kind.HELLO: _HELLO_LIMIT, Kind.JOIN: _HELLO_LIMIT, Kind.CAPABILITIES: 65_536}
-_LIMITS[Kind.INTRODUCTIONS] = 64 * (CARD_LIMIT + 64)
 
 log = get_logger("gate")
 
@@ -114,7 +113,8 @@ class Gate:
             "clock": self.sealer.seconds,
         }
         certain = refusal.status < 500  # else the store may have taken it
-        if request is not None and request.path in SIGNED and request.method == "POST" and certain:
+        signed = request is not None and request.path in (*SIGNED, *_FORMER[:1])
+        if request is not None and signed and request.method == "POST" and certain:
             body["signed"] = self._denial(refusal, request)
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
@@ -141,12 +141,19 @@ class Gate:
             if request.method != "GET":
                 raise Refusal(405, "method", "GET the card")
             return Response(200, self.card(), "application/cbor")
+        if request.path in _FORMER:
+            raise Refusal(
+                400,
+                "version",
+                f"this colony speaks version {VERSION} of the federation protocol, and this is "
+                "version 1: upgrade the daemon of the colony that sent it",
+            )
         if request.path not in self._calls:
             raise Refusal(404, "not_found", "there is nothing at this path")
         kind, action = self._calls[request.path]
         if request.method != "POST":
             raise Refusal(405, "method", "POST an envelope")
-        limit = _LIMITS.get(kind, self.max_body)
+        limit = min(SIZES[kind].bytes, self.max_body)
         if len(request.body) > limit:
             raise Refusal(413, "too_large", f"{len(request.body)} bytes; at most {limit} here")
         if kind is Kind.JOIN and self.invitations is not None:
@@ -184,9 +191,9 @@ class Gate:
         return {
             "/v1/hello": (Kind.HELLO, self._hello),
             "/v1/join": (Kind.JOIN, self._join),
-            "/v1/submit": (Kind.SUBMIT, self.inbox.accept),
-            "/v1/cancel": (Kind.CANCEL, self.inbox.cancel),
-            "/v1/outcomes": (Kind.POLL, self.inbox.owing.outcomes),
+            "/v2/submit": (Kind.SUBMIT, self.inbox.accept),
+            "/v2/cancel": (Kind.CANCEL, self.inbox.cancel),
+            "/v2/outcomes": (Kind.POLL, self.inbox.owing.outcomes),
             "/v1/capabilities": (Kind.CAPABILITIES, self.capabilities),
             "/v1/mail": (Kind.COLLECT, self.mail),
             "/v1/pass": (Kind.PASS, self.passing),
@@ -216,7 +223,7 @@ class Gate:
 
     def _card_in(self, body: bytes) -> Card:
         """The card that a hello brings, so that a colony we cannot reach can introduce itself."""
-        seen = inspect(body, limit=_HELLO_LIMIT)
+        seen = inspect(body, limit=SIZES[Kind.HELLO].bytes)
         data = load(seen.payload, Hello).card
         card = open_card(data, self.sealer.seconds, high_water=self.high_water())
         if card.id != seen.issuer:

@@ -13,15 +13,16 @@ import msgspec
 import trio
 
 from federation import relays
-from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
+from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
+from federation.foreign_json import apart, require_bounded
 from federation.keys import Keys
-from federation.markers import Marker
-from federation.messages import Cancel, Receipt, Submit, load
+from federation.markers import Marker, request_in
+from federation.messages import Cancel, Receipt, Submit, load, load_large
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, onward
 from federation.refusals import Refusal, store_full, trusted_revision
-from federation.relays import Asked, BadPath, local_id
+from federation.relays import Asked, BadPath, Request, local_id
 from federation.sealing import Sealer, cti_of
 from node.codec import pack, unpack
 from node.errors import RpcError
@@ -32,7 +33,7 @@ from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Pu
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process
 from node.processes import Processes
-from node.rpc.table import MAX_DEPTH, depth_of, prune
+from node.rpc.table import prune
 from node.store import processes as store
 from node.submission import build_process
 
@@ -44,11 +45,9 @@ _TRIES = 5
 def parse_spec(data: bytes) -> FunctionSpec:
     """Read a function spec. Raises Refusal (bad_spec)."""
     try:
-        value = msgspec.json.decode(data)
-        if depth_of(value) > MAX_DEPTH:
-            raise Refusal(400, "bad_spec", f"nested deeper than {MAX_DEPTH}")
-        return msgspec.convert(prune(value), FunctionSpec)
-    except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:
+        require_bounded(data)
+        return msgspec.convert(prune(msgspec.json.decode(data)), FunctionSpec)
+    except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
         raise Refusal(400, "bad_spec", f"spec: {error}") from None
 
 
@@ -57,10 +56,9 @@ def parse_input(data: bytes) -> list[Any]:
     if not data:
         return []
     try:
+        require_bounded(data)
         value: list[Any] = msgspec.json.decode(data, type=list)
-        if depth_of(value) > MAX_DEPTH:
-            raise Refusal(400, "bad_input", f"input: nested deeper than {MAX_DEPTH}")
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
         raise Refusal(400, "bad_input", f"input: {error}") from None
     return value
 
@@ -134,22 +132,27 @@ class Inbox:
 
     async def accept(self, opened: Opened, data: bytes) -> bytes:
         """Take a process in, once. Returns the sealed receipt, the first one on a repeat."""
-        submit = load(opened.payload, Submit)
+        submit = await load_large(opened.payload, Submit)
         try:
             outer = msgspec.structs.replace(opened, issuer=opened.wire)
-            asked = relays.unwrap(outer, submit, self.sealer.ids, len(data), self._same)
+            asked = await apart(
+                submit.inner,
+                lambda _: relays.unwrap(outer, submit, self.sealer.ids, len(data), self._same),
+            )
         except BadPath as error:
             raise Refusal(400, error.code, error.message) from None
         if any(self.peers.state(each) == BLOCKED for each in asked.ids):
             raise Refusal(403, "blocked", "this colony blocks one that the process was in")
-        process = self._build(opened, submit, asked)
+        spec = await apart(asked.first.spec, parse_spec)
+        given = await apart(asked.first.input, parse_input)
+        process = self._build(opened, submit, asked, spec, given)
         full = self.client.pressure.refuses(Need.GROWS)
         forbidden = None if full else self._enter(opened.issuer, process, submit, len(data))
         if full or forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
             marker = await self._marker(opened, submit)
             if marker is not None:
-                return self._again(marker, opened)
+                return self._again(marker, opened, asked.request)
             if forbidden is None:
                 raise store_full()
             raise Refusal(
@@ -163,7 +166,7 @@ class Inbox:
                 fresh = False
                 await self.bring(opened, submit, asked.first, process)
                 fresh = True
-            answer, fresh = await self._take_in(opened, data, submit, process)
+            answer, fresh = await self._take_in(opened, data, submit, process, asked.request)
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
             self.meter.leave(opened.issuer, used=fresh)
@@ -194,23 +197,34 @@ class Inbox:
             problem = onward(policy, hops=hops, limit=submit.hops)
             if problem is None and not process.peer:
                 name = process.spec.conditions.colonyname[:80]
-                problem = Breach("no_way", f"no way leads from here to a colony {name!r}", 404)
+                why = self.peers.ambiguity(process.spec.conditions.colonyname)
+                why = why or f"no way leads from here to a colony {name!r}"
+                problem = Breach("no_way", why, 404)
         if problem is not None:
             return problem
         waiting = self.processes.queue.count_of(issuer) + self.relayed(issuer)
         return self.meter.enter(issuer, policy, waiting, trio.current_time())
 
     async def _take_in(
-        self, opened: Opened, data: bytes, submit: Submit, process: Process
+        self, opened: Opened, data: bytes, submit: Submit, process: Process, request: Request
     ) -> tuple[bytes, bool]:
         """Store marker and process, once: the receipt, and whether they are new."""
-        receipt = Receipt(submit.pid, submit.attempt, "accepted", process.processid)
+        receipt = Receipt(
+            submit.pid,
+            submit.attempt,
+            "accepted",
+            process.processid,
+            request.digest,
+            request.origin,
+        )
         marker = Marker(
             opened.digest,
             submit.attempt,
             process.processid,
             self._receipt(opened, receipt),
             opened.expires + MAX_LIFETIME,
+            asked=request.digest,
+            origin=request.origin,
         )
         key = self.keys.marker(opened.issuer, submit.pid)
         addition = Addition()
@@ -240,7 +254,7 @@ class Inbox:
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, Marker)
                 if there.concerns(opened):
-                    return self._again(there, opened), False
+                    return self._again(there, opened, request), False
                 if free != (other := ModRevision(key, result.responses[0][0].mod_revision)):
                     free = other
                     continue
@@ -250,23 +264,37 @@ class Inbox:
                 raise Refusal(409, "id_reuse", "the process exists here without its marker")
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
-    def _again(self, marker: Marker, opened: Opened) -> bytes:
+    def _again(self, marker: Marker, opened: Opened, request: Request) -> bytes:
         if marker.kept is not None:
             raise Refusal(marker.kept.status, marker.kept.code, marker.kept.message)
         if marker.localpid and marker.digest != opened.digest:
             raise Refusal(409, "id_reuse", "another message with this process id was accepted")
-        return self._first_receipt(marker, opened)
+        return self._first_receipt(marker, opened, request)
 
-    def _first_receipt(self, marker: Marker, opened: Opened) -> bytes:
-        """The same bytes again, unless they are of a future that our clock was in once."""
+    def _first_receipt(
+        self, marker: Marker, opened: Opened, request: Request | None = None
+    ) -> bytes:
+        """The same bytes again, unless they are of a future that our clock was in once.
+
+        Or of an earlier release, which did not say what it is a receipt for: the `request`.
+        """
         seen = inspect(marker.receipt, limit=len(marker.receipt))
-        if seen.issued <= self.sealer.seconds:
-            return marker.receipt
         receipt = load(seen.payload, Receipt)
+        old = bool(receipt.remote) and not receipt.asked and request is not None
+        if seen.issued <= self.sealer.seconds and not old:
+            return marker.receipt
+        if old and request is not None:
+            receipt = msgspec.structs.replace(receipt, asked=request.digest, origin=request.origin)
         return self.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=seen.cti)
 
-    def _build(self, opened: Opened, submit: Submit, asked: Asked) -> Process:
-        spec = parse_spec(asked.first.spec)
+    def _build(
+        self,
+        opened: Opened,
+        submit: Submit,
+        asked: Asked,
+        spec: FunctionSpec,
+        given: list[Any],
+    ) -> Process:
         target, peer = submit.target if submit.path else spec.conditions.colonyname, ""
         if relays.is_mine(target, self.home, self.sealer.ids):
             target = self.home
@@ -287,7 +315,7 @@ class Inbox:
             )
         except RpcError as error:
             raise Refusal(400, "bad_spec", error.message) from None
-        process.input = parse_input(asked.first.input)
+        process.input = given
         policy, taken = self.peers.policy(opened.issuer), len(submit.path) + 1
         if onward(policy, hops=taken, limit=submit.hops) is None:
             process.hops = min(submit.hops, policy.max_hops) - taken
@@ -335,7 +363,10 @@ class Inbox:
             if error.status == 409:
                 raise Refusal(503, "busy", error.message, again=1) from None
             status = "already_closed"
-        answer = Receipt(wish.pid, marker.attempt, status, marker.localpid)
+        request = await request_in(self.client, self.home, marker)
+        answer = Receipt(
+            wish.pid, marker.attempt, status, marker.localpid, request.digest, request.origin
+        )
         return self._receipt(opened, answer)
 
     # -- cleaning up -------------------------------------------------------------------------

@@ -168,6 +168,7 @@ class Introducer:
         """Meet the colonies that a peer introduced, and forget those that it does no more."""
         cards: dict[str, tuple[Card, Introduction]] = {}
         for each in said.known:
+            await trio.lowlevel.checkpoint()  # each costs the check of a signature
             try:
                 card = open_card(each.card, self.sealer.seconds, high_water=self.high_water())
             except Refused as refused:
@@ -190,6 +191,8 @@ class Introducer:
         taken = sum(each.peer.distance > 0 for each in self.peers.trusted())
         if entry.peer.state != PENDING or taken >= _MOST_TRUSTED or hops > DEEPEST:
             return
+        if self.peers.taken(entry.peer):
+            return  # its name is that of another trusted peer: the owner decides
         await self.peers.trust(entry.peer.id, distance=hops)
 
     def prune(self) -> None:

@@ -83,6 +83,7 @@ class Joining:
         if not await self.peers.admit(card, data, policy, compare=[], ops=[], unblock=True):
             raise conflict("the peer's record changed meanwhile; try again")
         entry = self.peers.find(card.id)
+        entry.give(address)
         entry.prove(address)
         log.info("joined", peer=card.id, called=card.name)
         return entry

@@ -295,7 +295,7 @@ class Ledger:
         if forward.aside:
             return [Delete(key)]  # the record is of where the process went instead
         record = msgspec.structs.replace(
-            forward, envelope=b"", ended=forward.ended or self.sealer.now()
+            outbox.emptied(forward), ended=forward.ended or self.sealer.now()
         )
         return [Delete(key), Put(self.keys.proof(forward.processid), pack(record))]
 

@@ -19,6 +19,7 @@ from federation.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, l
 from federation.peers import TRUSTED, Known, Peers
 from federation.refusals import Refusal
 from federation.sealing import Sealer
+from federation.sizes import SIZES
 from federation.transport import (
     Answer,
     Carrier,
@@ -30,6 +31,7 @@ from federation.transport import (
     Unsent,
     Untimely,
 )
+from node.containment import contained
 from node.log import get_logger
 from node.rpc.http import Request, Response
 
@@ -42,7 +44,7 @@ _PER_SENDER, _IN_ALL = 16, 64  # messages held for one colony
 _BYTES = 4_000_000  # ... and their bytes, a quarter of it from one sender
 _PAGE = 2_000_000  # bytes handed out at once
 _PART = 1_000_000  # bytes of an answer in one message
-_LONGEST = 8_000_000  # bytes of an answer
+_LONGEST = SIZES[Kind.OUTCOMES].bytes  # of an answer
 _SLOTS = 64  # messages that a collector works on at a time
 _PATIENCE = 60.0  # seconds until a mailbox that refused is asked again
 
@@ -286,7 +288,7 @@ class Collector:
                     await trio.sleep(_PATIENCE if refused else self.delay(failures))
                     continue
                 for parcel in parcels:
-                    nursery.start_soon(self._work, link, parcel, slots)
+                    nursery.start_soon(self._work_safely, link, parcel, slots)
                 if slots.available_tokens == 0:
                     async with slots:
                         pass
@@ -295,6 +297,10 @@ class Collector:
         sealed = link.seal(Kind.COLLECT, wish)
         opened, _ = await link.post("/v1/mail", sealed, Kind.PARCELS, wish.wait)
         return load(opened.payload, Parcels).parcels
+
+    async def _work_safely(self, link: Link, parcel: Parcel, slots: trio.CapacityLimiter) -> None:
+        with contained("message of a mailbox", peer=link.id, path=parcel.path):
+            await self._work(link, parcel, slots)
 
     async def _work(self, link: Link, parcel: Parcel, slots: trio.CapacityLimiter) -> None:
         """Answer one message; an answer that gets lost is no worse than on any other way."""

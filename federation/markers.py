@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.envelope import Opened
+from federation.envelope import Opened, Refused
+from federation.relays import Request, request_of
+from node.etcd.client import EtcdClient
+from node.store import keys
 
-__all__ = ["Kept", "Marker"]
+__all__ = ["Kept", "Marker", "request_in"]
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -24,7 +27,8 @@ class Marker(msgspec.Struct, frozen=True):
     """That a process of another colony was received: the hash of the message, and our receipt.
 
     Without `localpid` it was cancelled before it came, or refused for good (`kept`). It stays until
-    `expires` (seconds) and the process is closed.
+    `expires` (seconds) and the process is closed. `asked` is the SHA-256 of the sealed submission
+    of the colony `origin`, where the process began; empty in markers of earlier releases.
     """
 
     digest: bytes
@@ -33,7 +37,24 @@ class Marker(msgspec.Struct, frozen=True):
     receipt: bytes
     expires: int
     kept: Kept | None = None
+    asked: bytes = b""
+    origin: str = ""
 
     def concerns(self, opened: Opened) -> bool:
         """Whether it decides about a submission: a refusal does about the same bytes only."""
         return self.kept is None or self.digest == opened.digest
+
+
+async def request_in(client: EtcdClient, home: str, marker: Marker) -> Request:
+    """Return what was asked of us, by the marker of a process; nothing where that is not known.
+
+    A marker of an earlier release does not tell, but the submission does that stands beside its
+    process. Raises EtcdError.
+    """
+    if marker.asked or not marker.localpid:
+        return Request(marker.origin, marker.asked)
+    found = await client.get(keys.submission(home, marker.localpid))
+    try:
+        return request_of(found.value) if found is not None else Request()
+    except Refused:
+        return Request()

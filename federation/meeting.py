@@ -20,6 +20,7 @@ from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
 from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.transport import TransportError, Unsent, fetch_card, split_address
+from node.containment import contained
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
@@ -31,6 +32,11 @@ _PROBE_S = 5.0  # seconds between two probes of one peer that was heard again
 _EXPECTED = (TransportError, EtcdError, RpcError, Refused, ValueError)
 
 log = get_logger("meeting")
+
+
+def _plain(address: str) -> str:
+    """The "host:port" of an https URL."""
+    return address.removeprefix("https://").rstrip("/")
 
 
 @dataclass
@@ -81,7 +87,7 @@ class Meeting:
             while True:
                 event, now = self._bell.event, trio.current_time()
                 while (hint := self.hints.take(now)) is not None:
-                    nursery.start_soon(self._look, hint)
+                    nursery.start_soon(self._look_safely, hint)
                 left = min(self.hints.wait(now), self._probe_heard(now))
                 with trio.move_on_after(left):
                     await event.wait()
@@ -100,6 +106,10 @@ class Meeting:
         return min(
             (self._probed[each] + _PROBE_S - now for each in self._again), default=float("inf")
         )
+
+    async def _look_safely(self, hint: Hint) -> None:
+        with contained("look at an address", address=hint.address):
+            await self._look(hint)
 
     async def _look(self, hint: Hint) -> None:
         """Fetch the card at an address; whoever lives there is known then."""
@@ -145,7 +155,7 @@ class Meeting:
             card, data, near=near, unblock=unblock, source=source_of(host)
         )
         if entry is not None:
-            entry.prove(address.removeprefix("https://").rstrip("/"))
+            entry.prove(_plain(address))
             entry.error = ""
         return card.id, entry
 
@@ -154,7 +164,12 @@ class Meeting:
         tries = 0
         while True:
             try:
+                known = self.peers.get(peerid)
+                if known is not None:
+                    known.give(_plain(url))  # also while nobody answers there
                 entry = await self.fetch(url, peerid)
+                if entry is not None:
+                    entry.give(_plain(url))
                 if entry is not None and entry.peer.state in (PENDING, TRUSTED):
                     tries = 0
             except _EXPECTED as error:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
+import trio
 
 from federation import cbor
-from federation.envelope import Refused
+from federation.envelope import Kind, Refused
+from federation.sizes import QUICK, SIZES
 
 __all__ = [
     "DEEPEST",
@@ -51,6 +53,8 @@ __all__ = [
     "Welcome",
     "dump",
     "load",
+    "load_large",
+    "most_items",
 ]
 
 _DEPTH = 4
@@ -63,11 +67,15 @@ Name = Annotated[bytes, msgspec.Meta(min_length=1, max_length=16)]
 Key = Annotated[bytes, msgspec.Meta(min_length=65, max_length=65)]
 Wait = Annotated[int, msgspec.Meta(ge=0, le=30)]
 Big = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# SHA-256 of the origin's own sealed submission, b"" where it is not known.
+Asked = Annotated[bytes, msgspec.Meta(max_length=32)]
 MOST_FOLLOWED = 128  # processes in one poll
 MOST_FILES = 2000  # that one submission needs
 # Refusals at these are signed: of a process that may go elsewhere, and of whose clock is off.
-SIGNED = ("/v1/submit", "/v1/hello")
-M = TypeVar("M")
+SIGNED = ("/v2/submit", "/v1/hello")
+M = TypeVar("M", bound=msgspec.Struct)
+_NAMES = {"Denial": "REFUSAL"}  # payloads that are called otherwise than their kind
+_PART_ITEMS = 4_096  # values of what is encoded for itself inside of a message
 
 
 class Succession(msgspec.Struct, frozen=True):
@@ -185,13 +193,19 @@ class Cancel(msgspec.Struct, frozen=True):
     attempt: Attempt
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """`remote` is the executing colony's id of it, "" if it never was there."""
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`remote` is the executing colony's id of it, "" if it never was there.
+
+    `asked` is the SHA-256 of the sealed submission of the colony `origin`, where the process began:
+    what was received, and not only under which id. Both are empty if it never was there.
+    """
 
     pid: Pid
     attempt: Attempt
     status: Literal["accepted", "cancelled", "already_closed"]
     remote: str
+    asked: Asked = b""
+    origin: str = ""
 
 
 class Follow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -313,7 +327,9 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a forwarded process ended: `state` as upstream numbers it, `out` JSON, times Unix ns.
 
     A relay's carries the sealed outcome `below` it, which alone has the output, and the public
-    `keys` of all whose outcomes are in there.
+    `keys` of all whose outcomes are in there. `asked` is the SHA-256 of the sealed submission of
+    the colony `origin`, where the process began: all outcomes of a chain answer that very message.
+    An outcome of version 1 of the protocol has neither, and is read only where it is stored.
     """
 
     pid: Pid
@@ -327,6 +343,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     end: int
     below: bytes = b""
     keys: Annotated[list[bytes], msgspec.Meta(max_length=4)] = []
+    asked: Asked = b""
+    origin: str = ""
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -444,11 +462,38 @@ def dump(message: msgspec.Struct) -> bytes:
     return cbor.encode(msgspec.to_builtins(message, builtin_types=(bytes,)))
 
 
-def load(payload: bytes, kind: type[M]) -> M:
-    """Decode a payload. Raises Refused (malformed), which names the field."""
+def load(payload: bytes, kind: type[M], *, items: int = 0) -> M:
+    """Decode a payload of at most `items` values, else as many as its kind may have.
+
+    Raises Refused (malformed), which names the field.
+    """
     try:
-        value = cbor.decode(payload, depth=_DEPTH)
-        # Bytes are bytes: never text in base64, which would be a second encoding of a value.
-        return msgspec.convert(value, kind, builtin_types=(bytes,))
+        return _load(payload, kind, items or most_items(kind))
     except (cbor.CborError, msgspec.ValidationError) as error:
         raise Refused("malformed", f"payload: {error}") from None
+
+
+async def load_large(payload: bytes, kind: type[M]) -> M:
+    """Decode a payload that may have very many values, which then does not hold the event loop.
+
+    Raises Refused (malformed).
+    """
+    most = most_items(kind)
+    try:
+        return _load(payload, kind, min(QUICK, most))
+    except (cbor.CborError, msgspec.ValidationError) as error:
+        if most > QUICK and isinstance(error, cbor.TooMany):
+            return await trio.to_thread.run_sync(load, payload, kind)
+        raise Refused("malformed", f"payload: {error}") from None
+
+
+def _load(payload: bytes, kind: type[M], items: int) -> M:
+    value = cbor.decode(payload, depth=_DEPTH, items=items)
+    # Bytes are bytes: never text in base64, which would be a second encoding of a value.
+    return msgspec.convert(value, kind, builtin_types=(bytes,))
+
+
+def most_items(kind: type[msgspec.Struct]) -> int:
+    """How many values a payload may have, from the table of `sizes`."""
+    named = Kind.__members__.get(_NAMES.get(kind.__name__, kind.__name__.upper()))
+    return SIZES[named].items if named is not None else _PART_ITEMS

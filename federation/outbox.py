@@ -11,7 +11,8 @@ from enum import Enum
 
 import msgspec
 
-from federation.envelope import MAX_LIFETIME
+from federation.envelope import MAX_LIFETIME, Refused
+from federation.relays import Request, request_of
 from federation.sealing import cti_of
 from node.model import SECOND, Process
 
@@ -34,6 +35,7 @@ __all__ = [
     "concluded",
     "deadline_passed",
     "delay",
+    "emptied",
     "lost",
     "new_forward",
     "overruled",
@@ -65,7 +67,7 @@ class Tried(msgspec.Struct, frozen=True):
     """A peer that surely will not run the process, and why. `at` in Unix ns.
 
     `final`: it said so; else it was not reached, and may be tried again once it says something
-    newer than its statement number `seq`.
+    newer than its statement number `seq`. `asked` and `askedby` as in the forward to it.
     """
 
     peer: str
@@ -73,6 +75,8 @@ class Tried(msgspec.Struct, frozen=True):
     at: int
     final: bool
     seq: int = -1
+    asked: bytes = b""
+    askedby: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class Forward(msgspec.Struct, frozen=True):
     `route` says why it goes there when the process named no colony, `share` is when one that may go
     elsewhere (`retry`) does so if it never left. `aside`: a person let the process go on without
     this forward.
+
+    `asked` is the SHA-256 of the origin's own submission in the envelope, `askedby` the id that
+    signed it: what a receipt or an outcome has to answer, also when the envelope is gone. `meant`
+    are the ids, by name, of the colonies beyond the peer that we trusted under those names when it
+    was sealed.
     """
 
     processid: str
@@ -122,11 +131,29 @@ class Forward(msgspec.Struct, frozen=True):
     tried: list[Tried] = []
     origin: str = ""  # of one that is passed on: the colony that it came from
     aside: bool = False
+    asked: bytes = b""
+    askedby: str = ""
+    meant: dict[str, list[str]] = {}
 
     @property
     def cti(self) -> bytes:
         """The name of the submission, the same on every repeat."""
         return cti_of(self.processid, self.attempt)
+
+    @property
+    def request(self) -> Request | None:
+        """Return what a receipt or an outcome has to answer; None when nothing is known of it.
+
+        Of a forward that an earlier release sent, the envelope tells while it is there.
+        """
+        if self.asked:
+            return Request(self.askedby, self.asked)
+        try:
+            if not self.envelope:
+                return None
+            return request_of(self.envelope, relayed=bool(self.origin))
+        except Refused:
+            return None
 
     @property
     def outstanding(self) -> bool:
@@ -200,12 +227,18 @@ def delay(tries: int, chance: random.Random) -> float:
     return longest * chance.uniform(0.5, 1.0)
 
 
-def sending(forward: Forward, envelope: bytes, now: int) -> Forward:
-    """A copy is about to leave. From here on, only an answer tells that the peer has none."""
+def sending(forward: Forward, envelope: bytes, now: int, request: Request | None = None) -> Forward:
+    """A copy is about to leave. From here on, only an answer tells that the peer has none.
+
+    `request` is what the envelope asks for, and whose word that is.
+    """
+    asked = request or Request(forward.askedby, forward.asked)
     return msgspec.structs.replace(
         forward,
         state=DOUBT,
         envelope=envelope,
+        asked=asked.digest,
+        askedby=asked.origin,
         attempts=forward.attempts + 1,
         sent=forward.sent + 1,
         firstsent=forward.firstsent or now,
@@ -233,7 +266,9 @@ def untimely(forward: Forward, error: str, signed: bool) -> Forward:
     """
     if not signed or forward.sent > 1:
         return lost(forward, error)
-    return msgspec.structs.replace(unsent(forward, error), envelope=b"")
+    return msgspec.structs.replace(
+        unsent(forward, error), envelope=b"", asked=b"", askedby="", meant={}
+    )
 
 
 def lost(forward: Forward, error: str) -> Forward:
@@ -333,7 +368,14 @@ def stranded(forward: Forward, now: int, peername: str, lasterror: str) -> Move 
 def returned(forward: Forward, tried: tuple[Tried, ...], now: int) -> Forward:
     """The record of a forward whose process is back in our queue."""
     return msgspec.structs.replace(
-        forward, state=RETURNED, envelope=b"", tried=list(tried), ended=now
+        forward,
+        state=RETURNED,
+        envelope=b"",
+        asked=b"",
+        askedby="",
+        meant={},
+        tried=list(tried),
+        ended=now,
     )
 
 
@@ -347,7 +389,9 @@ def resolved(forward: Forward, peername: str, now: int, *, aside: bool) -> Move:
 def overruled(move: Move, now: int) -> Forward:
     """The record of a process that a person put back into our queue, without its old peer."""
     forward = move.forward
-    this = Tried(forward.peer, forward.lasterror, now, True)
+    this = Tried(
+        forward.peer, forward.lasterror, now, True, asked=forward.asked, askedby=forward.askedby
+    )
     tried = (*(each for each in forward.tried if each.peer != forward.peer), this)
     return returned(msgspec.structs.replace(forward, aside=False), tried, now)
 
@@ -366,20 +410,25 @@ def blocked(forward: Forward, peername: str, now: int) -> Move:
     return Move(after, False, Act.FAIL, [error], state == CLOSED)
 
 
+def emptied(forward: Forward) -> Forward:
+    """Return a forward without its envelope, but with what that asked for."""
+    asked = forward.request or Request()
+    return msgspec.structs.replace(forward, envelope=b"", asked=asked.digest, askedby=asked.origin)
+
+
 def cancelling(forward: Forward, now: int) -> Forward:
     """The process was ended here; the peer must be told."""
     return msgspec.structs.replace(
-        forward, state=CANCELLING, finish=now + _CANCEL_FOR, envelope=b"", receipt=b""
+        emptied(forward), state=CANCELLING, finish=now + _CANCEL_FOR, receipt=b""
     )
 
 
 def concluded(forward: Forward, outcome: bytes, remote: str, now: int) -> Forward:
     """The record of a forward whose signed outcome came."""
     return msgspec.structs.replace(
-        forward,
+        emptied(forward),
         state=CLOSED,
         outcome=outcome,
-        envelope=b"",
         remoteprocessid=remote,
         lasterror="",
         ended=now,

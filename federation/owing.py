@@ -1,6 +1,6 @@
 """Outcomes and news that are owed to other colonies, until they acknowledge them.
 
-They ask for them (`/v1/outcomes`); what they submit and cancel is `inbox`'s.
+They ask for them (`/v2/outcomes`); what they submit and cancel is `inbox`'s.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import trio
 from federation import chains
 from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.keys import Keys
-from federation.markers import Marker
+from federation.markers import Marker, request_in
 from federation.messages import Outcome, Outcomes, Poll, load
 from federation.outbox import Forward
 from federation.peers import Peers
 from federation.refusals import trusted_revision
+from federation.relays import Request
 from federation.sealing import Sealer, cti_of
+from federation.sizes import SIZES
 from federation.telling import Teller
 from node.codec import unpack
 from node.etcd.client import EtcdClient
@@ -29,7 +31,8 @@ from node.processes import Processes
 __all__ = ["Owing"]
 
 _PAGE = 64  # outcomes in one answer
-_PAGE_BYTES = 2_000_000  # after which no further outcome is added
+_PAGE_BYTES = 2_000_000  # of outcomes in one answer, unless one alone is larger
+_ERRORS = 1_000  # of one process that are told
 _LOOK = 10.0  # seconds after which a poll looks for what another daemon of this colony wrote
 
 
@@ -136,15 +139,20 @@ class Owing:
         total = 0
         for item in listing.items:
             pid = item.key[len(prefix) :]
-            sealed[pid] = await self._outcome(issuer, pid, item.value.decode())
-            total += len(sealed[pid])
-            if total > _PAGE_BYTES:
+            outcome = await self._outcome(issuer, pid, item.value.decode())
+            total += len(outcome)
+            if sealed and total > _PAGE_BYTES:
                 break
+            sealed[pid] = outcome
         return sealed
 
     async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
         found = await self.client.get(self.keys.marker(issuer, pid))
-        attempt = unpack(found.value, Marker).attempt if found else 1
+        marker = unpack(found.value, Marker) if found else None
+        attempt, request = 1, Request()
+        if marker is not None:
+            attempt = marker.attempt
+            request = await request_in(self.client, self.home, marker)
         loaded = await self.processes.load(self.home, localpid)
         now = self.sealer.seconds
         if loaded is None:
@@ -158,7 +166,7 @@ class Owing:
                 attempt,
                 int(process.state),
                 msgspec.json.encode(process.output),
-                list(process.errors),
+                list(process.errors[:_ERRORS]),
                 localpid,
                 process.assignedexecutorid,
                 process.starttime,
@@ -170,7 +178,16 @@ class Owing:
             ended = process.endtime // 1_000_000_000
             # Or in the future, when our clock was ahead at the end and was set back since.
             issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
+        outcome = msgspec.structs.replace(outcome, asked=request.digest, origin=request.origin)
         name = cti_of("outcome", pid, attempt)
+        sealed = self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
+        if len(sealed) <= SIZES[Kind.OUTCOME].bytes:
+            return sealed
+        # JSON may be several times as long as what the store has: better an end than none.
+        message = f"the output is too large to be sent: {len(sealed)} bytes"
+        outcome = msgspec.structs.replace(
+            outcome, state=int(State.FAILED), out=b"[]", errors=[message], below=b"", keys=[]
+        )
         return self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
 
     async def _carry(self, process: Process, outcome: Outcome) -> Outcome:

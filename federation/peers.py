@@ -8,7 +8,7 @@ that changes its key in `heirs`, who speaks to a peer in `transport`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -162,8 +162,34 @@ class Peers:
         """Id of the one trusted peer with this id or name; None for none or several."""
         if self.state(text) == TRUSTED:
             return self.roster.root(text)
-        found = [entry.peer.id for entry in self.trusted() if entry.peer.name == text]
+        found = self._called(text)
         return found[0] if len(found) == 1 else None
+
+    def taken(self, peer: Peer) -> bool:
+        """Whether another trusted colony has the name of one that is to be trusted on its own.
+
+        With two of one name, work addressed by it goes nowhere: that is for the owner to decide.
+        """
+        return any(each != peer.id for each in self._called(peer.name))
+
+    def meant(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Return the ids of the colonies that are trusted here under some of these names or ids.
+
+        Of several that are trusted under one name, the ids of all of them.
+        """
+        found: dict[str, list[str]] = {}
+        for name in names:
+            trusted = [name] if self.state(name) == TRUSTED else self._called(name)
+            if trusted:
+                found[name] = [other for each in trusted for other in self.ids(each)]
+        return found
+
+    def widened(self, meant: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+        """Return what `meant` gave at some time, with the ids that those colonies have since."""
+        return {
+            name: list(dict.fromkeys(other for each in ids for other in (each, *self.ids(each))))
+            for name, ids in meant.items()
+        }
 
     def toward(self, target: str, avoid: Collection[str] = (), *, further: bool = True) -> str:
         """Id of the trusted peer that leads to a target such as "cat" or "bee/cat", or "".
@@ -173,12 +199,43 @@ class Peers:
         """
         name, avoid = target.partition("/")[0], {self.roster.root(each) for each in avoid}
         peer = self.named(name)
-        if peer is None and further:
-            peers = [pid for pid, entry in self.known.items() if name in (pid, entry.peer.name)]
+        if peer is None and further and not self._called(name):
             # Of two of one name, nobody but the owner knows which is meant.
-            ways = self.introducers(peers[0]) if len(peers) == 1 else []
+            found = self._led_to(name)
+            ways = self.introducers(found[0]) if len(found) == 1 else []
             peer = next((way for way in ways if way not in avoid), None)
         return "" if peer is None or peer in avoid else peer
+
+    def _called(self, name: str) -> list[str]:
+        """Ids of the trusted peers of a name."""
+        return [entry.peer.id for entry in self.trusted() if entry.peer.name == name]
+
+    def _led_to(self, name: str) -> list[str]:
+        """Ids of the pending colonies of a name or id to which a trusted peer leads.
+
+        A stranger that nobody introduced is none of them: it could take any name.
+        """
+        return [
+            pid
+            for pid, entry in self.known.items()
+            if name in (pid, entry.peer.wire, entry.peer.name)
+            and entry.peer.state == PENDING
+            and self.introducers(pid)
+        ]
+
+    def ambiguity(self, target: str, *, further: bool = True) -> str:
+        """Return which colonies a target may mean, if they are several; else ""."""
+        name = target.partition("/")[0]
+        if self.named(name) is not None:
+            return ""
+        found = self._called(name)
+        kind = "trusted here"
+        if not found and further:
+            found, kind = self._led_to(name), "introduced here"
+        if len(found) < 2:
+            return ""
+        ids = ", ".join(sorted(self.known[each].peer.wire[:12] for each in found))
+        return f"{name[:80]!r} is the name of {len(found)} colonies {kind} ({ids}): give the id"
 
     def introducers(self, peerid: str) -> list[str]:
         """Ids of the trusted peers that introduced a colony, the nearest to it first."""
@@ -194,12 +251,15 @@ class Peers:
         """
         found = [self.known[text]] if text in self.known else []
         if not found:
-            found = [entry for entry in self.known.values() if text and entry.peer.name == text]
-        if not found and len(text) >= 8:
+            # A name may look like the beginning of another's id: then both are meant.
             found = [
                 entry
                 for entry in self.known.values()
-                if any(each.startswith(text) for each in (entry.peer.id, *entry.peer.ids))
+                if (text and entry.peer.name == text)
+                or (
+                    len(text) >= 8
+                    and any(each.startswith(text) for each in (entry.peer.id, *entry.peer.ids))
+                )
             ]
         if not found:
             raise missing(f"peer: no colony {text[:80]!r} is known here")
@@ -262,14 +322,27 @@ class Peers:
             log.info("colony proved itself", peer=card.id, called=card.name)
         elif card.sequence > entry.peer.sequence:
             if entry.peer.state == TRUSTED:
+                before = entry.peer.said
                 await self.save(entry, described)
+                if entry.peer.said not in ("", before):
+                    log.warning(
+                        "a peer calls itself otherwise; the name as trusted stays",
+                        peer=card.id,
+                        called=entry.peer.name,
+                        now=entry.peer.said,
+                    )
             else:
                 entry.peer = msgspec.structs.replace(described(entry.peer), state=PENDING)
         entry.met = True
         if card.sequence >= entry.peer.sequence:
             entry.latest = data
         if self.lan and near and entry.peer.state == PENDING and self._room_for_trust():
-            await self.trust(card.id)
+            if self.taken(entry.peer):
+                log.warning(
+                    "not trusted: another peer has its name", peer=card.id, called=card.name
+                )
+            else:
+                await self.trust(card.id)
         self.changed(card.id)
         return entry
 
@@ -314,7 +387,7 @@ class Peers:
 
         def trusted(peer: Peer) -> Peer:
             return msgspec.structs.replace(
-                peer,
+                peer.renamed(),
                 state=TRUSTED,
                 policy=policy or peer.policy,
                 ending=False,
@@ -376,8 +449,9 @@ class Peers:
                 await self.reload(card.id)
                 return False
             newer = card.sequence > there.sequence
+            peer = there.described(card, data) if newer else there
             peer = msgspec.structs.replace(
-                there.described(card, data) if newer else there,
+                peer if there.state == TRUSTED else peer.renamed(),
                 state=TRUSTED,
                 policy=policy or there.policy,
                 ending=False,

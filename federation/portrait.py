@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.card import VERSION, Card, sign_card
+from federation.card import VERSION, Card, is_name, sign_card
 from federation.envelope import MAX_LIFETIME
 from federation.interfaces import ANY, survey
 from federation.keys import Keys
@@ -24,7 +24,7 @@ __all__ = ["Portrait", "own_addresses"]
 _DAY = 86_400
 _LOCAL = ("127.", "[::1]")
 
-log = get_logger("federation")
+log = get_logger("portrait")
 
 
 def own_addresses(settings: FederationConfig, port: int) -> list[str]:
@@ -78,6 +78,9 @@ class Portrait:
         Where the store has no room to note it, the last one serves until there is some.
         """
         self.port, self.fingerprint = port, fingerprint
+        if not is_name(self.name):
+            self.name = f"colony-{self.sealer.key.id[:8]}"
+            log.warning("the colony's name is none for peers; there it is called", name=self.name)
         self.endpoints = own_addresses(self.settings, port)
         try:
             await self._next_sequence()

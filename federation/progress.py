@@ -11,16 +11,18 @@ from dataclasses import dataclass
 
 import msgspec
 
+from federation.envelope import Refused
+from federation.foreign_json import require_bounded
 from federation.messages import Extra, Follow, Line, News
 from node.errors import bad
 from node.model import Attribute, Log, Process, State
-from node.rpc.table import MAX_DEPTH, depth_of
 
 __all__ = [
     "MAX_ATTRIBUTES",
     "MAX_LINES",
     "MAX_LINE_BYTES",
     "MAX_OUTPUT",
+    "MOST_WEIGHT",
     "NEVER",
     "Followed",
     "Pace",
@@ -34,14 +36,17 @@ __all__ = [
     "lines_of",
     "named",
     "output_of",
+    "weight_of",
 ]
 
 NEVER = 2**63 - 1  # a time after all lines: nothing more is wanted
 MAX_LINES = 10_000  # of one process, that its origin keeps
 MAX_LINE_BYTES = 4 * 2**20  # of all of them
 MAX_OUTPUT = 256 * 2**10  # bytes of output that is told before the end
+_MOST_CONTAINERS = 8_192  # lists and objects in output that is told before the end
 MAX_ATTRIBUTES = 100  # of one process
 _MESSAGE = 64_000  # characters of one line that are told
+MOST_WEIGHT = 240_000  # of the processes that one poll asks about, see `weight_of`
 _PART = 128 * 2**10  # characters of lines, or of attributes, in one piece of news
 _LINES = 100  # in one piece of news
 _NAME = 128  # characters of an executor's name with the colonies that it was told by
@@ -92,6 +97,12 @@ def follow_of(pid: str, followed: Followed) -> Follow:
         followed.output,
         followed.heard,
     )
+
+
+def weight_of(follow: Follow) -> int:
+    """How much of a poll's bytes a `Follow` takes, of its items as well: 32 bytes for one."""
+    names = sum(max(len(name.encode()) + 12, 64) for name in follow.heard)
+    return 480 + names
 
 
 def digest_of(out: bytes) -> bytes:
@@ -201,12 +212,13 @@ def as_attribute(extra: Extra, process: Process, attributeid: str) -> Attribute:
 
 def output_of(out: bytes) -> list[object]:
     """The output so far, which is JSON. Raises RpcError 400."""
+    if len(out) > MAX_OUTPUT:
+        raise bad(f"news: the output has more than {MAX_OUTPUT} bytes")
     try:
+        require_bounded(out, most=_MOST_CONTAINERS)
         value: list[object] = msgspec.json.decode(out, type=list)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise bad("news: the output is not a JSON array") from None
-    if len(out) > MAX_OUTPUT or depth_of(value) > MAX_DEPTH:
-        raise bad("news: the output is too large, or too deep")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused) as error:
+        raise bad(f"news: the output: {error}") from None
     return value
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from federation.envelope import MAX_LIFETIME, Opened, Refused
 from federation.inbox import Inbox
 from federation.markers import Kept, Marker
-from federation.messages import Submit, load
+from federation.messages import Submit, load_large
 from federation.peers import TRUSTED
 from federation.refusals import Refusal
 from node.codec import pack, unpack
@@ -29,7 +29,7 @@ async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
     Only for trusted colonies: others can't fill the store.
     """
     try:
-        submit = load(opened.payload, Submit)
+        submit = await load_large(opened.payload, Submit)
     except Refused:
         return False
     if inbox.peers.state(opened.issuer) != TRUSTED or not is_final(refusal):

@@ -21,12 +21,14 @@ __all__ = [
     "Asked",
     "BadPath",
     "Hop",
+    "Request",
     "hops_for",
     "is_mine",
     "keyring",
     "local_id",
     "onward_target",
     "passed_on",
+    "request_of",
     "segments",
     "unwrap",
     "way",
@@ -49,6 +51,19 @@ class Hop:
     audience: str
     issued: int
     submit: Submit
+    digest: bytes  # SHA-256 of the whole envelope
+
+
+@dataclass(frozen=True)
+class Request:
+    """A submission as its origin sealed it: the id that signed it, and the envelope's SHA-256.
+
+    Receipts and outcomes name it, so that they answer one message, and not only an id, which is the
+    choice of who sends. Both fields are empty where it is not known.
+    """
+
+    origin: str = ""
+    digest: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,11 @@ class Asked:
     def first(self) -> Submit:
         """The origin's own words: spec and initiator are there."""
         return self.hops[0].submit
+
+    @property
+    def request(self) -> Request:
+        """What was asked, and by whom: the same at every colony on the way."""
+        return Request(self.hops[0].issuer, self.hops[0].digest)
 
     @property
     def ids(self) -> list[str]:
@@ -127,7 +147,7 @@ def unwrap(
     if bool(path) != bool(submit.inner) or bool(path) == bool(submit.spec):
         raise BadPath("bad_path", "a relay sends what it was sent, an origin its own spec")
     keys = keyring(submit.keys)
-    hops = [Hop(opened.issuer, opened.audience, opened.issued, submit)]
+    hops = [Hop(opened.issuer, opened.audience, opened.issued, submit, opened.digest)]
     expires = opened.expires
     for issuer in reversed(path):
         hop, expires = _inner(hops[0], issuer, expires, keys, limit, same)
@@ -175,7 +195,8 @@ def _inner(
         problem = "has no spec, or one too many"
     if problem:
         raise BadPath("bad_path", f"what {outer.issuer[:12]} was sent {problem}")
-    return Hop(issuer, seen.audience, seen.issued, submit), seen.expires
+    digest = hashlib.sha256(outer.submit.inner).digest()
+    return Hop(issuer, seen.audience, seen.issued, submit, digest), seen.expires
 
 
 def way(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], bool]:
@@ -185,8 +206,9 @@ def way(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], b
     """
     try:
         seen = inspect(sealed, limit=len(sealed))
+        digest = hashlib.sha256(sealed).digest()
         opened = Opened(
-            seen.issuer, seen.audience, seen.cti, seen.issued, seen.expires, seen.payload, b""
+            seen.issuer, seen.audience, seen.cti, seen.issued, seen.expires, seen.payload, digest
         )
         asked = unwrap(opened, load(seen.payload, Submit), (), len(sealed))
     except (Refused, BadPath):
@@ -198,6 +220,21 @@ def way(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], b
         and verify_es256k(public_key, seen.signed_bytes(Kind.SUBMIT), seen.signature)
     )
     return asked.hops, valid
+
+
+def request_of(sealed: bytes, *, relayed: bool = True) -> Request:
+    """Return which submission of which origin is at the core of a sealed one.
+
+    One that is not `relayed` is the origin's own, and its payload is not read. Nothing is verified:
+    it is for messages that we made, or checked when they came. Raises Refused.
+    """
+    for _ in range(MAX_HOPS):
+        seen = inspect(sealed, limit=len(sealed))
+        inner = load(seen.payload, Submit).inner if relayed else b""
+        if not inner:
+            return Request(seen.issuer, hashlib.sha256(sealed).digest())
+        sealed = inner
+    raise Refused("malformed", f"more than {MAX_HOPS} hops")
 
 
 # -- the way on --------------------------------------------------------------------------------

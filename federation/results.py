@@ -8,17 +8,21 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import trio
 
-from federation import chains, outbox, relays
+from federation import chains, outbox, relays, testimony
 from federation.envelope import Kind, Opened, Refused, open_envelope
 from federation.following import Follower
+from federation.foreign_json import apart, require_bounded
 from federation.ledger import Ledger
 from federation.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
 from federation.outbox import Forward
+from federation.relays import Request
 from federation.sealing import Sealer
+from federation.sizes import SIZES
 from federation.transport import Later, Link, TransportError
 from node.codec import pack, unpack
 from node.errors import RpcError
@@ -26,7 +30,6 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, Op, Put, Txn
 from node.log import get_logger
 from node.model import Process, State
-from node.rpc.table import MAX_DEPTH, depth_of
 from node.store import processes as store
 
 __all__ = ["Results"]
@@ -34,8 +37,6 @@ __all__ = ["Results"]
 _POLL = 30  # seconds
 _VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between looks at a peer that should owe nothing
-_OUTCOME_LIMIT = 8_000_000  # bytes
-
 _EVIDENCE = 65_536  # bytes of a malformed outcome that are kept with what became of it
 
 log = get_logger("results")
@@ -105,8 +106,9 @@ class Results:
         acks = sorted(self._acks.get(link.id, set()))[:100]
         waits = any(entry.forward.outstanding for entry in self.ledger.of_peer(link.id))
         follow, whole, wait = self.follower.wanted(link.id, _POLL if waits else 0)
+        link.demand_version()
         body = link.seal(Kind.POLL, Poll(wait, acks, follow, whole))
-        opened, _ = await link.post("/v1/outcomes", body, Kind.OUTCOMES, wait)
+        opened, _ = await link.post("/v2/outcomes", body, Kind.OUTCOMES, wait)
         self._acks.get(link.id, set()).difference_update(acks)
         problem: Exception | None = None
         answer = load(opened.payload, Outcomes)
@@ -132,27 +134,20 @@ class Results:
 
         There is `more` to be told of these processes, or (None) of any.
         """
-        opened = open_envelope(
-            sealed,
-            kind=Kind.OUTCOME,
-            audience=self.sealer.ids,
-            now=link.seconds,
-            keys=link.key_of,
-            limit=_OUTCOME_LIMIT,
-            high_water=link.highest,
-        )
+        opened = await apart(sealed, partial(self._open, link))
         problem = False
-        try:
-            outcome = await self._told(link, opened, sealed)
-            output = _output(outcome.out)
-        except Refused as refused:
-            # Signed by the peer: no repeat of it can be better.
-            outcome, output, problem = self._nonsense(link, opened, refused), [], True
-        key = self.ledger.keys.forward(link.id, outcome.pid)
+        about = load(opened.payload, _About)
+        key = self.ledger.keys.forward(link.id, about.pid)
         found = await self.ledger.client.get(key)
         now = self.sealer.now()
         forward = unpack(found.value, Forward) if found else None
-        fits = forward is not None and forward.attempt == outcome.attempt
+        fits = forward is not None and forward.attempt == about.attempt
+        try:
+            outcome = await self._told(link, opened, sealed, forward if fits else None)
+            output = await apart(outcome.out, _output)
+        except Refused as refused:
+            # Signed by the peer: no repeat of it can be better.
+            outcome, output, problem = self._nonsense(link, about, refused), [], True
         leaving: list[Op] = []
         slim: list[Op] = []  # the same, of next to no size
         rest: list[Op] = []
@@ -206,41 +201,57 @@ class Results:
                 self.ledger.entries.pop(outcome.pid, None)
         return outcome.pid
 
-    def _nonsense(self, link: Link, opened: Opened, refused: Refused) -> Outcome:
-        """What follows from a malformed outcome that the peer signed: the process failed.
+    def _open(self, link: Link, sealed: bytes) -> Opened:
+        return open_envelope(
+            sealed,
+            kind=Kind.OUTCOME,
+            audience=self.sealer.ids,
+            now=link.seconds,
+            keys=link.key_of,
+            limit=SIZES[Kind.OUTCOME].bytes,
+            high_water=link.highest,
+        )
 
-        Raises Refused again when it does not even tell which process.
-        """
-        about = load(opened.payload, _About)
+    def _nonsense(self, link: Link, about: _About, refused: Refused) -> Outcome:
+        """What follows from a malformed outcome that the peer signed: the process failed."""
         self.broken += 1
         log.warning("outcome malformed", process=about.pid, peer=link.id, why=refused)
         name = self.ledger.peers.name(link.id)
         errors = [f"peer {name} told a malformed end: {refused.message[:300]}"]
         return Outcome(about.pid, about.attempt, State.FAILED, b"[]", errors, "", "", 0, 0)
 
-    async def _told(self, link: Link, opened: Opened, sealed: bytes) -> Outcome:
+    async def _told(
+        self, link: Link, opened: Opened, sealed: bytes, forward: Forward | None
+    ) -> Outcome:
         """The outcome with what the colony that ran it says, verified down to its signature.
 
-        A chain that does not hold is the peer's own doing, and ends the process as a failure: no
-        repeat of it can hold, and nobody else would tell us more.
+        Each outcome in it has to answer the very submission that the `forward` sent; without one
+        nobody waits for it. A chain that does not hold is the peer's own doing, and ends the
+        process as a failure: no repeat of it can hold, and nobody else would tell us more.
         """
         ledger, outcome = self.ledger, load(opened.payload, Outcome)
         known = await ledger.processes.recall(ledger.home, outcome.pid)
-        beyond = ""
-        if known is not None:
-            target = known[0].spec.conditions.colonyname
-            home = (ledger.home, *self.sealer.ids)
-            beyond = relays.onward_target(target, ledger.peers.names(link.id), home)
+        wanted = testimony.beyond(ledger, known[0], link.id) if known is not None else []
         if not outcome.below and outcome.localpid not in {
             relays.local_id(each, outcome.pid, outcome.attempt) for each in self.sealer.ids
         }:
             raise Refused("malformed", "outcome: it names another process there")
-        if not outcome.below and not beyond:
-            return outcome
-        key = link.key_of(opened.issuer) or b""
-        steps = chains.trace(sealed, opened.issuer, key, self.sealer.ids, ledger.peers.ids)
-        told, problem = chains.conclusion(steps, relays.segments(beyond) if beyond else [])
-        if told is not None:
+        # Of what never left by our own records, as after a restore, nothing can be the outcome.
+        request = (forward.request or Request()) if forward is not None else None
+        told: Outcome | None = outcome
+        if not outcome.below and not wanted:
+            problem = chains.unbound(outcome, request) if request else ""
+        else:
+            key = link.key_of(opened.issuer) or b""
+            steps = await apart(
+                sealed,
+                lambda data: chains.trace(
+                    data, opened.issuer, key, self.sealer.ids, ledger.peers.ids, request
+                ),
+            )
+            meant = testimony.meant(ledger, known[0], forward, wanted) if known else {}
+            told, problem = chains.conclusion(steps, wanted, meant)
+        if told is not None and not problem:
             return msgspec.structs.replace(outcome, out=told.out)
         self.broken += 1
         log.warning("outcome without a valid chain", process=outcome.pid, why=problem)
@@ -337,10 +348,11 @@ def _failure(outcome: Outcome, *errors: str) -> Outcome:
 
 def _output(data: bytes) -> list[object]:
     try:
+        # Deeper, the store would take it and never give the process back.
+        require_bounded(data)
         value: list[object] = msgspec.json.decode(data, type=list)
+    except Refused as refused:
+        raise Refused("malformed", f"outcome: {refused.message}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("malformed", f"outcome: {error}") from None
-    # Deeper, the store would take it and never give the process back.
-    if depth_of(value) > MAX_DEPTH:
-        raise Refused("malformed", f"outcome: nested deeper than {MAX_DEPTH}")
     return value

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from federation.card import Card
+from federation.card import VERSION, Card, versions_in
 from federation.clocks import Clock
 from federation.policy import Policy
 
@@ -53,6 +53,10 @@ class Peer(msgspec.Struct, frozen=True):
     Without a `policy` the default one holds. `distance` is 0 for a colony that the owner decided
     about, else by how many hops it was introduced that is trusted for that alone. `ending`: it was
     blocked, and what it has here and we have there is not all ended yet.
+
+    `name` is the one under which it was trusted: work is addressed by it, so a later card does not
+    change it. What that card calls the colony is in `said`, until the owner trusts it again; "" if
+    it is the same.
     """
 
     id: str
@@ -69,6 +73,7 @@ class Peer(msgspec.Struct, frozen=True):
     mailboxes: list[str] = []
     current: str = ""
     former: list[Former] = []
+    said: str = ""
 
     @property
     def wire(self) -> str:
@@ -80,11 +85,26 @@ class Peer(msgspec.Struct, frozen=True):
         """All ids that are its own."""
         return [self.wire, *(each.id for each in self.former)]
 
+    @property
+    def mismatch(self) -> str:
+        """Return why no processes can be exchanged with it, by the versions in its card, or ""."""
+        versions = versions_in(self.card)
+        if not versions or VERSION in versions:
+            return ""
+        spoken = ", ".join(map(str, versions))
+        older = "its" if max(versions) < VERSION else "this colony's"
+        return (
+            f"it speaks version {spoken} of the federation protocol, and this colony version "
+            f"{VERSION}: upgrade {older} daemon"
+        )
+
     def described(self, card: Card, data: bytes) -> Peer:
-        """The peer with what its card says; what was decided about it stays."""
+        """The peer with what its card says; what was decided about it stays, its name too."""
+        kept = self.name if self.state in (TRUSTED, BLOCKED) and self.name else card.name
         return msgspec.structs.replace(
             self,
-            name=card.name,
+            name=kept,
+            said="" if card.name == kept else card.name,
             public_key=card.public_key,
             sequence=card.sequence,
             fingerprint=card.fingerprint,
@@ -92,6 +112,10 @@ class Peer(msgspec.Struct, frozen=True):
             mailboxes=card.mailboxes,
             card=data,
         )
+
+    def renamed(self) -> Peer:
+        """The peer under the name that its card has now: its owner here decided about it."""
+        return msgspec.structs.replace(self, name=self.said or self.name, said="")
 
     def key_of(self, issuer: str, now: float) -> bytes | None:
         """The key with which it may sign as `issuer` at a time, in seconds."""
@@ -114,6 +138,7 @@ class Known:
     source: str = ""  # the host that its card came from, while it is a stranger
     sighted: list[str] = field(default_factory=list)  # "host:port" hints, newest first
     proven: list[str] = field(default_factory=list)  # where it was, latest first
+    given: list[str] = field(default_factory=list)  # the owner's word
     clock: Clock = field(default_factory=Clock)
     introduced: dict[str, int] = field(default_factory=dict)  # hops, by the id of the introducer
     met: bool = False  # it spoke to us, or we to it
@@ -121,11 +146,16 @@ class Known:
 
     def addresses(self) -> list[str]:
         """Where to try, best first."""
-        return list(dict.fromkeys([*self.proven, *self.sighted, *self.peer.endpoints]))
+        return list(dict.fromkeys([*self.proven, *self.given, *self.sighted, *self.peer.endpoints]))
 
     def sight(self, address: str) -> None:
         """Somebody says that it is at an address: after all where it has been."""
         self.sighted = [address, *(at for at in self.sighted if at != address)][:_MAX_ADDRESSES]
+
+    def give(self, address: str) -> None:
+        """The owner says that it is at an address: it is tried, wherever it leads."""
+        if address not in self.given:
+            self.given = [address, *self.given][:_MAX_PROVEN]
 
     def prove(self, address: str) -> None:
         """It was at an address."""

@@ -79,6 +79,8 @@ def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[
             return base | {"stays": True, "why": f"{name!r} is hosted here, but no home colony"}
         peer = federation.hooks.peer_of(name)
         reason = f"the spec names {name!r}; no route is asked"
+        if peer is None and (several := federation.hooks.ambiguity(name)):
+            return base | {"stays": False, "why": f"{reason}, and {several}"}
         if peer is None:
             return base | {"stays": False, "why": f"{reason}, and no trusted peer is called so"}
         only = {"id": peer, "name": federation.peers.name(peer), "probability": 1.0}

@@ -138,6 +138,7 @@ class Router:
                 entry.peer.state,
                 self.board.get(entry.peer.id),
                 self.board.age(entry.peer.id),
+                entry.peer.mismatch,
             )
             for entry in self.peers.known.values()
         ]

@@ -115,13 +115,17 @@ class Here:
 
 @dataclass(frozen=True)
 class Other:
-    """A colony that might take it. `age` is that of its statement, in seconds."""
+    """A colony that might take it. `age` is that of its statement, in seconds.
+
+    `mismatch` says why no process can go there whatever it offers, or "".
+    """
 
     id: str
     name: str
     state: str
     statement: Statement | None = None
     age: float | None = None
+    mismatch: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,8 @@ def barred(subject: Subject, other: Other) -> str:
     """Why a colony can't take a process, or ""."""
     if other.state != "trusted":
         return f"not trusted ({other.state})" if other.state else "no such trusted peer"
+    if other.mismatch:
+        return other.mismatch
     if other.id in subject.path:
         return "the process was there before"
     if other.id in subject.tried:
@@ -242,9 +248,14 @@ def _reached(route: Route, others: Sequence[Other]) -> list[Other]:
         return [other for other in others if other.state == "trusted"]
     found: list[Other] = []
     for text in route.to:
-        named = [other for other in others if text in (other.id, other.name)]
-        if not named and len(text) >= _SHORTEST:
-            named = [other for other in others if other.id.startswith(text)]
+        named = [other for other in others if text == other.id]
+        if not named:
+            # A name may look like the beginning of another's id: then both are meant.
+            named = [
+                other
+                for other in others
+                if text == other.name or (len(text) >= _SHORTEST and other.id.startswith(text))
+            ]
         trusted = [other for other in named if other.state == "trusted"]
         if len(trusted) > 1:
             found.append(Other("", text, "several are called so"))

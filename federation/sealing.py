@@ -63,5 +63,5 @@ class Sealer:
         begin = self.seconds if issued is None else issued
         end = begin + MAX_LIFETIME if expires is None else expires
         end = max(begin + 1, min(end, begin + MAX_LIFETIME))
-        name = cti or cti_of(kind, audience, self.now(), payload.hex()[:64])
+        name = cti or cti_of(kind, audience, self.now(), payload[:32].hex())
         return seal(self.key, kind, audience, payload, cti=name, issued=begin, expires=end)

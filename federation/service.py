@@ -28,6 +28,7 @@ from federation.introductions import Introducer
 from federation.invitations import Invitations
 from federation.joining import Joining
 from federation.keys import Keys
+from federation.leading import is_loopback, ways_to
 from federation.ledger import Ledger
 from federation.mailbox import Collector, Office, Ways
 from federation.meeting import Meeting
@@ -47,6 +48,8 @@ from federation.transport import Link
 from federation.upkeep import Upkeep
 from federation.waiting import Waiting
 from node.config import Config
+from node.containment import contained, keep_going
+from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
@@ -236,8 +239,8 @@ class Federation:
                 functools.partial(serve, self.gate.handle, listeners, error=self.gate.refuse)
             )
             async with trio.open_nursery() as watching:
-                watching.start_soon(self.surroundings.run)
-                watching.start_soon(self._move_on)
+                watching.start_soon(keep_going, "surroundings", self.surroundings.run)
+                watching.start_soon(keep_going, "greetings after a move", self._move_on)
                 await self.work(task_status)
                 watching.cancel_scope.cancel()
 
@@ -260,13 +263,15 @@ class Federation:
         nursery.start_soon(self._every, _TICK, self.delivery.expire)
         nursery.start_soon(self._every, _CLOCK, self._keep_clock)
         nursery.start_soon(self._every, _SWEEP, self._sweep)
-        nursery.start_soon(self.endings.run)
+        nursery.start_soon(keep_going, "blocks", self.endings.run)
         nursery.start_soon(self._every, _LOOK, self._look_around)
-        nursery.start_soon(self.meeting.run)
+        nursery.start_soon(keep_going, "meeting", self.meeting.run)
         if self.config.federation.discovery:
-            nursery.start_soon(discover, self._advert, self.meeting.heard, self.surroundings)
+            hear = functools.partial(discover, self._advert, self.meeting.heard, self.surroundings)
+            nursery.start_soon(keep_going, "discovery", hear)
         for peer in self.config.peers:
-            nursery.start_soon(self.meeting.meet, peer.url, peer.id)
+            meet = functools.partial(self.meeting.meet, peer.url, peer.id)
+            nursery.start_soon(keep_going, f"configured peer {peer.url}", meet)
             if peer.mailbox:
                 self.ways.polled(peer.id).set()
         for entry in self.peers.trusted():
@@ -284,10 +289,11 @@ class Federation:
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         """Run `action` again and again; what goes wrong is logged and tried at the next turn."""
         while True:
-            try:
-                await action()
-            except Exception as error:
-                log.warning("background task", task=action.__name__, error=repr(error))
+            with contained(action.__name__):
+                try:
+                    await action()
+                except (EtcdError, RpcError) as error:
+                    log.warning("background task", task=action.__name__, error=repr(error))
             await trio.sleep(seconds)
 
     async def _look_around(self) -> None:
@@ -331,7 +337,7 @@ class Federation:
             self.meeting.forget()
             try:
                 await self._keep_clock()
-            except EtcdError as error:
+            except (EtcdError, RpcError) as error:
                 log.warning("card not renewed", error=error)  # within a minute, it will be
             if moves != before:
                 for link in list(self.links.values()):
@@ -387,7 +393,17 @@ class Federation:
 
         around = functools.partial(self.ways.around, entry)
         measure, follow = functools.partial(self.greeter.wake, entry.peer.id), self.greeter.follow
-        return Link(entry, self.sealer, renew, self.high_water, around, measure, follow)
+        # Of its own, as a name that hangs keeps a thread: only its peer's others are to wait.
+        names = trio.CapacityLimiter(1)
+
+        async def ways(address: str) -> list[str]:
+            if address in entry.given:
+                return [address]
+            # Where our own port is for this machine only, all our peers are on it.
+            loopback = is_loopback(self.config.federation.host)
+            return await ways_to(address, self.surroundings.network, names, loopback=loopback)
+
+        return Link(entry, self.sealer, renew, self.high_water, around, measure, follow, ways)
 
     async def _renew(self) -> None:
         """Our key is another: cards and greetings tell of it."""

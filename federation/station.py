@@ -26,6 +26,7 @@ from zeroconf import (
 )
 
 from federation.interfaces import Network
+from federation.leading import problem_of
 from node.log import get_logger
 
 __all__ = [
@@ -124,17 +125,12 @@ def _usable(host: str, network: Network) -> list[tuple[str, tuple[bool, bool, in
         address = ipaddress.ip_address(host)
     except ValueError:
         return []
-    if address.is_unspecified or address.is_multicast:
+    if isinstance(address, ipaddress.IPv6Address) and address.is_link_local:
+        scopes = [] if "%" in host else network.scopes[:_MAX_SCOPES]
+        found = [host] if "%" in host else [f"{host}%{scope}" for scope in scopes]
+        return [(each, (False, True, 6)) for each in found]
+    if problem_of(host, network):
         return []
-    if address.is_loopback and not network.loopback:
-        return []
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            return []  # an IPv4 address in a disguise that the checks above do not see through
-        if address.is_link_local:
-            scopes = [] if "%" in host else network.scopes[:_MAX_SCOPES]
-            found = [host] if "%" in host else [f"{host}%{scope}" for scope in scopes]
-            return [(each, (False, True, 6)) for each in found]
     far = not network.is_on_link(host)
     return [(host, (far, address.is_link_local, address.version))]
 

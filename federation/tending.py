@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
 from federation.ledger import Ledger
 from federation.peers import Known
 from federation.transport import Link
-from node.log import get_logger
+from node.containment import contained, keep_going
 
 __all__ = ["Tending"]
-
-log = get_logger("federation")
 
 
 @dataclass
@@ -48,23 +47,16 @@ class Tending:
         return scope is not None
 
     async def _serve(self, entry: Known, scope: trio.CancelScope) -> None:
-        link = self.link_to(entry)
-        self.links[link.id] = link
-        try:
-            with scope:
-                async with trio.open_nursery() as nursery:
-                    for task in self.tasks:
-                        nursery.start_soon(self._supervised, task, link)
-        finally:
-            if self.links.get(link.id) is link:
-                del self.links[link.id]
-            await link.close()
-
-    async def _supervised(self, task: Callable[[Link], Awaitable[None]], link: Link) -> None:
-        """One peer's trouble never becomes the daemon's."""
-        while True:
+        with contained("tasks of a peer", peer=entry.peer.id):
+            link = self.link_to(entry)
+            self.links[link.id] = link
             try:
-                await task(link)
-            except Exception:
-                log.exception("peer task failed", task=task.__name__, peer=link.id)
-            await trio.sleep(1)
+                with scope:
+                    async with trio.open_nursery() as nursery:
+                        for task in self.tasks:
+                            name = f"{task.__name__} of {link.id[:12]}"
+                            nursery.start_soon(keep_going, name, partial(task, link))
+            finally:
+                if self.links.get(link.id) is link:
+                    del self.links[link.id]
+                await link.close()

@@ -25,7 +25,18 @@ from node.identity import id_of
 from node.model import Process
 from node.store import keys
 
-__all__ = ["Hop", "Testimony", "Verdict", "asked", "check", "gather", "signer"]
+__all__ = [
+    "Hop",
+    "Testimony",
+    "Verdict",
+    "asked",
+    "beyond",
+    "check",
+    "gather",
+    "meant",
+    "request_to",
+    "signer",
+]
 
 
 class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -44,6 +55,10 @@ class Testimony(msgspec.Struct, frozen=True, omit_defaults=True):
     ids, `beyond` the colonies beyond the peer that the process was meant for, `chain` all whose
     outcomes are in there, the peer first. `late` is an outcome that came after the end. `request`
     is the envelope of the colony called `origin` here, `requestkey` that of who signed it.
+
+    `asked` is the SHA-256 of the submission that the outcome has to answer, `askedby` the id of the
+    origin that signed it; `meant` the ids, by name, of the colonies in `beyond` that were trusted
+    here under those names.
     """
 
     peer: str = ""
@@ -63,6 +78,39 @@ class Testimony(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: str = ""
     request: bytes = b""
     requestkey: bytes = b""
+    asked: bytes = b""
+    askedby: str = ""
+    meant: dict[str, list[str]] = {}
+
+
+def beyond(ledger: Ledger, process: Process, peer: str) -> list[str]:
+    """Return the names or ids of the colonies beyond a peer that a process is meant for."""
+    target, home = process.spec.conditions.colonyname, (ledger.home, *ledger.sealer.ids)
+    left = relays.onward_target(target, ledger.peers.names(peer), home)
+    return relays.segments(left) if left else []
+
+
+def meant(
+    ledger: Ledger, process: Process, forward: Forward | None, wanted: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return the ids that the colonies which a target names may have, as far as we know any.
+
+    Those that we trusted under these names when the submission was sealed, else those that we trust
+    now. Of a process that is passed on, those named by id only: whom a name means is for its origin
+    to say.
+    """
+    if process.origin:
+        return ledger.peers.widened({each: [each] for each in wanted if len(each) == 64})
+    sent = ledger.peers.widened(forward.meant) if forward is not None else {}
+    return ledger.peers.meant(wanted) | sent
+
+
+def request_to(forward: Forward, peer: str) -> relays.Request | None:
+    """Return what a peer was asked, now or before the process went elsewhere; None if unknown."""
+    if forward.peer == peer and forward.request is not None:
+        return forward.request
+    tried = (each for each in forward.tried if each.peer == peer and each.asked)
+    return next((relays.Request(each.askedby, each.asked) for each in tried), None)
 
 
 def signer(peers: Peers, sealed: bytes, peer: str) -> tuple[str, bytes]:
@@ -102,8 +150,8 @@ async def _outcome(ledger: Ledger, process: Process, told: Testimony) -> Testimo
     if forward is None:
         return told
     issuer, key = signer(peers, sealed, forward.peer)
-    mine, target = ledger.sealer.ids, process.spec.conditions.colonyname
-    beyond = relays.onward_target(target, peers.names(forward.peer), (ledger.home, *mine))
+    mine, request = ledger.sealer.ids, forward.request
+    wanted = beyond(ledger, process, forward.peer)
     return msgspec.structs.replace(
         told,
         state=forward.state,
@@ -115,7 +163,10 @@ async def _outcome(ledger: Ledger, process: Process, told: Testimony) -> Testimo
         outcome=sealed,
         publickey=key,
         colony=list(mine),
-        beyond=relays.segments(beyond) if beyond else [],
+        beyond=wanted,
+        asked=request.digest if request else b"",
+        askedby=request.origin if request else "",
+        meant=meant(ledger, process, forward, wanted),
         chain=[
             Hop(
                 step.issuer,
@@ -123,7 +174,7 @@ async def _outcome(ledger: Ledger, process: Process, told: Testimony) -> Testimo
                 peers.ids(step.issuer),
                 step.outcome.localpid if step.outcome else "",
             )
-            for step in chains.trace(sealed, issuer, key, mine, peers.ids)
+            for step in chains.trace(sealed, issuer, key, mine, peers.ids, request)
         ],
     )
 
@@ -150,20 +201,23 @@ async def _found(ledger: Ledger, process: Process) -> tuple[Forward | None, byte
 class Verdict:
     """Who signed the outcome of a process, and what is wrong with that, "" for nothing.
 
-    `ran` is the name or id of the colony at the end of the chain, if it is another one.
+    `ran` is the name or id of the colony at the end of the chain, if it is another one. `note` says
+    what could not be checked.
     """
 
     issuer: str
     name: str
     ran: str = ""
     problem: str = ""
+    note: str = ""
 
 
 def check(record: Mapping[str, Any]) -> Verdict | None:
     """Check the signed outcome in a process's record of history, as read from JSON.
 
     None when there is no outcome in it. It holds if every signature does, it was meant for us and
-    for this very attempt of the process, and the record tells the end that was signed.
+    for this very attempt of the process, each names the submission that the record does, and the
+    record tells the end that was signed.
     """
     try:
         told = msgspec.convert(record.get("forward") or {}, Testimony)
@@ -181,14 +235,23 @@ def check(record: Mapping[str, Any]) -> Verdict | None:
         issuer = inspect(told.outcome, limit=len(told.outcome)).issuer
     except Refused as refused:
         return Verdict("", told.peername, problem=str(refused))
-    steps = chains.trace(told.outcome, issuer, told.publickey, told.colony, known)
-    outcome, problem = chains.conclusion(steps, told.beyond)
+    request = relays.Request(told.askedby, told.asked) if told.asked else None
+    steps = chains.trace(told.outcome, issuer, told.publickey, told.colony, known, request)
+    outcome, problem = chains.conclusion(steps, told.beyond, told.meant)
     if outcome is not None:
         problem = _misfit(process, told, steps, outcome)
     names = {hop.issuer: hop.name for hop in told.chain}
     last = steps[-1].issuer
     ran = (names.get(last) or last[:12]) if len(steps) > 1 else ""
-    return Verdict(issuer, told.peername or issuer[:12], ran, problem)
+    return Verdict(issuer, told.peername or issuer[:12], ran, problem, _unchecked(told))
+
+
+def _unchecked(told: Testimony) -> str:
+    """What nobody can say of a chain that holds."""
+    if not told.asked:
+        return "it names ids only, and not what was asked (version 1 of the protocol)"
+    names = [each for each in told.beyond if len(each) != 64 and each not in told.meant]
+    return f"no trusted colony was called {', '.join(names)}: it may be any" if names else ""
 
 
 def asked(record: Mapping[str, Any]) -> Verdict | None:

@@ -21,7 +21,7 @@ from federation.dialing import (
     client,
     fetch_card,
     find,
-    read_body,
+    itself,
     split_address,
     text_of,
 )
@@ -30,7 +30,9 @@ from federation.failures import Later, PeerRefused, Untimely
 from federation.messages import SIGNED, Denial, Hello, Successor, load
 from federation.peers import TRUSTED, Known
 from federation.sealing import Sealer
+from federation.sizes import ANSWERS, SIZES
 from federation.tls import fingerprint_of
+from node.http_client import read_body
 from node.log import get_logger
 from node.model import SECOND
 
@@ -47,10 +49,12 @@ __all__ = [
     "split_address",
 ]
 
-_ANSWER_LIMIT = 8_000_000  # bytes
 _REFUSAL_LIMIT = 4096
+_LARGE = 1_000_000  # bytes of an answer that is opened in a thread
 _LONGEST_WAIT = 300
 _MOST_ADDRESSES = 16
+# Seconds for a message and its answer, beside what the peer may think, and bytes a second.
+_LEAST, _SLOWEST = 60.0, 16_384
 _HEARD = 10  # seconds for which an answer shows that a peer is there
 _TIMELY = ("not_yet_valid", "expired")
 
@@ -96,7 +100,7 @@ class Link:
 
     `around` gives another way than a connection of ours, while there is one to be taken. `measure`
     is called when the peer's clock turns out to be another than we thought. `follow` takes note of
-    its change of keys.
+    its change of keys, `ways` gives where an address leads that we may try.
     """
 
     entry: Known
@@ -106,6 +110,7 @@ class Link:
     around: Callable[[], Carrier | None] = _no_way
     measure: Callable[[], None] = _nothing
     follow: Callable[[list[Successor]], Awaitable[None]] = _nowhere
+    ways: Callable[[str], Awaitable[list[str]]] = itself
     _http: httpx.AsyncClient | None = None
     _pinned: str = ""
     _sequence: int = -1
@@ -125,6 +130,11 @@ class Link:
         """The peer's key of this id, if it counts now."""
         return self.entry.peer.key_of(issuer, self.sealer.seconds)
 
+    def demand_version(self) -> None:
+        """Raise Unsent if the peer's card says that it speaks another version of the protocol."""
+        if self.entry.peer.mismatch:
+            raise Unsent(self.entry.peer.mismatch)
+
     async def connect(self) -> httpx.AsyncClient | None:
         """See to it that a message can leave: over TLS with the peer's own certificate only.
 
@@ -140,16 +150,17 @@ class Link:
                 return self._http
             await self._forget()
             peer = self.entry.peer
-            found = await find(self.entry.addresses()[:_MOST_ADDRESSES], peer.fingerprint)
+            addresses = self.entry.addresses()[:_MOST_ADDRESSES]
+            found = await find(addresses, peer.fingerprint, self.ways)
             if found.address:
-                return self._use(found.address, found.der)
+                return self._use(found.address, found.at, found.der)
             problems = list(found.problems)
             for address, der in found.others:
                 try:
                     # A new certificate is fine once a newer card of the same colony says so.
                     await self.renew(address)
                     if fingerprint_of(der) == self.entry.peer.fingerprint:
-                        return self._use(address, der)
+                        return self._use(address, address, der)
                     problems.append(
                         f"{address}: shows another certificate than the peer's card promises"
                     )
@@ -168,8 +179,8 @@ class Link:
             self._pinned != peer.fingerprint or self._sequence != peer.sequence
         )
 
-    def _use(self, address: str, der: bytes) -> httpx.AsyncClient:
-        host, port = split_address(address)
+    def _use(self, address: str, at: str, der: bytes) -> httpx.AsyncClient:
+        host, port = split_address(at)
         try:
             self._http = client(der, host, port)
         except httpx.InvalidURL as error:
@@ -199,7 +210,11 @@ class Link:
             await self._forget()
 
     async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
-        """Carry bytes there and back. Raises Unsent or Lost; `wait` as for `post`."""
+        """Carry bytes there and back. Raises Unsent or Lost; `wait` as for `post`.
+
+        An answer that is larger than one of its kind may be is not read to its end.
+        """
+        limit = SIZES[ANSWERS[path]].bytes
         carrier = self.around()
         if carrier is not None:
             return await carrier(path, body, wait)
@@ -207,16 +222,17 @@ class Link:
         timeout = httpx.Timeout(15.0 + wait, connect=5.0, pool=10.0, write=15.0)
         try:
             headers = {"content-type": "application/cose"}
-            async with http.stream(
-                "POST", path, content=body, headers=headers, timeout=timeout
-            ) as response:
-                ok = response.status_code == 200
-                data = await read_body(response, _ANSWER_LIMIT if ok else _REFUSAL_LIMIT)
+            with trio.fail_after(_LEAST + wait + (len(body) + limit) / _SLOWEST):
+                async with http.stream(
+                    "POST", path, content=body, headers=headers, timeout=timeout
+                ) as response:
+                    ok = response.status_code == 200
+                    data = await read_body(response, limit if ok else _REFUSAL_LIMIT)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             # A pool that starves leaks (httpcore); a new one costs a handshake.
             await self._drop(http)
             raise Unsent(text_of(error)) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, trio.TooSlowError) as error:
             await self._drop(http)
             raise Lost(f"no answer: {text_of(error)}") from None
         return Answer(response.status_code, response.headers.get("retry-after", ""), data)
@@ -233,7 +249,7 @@ class Link:
             refusal = _refusal(answer)
             raise self._failure(answer, refusal, path, body)
         try:
-            opened = self._open(answer.data, kind)
+            opened = await self._open_large(answer.data, kind)
         except Refused as error:
             raise Lost(f"the answer is not valid: {error}") from None
         self.entry.lastseen, self.entry.error = self.sealer.seconds, ""
@@ -292,10 +308,11 @@ class Link:
             if denial is not None and denial.clock:
                 self._learn(read(denial.clock, denial.latest, sent, received))
             raise self._failure(answer, refusal, "/v1/hello", body)
+        limit = SIZES[Kind.HELLO].bytes
         try:
-            if inspect(answer.data, limit=_ANSWER_LIMIT).issuer not in self.entry.peer.ids:
+            if inspect(answer.data, limit=limit).issuer not in self.entry.peer.ids:
                 # It may have another key by now, and then says so.
-                said = inspect(answer.data, limit=_ANSWER_LIMIT).payload
+                said = inspect(answer.data, limit=limit).payload
                 await self.follow(load(said, Hello).successors)
             opened = self._open_now(answer.data, Kind.HELLO)
             hello = load(opened.payload, Hello)
@@ -316,12 +333,19 @@ class Link:
             problem = apart(reading.at + reading.ahead, reading.at)
             raise PeerRefused("clocks_apart", f"{problem}, at most {told(MOST)} can be bridged")
 
+    async def _open_large(self, data: bytes, kind: Kind) -> Opened:
+        """Open an answer; hashing a large one does not hold the event loop."""
+        if len(data) <= _LARGE:
+            return self._open(data, kind)
+        return await trio.to_thread.run_sync(self._open, data, kind)
+
     def _open(self, data: bytes, kind: Kind) -> Opened:
         return self._opened(data, kind, self.seconds, self.highest)
 
     def _open_now(self, data: bytes, kind: Kind) -> Opened:
         """Open what repeats something of our own request, so that it can't be an old message."""
-        return self._opened(data, kind, inspect(data, limit=_ANSWER_LIMIT).issued, 0)
+        issued = inspect(data, limit=SIZES[kind].bytes).issued
+        return self._opened(data, kind, issued, 0)
 
     def _opened(self, data: bytes, kind: Kind, now: float, high_water: float) -> Opened:
         return open_envelope(
@@ -330,7 +354,7 @@ class Link:
             audience=self.sealer.ids,
             now=now,
             keys=self.key_of,
-            limit=_ANSWER_LIMIT,
+            limit=SIZES[kind].bytes,
             high_water=high_water,
         )
 

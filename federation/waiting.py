@@ -14,7 +14,7 @@ from sortedcontainers import SortedSet
 
 from federation import outbox
 from federation.envelope import Refused, inspect
-from federation.messages import Submit, load
+from federation.messages import Submit, load_large
 from federation.outbox import Forward, Tried
 from federation.router import Router
 from federation.routes import ALWAYS, Option, Report, Route, Subject, matches
@@ -143,7 +143,8 @@ class Waiting:
             sealed = await self.router.ledger.client.get(keys.submission(self.router.home, pid))
             data = sealed.value if sealed is not None else b""
             try:
-                path = load(inspect(data, limit=len(data)).payload, Submit).path
+                payload = inspect(data, limit=len(data)).payload
+                path = (await load_large(payload, Submit)).path
             except Refused:
                 continue  # then whom it comes to refuses it
             known[pid] = [self.router.peers.roster.root(each) for each in path]

@@ -26,6 +26,8 @@ log = get_logger("timers")
 _LONGEST_SLEEP = 30.0
 # Actions under way at a time; more would only queue up in the store.
 _AT_ONCE = 16
+# Seconds for which a key is left alone whose action failed in a way that nobody expected.
+_AFTER_A_FAULT = 60.0
 
 
 @dataclass
@@ -151,6 +153,10 @@ async def follow(
                     pause = await act(key)
                 except (EtcdError, RpcError) as error:
                     log.warning("due, and not done", key=key, error=error)
+                except Exception:
+                    # One cron or generator must not end the others.
+                    pause = _AFTER_A_FAULT
+                    log.exception("due, and failed", key=key, seconds=pause)
             if pause > 0:
                 await trio.sleep(pause)
         finally:

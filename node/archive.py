@@ -8,16 +8,21 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import tarfile
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
+import cbor2
 import msgspec
 
-from node.home import RESTORING
+from node.directories import sync_directory
+from node.home import RESTORING, valid_name
+from node.store import keys
 from node.version import VERSION
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "inspect",
     "name_of",
     "pack",
+    "records",
     "unpack",
 ]
 
@@ -40,6 +46,13 @@ REPLACED = "replaced-"  # what directories begin with that hold what a restore m
 _LEFT_OUT = frozenset({"etcd", "lock", RESTORING})
 _PARTIAL, _DUMP = ".partial", ".store"
 _CHUNK = 1 << 20
+# Bounds of what an archive from elsewhere may cost before it is refused, in bytes.
+_MOST_NAME = 1024  # beside the home's own path, well below what Linux takes (PATH_MAX, 4096)
+_MOST_PART = 255
+_MOST_READ = 4 << 20  # of one read: tarfile reads what a header of extended names declares
+_MOST_MANIFEST = 256 << 20
+_MOST_RECORD = 16 << 20  # of one key and value; etcd takes 1.5 MiB by default
+_MOST_SETTINGS = 1 << 20
 
 
 class BackupError(Exception):
@@ -119,9 +132,16 @@ def create(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             os.fsync(file.fileno())
         # Not a rename: that would replace what somebody else put there meanwhile.
         try:
-            os.link(partial, path)
-        except OSError:
-            partial.rename(path)  # a file system without links, as on many a stick
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links, as on many a stick
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+                partial.replace(path)
+        except FileExistsError:
+            raise BackupError(f"{path} appeared meanwhile: choose another name") from None
+        sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
         dump.unlink(missing_ok=True)
@@ -139,6 +159,7 @@ def pack(file: IO[bytes], dump: IO[bytes], home: Path, manifest: Manifest) -> Ma
     Raises BackupError, OSError.
     """
     items = manifest.items
+    names = _Names()
     own = {Path(os.path.realpath(f"/proc/self/fd/{it.fileno()}")) for it in (file, dump)}
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         dump.flush()
@@ -146,6 +167,7 @@ def pack(file: IO[bytes], dump: IO[bytes], home: Path, manifest: Manifest) -> Ma
         items[STORE] = add(tar, STORE, dump)
         for entry in entries(home.resolve(), own):
             name = HOME + entry.relative_to(home.resolve()).as_posix()
+            names.add(name)
             with suppress(FileNotFoundError), entry.open("rb") as source:
                 items[name] = add(tar, name, source)
         add(tar, MANIFEST, io.BytesIO(msgspec.json.encode(manifest)))
@@ -173,8 +195,8 @@ def add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> Item:
     info = tarfile.TarInfo(name)
     info.mode, info.mtime = 0o600, time.time()
     try:
-        stat = os.fstat(source.fileno())
-        info.size, info.mtime, info.mode = stat.st_size, stat.st_mtime, stat.st_mode & 0o700
+        found = os.fstat(source.fileno())
+        info.size, info.mtime, info.mode = found.st_size, found.st_mtime, found.st_mode & 0o700
     except io.UnsupportedOperation:
         info.size = len(source.read())
         source.seek(0)
@@ -188,25 +210,90 @@ def add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> Item:
 
 
 def inspect(path: Path) -> Manifest:
-    """Read the whole archive and check it against its manifest. Raises BackupError, OSError."""
+    """Read the whole archive and check all that `unpack` and a restore rely on.
+
+    Raises BackupError, OSError.
+    """
     return unpack(path, None)
+
+
+class _Bounded(io.RawIOBase):
+    """A file of which nobody reads much at once: a header may declare any size."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source = source
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MOST_READ:
+            raise tarfile.ReadError("a header or a member is too large")
+        return self._source.read(size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._source.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+
+class _Names:
+    """The names of the members so far: each must have a place of its own below the home."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self.directories: set[str] = set()
+
+    def add(self, name: str) -> None:
+        """Take a name. Raises BackupError when it could not be restored."""
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or path.parts[:1] not in (("home",), (STORE,)):
+            raise BackupError(f"{name[:200]!r} would lie outside of the home")
+        top = path.parts[1] if len(path.parts) > 1 else ""
+        parents = {str(parent) for parent in path.parents}
+        usable = name == STORE or (
+            (path.parts[0] == "home" and top)
+            and name == str(path)
+            and top not in _LEFT_OUT
+            and not top.startswith(REPLACED)
+            and "\0" not in name
+            and len(os.fsencode(name)) <= _MOST_NAME
+            and all(len(os.fsencode(part)) <= _MOST_PART for part in path.parts)
+            and name not in self.files | self.directories
+            and parents.isdisjoint(self.files)
+        )
+        if not usable:
+            raise BackupError(f"{name[:200]!r} does not belong there")
+        self.files.add(name)
+        self.directories |= parents
 
 
 def unpack(path: Path, into: Path | None) -> Manifest:
     """Check an archive, and extract it below `into` unless that is None."""
     seen: dict[str, Item] = {}
+    names = _Names()
     manifest: Manifest | None = None
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with (
+            path.open("rb") as file,
+            tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar,
+        ):
             for info in tar:
-                source = tar.extractfile(info) if info.isreg() else None
-                if source is None or manifest is not None or info.name in seen:
-                    raise BackupError(f"{path}: {info.name!r} does not belong there")
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it saw
+                # Holes cost nothing in the archive and any time to read.
+                plain = info.isreg() and not info.issparse()
+                source = tar.extractfile(info) if plain else None
+                if source is None or manifest is not None:
+                    raise BackupError(f"{path}: {info.name[:200]!r} does not belong there")
                 if info.name == MANIFEST:
-                    manifest = msgspec.json.decode(source.read(), type=Manifest)
+                    manifest = msgspec.json.decode(
+                        _whole(info.name, source, _MOST_MANIFEST), type=Manifest
+                    )
                     continue
+                names.add(info.name)
                 seen[info.name] = _pass_on(info, source, into)
-    except (tarfile.TarError, EOFError, msgspec.MsgspecError) as error:
+    except (tarfile.TarError, EOFError, msgspec.MsgspecError, ValueError) as error:
         raise BackupError(f"{path} is no whole backup: {error}") from None
     if manifest is None:
         raise BackupError(f"{path} is no whole backup: its end is missing")
@@ -220,22 +307,88 @@ def unpack(path: Path, into: Path | None) -> Manifest:
     return manifest
 
 
+def _whole(name: str, source: IO[bytes], most: int) -> bytes:
+    """Read up to `most` bytes. Raises BackupError when there are more."""
+    data = bytearray()
+    while chunk := source.read(_CHUNK):
+        data += chunk
+        if len(data) > most:
+            raise BackupError(f"{name} is larger than {most} bytes")
+    return bytes(data)
+
+
 def _pass_on(info: tarfile.TarInfo, source: IO[bytes], into: Path | None) -> Item:
     reader = _Hashed(source)
-    name = PurePosixPath(info.name)
-    if name.is_absolute() or ".." in name.parts or name.parts[0] not in ("home", STORE):
-        raise BackupError(f"{info.name!r} would lie outside of the home")
     if into is None:
+        _check_content(info.name, reader)
         while reader.read(_CHUNK):
             pass
         return reader.item
-    target = into / name
+    target = into / info.name
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, info.mode & 0o700)
+    mode = info.mode & stat.S_IRWXU | stat.S_IRUSR | stat.S_IWUSR
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         while data := reader.read(_CHUNK):
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.utime(target, (info.mtime, info.mtime))
+    with suppress(OverflowError):  # a time beyond what the file system can hold
+        os.utime(target, (info.mtime, info.mtime))
     return reader.item
+
+
+def _check_content(name: str, reader: _Hashed) -> None:
+    """Check a member that a restore reads. Raises BackupError."""
+    if name == STORE:
+        for _ in records(cast(IO[bytes], reader)):
+            pass
+    elif name == HOME + "colony":
+        text = _whole(name, cast(IO[bytes], reader), _MOST_PART).decode("utf-8", "replace").strip()
+        if not valid_name(text):
+            raise BackupError(f"{name}: {text[:80]!r} is no name of a colony")
+    elif name == HOME + "config.toml":
+        try:
+            tomllib.loads(_whole(name, cast(IO[bytes], reader), _MOST_SETTINGS).decode("utf-8"))
+        except ValueError as error:
+            raise BackupError(f"{name}: not valid TOML: {error}") from None
+
+
+class _Record(io.RawIOBase):
+    """A reader of which one record may take so much."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source = source
+        self.left = _MOST_RECORD
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.left:
+            raise BackupError(f"{STORE}: a record is larger than {_MOST_RECORD} bytes")
+        self.left -= size
+        return self._source.read(size)
+
+
+def records(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Read a dump of the store: keys, ascending, and values. Raises BackupError."""
+    reader = _Record(file)
+    decoder = cbor2.CBORDecoder(cast(IO[bytes], reader), max_depth=2, allow_indefinite=False)
+    last = ""
+    while True:
+        reader.left = _MOST_RECORD
+        try:
+            record = decoder.decode()
+        except cbor2.CBORDecodeEOF:
+            if reader.left == _MOST_RECORD - 1:
+                return
+            raise BackupError(f"{STORE} ends in the middle of a record") from None
+        except (cbor2.CBORDecodeError, ValueError, RecursionError) as error:
+            raise BackupError(f"{STORE} is damaged after {last!r}: {error}") from None
+        match record:
+            case [str(key), bytes(value)] if key > last and key.startswith(keys.ROOT):
+                last = key
+                yield key, value
+            case _:
+                raise BackupError(f"{STORE} is damaged after {last!r}: no key and value")

@@ -6,6 +6,7 @@ an archive fits any version of etcd, embedded or not. How people ask for it is i
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import time
@@ -142,7 +143,7 @@ async def _load(client: EtcdClient, file: IO[bytes]) -> int:
             nursery.start_soon(write)
         ops: list[Op] = []
         size = 0
-        for put in _puts(file):
+        for put in itertools.starmap(Put, archive.records(file)):
             if ops and (len(ops) == _TXN_OPS or size + len(put.value) > _TXN_BYTES):
                 await sender.send(ops)
                 ops, size = [], 0
@@ -152,16 +153,6 @@ async def _load(client: EtcdClient, file: IO[bytes]) -> int:
         if ops:
             await sender.send(ops)
     return count
-
-
-def _puts(file: IO[bytes]) -> Iterator[Put]:
-    decoder = cbor2.CBORDecoder(file)
-    while True:
-        try:
-            key, value = decoder.decode()
-        except cbor2.CBORDecodeEOF:
-            return
-        yield Put(key, value)
 
 
 # -- there and back --------------------------------------------------------------------------
@@ -239,10 +230,25 @@ def _put(fresh: Path, home: Path, kept: list[Path]) -> Path | None:
     if kept:
         aside = home / f"{archive.REPLACED}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
         aside.mkdir(mode=0o700)
-        for entry in kept:
-            entry.rename(aside / entry.name)
-    for entry in sorted(fresh.iterdir()):
-        entry.rename(home / entry.name)
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, target in [
+            *((entry, aside / entry.name) for entry in kept if aside is not None),
+            *((entry, home / entry.name) for entry in sorted(fresh.iterdir())),
+        ]:
+            source.rename(target)
+            moved.append((source, target))
+    except OSError as error:
+        # A mount point in the home, for example: put everything back where it was.
+        for source, target in reversed(moved):
+            target.rename(source)
+        if aside is not None:
+            aside.rmdir()
+        shutil.rmtree(fresh.parent)
+        raise BackupError(
+            f"{error.filename}: {error.strerror}; nothing was changed: unmount it, or choose"
+            " another home"
+        ) from None
     sync_directory(home)
     shutil.rmtree(fresh.parent)
     sync_directory(home)

@@ -13,14 +13,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from node import certificate, cluster, door, feeding, succession, timers
 from node.config import Config, ConfigError, load_config
+from node.containment import keep_going
 from node.deadlines import expire
-from node.errors import RpcError
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
@@ -44,7 +45,7 @@ from node.handlers import (
     status,
     workflows,
 )
-from node.home import Home, HomeError, HomeInfo, init_home
+from node.home import Home, HomeError, HomeInfo, init_home, tighten
 from node.leader import home_identity
 from node.log import configure_logging, get_logger
 from node.model import Colony, Executor, ExecutorState, User
@@ -111,6 +112,15 @@ async def run(
     """
     config, info = load(settings)
     home = Home(settings.home)
+    for path, mode in tighten(settings.home):
+        log.warning(
+            "secret was open to other users",
+            path=str(path),
+            mode=f"{mode:04o}",
+            now=f"{mode & 0o700:04o}",
+            next="if others use this machine, make it anew: `colony key rotate`, or for TLS remove"
+            " tls.key and tls.crt",
+        )
     notifier = Notifier.from_environ(os.environ)
     # Open before anybody is told that we are ready: a signal must not find the default action.
     with (
@@ -193,15 +203,15 @@ async def _serve(
         info.server.id,
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_maintain, client, settings.home)
-        await nursery.start(feeding.follow, node, keys.MEMBERS)
-        await nursery.start(feeding.follow, node, keys.LIVE)
-        await nursery.start(feeding.follow, node, keys.paused(""))
-        await nursery.start(feeding.follow, node, keys.SERVER)
-        nursery.start_soon(node.elsewhere.run)
-        await nursery.start(node.channels.run)
-        await nursery.start(node.files.run)
-        nursery.start_soon(_deadlines, node)
+        housekeeping = partial(_maintain, client, settings.home)
+        nursery.start_soon(keep_going, "store maintenance", housekeeping)
+        for prefix in (keys.MEMBERS, keys.LIVE, keys.paused(""), keys.SERVER):
+            index = partial(feeding.follow, node, prefix)
+            await nursery.start(keep_going, f"index of {prefix}", index)
+        nursery.start_soon(keep_going, "news of other daemons", node.elsewhere.run)
+        await nursery.start(keep_going, "channels", node.channels.run)
+        await nursery.start(keep_going, "files", node.files.run)
+        nursery.start_soon(keep_going, "deadlines", partial(_deadlines, node))
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )
@@ -209,8 +219,8 @@ async def _serve(
         node.etcd_endpoint = next(iter(config.etcd.endpoints), "")
         async with _extended(extension, node, table, info, config):
             # Not before: what is ready by now may have to go to another colony, and hooks know.
-            await nursery.start(node.workflows.run)
-            await nursery.start(timers.run, node)
+            await nursery.start(keep_going, "workflows", node.workflows.run)
+            await nursery.start(keep_going, "timers", partial(timers.run, node))
             drained = trio.Event()
             await nursery.start(door.serve, node, table, config, listeners, drained)
             task_status.started(node)
@@ -222,10 +232,10 @@ async def _serve(
                 port=node.rpc_port,
                 seconds=round(time.monotonic() - began, 3),
             )
-            nursery.start_soon(_watchdog, node, notifier)
+            nursery.start_soon(keep_going, "watchdog", partial(_watchdog, node, notifier))
             # After the extension: its hooks say what must stay.
             retention = Retention(node, settings.home, config.history)
-            nursery.start_soon(retention.run)
+            nursery.start_soon(keep_going, "retention", retention.run)
             node.reload.appliers["history"] = retention.configure
             # Modules and the first listing stay, and requests leave hardly any cycles: looking for
             # them among all that waits, every few requests, would make a deep queue a slow one.
@@ -295,20 +305,21 @@ async def _deadlines(node: Node) -> None:
     while True:
         try:
             await expire(node.processes)
-        except (EtcdError, RpcError) as error:
-            log.warning("deadlines wait", error=error)
+        except Exception as error:
+            # Whatever it is about one process, the others are looked at again in a second.
+            log.warning("deadlines wait", error=repr(error))
         await trio.sleep(_TICK)
 
 
 async def _watchdog(node: Node, notifier: Notifier) -> None:
-    async def alive() -> bool:
+    async def store_answers() -> bool:
         try:
             await node.client.get(keys.SERVER)
         except EtcdError:
             return False
         return True
 
-    await watchdog(notifier, alive)
+    await watchdog(notifier, store_answers)
 
 
 async def _until_signal(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from node.errors import RpcError
-from node.etcd.errors import EtcdError
 from node.model import Process, State
 from node.processes import Processes
 from node.store import processes as store
@@ -18,27 +16,27 @@ async def expire(processes: Processes) -> None:
     """Deal with every deadline that has passed; what could not be dealt with comes up again.
 
     So does every hand-out of which nobody knows whether it happened (`HandOut.look_again`).
-    Raises the last EtcdError or RpcError that kept one from being dealt with.
+    Raises the last exception that kept one from being dealt with: none keeps the others waiting.
     """
     now = processes.now()
-    failure: EtcdError | RpcError | None = None
+    failure: Exception | None = None
     for entry in processes.queue.overdue(now):
         try:
             await processes.change_quietly(
                 entry.colony, entry.processid, _step(processes, _late_start)
             )
-        except (EtcdError, RpcError) as error:
+        except Exception as error:
             processes.queue.again(entry)
             failure = error
     for colony, processid, _ in processes.running.overdue(now):
         try:
             await processes.change_quietly(colony, processid, _step(processes, _late_end))
-        except (EtcdError, RpcError) as error:
+        except Exception as error:
             processes.running.again(processid)
             failure = error
     try:
         await processes.handout.look_again()
-    except (EtcdError, RpcError) as error:
+    except Exception as error:
         failure = error
     if failure is not None:
         raise failure

@@ -174,15 +174,19 @@ class Chain:
         path = self._file(now)
         fresh = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "ab") as file:
-            start = file.tell()
+        try:
+            start = os.lseek(descriptor, 0, os.SEEK_END)
             try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                # Unbuffered: what a full disk did not take must not follow after the truncation.
+                left = memoryview(data)
+                while left:
+                    left = left[os.write(descriptor, left) :]
+                os.fsync(descriptor)
             except OSError:
                 os.ftruncate(descriptor, start)
                 raise
+        finally:
+            os.close(descriptor)
         if fresh:
             sync_directory(self.directory)
             sync_directory(self.directory.parent)

@@ -6,9 +6,12 @@ Reading configuration is in `config`; what runs in a home is in `daemon`.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import socket
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,6 +119,56 @@ class Home:
         return kept
 
 
+def require_owner(home: Path) -> None:
+    """Raise HomeError if `home` belongs to another user: what we write there, it could not use."""
+    try:
+        owner = home.stat().st_uid
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HomeError(f"{home}: {error.strerror}") from None
+    if owner != os.geteuid():
+        name = user_name(owner)
+        raise HomeError(
+            f"{home} belongs to user {name}, and this is {user_name(os.geteuid())}:"
+            f" run it as that user (sudo -u {name} ...), or choose another --home"
+        )
+
+
+def user_name(uid: int) -> str:
+    """Return the login name of a user id, or `#` and its number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+def foreign_files(home: Path) -> Iterator[tuple[Path, int]]:
+    """Find what in `home` belongs to another user than `home` itself: paths and user ids."""
+    owner = home.stat().st_uid
+    for directory, inner, names in os.walk(home):
+        for name in (*inner, *names):
+            path = Path(directory, name)
+            with suppress(FileNotFoundError):
+                uid = path.lstat().st_uid
+                if uid != owner:
+                    yield path, uid
+
+
+def tighten(home: Path) -> list[tuple[Path, int]]:
+    """Take from everybody else what they may do with secrets; returns paths and their old modes."""
+    place = Home(home)
+    secrets = [place.keys, *sorted(place.keys.glob("*.key*")), place.path / "tls.key"]
+    done = []
+    for path in secrets:
+        with suppress(FileNotFoundError):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                path.chmod(mode & 0o700)
+                done.append((path, mode))
+    return done
+
+
 def default_home(environ: Mapping[str, str]) -> Path:
     """`$COLONYD_HOME`, else systemd's state directory, else the platform's data directory."""
     for variable in ("COLONYD_HOME", "STATE_DIRECTORY"):
@@ -160,6 +213,7 @@ def init_home(path: Path, name: str | None, environ: Mapping[str, str]) -> HomeI
     Raises HomeError when the name is unusable or differs from the one already there.
     """
     home = Home(path)
+    require_owner(home.path)
     _directory(home.path)
     if (home.path / RESTORING).exists():
         raise HomeError(

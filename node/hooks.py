@@ -33,6 +33,10 @@ class Hooks:
         """Id of the trusted peer that `colonyname` names (by name or id), or None."""
         return None
 
+    def ambiguity(self, colonyname: str) -> str:
+        """Which trusted peers a name may mean, in a sentence, if it is that of several; else ""."""
+        return ""
+
     def unknown(self, colonyname: str) -> bool:
         """Whether a name that is no trusted peer's can't be meant at all: no colony here has it."""
         return False

@@ -18,6 +18,7 @@ __all__ = ["Notifier", "watchdog"]
 
 log = get_logger("notify")
 
+_STORE_PATIENCE = 8  # pings' intervals: four times what the manager waits for
 _SEND_SECONDS = 1.0  # the most a message may wait on a service manager that does not read
 
 
@@ -30,6 +31,7 @@ class Notifier:
         if address and address[0] in "/@":
             self._address = "\0" + address[1:] if address[0] == "@" else address
         self.watchdog_interval = watchdog_interval if self._address else None
+        self.ready_status = ""  # what `ready` said last
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier:
@@ -48,6 +50,7 @@ class Notifier:
 
     def ready(self, status: str = "") -> bool:
         """Say that start-up, or a reload, is complete."""
+        self.ready_status = status
         return self._send("READY=1", *_status(status))
 
     def status(self, text: str) -> bool:
@@ -90,21 +93,34 @@ def _status(text: str) -> tuple[str, ...]:
     return (f"STATUS={' '.join(text.splitlines())}",) if text else ()
 
 
-async def watchdog(notifier: Notifier, alive: Callable[[], Awaitable[bool]]) -> None:
-    """Ping at half the manager's interval, each time only if `alive()` says so.
+async def watchdog(notifier: Notifier, store_answers: Callable[[], Awaitable[bool]]) -> None:
+    """Ping at half the manager's interval, for as long as this event loop runs.
 
-    `alive` must prove that work gets done: while it hangs or denies there is no ping, and the
-    manager restarts the daemon. Returns at once when no watchdog is asked for.
+    A store that is slow or restarting is a matter of status, not of life: the supervisor brings it
+    back, and a restart of the daemon would only add to the load. Only when it has not answered for
+    `_STORE_PATIENCE` intervals are the pings held back, so that the manager starts both anew.
+    Returns at once when no watchdog is asked for.
     """
     interval = notifier.watchdog_interval
     if interval is None:
         return
-    healthy = True
+    answered_at, patience = trio.current_time(), interval * _STORE_PATIENCE
+    slow = held_back = False
     while True:
-        began = trio.current_time()
-        was_healthy, healthy = healthy, await alive()
-        if healthy:
+        began, answered = trio.current_time(), False
+        with trio.move_on_after(interval / 3):
+            answered = await store_answers()
+        now = trio.current_time()
+        if answered:
+            answered_at = now
+        if now - answered_at < patience:
             notifier.ping()
-        elif was_healthy:
-            log.error("not alive: the watchdog gets no ping", interval=interval)
-        await trio.sleep_until(began + interval)
+            held_back = False
+        elif not held_back:
+            held_back = True
+            log.error("the store has not answered: no more pings", seconds=round(now - answered_at))
+        if answered == slow:
+            slow = not answered
+            notifier.status("the store does not answer" if slow else notifier.ready_status)
+        # Looked at each second until it is over: the next regular look may come too late.
+        await trio.sleep_until(began + interval if answered else now + min(1.0, interval / 3))

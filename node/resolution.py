@@ -95,6 +95,10 @@ class Resolution:
                 except (EtcdError, RpcError) as error:
                     log.warning("workflow waits", graph=graphid, error=error)
                     failed = True
+                except Exception as error:
+                    # The others are not to wait for one that can't be dealt with.
+                    log.error("workflow waits", graph=graphid, error=repr(error))
+                    failed = True
             if first:
                 first = False
                 task_status.started()

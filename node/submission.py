@@ -13,7 +13,7 @@ import msgspec
 
 from node import graphs
 from node.channels import check_names
-from node.errors import RpcError, bad
+from node.errors import RpcError, bad, conflict
 from node.hooks import Hooks
 from node.model import DAY, SECOND, Attribute, FunctionSpec, Graph, Process
 from node.resources import parse_cpu, parse_memory
@@ -116,6 +116,8 @@ def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field
     if name and name != graph.colonyname:
         if graph.colonyname == hooks.home:
             peer = hooks.peer_of(name) or ""
+        if not peer and (several := hooks.ambiguity(name)):
+            raise conflict(f"{field}.conditions.colonyname: {several}")
         if not peer and hooks.unknown(name):
             raise bad(
                 f"{field}.conditions.colonyname: {name[:80]!r} is neither here nor a peer that"

@@ -342,7 +342,7 @@ class Colony:
         issuer = inspect(data, limit=len(data)).issuer
         assert fed.peers.roster.root(issuer) == forward.peer
         key = fed.peers.public_key(issuer) or b""
-        return trace(data, issuer, key, fed.sealer.ids, fed.peers.ids)
+        return trace(data, issuer, key, fed.sealer.ids, fed.peers.ids, forward.request)
 
     async def process(self, processid: str) -> Process:
         """A process as the store has it."""

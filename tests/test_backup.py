@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 import trio
 from click.testing import CliRunner, Result
@@ -170,6 +176,149 @@ def test_no_member_may_leave_the_home(small: Path, tmp_path: Path) -> None:
             archive.inspect(path)
 
 
+def forged(small: Path, path: Path, **members: bytes | None) -> Path:
+    """A copy of an archive with other members and a manifest that fits; None leaves one out."""
+    with tarfile.open(small) as tar:
+        found = {info.name: tar.extractfile(info) for info in tar}
+        data = {name: file.read() for name, file in found.items() if file is not None}
+    manifest = json.loads(data.pop("manifest.json"))
+    merged = {name: value for name, value in {**data, **members}.items() if value is not None}
+    manifest["items"] = {
+        name: {"size": len(value), "sha256": hashlib.sha256(value).hexdigest()}
+        for name, value in merged.items()
+    }
+    merged["manifest.json"] = json.dumps(manifest).encode()
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, value in merged.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(value)
+            tar.addfile(info, io.BytesIO(value))
+    return path
+
+
+KEY = f"{keys.ROOT}a"
+FOREIGN: dict[str, dict[str, bytes | None]] = {
+    "the directory itself": {".": b"x"},
+    "a home that is a file": {"home": b"x"},
+    "a doubled slash": {"home//x": b"x"},
+    "a dot": {"home/./x": b"x"},
+    "a long name": {"home/" + "n" * 256: b"x"},
+    "a long path": {"home/" + "n/" * 600 + "x": b"x"},
+    "a file below a file": {"home/colony/x": b"x"},
+    "a file that is a directory": {"home/keys": b"x"},
+    "the mark of a restore": {"home/restoring": b"x"},
+    "a store": {"home/etcd/member/snap/db": b"x"},
+    "a lock": {"home/lock": b"x"},
+    "what was moved aside": {"home/replaced-1/x": b"x"},
+    "no store": {"store.cbor": None},
+    "no name": {"home/colony": b"\n"},
+    "a name of two lines": {"home/colony": b"a\nb"},
+    "settings that are no TOML": {"home/config.toml": b"[rpc"},
+    "settings that are not UTF-8": {"home/config.toml": b"# \xff"},
+    "no CBOR": {"store.cbor": b"\xff\xff"},
+    "half a record": {"store.cbor": cbor2.dumps([KEY, b"x"])[:-1]},
+    "a record of three": {"store.cbor": cbor2.dumps([KEY, b"x", 1])},
+    "a record that is a number": {"store.cbor": b"\x01"},
+    "a value that is a text": {"store.cbor": cbor2.dumps([KEY, "x"])},
+    "a key that is bytes": {"store.cbor": cbor2.dumps([KEY.encode(), b"x"])},
+    "keys that are not ours": {"store.cbor": cbor2.dumps(["/other", b"x"])},
+    "a key twice": {"store.cbor": cbor2.dumps([KEY, b"x"]) * 2},
+    "a huge length": {"store.cbor": b"\x82\x61a\x5b" + b"\x7f" * 8},
+    "a huge array": {"store.cbor": b"\x9b" + b"\x7f" * 8},
+    "nested without end": {"store.cbor": b"\x81" * 100_000},
+    "a tagged value": {"store.cbor": b"\x82\x61a\xc2\x41\x00"},
+}
+
+
+@pytest.mark.parametrize("members", FOREIGN.values(), ids=FOREIGN.keys())
+def test_what_the_check_passes_restores_or_nothing_is_touched(
+    small: Path, tmp_path: Path, members: dict[str, bytes | None]
+) -> None:
+    path = forged(small, tmp_path / "foreign.tar", **members)
+    home = tmp_path / "home"
+    init_home(home, "other", {})
+    there = tree(home)
+    for args in (["backup", "--check"], ["restore", "--force"]):
+        refused = command(home, *args, str(path), code=2)
+        assert refused.stderr.startswith("error: ")
+    assert tree(home) == there
+    assert list(home.glob("restor*")) == list(home.glob("replaced-*")) == []
+
+
+@pytest.mark.slow
+def test_a_forged_archive_that_is_in_order_restores(small: Path, tmp_path: Path) -> None:
+    """The cases above fail for what they change, not for how they are made."""
+    path = forged(small, tmp_path / "foreign.tar", **{"home/notes/ä b.txt": b"x"})
+    command(tmp_path / "home", "backup", "--check", str(path))
+    command(tmp_path / "home", "restore", str(path))
+    assert (tmp_path / "home/notes/ä b.txt").read_bytes() == b"x"
+
+
+def test_an_archive_costs_no_more_than_its_bytes(tmp_path: Path) -> None:
+    """Holes, and headers that declare gigabytes, are refused before they are read."""
+    sparse = tarfile.TarInfo("home/x")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 0
+    header = tarfile.TarInfo("home/x")
+    header.type, header.size = tarfile.XHDTYPE, 7 << 30
+    old = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    old[386:398], old[398:410] = b"%011o\0" % 0, b"%011o\0" % 0
+    old[483:495] = b"%011o\0" % (8 << 30)
+    old[148:156] = b" " * 8
+    old[148:156] = b"%06o\0 " % sum(old)
+    for number, head in enumerate((bytes(old), header.tobuf(tarfile.USTAR_FORMAT))):
+        path = tmp_path / f"{number}.tar"
+        with path.open("wb") as file:
+            file.write(head)
+            file.truncate(9 << 30)
+        tracemalloc.start()
+        with pytest.raises(BackupError):
+            archive.inspect(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        tracemalloc.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+@pytest.mark.slow
+def test_a_restore_that_cannot_move_everything_moves_nothing(small: Path, tmp_path: Path) -> None:
+    """A directory of the home on a disk of its own, as `files` may be."""
+    home = tmp_path / "home"
+    init_home(home, "other", {})
+    (home / "keys2").mkdir()
+    there = tree(home)
+    script = 'mount -t tmpfs none "$1/keys2" && shift && exec "$@"'
+    command = [sys.executable, "-m", "cli.main", "--home", str(home)]
+    command += ["restore", "--force", str(small)]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", str(home), *command],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "nothing was changed" in done.stderr
+    assert tree(home) == there
+    assert list(home.glob("restor*")) == list(home.glob("replaced-*")) == []
+
+
+@pytest.mark.slow
+def test_keys_that_others_may_read_are_tightened_and_told(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = make_daemon("dev").start()
+    daemon.stop()
+    opened = [daemon.home / "tls.key", daemon.home / "keys/colony.key"]
+    for path in opened:
+        path.chmod(0o644)
+    assert str(opened[0]) in command(daemon.home, "doctor", code=1).stdout
+    daemon.start()
+    told = [line for line in daemon.events if 'event="secret was open to other users"' in line]
+    for path in opened:
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert any(f"path={path} " in line for line in told)
+    assert daemon.stop() == 0
+
+
 @pytest.mark.slow
 def test_a_home_in_use_is_moved_aside(small: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
@@ -224,7 +373,7 @@ async def test_the_store_is_saved_as_of_one_moment(tmp_path: Path) -> None:
                     assert await client.get(keys.HOLD) is not None
                     count, _ = await backups._dump(client, file)
                 file.seek(0)
-                found = {put.key: put.value for put in backups._puts(file)}
+                found = dict(archive.records(file))
             assert await client.get(keys.HOLD) is None
             assert count == len(found) == 902
             assert found[f"{keys.ROOT}a"] == found[f"{keys.ROOT}z"]
@@ -279,3 +428,24 @@ def test_a_socket_or_a_link_to_nowhere_is_no_hindrance(tmp_path: Path) -> None:
     assert "s" not in names
     assert "nowhere" not in names
     assert "user.key" in names
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_backup_replaces_nothing_that_appeared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Also on a file system without links, which this stands in for."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.tar"
+    with pytest.raises(BackupError, match="appeared meanwhile"), archive.create(path) as (file, _):
+        path.write_text("theirs")
+    assert path.read_text() == "theirs"
+    with archive.create(tmp_path / "b.tar") as (file, _):
+        file.write(b"ours")
+    assert (tmp_path / "b.tar").read_text() == "ours"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.tar", "b.tar"]

@@ -6,7 +6,10 @@ The other end is a real HTTP server speaking the envelope, not a daemon.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,16 @@ from click.testing import CliRunner, Result
 
 from cli.client import decode, encode
 from cli.doctor import check_clock, check_keys, judge_etcd, sockets_on
+from cli.inputs import refuse_unknown
 from cli.main import COMMANDS, main
 from cli.output import ago, output_lines, parse_time, span
 from cli.run import argument, keyword
-from cli.session import Failure, Session, printable
+from cli.session import Failure, Session, rpc_failure
 from node.home import init_home
 from node.identity import PrivateKey, read_key
+from node.model import FunctionSpec
 from tests.cli_server import ColonyServer, Queue, Refuse
+from tests.support import REPOSITORY
 
 Colony = Callable[..., Result]
 
@@ -222,6 +228,35 @@ def test_process_show_with_forward(colony: Colony, server: ColonyServer) -> None
     assert json.loads(colony("process", "show", processid, "--json").stdout)["forward"]["peer"]
 
 
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        (True, "✓ signature valid, for the very submission that was sent"),
+        (None, "✓ signature valid; what it was asked is not known any more"),
+        (False, "✗ NOT FOR WHAT WAS SENT"),
+    ],
+)
+def test_process_show_says_what_is_valid(
+    colony: Colony, server: ColonyServer, answers: bool | None, says: str
+) -> None:
+    processid = Queue(server).add("f", state=2, out=["x"])
+    outcome = {"issuer": "ab" * 32, "issued": 1_750_000_000, "signaturevalid": True}
+    named = [
+        {"name": "cat", "ids": []},
+        {"name": "dog", "ids": ["cd" * 32]},
+        {"name": "ef" * 32, "ids": ["ef" * 32]},
+    ]
+    server.answers["getforwardmsg"] = lambda payload, caller: {
+        "processid": processid, "peer": "ab" * 32, "state": "closed", "named": named,
+        "outcome": outcome | {"answers": answers},
+    }  # fmt: skip
+    shown = colony("process", "show", processid).stdout
+    assert says in shown
+    assert "cat ? not checked: no colony is trusted here by that name, it may be any" in shown
+    assert "dog ✓ checked: the colony trusted here by that name" in shown
+    assert f"{'ef' * 6} ✓ checked by its id" in shown
+
+
 def test_process_show_bad_signature_and_without_forward(
     colony: Colony, server: ColonyServer
 ) -> None:
@@ -348,7 +383,6 @@ def test_values() -> None:
     assert parsed is not None
     assert parsed.microsecond == 123456
     assert (span(5), span(600), span(90000), ago(None)) == ("5 s", "10 min", "25 h", "")
-    assert printable("a\x1b[2Jb\n") == "a\N{REPLACEMENT CHARACTER}[2Jb\n"
     assert (argument("7", False), argument("7", True), argument("x", True)) == ("7", 7, "x")
     assert keyword("a=b=c", False) == ("a", "b=c")
 
@@ -363,3 +397,97 @@ def test_unsigned_calls_only_where_the_protocol_has_them() -> None:
     assert b'"signature": ""' in encode("versionmsg", {}, None)
     with pytest.raises(ValueError, match="signed"):
         encode("getprocessmsg", {}, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "step"),
+    [
+        (403, "issuedat: 1 is -9 s from this server's clock", "clock"),
+        (403, "the invitation was not accepted: used", "peers invite"),
+        (404, "peer: none is called 'x'", "colony peers ls"),
+        (404, "executorid: no executor of the caller's colonies has this id", "colony executor ls"),
+        (404, "processid: no such process", "colony process ls"),
+        (
+            403,
+            "Access denied: only its colony owner may call this",
+            "which key signs",
+        ),
+        (404, "it was removed meanwhile", "an `ls` command"),
+    ],
+)
+def test_the_next_step_follows_the_cause(status: int, message: str, step: str) -> None:
+    assert step in rpc_failure(status, message).next_step
+
+
+def test_errors_are_json_where_results_are(tmp_path: Path) -> None:
+    for args in (
+        ["--json", "--home", str(tmp_path), "process", "show", "x"],
+        ["process", "show", "x", "--json", "--home", str(tmp_path)],
+        ["--json", "process", "shwo"],
+    ):
+        done = CliRunner().invoke(main, args, env={})
+        told = json.loads(done.stderr)
+        assert told["error"]
+        assert told["exit"] == done.exit_code != 0
+        assert done.stdout == ""
+
+
+def program(*args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *args],
+        stderr=subprocess.PIPE,
+        cwd=REPOSITORY,
+        check=False,
+        **options,
+    )
+
+
+def test_a_refused_connection_says_so(tmp_path: Path) -> None:
+    done = program("server", "alive", "--server", "localhost:9", "--home", str(tmp_path))
+    assert b"localhost:9: connection refused" in done.stderr
+    assert b"sub-exception" not in done.stderr
+
+
+def test_any_locale_and_no_stdout(tmp_path: Path) -> None:
+    """What the locale has no character for is an escape; nobody reading is no traceback."""
+    init_home(tmp_path / "home", "dev", {})
+    environ = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}
+    doctor = ["--home", str(tmp_path / "home"), "doctor"]
+    done = program(*doctor, env=environ, stdout=subprocess.PIPE)
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+    assert rb"\u2713 home" in done.stdout
+    done = program(*doctor, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = program(*doctor, stdout=theirs)
+    os.close(theirs)
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"func": "f"}, "node 1: 'func' is no field\n  next: did you mean 'funcname'?"),
+        (
+            {"funcname": "f", "conditions": {"executor-type": "t"}},
+            "node 1: conditions: 'executor-type' is no field\n  next: did you mean 'executortype'?",
+        ),
+        ({"funcname": "f", "xyzzy": 1}, "node 1: 'xyzzy' is no field\n  next: the fields are: "),
+    ],
+)
+def test_a_misspelt_field_of_a_workflow_is_named(
+    tmp_path: Path, node: dict[str, Any], message: str
+) -> None:
+    """A daemon ignores it, as upstream does, and runs a function without a name."""
+    file = tmp_path / "w.json"
+    file.write_text(json.dumps([node]))
+    init_home(tmp_path / "home", "dev", {})
+    args = ["--home", str(tmp_path / "home"), "workflow", "submit", str(file)]
+    done = CliRunner().invoke(main, args)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_fields_in_other_case_are_fields(tmp_path: Path) -> None:
+    refuse_unknown({"FuncName": "f", "conditions": {"colonyName": "x"}}, FunctionSpec, "x")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -21,6 +21,7 @@ from cli.depot import address
 from cli.filesync import Item, plan, scan
 from cli.main import main
 from cli.session import Failure
+from cli.transfer import Store, Taken, fetch
 from tests.support import Daemon
 
 Run = Callable[..., Result]
@@ -175,8 +176,121 @@ def test_links_are_neither_followed_nor_written_through(
     two.mkdir()
     (two / "sub").symlink_to(outside)
     refused = colony("file", "sync", two, "--label", label, code=1)
-    assert "leads out" in refused.stderr
+    assert "sub/a: sub is a link here" in refused.stderr
+    assert "nothing was changed" in refused.stderr
     assert tree(outside) == {"secret": b"x"}
+
+
+def put(colony: Run, tmp_path: Path, label: str, name: str, text: str) -> None:
+    source = tmp_path / "source" / uuid.uuid4().hex
+    source.parent.mkdir(exist_ok=True)
+    source.write_text(text)
+    colony("file", "put", source, "--label", label, "--name", name)
+
+
+def test_nothing_local_is_replaced_that_the_plan_does_not_name(
+    colony: Run, label: str, tmp_path: Path
+) -> None:
+    """Each name below is a file in the colony, and something else in the directory."""
+    here = fill(tmp_path / "here", **{"draft": "own", "full__x": "own", "blocked": "own"})
+    (here / ".draft.part").write_text("own")
+    (here / ".colonyd-00000000.part").write_text("own")
+    (here / "link").symlink_to(tmp_path / "nowhere")
+    (here / "to-dir").symlink_to(here / "full")
+    os.mkfifo(here / "pipe")
+    names = [".draft.part", ".colonyd-00000000.part", "link", "to-dir", "pipe", "full", ".cfs"]
+    for name in names:
+        put(colony, tmp_path, label, name, "theirs")
+    put(colony, tmp_path, f"{label}/blocked", "inner", "theirs")
+    put(colony, tmp_path, f"{label}/to-dir", "y", "theirs")
+    put(colony, tmp_path, label, "welcome", "theirs")
+
+    def left_alone() -> None:
+        assert (here / "link").is_symlink()
+        assert not (here / "link").exists()
+        assert (here / "to-dir").is_symlink()
+        assert (here / "pipe").is_fifo()
+        own = {path: data for path, data in tree(here).items() if path != "welcome"}
+        assert set(own.values()) == {b"own"}
+        assert len(own) == 5
+
+    conflict = colony("file", "sync", here, "--label", label, code=1)
+    assert "differ on both sides: .draft.part" in conflict.stderr
+    left_alone()
+    clashes = {"link", "to-dir", "to-dir/y", "pipe", "full", ".cfs", "blocked/inner"}
+    clashes |= {".colonyd-00000000.part"}
+    dry = parsed(colony("file", "sync", here, "--label", label, "--dry", "--json"))
+    assert (set(dry["clashes"]), dry["download"]) == (clashes, ["welcome"])
+    done = colony("file", "sync", here, "--label", label, "--keep-local", "--json", code=1)
+    assert set(parsed(done)["clashes"]) == clashes
+    assert "8 files were left alone" in done.stderr
+    assert (here / "welcome").read_text() == "theirs"
+    left_alone()
+    assert json.loads((here / ".cfs").read_text()) == {"label": label}
+
+
+def test_replacing_is_asked_for_and_listed(colony: Run, label: str, tmp_path: Path) -> None:
+    here = fill(tmp_path / "here", a="own")
+    put(colony, tmp_path, label, "a", "theirs")
+    done = colony("file", "sync", here, "--label", label, "--keep-remote")
+    assert done.stdout == "replace  a\n"
+    assert tree(here) == {"a": b"theirs"}
+
+
+def test_a_file_and_a_directory_of_one_name(colony: Run, label: str, tmp_path: Path) -> None:
+    """One member's file must not keep everybody else from syncing."""
+    put(colony, tmp_path, label, "d", "file")
+    put(colony, tmp_path, f"{label}/d", "e", "below")
+    put(colony, tmp_path, label, "other", "other")
+    here = tmp_path / "here"
+    refused = colony("file", "sync", here, "--label", label, code=1)
+    assert "d: in the colony it is a file and a directory" in refused.stderr
+    assert "nothing was changed" in refused.stderr
+    assert tree(here) == {}
+    colony("file", "sync", here, "--label", label, "--keep-remote", code=1)
+    assert tree(here) == {"other": b"other"}
+    name = label[1:]
+    colony("file", "snapshot", "create", name, "--label", label)
+    there = colony("file", "snapshot", "download", name, "--to", tmp_path / "there", code=1)
+    assert "d/e" in there.stderr
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_snapshot_replaces_nothing_unasked(colony: Run, label: str, tmp_path: Path) -> None:
+    name = label[1:]
+    put(colony, tmp_path, label, "a", "theirs")
+    put(colony, tmp_path, label, "b", "theirs")
+    colony("file", "snapshot", "create", name, "--label", label)
+    here = fill(tmp_path / "here", a="own", c="own")
+    refused = colony("file", "snapshot", "download", name, "--to", here, code=1)
+    assert "in the way: a" in refused.stderr
+    assert tree(here) == {"a": b"own", "c": b"own"}
+    colony("file", "snapshot", "download", name, "--to", here, "--force")
+    assert tree(here) == {"a": b"theirs", "b": b"theirs", "c": b"own"}
+
+
+def test_get_replaces_no_link(colony: Run, label: str, tmp_path: Path) -> None:
+    put(colony, tmp_path, label, "a", "theirs")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "a").symlink_to(tmp_path / "nowhere")
+    assert "exists" in colony("file", "get", f"{label}/a", "--to", here, code=1).stderr
+    assert (here / "a").is_symlink()
+
+
+async def test_what_appears_during_a_download_stays(tmp_path: Path) -> None:
+    """So do names that differ in case only, where the file system sees no difference."""
+    target = tmp_path / "a"
+
+    class Slow:
+        async def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:
+            target.write_text("own")
+            yield b"theirs"
+
+    file = {"name": "a", "size": 6, "checksum": ""}
+    with pytest.raises(Taken, match="it stays"):
+        await fetch(cast(Store, Slow()), file, target, lambda size: None)
+    assert tree(tmp_path) == {"a": b"own"}
 
 
 def test_snapshots(colony: Run, label: str, tmp_path: Path) -> None:
@@ -220,11 +334,12 @@ def test_a_plan_carried_out_leaves_both_sides_equal(
 ) -> None:
     made = plan(local, remote, keep)
     here, there = dict(local), dict(remote)
+    conflicts = {i for i in local.keys() & remote.keys() if local[i] != remote[i]}
     for item in made.upload:
         there[item] = local[item]
-    for item in made.download:
+    for item in [*made.download, *made.replace]:
         here[item] = remote[item]
-    conflicts = {i for i in local.keys() & remote.keys() if local[i] != remote[i]}
+    assert set(made.replace) == (conflicts if keep == "remote" else set())
     assert set(made.conflicts) == (set() if keep else conflicts)
     for item in here.keys() | there.keys():
         assert (here.get(item) == there.get(item)) or item in made.conflicts
@@ -237,7 +352,7 @@ def test_a_plan_carried_out_leaves_both_sides_equal(
 def test_a_scan_skips_what_no_label_can_hold(tmp_path: Path) -> None:
     fill(tmp_path, good="x")
     (tmp_path / "back\\slash").write_text("x")
-    (tmp_path / ".good.12345678.part").write_text("x")
+    (tmp_path / ".colonyd-12345678.part").write_text("x")
     os.mkfifo(tmp_path / "pipe")
     found = scan(tmp_path, "/l")
     assert list(found.files) == [Item("/l", "good")]

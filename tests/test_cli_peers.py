@@ -145,6 +145,18 @@ def test_policy_shows_and_changes(colony: Colony, server: ColonyServer) -> None:
     assert colony("policy", "lab", "--default", "--rate", "1").exit_code == 2
 
 
+def test_a_changed_name_is_shown_and_asks(colony: Colony, server: ColonyServer) -> None:
+    two = "'lab' is the name of 2 colonies trusted here (abab, cdcd): give the id"
+    renamed = PEER | {"said": "mint", "ambiguous": two}
+    server.answers["getpeersmsg"] = lambda payload, caller: [renamed]
+    server.answers["getpeermsg"] = lambda payload, caller: renamed
+    assert "lab (now calls itself mint)" in colony("ls").stdout
+    shown = colony("show", "lab").stdout
+    assert "mint; work still goes to it as lab." in shown
+    assert f"colony peers trust {'ab' * 6}" in shown
+    assert two in shown
+
+
 def test_invite_prints_the_token_and_nothing_else_on_stdout(
     colony: Colony, server: ColonyServer, home: Path
 ) -> None:

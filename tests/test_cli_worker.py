@@ -141,8 +141,8 @@ async def test_a_result_not_wanted_is_dropped(
         raise Refuse(403, "the process is not assigned to this executor")
 
     server.answers["closesuccessfulmsg"] = refuse
-    rig = Rig(client, tmp_path / "r", "successful", f="echo done")
-    assert "refused" in await rig.run()
+    rig = Rig(client, tmp_path / "r", "refused", f="echo done")
+    assert "successful" not in await rig.run()
     assert not list((tmp_path / "r").iterdir())
 
 
@@ -255,3 +255,35 @@ def test_sigterm_finishes_the_command_in_hand(server: ColonyServer, tmp_path: Pa
         worker.communicate(timeout=90)
     assert worker.returncode == 0
     assert queue.processes[processid]["out"] == ["done"]
+
+
+def test_a_command_gets_no_keys_of_the_workers_environment(
+    server: ColonyServer, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    processid = queue.add("f")
+    init_home(tmp_path / "home", "dev", {})
+    command = [sys.executable, "-m", "cli.main", "--home", str(tmp_path / "home"), "--server"]
+    command += [server.address, "--json", "worker", "--name", "w", "--func", "f=env"]
+    secrets = dict.fromkeys(
+        ("COLONIES_COLONY_PRVKEY", "AWS_S3_SECRETKEY", "DATABASE_URL"), PrivateKey.generate().hex
+    )
+    environ = {"PATH": os.environ["PATH"], "LC_CTYPE": "C.UTF-8", "CAMERA": "2", **secrets}
+    root = str(Path(__file__).parent.parent)
+    unset = subprocess.run(
+        [*command, "--env", "CAM"], capture_output=True, cwd=root, env=environ, check=False
+    )
+    assert (unset.returncode, b"CAM: not set" in unset.stderr) == (2, True)
+    with subprocess.Popen(
+        [*command, "--env", "CAMERA"], stdout=subprocess.PIPE, cwd=root, env=environ
+    ) as worker:
+        assert worker.stdout is not None
+        assert any(json.loads(line)["event"] == "successful" for line in worker.stdout)
+        worker.send_signal(signal.SIGTERM)
+    out = queue.processes[processid]["out"][0]
+    names = {line.partition("=")[0] for line in out.splitlines()}
+    assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == {
+        "PATH", "LC_CTYPE", "CAMERA", "COLONYD_PROCESS_ID", "COLONYD_FUNCTION", "COLONYD_KWARGS",
+        "COLONYD_PROGRESS",
+    }  # fmt: skip
+    assert not any(secret in out for secret in secrets.values())

@@ -105,7 +105,7 @@ class Direct(Link):
     async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
         if self.replay is not None:
             return self.replay
-        response = await self.lab.raw(path.removeprefix("/v1/"), body)
+        response = await self.lab.raw(path.rpartition("/")[2], body)
         self.last = Answer(response.status, "", bytes(response.body))
         return self.last
 
@@ -144,7 +144,7 @@ class Pair:
     async def greet(self, nonce: bytes = b"0123456789abcdef") -> Hello:
         # As `portrait` signs it: good for a day on either side.
         key, now = self.lab.other, int(time.time())
-        card = Card(key.id, key.public_key, "field", 1, "f" * 64, [], [1], now + 6 * 86_400)
+        card = Card(key.id, key.public_key, "field", 1, "f" * 64, [], [2], now + 6 * 86_400)
         return await self.link.greet(Hello(sign_card(key, card), nonce))
 
     async def measure(self) -> None:
@@ -158,7 +158,7 @@ class Pair:
         return self.link.seal(Kind.SUBMIT, submit, cti=b"c", expires=int(time.time()) + seconds)
 
     async def submit(self, body: bytes) -> Receipt:
-        opened, _ = await self.link.post("/v1/submit", body, Kind.RECEIPT)
+        opened, _ = await self.link.post("/v2/submit", body, Kind.RECEIPT)
         return load(opened.payload, Receipt)
 
 

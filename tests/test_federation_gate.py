@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,11 +18,13 @@ from federation.envelope import Kind, Opened, open_envelope
 from federation.gate import Gate
 from federation.inbox import Inbox
 from federation.keys import Keys
+from federation.markers import Marker
 from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.messages import load as load_message
 from federation.peers import BLOCKED, PENDING, TRUSTED, Peers
 from federation.relays import local_id
 from federation.sealing import Sealer
+from node.codec import pack, unpack
 from node.etcd.client import EtcdClient, open_client
 from node.hooks import Hooks
 from node.identity import PrivateKey
@@ -66,7 +70,7 @@ class Lab:
     def card_bytes(self) -> bytes:
         now = int(time.time())
         key = self.other
-        card = Card(key.id, key.public_key, "field", 1, "f" * 64, [], [1], now + 3600)
+        card = Card(key.id, key.public_key, "field", 1, "f" * 64, [], [2], now + 3600)
         return sign_card(key, card, issued=now)
 
     async def introduce(self) -> Response:
@@ -80,7 +84,7 @@ class Lab:
         return self.sealer.seal(kind, claims.pop("audience", self.key.id), message, **claims)
 
     async def raw(self, path: str, body: bytes, remote: str = "10.0.0.2") -> Response:
-        return await self.gate.handle(Request("POST", f"/v1/{path}", "", {}, body, remote))
+        return await self.gate.handle(Request("POST", path_of(path), "", {}, body, remote))
 
     async def post(self, path: str, kind: Kind, message: msgspec.Struct) -> Response:
         return await self.raw(path, self.seal(kind, message))
@@ -126,6 +130,12 @@ async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
         yield Lab(client)
 
 
+def path_of(name: str) -> str:
+    """Where a message goes: forwards are of version 2 of the protocol, the rest of version 1."""
+    version = 2 if name in ("submit", "cancel", "outcomes") else 1
+    return f"/v{version}/{name}"
+
+
 def submission(spec: bytes = SPEC, **changes: Any) -> Submit:
     fields: dict[str, Any] = {"hops": 1, "path": []}
     return Submit(PID, 1, spec, "me", **(fields | changes))
@@ -165,7 +175,7 @@ async def test_the_checks_come_in_their_order(lab: Lab) -> None:
 
 async def test_other_paths_and_methods_are_refused(lab: Lab) -> None:
     assert code(await lab.raw("nothing", b"")) == "not_found"
-    assert code(await lab.gate.handle(Request("GET", "/v1/submit", "", {}, b"", "x"))) == "method"
+    assert code(await lab.gate.handle(Request("GET", "/v2/submit", "", {}, b"", "x"))) == "method"
     card = await lab.gate.handle(Request("GET", "/v1/card", "", {}, b"", "x"))
     assert (card.status, card.body) == (200, b"card")
 
@@ -208,6 +218,65 @@ async def test_a_repeat_gets_the_first_receipt_and_runs_once(lab: Lab) -> None:
     process = loaded[0]
     assert (process.initiatorid, process.initiatorname) == (lab.other.id, "colony/field")
     assert process.spec.args == [1, 2.5]
+
+
+async def test_receipts_and_outcomes_name_what_they_are_for(lab: Lab) -> None:
+    await lab.befriend()
+    sealed = lab.seal(Kind.SUBMIT, submission())
+    asked = (lab.other.id, hashlib.sha256(sealed).digest())
+    receipt = await lab.submit(sealed)
+    assert (receipt.origin, receipt.asked) == asked
+    await lab.run_one()
+    (outcome,) = await lab.poll()
+    assert (outcome.origin, outcome.asked) == asked
+    late = load_message(
+        lab.opened(await lab.post("cancel", Kind.CANCEL, Cancel(PID, 1)), Kind.RECEIPT).payload,
+        Receipt,
+    )
+    assert (late.status, late.origin, late.asked) == ("already_closed", *asked)
+    # A cancel that comes first is about nothing that was ever received.
+    early = load_message(
+        lab.opened(
+            await lab.post("cancel", Kind.CANCEL, Cancel("5" * 64, 1)), Kind.RECEIPT
+        ).payload,
+        Receipt,
+    )
+    assert (early.status, early.origin, early.asked) == ("cancelled", "", b"")
+
+
+async def test_a_receipt_of_an_earlier_release_is_made_anew(lab: Lab) -> None:
+    """Its answer was lost, and both were upgraded: the same bytes get one that can be believed."""
+    await lab.befriend()
+    sealed = lab.seal(Kind.SUBMIT, submission())
+    receipt = await lab.submit(sealed)
+    place = lab.keys.marker(lab.other.id, PID)
+    found = await lab.client.get(place)
+    assert found is not None
+    old = lab.inbox.sealer.seal(
+        Kind.RECEIPT, lab.other.id, Receipt(PID, 1, "accepted", receipt.remote)
+    )
+    marker = unpack(found.value, Marker)
+    marker = msgspec.structs.replace(marker, receipt=old, asked=b"", origin="")
+    await lab.client.put(place, pack(marker))
+    again = await lab.submit(sealed)
+    assert again == receipt
+    await lab.run_one()
+    (outcome,) = await lab.poll()
+    assert (outcome.origin, outcome.asked) == (receipt.origin, receipt.asked)
+
+
+@pytest.mark.parametrize("path", ["submit", "cancel", "outcomes"])
+async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
+    await lab.befriend()
+    sealed = lab.seal(Kind.SUBMIT, submission())
+    answer = await lab.gate.handle(Request("POST", f"/v1/{path}", "", {}, sealed, "10.0.0.2"))
+    told = json.loads(answer.body)
+    assert (answer.status, told["code"]) == (400, "version")
+    assert "version 2" in told["message"]
+    assert "upgrade the daemon of the colony that sent it" in told["message"]
+    # Signed, so that its sender knows for certain that nothing was taken.
+    assert bool(told.get("signed")) == (path == "submit")
+    assert not lab.processes.queue.entries
 
 
 async def test_a_block_by_another_daemon_is_noticed_inside_the_transaction(lab: Lab) -> None:

@@ -34,7 +34,7 @@ def peer(letter: str, name: str, state: str = TRUSTED) -> Peer:
 
 
 def card(key: PrivateKey, name: str = "lab", sequence: int = 1) -> Card:
-    return Card(key.id, key.public_key, name, sequence, "f" * 64, ["10.0.0.1:50081"], [1], 2**33)
+    return Card(key.id, key.public_key, name, sequence, "f" * 64, ["10.0.0.1:50081"], [2], 2**33)
 
 
 def test_a_peer_survives_the_store() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
+import resource
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -523,3 +525,26 @@ async def test_kills_of_a_daemon_lose_nothing(make_daemon: Callable[..., Daemon]
     assert set(written(directory)) == expected
     assert verify(directory).problems == []
     assert not [line for line in daemon.events if "not what was written" in line]
+
+
+def test_a_disk_that_was_full_is_no_tampering(tmp_path: Path) -> None:
+    """A batch that found no room leaves nothing behind, whatever part of it was written."""
+    chain = Chain.open(tmp_path / "history", Head())
+    entries = [{"kind": "process", "id": os.urandom(32).hex()} for _ in range(500)]
+    chain.append(entries, 10**18)
+    (path,) = files(tmp_path / "history")
+    size = path.stat().st_size
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 1, 50, 5_000, 9_000):
+        # As a full disk: a part is written, and then there is no room.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, most[1]))
+        try:
+            with pytest.raises(OSError, match="large"):
+                chain.append(entries, 10**18)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        assert path.stat().st_size == size
+    head = chain.append(entries, 10**18)
+    assert not verify(tmp_path / "history").problems
+    again = Chain.open(tmp_path / "history", head)
+    assert (again.trouble, again.head) == ("", head)

@@ -248,7 +248,7 @@ async def test_a_cancel_beats_a_refusal_that_was_kept(client: EtcdClient) -> Non
     process = await ant.submit()
     await scene.deliver(process)
     cancel = ant.federation.sealer.seal(Kind.CANCEL, bee.key.id, Cancel(process.processid, 1))
-    assert (await scene.mailbox.bring("/v1/cancel", cancel)).status == 200
+    assert (await scene.mailbox.bring("/v2/cancel", cancel)).status == 200
     await bee.federation.peers.set_policy(ant.key.id, Policy())
     path, body = scene.mailbox.kept[0]
     for each in (body, scene.another(body)):
@@ -310,4 +310,4 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
         await until(50, sent, step=0.02)
         sending.cancel_scope.cancel()
     paths = [path for path, _ in scene.mailbox.kept]
-    assert paths == ["/v1/hello", "/v1/submit"]
+    assert paths == ["/v1/hello", "/v2/submit"]

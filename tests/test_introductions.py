@@ -32,7 +32,7 @@ NOW = int(time.time())
 
 
 def card(key: PrivateKey, name: str = "cat", sequence: int = 1, expires: int = NOW + 3600) -> bytes:
-    value = Card(key.id, key.public_key, name, sequence, "f" * 64, ["cat.example:1"], [1], expires)
+    value = Card(key.id, key.public_key, name, sequence, "f" * 64, ["cat.example:1"], [2], expires)
     return sign_card(key, value, issued=min(NOW, expires - 10))
 
 

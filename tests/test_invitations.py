@@ -181,7 +181,7 @@ class Guest:
         self.sealer = Sealer(self.key, time.time_ns)
         self.nonce = secrets.token_bytes(16)
         now = int(time.time())
-        card = Card(self.key.id, self.key.public_key, "guest", 1, "e" * 64, [], [1], now + 3600)
+        card = Card(self.key.id, self.key.public_key, "guest", 1, "e" * 64, [], [2], now + 3600)
         self.card = sign_card(self.key, card, issued=now)
 
     async def say(self, **fields: Any) -> Response:

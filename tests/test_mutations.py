@@ -34,7 +34,7 @@ from node.etcd.transactions import Put, Txn
 from node.model import SECOND, Conditions, FunctionSpec, Process
 from node.processes import Processes
 from node.store import processes as store
-from tests import plots, test_envelope, test_router
+from tests import plots, test_bindings, test_envelope, test_names, test_router
 from tests import test_federation_outbox as named
 from tests.mutations import outcomes, receiving, sending, storing
 from tests.plots import Tune
@@ -227,6 +227,13 @@ async def test_a_decision_is_about_the_forward_that_was_read(
         ),
         (receiving.forgotten_time, _times.test_boot_in_the_past),
         (receiving.any_future, _times.test_not_yet_valid),
+        (
+            outcomes.any_request,
+            test_bindings.test_an_outcome_is_bound_to_what_was_asked_and_by_whom,
+        ),
+        (outcomes.anybodys_name, test_bindings.test_a_name_that_is_known_is_one_colony),
+        (receiving.chosen_name, test_names.test_a_later_card_does_not_change_a_name),
+        (receiving.any_name, test_names.test_a_name_that_is_none_makes_no_card),
     ],
     ids=lambda function: function.__name__,
 )

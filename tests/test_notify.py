@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -119,30 +120,85 @@ async def test_watchdog_returns_when_not_wanted(manager: Manager) -> None:
     assert manager.messages() == []
 
 
-async def test_watchdog_pings_at_its_interval_only_while_alive(
-    manager: Manager, autojump_clock: MockClock
-) -> None:
-    answers = [True, True, False, False, True]
-    asked: list[float] = []
+class Recorded(Notifier):
+    """A notifier whose messages are kept with the seconds at which they were sent."""
 
-    async def alive() -> bool:
-        asked.append(trio.current_time())
+    def __init__(self) -> None:
+        super().__init__("/run/notify", watchdog_interval=15)
+        self.began = trio.current_time()
+        self.sent: list[tuple[float, str]] = []
+
+    def _send(self, *lines: str) -> bool:
+        self.sent.append((trio.current_time() - self.began, "\n".join(lines)))
+        return True
+
+    @property
+    def pings(self) -> list[float]:
+        return [moment for moment, message in self.sent if message == "WATCHDOG=1"]
+
+    @property
+    def told(self) -> list[str]:
+        return [message for _, message in self.sent if message.startswith("STATUS")]
+
+
+async def test_watchdog_keeps_its_rhythm(autojump_clock: MockClock) -> None:
+    async def answers() -> bool:
         await trio.sleep(3)  # slow to answer: the rhythm must not drift by it
-        return answers.pop(0) if answers else False
+        return True
 
-    began = trio.current_time()
+    notifier = Recorded()
     with trio.move_on_after(95):
-        await watchdog(Notifier(manager.address, watchdog_interval=15), alive)
-    assert [round(moment - began) for moment in asked] == [0, 15, 30, 45, 60, 75, 90]
-    assert manager.messages() == ["WATCHDOG=1"] * 3
+        await watchdog(notifier, answers)
+    assert [round(moment) for moment in notifier.pings] == [3, 18, 33, 48, 63, 78, 93]
 
 
-async def test_watchdog_stays_silent_while_alive_hangs(
-    manager: Manager, autojump_clock: MockClock
+@pytest.mark.parametrize("stall", [7.0, 14.0, 60.0])
+@pytest.mark.parametrize("begin", [0.0, 8.0, 14.5, 15.0, 29.9])
+async def test_no_stall_of_the_store_makes_a_gap(
+    autojump_clock: MockClock, stall: float, begin: float
 ) -> None:
-    async def alive() -> bool:
-        await trio.sleep_forever()
+    """The manager waits for 30 s; 20 s are never exceeded by much, whenever a stall comes."""
+    notifier = Recorded()
 
+    async def answers() -> bool:
+        now = trio.current_time() - notifier.began
+        if begin <= now < begin + stall:
+            await trio.sleep(begin + stall - now)
+        return True
+
+    with trio.move_on_after(200):
+        await watchdog(notifier, answers)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(notifier.pings)]
+    assert max(gaps) < 21
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_store_that_stays_away_is_told_and_ends_the_pings(
+    autojump_clock: MockClock, hangs: bool
+) -> None:
+    async def answers() -> bool:
+        if hangs:
+            await trio.sleep_forever()
+        return False
+
+    notifier = Recorded()
     with trio.move_on_after(1000):
-        await watchdog(Notifier(manager.address, watchdog_interval=15), alive)
-    assert manager.messages() == []
+        await watchdog(notifier, answers)
+    assert notifier.told == ["STATUS=the store does not answer"]
+    assert 100 < notifier.pings[-1] <= 120
+
+
+async def test_the_status_comes_back_with_the_store(autojump_clock: MockClock) -> None:
+    replies = [False, False, True]
+
+    async def answers() -> bool:
+        return replies.pop(0) if replies else True
+
+    notifier = Recorded()
+    notifier.ready("colony dev on port 50080")
+    with trio.move_on_after(10):
+        await watchdog(notifier, answers)
+    assert notifier.told == [
+        "STATUS=the store does not answer",
+        "STATUS=colony dev on port 50080",
+    ]

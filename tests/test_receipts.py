@@ -71,6 +71,9 @@ async def test_a_receipt_for_a_submission_names_the_very_process(client: EtcdCli
         {"status": 1},
         {"attempt": 2},
         {"pid": "f" * 64},
+        {"asked": b"\0" * 32},
+        {"asked": b""},
+        {"origin": bee.key.id},
     ]
     for copies, lie in enumerate(lies, 1):
         link.said = lie
@@ -94,6 +97,8 @@ async def test_a_receipt_for_a_cancel_is_not_that_of_the_submission(client: Etcd
         {"status": "accepted"},
         {"remote": "f" * 64},
         {"status": "already_closed", "remote": ""},
+        {"asked": b"\0" * 32},
+        {"origin": bee.key.id},
     ):
         link.said = lie
         await deliver(ant, bee, link, process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from federation.policy import Policy
 from federation.relays import (
     Asked,
     BadPath,
+    Request,
     hops_for,
     local_id,
     onward_target,
@@ -28,7 +30,7 @@ from federation.relays import (
 )
 from node.identity import PrivateKey, read_key
 from node.model import State
-from node.rpc.http import Request
+from node.rpc.http import Request as HttpRequest
 from tests.colonies import Colony, world
 from tests.support import Daemon, until
 from tests.test_federation import Side
@@ -245,6 +247,8 @@ class Back:
         self.pid = "1" * 64
         self.at_bee = local_id(self.ant.id, self.pid, 1)
         self.at_cat = local_id(self.bee.id, self.at_bee, 1)
+        self.asked = Request(self.ant.id, hashlib.sha256(b"what ant signed").digest())
+        self.answer: dict[str, Any] = {"asked": self.asked.digest, "origin": self.asked.origin}
 
     def outcome(self, key: PrivateKey, audience: str, outcome: Outcome) -> bytes:
         return seal(
@@ -259,18 +263,18 @@ class Back:
 
     def by_cat(self, key: PrivateKey | None = None, audience: str = "", **changes: Any) -> bytes:
         told = Outcome(self.at_bee, 1, 2, b'["X"]', [], self.at_cat, "e" * 64, 1, 2)
-        told = msgspec.structs.replace(told, **changes)
+        told = msgspec.structs.replace(told, **self.answer | changes)
         return self.outcome(key or self.cat, audience or self.bee.id, told)
 
     def by_bee(self, below: bytes, **changes: Any) -> bytes:
         mine = Outcome(self.pid, 1, 2, b'["X"]', [], self.at_bee, self.cat.id, 1, 2)
         if below:
             mine = carried(mine, below, self.cat.public_key)
-        mine = msgspec.structs.replace(mine, **changes)
+        mine = msgspec.structs.replace(mine, **self.answer | changes)
         return self.outcome(self.bee, self.ant.id, mine)
 
     def conclude(self, data: bytes, *wanted: str) -> tuple[Outcome | None, str]:
-        steps = trace(data, self.bee.id, self.bee.public_key, [self.ant.id])
+        steps = trace(data, self.bee.id, self.bee.public_key, [self.ant.id], request=self.asked)
         return conclusion(steps, list(wanted))
 
 
@@ -315,7 +319,7 @@ def test_a_relay_that_lies_is_caught() -> None:
 
 def test_what_a_relay_did_itself_needs_nobody_below() -> None:
     back = Back()
-    mine = Outcome(back.pid, 1, 3, b"[]", ["gave up"], back.at_bee, "", 1, 2)
+    mine = Outcome(back.pid, 1, 3, b"[]", ["gave up"], back.at_bee, "", 1, 2, **back.answer)
     assert carried(mine, back.by_cat(), back.cat.public_key) == mine
     told, problem = back.conclude(back.outcome(back.bee, back.ant.id, mine), "cat")
     assert problem == ""
@@ -414,7 +418,7 @@ async def test_a_repeat_of_what_was_passed_on_gets_the_first_receipt(tmp_path: P
             await ant.when(processid, lambda process: process.state == State.RUNNING)
         envelope = ant.fed.ledger.entries[processid].forward.envelope
         await bee.fed.peers.set_policy(ant.key.id, Policy())
-        answer = await bee.fed.gate.handle(Request("POST", "/v1/submit", "", {}, envelope, "x"))
+        answer = await bee.fed.gate.handle(HttpRequest("POST", "/v2/submit", "", {}, envelope, "x"))
         assert answer.status == 200
         assert len(bee.fed.ledger.entries) == 1
 

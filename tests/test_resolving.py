@@ -137,6 +137,7 @@ async def test_an_outcome_that_was_on_its_way_changes_nothing(make_daemon: Make)
         assert found is not None
         told = found["late"]
         assert (told["issuer"], told["signaturevalid"]) == (bee.owner.id, True)
+        assert told["answers"] is True, "what was sent there is known although it went elsewhere"
         assert (told["state"], told["out"]) == (2, ["theirs"])
         shown = await colony(ant, "process", "show", here)
         assert "successful at bee" in shown.stdout, shown

@@ -22,6 +22,7 @@ from node.model import State
 from node.rpc.http import Request
 from tests.colonies import Colony, world
 from tests.support import until
+from tests.test_federation_gate import path_of
 from tests.test_federation_peers import registry
 
 NOW = int(time.time())
@@ -156,14 +157,14 @@ def sealed(key: PrivateKey, to: Colony, **fields: Any) -> bytes:
 
 
 def greeting(key: PrivateKey, to: Colony, *successors: Successor) -> bytes:
-    card = Card(key.id, key.public_key, "ant", 2**40, "f" * 64, [], [1], NOW + 3600)
+    card = Card(key.id, key.public_key, "ant", 2**40, "f" * 64, [], [2], NOW + 3600)
     hello = Hello(sign_card(key, card, issued=NOW), successors=list(successors))
     return Sealer(key, time.time_ns).seal(Kind.HELLO, to.key.id, hello)
 
 
 async def post(to: Colony, path: str, body: bytes) -> str:
     """The code with which a message is refused, "" if it is not."""
-    answer = await to.fed.gate.handle(Request("POST", f"/v1/{path}", "", {}, body, "10.0.0.9"))
+    answer = await to.fed.gate.handle(Request("POST", path_of(path), "", {}, body, "10.0.0.9"))
     return "" if answer.status == 200 else str(msgspec.json.decode(answer.body)["code"])
 
 

@@ -74,7 +74,7 @@ class Side:
     async def befriend(self, other: Side, *, offers: bool = True) -> None:
         """Trust another colony, and believe that it offers anything for the type cli."""
         key = other.key
-        card = Card(key.id, key.public_key, other.name, 1, "f" * 64, ["far:1"], [1], 2**40)
+        card = Card(key.id, key.public_key, other.name, 1, "f" * 64, ["far:1"], [2], 2**40)
         await self.federation.peers.learn(card, CARD, near=False)
         await self.federation.peers.trust(key.id)
         if offers:

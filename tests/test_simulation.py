@@ -109,7 +109,7 @@ def test_a_broken_seed_is_shown_with_its_trace(
     out, err = capsys.readouterr()
     assert "12 seeds" in out
     assert "accepted without a marker" in err
-    assert "/v1/submit" in err, "the trace tells the way to it"
+    assert "/v2/submit" in err, "the trace tells the way to it"
     assert "scripts/simulate --seed" in err
 
 
@@ -139,7 +139,7 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     body = there.seal(Kind.SUBMIT, home.id, Submit("1" * 64, 1, spec, "me", 1, []))
 
     async def submitted() -> int:
-        answer = await card.handle(Request("POST", "/v1/submit", "", {}, body, "10.0.0.2"))
+        answer = await card.handle(Request("POST", "/v2/submit", "", {}, body, "10.0.0.2"))
         assert answer.status == 200, answer.body
         return inspect(answer.body, limit=10_000).issued
 
@@ -150,7 +150,7 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     card.high_water = lambda: time[0] + 4000
     assert await submitted() <= time[0]
     poll = there.seal(Kind.POLL, home.id, Poll(0, []))
-    answer = await card.handle(Request("POST", "/v1/outcomes", "", {}, poll, "10.0.0.2"))
+    answer = await card.handle(Request("POST", "/v2/outcomes", "", {}, poll, "10.0.0.2"))
     told = load(inspect(answer.body, limit=100_000).payload, Outcomes)
     assert [inspect(each, limit=10_000).issued <= time[0] for each in told.outcomes] == [True]
 

@@ -276,6 +276,47 @@ def system(tmp_path: Path) -> Iterator[System]:
         system.end()
 
 
+def hold_promises(system: System, pid: str) -> None:
+    """Check the settings on the running daemon: systemd ignores some of them silently."""
+    status = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{_outer(system, pid)}/status").read_text().splitlines()
+    )
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert "0" not in status["Uid"].split()
+    root = Path(f"/proc/{_outer(system, pid)}/root")
+    # PrivateTmp, ProtectHome, PrivateDevices
+    system.path("/tmp/colonyd-outside").write_text("")
+    assert not (root / "tmp/colonyd-outside").exists()
+    system.path("/tmp/colonyd-outside").unlink()
+    assert list((root / "root").iterdir()) == []
+    assert not (root / "dev/kmsg").exists()
+    # ProtectSystem, StateDirectoryMode
+    enter = ["nsenter", "--target", pid, "--mount", "--", "sh", "-c"]
+    for path in ("/usr/x", "/etc/x", "/opt/x", "/var/x", "/proc/sys/kernel/hostname"):
+        done = system.run(*enter, f"echo x >{path}")
+        assert (done.returncode, "Read-only file system" in done.stderr) == (2, True), path
+    assert system.run(*enter, "stat -c %a /var/lib/colonyd").stdout.strip() == "700"
+    limits = Path(f"/proc/{_outer(system, pid)}/limits").read_text().splitlines()
+    cores = next(line for line in limits if line.startswith("Max core file size"))
+    assert cores.split()[4:6] == ["0", "0"]
+    threads = system.run(*enter, "cat /proc/[0-9]*/status").stdout
+    used = sum(int(line.split()[1]) for line in threads.splitlines() if line.startswith("Threads:"))
+    assert 4 * used < int(system.show("TasksMax")) == 256
+    assert 0 < int(system.show("MemoryHigh")) < int(system.show("MemoryMax"))
+
+
+def _outer(system: System, pid: str) -> int:
+    """The process id here of a process of theirs."""
+    for group in (Path(path) for path, _, _ in os.walk(system.cgroup)):
+        for each in _pids(group).split():
+            names = Path(f"/proc/{each}/status").read_text()
+            if f"\t{pid}\n" in next(x for x in names.splitlines(True) if x.startswith("NSpid:")):
+                return int(each)
+    raise AssertionError(f"no process {pid}")
+
+
 @pytest.mark.slow
 def test_the_unit_under_systemd(system: System) -> None:
     path = f"SYSTEMD_UNIT_PATH={system.scratch}/units"
@@ -290,6 +331,8 @@ def test_the_unit_under_systemd(system: System) -> None:
     assert system.python(HEALTH) == "200"
     pid = system.show("MainPID")
     assert system.children(pid).split() == ["etcd", "colonyd"]
+
+    hold_promises(system, pid)
 
     # The sandbox leaves discovery what it needs: netlink and multicast.
     system.python(BROWSE)

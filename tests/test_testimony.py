@@ -30,6 +30,7 @@ from tests.support import until
 from tests.test_rotation import follows
 
 Record = dict[str, Any]
+DIGEST = base64.b64encode(bytes(32)).decode()  # of another submission
 
 
 @asynccontextmanager
@@ -134,6 +135,14 @@ async def test_the_file_alone_proves_what_a_peer_signed(tmp_path: Path) -> None:
         verdict = check(found[processid])
         assert verdict is not None
         assert (verdict.name, verdict.ran, verdict.problem) == ("bee", "cat", "")
+    # A record of an earlier release does not tell what was asked, and says so.
+    verdict = check(changed(found[direct], "forward", asked="", askedby=""))
+    assert verdict is not None
+    assert (verdict.problem, verdict.note[:18]) == ("", "it names ids only,")
+    assert verdict.name == "bee"
+    verdict = check(found[relayed])
+    assert verdict is not None
+    assert verdict.note == "no trusted colony was called cat: it may be any"
     assert [hop["name"] for hop in found[relayed]["forward"]["chain"]] == ["bee", "cat"]
     verdict = check(found[large])
     assert verdict is not None
@@ -185,6 +194,10 @@ def lies(direct: Record, other: Record, relayed: Record) -> None:
         (changed(direct, "forward", outcome=flipped), "the signature does not hold"),
         (changed(direct, "forward", publickey=stranger), "its key is missing"),
         (changed(direct, "forward", colony=["0" * 64]), "it was meant for another colony"),
+        (changed(direct, "forward", asked=DIGEST), "it answers another submission"),
+        (changed(direct, "forward", askedby="0" * 64), "it answers another submission"),
+        (changed(relayed, "forward", asked=DIGEST), "it answers another submission"),
+        (changed(relayed, "forward", meant={"cat": ["0" * 64]}), "not the colony trusted as 'cat'"),
         (changed(direct, "forward", outcome="AQI="), ""),
         (changed(direct, "forward", chain="x"), "the record can't be read"),
         (changed(relayed, "process", output=["Y"]), "the output in the record is not what was si"),

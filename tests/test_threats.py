@@ -70,7 +70,7 @@ async def ask(lab: Lab, path: str, body: bytes, method: str = "POST") -> Answer:
     return Answer(response.status, after, bytes(response.body))
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/hello"), ("GET", "/v1/submit")])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/hello"), ("GET", "/v2/submit")])
 async def test_a_signed_refusal_from_another_door_is_worth_nothing(
     lab: Lab, method: str, path: str
 ) -> None:
@@ -86,7 +86,7 @@ async def test_a_signed_refusal_from_another_door_is_worth_nothing(
         return await ask(lab, path, data, method)
 
     with pytest.raises(PeerRefused) as caught:
-        await by_way_of(lab, lie).post("/v1/submit", body, Kind.RECEIPT)
+        await by_way_of(lab, lie).post("/v2/submit", body, Kind.RECEIPT)
     assert len(lab.processes.queue.entries) == 1
     assert not caught.value.signed
 
@@ -107,11 +107,11 @@ async def test_only_the_peer_itself_can_say_that_it_took_nothing(lab: Lab) -> No
     async def refused(carrier: Carrier, pid: str) -> Later:
         body = lab.seal(Kind.SUBMIT, msgspec.structs.replace(submission(), pid=pid))
         with pytest.raises(Later) as caught:
-            await by_way_of(lab, carrier).post("/v1/submit", body, Kind.RECEIPT)
+            await by_way_of(lab, carrier).post("/v2/submit", body, Kind.RECEIPT)
         return caught.value
 
     await lab.peers.set_policy(lab.other.id, Policy(max_waiting=1))
-    assert (await ask(lab, "/v1/submit", lab.seal(Kind.SUBMIT, submission()))).status == 200
+    assert (await ask(lab, "/v2/submit", lab.seal(Kind.SUBMIT, submission()))).status == 200
     assert (await refused(honest, "2" * 64)).certain, "the peer signed that"
     await lab.peers.set_policy(lab.other.id, Policy())
     for number, lie in enumerate((answers[0], Answer(429, "5", b'{"code":"policy_waiting"}'))):
@@ -130,7 +130,7 @@ async def test_who_carries_a_message_can_not_make_up_its_receipt(lab: Lab) -> No
         return Answer(200, "", thief.seal(Kind.RECEIPT, lab.other.id, made_up))
 
     with pytest.raises(Exception, match="not valid"):
-        await by_way_of(lab, forge).post("/v1/submit", body, Kind.RECEIPT)
+        await by_way_of(lab, forge).post("/v2/submit", body, Kind.RECEIPT)
 
 
 # -- a stolen key ----------------------------------------------------------------------------
@@ -139,7 +139,7 @@ async def test_who_carries_a_message_can_not_make_up_its_receipt(lab: Lab) -> No
 def portrait(key: PrivateKey, sequence: int, fingerprint: str) -> bytes:
     now = int(time.time())
     card = Card(
-        key.id, key.public_key, "ant", sequence, fingerprint, ["ant.example:1"], [1], now + 3600
+        key.id, key.public_key, "ant", sequence, fingerprint, ["ant.example:1"], [2], now + 3600
     )
     return sign_card(key, card, issued=now)
 
@@ -191,6 +191,10 @@ def told(by: Colony, to: Colony, pid: str, *, out: bytes = b'["Y"]', attempt: in
     """The outcome of a process as a colony likes it to be."""
     local = local_id(to.key.id, pid, attempt)
     outcome = Outcome(pid, attempt, int(State.SUCCESSFUL), out, [], local, "", 1, 2)
+    entry = to.fed.ledger.entries.get(pid)
+    request = entry.forward.request if entry is not None else None
+    if request is not None:
+        outcome = msgspec.structs.replace(outcome, asked=request.digest, origin=request.origin)
     return by.fed.sealer.seal(Kind.OUTCOME, to.key.id, outcome)
 
 
@@ -346,12 +350,12 @@ async def test_a_peer_sees_its_own_processes_only(tmp_path: Path) -> None:
             await bee.until(lambda: bool(bee.waiting()))
             link = cat.fed.links[bee.key.id]
             receipt, _ = await link.post(
-                "/v1/cancel", link.seal(Kind.CANCEL, Cancel(pid, 1)), Kind.RECEIPT
+                "/v2/cancel", link.seal(Kind.CANCEL, Cancel(pid, 1)), Kind.RECEIPT
             )
             assert load(receipt.payload, Receipt).remote == "", "as for one that never was there"
             await bee.work("X")
             poll = link.seal(Kind.POLL, Poll(0, [pid], [Follow(pid, 1)]))
-            answer, _ = await link.post("/v1/outcomes", poll, Kind.OUTCOMES)
+            answer, _ = await link.post("/v2/outcomes", poll, Kind.OUTCOMES)
             said = load(answer.payload, Outcomes)
             assert (said.outcomes, said.news) == ([], [])
             assert (await ant.closed(pid)).output == ["X"], "the acknowledgement was not heard"

@@ -349,7 +349,10 @@ def test_the_way_there(case: dict[str, Any]) -> None:
     )
     submit = load(opened.payload, messages.Submit)
     if not case["code"]:
-        assert relays.unwrap(opened, submit, [case["me"]], len(data)).ids == case["ids"]
+        asked = relays.unwrap(opened, submit, [case["me"]], len(data))
+        assert asked.ids == case["ids"]
+        assert asked.request.digest.hex() == case["asked"]
+        assert asked.request.origin == case["ids"][0]
         return
     with pytest.raises(BadPath) as caught:
         relays.unwrap(opened, submit, [case["me"]], len(data))
@@ -359,11 +362,29 @@ def test_the_way_there(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", RELAYS["back"], ids=lambda case: str(case["name"]))
 def test_the_way_back(case: dict[str, Any]) -> None:
     sealed = bytes.fromhex(case["outcome"])
-    steps = chains.trace(sealed, case["peer"], PUBLIC[case["peer"]], [case["me"]])
-    told, problem = chains.conclusion(steps, case["wanted"])
+    asked = RELAYS["asked"]
+    request = relays.Request(asked["origin"], bytes.fromhex(asked["sha256"]))
+    steps = chains.trace(sealed, case["peer"], PUBLIC[case["peer"]], [case["me"]], request=request)
+    told, problem = chains.conclusion(steps, case["wanted"], case["known"])
     assert (told is not None) == case["holds"], problem
     if told is not None:
         assert told.out.hex() == case["out"]
+
+
+def test_what_an_outcome_answers() -> None:
+    """The hash of the origin's own envelope, at every colony that it comes to."""
+    asked = RELAYS["asked"]
+    sealed = bytes.fromhex(asked["submission"])
+    assert hashlib.sha256(sealed).hexdigest() == asked["sha256"]
+    passed = bytes.fromhex(RELAYS["there"][0]["envelope"])
+    for each in (sealed, passed):
+        request = relays.request_of(each)
+        assert (request.origin, request.digest.hex()) == (asked["origin"], asked["sha256"])
+    seen = inspect(bytes.fromhex(RELAYS["back"][0]["outcome"]), limit=10_000)
+    told = load(seen.payload, messages.Outcome)
+    below = load(inspect(told.below, limit=10_000).payload, messages.Outcome)
+    for outcome in (told, below):
+        assert (outcome.origin, outcome.asked.hex()) == (asked["origin"], asked["sha256"])
 
 
 def test_text_is_no_bytes() -> None:

@@ -201,7 +201,7 @@ def _card(key: PrivateKey = ANT, **changes: Any) -> Card:
         NOW,
         _FINGERPRINT,
         ["192.0.2.1:50081", "[2001:db8::1]:50081", "ant.example:50081"],
-        [1],
+        [2],
         NOW + MAX_LIFETIME - 86_400,
     )
     return msgspec.structs.replace(card, **changes)
@@ -220,7 +220,7 @@ def cards() -> dict[str, Any]:
         "seq": 7,
         "fp": bytes.fromhex(_FINGERPRINT),
         "at": ["192.0.2.1:50081"],
-        "ver": [1],
+        "ver": [2],
     }
     bad: dict[str, tuple[str, dict[str, Any]]] = {
         "the key of another colony": ("unknown_issuer", {"key": BEE.public_key}),
@@ -228,7 +228,13 @@ def cards() -> dict[str, Any]:
         "the fingerprint in hex": ("malformed", {"fp": _FINGERPRINT}),
         "an empty name": ("malformed", {"name": ""}),
         "a control character in the name": ("malformed", {"name": "a\nb"}),
-        "a name of 65 characters": ("malformed", {"name": "n" * 65}),
+        "a name of 64 characters": ("malformed", {"name": "n" * 64}),
+        "the name of all peers": ("malformed", {"name": "any"}),
+        "a pattern as the name": ("malformed", {"name": "*"}),
+        "a way as the name": ("malformed", {"name": "a/b"}),
+        "a name that begins with a dot": ("malformed", {"name": ".."}),
+        "a name with a space": ("malformed", {"name": "a b"}),
+        "a name that is not ASCII": ("malformed", {"name": "\u00fc"}),
         "a negative sequence number": ("malformed", {"seq": -1}),
         "a sequence number of 64 bits": ("malformed", {"seq": 2**63}),
         "a fingerprint of 31 bytes": ("malformed", {"fp": bytes(31)}),
@@ -291,9 +297,13 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
         1, [m.Extra("k", "v", 1)], progress.digest_of(b'["so far"]'), b'["so far"]',
         {"chat": 2}, [m.Said("chat", 1, b"hi", "data", 1, 0)],
     )  # fmt: skip
-    outcome = m.Outcome(_PID, 1, 2, b'["X"]', [], _AT_BEE, "e" * 64, NOW * 10**9, NOW * 10**9 + 1)
     submit = m.Submit(_PID, 1, _SPEC, "me", 1, [])
     sent = _envelope(ANT, Kind.SUBMIT, BEE.id, dump(submit), cti=cti_of(_PID, 1))
+    asked = hashlib.sha256(sent).digest()
+    outcome = m.Outcome(
+        _PID, 1, 2, b'["X"]', [], _AT_BEE, "e" * 64, NOW * 10**9, NOW * 10**9 + 1,
+        asked=asked, origin=ANT.id,
+    )  # fmt: skip
     file = m.Carried("d", "/in", "a.txt", 15, checksum)
     denied = hashlib.sha256(sent).digest()
     offer = m.Offer(["f", "g*"], 2, 1, 3, 1)
@@ -325,7 +335,7 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
                 "accepted",
                 BEE,
                 ANT,
-                m.Receipt(_PID, 1, "accepted", _AT_BEE),
+                m.Receipt(_PID, 1, "accepted", _AT_BEE, asked, ANT.id),
                 cti_of("receipt", cti_of(_PID, 1).hex(), "accepted"),
             ),
             ("cancelled before it came", BEE, ANT, m.Receipt(_PID, 1, "cancelled", ""), key),
@@ -375,9 +385,9 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
             ("an answer", ANT, BEE, m.Collect(0, [m.Reply(b"\0\1", 200, "", b"data")]), key),
         ],
         Kind.PARCELS: [
-            ("one", BEE, ANT, m.Parcels([m.Parcel(b"\0\1", "/v1/submit", b"body", 0)]), key)
+            ("one", BEE, ANT, m.Parcels([m.Parcel(b"\0\1", "/v2/submit", b"body", 0)]), key)
         ],
-        Kind.PASS: [("request", ANT, BEE, m.Pass(CAT.id, "/v1/submit", b"body", 0), key)],
+        Kind.PASS: [("request", ANT, BEE, m.Pass(CAT.id, "/v2/submit", b"body", 0), key)],
         Kind.PASSED: [("answer", BEE, ANT, m.Passed(200, "", b"data"), key)],
         Kind.SUCCESSION: [],  # in derived.json
         Kind.JOIN: [
@@ -393,14 +403,14 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
                 "of a submission",
                 BEE,
                 ANT,
-                m.Denial("policy_function", "not open", denied, NOW, 0, "/v1/submit"),
+                m.Denial("policy_function", "not open", denied, NOW, 0, "/v2/submit"),
                 key,
             ),
             (
                 "of a submission that a mailbox brought",
                 BEE,
                 ANT,
-                m.Denial("policy_function", "not open", denied, NOW, 0, "/v1/submit", True),
+                m.Denial("policy_function", "not open", denied, NOW, 0, "/v2/submit", True),
                 key,
             ),
         ],
@@ -520,6 +530,8 @@ def relayed() -> dict[str, Any]:
     asked = _envelope(ANT, Kind.SUBMIT, BEE.id, dump(first), cti=cti_of(_PID, 1))
     known = {ANT.id: ANT.public_key}
     submit, expires = relays.passed_on(asked, _AT_BEE, 1, "", known)
+    request = relays.request_of(asked)
+    answer = {"asked": request.digest, "origin": request.origin}
 
     def passed(change: Mapping[str, Any]) -> bytes:
         changed = msgspec.structs.replace(submit, **change)
@@ -529,13 +541,13 @@ def relayed() -> dict[str, Any]:
 
     def ran(key: PrivateKey = CAT, **change: Any) -> bytes:
         told = m.Outcome(_AT_BEE, 1, 2, b'["X"]', [], _AT_CAT, "e" * 64, NOW, NOW)
-        told = msgspec.structs.replace(told, **change)
+        told = msgspec.structs.replace(told, **answer | change)
         return _envelope(key, Kind.OUTCOME, BEE.id, dump(told), cti=cti_of("outcome", _AT_BEE, 1))
 
     def told(below: bytes, **change: Any) -> bytes:
         mine = m.Outcome(_PID, 1, 2, b'["X"]', [], _AT_BEE, CAT.id, NOW, NOW)
         mine = chains.carried(mine, below, CAT.public_key) if below else mine
-        mine = msgspec.structs.replace(mine, **change)
+        mine = msgspec.structs.replace(mine, **answer | change)
         return _envelope(BEE, Kind.OUTCOME, ANT.id, dump(mine), cti=cti_of("outcome", _PID, 1))
 
     stranger = m.Submit("2" * 64, 1, _FURTHER, "me", 2, [])
@@ -559,9 +571,22 @@ def relayed() -> dict[str, Any]:
             {"inner": _envelope(ANT, Kind.SUBMIT, HEIR.id, dump(first))},
         ),
     }
+    # bee never passed ant's submission on: it gave cat a job of its own under the same id.
+    own = _envelope(BEE, Kind.SUBMIT, CAT.id, dump(m.Submit(_AT_BEE, 1, _SPEC, "me", 1, [])))
+    forged = {"asked": hashlib.sha256(own).digest(), "origin": BEE.id}
+    nothing = {"asked": b"", "origin": ""}
     honest = ran()
     back: dict[str, tuple[bool, bytes]] = {
         "as it should be": (True, told(honest)),
+        "cat answers a job that bee gave it under the same id": (False, told(ran(**forged))),
+        "both answer a job that bee gave cat": (False, told(ran(**forged), **forged)),
+        "cat names the submission, and bee as its origin": (False, told(ran(origin=BEE.id))),
+        "cat does not say what it answers, as in version 1": (False, told(ran(**nothing))),
+        "nobody says what is answered, as in version 1": (
+            False,
+            told(ran(**nothing), **nothing),
+        ),
+        "another process of cat's": (False, told(ran(localpid="4" * 64))),
         "another output by the relay": (False, told(honest, out=b'["Y"]')),
         "another end by the relay": (False, told(honest, state=3)),
         "the relay ran it itself": (False, told(b"")),
@@ -570,16 +595,36 @@ def relayed() -> dict[str, Any]:
         "about another process": (False, told(ran(pid="3" * 64))),
         "the relay signed both": (False, told(ran(BEE), keys=[BEE.public_key])),
     }
+    # Whom ant's target means by "cat": nobody that ant knows, cat itself, or another colony.
+    named: dict[str, tuple[bool, list[str], dict[str, list[str]]]] = {
+        "a name that nobody has here": (True, ["cat"], {}),
+        "the name of the colony that ran it": (True, ["cat"], {"cat": [CAT.id]}),
+        "its name, under one of its ids": (True, ["cat"], {"cat": [HEIR.id, CAT.id]}),
+        "its id": (True, [CAT.id], {}),
+        "the name of another colony": (False, ["cat"], {"cat": [HEIR.id]}),
+        "the id of another colony": (False, [HEIR.id], {}),
+        "one colony more": (False, ["cat", "dog"], {}),
+    }
+    whole = told(honest)
     return {
+        "asked": {
+            "submission": asked.hex(),
+            "sha256": request.digest.hex(),
+            "origin": request.origin,
+        },
         "there": [
             {"name": name, "code": code, "envelope": passed(change).hex(), "me": CAT.id,
-             "ids": [ANT.id, BEE.id]}
+             "ids": [ANT.id, BEE.id], "asked": request.digest.hex()}
             for name, (code, change) in ways.items()
         ],
         "back": [
             {"name": name, "holds": holds, "outcome": data.hex(), "peer": BEE.id, "me": ANT.id,
-             "wanted": ["cat"], "out": b'["X"]'.hex() if holds else ""}
+             "wanted": ["cat"], "known": {}, "out": b'["X"]'.hex() if holds else ""}
             for name, (holds, data) in back.items()
+        ] + [
+            {"name": name, "holds": holds, "outcome": whole.hex(), "peer": BEE.id, "me": ANT.id,
+             "wanted": wanted, "known": ids, "out": b'["X"]'.hex() if holds else ""}
+            for name, (holds, wanted, ids) in named.items()
         ],
     }  # fmt: skip
 

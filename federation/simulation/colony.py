@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import trio
 
-from federation.card import Card, sign_card
+from federation.card import VERSION, Card, sign_card
 from federation.envelope import MAX_LIFETIME
 from federation.keys import Keys
 from federation.peers import TRUSTED, Known
@@ -344,5 +344,5 @@ class _Slot:
 @lru_cache(maxsize=4096)
 def _first_card(name: str) -> bytes:
     key, at = key_of(name), [f"{name}.example:{PORT}"]
-    card = Card(key.id, key.public_key, name, 0, FINGERPRINT, at, [1], EPOCH + MAX_LIFETIME)
+    card = Card(key.id, key.public_key, name, 0, FINGERPRINT, at, [VERSION], EPOCH + MAX_LIFETIME)
     return sign_card(key, card)

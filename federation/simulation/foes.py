@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from federation.card import Card, sign_card
+from federation.card import VERSION, Card, sign_card
 from federation.envelope import MAX_LIFETIME, Kind, inspect
 from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
 from federation.relays import local_id
@@ -28,14 +28,14 @@ __all__ = ["EVE", "MALLORY", "Foes", "foe_card"]
 
 T = TypeVar("T")
 EVE, MALLORY = "eve", "mallory"  # trusted by all, and by none
-_PATHS = ("/v1/submit", "/v1/cancel", "/v1/outcomes", "/v1/hello")
+_PATHS = ("/v2/submit", "/v2/cancel", "/v2/outcomes", "/v1/hello")
 
 
 def foe_card(name: str, now: int) -> bytes:
     """The signed card of a foe; `now` in seconds."""
     key = key_of(name)
     card = Card(
-        key.id, key.public_key, name, 1, FINGERPRINT, [f"{name}.example:{PORT}"], [1],
+        key.id, key.public_key, name, 1, FINGERPRINT, [f"{name}.example:{PORT}"], [VERSION],
         now + MAX_LIFETIME - 1,
     )  # fmt: skip
     return sign_card(key, card, issued=now)
@@ -83,7 +83,7 @@ class Foes:
         if not mine:
             return None
         if self.world.chance(0.5):
-            mine = [each for each in mine if each.path == "/v1/submit"] or mine
+            mine = [each for each in mine if each.path == "/v2/submit"] or mine
         return self.world.dice.choice(_PATHS), self.world.dice.choice(mine).body
 
     def _forge(self, site: Site) -> tuple[str, bytes] | None:
@@ -103,9 +103,9 @@ class Foes:
         spec = msgspec.json.encode({"funcname": "f", "conditions": conditions})
         kind, path, message = dice.choice(
             (
-                (Kind.SUBMIT, "/v1/submit", Submit(pid, 1, spec, "nobody", 1, [])),
-                (Kind.CANCEL, "/v1/cancel", Cancel(pid, 1)),
-                (Kind.POLL, "/v1/outcomes", Poll(0, [pid])),
+                (Kind.SUBMIT, "/v2/submit", Submit(pid, 1, spec, "nobody", 1, [])),
+                (Kind.CANCEL, "/v2/cancel", Cancel(pid, 1)),
+                (Kind.POLL, "/v2/outcomes", Poll(0, [pid])),
                 (Kind.HELLO, "/v1/hello", Hello(foe_card(name, sealer.seconds))),
             )
         )
@@ -121,15 +121,15 @@ class Foes:
         """Eve as a server: takes everything, and tells outcomes of what others were asked to do."""
         sealer = Sealer(key_of(EVE), lambda: self.world.now())
         seen = inspect(request.body, limit=len(request.body))
-        if request.path == "/v1/submit":
+        if request.path == "/v2/submit":
             submit = load(seen.payload, Submit)
             receipt = Receipt(submit.pid, submit.attempt, "accepted", "e" * 64)
             return _answer(sealer.seal(Kind.RECEIPT, seen.issuer, receipt))
-        if request.path == "/v1/cancel":
+        if request.path == "/v2/cancel":
             cancel = load(seen.payload, Cancel)
             status = Receipt(cancel.pid, cancel.attempt, "cancelled", "e" * 64)
             return _answer(sealer.seal(Kind.RECEIPT, seen.issuer, status))
-        if request.path == "/v1/outcomes":
+        if request.path == "/v2/outcomes":
             return _answer(
                 sealer.seal(Kind.OUTCOMES, seen.issuer, Outcomes(self._lies(seen.issuer)))
             )
@@ -139,12 +139,26 @@ class Foes:
         """An outcome, made up, of each process that this colony ever sent anywhere."""
         sealer = Sealer(key_of(EVE), lambda: self.world.now())
         found = []
+        asked = self._overheard()
         for owner, pid, _ in sorted(self.witness.forwarded):
             if owner == origin:
                 there = local_id(origin, pid, 1)
-                lie = Outcome(pid, 1, 2, b'["a lie"]', [], there, "e" * 64, 1, 2)
+                lie = Outcome(
+                    pid, 1, 2, b'["a lie"]', [], there, "e" * 64, 1, 2,
+                    asked=asked.get((owner, pid), b""), origin=origin,
+                )  # fmt: skip
                 found.append(sealer.seal(Kind.OUTCOME, origin, lie))
         return found[:50]
+
+    def _overheard(self) -> dict[tuple[str, str], bytes]:
+        """The digest of each submission by its sender that somebody kept, by sender and id."""
+        found: dict[tuple[str, str], bytes] = {}
+        for kept in self.network.captures:
+            if kept.path == "/v2/submit":
+                seen = inspect(kept.body, limit=len(kept.body))
+                pid = load(seen.payload, Submit).pid
+                found[seen.issuer, pid] = hashlib.sha256(kept.body).digest()
+        return found
 
 
 def _answer(body: bytes) -> Response:

@@ -43,8 +43,8 @@ _PATHS = {
     "hello": "/v1/hello",
     "capabilities": "/v1/capabilities",
     "introductions": "/v1/introductions",
-    "submit": "/v1/submit",
-    "outcomes": "/v1/outcomes",
+    "submit": "/v2/submit",
+    "outcomes": "/v2/outcomes",
 }
 
 

@@ -25,12 +25,15 @@ from node.etcd.errors import (
 from node.etcd.frames import request_headers
 from node.etcd.http2 import MAX_MESSAGE, Call, ProtocolFault
 from node.etcd.wire import Wire
+from node.log import get_logger
 
 __all__ = ["Channel", "Stream", "open_channel"]
 
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.05, 1.0  # seconds between two attempts to connect
 _CONNECT_TIMEOUT = 5.0  # seconds until the server has said that it speaks HTTP/2
 _LEAVE = 5.0  # seconds that calls get to finish on a connection that takes no new ones
+
+log = get_logger("etcd")
 
 
 class _Pending(Call):
@@ -288,6 +291,10 @@ class Channel:
                         await work()
                     except (OSError, ProtocolFault, trio.TooSlowError) as error:
                         wire.lost = str(error) or "no answer"
+                    except Exception as error:
+                        # Such as a MemoryError: a new connection begins with nothing.
+                        log.exception("connection failed")
+                        wire.lost = f"{type(error).__name__}: {error}"
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(part, wire.write)

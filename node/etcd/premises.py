@@ -20,6 +20,7 @@ from pathlib import Path
 import trio
 
 from node.etcd.errors import StoreRefused
+from node.home import HomeError, require_owner
 from node.log import get_logger
 
 log = get_logger("etcd")
@@ -39,6 +40,10 @@ def lock_home(path: Path) -> Iterator[None]:
 
     The lock ends with the process however that ends, so it never needs to be removed by hand.
     """
+    try:
+        require_owner(path)
+    except HomeError as error:
+        raise StoreRefused(str(error)) from None
     try:
         descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

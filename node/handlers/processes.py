@@ -164,6 +164,8 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
     if member is None or (colony != spec.conditions.colonyname and not peer):
         name = spec.conditions.colonyname[:80]
         if member is not None:
+            if several := node.processes.hooks.ambiguity(spec.conditions.colonyname):
+                raise conflict(f"spec.conditions.colonyname: {several}")
             raise missing(
                 f"spec.conditions.colonyname: {name!r} is neither here nor a trusted peer"
             )

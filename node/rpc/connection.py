@@ -348,6 +348,9 @@ class Connection:
                         return
         except _GONE:
             self.scope.cancel()
+        except Exception:
+            log.exception("connection not watched", remote=self.remote)
+            self.scope.cancel()
         finally:
             watched.set()
 

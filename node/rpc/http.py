@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import trio
 
+from node.containment import contained
 from node.log import get_logger
 from node.rpc.connection import Connection, Limits, Roster
 from node.rpc.message import Handler, Request, Response, Upgrade, plain_error
@@ -113,11 +114,11 @@ class _Server:
         while True:
             try:
                 stream = await listener.accept()
-            except OSError as failure:
-                if failure.errno not in _OUT_OF_RESOURCES:
-                    raise
+            except Exception as failure:
+                # Whatever one connection is about, the next ones are to be taken.
                 log.warning("accept failed", error=failure)
-                self._evict()
+                if isinstance(failure, OSError) and failure.errno in _OUT_OF_RESOURCES:
+                    self._evict()
                 await trio.sleep(0.1)
                 continue
             try:
@@ -148,7 +149,8 @@ class _Server:
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         try:
-            await Connection(self._roster, stream).run()
+            with contained("connection"):
+                await Connection(self._roster, stream).run()
         finally:
             self._open -= 1
             self._slots.release()

@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+import federation.card
 from federation import envelope, gate, inbox, owing, policy, relays
 from federation.attachment import Attachment
+from federation.card import Card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.inbox import Inbox
 from federation.markers import Marker
-from federation.peers import Peers
+from federation.peers import Peer, Peers
 from node.codec import unpack
 from node.etcd.transactions import Absent, Delete, Op, Put
 
@@ -92,10 +94,12 @@ def no_dedupe(patch: pytest.MonkeyPatch) -> None:
     """A message that came before is another process."""
     take_in = Inbox._take_in
 
-    async def taken(self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any) -> Any:
+    async def taken(
+        self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any, request: Any
+    ) -> Any:
         if await self.client.get(self.keys.marker(opened.issuer, submit.pid)) is not None:
             process.processid = hashlib.sha256(process.processid.encode()).hexdigest()
-        return await take_in(self, opened, data, submit, process)
+        return await take_in(self, opened, data, submit, process, request)
 
     patch.setattr(inbox, "Absent", lambda _: Absent(_NEVER))
     patch.setattr(Inbox, "_take_in", taken)
@@ -144,3 +148,18 @@ def no_waiting_cap(patch: pytest.MonkeyPatch) -> None:
 def no_running_cap(patch: pytest.MonkeyPatch) -> None:
     """The policy is not asked how many may run."""
     patch.setattr(Attachment, "most_running", lambda self, origin: 0)
+
+
+def chosen_name(patch: pytest.MonkeyPatch) -> None:
+    """A trusted peer is called what its latest card says."""
+    described = Peer.described
+
+    def anew(self: Peer, card: Card, data: bytes) -> Peer:
+        return described(self, card, data).renamed()
+
+    patch.setattr(Peer, "described", anew)
+
+
+def any_name(patch: pytest.MonkeyPatch) -> None:
+    """A colony may be called anything."""
+    patch.setattr(federation.card, "is_name", bool)

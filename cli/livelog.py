@@ -1,0 +1,85 @@
+"""What a running command tells: lines of stderr and progress, gathered into bounded log messages.
+
+`Feed` is values only; `relay` sends what it gives. Running the command is in `cli.shell`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+__all__ = ["Feed", "relay"]
+
+MOST_LINE = 4_000  # bytes; a longer line is cut
+MOST_MESSAGE = 16_000  # bytes of one log message, which holds the lines of about a second
+MOST_PROCESS = 1_000_000  # bytes of all messages of one process: flash and history keep them
+_EVERY = 1.0  # seconds between two messages
+
+
+class Feed:
+    """Lines and progress that were not sent yet. All sizes are in bytes."""
+
+    def __init__(self, most_message: int = MOST_MESSAGE, most_process: int = MOST_PROCESS) -> None:
+        self.filled = trio.Event()
+        self._most_message, self._left = most_message, most_process
+        self._lines: list[str] = []
+        self._size = 0
+        self._dropped = 0
+        self._progress = ""
+        self._unfinished: dict[str, bytes] = {"stderr": b"", "progress": b""}
+
+    def stderr(self, data: bytes) -> None:
+        """Take bytes of standard error as they came."""
+        for line in self._split("stderr", data):
+            if self._size + len(line) > self._most_message:
+                self._dropped += 1
+            else:
+                self._lines.append(line.decode("utf-8", "replace").rstrip("\r"))
+                self._size += len(line) + 1
+            self.filled.set()
+
+    def progress(self, data: bytes) -> None:
+        """Take bytes of progress: each line replaces the one before."""
+        for line in self._split("progress", data):
+            self._progress = line.decode("utf-8", "replace").strip()
+            self.filled.set()
+
+    def finish(self) -> None:
+        """Take what has no newline at its end for lines: nothing more comes."""
+        self.stderr(b"\n" if self._unfinished["stderr"] else b"")
+        self.progress(b"\n" if self._unfinished["progress"] else b"")
+
+    def _split(self, source: str, data: bytes) -> list[bytes]:
+        *lines, rest = (self._unfinished[source] + data).split(b"\n")
+        # Beyond the bound the end of a line is read and forgotten.
+        self._unfinished[source] = rest[:MOST_LINE]
+        return [line[:MOST_LINE] for line in lines]
+
+    def take(self) -> str:
+        """Return the next message, or an empty text when there is nothing to send."""
+        lines, self._lines, self._size = self._lines, [], 0
+        dropped, self._dropped = self._dropped, 0
+        progress, self._progress = self._progress, ""
+        self.filled = trio.Event()
+        if self._left <= 0:
+            return ""
+        if dropped:
+            lines.append(f"({dropped} lines left out: more than is logged of a second)")
+        if progress:
+            lines.append(f"progress: {progress}")
+        message = "\n".join(lines)
+        self._left -= len(message.encode())
+        if self._left <= 0:
+            message += "\n(nothing more of this process is logged: it has logged enough)"
+        return message
+
+
+async def relay(feed: Feed, send: Callable[[str], Awaitable[bool]]) -> None:
+    """Send messages until cancelled, one a second, or until `send` returns False."""
+    while True:
+        await feed.filled.wait()
+        message = feed.take()
+        if message and not await send(message):
+            return
+        await trio.sleep(_EVERY)

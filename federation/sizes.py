@@ -1,0 +1,72 @@
+"""How large a message of each kind may be, as a request and as an answer: bytes and items.
+
+An item is one value of CBOR, a key of a map included: what a decoder spends goes by items, as a
+megabyte may be one byte string or a million empty arrays. A peer needs no right for what it costs
+to decode its message, so this is the bound on that.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from federation.envelope import Kind
+
+__all__ = ["ANSWERS", "MOST_ITEMS", "QUICK", "SIZES", "Size"]
+
+QUICK = 8_192  # items that are decoded on the event loop in one piece; more, in a thread
+MOST_ITEMS = 27_000  # of any kind: a submission with all its files
+
+_CARD = 8_192  # bytes of a signed card
+_FRAME = 1_024  # bytes of an envelope around its payload
+_BODY = 1_500_000  # bytes: as much as the store takes in one request
+
+
+class Size(msgspec.Struct, frozen=True):
+    """What a message may have: `bytes` with its envelope, `items` in its payload."""
+
+    bytes: int
+    items: int
+
+
+SIZES: dict[Kind, Size] = {
+    Kind.CARD: Size(_CARD, 256),
+    # With up to 8 successions of two signatures each.
+    Kind.HELLO: Size(_CARD + _FRAME + 8 * 4_096, 128),
+    Kind.JOIN: Size(_CARD + _FRAME + 8 * 4_096, 64),
+    Kind.WELCOME: Size(4_096, 64),
+    Kind.SUCCESSION: Size(2_048, 16),
+    Kind.REFUSAL: Size(8_192, 64),
+    Kind.SUBMIT: Size(_BODY, MOST_ITEMS),
+    Kind.CANCEL: Size(4_096, 64),
+    Kind.RECEIPT: Size(4_096, 64),
+    Kind.POLL: Size(262_144, QUICK),
+    # JSON has up to three bytes for one in the store.
+    Kind.OUTCOME: Size(4_000_000, 4_096),
+    # A page of outcomes, or a single one, and news.
+    Kind.OUTCOMES: Size(6_000_000, 2_048),
+    Kind.SAY: Size(_BODY, 2_048),
+    Kind.HEARD: Size(4_096, 64),
+    Kind.CAPABILITIES: Size(65_536, QUICK),
+    Kind.INTRODUCTIONS: Size(64 * (_CARD + 64), 1_024),
+    Kind.COLLECT: Size(_BODY, 512),
+    Kind.PARCELS: Size(2_500_000, 1_024),
+    Kind.PASS: Size(_BODY, 64),
+    # Another colony's answer, of whatever kind.
+    Kind.PASSED: Size(6_000_000 + _FRAME, 64),
+    Kind.FETCH: Size(4_096, 64),
+    Kind.CHUNK: Size(2**20 + 4_096, 64),
+}
+# Of which kind the answer to what is posted to a path is.
+ANSWERS = {
+    "/v1/hello": Kind.HELLO,
+    "/v1/join": Kind.WELCOME,
+    "/v1/submit": Kind.RECEIPT,
+    "/v1/cancel": Kind.RECEIPT,
+    "/v1/outcomes": Kind.OUTCOMES,
+    "/v1/capabilities": Kind.CAPABILITIES,
+    "/v1/mail": Kind.PARCELS,
+    "/v1/pass": Kind.PASSED,
+    "/v1/say": Kind.HEARD,
+    "/v1/files": Kind.CHUNK,
+    "/v1/introductions": Kind.INTRODUCTIONS,
+}

@@ -1,0 +1,81 @@
+"""HTTP answers taken as they are: nothing is decoded, and no more is read than the caller allows.
+
+A server may answer a few kilobytes that decode to gigabytes. So every HTTP client of the daemon and
+of the commands is made here. What an answer means is decided by the callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
+
+import httpx
+import msgspec
+
+__all__ = ["Reply", "TooLong", "ask", "http_client", "read_body"]
+
+
+class TooLong(httpx.RemoteProtocolError):
+    """An answer is longer than the caller allows."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A whole answer."""
+
+    status_code: int
+    headers: httpx.Headers
+    content: bytes
+
+
+def http_client(**options: Any) -> httpx.AsyncClient:
+    """Return a client that asks for answers without a content coding and refuses all others.
+
+    It passes over proxy variables: these must not divert calls to a local daemon. `options` are
+    httpx's. An encoded answer raises httpx.RemoteProtocolError before its body is read.
+    """
+    return httpx.AsyncClient(
+        trust_env=False,
+        headers={"accept-encoding": "identity"},
+        event_hooks={"response": [_require_identity]},
+        **options,
+    )
+
+
+async def _require_identity(response: httpx.Response) -> None:
+    coding = response.headers.get("content-encoding", "")
+    if any(each.strip().lower() not in ("", "identity") for each in coding.split(",")):
+        raise httpx.RemoteProtocolError(
+            f"the answer has the content coding {coding[:40]!r}, and only answers without one are "
+            "taken; a proxy in between must not compress",
+            request=response.request,
+        )
+
+
+async def read_body(response: httpx.Response, limit: int) -> bytes:
+    """Return the body of a streamed answer, at most `limit` bytes. Raises TooLong."""
+    declared = response.headers.get("content-length", "")
+    parts, total = [], int(declared) if declared.isdigit() else 0
+    if total <= limit:
+        total = 0
+        async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as raw:
+            async for part in raw:
+                total += len(part)
+                if total > limit:
+                    break
+                parts.append(part)
+    if total > limit:
+        raise TooLong(f"the answer is longer than {limit} bytes", request=response.request)
+    return b"".join(parts)
+
+
+async def ask(
+    http: httpx.AsyncClient, method: str, url: str, *, limit: int, **options: Any
+) -> Reply:
+    """Send a request and return its answer, whose body has at most `limit` bytes.
+
+    Raises httpx.HTTPError, among them TooLong.
+    """
+    async with http.stream(method, url, **options) as response:
+        body = await read_body(response, limit)
+        return Reply(response.status_code, response.headers, body)
