@@ -139,6 +139,7 @@ def policy(session: Session, peer: str, default: bool, asked: dict[str, Any]) ->
             *policy_fields(shown["policy"]),
             ("waiting now", shown.get("waiting")),
             ("running now", shown.get("running")),
+            ("left here now", left(shown)),
         ]
     )
 
@@ -239,12 +240,32 @@ def _print(session: Session, peer: dict[str, Any]) -> None:
             ("offers us", _offers(peer.get("capabilities"))),
             ("waiting here", peer.get("waiting")),
             ("running here", peer.get("running")),
+            ("left here", left(peer)),
             ("policy", "its own" if peer.get("ownpolicy") else ""),
             ("ending", "not all of it has ended yet" if peer.get("ending") else ""),
             ("clock", clock(peer.get("clock"))),
             ("error", peer.get("error")),
         ]
     )
+
+
+def left(peer: dict[str, Any]) -> str:
+    """What a colony left in the store here, of what it may, such as "12 entries of 500000, ..."."""
+    found, policy = peer.get("left") or {}, peer.get("policy") or {}
+    if not any(found.values()):
+        return ""
+
+    def part(count: Any, unit: str, field: str) -> str:
+        limit = policy.get(field)
+        return f"{count} {unit} of {limit} ({field})" if limit else f"{count} {unit}"
+
+    parts = [
+        part(found.get("entries", 0), "entries", "max_entries"),
+        part(found.get("bytes", 0), "bytes", "max_kept"),
+    ]
+    if found.get("news"):
+        parts.append(part(found["news"], "bytes of news today", "max_kept"))
+    return ", ".join(parts)
 
 
 def clock(reading: dict[str, Any] | None) -> str:

@@ -27,9 +27,12 @@ _NUMBERS = (
     ("--max-waiting", "max_waiting", 0, "Most of its processes that wait here; 0: no limit."),
     ("--max-running", "max_running", 0, "Most of its processes that run here; 0: no limit."),
     ("--rate", "rate", 0, "Most submissions a minute; 0: no limit."),
+    ("--messages", "messages", 0, "Most messages of every kind a minute; 0: no limit."),
+    ("--max-entries", "max_entries", 0, "Most entries that it leaves in the store; 0: no limit."),
     ("--max-hops", "max_hops", 1, "Most hops from the origin of a process, 1 to 4."),
 )
-_FIELDS = ("max_body", "forward")
+_SIZES = ("max_body", "max_kept")
+_FIELDS = (*_SIZES, "forward")
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -60,6 +63,10 @@ def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
     wrapped = click.option(
         "--max-body", "max_body", callback=_size, metavar="SIZE",
         help="Largest submission, such as 64KiB; 0: no limit.",
+    )(wrapped)  # fmt: skip
+    wrapped = click.option(
+        "--max-kept", "max_kept", callback=_size, metavar="SIZE",
+        help="Most bytes that it leaves in the store, such as 64MiB; 0: no limit.",
     )(wrapped)  # fmt: skip
     wrapped = click.option(
         "--forward/--no-forward", "forward", default=None,
@@ -93,8 +100,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
         value = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-        if isinstance(value.get("max_body"), str):
-            value["max_body"] = int(Size.parse(value["max_body"]))
+        for name in _SIZES:
+            if isinstance(value.get(name), str):
+                value[name] = int(Size.parse(value[name]))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise Failure(
@@ -112,6 +120,9 @@ def policy_fields(policy: dict[str, Any]) -> list[tuple[str, object]]:
         ("most running", "max_running", ""),
         ("rate", "rate", " a minute"),
         ("largest body", "max_body", " bytes"),
+        ("messages", "messages", " a minute"),
+        ("most entries left", "max_entries", ""),
+        ("most bytes left", "max_kept", " bytes"),
     )
     return [
         ("functions", ", ".join(policy.get("functions") or ["all"])),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from federation import outbox
+from federation.accounts import Pages
 from federation.ledger import Bell, Entry, Ledger
 from federation.markers import Marker
 from federation.outbox import Act, Forward
@@ -189,18 +190,18 @@ class Endings:
         """Cancel what it has here: each open process of another colony has its marker."""
         client, keys = self.ledger.client, self.ledger.keys
         processes, home = self.ledger.processes, self.ledger.home
-        items, _ = await client.range_all(keys.marker(peerid, ""))
-        ids = [marker.localpid for marker in (unpack(item.value, Marker) for item in items)]
-        ids = [localpid for localpid in ids if localpid]
         reason = f"colony {self.ledger.peers.name(peerid)}, where this came from, was blocked"
         count = 0
-        for start in range(0, len(ids), _MANY):
-            for process in await processes.load_many(home, ids[start : start + _MANY]):
-                if process.closed:
-                    continue
-                if self._over(peerid):
-                    return count
-                count += await self._cancel(process, reason)
+        async for items in Pages(client, keys.marker(peerid, "")):
+            ids = [marker.localpid for marker in (unpack(item.value, Marker) for item in items)]
+            ids = [localpid for localpid in ids if localpid]
+            for start in range(0, len(ids), _MANY):
+                for process in await processes.load_many(home, ids[start : start + _MANY]):
+                    if process.closed:
+                        continue
+                    if self._over(peerid):
+                        return count
+                    count += await self._cancel(process, reason)
         return count
 
     async def _cancel(self, process: Process, reason: str) -> bool:

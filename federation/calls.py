@@ -125,6 +125,7 @@ def calls(federation: Federation) -> list[Call[Any]]:
             "outstanding": federation.ledger.outstanding(peer.id),
             "waiting": federation.ledger.processes.queue.count_of(peer.id),
             "running": federation.ledger.processes.running.count_of(peer.id),
+            "left": left_view(federation, peer.id),
             "policy": policy_view(federation.peers.policy(peer.id)),
             "ownpolicy": peer.policy is not None,
             "ending": peer.ending,
@@ -238,6 +239,13 @@ def policy_view(policy: Policy) -> dict[str, Any]:
     """A policy as it is written in files and on the command line."""
     view: dict[str, Any] = msgspec.to_builtins(policy)
     return view
+
+
+def left_view(federation: Federation, peerid: str) -> dict[str, int]:
+    """What a colony left in the store here: entries, bytes, and bytes of news of the last day."""
+    stock = federation.inbox.accounts.stock(peerid)
+    told = federation.inbox.accounts.told(peerid)
+    return {"entries": stock.entries, "bytes": stock.size, "news": told}
 
 
 async def _forward(federation: Federation, processid: str) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import msgspec
 import trio
 
 from federation import manifest
+from federation.accounts import Pages
 from federation.envelope import Kind, Opened, inspect
 from federation.ledger import Ledger
 from federation.messages import Carried, Chunk, Fetch, Submit, load, load_large
 from federation.outbox import Forward
+from federation.policy import Breach
 from federation.refusals import Refusal
 from federation.transport import Link, PeerRefused, TransportError
 from node.codec import unpack
@@ -51,12 +53,15 @@ def _no_link(peerid: str) -> Link | None:
 class Depot:
     """`files` are the home colony's; without, nothing is carried. `link_to` leads to a peer.
 
+    `room` takes room in the store for something that a peer leaves, or says why there is none.
+
     `counters` tell of bytes `fetched` and `served`, and of what was `refused`.
     """
 
     ledger: Ledger
     files: Files | None = None
     link_to: Callable[[str], Link | None] = _no_link
+    room: Callable[[str, int], Breach | None] = lambda peerid, size: None
     counters: Counter[str] = field(default_factory=Counter)
 
     # -- at the origin ---------------------------------------------------------------------
@@ -195,6 +200,8 @@ class Depot:
         """
         key = self.ledger.keys.fetched(issuer, each.checksum)
         known = await self.ledger.client.get(key)
+        if known is None and (full := self.room(issuer, len(key))) is not None:
+            raise Refusal(full.status, full.code, full.message, again=full.again)
         if known is None or vault.size_of(each.checksum) != each.size:
             await self._fetch(issuer, submit, each, vault)
             await self.ledger.client.put(key, b"")
@@ -265,6 +272,7 @@ class Depot:
         if files is None:
             return
         home, gone = self.ledger.home, dict[str, bool]()
+        await self._forget_fetched(files)
         for label in await files.labels(home, f"{manifest.ROOT}/"):
             pid = label.name.split("/")[2]
             if pid not in gone:
@@ -279,6 +287,15 @@ class Depot:
             pid = snapshot.label.split("/")[2] if snapshot.label.startswith(manifest.ROOT) else ""
             if pid and gone.get(pid) and snapshot.added + _STALE < files.now():
                 await files.remove_snapshot(snapshot)
+
+    async def _forget_fetched(self, files: Files) -> None:
+        """Forget who gave us bytes that are here no more."""
+        if files.vault is None:
+            return
+        async for items in Pages(self.ledger.client, self.ledger.keys.fetched_all):
+            for item in items:
+                if files.vault.size_of(item.key.rpartition("/")[2]) is None:
+                    await self.ledger.client.delete(item.key)
 
 
 def _is_for(forward: Forward, peerid: str, fetch: Fetch) -> bool:

@@ -9,7 +9,7 @@ colony, find the cursor moved.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,6 +20,7 @@ from federation.envelope import Refused
 from federation.ledger import Ledger
 from federation.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load
 from federation.progress import Followed, Pace
+from federation.sparing import Sparing
 from federation.transport import Link
 from node.codec import pack, unpack
 from node.errors import RpcError, bad, conflict, missing
@@ -42,6 +43,7 @@ _LINES = 38
 _BYTES = 400_000  # of lines in one transaction: three copies fit a request
 _TRIES = 5
 _NEVER = 2**40  # entries, more than any channel has: nothing further is wanted
+_LINE = 300  # bytes of a line, an attribute or a message with its keys beside the text, about
 _TURN = 2  # seconds that a poll waits which can't ask for all
 
 log = get_logger("following")
@@ -56,14 +58,17 @@ class Follower:
     """What is known of our processes at peers, in the store and in memory.
 
     `counters` tell of `taken` news, `lines`, messages `said`, and of what was left: `stray` news of
-    what is not at that peer, `malformed` ones, and `unfit` ones that the process takes no more.
+    what is not at that peer, `malformed` ones, and `unfit` ones that the process takes no more, or
+    for which there is no `room`: it takes the peer and how many bytes its news would leave.
     """
 
     ledger: Ledger
     known: dict[str, tuple[Followed, int]] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
+    room: Callable[[str, int], bool] = lambda peerid, size: True
     _paces: dict[str, Pace] = field(default_factory=dict)
     _turns: Counter[str] = field(default_factory=Counter)
+    _sparing: Sparing = field(default_factory=Sparing)
 
     async def load(self) -> None:
         """Read what is known."""
@@ -151,7 +156,8 @@ class Follower:
                 news = load(data, News)
             except Refused as refused:
                 self.counters["malformed"] += 1
-                log.warning("news not understood", peer=link.id, error=refused)
+                if (cut := self._sparing.line(trio.current_time())) is not None:
+                    log.warning("news not understood", peer=link.id, error=refused, **cut)
                 continue
             if await self._take_one(link, news):
                 more.add(news.pid)
@@ -180,7 +186,8 @@ class Follower:
         except (RpcError, EtcdTooLarge) as error:
             # The process is gone, or full: what it takes no more is passed over.
             self.counters["unfit"] += 1
-            log.info("news left", process=news.pid, peer=link.id, error=error)
+            if (more := self._sparing.line(trio.current_time())) is not None:
+                log.info("news left", process=news.pid, peer=link.id, error=error, **more)
             await self._reload(news.pid)
             return await self._pass_over(link, news) and news.more
         self.counters["taken"] += kept
@@ -208,6 +215,8 @@ class Follower:
             if after == before:
                 lines = lines[len(part) :]
                 continue
+            if not self.room(link.id, sum(len(each[2].encode()) + _LINE for each in shown)):
+                raise _full(name)
             key = self.ledger.keys.followed(news.pid)
             ops: list[Op] = [Put(key, pack(after))]
             for at, executor, message in shown:
@@ -272,7 +281,11 @@ class Follower:
             raise bad("news: the process has no such channel")
         holds = unpack(found[0].value, Head) if found else Head()
         entries = words.entries(said, start, after, link.id, self.ledger.sealer.now())
-        if entries is None or not words.fits(holds, entries):
+        if (
+            entries is None
+            or not words.fits(holds, entries)
+            or not self.room(link.id, sum(len(each.payload) + _LINE for each in entries))
+        ):
             self.counters["unfit"] += 1
             entries, after = [], _NEVER
         more = msgspec.structs.replace(before, heard=before.heard | {name: after})
@@ -318,6 +331,9 @@ class Follower:
         )
         if after == before:
             return False
+        added = sum(len(each.key) + len(each.value) + _LINE for each in news.added)
+        if not self.room(link.id, added + len(news.out)):
+            raise _full(self.ledger.peers.name(link.id))
         key = self.ledger.keys.followed(news.pid)
         compare = [ModRevision(key, revision)]
         put = Put(key, pack(after))
@@ -406,6 +422,10 @@ class Follower:
         """Nothing is left to be told."""
         await self.ledger.client.delete(self.ledger.keys.followed(pid))
         self.known.pop(pid, None)
+
+
+def _full(peer: str) -> RpcError:
+    return bad(f"news: colony {peer} told all that it may in a day (policy.max_kept); see there")
 
 
 def _part(lines: list[Line]) -> list[Line]:

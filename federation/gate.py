@@ -9,13 +9,16 @@ import hashlib
 import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
+import trio
 
+from federation.admission import Admission
 from federation.card import VERSION, Card, open_card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
-from federation.heirs import succeed
+from federation.heirs import follow
 from federation.hints import source_of
 from federation.inbox import Inbox
 from federation.invitations import Invitations
@@ -25,7 +28,8 @@ from federation.refusals import Refusal, refusal_of, store_full
 from federation.refusing import keep
 from federation.sealing import Sealer
 from federation.sizes import SIZES
-from federation.succession import prove
+from federation.sparing import Sparing
+from federation.tokens import KNOCK
 from node.errors import RpcError
 from node.etcd.errors import EtcdError, StoreFull
 from node.log import get_logger
@@ -86,6 +90,9 @@ class Gate:
     invitations: Invitations | None = None
     successors: Callable[[], list[Successor]] = list
     counters: Counter[str] = field(default_factory=Counter)
+    admission: Admission = field(default_factory=Admission)
+    clock: Callable[[], float] = trio.current_time  # seconds that never jump
+    _sparing: Sparing = field(default_factory=Sparing)
 
     async def handle(self, request: Request) -> Response:
         """Answer one request. Never raises for what a peer did."""
@@ -114,8 +121,9 @@ class Gate:
         }
         certain = refusal.status < 500  # else the store may have taken it
         signed = request is not None and request.path in (*SIGNED, *_FORMER[:1])
-        if request is not None and signed and request.method == "POST" and certain:
-            body["signed"] = self._denial(refusal, request)
+        signed = signed and request is not None and request.method == "POST" and certain
+        if request is not None and signed and (by := self._denial(refusal, request)):
+            body["signed"] = by
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
@@ -124,6 +132,10 @@ class Gate:
         try:
             issuer = inspect(request.body, limit=self.max_body).issuer
         except Refused:
+            return b""
+        movable = request.path == "/v2/submit" and self.peers.get(issuer) is not None
+        if refusal.code == "stranger_rate" and not movable:
+            # Refused without a look at its signature, it is not worth one of ours either.
             return b""
         denial = Denial(
             refusal.code,
@@ -157,34 +169,78 @@ class Gate:
         if len(request.body) > limit:
             raise Refusal(413, "too_large", f"{len(request.body)} bytes; at most {limit} here")
         if kind is Kind.JOIN and self.invitations is not None:
-            self.invitations.knock(request.remote)
-        card = self._card_in(request.body) if kind in _INTRODUCING else None
-        opened = open_envelope(
-            request.body,
-            kind=kind,
-            audience=self.sealer.ids,
-            now=self.sealer.seconds,
-            keys=lambda issuer: self._key(issuer, card),
-            limit=limit,
-            high_water=self.high_water(),
-        )
+            self.invitations.knock(request.remote, request.headers.get(KNOCK, ""), request.body)
+        card = self._card_in(request, kind) if kind in _INTRODUCING else None
+        opened = self._open(request, kind, limit, card)
         if card is not None and kind is Kind.HELLO:
             hello = load(opened.payload, Hello)
             await self._follow(hello)
+            self._count_card(card)
             near, source = is_near(request.remote), source_of(request.remote)
             await self.peers.learn(card, hello.card, near=near, source=source)
         root = self.peers.roster.root(opened.issuer)
         if root != opened.issuer and kind is not Kind.JOIN:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
         self._demand_trust(opened.issuer, joining=kind is Kind.JOIN)
+        if kind is Kind.JOIN:
+            counted: AbstractContextManager[None] = nullcontext()
+        else:
+            counted = self.inbox.accounts.message(opened.issuer, kind)
         try:
-            answer = await action(opened, request.body)
+            with counted:
+                answer = await action(opened, request.body)
         except Refusal as refusal:
             if kind is Kind.SUBMIT and request.remote == BROUGHT:
                 refusal.kept = await keep(self.inbox, opened, refusal)
             raise
         self.counters[f"ok_{kind.value}"] += 1
         return Response(200, answer, "application/cose")
+
+    def _open(self, request: Request, kind: Kind, limit: int, card: Card | None) -> Opened:
+        """Check a message, after counting it if it comes from a colony that is not trusted."""
+        name, mistakes = "", True
+
+        def key_of(issuer: str) -> bytes | None:
+            nonlocal name, mistakes
+            if card is None:
+                mistakes = self._admit(issuer, request)
+            name = self._trusted(issuer)
+            return self._key(issuer, card)
+
+        try:
+            opened = open_envelope(
+                request.body,
+                kind=kind,
+                audience=self.sealer.ids,
+                now=self.sealer.seconds,
+                keys=key_of,
+                limit=limit,
+                high_water=self.high_water(),
+                explain=lambda: mistakes,
+            )
+        except Refused as refused:
+            if name and refused.code in ("bad_signature", "wrong_kind"):
+                self.admission.failed(name, request.remote, self.clock())
+            raise
+        if name:
+            self.admission.held(name, request.remote)
+        return opened
+
+    def _trusted(self, issuer: str) -> str:
+        """The id under which a trusted colony is kept, "" for others."""
+        trusted = self.peers.state(issuer) == TRUSTED
+        return self.peers.roster.root(issuer) if trusted else ""
+
+    def _admit(self, issuer: str, request: Request) -> bool:
+        """Whether the mistake is looked for in a message that names its sender.
+
+        Raises Refusal (stranger_rate) before anything is checked.
+        """
+        now = self.clock()
+        if name := self._trusted(issuer):
+            return self.admission.trusted(name, request.remote, now)
+        self.admission.stranger(request.remote, now)
+        return True
 
     @property
     def _calls(self) -> dict[str, tuple[Kind, Action]]:
@@ -202,28 +258,38 @@ class Gate:
             "/v1/introductions": (Kind.INTRODUCTIONS, self.introductions),
         }
 
+    def _count_card(self, card: Card) -> None:
+        """A newer card of a trusted colony is written. Raises Refusal (card_rate)."""
+        entry = self.peers.get(card.id)
+        if entry is None or entry.peer.state != TRUSTED or card.id != entry.peer.wire:
+            return
+        if card.sequence > entry.peer.sequence:
+            self.inbox.accounts.card(entry.peer.id)
+
     async def _follow(self, hello: Hello) -> None:
         """Take note that a peer has another key now, before its card is that of a stranger."""
-        for each in hello.successors:
-            try:
-                await succeed(self.peers, prove(each), self.sealer.seconds)
-            except Usurped as error:
-                log.warning("succession refused", why=error)
-                raise Refusal(409, "usurped", str(error)) from None
+        try:
+            await follow(self.peers, hello.successors, self.sealer.seconds)
+        except Usurped as error:
+            if (more := self._sparing.line(self.clock())) is not None:
+                log.warning("succession refused", why=error, **more)
+            raise Refusal(409, "usurped", str(error)) from None
 
     def _key(self, issuer: str, card: Card | None) -> bytes | None:
         entry = self.peers.get(issuer)
         known = entry.peer.key_of(issuer, self.sealer.seconds) if entry else None
-        if known is None and entry is not None and issuer in entry.peer.ids[1:]:
+        if known is None and entry is not None and issuer != entry.peer.wire:
             now_is = entry.peer.wire[:12]
             raise Refusal(401, "superseded", f"this key was replaced; the colony is {now_is}")
         if known is None and card is not None and card.id == issuer:
             return card.public_key
         return known
 
-    def _card_in(self, body: bytes) -> Card:
+    def _card_in(self, request: Request, kind: Kind) -> Card:
         """The card that a hello brings, so that a colony we cannot reach can introduce itself."""
-        seen = inspect(body, limit=SIZES[Kind.HELLO].bytes)
+        seen = inspect(request.body, limit=SIZES[Kind.HELLO].bytes)
+        if kind is not Kind.JOIN:
+            self._admit(seen.issuer, request)
         data = load(seen.payload, Hello).card
         card = open_card(data, self.sealer.seconds, high_water=self.high_water())
         if card.id != seen.issuer:

@@ -19,9 +19,9 @@ from federation.ledger import Bell, Ledger
 from federation.messages import Hello, Successor
 from federation.peers import Known, Peers, Usurped
 from federation.portrait import Portrait
+from federation.refusals import Refusal
 from federation.rotation import Rotation
 from federation.sealing import Sealer
-from federation.succession import prove
 from federation.transport import Link, TransportError, Unsent, Untimely
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
@@ -133,9 +133,8 @@ class Greeter:
 
     async def follow(self, successors: list[Successor]) -> None:
         """Take note of another colony's change of keys. Raises Refused."""
-        for each in successors:
-            try:
-                await heirs.succeed(self.peers, prove(each), self.sealer.seconds)
-            except Usurped as error:
-                log.warning("succession refused", why=error)
-                raise Refused("unknown_issuer", str(error)) from None
+        try:
+            await heirs.follow(self.peers, successors, self.sealer.seconds)
+        except (Usurped, Refusal) as error:
+            log.warning("succession refused", why=error)
+            raise Refused("unknown_issuer", str(error)) from None

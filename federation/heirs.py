@@ -5,23 +5,46 @@ What proves a succession is in `succession`; our own change of keys is `rotation
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import msgspec
 
-from federation.envelope import MAX_LIFETIME
+from federation.envelope import MAX_LIFETIME, inspect
+from federation.messages import Successor
 from federation.peers import BLOCKED, TRUSTED, Former, Peer, Peers, Usurped
-from federation.succession import Heir
+from federation.refusals import Refusal
+from federation.succession import LIMIT, Heir, prove
 from node.log import get_logger
 
-__all__ = ["succeed"]
+__all__ = ["MOST_FORMER", "follow", "succeed"]
+
+MOST_FORMER = 16  # keys that a colony had before which are kept; the oldest is let go
+_MOST_BLOCKED = 8  # changes of key that a blocked colony's record takes; of further ones, none
+_RATE = 8  # changes of key of one colony that are followed in a day, and how many at once
 
 log = get_logger("peers")
+
+
+async def follow(peers: Peers, successors: Sequence[Successor], now: int) -> None:
+    """Follow the successions that concern a colony about which was decided; `now` in seconds.
+
+    Whoever says hello may bring any: those of others cost no signature check, and so do those
+    that are known. Raises Refused, Usurped, or Refusal (blocked, succession_rate).
+    """
+    for each in successors:
+        old, new = (inspect(said, limit=LIMIT).issuer for said in (each.by_old, each.by_new))
+        entry = peers.known.get(old)
+        if entry is None or entry.peer.state not in (TRUSTED, BLOCKED) or new in entry.peer.ids:
+            continue
+        await succeed(peers, prove(each), now)
 
 
 async def succeed(peers: Peers, heir: Heir, now: int) -> bool:
     """A colony that we decided about goes on under another key; `now` in seconds.
 
     One write: everything else stays where it is. Whoever knows of one successor takes no other;
-    True when it is new. Raises Usurped.
+    True when it is new. Raises Usurped, and Refusal when there are too many changes.
     """
     entry = peers.known.get(heir.old)
     if entry is None or entry.peer.state not in (TRUSTED, BLOCKED):
@@ -42,7 +65,7 @@ async def succeed(peers: Peers, heir: Heir, now: int) -> bool:
             current=heir.new,
             public_key=heir.new_key,
             sequence=-1,
-            former=[former, *peer.former],
+            former=[former, *peer.former][:MOST_FORMER],
             card=b"",
         )
 
@@ -50,8 +73,27 @@ async def succeed(peers: Peers, heir: Heir, now: int) -> bool:
         return False
     if other is not None and other is not entry:
         peers.known.pop(other.peer.id)  # a stranger until now
+    if followed(entry.peer) is not entry.peer:
+        _count(peers, heir, now)
     await peers.save(entry, followed)
     entry.latest = b""
     peers.roster.index(entry.peer)
     log.warning("a peer changed its key", peer=entry.peer.id, now=heir.new)
     return True
+
+
+def _count(peers: Peers, heir: Heir, now: int) -> None:
+    """Count a change of key that would be stored. Raises Refusal when it is one too many.
+
+    Keys cost nothing: whoever has one can chain them without end, by way of any stranger. Of a
+    blocked colony nothing is lost by that: who comes with a key beyond is a stranger.
+    """
+    entry = peers.known[heir.old]
+    blocked = entry.peer.state == BLOCKED
+    full = blocked and len(entry.peer.former) >= _MOST_BLOCKED
+    wait = 0.0 if full else entry.changes.take(_RATE, now)
+    if blocked and (full or wait):
+        raise Refusal(403, "blocked", "this colony blocks yours")
+    if wait:
+        message = f"the colony changed its key more than {_RATE} times in a day"
+        raise Refusal(429, "succession_rate", message, again=math.ceil(wait))

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from federation import relays
+from federation.accounts import Accounts
 from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.foreign_json import apart, require_bounded
 from federation.keys import Keys
@@ -24,12 +25,13 @@ from federation.policy import Breach, Meter, breach, onward
 from federation.refusals import Refusal, store_full, trusted_revision
 from federation.relays import Asked, BadPath, Request, local_id
 from federation.sealing import Sealer, cti_of
+from federation.stocktaking import Stocktaking
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
-from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Put, Txn
+from node.etcd.transactions import Absent, Compare, Get, ModRevision, Put, Txn
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process
 from node.processes import Processes
@@ -40,6 +42,8 @@ from node.submission import build_process
 __all__ = ["Inbox"]
 
 _TRIES = 5
+_MARKER = 1300  # bytes of a marker with its key, about
+_PROCESS = 1500  # bytes of a process beside its spec, about
 
 
 def parse_spec(data: bytes) -> FunctionSpec:
@@ -93,11 +97,23 @@ class Inbox:
     way_to: Callable[[str, Sequence[str]], str] = _nowhere
     relayed: Callable[[str], int] = _none
     owing: Owing = field(init=False)
+    accounts: Accounts = field(init=False)
+    stock: Stocktaking = field(init=False)
     bring: Callable[[Opened, Submit, Submit, Process], Awaitable[None]] = _no_files
 
     def __post_init__(self) -> None:
+        self.accounts = Accounts(self.peers)
         self.owing = Owing(
             self.home, self.sealer, self.client, self.processes, self.peers, self.keys
+        )
+        self.owing.weigh = self.accounts.weigh
+        self.stock = Stocktaking(
+            self.home,
+            self.client,
+            self.processes,
+            self.keys,
+            self.accounts,
+            self.owing,
         )
 
     def removable(self, process: Process) -> str:
@@ -146,8 +162,10 @@ class Inbox:
         spec = await apart(asked.first.spec, parse_spec)
         given = await apart(asked.first.input, parse_input)
         process = self._build(opened, submit, asked, spec, given)
+        # One that goes on stands in the outbox as well, with what it was asked by.
+        left = _left_by(asked.first, 2 * len(data) if process.peer else len(data))
         full = self.client.pressure.refuses(Need.GROWS)
-        forbidden = None if full else self._enter(opened.issuer, process, submit, len(data))
+        forbidden = None if full else self._enter(opened.issuer, process, submit, len(data), left)
         if full or forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
             marker = await self._marker(opened, submit)
@@ -166,10 +184,14 @@ class Inbox:
                 fresh = False
                 await self.bring(opened, submit, asked.first, process)
                 fresh = True
-            answer, fresh = await self._take_in(opened, data, submit, process, asked.request)
+            answer, fresh = await self._take_in(opened, data, submit, process, asked.request, left)
+        except Refusal as refusal:
+            fresh = refusal.status >= 500
+            raise
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
             self.meter.leave(opened.issuer, used=fresh)
+            self.accounts.settle(opened.issuer, left + _MARKER, left=fresh)
         return answer
 
     async def _marker(self, opened: Opened, submit: Submit) -> Marker | None:
@@ -182,8 +204,12 @@ class Inbox:
         """Whether two ids are of one colony, as far as we know."""
         return self.peers.roster.root(one) == self.peers.roster.root(other)
 
-    def _enter(self, issuer: str, process: Process, submit: Submit, size: int) -> Breach | None:
+    def _enter(
+        self, issuer: str, process: Process, submit: Submit, size: int, left: int
+    ) -> Breach | None:
         """Hold a place for a submission, or say what the policy has against it.
+
+        `left` is how many bytes it leaves beside its marker.
 
         What waits is counted by the node's index, which the watch rebuilds. A counter in the
         transaction would be exact for several daemons of one colony too, but each start, retry and
@@ -203,10 +229,21 @@ class Inbox:
         if problem is not None:
             return problem
         waiting = self.processes.queue.count_of(issuer) + self.relayed(issuer)
-        return self.meter.enter(issuer, policy, waiting, trio.current_time())
+        problem = self.meter.enter(issuer, policy, waiting, trio.current_time())
+        if problem is None:
+            problem = self.accounts.take(issuer, left + _MARKER)
+            if problem is not None:
+                self.meter.leave(issuer, used=False)
+        return problem
 
     async def _take_in(
-        self, opened: Opened, data: bytes, submit: Submit, process: Process, request: Request
+        self,
+        opened: Opened,
+        data: bytes,
+        submit: Submit,
+        process: Process,
+        request: Request,
+        left: int,
     ) -> tuple[bytes, bool]:
         """Store marker and process, once: the receipt, and whether they are new."""
         receipt = Receipt(
@@ -225,6 +262,7 @@ class Inbox:
             opened.expires + MAX_LIFETIME,
             asked=request.digest,
             origin=request.origin,
+            left=left,
         )
         key = self.keys.marker(opened.issuer, submit.pid)
         addition = Addition()
@@ -327,8 +365,32 @@ class Inbox:
     # -- cancel --------------------------------------------------------------------------
 
     async def cancel(self, opened: Opened, data: bytes) -> bytes:
-        """End a process, or see to it that it never begins. Returns the sealed receipt."""
+        """End a process, or see to it that it never begins. Returns the sealed receipt.
+
+        The mark of what never was here is one more thing that a colony leaves, and counts as such.
+        """
         wish = load(opened.payload, Cancel)
+        found = await self.client.get(self.keys.marker(opened.issuer, wish.pid))
+        there = unpack(found.value, Marker) if found else None
+        if there is not None and there.localpid:
+            return await self._end(opened, there, wish)
+        if there is not None and there.kept is None:
+            return self._first_receipt(there, opened)
+        full = self.accounts.tombstone(opened.issuer, _MARKER)
+        if full is not None:
+            raise Refusal(full.status, full.code, full.message, again=full.again)
+        written = True  # if there is no answer, perhaps
+        try:
+            answer, written = await self._prevent(opened, wish)
+        except Refusal:
+            written = False
+            raise
+        finally:
+            self.accounts.settle(opened.issuer, _MARKER, left=written and there is None)
+        return answer
+
+    async def _prevent(self, opened: Opened, wish: Cancel) -> tuple[bytes, bool]:
+        """See to it that a process never begins: the receipt, and whether a mark was left."""
         key, peer = self.keys.marker(opened.issuer, wish.pid), self.keys.peer(opened.issuer)
         if self.client.pressure.refuses(Need.WORKS) and await self.client.get(key) is None:
             raise store_full()  # what is here is ended; what never came is not stored either
@@ -340,7 +402,7 @@ class Inbox:
             txn = Txn([free, ModRevision(peer, revision)], [Put(key, pack(marker))], [Get(key)])
             result = await self.client.commit(txn)
             if result.succeeded:
-                return receipt
+                return receipt, True
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, Marker)
                 if there.kept is not None:
@@ -349,9 +411,9 @@ class Inbox:
                         free = other
                         continue
                 elif not there.localpid:
-                    return self._first_receipt(there, opened)
+                    return self._first_receipt(there, opened), False
                 else:
-                    return await self._end(opened, there, wish)
+                    return await self._end(opened, there, wish), False
             await self.peers.reload(opened.issuer)
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
@@ -372,19 +434,18 @@ class Inbox:
     # -- cleaning up -------------------------------------------------------------------------
 
     async def sweep(self) -> None:
-        """Forget markers whose time is over and whose process is done with."""
+        """Forget markers whose time is over and whose process is done with; count what there is.
+
+        Raises EtcdError.
+        """
         await self.owing.load()
-        items, _ = await self.client.range_all(self.keys.markers)
-        for item in items:
-            marker = unpack(item.value, Marker)
-            issuer, pid = item.key[len(self.keys.markers) :].split("/")
-            if marker.expires > self.sealer.seconds or pid in self.owing.owed.get(issuer, ()):
-                continue
-            loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
-            if not loaded or loaded[0].closed:
-                gone = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
-                settled: list[Compare] = [
-                    ModRevision(item.key, item.mod_revision),
-                    Absent(self.keys.owed(issuer, pid)),
-                ]
-                await self.client.commit(Txn(settled, gone))
+        await self.stock.take(self.sealer.seconds)
+
+
+def _left_by(first: Submit, size: int) -> int:
+    """How many bytes a submission leaves in the store, about: the process, itself, its files."""
+    files = sum(
+        600 + 3 * (len(each.label) + len(each.name)) + 2 * len(each.ref)
+        for each in first.files or ()
+    )
+    return 2 * size + _PROCESS + files

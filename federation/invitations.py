@@ -18,6 +18,7 @@ import trio
 from federation import tokens
 from federation.card import Card, open_card
 from federation.envelope import Kind, Opened
+from federation.hints import source_of
 from federation.keys import Keys
 from federation.messages import Join, Welcome, load
 from federation.peers import BLOCKED, Peers
@@ -41,9 +42,11 @@ _KEEP_USED = 86_400  # seconds after its end in which whoever used it may ask ag
 _FRESH = 60  # seconds a nonce of ours is good for, at least; twice that at most
 _TRIES = 3
 
-# Attempts a minute: of one address, and of all together. A join takes two.
+# Attempts a minute: of one address (an IPv6 /64 counts as one), and of all together. A join takes
+# two. Those that show that they know the secret of an invitation are counted for that one alone.
 _EACH, _ALL = 20, 600
 _ADDRESSES = 512  # remembered; the longest silent one makes room
+_KNOWN = 1024  # keys of used invitations in memory, the latest
 
 log = get_logger("invitations")
 
@@ -78,6 +81,8 @@ class Invitations:
     _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _all: Bucket = field(default_factory=Bucket)
     _each: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
+    # Keys by name, open or used, with the attempts of those who know them: asked before anything.
+    _known: dict[str, tuple[bytes, Bucket]] = field(default_factory=dict, repr=False)
 
     # -- the owner's ---------------------------------------------------------------------
 
@@ -107,6 +112,7 @@ class Invitations:
             raise bad(f"addresses: {error}") from None
         kept = Invitation(tokens.key_of(secret), now, token.expires, policy)
         await self.client.put(self.keys.invitation(tokens.name_of(secret)), pack(kept))
+        self._known[tokens.name_of(secret)] = (kept.key, Bucket())
         log.info("invited", invitation=tokens.name_of(secret), expires=token.expires)
         return token
 
@@ -124,8 +130,25 @@ class Invitations:
         if len(found) > 1:
             raise bad(f"invitation: {text!r} may be {', '.join(found[:5])}; give more of it")
         await self.client.delete(self.keys.invitation(found[0]))
+        self._known.pop(found[0], None)
         log.info("invitation revoked", invitation=found[0])
         return found[0]
+
+    async def load(self) -> None:
+        """Learn of the invitations in the store: another daemon may have made some.
+
+        Raises EtcdError.
+        """
+        listed = {name: kept.key for name, kept in await self.open()}
+        items, _ = await self.client.range_all(self.keys.used_invitations)
+        start = len(self.keys.used_invitations)
+        used = sorted(((unpack(item.value, Used), item.key) for item in items), key=_ending)
+        listed |= {key[start:]: each.key for each, key in used[-_KNOWN:]}
+        before = self._known
+        self._known = {
+            name: (key, before[name][1] if name in before else Bucket())
+            for name, key in listed.items()
+        }
 
     async def sweep(self) -> None:
         """Forget what is past its time."""
@@ -140,16 +163,34 @@ class Invitations:
 
     # -- the inviting side ---------------------------------------------------------------
 
-    def knock(self, remote: str) -> None:
-        """Count an attempt from an address. Raises Refusal (join_rate)."""
+    def knock(self, remote: str, shown: str, body: bytes) -> None:
+        """Count an attempt from an address. Raises Refusal (join_rate).
+
+        `shown` is what came with it: who knows a secret does not queue with those who guess.
+        """
         now = trio.current_time()
-        bucket = self._each.pop(remote, None) or Bucket()
-        self._each[remote] = bucket
-        if len(self._each) > _ADDRESSES:
-            self._each.popitem(last=False)
-        wait = bucket.take(_EACH, now) or self._all.take(_ALL, now)
+        known = self._shown(shown, body)
+        if known is not None:
+            wait = known.take(_EACH, now)
+        else:
+            source = source_of(remote)
+            bucket = self._each.pop(source, None) or Bucket()
+            self._each[source] = bucket
+            if len(self._each) > _ADDRESSES:
+                self._each.popitem(last=False)
+            wait = bucket.take(_EACH, now) or self._all.take(_ALL, now)
         if wait:
             raise Refusal(429, "join_rate", "too many attempts to join", again=int(wait) + 1)
+
+    def _shown(self, shown: str, body: bytes) -> Bucket | None:
+        """The attempts of an invitation whose key made `shown`, None for any other text.
+
+        One hash and one MAC, whatever it is: nobody learns from the time which names there are.
+        """
+        name, _, told = shown.partition(" ")
+        key, bucket = self._known.get(name, (self._seed, None))
+        right = hmac.compare_digest(tokens.knock(key, body).hex().encode(), told.encode())
+        return bucket if right else None
 
     def _challenges(self, issuer: str, nonce: bytes) -> list[bytes]:
         """Our nonces for an exchange, the present one first: made, not kept, so none can crowd."""
@@ -230,3 +271,7 @@ class Invitations:
 
     def _welcome(self, opened: Opened, nonce: bytes, proof: bytes) -> bytes:
         return self.sealer.seal(Kind.WELCOME, opened.issuer, Welcome(nonce, proof))
+
+
+def _ending(used: tuple[Used, str]) -> tuple[int, str]:
+    return used[0].expires, used[1]

@@ -17,7 +17,7 @@ from federation.messages import Join, Welcome, load
 from federation.peers import Known, Peer, Peers
 from federation.policy import Policy
 from federation.sealing import Sealer
-from federation.tokens import Token, TokenError
+from federation.tokens import KNOCK, Token, TokenError
 from federation.transport import Link, Lost, PeerRefused, TransportError, Unsent, fetch_card
 from node.errors import bad, conflict, denied
 from node.log import get_logger
@@ -105,7 +105,7 @@ class Joining:
         """The exchange: nonces, our proof, theirs. Raises TransportError."""
         key, name = tokens.key_of(token.secret), tokens.name_of(token.secret)
         card, nonce = self.card(), secrets.token_bytes(16)
-        theirs = (await self._say(link, Join(card, name, nonce))).nonce
+        theirs = (await self._say(link, Join(card, name, nonce), key)).nonce
 
         def proof(role: tokens.Role) -> bytes:
             return tokens.proof(
@@ -117,13 +117,14 @@ class Joining:
                 fingerprint=token.fingerprint,
             )
 
-        welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")))
+        welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")), key)
         if not hmac.compare_digest(welcome.proof, proof("inviter")):
             raise PeerRefused("join_unproven", "the other side does not know the secret itself")
 
-    async def _say(self, link: Link, message: Join) -> Welcome:
+    async def _say(self, link: Link, message: Join, key: bytes) -> Welcome:
         """Send one message, again while its answer is lost. Raises TransportError."""
         body = self.sealer.seal(Kind.JOIN, link.id, message)
+        link.headers = {KNOCK: f"{message.invitation} {tokens.knock(key, body).hex()}"}
         for left in reversed(range(_TRIES)):
             try:
                 opened, _ = await link.post(_PATH, body, Kind.WELCOME)

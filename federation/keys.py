@@ -86,6 +86,16 @@ class Keys:
         """By which keys this colony was known before, as both keys of each change signed it."""
         return f"{self.root}succession"
 
+    @property
+    def hearings(self) -> str:
+        """Prefix of how much other colonies told us of channels."""
+        return f"{self.root}hearing/"
+
+    @property
+    def fetched_all(self) -> str:
+        """Prefix of which colony gave us the bytes of which file."""
+        return f"{self.root}fetched/"
+
     def invitation(self, name: str) -> str:
         """One open invitation."""
         return f"{self.invitations}{name}"
@@ -128,11 +138,11 @@ class Keys:
 
     def fetched(self, issuer: str, checksum: str) -> str:
         """That a colony once gave us the bytes with this SHA-256, so they may serve it again."""
-        return f"{self.root}fetched/{issuer}/{checksum}"
+        return f"{self.fetched_all}{issuer}/{checksum}"
 
     def hearing(self, issuer: str, processid: str) -> str:
         """How much of the channels of a process of another colony that colony told us of."""
-        return f"{self.root}hearing/{issuer}/{processid}"
+        return f"{self.hearings}{issuer}/{processid}"
 
     def introducing(self, peerid: str) -> str:
         """The number of the latest message in which a peer introduced colonies."""

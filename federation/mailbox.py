@@ -42,6 +42,8 @@ _GAP = 10.0  # seconds between two polls of a colony that is there
 _ANSWER = 15.0  # seconds for an answer, beside what the message itself allows
 _PER_SENDER, _IN_ALL = 16, 64  # messages held for one colony
 _BYTES = 4_000_000  # ... and their bytes, a quarter of it from one sender
+_ANSWERS = 16_000_000  # bytes of answers that one colony brought and that are not complete
+_TOGETHER = 64_000_000  # bytes of messages and answers of all colonies
 _PAGE = 2_000_000  # bytes handed out at once
 _PART = 1_000_000  # bytes of an answer in one message
 _LONGEST = SIZES[Kind.OUTCOMES].bytes  # of an answer
@@ -71,6 +73,7 @@ class _Box:
     bell: trio.Event = field(default_factory=trio.Event)
     polls: int = 0
     seen: float = float("-inf")
+    parts: int = 0  # bytes of answers
 
     def ring(self) -> None:
         self.bell.set()
@@ -91,6 +94,7 @@ class Office:
     draining: bool = False
     _boxes: dict[str, _Box] = field(default_factory=dict)
     _count: int = 0
+    _bytes: int = 0  # held for all
 
     def open(self, peerid: str) -> bool:
         """Whether a colony polls us, so that a message gets to it this way."""
@@ -126,6 +130,9 @@ class Office:
             raise Unsent("its mailbox is full")
         if same and mine > _BYTES // 4:
             raise Unsent("its mailbox holds too much of one sender")
+        if self._bytes + len(body) > _TOGETHER:
+            raise Unsent("the mailbox holds as much as it can for all")
+        self._bytes += len(body)
         self._count += 1
         name = self._count.to_bytes(8, "big")
         held = box.held[name] = _Held(Parcel(name, path, body, min(30, int(wait))), sender)
@@ -135,6 +142,8 @@ class Office:
                 await held.done.wait()
         finally:
             box.held.pop(name, None)
+            self._bytes -= len(body) + len(held.parts)
+            box.parts -= len(held.parts)
         if held.answer is None:
             raise Lost("no answer by way of the mailbox") if held.taken else Unsent("not fetched")
         return held.answer
@@ -178,12 +187,18 @@ class Office:
                 total += len(held.parcel.body)
         return found
 
-    @staticmethod
-    def _answered(box: _Box, reply: Reply) -> None:
+    def _answered(self, box: _Box, reply: Reply) -> None:
+        """Take a part of an answer; what is too large, or too much at once, is no answer."""
         held = box.held.get(reply.id)
         if held is None or held.done.is_set():
             return
+        size = len(reply.data)
+        if box.parts + size > _ANSWERS or self._bytes + size > _TOGETHER:
+            held.done.set()
+            return
         held.parts += reply.data
+        self._bytes += size
+        box.parts += size
         if len(held.parts) > _LONGEST:
             held.done.set()
         elif not reply.more:

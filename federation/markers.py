@@ -12,7 +12,12 @@ from federation.relays import Request, request_of
 from node.etcd.client import EtcdClient
 from node.store import keys
 
-__all__ = ["Kept", "Marker", "request_in"]
+__all__ = ["SAID", "Kept", "Marker", "request_in"]
+
+
+# In the record of how much of the channels of a process a colony told us of: how many bytes of
+# the store that took. No channel has this name.
+SAID = ""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -28,7 +33,9 @@ class Marker(msgspec.Struct, frozen=True):
 
     Without `localpid` it was cancelled before it came, or refused for good (`kept`). It stays until
     `expires` (seconds) and the process is closed. `asked` is the SHA-256 of the sealed submission
-    of the colony `origin`, where the process began; empty in markers of earlier releases.
+    of the colony `origin`, where the process began; empty in markers of earlier releases. `left` is
+    how many bytes stand beside it in the store for the sake of the process, as estimated when it
+    came.
     """
 
     digest: bytes
@@ -39,6 +46,7 @@ class Marker(msgspec.Struct, frozen=True):
     kept: Kept | None = None
     asked: bytes = b""
     origin: str = ""
+    left: int = 0
 
     def concerns(self, opened: Opened) -> bool:
         """Whether it decides about a submission: a refusal does about the same bytes only."""

@@ -5,6 +5,7 @@ They ask for them (`/v2/outcomes`); what they submit and cancel is `inbox`'s.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -33,6 +34,7 @@ __all__ = ["Owing"]
 _PAGE = 64  # outcomes in one answer
 _PAGE_BYTES = 2_000_000  # of outcomes in one answer, unless one alone is larger
 _ERRORS = 1_000  # of one process that are told
+_WEIGHT = 8  # processes that a poll names weigh as one message
 _LOOK = 10.0  # seconds after which a poll looks for what another daemon of this colony wrote
 
 
@@ -41,6 +43,7 @@ class Owing:
     """Answers the polls of other colonies. `owed` are the ids of their processes, by colony.
 
     That mirrors the store as far as this daemon heard of it, and is corrected by every listing.
+    `weigh` counts what a poll asks about as so many messages more, or raises Refusal.
     """
 
     home: str
@@ -53,6 +56,7 @@ class Owing:
     draining: bool = False
     teller: Teller = field(init=False)
     bells: dict[str, trio.Event] = field(default_factory=dict)
+    weigh: Callable[[str, int], None] = lambda issuer, count: None
 
     def __post_init__(self) -> None:
         self.teller = Teller(self.home, self.client, self.processes, self.keys)
@@ -102,6 +106,7 @@ class Owing:
     async def outcomes(self, opened: Opened, data: bytes) -> bytes:
         """Forget what was acknowledged, then give what is owed, waiting for it if need be."""
         poll = load(opened.payload, Poll)
+        self.weigh(opened.issuer, (len(poll.follow or ()) + len(poll.ack)) // _WEIGHT)
         await self._acknowledge(opened.issuer, poll.ack)
         until = trio.current_time() + poll.wait
         while True:

@@ -28,6 +28,7 @@ from federation.roster import (
     Roster,
     Usurped,
 )
+from federation.sparing import Sparing
 from node.codec import pack, unpack
 from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
@@ -61,6 +62,7 @@ class Peers:
     default: Policy = field(default_factory=Policy)
     former: Collection[str] = ()
     roster: Roster = field(init=False)
+    _sparing: Sparing = field(default_factory=Sparing)
 
     def __post_init__(self) -> None:
         self.known = self.roster = Roster(self.known)
@@ -319,7 +321,8 @@ class Peers:
             entry = self.known.setdefault(card.id, Known(Peer(card.id)))
             entry.peer = msgspec.structs.replace(described(entry.peer), state=PENDING)
             entry.source = source
-            log.info("colony proved itself", peer=card.id, called=card.name)
+            if (more := self._sparing.line(trio.current_time())) is not None:
+                log.info("colony proved itself", peer=card.id, called=card.name, **more)
         elif card.sequence > entry.peer.sequence:
             if entry.peer.state == TRUSTED:
                 before = entry.peer.said

@@ -37,6 +37,7 @@ _FULL_AGAIN = 5  # seconds after which a peer may ask whether there is room agai
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=64)]
 Limit = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]
 
 
 class PolicyError(ValueError):
@@ -48,8 +49,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Lists hold names or globs (`*`, `?`, `[a-z]`), case matters. `max_waiting` and `max_running`
     count its processes here, `rate` submissions a minute (as many may come at once), `max_body`
-    bytes of a submission. `forward` lets its processes go on to other colonies, `max_hops` counts
-    the hops from the origin to where a process ends.
+    bytes of a submission. `messages` counts messages of every kind a minute, `max_entries` and
+    `max_kept` what it may leave in the store: entries, and their bytes. `forward` lets its
+    processes go on to other colonies, `max_hops` counts the hops from the origin to where a
+    process ends.
     """
 
     functions: Patterns = []
@@ -59,6 +62,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_running: Limit = 0
     rate: Limit = 0
     max_body: Limit = 0
+    messages: Limit = 20_000
+    max_entries: Limit = 500_000
+    max_kept: Bytes = 512 * 2**20
     forward: bool = False
     max_hops: Annotated[int, msgspec.Meta(ge=1, le=MAX_HOPS)] = 1
 
@@ -93,7 +99,7 @@ def changed(base: Policy, change: Mapping[str, Any]) -> Policy:
 def of_config(section: PolicyConfig) -> Policy:
     """The default policy; forwarding means two hops at least."""
     fields: dict[str, Any] = msgspec.structs.asdict(section)
-    fields["max_body"] = int(section.max_body)
+    fields |= {"max_body": int(section.max_body), "max_kept": int(section.max_kept)}
     if section.forward:
         fields["max_hops"] = max(2, section.max_hops)
     return Policy(**fields)
@@ -153,22 +159,27 @@ def onward(policy: Policy, *, hops: int, limit: int) -> Breach | None:
 
 @dataclass
 class Bucket:
-    """Holds one minute's worth of submissions, full at first; times in seconds of one clock."""
+    """Holds one period's worth of something, full at first; times in seconds of one clock."""
 
     level: float | None = None
     at: float = 0.0
+    period: float = 60.0
 
-    def take(self, rate: int, now: float) -> float:
-        """Take one of `rate` a minute. 0 when it was there, else the seconds until it is."""
+    def take(self, rate: int, now: float, count: float = 1.0) -> float:
+        """Take `count` of `rate` a period. 0 when they were there, else the seconds until they are.
+
+        A full bucket gives more than it holds, and is empty then.
+        """
         before = float(rate) if self.level is None else self.level
         elapsed = max(0.0, now - self.at)
-        self.level = min(float(rate), before + elapsed * rate / 60)
+        self.level = min(float(rate), before + elapsed * rate / self.period)
         self.at = now
+        count = min(count, float(rate))
         # Without the margin, rounding could send a peer away that came exactly when told to.
-        if self.level >= 1 - 1e-6:
-            self.level = max(0.0, self.level - 1)
+        if self.level >= count - 1e-6:
+            self.level = max(0.0, self.level - count)
             return 0.0
-        return (1 - self.level) * 60 / rate
+        return (count - self.level) * self.period / rate
 
     def put_back(self) -> None:
         """What was taken was not used."""

@@ -18,6 +18,9 @@ from node.etcd.transactions import Absent, Get, Put, Txn
 __all__ = ["is_final", "keep"]
 
 
+KEPT = 1000  # bytes of the mark of a refusal with its key, about
+
+
 def is_final(refusal: Refusal) -> bool:
     """Whether a repeat of the same message would be refused as well, as far as we know."""
     return refusal.status < 500 and refusal.status != 429 and refusal.code != "id_reuse"
@@ -38,12 +41,24 @@ async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
         return False
     key = inbox.keys.marker(opened.issuer, submit.pid)
     kept = Kept(refusal.status, refusal.code, refusal.message[:300])
+    found = await inbox.client.get(key)
+    if found is not None:
+        return _says(unpack(found.value, Marker), opened)
+    if inbox.accounts.tombstone(opened.issuer, KEPT) is not None:
+        return False
     expires = opened.expires + MAX_LIFETIME
     marker = Marker(opened.digest, submit.attempt, "", b"", expires, kept)
-    result = await inbox.client.commit(
-        Txn([Absent(key)], [Put(key, pack(marker))], [Get(key)]),
-    )
-    if result.succeeded:
-        return True
-    there = unpack(result.responses[0][0].value, Marker)
+    written = True  # if there is no answer, perhaps
+    try:
+        result = await inbox.client.commit(
+            Txn([Absent(key)], [Put(key, pack(marker))], [Get(key)]),
+        )
+        written = result.succeeded
+    finally:
+        inbox.accounts.settle(opened.issuer, KEPT, left=written)
+    return written or _says(unpack(result.responses[0][0].value, Marker), opened)
+
+
+def _says(there: Marker, opened: Opened) -> bool:
+    """Whether a marker says that these bytes are refused for good."""
     return there.kept is not None and there.digest == opened.digest

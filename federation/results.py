@@ -325,7 +325,8 @@ class Results:
         if known is not None and record is not None and not ours and not aside:
             # Its owner took it back from there, and the forward is gone, too.
             aside = any(each.final and each.peer == link.id for each in record.tried)
-        if (aside or (ours and not repeat)) and outcome.state != State.CANCELLED:
+        wanted = (aside or (ours and not repeat)) and outcome.state != State.CANCELLED
+        if wanted and self.follower.room(link.id, len(sealed)):
             self.late += 1
             late = [Put(self.ledger.keys.late(outcome.pid), sealed)]
             log.info("outcome came late", process=outcome.pid, peer=link.id)

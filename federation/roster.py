@@ -13,7 +13,7 @@ import msgspec
 
 from federation.card import VERSION, Card, versions_in
 from federation.clocks import Clock
-from federation.policy import Policy
+from federation.policy import Bucket, Policy
 
 __all__ = [
     "BLOCKED",
@@ -143,6 +143,7 @@ class Known:
     introduced: dict[str, int] = field(default_factory=dict)  # hops, by the id of the introducer
     met: bool = False  # it spoke to us, or we to it
     latest: bytes = b""  # its card as last signed, which outlives the one that is stored
+    changes: Bucket = field(default_factory=lambda: Bucket(period=86_400.0))  # of its key
 
     def addresses(self) -> list[str]:
         """Where to try, best first."""
@@ -172,8 +173,12 @@ class Roster(dict[str, Known]):
             self.index(entry.peer)
 
     def index(self, peer: Peer) -> None:
-        """Find a peer under its other ids as well."""
-        for each in peer.ids:
+        """Find a peer under its other ids as well, and under none that it has no more."""
+        ids = peer.ids
+        for each in [each for each, root in self._roots.items() if root == peer.id]:
+            if each not in ids:
+                del self._roots[each]
+        for each in ids:
             if each != peer.id:
                 self._roots[each] = peer.id
 

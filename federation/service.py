@@ -158,12 +158,14 @@ class Federation:
         self.waiting = Waiting(self.router)
         self.router.ready = self.waiting.ready
         self.depot = Depot(self.ledger, link_to=self.links_to)
+        self.depot.room = self.inbox.accounts.leave
         self.gate.files, self.inbox.bring = self.depot.serve, self.depot.bring
         self.delivery.gather = self.depot.gather
         self.talker = Talker(self.ledger)
         self.gate.channels = Listener(self.inbox, now).hear
         self.inbox.owing.teller.name_of = self._name_of
         self.inbox.owing.teller.heard = self.results.follower.of
+        self.results.follower.room = self.inbox.accounts.news
         self.invitations = self.gate.invitations = Invitations(
             client, self.keys, sealer, self.peers, self.portrait, self.high_water
         )
@@ -283,6 +285,7 @@ class Federation:
         self.peers.former = self.sealer.former
         await self.peers.load()
         await self.inbox.owing.load()
+        await self.invitations.load()
         await self.ledger.load()
         await self.results.follower.load()
 
@@ -303,6 +306,7 @@ class Federation:
     async def _keep_clock(self) -> None:
         await self.upkeep.keep_clock()
         await self.peers.look_again()
+        await self.invitations.load()
         self.introducer.prune()
         if await self.portrait.moved():
             self.greeter.greet_all()

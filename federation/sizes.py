@@ -60,9 +60,9 @@ SIZES: dict[Kind, Size] = {
 ANSWERS = {
     "/v1/hello": Kind.HELLO,
     "/v1/join": Kind.WELCOME,
-    "/v1/submit": Kind.RECEIPT,
-    "/v1/cancel": Kind.RECEIPT,
-    "/v1/outcomes": Kind.OUTCOMES,
+    "/v2/submit": Kind.RECEIPT,
+    "/v2/cancel": Kind.RECEIPT,
+    "/v2/outcomes": Kind.OUTCOMES,
     "/v1/capabilities": Kind.CAPABILITIES,
     "/v1/mail": Kind.PARCELS,
     "/v1/pass": Kind.PASSED,

@@ -12,11 +12,11 @@ from federation.messages import Succession, Successor, dump, load
 from federation.sealing import cti_of
 from node.identity import PrivateKey, id_of, verify_es256k
 
-__all__ = ["OVERLAP", "Heir", "declare", "prove"]
+__all__ = ["LIMIT", "OVERLAP", "Heir", "declare", "prove"]
 
 OVERLAP = MAX_LIFETIME  # seconds in which both keys are believed: what was signed before gets there
 _ANYONE = "*"
-_LIMIT = 2048  # bytes of one of the two envelopes
+LIMIT = 2048  # bytes of one of the two envelopes
 
 
 class Heir(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ def declare(old: PrivateKey, new: PrivateKey, now: int) -> Successor:
 
 def prove(successor: Successor) -> Heir:
     """What a statement proves, however old it is. Raises Refused."""
-    by_old, by_new = (inspect(each, limit=_LIMIT) for each in (successor.by_old, successor.by_new))
+    by_old, by_new = (inspect(each, limit=LIMIT) for each in (successor.by_old, successor.by_new))
     if by_old.payload != by_new.payload:
         raise Refused("malformed", "the two keys do not say the same")
     said = load(by_old.payload, Succession)

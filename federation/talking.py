@@ -19,7 +19,7 @@ from federation import outbox, words
 from federation.envelope import Kind, Opened, Refused
 from federation.inbox import Inbox
 from federation.ledger import Bell, Ledger
-from federation.markers import Marker
+from federation.markers import SAID, Marker
 from federation.messages import Heard, Say, load
 from federation.refusals import Refusal
 from federation.transport import Later, Link, PeerRefused, TransportError
@@ -36,6 +36,7 @@ from node.store import keys
 __all__ = ["Listener", "Talker"]
 
 _TRIES = 5
+_ENTRY = 300  # bytes of a message with its key beside the payload, about
 _REMEMBERED = 4096
 
 log = get_logger("talking")
@@ -90,6 +91,10 @@ class Listener:
             raise Refusal(400, "bad_message", "no messages, out of order, or one too large")
         if not words.fits(holds, entries):
             raise Refusal(409, "channel_full", "the channel takes no more messages")
+        size = sum(len(each.payload) + _ENTRY for each in entries)
+        full = inbox.accounts.take(issuer, size, 0)
+        if full is not None:
+            raise Refusal(full.status, full.code, full.message, again=full.again)
         compare, ops = store.extend(
             home, pid, say.name, entries, holds, head[0].mod_revision if head else 0
         )
@@ -98,8 +103,13 @@ class Listener:
             ModRevision(key, known[0].mod_revision if known else 0),
             ModRevision(there[0].key, there[0].mod_revision),
         ]
-        put = Put(key, pack(heard | {say.name: say.after}))
-        if not (await inbox.client.commit(Txn(compare, [*ops, put]))).succeeded:
+        put = Put(key, pack(heard | {say.name: say.after, SAID: heard.get(SAID, 0) + size}))
+        written = True  # if there is no answer, perhaps
+        try:
+            written = (await inbox.client.commit(Txn(compare, [*ops, put]))).succeeded
+        finally:
+            inbox.accounts.settle(issuer, size, 0, left=written)
+        if not written:
             return None
         inbox.processes.hooks.progressed(process)
         return say.after

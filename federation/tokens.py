@@ -18,18 +18,23 @@ from federation import cbor
 from federation.transport import split_address
 
 __all__ = [
+    "KNOCK",
     "MAX_ADDRESSES",
     "SECRET_BYTES",
     "Role",
     "Token",
     "TokenError",
     "key_of",
+    "knock",
     "name_of",
     "proof",
     "read_token",
     "write_token",
 ]
 
+# The header of a join that shows, before anything of it is read, that a secret is known:
+# "NAME MAC", both in hex.
+KNOCK = "colonyd-knock"
 Role: TypeAlias = Literal["joiner", "inviter"]
 
 SECRET_BYTES = 16
@@ -174,6 +179,12 @@ def key_of(secret: bytes) -> bytes:
 def name_of(secret: bytes) -> str:
     """The name of the invitation, 16 hex characters; it tells nothing of secret or key."""
     return _derive(secret, "name")[:8].hex()
+
+
+def knock(key: bytes, body: bytes) -> bytes:
+    """32 bytes that show that who sends a message knows the key, before that message is read."""
+    said = b"colonyd/1/invitation/knock" + hashlib.sha256(body).digest()
+    return hmac.digest(key, said, "sha256")
 
 
 def proof(

@@ -6,7 +6,7 @@ Which message to send when, and what an answer means, is decided by the callers;
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import httpx
@@ -111,6 +111,7 @@ class Link:
     measure: Callable[[], None] = _nothing
     follow: Callable[[list[Successor]], Awaitable[None]] = _nowhere
     ways: Callable[[str], Awaitable[list[str]]] = itself
+    headers: Mapping[str, str] = field(default_factory=dict)  # of every request
     _http: httpx.AsyncClient | None = None
     _pinned: str = ""
     _sequence: int = -1
@@ -221,7 +222,7 @@ class Link:
         http = await self._connected()
         timeout = httpx.Timeout(15.0 + wait, connect=5.0, pool=10.0, write=15.0)
         try:
-            headers = {"content-type": "application/cose"}
+            headers = {"content-type": "application/cose", **self.headers}
             with trio.fail_after(_LEAST + wait + (len(body) + limit) / _SLOWEST):
                 async with http.stream(
                     "POST", path, content=body, headers=headers, timeout=timeout

@@ -169,7 +169,8 @@ class HistoryConfig(_Section, frozen=True):
 class PolicyConfig(_Section, frozen=True):
     """[federation.policy]: what a trusted colony may do here that has no policy of its own.
 
-    Empty lists allow all, a limit of 0 is none; `rate` is submissions a minute, `max_body` bytes.
+    Empty lists allow all, a limit of 0 is none; `rate` is submissions and `messages` messages a
+    minute, `max_body` bytes of one, `max_entries` and `max_kept` (bytes) what may be left here.
     """
 
     functions: Patterns = msgspec.field(default_factory=list)
@@ -179,6 +180,9 @@ class PolicyConfig(_Section, frozen=True):
     max_running: Limit = 0
     rate: Limit = 0
     max_body: Size = Size(0)
+    messages: Limit = 20_000
+    max_entries: Limit = 500_000
+    max_kept: Size = Size(512 * 2**20)
     forward: bool = False
     max_hops: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
 

@@ -157,6 +157,24 @@ def test_a_changed_name_is_shown_and_asks(colony: Colony, server: ColonyServer) 
     assert two in shown
 
 
+def test_show_tells_what_a_colony_left(colony: Colony, server: ColonyServer) -> None:
+    """Of what it may leave, with the names of the fields that say how much."""
+    limits = {"max_entries": 500, "max_kept": 0, "messages": 100}
+    peer = PEER | {
+        "policy": POLICY | limits,
+        "left": {"entries": 12, "bytes": 3456, "news": 0},
+    }
+    server.answers["getpeermsg"] = lambda payload, caller: peer
+    shown = colony("show", "lab").stdout
+    assert "12 entries of 500 (max_entries), 3456 bytes" in shown
+    assert "news" not in shown
+    server.answers["setpeerpolicymsg"] = lambda payload, caller: peer
+    result = colony("policy", "lab", "--max-kept", "64MiB", "--max-entries", "500",
+                    "--messages", "100")  # fmt: skip
+    assert asked(server)["change"] == limits | {"max_kept": 64 * 2**20}
+    assert "12 entries of 500" in result.stdout
+
+
 def test_invite_prints_the_token_and_nothing_else_on_stdout(
     colony: Colony, server: ColonyServer, home: Path
 ) -> None:

@@ -160,7 +160,7 @@ async def test_one_message_of_a_mailbox_ends_alone(
     answered: list[str] = []
 
     async def handle(request: Request) -> Response:
-        if request.path == "/v1/submit":
+        if request.path == "/v2/submit":
             raise MemoryError
         answered.append(request.path)
         return Response(200, b"fine")
@@ -169,7 +169,7 @@ async def test_one_message_of_a_mailbox_ends_alone(
         id = "a" * 64
 
     collector = Collector(Sealer(PrivateKey.generate(), lambda: 0), handle, float)
-    parcels = [Parcel(b"1", "/v1/submit", b"", 0), Parcel(b"2", "/v1/cancel", b"", 0)]
+    parcels = [Parcel(b"1", "/v2/submit", b"", 0), Parcel(b"2", "/v2/cancel", b"", 0)]
 
     async def exchange(link: object, wish: object) -> list[Parcel]:
         await trio.sleep(1)
@@ -179,7 +179,7 @@ async def test_one_message_of_a_mailbox_ends_alone(
     collector._exchange = exchange  # type: ignore[assignment, method-assign]
     with trio.move_on_after(10):
         await collector.collect_forever(cast(Link, Mailbox()))
-    assert answered == ["/v1/cancel"]
+    assert answered == ["/v2/cancel"]
 
 
 @pytest.mark.parametrize("where", ["task", "link", "close"])

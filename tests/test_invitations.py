@@ -359,6 +359,79 @@ async def test_attempts_are_counted_before_anything_is_checked(inn: Inn) -> None
     assert "join_rate" in late, "all together"
 
 
+async def with_proof(inn: Inn, guest: Guest, body: bytes, shown: str = "") -> Response:
+    """Send a message of a join with the header that shows that the secret is known."""
+    name, key = tokens.name_of(guest.secret), tokens.key_of(guest.secret)
+    shown = shown or f"{name} {tokens.knock(key, body).hex()}"
+    headers = {tokens.KNOCK: shown}
+    return await inn.gate.handle(Request("POST", "/v1/join", "", headers, body, guest.remote))
+
+
+async def test_who_knows_the_secret_does_not_queue_with_those_who_guess(inn: Inn) -> None:
+    """A flood from many addresses, the guest's own among them, leaves an invitation usable."""
+    guest = Guest(inn, await secret_of(inn))
+    name, key = tokens.name_of(guest.secret), tokens.key_of(guest.secret)
+    flood = [f"10.1.{number // 250}.{number % 250}" for number in range(900)]
+    for remote in [*flood, *["10.0.0.5"] * 30]:
+        await inn.raw("join", b"nonsense", remote)
+
+    def sealed(message: Join) -> bytes:
+        return guest.sealer.seal(Kind.JOIN, inn.key.id, message)
+
+    first = sealed(Join(guest.card, name, guest.nonce))
+    assert code(await inn.raw("join", first, guest.remote)) == "join_rate"
+    for wrong in (
+        f"{name} {tokens.knock(b'k' * 32, first).hex()}",  # another key
+        f"{name} {tokens.knock(key, first + b'x').hex()}",  # of another message
+        f"{'0' * 16} {tokens.knock(key, first).hex()}",  # of another invitation
+        f"{name} ",
+        name,
+        "ä ä",
+    ):
+        assert code(await with_proof(inn, guest, first, wrong)) == "join_rate", wrong
+    theirs = guest.welcome(await with_proof(inn, guest, first)).nonce
+    second = sealed(Join(guest.card, name, guest.nonce, theirs, guest.proof(theirs)))
+    guest.welcome(await with_proof(inn, guest, second))
+    assert inn.peers.state(guest.key.id) == TRUSTED
+    guest.welcome(await with_proof(inn, guest, second))  # its answer was lost
+    # Who knows one secret takes nothing from others, and has no more than anybody else.
+    codes = [(await with_proof(inn, guest, first)).status for _ in range(30)]
+    assert codes[-1] == 429
+    another = Guest(inn, await secret_of(inn))
+    body = another.sealer.seal(
+        Kind.JOIN, inn.key.id, Join(another.card, tokens.name_of(another.secret), another.nonce)
+    )
+    another.welcome(await with_proof(inn, another, body))
+
+
+async def test_another_daemon_learns_of_invitations_and_their_end(inn: Inn) -> None:
+    """What shows that a secret is known is looked up in memory, which follows the store."""
+    guest = Guest(inn, await secret_of(inn))
+    name = tokens.name_of(guest.secret)
+    elsewhere = Invitations(
+        inn.client, inn.keys, inn.inbox.sealer, inn.peers, inn.invitations.portrait, lambda: 0.0
+    )
+    inn.gate.invitations = elsewhere
+    for number in range(700):
+        await inn.raw("join", b"nonsense", f"10.1.{number // 250}.{number % 250}")
+    body = guest.sealer.seal(Kind.JOIN, inn.key.id, Join(guest.card, name, guest.nonce))
+    assert code(await with_proof(inn, guest, body)) == "join_rate"
+    await elsewhere.load()
+    guest.welcome(await with_proof(inn, guest, body))
+    await inn.invitations.revoke(name)
+    await elsewhere.load()
+    for _ in range(100):
+        refused = await with_proof(inn, guest, body)
+    assert code(refused) == "join_rate"
+
+
+async def test_the_addresses_of_one_ipv6_network_count_as_one(inn: Inn) -> None:
+    codes = [code(await inn.raw("join", b"nonsense", f"2001:db8::{n:x}")) for n in range(1, 40)]
+    assert codes[:20] == ["malformed"] * 20
+    assert "join_rate" in codes[20:]
+    assert code(await inn.raw("join", b"nonsense", "2001:db8:0:1::1")) == "malformed"
+
+
 async def test_a_wrong_secret_costs_what_a_right_one_does(inn: Inn) -> None:
     """Up to the verdict: the same reads, and a proof computed and compared, known or not."""
     calls: list[int] = []

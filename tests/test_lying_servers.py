@@ -86,11 +86,16 @@ async def test_a_bomb_of_a_trusted_peer_costs_nothing(
 
         await until(60, met, step=0.2)
         before = peak(daemon)
-        for path in ("/v1/hello", "/v1/capabilities", "/v1/outcomes", "/v1/introductions"):
+        for path in ("/v1/hello", "/v1/capabilities", "/v2/outcomes", "/v1/introductions"):
             liar.answers[path] = lambda body: Said(encoded, headers=ENCODED)
         await client.call("trustpeermsg", {"peer": liar.key.id}, owner, 30)
-        answer = await client.call("pingpeermsg", {"peer": liar.key.id}, owner, 60)
-        assert "content coding" in answer["error"]
+
+        async def refused() -> bool:
+            # A connection that one task gives up ends under the others.
+            answer = await client.call("pingpeermsg", {"peer": liar.key.id}, owner, 60)
+            return "content coding" in answer["error"]
+
+        await until(60, refused, step=0.2)
     assert daemon.health() == 200
     assert peak(daemon) - before < _ROOM
 
@@ -242,10 +247,10 @@ async def test_a_link_reads_no_more_than_a_kind_has(nursery: trio.Nursery, tmp_p
 
     link = Link(entry, sealer, renew, lambda: 0.0)
     small = liar.seal(Kind.RECEIPT, sealer.key.id, b"\x80" * 5000)
-    liar.answers["/v1/submit"] = lambda body: Said(small)
+    liar.answers["/v2/submit"] = lambda body: Said(small)
     try:
         with pytest.raises(Lost, match="longer than 4096 bytes"):
-            await link.post("/v1/submit", b"x", Kind.RECEIPT)
+            await link.post("/v2/submit", b"x", Kind.RECEIPT)
     finally:
         await link.close()
 

@@ -345,9 +345,9 @@ async def test_an_answer_by_whatever_way_has_the_size_of_its_kind(kind: Kind) ->
     link = Liar(Known(peer), Sealer(ME, time.time_ns), renew, lambda: 0.0)
     link.answer = sealed(kind, b"x" * SIZES[kind].bytes)
     with pytest.raises(Lost, match="too_large"):
-        await link.post("/v1/submit", b"", kind)
+        await link.post("/v2/submit", b"", kind)
     link.answer = sealed(kind, b"x" * (SIZES[kind].bytes - 400))
-    opened, _ = await link.post("/v1/submit", b"", kind)
+    opened, _ = await link.post("/v2/submit", b"", kind)
     assert opened.payload == b"x" * (SIZES[kind].bytes - 400)
 
 
@@ -381,7 +381,7 @@ async def test_answers_of_a_peer_do_not_stall_the_daemon(
         answers = {
             "/v1/hello": Kind.HELLO,
             "/v1/capabilities": Kind.CAPABILITIES,
-            "/v1/outcomes": Kind.OUTCOMES,
+            "/v2/outcomes": Kind.OUTCOMES,
             "/v1/introductions": Kind.INTRODUCTIONS,
         }
         for path, kind in answers.items():
@@ -402,6 +402,6 @@ async def test_answers_of_a_peer_do_not_stall_the_daemon(
             return {path for path in answers if liar.heard.count(path) > 1} >= {"/v1/hello"}
 
         await until(90, answered, step=0.02)
-        assert set(answers) - {"/v1/outcomes"} <= set(liar.heard)
+        assert set(answers) - {"/v2/outcomes"} <= set(liar.heard)
     assert slowest < 2.0, "one such answer took six seconds"
     assert peak(daemon) - before < 80 * 2**20

@@ -319,6 +319,10 @@ def test_an_invitation() -> None:
             fingerprint=each["fingerprint"],
         )
         assert mine.hex() == proof
+    body = bytes.fromhex(each["knock"]["body"])
+    said = b"colonyd/1/invitation/knock" + hashlib.sha256(body).digest()
+    assert hmac.digest(key, said, "sha256").hex() == each["knock"]["mac"]
+    assert tokens.knock(tokens.key_of(secret), body).hex() == each["knock"]["mac"]
 
 
 def test_a_succession() -> None:

@@ -508,6 +508,10 @@ def derived() -> dict[str, Any]:
             "joiner": ANT.id,
             "nonces": [each.hex() for each in _NONCES],
             "proofs": {"joiner": _proof("joiner").hex(), "inviter": _proof("inviter").hex()},
+            "knock": {
+                "body": b"body".hex(),
+                "mac": tokens.knock(tokens.key_of(_SECRET), b"body").hex(),
+            },
         },
         "succession": {
             "old": ANT.id,

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import federation.card
-from federation import envelope, gate, inbox, owing, policy, relays
+from federation import envelope, gate, inbox, owing, policy, relays, stocktaking
 from federation.attachment import Attachment
 from federation.card import Card
 from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
@@ -95,11 +95,11 @@ def no_dedupe(patch: pytest.MonkeyPatch) -> None:
     take_in = Inbox._take_in
 
     async def taken(
-        self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any, request: Any
+        self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any, *more: Any
     ) -> Any:
         if await self.client.get(self.keys.marker(opened.issuer, submit.pid)) is not None:
             process.processid = hashlib.sha256(process.processid.encode()).hexdigest()
-        return await take_in(self, opened, data, submit, process, request)
+        return await take_in(self, opened, data, submit, process, *more)
 
     patch.setattr(inbox, "Absent", lambda _: Absent(_NEVER))
     patch.setattr(Inbox, "_take_in", taken)
@@ -117,7 +117,7 @@ def early_sweep(patch: pytest.MonkeyPatch) -> None:
         value = unpack(data, kind)
         return msgspec.structs.replace(value, expires=0) if kind is Marker else value
 
-    patch.setattr(inbox, "unpack", unpacked)
+    patch.setattr(stocktaking, "unpack", unpacked)
 
 
 def blind_path(patch: pytest.MonkeyPatch) -> None:

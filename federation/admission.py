@@ -1,0 +1,115 @@
+"""What those who are not trusted may cost: signature checks, bounded by address and in all.
+
+Values in, values out: `gate` asks before it checks a signature. What trusted colonies may cost is
+in `accounts`, attempts to join are counted by `invitations`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from federation.hints import source_of
+from federation.policy import Bucket
+from federation.refusals import Refusal
+
+__all__ = ["Admission"]
+
+# Messages a minute whose signatures are checked: of one address (an IPv6 /64 counts as one), and
+# of all strangers together.
+STRANGER_RATE, STRANGERS_RATE = 60, 600
+# Signatures a minute that do not hold, in the name of a trusted colony: from an address that it
+# does not use, after which nothing is checked from there, and from one that it does.
+_FALSE_RATE, _FALSE_RATE_AT_HOME = 60, 600
+_SOURCES = 1024  # addresses remembered; the longest silent one makes room
+_HOMES = 4  # addresses of one trusted colony that are remembered
+_COLONIES = 1024  # whose addresses are remembered
+
+
+@dataclass
+class Admission:
+    """Who may have a signature checked now. Times are seconds of one steady clock.
+
+    Trusted colonies never wait for strangers: those have buckets of their own. What comes in the
+    name of a trusted colony is checked unless its address sent too many false signatures, and
+    that one is checked further if the colony itself was heard from there.
+    """
+
+    _all: Bucket = field(default_factory=Bucket)
+    _each: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
+    _false: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
+    _false_all: Bucket = field(default_factory=Bucket)
+    _homes: OrderedDict[str, OrderedDict[str, None]] = field(default_factory=OrderedDict)
+
+    def stranger(self, remote: str, now: float) -> None:
+        """Count a message of a colony that is not trusted. Raises Refusal (stranger_rate)."""
+        bucket = _bucket(self._each, source_of(remote))
+        wait = bucket.take(STRANGER_RATE, now)
+        if not wait and (wait := self._all.take(STRANGERS_RATE, now)):
+            bucket.put_back()
+        if wait:
+            raise _too_many(wait)
+
+    def trusted(self, peerid: str, remote: str, now: float) -> bool:
+        """A message comes in the name of a trusted colony: whether a mistake is looked for.
+
+        To look for it costs a check for each kind of message. Raises Refusal (stranger_rate).
+        """
+        place, rate = self._place(peerid, remote)
+        bucket = self._false.get(place)
+        if bucket is not None and (wait := _left(bucket, rate, now)):
+            raise _too_many(wait)
+        return not _left(self._false_all, STRANGERS_RATE, now)
+
+    def failed(self, peerid: str, remote: str, now: float) -> None:
+        """A signature in the name of a trusted colony did not hold."""
+        place, rate = self._place(peerid, remote)
+        _bucket(self._false, place).take(rate, now)
+        self._false_all.take(STRANGERS_RATE, now)
+
+    def _place(self, peerid: str, remote: str) -> tuple[str, int]:
+        """Where false signatures of an address are counted, and how many it may send."""
+        source = source_of(remote)
+        if source in self._homes.get(peerid, ()):
+            return f"{peerid} at {source}", _FALSE_RATE_AT_HOME
+        return source, _FALSE_RATE
+
+    def held(self, peerid: str, remote: str) -> None:
+        """A trusted colony was heard from an address."""
+        source = source_of(remote)
+        homes = self._homes.get(peerid)
+        if homes is not None and source in homes:
+            return
+        homes = self._homes.setdefault(peerid, OrderedDict())
+        homes[source] = None
+        if len(homes) > _HOMES:
+            homes.popitem(last=False)
+        if len(self._homes) > _COLONIES:
+            self._homes.popitem(last=False)
+
+
+def _bucket(buckets: OrderedDict[str, Bucket], source: str) -> Bucket:
+    bucket = buckets.get(source)
+    if bucket is None:
+        bucket = buckets[source] = Bucket()
+        if len(buckets) > _SOURCES:
+            buckets.popitem(last=False)
+    buckets.move_to_end(source)
+    return bucket
+
+
+def _left(bucket: Bucket, rate: int, now: float) -> float:
+    """0 while something is left in a bucket, else the seconds until it is."""
+    wait = bucket.take(rate, now)
+    if not wait:
+        bucket.put_back()
+    return wait
+
+
+def _too_many(wait: float) -> Refusal:
+    message = (
+        f"this colony does not trust yours, and checks {STRANGER_RATE} such messages a minute from "
+        f"one address, {STRANGERS_RATE} in all; its owner can trust or invite yours"
+    )
+    return Refusal(429, "stranger_rate", message, again=math.ceil(wait))

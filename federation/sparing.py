@@ -1,0 +1,27 @@
+"""Log lines that others cause: so many a minute, and then one that tells how many were left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from federation.policy import Bucket
+
+__all__ = ["Sparing"]
+
+
+@dataclass
+class Sparing:
+    """`rate` lines a minute, and as many at once. Times are seconds of one steady clock."""
+
+    rate: int = 20
+    _bucket: Bucket = field(default_factory=Bucket)
+    _left_out: int = 0
+
+    def line(self, now: float) -> dict[str, int] | None:
+        """What a line says beside its own: how many were left out before. None: leave it out."""
+        if self._bucket.take(self.rate, now):
+            self._left_out += 1
+            return None
+        told = {"left_out": self._left_out} if self._left_out else {}
+        self._left_out = 0
+        return told

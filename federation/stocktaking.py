@@ -1,0 +1,100 @@
+"""What other colonies left in the store: counted for `accounts`, forgotten when its time is over.
+
+What is written, and when it may be, is decided by those who write: `inbox`, `refusing`, `talking`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from federation.accounts import Accounts, Pages, Stock
+from federation.keys import Keys
+from federation.markers import SAID, Marker
+from federation.owing import Owing
+from node.codec import pack, unpack
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.transactions import Absent, Compare, Delete, ModRevision, Put, Txn
+from node.processes import Processes
+
+__all__ = ["Stocktaking"]
+
+_LOOKED_FOR = 10_000  # processes of crowded colonies that are looked for at a time, at most
+_MANY = 40  # together
+
+
+@dataclass
+class Stocktaking:
+    """Reads all that is there, page by page, so that nobody waits for it."""
+
+    home: str
+    client: EtcdClient
+    processes: Processes
+    keys: Keys
+    accounts: Accounts
+    owing: Owing
+
+    async def take(self, now: int) -> None:
+        """Count what there is, without what is over at `now` (seconds). Raises EtcdError."""
+        listed: dict[str, Stock] = {}
+        self.accounts.begin()
+        gone: list[tuple[KeyValue, Marker]] = []
+        looked = 0
+        async for items in Pages(self.client, self.keys.markers):
+            for item in items:
+                marker = unpack(item.value, Marker)
+                issuer, pid = item.key[len(self.keys.markers) :].split("/")
+                over = marker.expires <= now
+                if over and pid not in self.owing.owed.get(issuer, ()):
+                    if await self._forget(item, marker, issuer, pid):
+                        continue
+                elif marker.left and self.accounts.crowded(issuer) and looked < _LOOKED_FOR:
+                    looked += 1
+                    gone.append((item, marker))
+                size = len(item.key) + len(item.value) + marker.left
+                listed.setdefault(issuer, Stock()).add(1, size)
+        await self._count_rest(listed)
+        self.accounts.counted(listed)
+        for start in range(0, len(gone), _MANY):
+            await self._lighten(gone[start : start + _MANY])
+
+    async def _forget(self, item: KeyValue, marker: Marker, issuer: str, pid: str) -> bool:
+        """Delete a marker whose time is over; False while its process is open."""
+        loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
+        if loaded and not loaded[0].closed:
+            return False
+        settled: list[Compare] = [
+            ModRevision(item.key, item.mod_revision),
+            Absent(self.keys.owed(issuer, pid)),
+        ]
+        ops = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
+        return (await self.client.commit(Txn(settled, ops))).succeeded
+
+    async def _count_rest(self, listed: dict[str, Stock]) -> None:
+        """Count what stands beside markers: what was said in channels, and files fetched."""
+        start = len(self.keys.hearings)
+        async for items in Pages(self.client, self.keys.hearings):
+            for item in items:
+                issuer = item.key[start:].partition("/")[0]
+                said = unpack(item.value, dict[str, int]).get(SAID, 0)
+                listed.setdefault(issuer, Stock()).add(0, len(item.key) + len(item.value) + said)
+        start = len(self.keys.fetched_all)
+        async for items in Pages(self.client, self.keys.fetched_all):
+            for item in items:
+                issuer = item.key[start:].partition("/")[0]
+                listed.setdefault(issuer, Stock()).add(1, len(item.key))
+
+    async def _lighten(self, markers: Sequence[tuple[KeyValue, Marker]]) -> None:
+        """A marker whose process left the store stands for itself only."""
+        pids = [marker.localpid for _, marker in markers]
+        there = {each.processid for each in await self.processes.load_many(self.home, pids)}
+        for item, marker in markers:
+            if marker.localpid in there:
+                continue
+            light = Put(item.key, pack(msgspec.structs.replace(marker, left=0)))
+            unchanged = ModRevision(item.key, item.mod_revision)
+            if (await self.client.commit(Txn([unchanged], [light]))).succeeded:
+                issuer = item.key[len(self.keys.markers) :].partition("/")[0]
+                self.accounts.lighten(issuer, marker.left)
