@@ -245,6 +245,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
         yield Check("member", False, error.message, error.next_step)
     else:
         yield Check("member", True, f"colony {status.get('colonyname')} accepts this user's key")
+        yield check_store(status.get("etcd") or {})
     try:
         key = session.owner_key()
     except Failure as error:
@@ -285,6 +286,15 @@ def check_daemon(session: Session) -> Iterator[Check]:
             next_step = "is its daemon up and its federation port (50081) open?"
             yield Check("peer", False, f"{name}: {reply.get('error')}", next_step)
         yield from check_peer_clock(name, reply.get("clock"))
+
+
+def check_store(etcd: dict[str, Any]) -> Check:
+    """Whether the store has room, by what the daemon says of it."""
+    quota, used = int(etcd.get("quota") or 0), int(etcd.get("inuse") or 0)
+    if why := str(etcd.get("why") or ""):
+        return Check("store", False, f"{etcd.get('level')}: {why}", str(etcd.get("next") or ""))
+    of = f" of {quota // _MIB} MiB (etcd.quota)" if quota else ""
+    return Check("store", True, f"{used // _MIB} MiB in use{of}")
 
 
 def check_memory(told: dict[str, Any]) -> Check:

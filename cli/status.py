@@ -32,6 +32,11 @@ def status(session: Session) -> None:
                 f"etcd {etcd.get('version')}, {int(etcd.get('dbsize') or 0) / 2**20:.1f} MiB, "
                 f"revision {etcd.get('revision')}",
             ),
+            *(
+                [(f"store is {etcd.get('level')}", f"{etcd['why']}; {etcd.get('next')}")]
+                if etcd.get("why")
+                else []
+            ),
             ("peers", counts(reply.get("peers"))),
             ("processes", counts(reply.get("processes"))),
         ]

@@ -33,6 +33,7 @@ from federation.service import Federation
 from federation.transport import TransportError
 from node.codec import unpack, wire_process, wire_time
 from node.errors import bad, missing
+from node.etcd.pressure import Need
 from node.home import Home
 from node.identity import id_of, verify_es256k
 from node.model import Process, State
@@ -216,20 +217,20 @@ def calls(federation: Federation) -> list[Call[Any]]:
         return await federation.rotation.rotate(Home(federation.directory))
 
     return [
-        Call("rotatekeymsg", Empty, Who.OWNER, rotate, home),
+        Call("rotatekeymsg", Empty, Who.OWNER, rotate, home, need=Need.FREES),
         Call("getpeersmsg", Empty, Who.OWNER, get_peers, home),
         Call("getpeermsg", ByPeer, Who.OWNER, get_peer, home),
-        Call("trustpeermsg", TrustPeer, Who.OWNER, trust, home),
-        Call("setpeerpolicymsg", SetPolicy, Who.OWNER, set_policy, home),
+        Call("trustpeermsg", TrustPeer, Who.OWNER, trust, home, need=Need.WORKS),
+        Call("setpeerpolicymsg", SetPolicy, Who.OWNER, set_policy, home, need=Need.FREES),
         Call("invitepeermsg", Invite, Who.OWNER, invite, home),
         Call("getinvitationsmsg", Empty, Who.OWNER, get_invitations, home),
-        Call("revokeinvitationmsg", ByInvitation, Who.OWNER, revoke, home),
+        Call("revokeinvitationmsg", ByInvitation, Who.OWNER, revoke, home, need=Need.FREES),
         Call("joinpeermsg", JoinPeer, Who.OWNER, join, home),
-        Call("blockpeermsg", ByPeer, Who.OWNER, block, home),
-        Call("pingpeermsg", ByPeer, Who.OWNER, ping, home),
+        Call("blockpeermsg", ByPeer, Who.OWNER, block, home, need=Need.FREES),
+        Call("pingpeermsg", ByPeer, Who.OWNER, ping, home, need=Need.FREES),
         Call("getforwardmsg", ProcessById, Who.BOTH, get_forward, home),
         Call("getoriginmsg", ProcessById, Who.BOTH, get_origin, home),
-        Call("resolveprocessmsg", Resolve, Who.OWNER, resolve, home),
+        Call("resolveprocessmsg", Resolve, Who.OWNER, resolve, home, need=Need.FREES),
         *route_calls.rows(federation),
         *clock_calls.rows(federation),
     ]

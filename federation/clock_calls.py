@@ -9,6 +9,7 @@ from typing import Any
 
 from federation.highwater import HighWater
 from federation.service import Federation
+from node.etcd.pressure import Need
 from node.replay import Replays
 from node.rpc.requests import Empty
 from node.rpc.table import Call, Caller, Who
@@ -34,7 +35,15 @@ def rows(federation: Federation) -> list[Call[Any]]:
 
     return [
         Call("getclockmsg", Empty, Who.OWNER, get_clock, home),
-        Call("resetclockmsg", Empty, Who.OWNER, reset_clock, home, lasting=True),
+        Call(
+            "resetclockmsg",
+            Empty,
+            Who.OWNER,
+            reset_clock,
+            home,
+            lasting=True,
+            need=Need.FREES,
+        ),
     ]
 
 

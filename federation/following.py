@@ -25,6 +25,7 @@ from federation.transport import Link
 from node.codec import pack, unpack
 from node.errors import RpcError, bad, conflict, missing
 from node.etcd.errors import EtcdTooLarge
+from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
 from node.log import get_logger
 from node.logs import puts
@@ -81,14 +82,23 @@ class Follower:
         """What a peer told us of a process, and the revision of that."""
         return self.known.get(processid)
 
+    @property
+    def full(self) -> bool:
+        """Whether the store takes no news: then none are asked for, until there is room again."""
+        return self.ledger.client.pressure.refuses(Need.GROWS)
+
     # -- asking ----------------------------------------------------------------------------
 
     def tails(self, peerid: str) -> list[str]:
         """Processes that ended, of which the peer has something left to tell."""
+        if self.full:
+            return []
         return [pid for pid, (each, _) in self.known.items() if each.tail and each.peer == peerid]
 
     def wanted(self, peerid: str, wait: int) -> tuple[list[Follow], bool, int]:
         """What to ask a peer about, whether that is all, and how long the poll may then wait."""
+        if self.full:
+            return [], False, wait
         pids = [
             entry.forward.processid
             for entry in self.ledger.of_peer(peerid)
@@ -135,6 +145,8 @@ class Follower:
         `asked` are those that the poll was about, None for all. Raises EtcdError. What a peer tells
         that can't be is counted, and not stored.
         """
+        if self.full:
+            return None  # what is left to be told is asked for when there is room again
         if answer.news is None:
             return set()
         more: set[str] = set()

@@ -24,14 +24,14 @@ from federation.inbox import Inbox
 from federation.invitations import Invitations
 from federation.messages import SIGNED, Denial, Hello, Successor, load
 from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
-from federation.refusals import Refusal, refusal_of
+from federation.refusals import Refusal, refusal_of, store_full
 from federation.refusing import keep
 from federation.sealing import Sealer
 from federation.sizes import SIZES
 from federation.sparing import Sparing
 from federation.tokens import KNOCK
 from node.errors import RpcError
-from node.etcd.errors import EtcdError
+from node.etcd.errors import EtcdError, StoreFull
 from node.log import get_logger
 from node.rpc.http import Request, Response
 
@@ -102,6 +102,8 @@ class Gate:
             return self._refuse(refusal_of(refused), request)
         except Refusal as refusal:
             return self._refuse(refusal, request)
+        except StoreFull:
+            return self._refuse(store_full(), request)
         except (EtcdError, RpcError) as error:
             log.warning("the store did not answer", error=error)
             return self._refuse(Refusal(503, "busy", "the store did not answer", again=2))

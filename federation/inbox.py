@@ -22,7 +22,7 @@ from federation.messages import Cancel, Receipt, Submit, load, load_large
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, onward
-from federation.refusals import Refusal, trusted_revision
+from federation.refusals import Refusal, store_full, trusted_revision
 from federation.relays import Asked, BadPath, Request, local_id
 from federation.sealing import Sealer, cti_of
 from federation.stocktaking import Stocktaking
@@ -30,6 +30,7 @@ from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
+from node.etcd.pressure import Need
 from node.etcd.transactions import Absent, Compare, Get, ModRevision, Put, Txn
 from node.hooks import Addition
 from node.model import SECOND, FunctionSpec, Process
@@ -169,12 +170,15 @@ class Inbox:
         process = self._build(opened, submit, asked, spec, given)
         # One that goes on stands in the outbox as well, with what it was asked by.
         left = _left_by(asked.first, 2 * len(data) if process.peer else len(data))
-        forbidden = self._enter(opened.issuer, process, submit, len(data), left)
-        if forbidden is not None:
+        full = self.client.pressure.refuses(Need.GROWS)
+        forbidden = None if full else self._enter(opened.issuer, process, submit, len(data), left)
+        if full or forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
             marker = await self._marker(opened, submit)
             if marker is not None:
                 return self._again(marker, opened, asked.request)
+            if forbidden is None:
+                raise store_full()
             raise Refusal(
                 forbidden.status, forbidden.code, forbidden.message, again=forbidden.again
             )
@@ -394,6 +398,8 @@ class Inbox:
     async def _prevent(self, opened: Opened, wish: Cancel) -> tuple[bytes, bool]:
         """See to it that a process never begins: the receipt, and whether a mark was left."""
         key, peer = self.keys.marker(opened.issuer, wish.pid), self.keys.peer(opened.issuer)
+        if self.client.pressure.refuses(Need.WORKS) and await self.client.get(key) is None:
+            raise store_full()  # what is here is ended; what never came is not stored either
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
         marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)
         free: Compare = Absent(key)

@@ -16,6 +16,7 @@ from federation.keys import Keys
 from federation.sealing import Sealer
 from node.config import FederationConfig
 from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdNoSpace
 from node.log import get_logger
 
 __all__ = ["Portrait", "own_addresses"]
@@ -72,13 +73,21 @@ class Portrait:
         return self._sequence
 
     async def start(self, port: int, fingerprint: str) -> None:
-        """Take a number above all before, whatever the clock says."""
+        """Take a number above all before, whatever the clock says.
+
+        Where the store has no room to note it, the last one serves until there is some.
+        """
         self.port, self.fingerprint = port, fingerprint
         if not is_name(self.name):
             self.name = f"colony-{self.sealer.key.id[:8]}"
             log.warning("the colony's name is none for peers; there it is called", name=self.name)
         self.endpoints = own_addresses(self.settings, port)
-        await self._next_sequence()
+        try:
+            await self._next_sequence()
+        except EtcdNoSpace as error:
+            log.warning("card not renewed", error=error)
+            found = await self.client.get(self.keys.sequence)
+            self._sequence, self._due = int(found.value) if found else 0, True
 
     async def moved(self) -> bool:
         """Whether there is a new card to tell of; our addresses, if changed, are in it from now on.

@@ -8,7 +8,9 @@ from __future__ import annotations
 from federation.envelope import Refused
 from federation.peers import BLOCKED, TRUSTED, Peers
 
-__all__ = ["Refusal", "refusal_of", "trusted_revision"]
+__all__ = ["Refusal", "refusal_of", "store_full", "trusted_revision"]
+
+_ROOM_AGAIN = 30  # seconds until a sender whom a full store refused comes again
 
 
 class Refusal(Exception):
@@ -21,6 +23,12 @@ class Refusal(Exception):
         super().__init__(f"{code}: {message}")
         self.status, self.code, self.message, self.again = status, code, message, again
         self.kept = False
+
+
+def store_full() -> Refusal:
+    """What a full store takes no more: nothing was written, and the sender may come again."""
+    message = "this colony's store is full; it takes nothing new until its owner made room"
+    return Refusal(429, "store_full", message, again=_ROOM_AGAIN)
 
 
 def refusal_of(refused: Refused) -> Refusal:

@@ -12,6 +12,7 @@ from federation.messages import Submit, load_large
 from federation.peers import TRUSTED
 from federation.refusals import Refusal
 from node.codec import pack, unpack
+from node.etcd.pressure import Need
 from node.etcd.transactions import Absent, Get, Put, Txn
 
 __all__ = ["is_final", "keep"]
@@ -35,6 +36,8 @@ async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
     except Refused:
         return False
     if inbox.peers.state(opened.issuer) != TRUSTED or not is_final(refusal):
+        return False
+    if inbox.client.pressure.refuses(Need.WORKS):
         return False
     key = inbox.keys.marker(opened.issuer, submit.pid)
     kept = Kept(refusal.status, refusal.code, refusal.message[:300])

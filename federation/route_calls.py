@@ -13,6 +13,7 @@ from federation.capabilities import Statement
 from federation.outbox import Forward
 from federation.routes import Option, Report, Route, odds
 from node.errors import bad
+from node.etcd.pressure import Need
 from node.model import FunctionSpec
 from node.rpc.requests import Empty
 from node.rpc.table import Call, Caller, Who
@@ -48,7 +49,7 @@ def rows(federation: Federation) -> list[Call[Any]]:
 
     return [
         Call("getroutesmsg", Empty, Who.OWNER, get_routes, home),
-        Call("explainroutemsg", ExplainRoute, Who.OWNER, explain, home),
+        Call("explainroutemsg", ExplainRoute, Who.OWNER, explain, home, need=Need.FREES),
     ]
 
 

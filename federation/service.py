@@ -52,6 +52,7 @@ from node.containment import contained, keep_going
 from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
+from node.etcd.pressure import Need
 from node.identity import PrivateKey
 from node.log import get_logger
 from node.members import Members
@@ -124,7 +125,7 @@ class Federation:
             self.board,
             members,
             lambda: self.portrait.sequence,
-            lambda: not self.inbox.owing.draining,
+            lambda: not self.inbox.owing.draining and not client.pressure.refuses(Need.GROWS),
             lambda: self._chance,
         )
         self.gate.capabilities = self.exchange.answer

@@ -26,6 +26,7 @@ from federation.transport import Later, Link, PeerRefused, TransportError
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
+from node.etcd.pressure import Need
 from node.etcd.transactions import Get, ModRevision, Put, Txn
 from node.log import get_logger
 from node.model import Process, State
@@ -52,12 +53,14 @@ class Listener:
         """Store messages, once; the answer tells how many entries that colony told us of by now.
 
         Refused, and not stored: unknown_process, no_channel, closed, channel_full, bad_message.
+        Raises StoreFull.
         """
         say, inbox = load(opened.payload, Say), self.inbox
         found = await inbox.client.get(inbox.keys.marker(opened.issuer, say.pid))
         marker = unpack(found.value, Marker) if found else None
         if marker is None or not marker.localpid or marker.attempt != say.attempt:
             raise Refusal(404, "unknown_process", "no such process of your colony is here")
+        inbox.client.pressure.demand(Need.GROWS)
         for _ in range(_TRIES):
             after = await self._store(opened.issuer, marker.localpid, say)
             if after is not None:

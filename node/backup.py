@@ -25,6 +25,7 @@ from node.config import Config, load_config
 from node.directories import sync_directory
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
+from node.etcd.maintenance import clear_alarm
 from node.etcd.premises import lock_home
 from node.etcd.supervisor import supervise
 from node.etcd.transactions import Op, Put, Txn
@@ -82,6 +83,7 @@ async def _own_store(directory: Path, quota: int) -> AsyncIterator[EtcdClient]:
     async with trio.open_nursery() as nursery:
         target: str = await nursery.start(run)
         async with open_client(target, timeout=20.0) as client:
+            await clear_alarm(client)
             yield client
         nursery.cancel_scope.cancel()
 

@@ -20,6 +20,7 @@ from node.directory import Directory
 from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
+from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, ModRevision
 from node.leader import Leader
 from node.log import get_logger
@@ -41,6 +42,8 @@ _TRIES = 8
 _GRACE = 2 * SECOND
 # Seconds between two looks at whether the previous workflow has ended.
 _PATIENCE = 1.0
+# ... and after it was not, since the store is full; the log tells that once for all of them.
+_NO_ROOM = 5.0
 _PAGE = 16
 
 
@@ -211,6 +214,8 @@ class Crons:
             return 0.0
         cron = known[0]
         if cron.firing is not None:
+            if self.client.pressure.refuses(Need.GROWS):
+                return _NO_ROOM
             return await self._submit(*known, self.leader.fence)
         if not 0 < cron.nextrun <= self.now():
             return 0.0
@@ -218,6 +223,8 @@ class Crons:
             return await self._skip(*known, "its creator left the colony")
         if not await self._free(cron):
             return _PATIENCE
+        if self.client.pressure.refuses(Need.GROWS):
+            return _NO_ROOM  # it stays due: one run follows when there is room again
         try:
             self._require_processes(cron)
         except TooMany as error:

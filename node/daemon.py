@@ -25,8 +25,9 @@ from node.deadlines import expire
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
-from node.etcd.maintenance import maintain
+from node.etcd.maintenance import clear_alarm, maintain, observe, watch_use
 from node.etcd.premises import lock_home
+from node.etcd.pressure import DEFAULT_QUOTA
 from node.etcd.supervisor import supervise
 from node.handlers import (
     blueprints,
@@ -137,6 +138,7 @@ async def run(
                 async with open_client(target) as client:
                     if config.etcd.endpoints:
                         await cluster.require(client, config.etcd)
+                    await _open_pressure(client, config, settings.home)
                     await _serve(
                         client, settings, config, info, extension, notifier, signals, task_status
                     )
@@ -151,8 +153,27 @@ async def _supervise(
     await supervise(directory, quota_bytes=quota, task_status=task_status)
 
 
-async def _maintain(client: EtcdClient, quota: int) -> None:
-    await maintain(client, quota_bytes=quota, hold=keys.HOLD)
+async def _open_pressure(client: EtcdClient, config: Config, home: Path) -> None:
+    """Learn how full the store is before anything is written, and have it taken in again."""
+    pressure = client.pressure
+    pressure.quota = int(config.etcd.quota) or DEFAULT_QUOTA
+    pressure.own = not config.etcd.endpoints
+    if pressure.own:
+        await clear_alarm(client)
+        await observe(client, home)
+        return
+    try:
+        await observe(client)
+    except EtcdError as error:
+        log.warning("store is not watched", because=error)  # `watch_use` goes on trying
+
+
+async def _maintain(client: EtcdClient, home: Path) -> None:
+    """Keep the embedded store, or watch the one that others keep."""
+    pressure = client.pressure
+    if pressure.own:
+        await maintain(client, quota_bytes=pressure.quota, hold=keys.HOLD, disk=home)
+    await watch_use(client)
 
 
 async def _serve(
@@ -170,6 +191,7 @@ async def _serve(
     replays = Replays(client, node.now)
     strict = config.rpc.replay == "strict"
     table = Table(node.directory, node.now, strict_replay=strict, replays=replays)
+    table.pressure = client.pressure
     _furnish(node, Home(settings.home).files, config, info)
     node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
     node.reload.appliers["quotas"] = lambda new: _limit(node, new)
@@ -186,9 +208,8 @@ async def _serve(
         info.server.id,
     )
     async with trio.open_nursery() as nursery:
-        if not config.etcd.endpoints:
-            quota = int(config.etcd.quota)
-            nursery.start_soon(keep_going, "store maintenance", partial(_maintain, client, quota))
+        housekeeping = partial(_maintain, client, settings.home)
+        nursery.start_soon(keep_going, "store maintenance", housekeeping)
         for prefix in (keys.MEMBERS, keys.LIVE, keys.paused(""), keys.SERVER):
             index = partial(feeding.follow, node, prefix)
             await nursery.start(keep_going, f"index of {prefix}", index)

@@ -12,7 +12,8 @@ import trio
 from node import metrics
 from node.config import Config
 from node.errors import RpcError
-from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps
+from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdTooManyOps, StoreFull
+from node.etcd.pressure import Level
 from node.log import get_logger
 from node.node import Node
 from node.rpc import cors, filedoor, pubsub
@@ -81,7 +82,7 @@ def http_handler(
             try:
                 status_code, body = await table.answer(request.body)
             except EtcdError as error:
-                return _store_error(error)
+                return _store_error(node, error)
             return Response(status_code, body)
         if request.path == pubsub.PATH and request.method == "GET":
             try:
@@ -97,20 +98,35 @@ def http_handler(
             try:
                 return await filedoor.answer(node.files, request)
             except EtcdError as error:
-                return _store_error(error)
+                return _store_error(node, error)
         if request.path == "/health" and request.method in ("GET", "HEAD"):
             try:
                 await node.client.get(keys.SERVER)
             except EtcdError as error:
-                return _store_error(error)
-            return Response(200)
+                return _store_error(node, error)
+            return _health(node)
         return _plain_error(404, f"{request.method} {request.path[:80]}: POST /api is served here")
 
     return handle
 
 
-def _store_error(error: EtcdError) -> Response:
+def _health(node: Node) -> Response:
+    """The answer while the store answers: unsigned, so it tells no sizes."""
+    level = node.client.pressure.level
+    if level is Level.OK:
+        return Response(200)
+    message = f"the store is {'nearly ' * (level is Level.SOFT)}full: `colony doctor` says more"
+    return _plain_error(507, message) if level is Level.FULL else Response(200, message.encode())
+
+
+def _store_error(node: Node, error: EtcdError) -> Response:
     if isinstance(error, (EtcdTooLarge, EtcdTooManyOps)):
         return _plain_error(400, "the request does not fit the store: 1.5 MiB, 128 operations")
+    if isinstance(error, StoreFull):
+        return _plain_error(507, str(error))
     log.warning("store", error=error)
-    return _plain_error(503, f"the store does not answer ({error.code}); try again")
+    pressure = node.client.pressure
+    if isinstance(error, EtcdNoSpace):
+        return _plain_error(507, f"the store took nothing: {pressure.told()}")
+    why = f"; {pressure.told()}" if pressure.disk_low else ""
+    return _plain_error(503, f"the store does not answer ({error.code}); try again{why}")

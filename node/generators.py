@@ -18,6 +18,7 @@ from node.directory import Directory
 from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
+from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
 from node.leader import Leader
 from node.log import get_logger
@@ -43,6 +44,7 @@ REMEMBERED = 600 * SECOND
 _TRIES = 32
 # Arguments and bytes of one transaction of packs: each argument takes two operations of 128.
 _TOGETHER, _TOGETHER_BYTES = 50, 512 * 1024
+_NO_ROOM = 5.0  # seconds until a generator is looked at again that a full store kept from starting
 _PAGE = 16
 _ARGS_PAGE = 1000
 
@@ -310,6 +312,8 @@ class Generators:
             return 0.0
         if not may_start(self.directory, generator.colonyname, generator.initiatorid):
             return self._wait(generator, "its creator left the colony")
+        if self.client.pressure.refuses(Need.GROWS):
+            return _NO_ROOM
         if generator.firing is None:
             after, txn = store.fire(generator, revision, firing, self.leader.fence)
             result = await self.client.commit(txn)

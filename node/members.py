@@ -248,26 +248,26 @@ class Members:
         An executor is one that the SDKs' variables name: approved, so that it can work at once.
         Raises RpcError 409 when the store holds that colony under another key.
         """
-        server = Txn(
-            [Absent(keys.SERVER)], [Put(keys.SERVER, serverid.encode())], [Get(keys.SERVER)]
-        )
-        result = await self.client.commit(server)
-        if not result.succeeded:
-            serverid = result.responses[0][0].value.decode()
+        # Read first: etcd refuses whatever could write when it is full, also where it would not.
+        server = await self._found_or_put(keys.SERVER, serverid.encode())
         key = keys.colony(colony.name)
-        data = pack(colony)
-        found = await self.client.commit(Txn([Absent(key)], [Put(key, data)], [Get(key)]))
-        if not found.succeeded:
-            there = unpack(found.responses[0][0].value, Colony)
-            if there.colonyid != colony.colonyid:
-                raise conflict(f"colony {colony.name} in this store belongs to another key")
-        key = keys.user(colony.name, user.name)
-        await self.client.commit(Txn([Absent(key)], [Put(key, pack(user))]))
+        there = unpack(await self._found_or_put(key, pack(colony)), Colony)
+        if there.colonyid != colony.colonyid:
+            raise conflict(f"colony {colony.name} in this store belongs to another key")
+        await self._found_or_put(keys.user(colony.name, user.name), pack(user))
         if executor is not None:
             executor.commissiontime = self.now()
             key = keys.executor(colony.name, executor.executorname)
-            await self.client.commit(Txn([Absent(key)], [Put(key, pack(executor))]))
-        return serverid
+            await self._found_or_put(key, pack(executor))
+        return server.decode()
+
+    async def _found_or_put(self, key: str, value: bytes) -> bytes:
+        """What is at `key`, which is `value` if nothing was there."""
+        found = await self.client.get(key)
+        if found is not None:
+            return found.value
+        result = await self.client.commit(Txn([Absent(key)], [Put(key, value)], [Get(key)]))
+        return value if result.succeeded else result.responses[0][0].value
 
 
 def _check_id(identity: str, field_name: str) -> None:

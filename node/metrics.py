@@ -18,6 +18,7 @@ import trio
 
 from node.errors import RpcError, denied, missing
 from node.etcd.errors import EtcdError
+from node.etcd.pressure import Level
 from node.handlers.colonies import statistics
 from node.model import ExecutorState, State
 from node.node import Node
@@ -108,7 +109,7 @@ class Metrics:
         return Response(200, self._text, _CONTENT_TYPE)
 
     async def _read(self) -> list[Family]:
-        families = [*self._own(), *self._rpc(), *self._extension()]
+        families = [*self._own(), *self._rpc(), *self._extension(), *self._disk()]
         up = Family("colonyd_store_up", "gauge", "Whether the store answers.")
         try:
             families += await self._colonies()
@@ -205,8 +206,16 @@ class Metrics:
         known = await self.node.processes.load(colony, entry.processid)
         return max(0.0, (self.node.now() - known[0].submissiontime) / 1e9) if known else 0.0
 
+    def _disk(self) -> list[Family]:
+        """Known while the store is away, too: a full disk may be why."""
+        free = self.node.client.pressure.disk_free
+        about = "Space left on the disk of the home, where the store is."
+        family = Family("colonyd_disk_free_bytes", "gauge", about)
+        return [] if free is None else [family.add(free)]
+
     async def _store(self) -> list[Family]:
         status = await self.node.client.status()
+        pressure = self.node.client.pressure
         return [
             Family("colonyd_store_size_bytes", "gauge", "Size of the store's file.").add(
                 status.db_size
@@ -214,6 +223,14 @@ class Metrics:
             Family("colonyd_store_in_use_bytes", "gauge", "What of it is in use.").add(
                 status.db_in_use
             ),
+            Family("colonyd_store_quota_bytes", "gauge", "What may be in use: etcd.quota.").add(
+                pressure.quota
+            ),
+            Family(
+                "colonyd_store_pressure",
+                "gauge",
+                "0: takes everything; 1: nothing is added; 2: only what ends and frees is done.",
+            ).add(list(Level).index(pressure.level)),
             Family("colonyd_store_revision", "counter", "Transactions of the store so far.").add(
                 status.revision
             ),

@@ -14,6 +14,7 @@ from federation.simulation.store import MemoryStore
 from federation.simulation.world import Killed, World
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
+from node.etcd.pressure import Pressure
 from node.etcd.transactions import Delete, DeletePrefix, Put, Txn
 
 __all__ = ["MemoryClient"]
@@ -35,6 +36,7 @@ class MemoryClient(EtcdClient):
     ) -> None:
         self.store, self.world, self.name = store, world, name
         self.dead = False
+        self.pressure = Pressure()  # of a store without bounds
         self._kill, self._frozen = kill, frozen
 
     def close(self) -> None:

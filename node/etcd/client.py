@@ -17,8 +17,15 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from node.etcd.channel import Channel, Stream, open_channel
 from node.etcd.dial import Access
-from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, LeaseLost
+from node.etcd.errors import (
+    EtcdError,
+    EtcdNoSpace,
+    EtcdTooLarge,
+    EtcdUnavailable,
+    LeaseLost,
+)
 from node.etcd.guard import GUARD
+from node.etcd.pressure import Pressure
 from node.etcd.snapshots import save_snapshot
 from node.etcd.transactions import (
     Absent,
@@ -71,7 +78,10 @@ class TxnResult(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The server's condition; sizes in bytes, `db_in_use` is what a defragmentation would leave."""
+    """The server's condition; sizes in bytes, `db_in_use` is what a defragmentation would leave.
+
+    `no_space` is whether the alarm NOSPACE is raised at any member.
+    """
 
     version: str
     db_size: int
@@ -79,6 +89,7 @@ class Status(msgspec.Struct, frozen=True):
     revision: int
     leader: int
     member: int
+    no_space: bool = False
 
 
 def prefix_end(prefix: bytes) -> bytes:
@@ -143,7 +154,11 @@ class EtcdClient:
     """
 
     def __init__(self, channel: Channel, timeout: float) -> None:
-        """Use `open_client` instead; `timeout` in seconds."""
+        """Use `open_client` instead; `timeout` in seconds.
+
+        `pressure` counts what is written; nothing is refused until somebody gives it a quota.
+        """
+        self.pressure = Pressure()
         self._channel = channel
         self._timeout = timeout
         self._closed = False
@@ -165,6 +180,16 @@ class EtcdClient:
         seconds = self._timeout if timeout is None else timeout
         data = await self._channel.call(path, request.SerializeToString(), seconds)
         return answer.FromString(data)
+
+    async def _put_in(self, path: str, request: Any, answer: Any) -> Any:
+        """One request that may take space, counted; that etcd has none left is noted."""
+        data = request.SerializeToString()
+        self.pressure.wrote(len(data))
+        try:
+            return answer.FromString(await self._channel.call(path, data, self._timeout))
+        except EtcdNoSpace:
+            self.pressure.refused()
+            raise
 
     async def _read(self, request: Any) -> Any:
         """A range; asked again on a broken connection, since reading twice does no harm."""
@@ -253,7 +278,7 @@ class EtcdClient:
     async def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Write unconditionally; gives the revision of the write."""
         request = pb.PutRequest(key=key.encode(), value=value, lease=lease)
-        return int((await self._call(_KV + "Put", request, pb.PutResponse)).header.revision)
+        return int((await self._put_in(_KV + "Put", request, pb.PutResponse)).header.revision)
 
     async def delete(self, key: str) -> int:
         """Remove one key; gives how many were removed, 0 or 1."""
@@ -281,7 +306,7 @@ class EtcdClient:
             _add_operation(request.success, op)
         for op in txn.failure:
             _add_operation(request.failure, op)
-        answer = await self._call(_KV + "Txn", request, pb.TxnResponse)
+        answer = await self._put_in(_KV + "Txn", request, pb.TxnResponse)
         done = txn.success if answer.succeeded else txn.failure
         responses = []
         if any(type(op) is Get for op in done):
@@ -292,7 +317,7 @@ class EtcdClient:
     async def grant(self, ttl: int) -> int:
         """A new lease of `ttl` seconds (etcd may make it longer); gives its id."""
         request = pb.LeaseGrantRequest(TTL=ttl)
-        return int((await self._call(_LEASE + "LeaseGrant", request, pb.LeaseGrantResponse)).ID)
+        return int((await self._put_in(_LEASE + "LeaseGrant", request, pb.LeaseGrantResponse)).ID)
 
     async def keep_alive(self, lease: int) -> None:
         """Renew the lease, a third of its life apart, until cancelled; raises `LeaseLost`.
@@ -326,10 +351,15 @@ class EtcdClient:
         # Status tells raft's index, not the store's revision: an empty read does.
         read = await self._read(pb.RangeRequest(key=b"\0", count_only=True))
         answer = await self._call(_MAINTENANCE + "Status", pb.StatusRequest(), pb.StatusResponse)
-        # The stubs are older than `dbSizeInUse`, which is field 9.
+        # The stubs are older than `errors` (field 8, alarms among them) and `dbSizeInUse` (9). To
+        # ask for the alarms themselves would be a write to the log of every member.
+        in_use, no_space = int(answer.dbSize), False
         fields: Any = UnknownFieldSet(answer)
-        newer = {field.field_number: field.data for field in fields}
-        in_use = int(newer.get(9, answer.dbSize))
+        for field in fields:
+            if field.field_number == 9:
+                in_use = int(field.data)
+            elif field.field_number == 8:
+                no_space = no_space or b"NOSPACE" in field.data
         return Status(
             version=answer.version,
             db_size=answer.dbSize,
@@ -337,6 +367,7 @@ class EtcdClient:
             revision=read.header.revision,
             leader=answer.leader,
             member=answer.header.member_id,
+            no_space=no_space,
         )
 
     async def compact(self, revision: int) -> None:

@@ -52,6 +52,12 @@ class EtcdNoSpace(EtcdError):
     code = "no_space"
 
 
+class StoreFull(EtcdNoSpace):
+    """The daemon itself refused to write, before anything was sent: the reserve is for others."""
+
+    code = "store_full"
+
+
 class LeaseLost(EtcdError):
     """The lease expired or was revoked; keys attached to it are gone."""
 

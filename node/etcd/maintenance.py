@@ -1,52 +1,154 @@
-"""Housekeeping of an etcd of our own: forgets overwritten values, gives space back, clears NOSPACE.
+"""Housekeeping of the store: watches its use, forgets overwritten values, clears NOSPACE.
 
-A cluster that others run is kept by them; what is worth keeping at all is decided by the store.
+A cluster that others run is only watched; what is worth keeping at all is decided by the store, and
+what is still let in by `pressure`.
 """
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import NoReturn
 
 import trio
 
-from node.etcd.client import EtcdClient
+from node.etcd.client import EtcdClient, Status
 from node.etcd.errors import Compacted, EtcdError
+from node.etcd.pressure import Level, Pressure
 from node.log import get_logger
+
+__all__ = ["clear_alarm", "maintain", "observe", "watch_use"]
 
 log = get_logger("etcd")
 
 _WORTH_IT = 1000  # revisions: fewer are not worth a compaction, which costs writes to flash
+_LOOK = 5.0  # seconds between two looks, at most; writes ask for one earlier
+_LEAST = 0.1  # ... at least, however much is written
+_CROWDED = 70  # percent of the quota from which history is kept more shortly
+_AGAIN = 30.0  # seconds between two tries to make room below an alarm
+
+
+async def observe(client: EtcdClient, disk: Path | None = None) -> Status:
+    """Bring the client's `pressure` up to date, and log when its level changes.
+
+    `disk` is a directory whose file system is watched as well, even while etcd does not answer.
+    Raises EtcdError.
+    """
+    pressure = client.pressure
+    pressure.look = trio.Event()
+    try:
+        if disk is not None:
+            pressure.place = str(disk)
+            pressure.take_disk(await trio.to_thread.run_sync(_free, disk))
+        counted = pressure.since
+        status = await client.status()
+        pressure.take_in(
+            size=status.db_size, used=status.db_in_use, alarm=status.no_space, counted=counted
+        )
+        return status
+    finally:
+        if pressure.level != pressure.logged:
+            pressure.logged = pressure.level
+            _tell(pressure)
+
+
+def _free(disk: Path) -> int | None:
+    try:
+        return shutil.disk_usage(disk).free
+    except OSError:
+        return None
+
+
+def _tell(pressure: Pressure) -> None:
+    if pressure.level is Level.OK:
+        log.info("store takes everything again", used=pressure.used, quota=pressure.quota)
+    elif pressure.level is Level.SOFT:
+        log.warning("store is nearly full", because=pressure.told())
+    else:
+        log.error("store is full", because=pressure.told())
+
+
+async def watch_use(client: EtcdClient) -> NoReturn:
+    """Watch the use of a cluster that others keep, until cancelled; trouble is logged once."""
+    trouble = ""
+    while True:
+        try:
+            await observe(client)
+            trouble = ""
+        except EtcdError as error:
+            if str(error) != trouble:
+                log.warning("store is not watched", because=error)
+            trouble = str(error)
+        await _until_next(client, _LOOK)
+
+
+async def clear_alarm(client: EtcdClient) -> None:
+    """Make an etcd of our own take writes again if an alarm of an earlier run stands.
+
+    Its limit is above what its file has (`supervisor.own_limit`). Raises EtcdError.
+    """
+    if (await client.status()).no_space:
+        log.warning("an alarm of an earlier run is cleared", alarm="NOSPACE")
+        await client.disarm()
 
 
 async def maintain(
-    client: EtcdClient, *, quota_bytes: int, interval: float = 30.0, hold: str = ""
+    client: EtcdClient,
+    *,
+    quota_bytes: int,
+    interval: float = 30.0,
+    hold: str = "",
+    disk: Path | None = None,
 ) -> NoReturn:
-    """Keep the store below its quota, looking every `interval` seconds, until cancelled.
+    """Keep the store below its quota, until cancelled; `client.pressure` tells how full it is.
 
-    While there is a key `hold`, nothing is forgotten unless space runs out.
+    While there is a key `hold`, nothing is forgotten unless etcd itself has no space.
 
-    History is kept for one to two intervals, which a paged listing has to be done in. etcd's own
-    compaction, every five minutes at best, lets a busy queue fill the quota in between.
+    History is kept for one to two intervals, which a paged listing has to be done in; shorter ones
+    where the store fills. etcd's own compaction, every five minutes at best, lets a busy queue fill
+    the quota in between.
     """
-    due = compacted = 0
+    pressure = client.pressure
+    pressure.quota = quota_bytes
+    due = compacted = stale = 0
+    turn = tried = float("-inf")
     while True:
+        pause = interval
         try:
-            status = await client.status()
-            if await client.alarms():
-                await _make_room(client, status.revision, quota_bytes)
+            status = await observe(client, disk)
+            now = trio.current_time()
+            if pressure.percent >= _CROWDED:
+                pause = min(interval, 2.0 if pressure.tight else 5.0)
+            if pressure.alarm and now - tried >= _AGAIN:
+                tried = now
+                await _make_room(client, status.revision)
+                await observe(client, disk)
                 compacted = status.revision
-            elif due - compacted >= _WORTH_IT and not (hold and await client.get(hold)):
-                await _compact(client, due)
-                compacted = due
-            due = status.revision
-            # etcd's quota is on the file, free pages included; rewriting it stops everything, so
-            # it waits until it gives back a quarter of the quota.
-            if status.db_size - status.db_in_use > quota_bytes // 4:
+            elif now - turn >= pause:
+                worth = 1 if pressure.tight else _WORTH_IT
+                if due - compacted >= worth and not (hold and await client.get(hold)):
+                    await _compact(client, due)
+                    compacted, stale = due, 3
+                elif pressure.tight and stale:
+                    stale -= 1
+                    await _count_again(client)
+                due, turn = status.revision, now
+            # etcd's own limit is on the file, free pages included; rewriting it stops everything,
+            # so it waits until it gives back a quarter of the quota, or the file is too large.
+            free = status.db_size - status.db_in_use
+            if free > quota_bytes // (8 if status.db_size > quota_bytes else 4):
                 log.info("store is defragmented", size=status.db_size, used=status.db_in_use)
                 await client.defragment()
         except EtcdError as error:
             log.warning("store maintenance failed", because=error)
-        await trio.sleep(interval)
+        await _until_next(client, min(pause, _LOOK))
+
+
+async def _until_next(client: EtcdClient, seconds: float) -> None:
+    """Wait until the next look is due, or asked for."""
+    await trio.sleep(min(_LEAST, seconds))
+    with trio.move_on_after(seconds):
+        await client.pressure.look.wait()
 
 
 async def _compact(client: EtcdClient, revision: int) -> None:
@@ -56,13 +158,18 @@ async def _compact(client: EtcdClient, revision: int) -> None:
         log.debug("store was compacted by others", revision=revision)
 
 
-async def _make_room(client: EtcdClient, revision: int, quota_bytes: int) -> None:
-    """Compact, defragment, and clear the alarm, in the order etcd demands, if that made room."""
+async def _count_again(client: EtcdClient) -> None:
+    """Have etcd count its free pages: it does so at a write only, and a lease leaves no key."""
+    await client.revoke(await client.grant(1))
+
+
+async def _make_room(client: EtcdClient, revision: int) -> None:
+    """Compact, defragment, and clear the alarm, in the order etcd demands.
+
+    etcd raises it again if that was not enough.
+    """
     await _compact(client, revision)
     await client.defragment()
-    status = await client.status()
-    if status.db_size > quota_bytes * 9 // 10:
-        log.error("store is full: delete or raise the quota", size=status.db_size)
-        return
     await client.disarm()
-    log.info("store has room again", size=status.db_size, quota=quota_bytes)
+    status = await client.status()
+    log.info("store has room again", size=status.db_size, quota=client.pressure.quota)

@@ -142,12 +142,17 @@ def _check_owner(path: Path) -> None:
 
 
 def _check_space(directory: Path) -> None:
+    """Refuse to begin a store where its first files have no place; one that is there may do."""
     free = shutil.disk_usage(directory).free
-    if free < MIN_FREE:
-        raise StoreRefused(
-            f"the disk of {directory} is full: {free // 2**20} MiB free, "
-            f"the store needs {MIN_FREE // 2**20} MiB"
-        )
+    if free >= MIN_FREE:
+        return
+    trouble = (
+        f"the disk of {directory} is full: {free // 2**20} MiB free, "
+        f"the store needs {MIN_FREE // 2**20} MiB"
+    )
+    if not (directory / "data" / "member").is_dir():
+        raise StoreRefused(trouble)
+    log.error("the store starts nevertheless", because=trouble)
 
 
 def _version_of(binary: str) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from node.etcd.premises import (
     stop_orphan,
     wait_exit,
 )
+from node.etcd.pressure import DEFAULT_QUOTA
 from node.log import get_logger
 
 __all__ = ["StoreRefused", "lock_home", "supervise"]
@@ -40,10 +41,27 @@ _NOISE = frozenset(
         "failed to apply request",  # is the answer to the call that caused it
     }
 )
+_DISK_FULL = "no space left on device"  # in what etcd says last when it ended for that
 _STABLE = 60.0  # seconds of service after which a death counts as the first again
 
 
-def command(binary: str, quota_bytes: int) -> list[str]:
+def own_limit(directory: Path, quota_bytes: int) -> int:
+    """The limit in bytes that etcd itself gets for its file, by what the file has already.
+
+    It stands a quarter of the quota above both the quota and the file. At its limit etcd refuses
+    whatever could put anything, a block, the end of a process and the leader's lease too, and the
+    free pages in the file count: a store that filled up could only be emptied key by key. What is
+    let in is decided by `pressure`, far below.
+    """
+    try:
+        size = (directory / "data" / "member" / "snap" / "db").stat().st_size
+    except OSError:
+        size = 0
+    quota = quota_bytes or DEFAULT_QUOTA
+    return max(quota, size) + quota // 4
+
+
+def command(binary: str, limit: int) -> list[str]:
     """etcd's command line, for the store's directory as working directory."""
     # Relative names make the sockets `localhost:1` and `localhost:2` in the working directory,
     # however long its path is.
@@ -57,7 +75,7 @@ def command(binary: str, quota_bytes: int) -> list[str]:
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
         f"--initial-cluster=colonyd={peer}",
-        f"--quota-backend-bytes={quota_bytes}",
+        f"--quota-backend-bytes={limit}",
         # By default nothing is ever compacted; periodic mode keeps what a watch may resume from.
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=5m",
@@ -92,7 +110,7 @@ class _Child:
     """One run of etcd: its process, a pidfd to signal without races, the end of what it said."""
 
     def __init__(self, premises: Premises, quota_bytes: int) -> None:
-        arguments = command(premises.binary, quota_bytes)
+        arguments = command(premises.binary, own_limit(premises.directory, quota_bytes))
         if premises.setpriv is not None:
             # So that etcd ends even when we are killed. The signal comes when the starting *thread*
             # ends, hence no `trio.lowlevel.open_process`, which starts from a passing thread.
@@ -205,7 +223,8 @@ async def supervise(
     """Run an etcd of our own with its data in `directory`, until cancelled.
 
     Gives the target for `open_client` to `task_status` when etcd serves. Raises `StoreRefused` when
-    it cannot start at first; later deaths are answered by a restart with back-off. When cancelled,
+    it cannot start at first; later deaths, and a full disk, are answered by a restart with
+    back-off: then it comes back when there is room. When cancelled,
     returns only after etcd has ended, at most about `_STOP_TIMEOUT` later: cancel it last.
     """
     with open_premises(directory, binary) as premises:
@@ -226,7 +245,7 @@ async def supervise(
                 ended = await _run_once(premises, quota_bytes, ready)
                 nursery.cancel_scope.cancel()
             announced = announced or ready.is_set()
-            if not announced:
+            if not announced and _DISK_FULL not in ended:
                 raise StoreRefused(f"the store does not start: {ended}")
             log.error("etcd is started again", seconds=backoff, because=ended)
             await trio.sleep(backoff)

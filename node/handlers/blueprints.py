@@ -11,6 +11,7 @@ from node.blueprint_rules import Initiator, Wanted, colony_initiator
 from node.codec import wire_process, wire_time
 from node.directory import name_of
 from node.errors import bad, denied
+from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
@@ -368,13 +369,20 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("addblueprintdefinitionmsg", AddDefinition, Who.OWNER, define, of_definition),
         Call("getblueprintdefinitionmsg", DefinitionNamed, both, get_definition, of),
         Call("getblueprintdefinitionsmsg", ColonyDefinitions, both, get_definitions, of),
-        Call("removeblueprintdefinitionmsg", Named, Who.OWNER, remove_definition, of_named),
+        Call(
+            "removeblueprintdefinitionmsg",
+            Named,
+            Who.OWNER,
+            remove_definition,
+            of_named,
+            need=Need.FREES,
+        ),
         Call("addblueprintmsg", AddBlueprint, both, add, of_sent),
         Call("getblueprintmsg", Named, both, get, of_named),
         Call("getblueprintsmsg", GetBlueprints, both, get_many, of_named),
         Call("updateblueprintmsg", UpdateBlueprint, both, update, of_sent),
-        Call("removeblueprintmsg", Named, both, remove, of_named),
-        Call("updateblueprintstatusmsg", UpdateStatus, Who.MEMBER, set_status, of),
+        Call("removeblueprintmsg", Named, both, remove, of_named, need=Need.FREES),
+        Call("updateblueprintstatusmsg", UpdateStatus, Who.MEMBER, set_status, of, need=Need.WORKS),
         Call("reconcileblueprintmsg", Reconcile, Who.MEMBER, reconcile, of_named),
         Call("getblueprinthistorymsg", GetHistory, Who.SIGNED, history),
     ]

@@ -10,6 +10,7 @@ import msgspec
 
 from node.channels import wire
 from node.errors import bad
+from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
 from node.replay import Once
@@ -73,7 +74,7 @@ def calls(node: Node) -> list[Call[Any]]:
 
     return [
         Call("channelappendmsg", Append, Who.SIGNED, append, None, Once.TOGETHER),
-        Call("channelreadmsg", Read, Who.SIGNED, read),
+        Call("channelreadmsg", Read, Who.SIGNED, read, need=Need.FREES),
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from node.codec import pack
 from node.errors import missing
+from node.etcd.pressure import Need
 from node.etcd.transactions import Put, Txn
 from node.model import Colony, ExecutorState, State, User
 from node.node import Node
@@ -95,21 +96,21 @@ def calls(node: Node) -> list[Call[Any]]:
         return request.user.colonyname
 
     return [
-        Call("versionmsg", req.Empty, Who.ANYONE, version),
+        Call("versionmsg", req.Empty, Who.ANYONE, version, need=Need.FREES),
         Call("getserverinfomsg", req.Empty, Who.ANYONE, server_info),
         Call("getstatisticsmsg", req.Empty, Who.SERVER, server_statistics),
         Call("addcolonymsg", req.AddColony, Who.SERVER, add_colony),
-        Call("removecolonymsg", req.ColonyOnly, Who.SERVER, remove_colony),
+        Call("removecolonymsg", req.ColonyOnly, Who.SERVER, remove_colony, need=Need.FREES),
         Call("getcoloniesmsg", req.Empty, Who.SERVER, get_colonies),
         Call("getcolonymsg", req.ColonyOnly, Who.MEMBER, get_colony, of),
         Call("getcolonystatsmsg", req.ColonyOnly, Who.MEMBER, colony_statistics, of),
         Call("addusermsg", req.AddUser, Who.OWNER, add_user, of_user),
-        Call("removeusermsg", req.Named, Who.OWNER, remove_user, of),
+        Call("removeusermsg", req.Named, Who.OWNER, remove_user, of, need=Need.FREES),
         Call("getusersmsg", req.ColonyOnly, Who.LOOSE, get_users, of),
         Call("getusermsg", req.Named, Who.LOOSE, get_user, of),
         Call("getuserbyidmsg", req.UserById, Who.LOOSE, get_user_by_id, of),
-        Call("pauseassignmentsmsg", req.ColonyOnly, Who.OWNER, pause, of),
-        Call("resumeassignmentsmsg", req.ColonyOnly, Who.OWNER, resume, of),
+        Call("pauseassignmentsmsg", req.ColonyOnly, Who.OWNER, pause, of, need=Need.FREES),
+        Call("resumeassignmentsmsg", req.ColonyOnly, Who.OWNER, resume, of, need=Need.FREES),
         Call("getpausestatusmsg", req.ColonyOnly, Who.LOOSE, pause_status, of),
     ]
 

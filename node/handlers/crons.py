@@ -9,6 +9,7 @@ import msgspec
 from node.codec import wire_time
 from node.directory import name_of
 from node.errors import bad, missing
+from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
@@ -126,5 +127,5 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("getcronmsg", CronById, Who.SIGNED, get),
         Call("getcronsmsg", GetCrons, Who.MEMBER, get_many, lambda request: request.colonyname),
         Call("runcronmsg", CronById, Who.SIGNED, run),
-        Call("removecronmsg", CronById, Who.SIGNED, remove),
+        Call("removecronmsg", CronById, Who.SIGNED, remove, need=Need.FREES),
     ]

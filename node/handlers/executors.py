@@ -8,6 +8,7 @@ import msgspec
 
 from node.codec import wire_executor, wire_function
 from node.errors import bad, denied, missing
+from node.etcd.pressure import Need
 from node.model import Executor, ExecutorState, Function
 from node.node import Node
 from node.rpc import requests as req
@@ -106,15 +107,15 @@ def calls(node: Node) -> list[Call[Any]]:
 
     return [
         Call("addexecutormsg", req.AddExecutor, Who.OWNER, add, of_executor),
-        Call("approveexecutormsg", req.ExecutorNamed, Who.OWNER, approve, of),
-        Call("rejectexecutormsg", req.ExecutorNamed, Who.OWNER, reject, of),
-        Call("removeexecutormsg", req.ExecutorNamed, Who.OWNER, remove, of),
+        Call("approveexecutormsg", req.ExecutorNamed, Who.OWNER, approve, of, need=Need.WORKS),
+        Call("rejectexecutormsg", req.ExecutorNamed, Who.OWNER, reject, of, need=Need.FREES),
+        Call("removeexecutormsg", req.ExecutorNamed, Who.OWNER, remove, of, need=Need.FREES),
         Call("getexecutorsmsg", req.ColonyOnly, Who.LOOSE, get_all, of),
         Call("getexecutormsg", req.ExecutorNamed, Who.MEMBER, get, of),
         Call("getexecutorbyidmsg", req.ExecutorById, Who.SIGNED, get_by_id),
-        Call("updateexecutormsg", req.UpdateExecutor, Who.LOOSE, update, of),
-        Call("reportallocationmsg", req.ReportAllocation, Who.LOOSE, allocate, of),
+        Call("updateexecutormsg", req.UpdateExecutor, Who.LOOSE, update, of, need=Need.WORKS),
+        Call("reportallocationmsg", req.ReportAllocation, Who.LOOSE, allocate, of, need=Need.WORKS),
         Call("addfunctionmsg", req.AddFunction, Who.MEMBER, add_function, of_function),
-        Call("removefunctionmsg", req.FunctionById, Who.SIGNED, remove_function),
+        Call("removefunctionmsg", req.FunctionById, Who.SIGNED, remove_function, need=Need.FREES),
         Call("getfunctionsmsg", req.GetFunctions, Who.MEMBER, get_functions, of),
     ]

@@ -11,6 +11,7 @@ import msgspec
 
 from node.codec import wire_time
 from node.errors import RpcError, bad, denied, missing
+from node.etcd.pressure import Need
 from node.files import FileData, Label
 from node.labels import check_name, normalise_label
 from node.model import Int64
@@ -133,6 +134,8 @@ def calls(node: Node) -> list[Call[Any]]:
             raise bad("fileid, label: an id is needed, or a label and a name")
 
     async def ticket(caller: Caller, request: Ticket) -> dict[str, Any]:
+        if request.method == "PUT":
+            node.client.pressure.demand(Need.GROWS)
         return await _ticket(node, caller, request, renew=True)
 
     async def ticket_again(caller: Caller, request: Ticket, place: str) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("getfilemsg", GetFile, Who.MEMBER, get, of),
         Call("getfilesmsg", GetFiles, Who.MEMBER, get_many, of),
         Call("getfilelabelsmsg", GetLabels, Who.MEMBER, labels, of),
-        Call("removefilemsg", RemoveFile, Who.MEMBER, remove, of),
+        Call("removefilemsg", RemoveFile, Who.MEMBER, remove, of, need=Need.FREES),
         Call(
             "fileticketmsg",
             Ticket,
@@ -159,6 +162,7 @@ def calls(node: Node) -> list[Call[Any]]:
             Once.TOGETHER,
             ticket_again,
             lambda request: request.method == "GET",
+            need=Need.FREES,
         ),
     ]
 

@@ -9,6 +9,7 @@ import msgspec
 from node.codec import wire_time
 from node.directory import name_of
 from node.errors import bad, missing
+from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
@@ -145,8 +146,8 @@ def calls(node: Node) -> list[Call[Any]]:
             lambda request: request.generator.colonyname,
         ),
         Call("getgeneratormsg", GeneratorById, Who.SIGNED, get),
-        Call("resolvegeneratormsg", ResolveGenerator, Who.MEMBER, resolve, of),
+        Call("resolvegeneratormsg", ResolveGenerator, Who.MEMBER, resolve, of, need=Need.FREES),
         Call("getgeneratorsmsg", GetGenerators, Who.MEMBER, get_many, of),
         Call("packgeneratormsg", PackGenerator, Who.SIGNED, pack),
-        Call("removegeneratormsg", GeneratorById, Who.SIGNED, remove),
+        Call("removegeneratormsg", GeneratorById, Who.SIGNED, remove, need=Need.FREES),
     ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from node.etcd.pressure import Need
 from node.node import Node
 from node.rpc.table import Call, Caller, Who
 
@@ -53,10 +54,10 @@ def calls(node: Node) -> list[Call[Any]]:
         return str(request.colonyname)
 
     return [
-        Call("changeuseridmsg", ChangeUserId, Who.LOOSE, user, of),
-        Call("changeexecutoridmsg", ChangeExecutorId, Who.LOOSE, executor, of),
-        Call("changecolonyidmsg", ChangeColonyId, Who.OWNER, colony, of),
-        Call("changeserveridmsg", ChangeServerId, Who.SERVER, server),
+        Call("changeuseridmsg", ChangeUserId, Who.LOOSE, user, of, need=Need.FREES),
+        Call("changeexecutoridmsg", ChangeExecutorId, Who.LOOSE, executor, of, need=Need.FREES),
+        Call("changecolonyidmsg", ChangeColonyId, Who.OWNER, colony, of, need=Need.FREES),
+        Call("changeserveridmsg", ChangeServerId, Who.SERVER, server, need=Need.FREES),
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from node.etcd.pressure import Need
 from node.node import Node
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who
@@ -40,7 +41,7 @@ def calls(node: Node) -> list[Call[Any]]:
 
     return [
         Call("addlocationmsg", AddLocation, Who.OWNER, add, of_location),
-        Call("removelocationmsg", req.Named, Who.OWNER, remove, of),
+        Call("removelocationmsg", req.Named, Who.OWNER, remove, of, need=Need.FREES),
         Call("getlocationmsg", req.Named, Who.LOOSE, get, of),
         Call("getlocationsmsg", req.ColonyOnly, Who.LOOSE, get_all, of),
     ]

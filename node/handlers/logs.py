@@ -9,6 +9,7 @@ import msgspec
 from node import logs
 from node.codec import unpack
 from node.errors import bad, denied, missing
+from node.etcd.pressure import Need
 from node.handlers.processes import locate
 from node.model import DAY, Int64, Log
 from node.node import Node
@@ -98,5 +99,5 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("addlogmsg", req.AddLog, Who.SIGNED, add, None, Once.TOGETHER),
         Call("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, add_executor, of, Once.TOGETHER),
         Call("getlogsmsg", req.GetLogs, Who.MEMBER, get, of),
-        Call("searchlogsmsg", SearchLogs, Who.MEMBER, search, of),
+        Call("searchlogsmsg", SearchLogs, Who.MEMBER, search, of, need=Need.FREES),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from node.codec import unpack, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, conflict, denied, missing
+from node.etcd.pressure import Need
 from node.model import Attribute, Closed, Process, State
 from node.node import Node
 from node.quotas import TooMany
@@ -155,19 +156,30 @@ def calls(node: Node) -> list[Call[Any]]:
     def of(request: Any) -> str:
         return str(request.colonyname)
 
-    together = Once.TOGETHER
+    together, ends = Once.TOGETHER, Need.ENDS
     return [
         Call("submitfuncspecmsg", req.Submit, Who.SIGNED, submit, None, together, submitted),
-        Call("assignprocessmsg", req.Assign, Who.MEMBER, assign, of, together, assigned),
+        Call(
+            "assignprocessmsg",
+            req.Assign,
+            Who.MEMBER,
+            assign,
+            of,
+            together,
+            assigned,
+            need=Need.WORKS,
+        ),
         Call("getprocessmsg", req.ProcessById, Who.SIGNED, get),
         Call("getprocessesmsg", req.GetProcesses, Who.MEMBER, get_many, of),
         Call("getprocesshistmsg", req.GetHistory, Who.MEMBER, history, of),
-        Call("setoutputmsg", req.Output, Who.SIGNED, set_output, None, together),
-        Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok, None, together),
-        Call("closefailedmsg", req.CloseFailed, Who.SIGNED, close_failed, None, together),
-        Call("cancelprocessmsg", req.ProcessById, Who.SIGNED, cancel),
-        Call("removeprocessmsg", req.ProcessById, Who.SIGNED, remove),
-        Call("removeallprocessesmsg", req.RemoveAll, Who.OWNER, remove_all, of),
+        Call("setoutputmsg", req.Output, Who.SIGNED, set_output, None, together, need=Need.WORKS),
+        Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok, None, together, need=ends),
+        Call(
+            "closefailedmsg", req.CloseFailed, Who.SIGNED, close_failed, None, together, need=ends
+        ),
+        Call("cancelprocessmsg", req.ProcessById, Who.SIGNED, cancel, need=Need.FREES),
+        Call("removeprocessmsg", req.ProcessById, Who.SIGNED, remove, need=Need.FREES),
+        Call("removeallprocessesmsg", req.RemoveAll, Who.OWNER, remove_all, of, need=Need.FREES),
         Call("addattributemsg", req.AddAttribute, Who.SIGNED, add_attribute),
         Call("getattributemsg", req.AttributeById, Who.SIGNED, get_attribute),
     ]

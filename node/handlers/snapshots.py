@@ -11,6 +11,7 @@ import msgspec
 
 from node.codec import wire_time
 from node.errors import bad, missing
+from node.etcd.pressure import Need
 from node.files import snapshot_ids
 from node.labels import normalise_label
 from node.node import Node
@@ -86,8 +87,8 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("createsnapshotmsg", CreateSnapshot, Who.MEMBER, create, of, Once.TOGETHER, created),
         Call("getsnapshotmsg", OneSnapshot, Who.MEMBER, get, of),
         Call("getsnapshotsmsg", ColonyOnly, Who.MEMBER, get_many, of),
-        Call("removesnapshotmsg", OneSnapshot, Who.MEMBER, remove, of),
-        Call("removeallsnapshotmsg", ColonyOnly, Who.MEMBER, remove_all, of),
+        Call("removesnapshotmsg", OneSnapshot, Who.MEMBER, remove, of, need=Need.FREES),
+        Call("removeallsnapshotmsg", ColonyOnly, Who.MEMBER, remove_all, of, need=Need.FREES),
     ]
 
 

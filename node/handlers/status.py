@@ -22,7 +22,7 @@ def calls(node: Node) -> list[Call[Any]]:
         owner = colony is not None and colony.colonyid == caller.id
         if not owner and node.directory.member(node.home, caller.id) is None:
             raise denied("only members and the owner of the home colony may ask for its state")
-        etcd = await node.client.status()
+        etcd, pressure = await node.client.status(), node.client.pressure
         counts = await statistics(node, node.home)
         states = ("waiting", "running", "successful", "failed", "cancelled")
         return {
@@ -35,6 +35,11 @@ def calls(node: Node) -> list[Call[Any]]:
                 "version": etcd.version,
                 "dbsize": etcd.db_size,
                 "revision": etcd.revision,
+                "inuse": etcd.db_in_use,
+                "quota": pressure.quota,
+                "level": pressure.level,
+                "why": pressure.why,
+                "next": pressure.cure,
             },
             "processes": {state: counts[f"{state}processes"] for state in states},
             **node.extra_status(),

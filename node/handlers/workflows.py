@@ -11,6 +11,7 @@ from node.children import Wanted
 from node.codec import wire_graph, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, denied, missing
+from node.etcd.pressure import Need
 from node.model import FunctionSpec, Graph, Int64, State
 from node.node import Node
 from node.replay import Once
@@ -141,9 +142,9 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("getprocessgraphmsg", GraphById, Who.SIGNED, get),
         Call("getprocessgraphsmsg", GetGraphs, Who.MEMBER, get_many, of),
         Call("addchildmsg", AddChild, Who.SIGNED, add_child),
-        Call("cancelprocessgraphmsg", GraphById, Who.SIGNED, cancel),
-        Call("removeprocessgraphmsg", GraphById, Who.SIGNED, remove),
-        Call("removeallprocessgraphsmsg", RemoveGraphs, Who.OWNER, remove_all, of),
+        Call("cancelprocessgraphmsg", GraphById, Who.SIGNED, cancel, need=Need.FREES),
+        Call("removeprocessgraphmsg", GraphById, Who.SIGNED, remove, need=Need.FREES),
+        Call("removeallprocessgraphsmsg", RemoveGraphs, Who.OWNER, remove_all, of, need=Need.FREES),
     ]
 
 

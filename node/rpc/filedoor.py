@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from node.errors import RpcError, bad, missing
+from node.etcd.pressure import Need
 from node.files import Files
 from node.rpc.message import Request, Response
 from node.rpc.table import reply
@@ -63,6 +64,7 @@ async def _answer(files: Files, request: Request) -> Response:
 
 
 async def _take(files: Files, vault: Vault, scope: Scope, request: Request) -> Response:
+    files.client.pressure.demand(Need.GROWS)
     offset = _part(request, scope)
     try:
         progress = await vault.write(scope, offset, request.body)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from node.errors import RpcError, bad, denied
-from node.etcd.errors import EtcdError
+from node.etcd.errors import EtcdError, EtcdNoSpace
+from node.etcd.pressure import Need, Pressure
 from node.identity import IdentityError, recover_payload
 from node.model import Executor
 from node.numbers import beyond_float
@@ -99,7 +100,8 @@ class Call(Generic[R]):
     `once` is how the call is kept from happening twice, if it changes something; `again` answers a
     repeat of one that happened together with its marker, by the key that it wrote first.
     `harmless` tells requests of it that change nothing. `lasting` is for what puts clocks right: it
-    is served whatever times the store has seen, and its markers stay.
+    is served whatever times the store has seen, and its markers stay. `need` says what the call
+    does to the store, and so from which use on it is refused.
     """
 
     payloadtype: str
@@ -111,6 +113,11 @@ class Call(Generic[R]):
     again: Callable[[Caller, R, str], Awaitable[Any]] | None = None
     harmless: Callable[[R], bool] | None = None
     lasting: bool = False
+    need: Need = Need.GROWS
+
+    def __post_init__(self) -> None:
+        if self.payloadtype.startswith(("get", "subscribe")):  # upstream's names for reading
+            object.__setattr__(self, "need", Need.FREES)
 
     def reads(self, request: R) -> bool:
         """Whether a request changes nothing, so that a repeat does no harm."""
@@ -141,12 +148,16 @@ class Head(msgspec.Struct):
 
 @dataclass
 class Table:
-    """All calls of a node; federation adds its own. `now` gives Unix nanoseconds."""
+    """All calls of a node; federation adds its own. `now` gives Unix nanoseconds.
+
+    `pressure` is the store's: it says which kinds of calls are let in.
+    """
 
     directory: Directory
     now: Callable[[], int]
     strict_replay: bool = False
     replays: Replays | None = None
+    pressure: Pressure = field(default_factory=Pressure)
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
@@ -168,8 +179,8 @@ class Table:
             self._count(payloadtype, error.status)
             failure = {"status": error.status, "message": error.message}
             return error.status, reply("error", failure, error=True)
-        except EtcdError:
-            self._count(payloadtype, 503)
+        except EtcdError as error:
+            self._count(payloadtype, 507 if isinstance(error, EtcdNoSpace) else 503)
             raise
         self._count(payloadtype, 200)
         reply_type = "pausestatusreplymsg" if payloadtype == "getpausestatusmsg" else payloadtype
@@ -227,7 +238,10 @@ class Table:
         )
 
     def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
-        """Check signature, freshness and role, and read the request. Raises RpcError."""
+        """Check signature, freshness, role and the store's room, and read the request.
+
+        Raises RpcError, and StoreFull for what the store takes no more.
+        """
         try:
             identity = recover_payload(envelope.payload, envelope.signature)
         except IdentityError as error:
@@ -241,7 +255,11 @@ class Table:
         self._check_fresh(head)
         self._check_audience(head)
         request = _convert(fields, call.request)
-        return self.authorise(call, identity, request, head, envelope), request
+        caller = self.authorise(call, identity, request, head, envelope)
+        if self.pressure.tight:
+            # Before the nonce is used up: what is refused here was not served, and may be repeated.
+            self._demand_room(call, identity)
+        return caller, request
 
     def _check_fresh(self, head: Head) -> None:
         if not head.nonce and not head.issuedat:
@@ -256,6 +274,11 @@ class Table:
                 f"issuedat: {head.issuedat:.0f} is {head.issuedat - now:+.0f} s from this"
                 f" server's clock {now:.0f}; at most {FRESH} s are allowed"
             )
+
+    def _demand_room(self, call: Call[Any], identity: str) -> None:
+        """Raise StoreFull for what the store takes no more; strangers are for the handler."""
+        if call.who is not Who.SIGNED or self.directory.colonies_of(identity):
+            self.pressure.demand(call.need)
 
     def _check_audience(self, head: Head) -> None:
         """What was signed for one server is nothing to another."""
