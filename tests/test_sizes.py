@@ -39,7 +39,7 @@ from federation.messages import (
 )
 from federation.peers import Known, Peer
 from federation.progress import Followed
-from federation.results import _output
+from federation.results import read_output
 from federation.sealing import Sealer
 from federation.sizes import ANSWERS, QUICK, SIZES
 from federation.transport import Answer, Link, Lost
@@ -311,11 +311,11 @@ def test_text_that_is_no_json_costs_no_more(text: bytes) -> None:
 def test_an_output_of_many_lists_is_refused_before_it_is_made() -> None:
     """A hundred thousand lists are 300 kB; the largest honest outputs are long, not branched."""
     many = b"[" + b",".join([b"[]"] * (MOST_CONTAINERS + 1)) + b"]"
-    assert _timed(lambda: _output(many)) < 0.5
+    assert _timed(lambda: read_output(many)) < 0.5
     numbers = msgspec.json.encode([0.5] * 300_000)
-    assert len(_output(numbers)) == 300_000
+    assert len(read_output(numbers)) == 300_000
     brackets = msgspec.json.encode(["[" * 1_000_000])
-    assert _output(brackets) == ["[" * 1_000_000]
+    assert read_output(brackets) == ["[" * 1_000_000]
 
 
 # -- over a link -----------------------------------------------------------------------------------
