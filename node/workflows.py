@@ -44,6 +44,7 @@ log = get_logger("workflows")
 # Seconds that a caller waits for what follows from its call; the rest follows without it.
 PATIENCE = 2.0
 _PAGE = 500
+_AT_ONCE = 64  # nodes that are made before others get their turn
 # Nanoseconds after which an attempt to submit that came to nothing is swept up.
 _STALE = 3600 * SECOND
 
@@ -119,6 +120,8 @@ class Workflows:
             node.waitforparents = not root
             node.input = list(root_input) if root else []
             nodes.append(node)
+            if not place % _AT_ONCE:
+                await trio.lowlevel.checkpoint()
         return await self._store(graph, nodes, submission, guard)
 
     def _forwarding(self, node: Process) -> Sequence[Op]:
@@ -178,6 +181,7 @@ class Workflows:
             if node is not None:
                 part.append(node)
                 size += more
+                await trio.lowlevel.checkpoint()
         graph.released = False
         step = keys.step(colony, graphid, keys.RELEASE)
         head = [op for op in head if not (isinstance(op, Put) and op.key == key)]

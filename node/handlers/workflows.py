@@ -13,11 +13,13 @@ from node.directory import name_of
 from node.errors import RpcError, bad, denied, missing
 from node.model import FunctionSpec, Graph, State
 from node.node import Node
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.submission import id_for
 from node.workflow_specs import WorkflowSpec
 
 MAX_COUNT = 100
+_LIGHT = 4  # that anybody may list at any time, however large they are
+_WORKFLOW = 1 << 30  # bytes of a request; `rpc.max_body` is less
 
 
 class SubmitWorkflow(msgspec.Struct):
@@ -45,6 +47,10 @@ class AddChild(msgspec.Struct):
     spec: FunctionSpec
     childprocessid: str = ""
     insert: bool = False
+
+
+def _is_heavy(request: Any) -> bool:
+    return not 0 < getattr(request, "count", 0) <= _LIGHT
 
 
 def calls(node: Node) -> list[Call[Any]]:
@@ -120,9 +126,17 @@ def calls(node: Node) -> list[Call[Any]]:
         return request.spec.colonyname
 
     return [
-        Call("submitworkflowspecmsg", SubmitWorkflow, Who.MEMBER, submit, of_spec),
+        Call(
+            "submitworkflowspecmsg",
+            SubmitWorkflow,
+            Who.MEMBER,
+            submit,
+            of_spec,
+            most=_WORKFLOW,
+            tokens=MANY_TOKENS,
+        ),
         Call("getprocessgraphmsg", GraphById, Who.SIGNED, get),
-        Call("getprocessgraphsmsg", GetGraphs, Who.MEMBER, get_many, of),
+        Call("getprocessgraphsmsg", GetGraphs, Who.MEMBER, get_many, of, heavy=_is_heavy),
         Call("addchildmsg", AddChild, Who.SIGNED, add_child),
         Call("cancelprocessgraphmsg", GraphById, Who.SIGNED, cancel),
         Call("removeprocessgraphmsg", GraphById, Who.SIGNED, remove),

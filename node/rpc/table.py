@@ -16,16 +16,31 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
+import trio
 
 from node.errors import RpcError, bad, denied
 from node.etcd.errors import EtcdError
 from node.identity import IdentityError, recover_payload
 from node.model import Executor
+from node.rpc import large
+from node.rpc.large import in_turns
 
 if TYPE_CHECKING:
     from node.directory import Directory, Member
 
 MAX_DEPTH = 64
+# Bytes of a body. Up to here it is read in one piece, whoever signed it; more is read in pieces,
+# and only for a signer that has a role here.
+SMALL = 65_536
+# Bytes, of a call that says nothing else. The store takes 1.5 MiB, which base64 and escapes make
+# more of.
+MESSAGE = 8 << 20
+# Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
+# numbers.
+MAX_TOKENS = 50_000
+MANY_TOKENS = 1_200_000
+# Calls with answers that may be large, which are made at the same time.
+_HEAVY = 3
 # Seconds a signed time may be off before a request that carries one is refused.
 FRESH = 300
 _NONCES = 100_000
@@ -66,6 +81,8 @@ _OPAQUE = frozenset(
     }
 )
 
+_NESTED = frozenset({dict, list})
+
 R = TypeVar("R")
 _to_json = msgspec.json.Encoder().encode
 
@@ -102,13 +119,20 @@ class Caller:
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """One row of the table. `colony` names the colony that the role is checked in."""
+    """One row of the table. `colony` names the colony that the role is checked in.
+
+    `most` is how many bytes a request may have, and `tokens` how many strings, brackets and commas;
+    few of the requests that are `heavy` are served at the same time.
+    """
 
     payloadtype: str
     request: type[R]
     who: Who
     handler: Callable[[Caller, R], Awaitable[Any]]
     colony: Callable[[R], str] | None = None
+    most: int = MESSAGE
+    tokens: int = MAX_TOKENS
+    heavy: Callable[[R], bool] | None = None
 
 
 class Envelope(msgspec.Struct):
@@ -127,6 +151,10 @@ class Head(msgspec.Struct):
     issuedat: float = 0.0
 
 
+def _unheard(identity: str) -> str:
+    return ""
+
+
 @dataclass
 class Table:
     """All calls of a node; federation adds its own. `now` gives Unix nanoseconds."""
@@ -137,6 +165,9 @@ class Table:
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     _seen: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
+    # Large requests are read one after the other: many at once would share each turn of the loop.
+    _reading: trio.Lock = field(default_factory=trio.Lock)
+    _heavy: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HEAVY))
 
     def add(self, call: Call[Any]) -> None:
         """Add a row. Raises ValueError when the payload type is taken."""
@@ -144,13 +175,39 @@ class Table:
             raise ValueError(f"payload type {call.payloadtype} is in the table twice")
         self.calls[call.payloadtype] = call
 
-    async def answer(self, body: bytes) -> tuple[int, bytes]:
-        """Answer one posted envelope: HTTP status and body. Raises only what is our own fault."""
+    async def answer(
+        self, body: bytes, signed: Callable[[str], str] = _unheard
+    ) -> tuple[int, bytes]:
+        """Answer one posted envelope: HTTP status and body. Raises only what is our own fault.
+
+        `signed` is told who signed it, if that is somebody with a right here, and returns why that
+        one is not served now, or "".
+        """
         payloadtype = ""
         try:
-            envelope = decode_envelope(body)
-            payloadtype = envelope.payloadtype
-            result = await self._run(envelope)
+            if len(body) <= SMALL:
+                envelope = decode_envelope(body)
+                payloadtype = envelope.payloadtype
+                call = self.calls.get(payloadtype)
+                if call is not None and call.who is Who.ANYONE:
+                    caller, request = Caller(""), call.request()
+                else:
+                    caller, request = self.admit(call, envelope)
+            else:
+                async with self._reading:
+                    posted = await in_turns(large.read(body))
+                    payloadtype = posted.payloadtype
+                    call = self.calls.get(payloadtype)
+                    caller, request = await self._admit_large(call, posted, len(body))
+            assert call is not None  # or it had been refused
+            entitled = call.who is not Who.SIGNED or self.directory.knows(caller.id)
+            if caller.id and entitled and (refusal := signed(caller.id)):
+                raise RpcError(429, refusal)
+            if call.heavy is not None and call.heavy(request):
+                async with self._heavy:
+                    result = await _served(call, caller, request)
+            else:
+                result = await _served(call, caller, request)
         except RpcError as error:
             self._count(payloadtype, error.status)
             failure = {"status": error.status, "message": error.message}
@@ -159,21 +216,12 @@ class Table:
             self._count(payloadtype, 503)
             raise
         self._count(payloadtype, 200)
-        reply_type = "pausestatusreplymsg" if payloadtype == "getpausestatusmsg" else payloadtype
-        return 200, reply(reply_type, {} if result is None else result)
+        return 200, result
 
     def _count(self, payloadtype: str, status: int) -> None:
         # Names that anybody may invent must not fill the memory.
         name = payloadtype if payloadtype in self.calls else "unknown"
         self.answered[name, status] += 1
-
-    async def _run(self, envelope: Envelope) -> Any:
-        call = self.calls.get(envelope.payloadtype)
-        if call is not None and call.who is Who.ANYONE:
-            return await call.handler(Caller(""), call.request())
-        caller, request = self.admit(call, envelope)
-        assert call is not None
-        return await call.handler(caller, request)
 
     def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
         """Check signature, freshness and role, and read the request. Raises RpcError."""
@@ -183,12 +231,50 @@ class Table:
             raise denied(str(error)) from None
         if call is None:
             raise denied(f"payloadtype: {envelope.payloadtype[:60]!r} is unknown")
-        fields = parse_payload(envelope.payload)
+        return self._judge(call, identity, envelope, parse_payload(envelope.payload), _convert)
+
+    async def _admit_large(
+        self, call: Call[R] | None, posted: large.Posted, size: int
+    ) -> tuple[Caller, R]:
+        """As `admit`, of a request that is read in pieces: how many, the signer decides."""
+        try:
+            identity = await in_turns(large.signer(posted))
+        except IdentityError as error:
+            raise denied(str(error)) from None
+        if call is None:
+            raise denied(f"payloadtype: {posted.payloadtype[:60]!r} is unknown")
+        if not self.directory.knows(identity):
+            raise RpcError(
+                413, f"the request has {size} bytes; {SMALL} of a signer without a role here"
+            )
+        if size > call.most:
+            raise RpcError(413, f"the request has {size} bytes; a {call.payloadtype} {call.most}")
+        text = await in_turns(large.text_of(posted))
+        fields = await in_turns(large.parse(text, call.tokens, MAX_DEPTH - 1))
+        if not isinstance(fields, dict):
+            raise bad("payload: a JSON object is expected")
+        if b"null" in text:
+            await in_turns(large.prune(fields, _OPAQUE))
+        head = {name: fields[name] for name in ("msgtype", "nonce", "issuedat") if name in fields}
+        request = await in_turns(large.convert(fields, call.request))
+        envelope = Envelope(posted.payloadtype, posted.payload.decode("ascii"), posted.signature)
+        await trio.lowlevel.checkpoint()
+        return self._judge(call, identity, envelope, head, lambda fields, kind: request)
+
+    def _judge(
+        self,
+        call: Call[R],
+        identity: str,
+        envelope: Envelope,
+        fields: dict[str, Any],
+        convert: Callable[[dict[str, Any], type[R]], R],
+    ) -> tuple[Caller, R]:
+        """Check freshness and role of a request whose signature holds. Raises RpcError."""
         head = _convert(fields, Head)
         if head.msgtype != envelope.payloadtype:
             raise bad(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
         self._check_fresh(head)
-        request = _convert(fields, call.request)
+        request = convert(fields, call.request)
         caller = self.authorise(call, identity, request, head.nonce, envelope)
         self._check_unused(head, identity, envelope)
         return caller, request
@@ -250,6 +336,17 @@ class Table:
         return Caller(identity, name, member, nonce, submission)
 
 
+async def _served(call: Call[R], caller: Caller, request: R) -> bytes:
+    """Run the handler of a call; returns the reply envelope. Raises RpcError and EtcdError."""
+    result = await call.handler(caller, request)
+    kind = call.payloadtype
+    if isinstance(result, list):
+        return await in_turns(large.answer(kind, result))
+    if kind == "getpausestatusmsg":
+        kind = "pausestatusreplymsg"
+    return reply(kind, {} if result is None else result)
+
+
 def _repeatable(payloadtype: str) -> bool:
     """Whether the same bytes twice change nothing the second time: a safe retry, not a replay."""
     return payloadtype in _IDEMPOTENT or payloadtype.startswith("get")
@@ -280,12 +377,12 @@ def parse_payload(payload: str) -> dict[str, Any]:
     except (binascii.Error, ValueError):
         raise bad("payload: not base64") from None
     try:
-        value = msgspec.json.decode(text)
+        value = large.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad(f"payload: {error}") from None
     if not isinstance(value, dict):
         raise bad("payload: a JSON object is expected")
-    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
+    if text.count(b"{") + text.count(b"[") >= MAX_DEPTH and large.nesting(text, MAX_DEPTH - 1):
         raise bad(f"payload: nested deeper than {MAX_DEPTH}")
     pruned: dict[str, Any] = prune(value) if b"null" in text else value
     return pruned
@@ -311,12 +408,12 @@ def prune(value: Any, opaque: frozenset[str] = _OPAQUE) -> Any:
     """
     if isinstance(value, dict):
         return {
-            key: inner if key in opaque else prune(inner, opaque)
+            key: prune(inner, opaque) if type(inner) in _NESTED and key not in opaque else inner
             for key, inner in value.items()
             if inner is not None
         }
     if isinstance(value, list):
-        return [prune(inner, opaque) for inner in value]
+        return [prune(inner, opaque) if type(inner) in _NESTED else inner for inner in value]
     return value
 
 
