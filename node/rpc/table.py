@@ -39,8 +39,8 @@ MESSAGE = 8 << 20
 # numbers.
 MAX_TOKENS = 50_000
 MANY_TOKENS = 1_200_000
-# Calls with answers that may be large, which are made at the same time.
-_HEAVY = 3
+# Answers that may be large, which are made at the same time.
+_HEAVY = 1
 # Seconds a signed time may be off before a request that carries one is refused.
 FRESH = 300
 _NONCES = 100_000
