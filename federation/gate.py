@@ -182,6 +182,8 @@ class Gate:
         if root != opened.issuer and kind is not Kind.JOIN:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
         self._demand_trust(opened.issuer, joining=kind is Kind.JOIN)
+        if kind is not Kind.JOIN and (refusal := request.signed(opened.issuer)):
+            raise Refusal(503, "busy", refusal, again=2)
         if kind is Kind.JOIN:
             counted: AbstractContextManager[None] = nullcontext()
         else:

@@ -65,6 +65,7 @@ _TICK = 0.5  # seconds between looks at deadlines
 _LOOK = 0.5  # seconds between looks at what waits and what we offer
 _CLOCK = 60.0
 _SWEEP = 3600.0
+_OF_A_PEER = 64  # connections
 _FLUSH = 3.0  # seconds to finish what is on its way when draining
 
 log = get_logger("federation")
@@ -234,7 +235,13 @@ class Federation:
         self.port = bound_port(listeners)
         self.surroundings.start()
         await self.portrait.start(self.port, self.fingerprint)
-        limits = Limits(max_body=MAX_BODY, max_connections=512)
+        limits = Limits(
+            max_body=MAX_BODY,
+            max_connections=512,
+            max_per_signer=_OF_A_PEER,
+            max_unsigned=128,
+            max_unsigned_per_address=64,
+        )
         async with trio.open_nursery() as outer:
             serve = functools.partial(serve_http, limits=limits, drain=self.drain, grace=_FLUSH)
             await outer.start(

@@ -46,6 +46,7 @@ NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 WAITING = r"waiting *> *([0-9]+(?:\.[0-9]+)?) *(ms|s|min|m|h|d)?"
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=64)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Limit = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 
 
@@ -99,6 +100,8 @@ class NodeConfig(_Section, frozen=True):
 class RpcConfig(_Section, frozen=True):
     """[rpc]: the port that SDKs talk to.
 
+    A connection is unsigned until a request on it shows a right: of these there are `max_unsigned`,
+    of the others `max_connections`. `max_unread` bounds large answers that nobody takes, in bytes.
     With `tls` it is served with the daemon's own certificate, or with the one in the PEM file
     `certificate`, whose `key` is in another; relative paths are below the home.
     """
@@ -108,6 +111,12 @@ class RpcConfig(_Section, frozen=True):
     replay: Literal["lenient", "strict"] = "lenient"
     metrics: Literal["local", "open", "off"] = "local"
     max_body: Size = Size(16 * 2**20)
+    max_connections: Count = 4096
+    max_per_signer: Count = 512
+    max_unsigned: Count = 1024
+    max_unsigned_per_address: Count = 512
+    max_unread: Size = Size(256 * 2**20)
+    max_subscriptions: Count = 1024
     tls: bool = False
     certificate: str = ""
     key: str = ""

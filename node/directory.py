@@ -139,6 +139,13 @@ class Directory:
                 return found
         return None
 
+    def knows(self, identity: str) -> bool:
+        """Whether an id has a role: server, owner, user, executor of any state."""
+        if identity in self._ids or identity == self.serverid:
+            return True
+        owners = (roster.colony.colonyid for roster in self.rosters.values() if roster.colony)
+        return identity in owners
+
     def executor_of(self, colony: str, identity: str) -> Executor | None:
         """The executor with this id in this colony, whatever its state."""
         for home, kind, name in self._ids.get(identity, ()):

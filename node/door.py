@@ -39,8 +39,20 @@ async def serve(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer until the node drains, and set `drained` when the last request is done."""
-    limits = Limits(max_body=int(config.rpc.max_body))
-    handler = http_handler(node, table, metrics.Metrics(node, table, config.rpc.metrics))
+    rpc = config.rpc
+    limits = Limits(
+        max_body=int(rpc.max_body),
+        max_connections=rpc.max_connections,
+        max_per_signer=rpc.max_per_signer,
+        max_unsigned=rpc.max_unsigned,
+        max_unsigned_per_address=rpc.max_unsigned_per_address,
+        max_unread=int(rpc.max_unread),
+        names="rpc.",
+    )
+    node.subscriptions.most = rpc.max_subscriptions
+    node.subscriptions.room = int(rpc.max_unread)
+    frames = pubsub.Frames(int(rpc.max_unread))
+    handler = http_handler(node, table, metrics.Metrics(node, table, rpc.metrics), frames)
     try:
         await serve_http(
             handler,
@@ -66,7 +78,7 @@ def edge_error(status_code: int, message: str) -> Response:
 
 
 def http_handler(
-    node: Node, table: Table, numbers: metrics.Metrics
+    node: Node, table: Table, numbers: metrics.Metrics, frames: pubsub.Frames
 ) -> Callable[[Request], Awaitable[Response]]:
     """Return the handler of the RPC port: `POST /api`, `GET /health` and `/pubsub`."""
 
@@ -80,13 +92,13 @@ def http_handler(
     async def answer(request: Request) -> Response:
         if request.path == "/api" and request.method == "POST":
             try:
-                status_code, body = await table.answer(request.body)
+                status_code, body = await table.answer(request.body, request.signed)
             except EtcdError as error:
                 return _store_error(node, error)
             return Response(status_code, body)
         if request.path == pubsub.PATH and request.method == "GET":
             try:
-                return pubsub.upgrade(node, table, request)
+                return pubsub.upgrade(node, table, frames, request)
             except RpcError as error:
                 return _plain_error(error.status, error.message)
         if request.path == metrics.PATH and request.method == "GET":

@@ -74,11 +74,23 @@ def _escaped(text: str, *, quotes: bool = True) -> str:
 
 
 def is_local(remote: str, headers: Mapping[str, str]) -> bool:
-    """Whether a request was made on this host, and not through a proxy that stands on it."""
+    """Whether a request was made on this host, neither through a proxy that stands on it nor by a
+    page whose own name was made to lead here.
+    """
     if any(name in headers for name in _PROXIED):
         return False
+    return _is_loopback(remote) and _names_this_host(headers.get("host", "localhost"))
+
+
+def _names_this_host(host: str) -> bool:
+    """Whether a Host header is `localhost` or a loopback address; other names may lead anywhere."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return name.lower().removesuffix(".") == "localhost" or _is_loopback(name)
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        address = ipaddress.ip_address(remote.partition("%")[0])
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
@@ -101,7 +113,10 @@ class Metrics:
         if self.access == "off":
             raise missing("metrics are off here (rpc.metrics)")
         if self.access == "local" and not is_local(request.remote, request.headers):
-            raise denied("metrics are for this host only; set rpc.metrics = 'open' for others")
+            raise denied(
+                "metrics are for this host only, asked for as localhost or by a loopback address;"
+                " set rpc.metrics = 'open' for others"
+            )
         async with self._reading:
             if trio.current_time() >= self._until:
                 self._text = render(await self._read()).encode()

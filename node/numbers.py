@@ -13,13 +13,21 @@ _NOUGHTS = bytes.maketrans(b"123456789", b"000000000")
 _LONG = b"0" * _DIGITS
 
 
+LONGEST = _DIGITS  # digits that one number may have without a closer look
+
+
+def long_digits(text: bytes) -> bool:
+    """Whether there are so many digits in a row that they may be beyond a float."""
+    return text.translate(_NOUGHTS).find(_LONG) >= 0
+
+
 def beyond_float(text: bytes, value: Any) -> bool:
     """Whether a JSON text, decoded as `value`, has an integer that no 64-bit float comes near."""
     # A long run of digits has one at a multiple of its length: most texts end here.
     probes = text[_DIGITS - 1 :: _DIGITS]
     if len(probes) == len(probes.translate(None, b"0123456789")):
         return False
-    if text.translate(_NOUGHTS).find(_LONG) < 0:
+    if not long_digits(text):
         return False
     stack = [value]
     while stack:

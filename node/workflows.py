@@ -48,6 +48,7 @@ MAX_GIVEN = 16 * 1024 * 1024
 # Seconds that a caller waits for what follows from its call; the rest follows without it.
 PATIENCE = 2.0
 _PAGE = 500
+_AT_ONCE = 64  # nodes that are made before others get their turn
 # Nanoseconds after which an attempt to submit that came to nothing is swept up.
 _STALE = 3600 * SECOND
 
@@ -135,6 +136,8 @@ class Workflows:
             node.waitforparents = not root
             node.input = list(root_input) if root else []
             nodes.append(node)
+            if not place % _AT_ONCE:
+                await trio.lowlevel.checkpoint()
         if away := sum(bool(node.peer) for node in nodes):
             self.processes.require_forwards(away)
         try:
@@ -205,6 +208,7 @@ class Workflows:
             if node is not None:
                 part.append(node)
                 size += more
+                await trio.lowlevel.checkpoint()
         graph.released = False
         step = keys.step(colony, graphid, keys.RELEASE)
         head = [op for op in head if not (isinstance(op, Put) and op.key == key)]

@@ -176,7 +176,7 @@ async def test_no_deadline_of_the_wire_is_left_for_handlers_and_upgrades() -> No
 
 
 async def test_a_new_connection_takes_the_place_of_the_longest_idle_one() -> None:
-    async with serving(echo, Limits(max_connections=2)) as served:
+    async with serving(echo, Limits(max_connections=1, max_unsigned=1)) as served:
         clients = [await served.connect() for _ in range(2)]
         for client in clients:
             await client.ask(GET % b"")
@@ -187,24 +187,27 @@ async def test_a_new_connection_takes_the_place_of_the_longest_idle_one() -> Non
 
 
 async def test_a_new_connection_waits_for_busy_ones() -> None:
-    started, release = trio.Event(), trio.Event()
+    started, release = trio.Semaphore(0), trio.Event()
 
     async def handler(request: Request) -> Response:
         if request.path == "/slow":
-            started.set()
+            started.release()
             await release.wait()
         return Response(200)
 
-    async with serving(handler, Limits(max_connections=1)) as served:
-        first = await served.connect()
-        await first.send(GET % b"slow")
-        await started.wait()
-        second = await served.connect()
-        await second.send(GET % b"")
+    async with serving(handler, Limits(max_connections=1, max_unsigned=1)) as served:
+        busy = []
+        for _ in range(2):
+            busy.append(client := await served.connect())
+            await client.send(GET % b"slow")
+            await started.acquire()
+        third = await served.connect()
+        await third.send(GET % b"")
         release.set()
-        _, headers, _ = await first.reply()
+        for client in busy:
+            _, headers, _ = await client.reply()
         assert headers["connection"] == "close"
-        assert (await second.reply())[0] == 200
+        assert (await third.reply())[0] == 200
 
 
 async def test_drain_closes_idle_and_finishes_running_requests() -> None:

@@ -68,6 +68,15 @@ def test_any_text_and_number_survives_the_format(values: dict[str, float]) -> No
         ("", {}, False),
         ("127.0.0.1", {"x-forwarded-for": "192.168.0.7"}, False),
         ("127.0.0.1", {"forwarded": "for=_x"}, False),
+        ("127.0.0.1", {"host": "localhost"}, True),
+        ("127.0.0.1", {"host": "LOCALHOST.:50080"}, True),
+        ("127.0.0.1", {"host": "127.0.0.1:50080"}, True),
+        ("::1", {"host": "[::1]:50080"}, True),
+        ("127.0.0.1", {"host": "rebound.example:50080"}, False),
+        ("127.0.0.1", {"host": "localhost.example"}, False),
+        ("127.0.0.1", {"host": "192.168.0.7"}, False),
+        ("127.0.0.1", {"host": "[fe80::1]"}, False),
+        ("127.0.0.1", {"host": ""}, False),
     ],
 )
 def test_who_is_on_this_host(remote: str, headers: dict[str, str], local: bool) -> None:

@@ -236,13 +236,13 @@ async def test_no_event_is_lost_beside_another(party: Party, lone_daemon: Daemon
     """Subscriptions of one socket write at the same time: each event waits for its turn."""
     raw = await Raw.connect(lone_daemon.port)
     async with raw.stream:
-        for _ in range(4):
+        for number in range(4):
             await raw.ask(
                 party.user,
                 msgtype="subscribeprocessesmsg",
                 executortype=party.type,
                 state=0,
-                timeout=20,
+                timeout=20 + number,
             )
         await raw.send(Ping())
         assert isinstance(await raw.next(), Pong)
@@ -285,8 +285,10 @@ async def test_senseless_frames_end_at_most_their_socket(party: Party, lone_daem
         ):
             await raw.ask(party.user, **message)
             assert (await raw.reply())[0] == "error", message
-        for _ in range(64):
-            await raw.ask(party.user, msgtype="subscribeprocessesmsg", state=4, timeout=10**30)
+        for number in range(64):
+            await raw.ask(
+                party.user, msgtype="subscribeprocessesmsg", state=4, timeout=10**30 + number
+            )
         await raw.ask(party.user, msgtype="subscribeprocessesmsg", state=4, timeout=9)
         assert "at most 64" in (await raw.reply())[1]["message"]
     for bytes_sent, code in (

@@ -7,18 +7,20 @@ import binascii
 from typing import Annotated, Any
 
 import msgspec
+import trio
 
-from node.channels import wire
+from node.channels import FRAME, wire
 from node.errors import bad
 from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
 from node.replay import Once
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.store.channels import Entry
 
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 MAX_TYPE = 64  # characters
+_LIGHT = 4  # entries that anybody may read at any time
 
 
 class Append(msgspec.Struct):
@@ -70,12 +72,41 @@ def calls(node: Node) -> list[Call[Any]]:
     async def read(caller: Caller, request: Read) -> list[dict[str, Any]]:
         process, _ = await channels.find(caller.id, request.processid, request.name)
         found = await channels.read(process, request.name, request.afterseq, request.limit)
-        return [wire(entry) for entry in found]
+        return await _wired(found)
 
     return [
-        Call("channelappendmsg", Append, Who.SIGNED, append, None, Once.TOGETHER),
-        Call("channelreadmsg", Read, Who.SIGNED, read, need=Need.FREES),
+        Call(
+            "channelappendmsg",
+            Append,
+            Who.SIGNED,
+            append,
+            None,
+            Once.TOGETHER,
+            tokens=MANY_TOKENS,
+        ),
+        Call(
+            "channelreadmsg",
+            Read,
+            Who.SIGNED,
+            read,
+            need=Need.FREES,
+            heavy=lambda request: not 0 < request.limit <= _LIGHT,
+        ),
     ]
+
+
+async def _wired(entries: list[Entry]) -> list[dict[str, Any]]:
+    """Entries ready for JSON, taken out of the list; others get their turn between large ones."""
+    wired, size = [], 0
+    entries.reverse()
+    while entries:
+        entry = entries.pop()  # nobody needs it twice, and it may be large
+        wired.append(wire(entry))
+        size += len(entry.payload)
+        if size > FRAME:
+            size = 0
+            await trio.lowlevel.checkpoint()
+    return wired
 
 
 def _bytes(payload: str | list[Byte] | None) -> bytes:

@@ -17,17 +17,22 @@ from node.quotas import TooMany
 from node.replay import LONGEST, Once, aside, look
 from node.resources import parse_cpu, parse_memory
 from node.rpc import requests as req
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import SMALL, Call, Caller, Who
 from node.scheduler import Candidate
 from node.store import keys
 from node.store import processes as store
 from node.submission import attribute_id, build_process, id_for
 
 MAX_COUNT = 100
+_LIGHT = 4  # that anybody may list at any time, however large they are
 MAX_POLL = 3600
 _PAGE = 500
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 4
+
+
+def _is_heavy(request: Any) -> bool:
+    return not 0 < getattr(request, "count", 0) <= _LIGHT
 
 
 def calls(node: Node) -> list[Call[Any]]:
@@ -168,10 +173,11 @@ def calls(node: Node) -> list[Call[Any]]:
             together,
             assigned,
             need=Need.WORKS,
+            most=SMALL,
         ),
         Call("getprocessmsg", req.ProcessById, Who.SIGNED, get),
-        Call("getprocessesmsg", req.GetProcesses, Who.MEMBER, get_many, of),
-        Call("getprocesshistmsg", req.GetHistory, Who.MEMBER, history, of),
+        Call("getprocessesmsg", req.GetProcesses, Who.MEMBER, get_many, of, heavy=_is_heavy),
+        Call("getprocesshistmsg", req.GetHistory, Who.MEMBER, history, of, heavy=_is_heavy),
         Call("setoutputmsg", req.Output, Who.SIGNED, set_output, None, together, need=Need.WORKS),
         Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok, None, together, need=ends),
         Call(

@@ -15,11 +15,13 @@ from node.etcd.pressure import Need
 from node.model import FunctionSpec, Graph, Int64, State
 from node.node import Node
 from node.replay import Once
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.submission import id_for
 from node.workflow_specs import WorkflowSpec
 
 MAX_COUNT = 100
+_LIGHT = 4  # that anybody may list at any time, however large they are
+_WORKFLOW = 1 << 30  # bytes of a request; `rpc.max_body` is less
 
 
 class SubmitWorkflow(msgspec.Struct):
@@ -47,6 +49,10 @@ class AddChild(msgspec.Struct):
     spec: FunctionSpec
     childprocessid: str = ""
     insert: bool = False
+
+
+def _is_heavy(request: Any) -> bool:
+    return not 0 < getattr(request, "count", 0) <= _LIGHT
 
 
 def calls(node: Node) -> list[Call[Any]]:
@@ -138,9 +144,11 @@ def calls(node: Node) -> list[Call[Any]]:
             of_spec,
             Once.TOGETHER,
             submitted,
+            most=_WORKFLOW,
+            tokens=MANY_TOKENS,
         ),
         Call("getprocessgraphmsg", GraphById, Who.SIGNED, get),
-        Call("getprocessgraphsmsg", GetGraphs, Who.MEMBER, get_many, of),
+        Call("getprocessgraphsmsg", GetGraphs, Who.MEMBER, get_many, of, heavy=_is_heavy),
         Call("addchildmsg", AddChild, Who.SIGNED, add_child),
         Call("cancelprocessgraphmsg", GraphById, Who.SIGNED, cancel, need=Need.FREES),
         Call("removeprocessgraphmsg", GraphById, Who.SIGNED, remove, need=Need.FREES),

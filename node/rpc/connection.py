@@ -17,6 +17,7 @@ import trio
 
 from node.log import get_logger
 from node.rpc.message import Handler, Request, Response, head
+from node.rpc.places import Places, source_of
 from node.rpc.plain import parse_plain
 
 __all__ = ["Connection", "Limits", "Roster"]
@@ -26,8 +27,12 @@ log = get_logger("http")
 _CHUNK = 65_536  # bytes asked of the kernel at a time
 _READ_AHEAD = 65_536  # bytes kept of requests pipelined behind a running one
 _SLOWEST_BODY = 16_384  # bytes per second a body must sustain once the read timeout is used up
-_SMALL_BODY = 65_536  # bytes; a body up to this is read whatever others send
+_SMALL_BODY = 65_536  # bytes; a body up to this is read, or sent, whatever others do
+_PATIENCE = 5.0  # seconds in which an answer should be taken, when there is no room for others
 _CLOSE_SECONDS = 2.0  # bound on saying goodbye to a peer that may be stuck
+_PART = 1 << 20  # bytes of a large answer that are sent at once
+_WRITING = 1.0  # seconds in which nobody who is being answered makes room for others
+_LAST_WORD = 0.1  # seconds
 _LINGER_BYTES = 4_194_304  # read and dropped after a refusal, so that the peer sees the answer
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _MOST_HEADS = 64  # beginnings of responses that are kept for a second
@@ -38,7 +43,10 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Limits:
     """Bounds on what one peer may use: sizes in bytes, times in seconds.
 
-    `max_held` is for all unfinished bodies together: beyond it only small ones are read on.
+    `max_held` is for all bodies together that are not dealt with: beyond it only small ones are
+    read on. `max_unread` is for all large answers that their askers have not taken. Of connections
+    on which nobody has shown a right there are `max_unsigned`, of others `max_connections`.
+    `names` is what the names of these settings begin with, for messages.
     """
 
     max_body: int = 2_000_000
@@ -46,7 +54,12 @@ class Limits:
     read_timeout: float = 10.0
     idle_timeout: float = 120.0
     max_connections: int = 4096
+    max_per_signer: int = 512
+    max_unsigned: int = 1024
+    max_unsigned_per_address: int = 512
     max_held: int = 67_108_864
+    max_unread: int = 268_435_456
+    names: str = ""
 
 
 class _RefusedRequest(Exception):
@@ -70,13 +83,41 @@ class Roster:
         self.starved = 0  # accept loops that wait for a connection to end
         # Dicts are ordered sets here: the longest idle connection comes first.
         self.idle: dict[Connection, None] = {}
+        self.places = Places(limits, self._is_busy, self.idle)
         self.upgraded: set[Connection] = set()
         self.running: dict[Connection, None] = {}
         self.running_long: dict[Connection, None] = {}
-        self.held = 0  # bytes of bodies that are not complete
+        self.held = 0  # bytes of bodies that are not dealt with
+        self.unread = 0  # bytes of large answers that are not taken
+        self._sending: dict[Connection, tuple[int, float]] = {}  # bytes, and since when
         self._first: trio.Event | None = None
         self._heads: dict[tuple[int, str, tuple[tuple[str, str], ...]], bytes] = {}
         self._heads_second = 0
+
+    def _is_busy(self, connection: Connection) -> bool:
+        if connection in self.running or connection in self.running_long:
+            return True
+        # An answer that is just being written; who takes it slowly has had the time of others.
+        return connection not in self.idle and trio.current_time() - connection.wrote < _WRITING
+
+    def may_send(self, connection: Connection, size: int) -> bool:
+        """Whether there is room for a large answer; one that is not taken in time is let go."""
+        if self.unread and self.unread + size > self.limits.max_unread:
+            other, (_, began) = next(iter(self._sending.items()))
+            if trio.current_time() - began < _PATIENCE:
+                return False
+            self.sent(other)
+            other.evict()
+            if self.unread and self.unread + size > self.limits.max_unread:
+                return False
+        self._sending[connection] = (size, trio.current_time())
+        self.unread += size
+        return True
+
+    def sent(self, connection: Connection) -> None:
+        """A large answer is taken, or will not be."""
+        size, _ = self._sending.pop(connection, (0, 0.0))
+        self.unread -= size
 
     def begin(self, connection: Connection) -> None:
         """Note that `connection` runs a handler now."""
@@ -124,15 +165,21 @@ class Connection:
 
     __slots__ = (
         "_ahead",
+        "_evicted",
+        "_held",
         "_limits",
         "_reading",
         "_roster",
         "_watched",
         "_watcher",
+        "arrived",
         "http",
         "remote",
         "scope",
+        "signer",
+        "source",
         "stream",
+        "wrote",
     )
 
     def __init__(self, roster: Roster, stream: trio.abc.Stream) -> None:
@@ -140,6 +187,12 @@ class Connection:
         self.stream = stream
         self._limits = roster.limits
         self.remote = _remote(stream)
+        self.source = source_of(self.remote)
+        self.signer = ""  # who has shown a right on it
+        self.arrived = trio.current_time()
+        self.wrote = -math.inf  # when the last answer began to be written
+        self._evicted = False
+        self._held = 0  # bytes of a body that is not dealt with
         # Made for a request that is not plain, or not here in one piece, and dropped after it.
         self.http: h11.Connection | None = None
         self._ahead = b""  # read behind the last request
@@ -155,7 +208,10 @@ class Connection:
             with self.scope:
                 await self._serve()
             if self.scope.cancelled_caught and self._reading:
-                await self._refuse(408, "the request did not arrive in time")
+                if self._evicted:
+                    await self._make_room()
+                else:
+                    await self._refuse(408, "the request did not arrive in time")
         except* _GONE:
             pass
         except* Exception:
@@ -163,10 +219,21 @@ class Connection:
             # the cancellation itself goes on.
             log.exception("connection failed", remote=self.remote)
         finally:
+            self._roster.places.leave(self)
+            self._let_go()
             if self._watcher is not None:
                 self._watcher.cancel()
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):
                 await self.stream.aclose()
+
+    def evict(self) -> None:
+        """End it: others need the place."""
+        self._evicted = True
+        self.scope.cancel()
+
+    def _let_go(self) -> None:
+        self._roster.held -= self._held
+        self._held = 0
 
     async def _serve(self) -> None:
         roster = self._roster
@@ -182,7 +249,11 @@ class Connection:
                 return await self._refuse(fault.error_status_hint, str(fault))
             if request is None:
                 return None
+            method = request.method
             response = await self._handle(request)
+            del request  # its body may be large
+            if self._held:
+                self._let_go()
             if response.upgrade is not None:
                 roster.upgraded.add(self)
                 self.scope.deadline = math.inf
@@ -195,7 +266,7 @@ class Connection:
             parser = self.http
             ends = parser is not None and parser.their_state is not h11.DONE
             close = ends or roster.draining or roster.starved > 0
-            await self._respond(response, request.method, close=close)
+            await self._respond(response, method, close=close)
             if close:
                 return None
             if parser is not None:
@@ -256,7 +327,10 @@ class Connection:
             path = "/" + path.partition("://")[2].partition("/")[2]
         if "%" in path:
             path = unquote(path)
-        return Request(method, path, query, headers, body, self.remote)
+        return Request(method, path, query, headers, body, self.remote, self._sign)
+
+    def _sign(self, identity: str) -> str:
+        return self._roster.places.sign(self, identity)
 
     async def _receive(self, parser: h11.Connection) -> None:
         parser.receive_data(bytes(await self.stream.receive_some(_CHUNK)))
@@ -266,16 +340,11 @@ class Connection:
         too_large = f"the body exceeds {limit} bytes"
         if declared > limit:
             raise _RefusedRequest(413, too_large)
-        body = bytearray()
-        try:
-            return await self._gather_body(parser, body, limit, too_large)
-        finally:
-            self._roster.held -= len(body)
+        return await self._gather_body(parser, limit, too_large)
 
-    async def _gather_body(
-        self, parser: h11.Connection, body: bytearray, limit: int, too_large: str
-    ) -> bytes:
+    async def _gather_body(self, parser: h11.Connection, limit: int, too_large: str) -> bytes:
         roster = self._roster
+        body = bytearray()
         pieces = 0
         began = 0.0
         while True:
@@ -283,11 +352,16 @@ class Connection:
             if isinstance(event, h11.Data):
                 body += event.data
                 roster.held += len(event.data)
+                self._held += len(event.data)
                 pieces += 1
                 if len(body) > limit:
                     raise _RefusedRequest(413, too_large)
                 if roster.held > self._limits.max_held and len(body) > _SMALL_BODY:
-                    raise _RefusedRequest(503, "too many large requests at once; try again")
+                    raise _RefusedRequest(
+                        503,
+                        f"too many large requests at once: they hold {self._limits.max_held} bytes,"
+                        " which is the most; try again",
+                    )
                 if pieces > 1024 and len(body) < 64 * pieces:
                     # Each piece costs the parser as much as a kilobyte does.
                     raise _RefusedRequest(400, "the body arrives in too small pieces")
@@ -358,19 +432,53 @@ class Connection:
         # This deadline bounds the writing and the idle time after it. One that is nearly so stays:
         # to move it costs more than to write the response.
         idle = self._limits.idle_timeout
-        now = trio.current_time()
+        self.wrote = now = trio.current_time()
         if not 0.9 * idle < self.scope.deadline - now <= idle:
             self.scope.deadline = now + idle
+        body = response.body
+        if len(body) <= _SMALL_BODY or self._roster.may_send(self, len(body)):
+            return await self._write(response, method, close=close)
+        why = (
+            f"answers of {self._roster.unread} bytes are not taken by those who asked"
+            f" ({self._limits.names}max_unread); try again"
+        )
+        return await self._write(self._roster.error(503, why), method, close=close)
+
+    async def _write(self, response: Response, method: str, *, close: bool) -> None:
         body = response.body
         out = self._roster.head(response)
         bodiless = response.status in (204, 304)
         if not bodiless:
             out += b"content-length: %d\r\n" % len(body)
         out += b"connection: close\r\n\r\n" if close else b"\r\n"
-        await self.stream.send_all(out if bodiless or method == "HEAD" else out + body)
+        if bodiless or method == "HEAD":
+            await self.stream.send_all(out)
+        elif len(body) <= _SMALL_BODY:
+            await self.stream.send_all(out + body)
+        else:
+            try:
+                await self.stream.send_all(out)
+                # In parts, since TLS would encrypt all of it in one piece.
+                whole = memoryview(body)
+                for start in range(0, len(body), _PART):
+                    await self.stream.send_all(whole[start : start + _PART])
+            finally:
+                self._roster.sent(self)
+
+    async def _make_room(self) -> None:
+        """Say why a request is not read on, if that takes no time."""
+        limits = self._limits
+        why = (
+            f"too many connections without a right to call are open ({limits.names}max_unsigned:"
+            f" {limits.max_unsigned}, {limits.names}max_unsigned_per_address:"
+            f" {limits.max_unsigned_per_address}); try again"
+        )
+        with trio.move_on_after(_LAST_WORD):
+            await self._respond(self._roster.error(503, why), "", close=True)
 
     async def _refuse(self, status: int, message: str) -> None:
         """Answer with an error, then read on for a moment: unread bytes would reset the answer."""
+        self._let_go()
         log.debug("request refused", status=status, reason=message, remote=self.remote)
         with trio.move_on_after(_CLOSE_SECONDS):
             await self._respond(self._roster.error(status, message), "", close=True)

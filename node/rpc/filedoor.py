@@ -53,6 +53,8 @@ async def _answer(files: Files, request: Request) -> Response:
     if vault is None or tickets is None or not CHECKSUM.match(checksum):
         raise missing("path: /files/ and a SHA-256 in lower-case hex")
     scope = tickets.check(request.method, checksum, request.query)
+    if refusal := request.signed(f"ticket {scope.colony} {scope.uploader}"):
+        raise RpcError(429, refusal)
     if scope.method == "PUT":
         if request.method == "HEAD":
             return _progress(vault.offset(scope), complete=False)

@@ -105,12 +105,12 @@ class _Server:
     def __init__(self, roster: Roster, nursery: trio.Nursery) -> None:
         self._roster = roster
         self._nursery = nursery
-        self._slots = trio.Semaphore(roster.limits.max_connections)
+        self._slots = trio.Semaphore(roster.limits.max_connections + roster.limits.max_unsigned)
         self._open = 0
         self._ended = trio.Event()
 
     async def accept(self, listener: Listener) -> None:
-        """Accept forever; at the limit the longest idle connection makes room for a new one."""
+        """Accept forever; where a limit is reached, another connection makes room."""
         while True:
             try:
                 stream = await listener.accept()
@@ -118,7 +118,7 @@ class _Server:
                 # Whatever one connection is about, the next ones are to be taken.
                 log.warning("accept failed", error=failure)
                 if isinstance(failure, OSError) and failure.errno in _OUT_OF_RESOURCES:
-                    self._evict()
+                    self._roster.places.make_room()
                 await trio.sleep(0.1)
                 continue
             try:
@@ -136,21 +136,19 @@ class _Server:
         try:
             self._slots.acquire_nowait()
         except trio.WouldBlock:
-            self._evict()
+            self._roster.places.make_room()
             self._roster.starved += 1
             try:
                 await self._slots.acquire()
             finally:
                 self._roster.starved -= 1
 
-    def _evict(self) -> None:
-        if self._roster.idle:
-            next(iter(self._roster.idle)).scope.cancel()
-
     async def _serve(self, stream: trio.abc.Stream) -> None:
         try:
+            connection = Connection(self._roster, stream)
+            self._roster.places.arrive(connection)
             with contained("connection"):
-                await Connection(self._roster, stream).run()
+                await connection.run()
         finally:
             self._open -= 1
             self._slots.release()

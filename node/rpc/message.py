@@ -23,8 +23,15 @@ _REASONS = {int(status): status.phrase for status in http.HTTPStatus}
 Upgrade: TypeAlias = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
 
 
+def _nobody(identity: str) -> str:
+    return ""
+
+
 class Request(msgspec.Struct, gc=False):
-    """A complete request: `path` is percent-decoded, `query` raw, header names lower-case."""
+    """A complete request: `path` is percent-decoded, `query` raw, header names lower-case.
+
+    `signed` is to be told who has shown a right by it; it returns why that is refused, or "".
+    """
 
     method: str
     path: str
@@ -32,6 +39,7 @@ class Request(msgspec.Struct, gc=False):
     headers: dict[str, str]
     body: bytes
     remote: str
+    signed: Callable[[str], str] = _nobody
 
 
 class Response(msgspec.Struct):

@@ -16,10 +16,12 @@ from upstream on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import trio
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
@@ -31,9 +33,10 @@ from wsproto.events import (
     Ping,
     TextMessage,
 )
+from wsproto.frame_protocol import FrameProtocol
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
-from node.channels import frames, wire
+from node.channels import FRAME, frames, wire
 from node.codec import wire_process
 from node.errors import RpcError, bad, denied
 from node.etcd.errors import EtcdError
@@ -45,7 +48,8 @@ from node.node import Node
 from node.rpc import requests as req
 from node.rpc.message import Request, Response
 from node.rpc.table import Call, Caller, Table, Who, decode_envelope, reply
-from node.subscriptions import Wanted
+from node.store.channels import Entry
+from node.subscriptions import Meter, Wanted
 
 log = get_logger("pubsub")
 
@@ -53,6 +57,7 @@ PATH = "/pubsub"
 MAX_MESSAGE = 65_536  # bytes of one message; an envelope with a subscription has a few hundred
 MAX_SUBSCRIPTIONS = 64  # on one socket
 IDLE = 30.0  # seconds a socket may stay without a subscription
+UNSIGNED_IDLE = 10.0  # likewise, when nobody has shown a right on it yet
 PING = 30.0  # seconds between pings; a peer silent for two of these is gone
 RECHECK = 10.0  # seconds after which a quiet process is read again, in case an event was lost
 _LONGEST = 366 * 86_400
@@ -62,12 +67,13 @@ _CHUNK = 16_384
 _NORMAL, _GOING_AWAY, _TOO_BIG, _TOO_SLOW = 1000, 1001, 1009, 1013
 _TYPE, _CHANNEL = "subscribeprocessmsg", "subscribechannelmsg"
 _CHANNEL_SECONDS = 30  # of a channel subscription that names no timeout, as upstream
-_CHANNEL_PAGE = 64  # entries read at once for a subscriber
+_CHANNEL_PAGE = 64  # entries read at once for a subscriber, if they are small
+_FRAMES = 8 << 20  # bytes of frames that are kept for the next one who is told the same
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _HANDSHAKE = ("host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version")
 
 
-def upgrade(node: Node, table: Table, request: Request) -> Response:
+def upgrade(node: Node, table: Table, frames: Frames, request: Request) -> Response:
     """Answer `GET /pubsub`: take the connection over. Raises RpcError 400 for a bad handshake."""
     websocket = WSConnection(ConnectionType.SERVER)
     headers = [
@@ -82,20 +88,67 @@ def upgrade(node: Node, table: Table, request: Request) -> Response:
     except (ProtocolError, ValueError) as error:
         raise bad(f"{PATH} speaks WebSocket, version 13: {str(error)[:200]}") from None
 
+    signed = request.signed
+
     async def take_over(stream: trio.abc.Stream, ahead: bytes) -> None:
-        await _Socket(node, table, websocket, stream).run(accept, ahead)
+        await _Socket(node, table, frames, websocket, stream, signed).run(accept, ahead)
 
     return Response(101, upgrade=take_over)
+
+
+def _frame(text: bytes) -> bytes:
+    """A whole message as it goes over the wire: without a mask it is the same on each socket."""
+    return bytes(FrameProtocol(client=False, extensions=[]).send_data(text.decode(), fin=True))
+
+
+class Frames:
+    """Frames that tell of a process, made once for all sockets that send them at the same time.
+
+    `sending` is the bytes that sockets are sending now, `most` how many these may be.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.sending = 0
+        # The process is kept with its frame, so that its id is not that of another one.
+        self._made: OrderedDict[int, tuple[Process, bytes]] = OrderedDict()
+        self._size = 0
+
+    def of(self, process: Process) -> bytes:
+        """The frame that tells of a process."""
+        known = self._made.get(id(process))
+        if known is not None:
+            return known[1]
+        made = _frame(reply(_TYPE, wire_process(process)))
+        self._made[id(process)] = (process, made)
+        self._size += len(made)
+        while self._size > _FRAMES:
+            _, (_, old) = self._made.popitem(last=False)
+            self._size -= len(old)
+        return made
 
 
 class _Socket:
     """One WebSocket: a reader, a task that pings, and a task for each subscription."""
 
     def __init__(
-        self, node: Node, table: Table, websocket: WSConnection, stream: trio.abc.Stream
+        self,
+        node: Node,
+        table: Table,
+        frames: Frames,
+        websocket: WSConnection,
+        stream: trio.abc.Stream,
+        signed: Callable[[str], str],
     ) -> None:
         self._node = node
         self._table = table
+        self._frames = frames
+        self._signed = signed
+        self._known = False  # whether somebody has shown a right on it
+        self._meter = Meter()
+        # One thing is read and sent at a time, however many subscriptions there are.
+        self._reading = trio.Lock()
+        self._open_ones: set[tuple[str, str, bytes]] = set()
         self._websocket = websocket
         self._stream = stream
         self._writing = trio.Lock()
@@ -139,12 +192,22 @@ class _Socket:
 
     # -- writing -------------------------------------------------------------------------
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes | Callable[[], bytes]) -> None:
+        """Send bytes, or what a call makes of them once it is their turn."""
         # Shielded: half a frame would spoil all that follow.
         with trio.CancelScope(shield=True):
             async with self._writing:
                 if self._broken:
                     return
+                if callable(data):
+                    if self._websocket.state is not ConnectionState.OPEN:
+                        return
+                    data = data()
+                if self._frames.sending and self._frames.sending + len(data) > self._frames.most:
+                    return self._end(
+                        _TOO_SLOW, "too much waits to be taken by sockets (rpc.max_unread)"
+                    )
+                self._frames.sending += len(data)
                 sent = False
                 try:
                     with trio.move_on_after(_SEND_SECONDS):
@@ -152,6 +215,8 @@ class _Socket:
                         sent = True
                 except _GONE:
                     pass
+                finally:
+                    self._frames.sending -= len(data)
                 if not sent:
                     self._break()
 
@@ -160,7 +225,7 @@ class _Socket:
             await self._write(self._websocket.send(event))
 
     async def _tell(self, process: Process) -> None:
-        await self._send(TextMessage(data=reply(_TYPE, wire_process(process)).decode()))
+        await self._write(lambda: self._frames.of(process))
 
     async def _refuse(self, error: RpcError) -> None:
         failure = {"status": error.status, "message": error.message}
@@ -171,7 +236,10 @@ class _Socket:
         state = self._websocket.state
         if self._broken or state not in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
             return
-        code, reason = self._ending or (_GOING_AWAY, "the server is stopping")
+        code, reason = self._ending or (
+            _GOING_AWAY,
+            "the server is stopping, or needs the place (rpc.max_unsigned, rpc.max_connections)",
+        )
         try:
             await self._stream.send_all(
                 self._websocket.send(CloseConnection(code=code, reason=reason))
@@ -235,20 +303,41 @@ class _Socket:
             assert call is not None  # or admit had refused
             if not 0 <= getattr(request, "state", 0) <= State.CANCELLED:
                 raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
-            if self._active >= MAX_SUBSCRIPTIONS:
-                raise bad(f"a socket has at most {MAX_SUBSCRIPTIONS} subscriptions")
+            self._node.directory.demand_colonies(caller.id)
+            key = (call.payloadtype, caller.id, msgspec.json.encode(request))
+            if key in self._open_ones:
+                return  # it is told already
+            self._require_room(caller)
         except RpcError as error:
             return await self._refuse(error)
         self._active += 1
-        nursery.start_soon(self._serve, call, caller, request)
+        self._node.subscriptions.signers[caller.id] += 1
+        self._open_ones.add(key)
+        nursery.start_soon(self._serve, call, caller, request, key)
+
+    def _require_room(self, caller: Caller) -> None:
+        """Raise RpcError 400 or 429 when there are too many subscriptions or connections."""
+        if self._active >= MAX_SUBSCRIPTIONS:
+            raise bad(f"a socket has at most {MAX_SUBSCRIPTIONS} subscriptions")
+        subscriptions = self._node.subscriptions
+        if subscriptions.signers[caller.id] >= subscriptions.most:
+            raise RpcError(
+                429,
+                f"this signer has {subscriptions.most} subscriptions, which is the most"
+                " (rpc.max_subscriptions); end some",
+            )
+        if refusal := self._signed(caller.id):
+            raise RpcError(429, refusal)
+        self._known = True
 
     async def _keep_alive(self) -> None:
         pinged = trio.current_time()
         while True:
             await trio.sleep(1)
             now = trio.current_time()
-            if not self._active and now - self._idle_since > IDLE:
-                self._end(_NORMAL, f"no subscription for {IDLE:.0f} seconds")
+            patience = IDLE if self._known else UNSIGNED_IDLE
+            if not self._active and now - self._idle_since > patience:
+                self._end(_NORMAL, f"no subscription for {patience:.0f} seconds")
             if now - self._heard > 2 * PING + _SEND_SECONDS:
                 self._break()
             if now - pinged >= PING:
@@ -257,7 +346,9 @@ class _Socket:
 
     # -- subscriptions -------------------------------------------------------------------
 
-    async def _serve(self, call: Call[Any], caller: Caller, request: Any) -> None:
+    async def _serve(
+        self, call: Call[Any], caller: Caller, request: Any, key: tuple[str, str, bytes]
+    ) -> None:
         try:
             await call.handler(caller, request)
         except RpcError as error:
@@ -270,6 +361,11 @@ class _Socket:
             await self._refuse(RpcError(500, "internal error"))
         finally:
             self._active -= 1
+            self._open_ones.discard(key)
+            signers = self._node.subscriptions.signers
+            signers[caller.id] -= 1
+            if not signers[caller.id]:
+                del signers[caller.id]
             self._idle_since = trio.current_time()
 
     @contextmanager
@@ -296,9 +392,13 @@ class _Socket:
                 await self._tell(process)
             return process.closed
 
+        async def look() -> bool:
+            async with self._reading:
+                return await told_all(await locate(self._node, caller, request.processid))
+
         # Registered before the state is read: what comes between the two is not lost.
-        with self._node.subscriptions.open(wanted) as events:
-            if await told_all(await locate(self._node, caller, request.processid)):
+        with self._node.subscriptions.open(wanted, meter=self._meter) as events:
+            if await look():
                 return
             with self._until(request.timeout):
                 while True:
@@ -308,9 +408,7 @@ class _Socket:
                             process = await events.receive()
                         except trio.EndOfChannel:
                             return self._too_slow()
-                    if process is None:
-                        process = await locate(self._node, caller, request.processid)
-                    if await told_all(process):
+                    if await (look() if process is None else told_all(process)):
                         return
 
     async def _follow_any(self, caller: Caller, request: req.SubscribeProcesses) -> None:
@@ -321,11 +419,17 @@ class _Socket:
         else:
             colonies = self._node.directory.demand_colonies(caller.id)
         wanted = Wanted(frozenset(colonies), request.state, executortype=request.executortype)
-        with self._node.subscriptions.open(wanted) as events, self._until(request.timeout):
-            async for process in events:
+        with (
+            self._node.subscriptions.open(wanted, meter=self._meter) as events,
+            self._until(request.timeout),
+        ):
+            while True:
+                try:
+                    process = await events.receive()
+                except trio.EndOfChannel:
+                    return self._too_slow()
                 self._require_member(caller, process.colonyname)
                 await self._tell(process)
-            self._too_slow()
 
     async def _follow_channel(self, caller: Caller, request: Subscribe) -> None:
         """Send what is in a channel and what comes, then an empty array; the socket stays open.
@@ -334,16 +438,20 @@ class _Socket:
         twice, and who reads slowly gets more entries in a frame.
         """
         channels, index = self._node.channels, max(0, request.afterseq)
+        page = 4  # few at first: they may be large
         seconds = min(max(request.timeout or _CHANNEL_SECONDS, 0), _LONGEST)
         with channels.hear(request.processid, request.name) as news, trio.CancelScope() as patience:
             while True:
                 news.quiet()
                 # First the process, then its channel: after its end nothing is appended.
-                process, _ = await channels.find(caller.id, request.processid, request.name)
-                entries = await channels.read(process, request.name, index, _CHANNEL_PAGE)
-                for frame in frames(entries):
-                    await self._say([wire(entry) for entry in frame])
-                    index += len(frame)
+                async with self._reading:
+                    process, _ = await channels.find(caller.id, request.processid, request.name)
+                    entries = await channels.read(process, request.name, index, page)
+                    size = sum(len(entry.payload) for entry in entries)
+                    page = max(1, page // 8) if size > FRAME else min(2 * page, _CHANNEL_PAGE)
+                    for frame in frames(entries):
+                        await self._say(frame)
+                        index += len(frame)
                 if entries:
                     continue
                 if process.closed:
@@ -353,8 +461,8 @@ class _Socket:
                 await news.wait(RECHECK)
         await self._say([])
 
-    async def _say(self, entries: list[dict[str, Any]]) -> None:
-        await self._send(TextMessage(data=reply(_CHANNEL, entries).decode()))
+    async def _say(self, entries: list[Entry]) -> None:
+        await self._write(lambda: _frame(reply(_CHANNEL, [wire(entry) for entry in entries])))
 
     def _too_slow(self) -> None:
         self._end(_TOO_SLOW, "events come faster than they are taken")

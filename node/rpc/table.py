@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
+import trio
 
 from node.errors import RpcError, bad, denied
 from node.etcd.errors import EtcdError, EtcdNoSpace
@@ -23,12 +24,26 @@ from node.identity import IdentityError, recover_payload
 from node.model import Executor
 from node.numbers import beyond_float
 from node.replay import FRESH, Once, Replays
+from node.rpc import large
+from node.rpc.large import in_turns
 from node.turns import Turns
 
 if TYPE_CHECKING:
     from node.directory import Directory, Member
 
 MAX_DEPTH = 64
+# Bytes of a body. Up to here it is read in one piece, whoever signed it; more is read in pieces,
+# and only for a signer that has a role here.
+SMALL = 65_536
+# Bytes, of a call that says nothing else. The store takes 1.5 MiB, which base64 and escapes make
+# more of.
+MESSAGE = 8 << 20
+# Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
+# numbers.
+MAX_TOKENS = 50_000
+MANY_TOKENS = 1_200_000
+# Answers that may be large, which are made at the same time.
+_HEAVY = 1
 # What changes nothing, beside all calls whose name begins with "get".
 _READS = frozenset(
     {
@@ -57,6 +72,7 @@ _OPAQUE = frozenset(
 
 # A function to be registered: its `args` describe arguments, and are none.
 _TYPED = "fun"
+_NESTED = frozenset({dict, list})
 
 R = TypeVar("R")
 _to_json = msgspec.json.Encoder().encode
@@ -101,7 +117,9 @@ class Call(Generic[R]):
     repeat of one that happened together with its marker, by the key that it wrote first.
     `harmless` tells requests of it that change nothing. `lasting` is for what puts clocks right: it
     is served whatever times the store has seen, and its markers stay. `need` says what the call
-    does to the store, and so from which use on it is refused.
+    does to the store, and so from which use on it is refused. `most` is how many bytes a request
+    may have, and `tokens` how many strings, brackets and commas; few of the requests that are
+    `heavy` are served at the same time.
     """
 
     payloadtype: str
@@ -114,6 +132,9 @@ class Call(Generic[R]):
     harmless: Callable[[R], bool] | None = None
     lasting: bool = False
     need: Need = Need.GROWS
+    most: int = MESSAGE
+    tokens: int = MAX_TOKENS
+    heavy: Callable[[R], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.payloadtype.startswith(("get", "subscribe")):  # upstream's names for reading
@@ -146,6 +167,10 @@ class Head(msgspec.Struct):
     audience: str = ""
 
 
+def _unheard(identity: str) -> str:
+    return ""
+
+
 @dataclass
 class Table:
     """All calls of a node; federation adds its own. `now` gives Unix nanoseconds.
@@ -161,6 +186,9 @@ class Table:
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
+    # Large requests are read one after the other: many at once would share each turn of the loop.
+    _reading: trio.Lock = field(default_factory=trio.Lock)
+    _heavy: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HEAVY))
 
     def add(self, call: Call[Any]) -> None:
         """Add a row. Raises ValueError when the payload type is taken."""
@@ -168,13 +196,36 @@ class Table:
             raise ValueError(f"payload type {call.payloadtype} is in the table twice")
         self.calls[call.payloadtype] = call
 
-    async def answer(self, body: bytes) -> tuple[int, bytes]:
-        """Answer one posted envelope: HTTP status and body. Raises only what is our own fault."""
+    async def answer(
+        self, body: bytes, signed: Callable[[str], str] = _unheard
+    ) -> tuple[int, bytes]:
+        """Answer one posted envelope: HTTP status and body. Raises only what is our own fault.
+
+        `signed` is told who signed it, if that is somebody with a right here, and returns why that
+        one is not served now, or "".
+        """
         payloadtype = ""
         try:
-            envelope = decode_envelope(body)
-            payloadtype = envelope.payloadtype
-            result = await self._run(envelope)
+            if len(body) <= SMALL:
+                envelope = decode_envelope(body)
+                payloadtype, payload = envelope.payloadtype, envelope.payload
+                call = self.calls.get(payloadtype)
+                if call is not None and call.who is Who.ANYONE:
+                    caller, request = Caller(""), call.request()
+                else:
+                    caller, request = self.admit(call, envelope)
+            else:
+                async with self._reading:
+                    posted = await in_turns(large.read(body))
+                    payloadtype = posted.payloadtype
+                    call = self.calls.get(payloadtype)
+                    caller, request = await self._admit_large(call, posted, len(body))
+                    payload = posted.payload.decode("ascii")
+            assert call is not None  # or it had been refused
+            entitled = call.who is not Who.SIGNED or self.directory.knows(caller.id)
+            if caller.id and entitled and (refusal := signed(caller.id)):
+                raise RpcError(429, refusal)
+            result = await self._served(call, caller, request, payload)
         except RpcError as error:
             self._count(payloadtype, error.status)
             failure = {"status": error.status, "message": error.message}
@@ -183,35 +234,44 @@ class Table:
             self._count(payloadtype, 507 if isinstance(error, EtcdNoSpace) else 503)
             raise
         self._count(payloadtype, 200)
-        reply_type = "pausestatusreplymsg" if payloadtype == "getpausestatusmsg" else payloadtype
-        return 200, reply(reply_type, {} if result is None else result)
+        return 200, result
 
     def _count(self, payloadtype: str, status: int) -> None:
         # Names that anybody may invent must not fill the memory.
         name = payloadtype if payloadtype in self.calls else "unknown"
         self.answered[name, status] += 1
 
-    async def _run(self, envelope: Envelope) -> Any:
-        call = self.calls.get(envelope.payloadtype)
-        if call is not None and call.who is Who.ANYONE:
-            return await call.handler(Caller(""), call.request())
-        caller, request = self.admit(call, envelope)
-        assert call is not None
-        if call.payloadtype == "assignprocessmsg" and request.timeout > 0:
-            # A poll waits for something to happen: it takes no turn of the signer's other calls.
-            return await self._serve(call, caller, request, envelope.payload)
+    async def _served(self, call: Call[R], caller: Caller, request: R, payload: str) -> bytes:
+        """Run the handler of a call when it is the signer's turn; returns the reply envelope.
+
+        Raises RpcError and EtcdError.
+        """
+        # A poll waits for something to happen: it takes no turn of the signer's other calls.
+        polls = call.payloadtype == "assignprocessmsg" and getattr(request, "timeout", 0) > 0
+        if polls or call.who is Who.ANYONE:
+            return await self._handled(call, caller, request, payload)
         signer = (caller.id,)
         if not self.turns.may(signer):
             await self.turns.enter(signer)
         try:
-            return await self._serve(call, caller, request, envelope.payload)
+            if call.heavy is not None and call.heavy(request):
+                async with self._heavy:
+                    return await self._handled(call, caller, request, payload)
+            return await self._handled(call, caller, request, payload)
         finally:
             self.turns.leave(signer)
 
-    async def _serve(self, call: Call[R], caller: Caller, request: R, payload: str) -> Any:
+    async def _handled(self, call: Call[R], caller: Caller, request: R, payload: str) -> bytes:
         if self.replays is None or not caller.nonce or call.reads(request):
-            return await call.handler(caller, request)
-        return await self._once(self.replays, call, caller, request, payload)
+            result = await call.handler(caller, request)
+        else:
+            result = await self._once(self.replays, call, caller, request, payload)
+        kind = call.payloadtype
+        if isinstance(result, list):
+            return await in_turns(large.answer(kind, result))
+        if kind == "getpausestatusmsg":
+            kind = "pausestatusreplymsg"
+        return reply(kind, {} if result is None else result)
 
     async def _once(
         self, replays: Replays, call: Call[R], caller: Caller, request: R, payload: str
@@ -248,13 +308,56 @@ class Table:
             raise denied(str(error)) from None
         if call is None:
             raise denied(f"payloadtype: {envelope.payloadtype[:60]!r} is unknown")
-        fields = parse_payload(envelope.payload)
+        return self._judge(call, identity, envelope, parse_payload(envelope.payload), _convert)
+
+    async def _admit_large(
+        self, call: Call[R] | None, posted: large.Posted, size: int
+    ) -> tuple[Caller, R]:
+        """As `admit`, of a request that is read in pieces: how many, the signer decides."""
+        try:
+            identity = await in_turns(large.signer(posted))
+        except IdentityError as error:
+            raise denied(str(error)) from None
+        if call is None:
+            raise denied(f"payloadtype: {posted.payloadtype[:60]!r} is unknown")
+        if not self.directory.knows(identity):
+            raise RpcError(
+                413, f"the request has {size} bytes; {SMALL} of a signer without a role here"
+            )
+        if size > call.most:
+            raise RpcError(413, f"the request has {size} bytes; a {call.payloadtype} {call.most}")
+        text = await in_turns(large.text_of(posted))
+        fields = await in_turns(large.parse(text, call.tokens, MAX_DEPTH - 1))
+        if not isinstance(fields, dict):
+            raise bad("payload: a JSON object is expected")
+        if b"null" in text:
+            await in_turns(large.prune(fields, _OPAQUE))
+            if isinstance(fields.get(_TYPED), dict):
+                await in_turns(large.prune(fields[_TYPED], frozenset()))
+        if await in_turns(large.long_digits(text)) and beyond_float(text, fields):
+            raise bad("payload: a number beyond what a 64-bit float holds")
+        names = ("msgtype", "nonce", "issuedat", "audience")
+        head = {name: fields[name] for name in names if name in fields}
+        request = await in_turns(large.convert(fields, call.request))
+        envelope = Envelope(posted.payloadtype, posted.payload.decode("ascii"), posted.signature)
+        await trio.lowlevel.checkpoint()
+        return self._judge(call, identity, envelope, head, lambda fields, kind: request)
+
+    def _judge(
+        self,
+        call: Call[R],
+        identity: str,
+        envelope: Envelope,
+        fields: dict[str, Any],
+        convert: Callable[[dict[str, Any], type[R]], R],
+    ) -> tuple[Caller, R]:
+        """Check freshness and role of a request whose signature holds. Raises RpcError."""
         head = _convert(fields, Head)
         if head.msgtype != envelope.payloadtype:
             raise bad(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
         self._check_fresh(head)
         self._check_audience(head)
-        request = _convert(fields, call.request)
+        request = convert(fields, call.request)
         caller = self.authorise(call, identity, request, head, envelope)
         if self.pressure.tight:
             # Before the nonce is used up: what is refused here was not served, and may be repeated.
@@ -346,12 +449,12 @@ def parse_payload(payload: str) -> dict[str, Any]:
     except (binascii.Error, ValueError):
         raise bad("payload: not base64") from None
     try:
-        value = msgspec.json.decode(text)
+        value = large.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad(f"payload: {error}") from None
     if not isinstance(value, dict):
         raise bad("payload: a JSON object is expected")
-    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and depth_of(value) > MAX_DEPTH:
+    if text.count(b"{") + text.count(b"[") >= MAX_DEPTH and large.nesting(text, MAX_DEPTH - 1):
         raise bad(f"payload: nested deeper than {MAX_DEPTH}")
     if beyond_float(text, value):
         raise bad("payload: a number beyond what a 64-bit float holds")
@@ -379,12 +482,14 @@ def prune(value: Any, opaque: frozenset[str] = _OPAQUE) -> Any:
     """
     if isinstance(value, dict):
         return {
-            key: inner if key in opaque else prune(inner, opaque if key != _TYPED else frozenset())
+            key: prune(inner, opaque if key != _TYPED else frozenset())
+            if type(inner) in _NESTED and key not in opaque
+            else inner
             for key, inner in value.items()
             if inner is not None
         }
     if isinstance(value, list):
-        return [prune(inner, opaque) for inner in value]
+        return [prune(inner, opaque) if type(inner) in _NESTED else inner for inner in value]
     return value
 
 
