@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import enum
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -251,9 +252,16 @@ class Table:
         if polls or call.who is Who.ANYONE:
             return await self._handled(call, caller, request, payload)
         signer = (caller.id,)
-        if not self.turns.may(signer):
+        if waited := not self.turns.may(signer):
             await self.turns.enter(signer)
         try:
+            if waited:
+                # What held when it came may hold no longer: the right, the room in the store.
+                head = Head(nonce=caller.nonce, issuedat=caller.issued)
+                now = self.authorise(call, caller.id, request, head, Envelope(call.payloadtype))
+                caller = dataclasses.replace(now, submission=caller.submission)
+                if self.pressure.tight:
+                    self._demand_room(call, caller.id)
             if call.heavy is not None and call.heavy(request):
                 async with self._heavy:
                     return await self._handled(call, caller, request, payload)
