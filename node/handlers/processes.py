@@ -94,9 +94,13 @@ def calls(node: Node) -> list[Call[Any]]:
         colony = await colony_of(node, caller, request.processid)
         # Without a new output the one that was set before the close stays.
         process = await processes.close(
-            colony, request.processid, caller.id, State.SUCCESSFUL, output=request.out or None
+            colony,
+            request.processid,
+            caller.id,
+            State.SUCCESSFUL,
+            output=request.out or None,
+            ended=lambda process: node.count_function(process, caller.id),
         )
-        node.count_function(process, caller.id)
         await node.settle(process)
 
     async def close_failed(caller: Caller, request: req.CloseFailed) -> None:
