@@ -370,6 +370,7 @@ class Processes:
                 raise bad(f"attribute.key: {attribute.key!r} exists already with this type")
             if len(process.attributes) >= 100:
                 raise bad("attribute: a process has at most 100 attributes")
+            attribute.targetprocessgraphid = process.processgraphid
             process = _copy(process)
             process.attributes = [*process.attributes, attribute]
             key = keys.attribute(process.colonyname, attribute.attributeid)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.support import Daemon
-from tests.test_workflows import Party, party
+from tests.test_workflows import Party, party, spec
 
 
 async def _submit(me: Party, **more: Any) -> dict[str, Any]:
@@ -36,3 +38,51 @@ async def test_a_repeated_close_counts_once_in_statistics(lone_daemon: Daemon) -
                 await me.close(process, "out")
         (function,) = await me.call("getfunctionsmsg", executorname=name)
         assert function["counter"] == 2
+
+
+@pytest.mark.parametrize("end", ["successful", "failed", "cancelled"])
+async def test_attributes_have_the_state_of_their_process(lone_daemon: Daemon, end: str) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        submitted = await _submit(me, env={"GIVEN": "1"})
+        pid = submitted["processid"]
+        assert [each["state"] for each in submitted["attributes"]] == [0]
+        process = await me.assign()
+        assert [each["state"] for each in process["attributes"]] == [1]
+        attribute = {"targetid": pid, "key": "k", "value": "v", "attributetype": 1}
+        added = await me.call("addattributemsg", me.key, attribute=attribute)
+        assert added["state"] == 1
+        if end == "cancelled":
+            await me.call("cancelprocessmsg", processid=pid)
+        else:
+            await (me.close(process) if end == "successful" else me.fail(process))
+        state = {"successful": 2, "failed": 3, "cancelled": 4}[end]
+        found = await _get(me, pid)
+        assert [each["state"] for each in found["attributes"]] == [state, state]
+        kept = await me.call("getattributemsg", attributeid=added["attributeid"])
+        assert kept["state"] == state
+
+
+async def test_attributes_wait_again_with_their_process(lone_daemon: Daemon) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        await _submit(me, env={"GIVEN": "1"})
+        pid = (await me.assign())["processid"]
+        await me.call("rejectexecutormsg", me.owner, executorname=await _name(me))
+        found = await _get(me, pid)
+        assert (found["state"], [each["state"] for each in found["attributes"]]) == (0, [0])
+
+
+async def test_an_environment_attribute_of_an_executor_is_in_the_spec(lone_daemon: Daemon) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        graph = await me.submit(spec("a", kind=me.kind, env={"GIVEN": "1"}))
+        process = await me.assign()
+        pid = process["processid"]
+        for key, kind in (("ADDED", 3), ("OUT", 1)):
+            attribute = {"targetid": pid, "key": key, "value": "2", "attributetype": kind}
+            added = await me.call("addattributemsg", me.key, attribute=attribute)
+            assert added["targetprocessgraphid"] == graph["processgraphid"]
+        assert (await _get(me, pid))["spec"]["env"] == {"GIVEN": "1", "ADDED": "2"}
+        await me.close(process)
+        assert (await _get(me, pid))["spec"]["env"] == {"GIVEN": "1", "ADDED": "2"}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from node.codec import unpack, wire_process
+from node.codec import unpack, wire_attribute, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.pressure import Need
@@ -134,7 +134,7 @@ def calls(node: Node) -> list[Call[Any]]:
         ]
         return [wire_process(p) for p in sorted(mine, key=lambda p: p.submissiontime)]
 
-    async def add_attribute(caller: Caller, request: req.AddAttribute) -> Attribute:
+    async def add_attribute(caller: Caller, request: req.AddAttribute) -> dict[str, Any]:
         asked = request.attribute
         colony = await colony_of(node, caller, asked.targetid)
         attribute = Attribute(
@@ -144,17 +144,19 @@ def calls(node: Node) -> list[Call[Any]]:
             attributetype=asked.attributetype,
             attributeid=attribute_id(asked.targetid, asked.key, asked.attributetype),
             targetcolonyname=colony,
-            state=int(State.RUNNING),
         )
-        return await processes.add_attribute(caller.id, attribute)
+        await processes.add_attribute(caller.id, attribute)
+        return wire_attribute(attribute, State.RUNNING)
 
-    async def get_attribute(caller: Caller, request: req.AttributeById) -> Attribute:
+    async def get_attribute(caller: Caller, request: req.AttributeById) -> dict[str, Any]:
         for colony in directory.colonies_of(caller.id):
             found = await node.client.get(keys.attribute(colony, request.attributeid))
             known = await processes.load(colony, found.value.decode()) if found else None
-            for attribute in known[0].attributes if known else []:
+            if known is None:
+                continue
+            for attribute in known[0].attributes:
                 if attribute.attributeid == request.attributeid:
-                    return attribute
+                    return wire_attribute(attribute, known[0].state)
         raise missing("attributeid: no attribute of the caller's colonies has this id")
 
     def of(request: Any) -> str:
