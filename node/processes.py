@@ -282,9 +282,8 @@ class Processes:
         def step(process: Process, revision: int) -> store.Step | None:
             if process.assignedexecutorid != identity:
                 raise denied("the process is not assigned to this executor")
-            if process.state == state and (output is None or process.output == output):
-                return None
-            if process.state == state and state == State.FAILED:
+            same = output is None or process.output == output
+            if process.state == state and same and (errors is None or process.errors == errors):
                 return None
             if process.state != State.RUNNING:
                 raise bad(f"the process is {process.state.name.lower()}, not running")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cli.client import RpcError
 from tests.support import Daemon
 from tests.test_workflows import Party, party, spec
 
@@ -86,3 +87,44 @@ async def test_an_environment_attribute_of_an_executor_is_in_the_spec(lone_daemo
         assert (await _get(me, pid))["spec"]["env"] == {"GIVEN": "1", "ADDED": "2"}
         await me.close(process)
         assert (await _get(me, pid))["spec"]["env"] == {"GIVEN": "1", "ADDED": "2"}
+
+
+async def _closing(me: Party, kind: str, process: dict[str, Any], **fields: Any) -> str:
+    """What a close is refused with, "" when it is not."""
+    try:
+        await me.call(kind, me.key, processid=process["processid"], **fields)
+    except RpcError as error:
+        return f"{error.status} {error.message}"
+    return ""
+
+
+async def test_a_late_failure_with_other_errors_is_refused(lone_daemon: Daemon) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        await _submit(me)
+        process = await me.assign()
+        assert await _closing(me, "closefailedmsg", process, errors=["first"]) == ""
+        assert await _closing(me, "closefailedmsg", process, errors=["first"]) == ""
+        over = "400 the process is failed, not running"
+        assert await _closing(me, "closefailedmsg", process, errors=["second"]) == over
+        assert await _closing(me, "closefailedmsg", process, errors=[]) == over
+        assert await _closing(me, "closesuccessfulmsg", process, out=["late"]) == over
+        found = await _get(me, process["processid"])
+        assert (found["state"], found["errors"], found["out"]) == (3, ["first"], [])
+
+
+async def test_a_failure_after_the_end_of_the_workflow_is_refused(lone_daemon: Daemon) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        graph = await me.submit(
+            spec("a", kind=me.kind), spec("b", "a", kind=me.kind), spec("c", kind=me.kind)
+        )
+        running = {
+            each["spec"]["nodename"]: each for each in (await me.assign(), await me.assign())
+        }
+        # The failure of a ends c as well; its executor does not know yet.
+        await me.fail(running["a"])
+        assert (await me.states(graph))["c"] == 3
+        over = "400 the process is failed, not running"
+        assert await _closing(me, "closefailedmsg", running["c"], errors=["late"]) == over
+        assert (await me.nodes(graph))["c"]["errors"] == ["another node of the workflow failed"]
