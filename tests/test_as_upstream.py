@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.client import RpcError
+from node.config import ConfigError, load_config
+from node.identity import PrivateKey
 from tests.support import Daemon
 from tests.test_workflows import Party, party, spec
 
@@ -128,3 +132,70 @@ async def test_a_failure_after_the_end_of_the_workflow_is_refused(lone_daemon: D
         over = "400 the process is failed, not running"
         assert await _closing(me, "closefailedmsg", running["c"], errors=["late"]) == over
         assert (await me.nodes(graph))["c"]["errors"] == ["another node of the workflow failed"]
+
+
+REREGISTER = "COLONIES_ALLOW_EXECUTOR_REREGISTER"
+
+
+def test_whether_executors_may_register_again_is_set_as_upstream(tmp_path: Path) -> None:
+    def allowed(**environ: str) -> bool:
+        return load_config(tmp_path, {}, environ=environ).rpc.reregister
+
+    assert not allowed()
+    for text in ("true", "TRUE", "True", "t", "T", "1"):
+        assert allowed(**{REREGISTER: text}), text
+    for text in ("false", "F", "0", ""):
+        assert not allowed(**{REREGISTER: text}), text
+    assert not allowed(**{REREGISTER: "true", "COLONYD_RPC__REREGISTER": "false"})
+    with pytest.raises(ConfigError, match=REREGISTER):
+        allowed(**{REREGISTER: "perhaps"})
+
+
+async def test_an_executor_that_crashed_registers_again(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    alone = {"COLONYD_FEDERATION__ENABLED": "false"}
+    daemon = make_daemon("dev", **alone, **{REREGISTER: "true"}).start()
+    async with daemon.client() as client:
+        me = await party(daemon, client)
+        name, old = await _name(me), me.key
+        fun = {"executorname": name, "colonyname": me.colony, "funcname": "f"}
+        await me.call("addfunctionmsg", old, fun=fun)
+        pid = (await _submit(me))["processid"]
+        assert (await me.assign())["processid"] == pid
+        executor = {"executorname": name, "executortype": me.kind, "colonyname": me.colony}
+        me.key = PrivateKey.generate()
+        # What is refused replaces nobody.
+        wrong = executor | {"executorid": "0"}
+        with pytest.raises(RpcError, match="executorid"):
+            await me.call("addexecutormsg", me.owner, executor=wrong)
+        with pytest.raises(RpcError):
+            await me.call("addexecutormsg", me.user, executor=executor | {"executorid": old.id})
+        assert (await _get(me, pid))["state"] == 1
+        for _ in range(2):
+            new = executor | {"executorid": me.key.id}
+            added = await me.call("addexecutormsg", me.owner, executor=new)
+            assert (added["executorid"], added["state"]) == (me.key.id, 0)
+        # It is the owner who approves it, and what its predecessor offered and ran is not its own.
+        with pytest.raises(RpcError):
+            await me.assign(-1)
+        await me.call("approveexecutormsg", me.owner, executorname=name)
+        assert await me.call("getfunctionsmsg", executorname=name) == []
+        again = await me.assign()
+        assert (again["processid"], again["retries"]) == (pid, 0)
+        with pytest.raises(RpcError):
+            await me.call("closesuccessfulmsg", old, processid=pid, out=[])
+        await me.close(again)
+
+
+async def test_an_executor_does_not_register_again_by_default(lone_daemon: Daemon) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        executor = {
+            "executorname": await _name(me),
+            "executorid": me.key.id,
+            "executortype": me.kind,
+            "colonyname": me.colony,
+        }
+        with pytest.raises(RpcError, match=r"exists already.*rpc\.reregister"):
+            await me.call("addexecutormsg", me.owner, executor=executor)
