@@ -348,8 +348,8 @@ def _layers(
     if environ.get("COLONIES_RETENTION", "").lower() == "true" and environ.get(_RETENTION):
         yield "history.keep", environ[_RETENTION], f"${_RETENTION}"
     if text := environ.get(_REREGISTER):
-        value = {"t": "true", "f": "false"}.get(text.lower(), text)
-        yield "rpc.reregister", value, f"${_REREGISTER}"
+        allowed = {"t": "true", "f": "false"}.get(text.lower(), text)
+        yield "rpc.reregister", allowed, f"${_REREGISTER}"
     for name in sorted(environ):
         # Names without "__" are not settings: $COLONYD_HOME, for one.
         section, separator, key = name.removeprefix(_ENV_PREFIX).lower().partition("__")
