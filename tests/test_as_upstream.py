@@ -199,3 +199,55 @@ async def test_an_executor_does_not_register_again_by_default(lone_daemon: Daemo
         }
         with pytest.raises(RpcError, match=r"exists already.*rpc\.reregister"):
             await me.call("addexecutormsg", me.owner, executor=executor)
+
+
+@pytest.mark.parametrize("state", range(5))
+async def test_an_unknown_initiator_is_an_error(lone_daemon: Daemon, state: int) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+
+        async def listed(initiator: str) -> list[dict[str, Any]]:
+            fields = {"executortype": "", "label": "", "initiator": initiator}
+            return list(await me.call("getprocessesmsg", state=state, count=100, **fields))
+
+        with pytest.raises(RpcError, match=r"initiator: no user or executor .* 'nobody'") as caught:
+            await listed("nobody")
+        assert caught.value.status == 400
+        for known in (await _name(me), "colony/peer"):
+            assert await listed(known) == []
+
+
+async def test_a_former_member_is_no_unknown_initiator(lone_daemon: Daemon) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        key = PrivateKey.generate()
+        user = {"colonyname": me.colony, "userid": key.id, "name": "former"}
+        await me.call("addusermsg", me.owner, user=user)
+        conditions = {"colonyname": me.colony, "executortype": me.kind}
+        await me.call("submitfuncspecmsg", key, spec={"funcname": "f", "conditions": conditions})
+        await me.call("removeusermsg", me.owner, name="former")
+        fields = {"executortype": "", "label": "", "initiator": "former"}
+        (found,) = await me.call("getprocessesmsg", state=0, count=100, **fields)
+        assert found["initiatorname"] == "former"
+        await me.close(await me.assign())
+
+
+async def test_logs_of_what_is_unknown_are_an_error(lone_daemon: Daemon) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        pid = (await _submit(me))["processid"]
+        fields = {"count": 10, "since": 0, "latest": False}
+        for latest in (False, True):
+            fields["latest"] = latest
+            for unknown in ({"processid": "0" * 64}, {"executorname": "nobody"}):
+                with pytest.raises(RpcError) as caught:
+                    await me.call("getlogsmsg", **fields, **unknown)
+                assert caught.value.status == 404
+            assert await me.call("getlogsmsg", **fields, processid=pid) == []
+            assert await me.call("getlogsmsg", **fields, executorname=await _name(me)) == []
+        await me.assign()
+        await me.call("addlogmsg", me.key, processid=pid, message="line")
+        (line,) = await me.call("getlogsmsg", **fields, processid=pid)
+        assert line["message"] == "line"
+        fields["since"] = line["timestamp"]
+        assert await me.call("getlogsmsg", **fields, processid=pid) == []

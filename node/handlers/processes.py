@@ -82,7 +82,11 @@ def calls(node: Node) -> list[Call[Any]]:
         return wire_process(await locate(node, caller, request.processid))
 
     async def get_many(caller: Caller, request: req.GetProcesses) -> list[dict[str, Any]]:
-        return [wire_process(process) for process in await list_processes(node, request)]
+        found = await list_processes(node, request)
+        # What a member that is gone submitted can still be listed.
+        if not found and request.initiator:
+            require_member(node, request.colonyname, request.initiator)
+        return [wire_process(process) for process in found]
 
     async def set_output(caller: Caller, request: req.Output) -> None:
         if not request.out:
@@ -257,6 +261,13 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
     if known is not None:
         return known[0]
     raise missing(f"processid: no process {processid[:80]!r} in the caller's colonies")
+
+
+def require_member(node: Node, colony: str, name: str) -> None:
+    """Raise RpcError 400 unless a user or an executor has this name, or it is that of a colony."""
+    roster = node.directory.roster(colony)
+    if not (name in roster.users or name in roster.executors or name.startswith("colony/")):
+        raise bad(f"initiator: no user or executor of the colony has the name {name[:80]!r}")
 
 
 async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]:
