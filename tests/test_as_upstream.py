@@ -251,3 +251,57 @@ async def test_logs_of_what_is_unknown_are_an_error(lone_daemon: Daemon) -> None
         assert line["message"] == "line"
         fields["since"] = line["timestamp"]
         assert await me.call("getlogsmsg", **fields, processid=pid) == []
+
+
+_EMPTY_LISTS: dict[str, dict[str, Any]] = {
+    "getusersmsg": {},
+    "getexecutorsmsg": {},
+    "getfunctionsmsg": {"executorname": ""},
+    "getlocationsmsg": {},
+    "getprocessesmsg": {"count": 10, "state": 4},
+    "getprocesshistmsg": {"seconds": 10, "state": 4, "executorid": ""},
+    "getprocessgraphsmsg": {"count": 10, "state": 4},
+    "searchlogsmsg": {"text": "x", "days": 1, "count": 10},
+    "getcronsmsg": {"count": 10},
+    "getgeneratorsmsg": {"count": 10},
+    "getfilesmsg": {"label": "/none"},
+    "getfilelabelsmsg": {},
+    "getsnapshotsmsg": {},
+    "getblueprintdefinitionsmsg": {},
+    "getblueprintsmsg": {"namespace": "dev"},
+}
+
+
+def _nulls(value: Any, path: str = "$") -> list[str]:
+    """Where a value from JSON is null."""
+    if isinstance(value, dict):
+        return [hit for key, each in value.items() for hit in _nulls(each, f"{path}.{key}")]
+    if isinstance(value, list):
+        return [hit for place, each in enumerate(value) for hit in _nulls(each, f"{path}[{place}]")]
+    return [path] if value is None else []
+
+
+async def test_lists_and_objects_are_never_null(lone_daemon: Daemon) -> None:
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        name = await _name(me)
+        for payloadtype, fields in _EMPTY_LISTS.items():
+            found = await me.call(payloadtype, **fields)
+            assert (type(found), _nulls(found)) == (list, []), payloadtype
+        arg = {"name": "x", "enum": None}
+        shapes: list[dict[str, Any]] = [{}, {"args": None}, {"args": [arg]}, {"args": []}]
+        for more in shapes:
+            own = {"executorname": name, "colonyname": me.colony, "funcname": "f"}
+            added = await me.call("addfunctionmsg", me.key, fun=own | more)
+            assert _nulls(added) == []
+            assert len(added["args"]) == len(more.get("args") or [])
+            assert _nulls(await me.call("getfunctionsmsg", executorname=name)) == []
+        for fs in (None, {}, {"mount": "/m"}, {"mount": "/m", "snapshots": None, "dirs": None}):
+            none = dict.fromkeys(("args", "kwargs", "env", "channels"))
+            for made in (await _submit(me, fs=fs, **none), await me.assign()):
+                assert _nulls(made) == []
+                assert (made["spec"]["fs"]["snapshots"], made["spec"]["fs"]["dirs"]) == ([], [])
+        workflow = await me.submit(spec("a", kind=me.kind, fs={"mount": "/m"}))
+        assert _nulls(workflow) == []
+        assert _nulls(await me.graph(workflow)) == []
+        assert _nulls(await me.nodes(workflow)) == []
