@@ -142,8 +142,17 @@ def ls(
     async def work() -> list[dict[str, Any]]:
         async with session.client() as client:
             rows = []
+            unknown: RpcError | None = None
             for number in states:
-                rows += await _list(client, key, colony, number, count, **filters)
+                try:
+                    rows += await _list(client, key, colony, number, count, **filters)
+                except RpcError as error:
+                    # A former member is known in the states of its processes only.
+                    if error.status != 400 or not initiator:
+                        raise
+                    unknown = error
+            if unknown is not None and not rows:
+                raise unknown
             return rows
 
     rows = session.run(work)

@@ -41,6 +41,7 @@ _LAST_LINES = 3.0  # seconds for the last lines of a command's log
 _LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
 _AMISS = ("issuedat", "audience")  # clock and server's id can be set right: results last till then
 _ID = re.compile("[0-9A-Za-z]{1,128}")
+_OVER = ", not running"  # the process ended otherwise: nobody wants the result
 _STOPPED = "the worker was stopped before the command had ended"
 
 Report = Callable[[str, Mapping[str, object]], None]
@@ -454,6 +455,9 @@ class Worker:
             if error.status in (408, 429, *range(500, 600)) or error.message.startswith(_AMISS):
                 raise Unreachable(str(error), sent=True) from None
             self.report("refused", {"processid": processid, "error": str(error)})
+            if error.message.endswith(_OVER):
+                self._path(processid).unlink(missing_ok=True)
+                return None
             if error.status in (400, 413) and ending.ok:
                 reason = f"the colony refused the output: {error.message}"
                 return await self._close_once(processid, Ending([], [reason]))

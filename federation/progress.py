@@ -15,7 +15,7 @@ from federation.envelope import Refused
 from federation.foreign_json import require_bounded
 from federation.messages import Extra, Follow, Line, News
 from node.errors import bad
-from node.model import Attribute, Log, Process, State
+from node.model import Attribute, Log, Process
 from node.numbers import beyond_float
 
 __all__ = [
@@ -207,7 +207,6 @@ def as_attribute(extra: Extra, process: Process, attributeid: str) -> Attribute:
         attributeid=attributeid,
         targetcolonyname=process.colonyname,
         targetprocessgraphid=process.processgraphid,
-        state=int(State.RUNNING),
     )
 
 

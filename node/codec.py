@@ -16,7 +16,17 @@ import msgspec
 from node import deterministic
 from node.graphs import layout, node_id
 from node.mending import mended
-from node.model import UNSET_TIME, Executor, Function, FunctionSpec, Graph, Process
+from node.model import (
+    ENV,
+    UNSET_TIME,
+    Attribute,
+    Executor,
+    Function,
+    FunctionSpec,
+    Graph,
+    Process,
+    State,
+)
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -99,9 +109,23 @@ def wire_spec(given: FunctionSpec) -> dict[str, Any]:
     return spec
 
 
+def wire_attribute(attribute: Attribute, state: State) -> dict[str, Any]:
+    """Return an attribute of a process in `state` as upstream's SDKs expect it."""
+    value: dict[str, Any] = msgspec.to_builtins(attribute)
+    value["state"] = int(state)
+    return value
+
+
 def wire_process(process: Process) -> dict[str, Any]:
-    """Return a process as upstream's SDKs expect it, ready for JSON."""
+    """Return a process as upstream's SDKs expect it, ready for JSON.
+
+    The spec's environment has the variables that executors added as attributes, too.
+    """
     p = process
+    spec = wire_spec(p.spec)
+    for attribute in p.attributes:
+        if attribute.attributetype == ENV:
+            spec["env"][attribute.key] = attribute.value
     return {
         "processid": p.processid,
         "initiatorid": p.initiatorid,
@@ -116,8 +140,8 @@ def wire_process(process: Process) -> dict[str, Any]:
         "waitdeadline": wire_time(p.waitdeadline),
         "execdeadline": wire_time(p.execdeadline),
         "retries": p.retries,
-        "attributes": msgspec.to_builtins(p.attributes),
-        "spec": wire_spec(p.spec),
+        "attributes": [wire_attribute(attribute, p.state) for attribute in p.attributes],
+        "spec": spec,
         "waitforparents": p.waitforparents,
         "parents": [node_id(p.processgraphid, place) for place in p.parents],
         "children": [node_id(p.processgraphid, place) for place in p.children],

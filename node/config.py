@@ -36,6 +36,7 @@ __all__ = [
 
 _ENV_PREFIX = "COLONYD_"
 _RETENTION = "COLONIES_RETENTION_POLICY"  # upstream's name; seconds
+_REREGISTER = "COLONIES_ALLOW_EXECUTOR_REREGISTER"  # upstream's name
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
 _SECONDS = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -103,7 +104,8 @@ class RpcConfig(_Section, frozen=True):
     A connection is unsigned until a request on it shows a right: of these there are `max_unsigned`,
     of the others `max_connections`. `max_unread` bounds large answers that nobody takes, in bytes.
     With `tls` it is served with the daemon's own certificate, or with the one in the PEM file
-    `certificate`, whose `key` is in another; relative paths are below the home.
+    `certificate`, whose `key` is in another; relative paths are below the home. With `reregister`
+    a colony's owner may add an executor whose name is taken: it replaces the one that has it.
     """
 
     host: NonEmpty = "0.0.0.0"
@@ -117,6 +119,7 @@ class RpcConfig(_Section, frozen=True):
     max_unsigned_per_address: Count = 512
     max_unread: Size = Size(256 * 2**20)
     max_subscriptions: Count = 1024
+    reregister: bool = False
     tls: bool = False
     certificate: str = ""
     key: str = ""
@@ -353,6 +356,9 @@ def _layers(
     """Yield (dotted path, value, origin), the strongest last; environment origins start with $."""
     if environ.get("COLONIES_RETENTION", "").lower() == "true" and environ.get(_RETENTION):
         yield "history.keep", environ[_RETENTION], f"${_RETENTION}"
+    if text := environ.get(_REREGISTER):
+        allowed = {"t": "true", "f": "false"}.get(text.lower(), text)
+        yield "rpc.reregister", allowed, f"${_REREGISTER}"
     for name in sorted(environ):
         # Names without "__" are not settings: $COLONYD_HOME, for one.
         section, separator, key = name.removeprefix(_ENV_PREFIX).lower().partition("__")

@@ -196,6 +196,8 @@ async def _serve(
     node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
     node.reload.appliers["quotas"] = lambda new: _limit(node, new)
     _limit(node, config)
+    node.reload.appliers["rpc.reregister"] = lambda new: _let_reregister(node, new)
+    _let_reregister(node, config)
     node.leader.identity = home_identity(settings.home)
     for module in HANDLERS:
         for call in module.calls(node):
@@ -275,6 +277,11 @@ def _limit(node: Node, config: Config) -> None:
     node.processes.quotas.limits = config.quotas
     if node.files.vault is not None:
         node.files.vault.uploads = config.quotas.uploads
+
+
+def _let_reregister(node: Node, config: Config) -> None:
+    """Say whether an executor may replace the one that has its name."""
+    node.members.reregister = config.rpc.reregister
 
 
 def _furnish(node: Node, path: Path, config: Config, info: HomeInfo) -> None:

@@ -6,6 +6,7 @@ No I/O and no clock: `workflows` runs what is decided here, `store.graphs` knows
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,14 +16,14 @@ from node.model import FunctionSpec, Process, State
 
 # Nodes of one graph: their specs must fit into memory several times over.
 MAX_NODES = 50_000
-# The distances that upstream's dashboard expects between nodes, in pixels.
-_COLUMN, _ROW = 200, 80
+# Sizes of upstream's drawing, in pixels: a node, the gap between two of a row, and rows.
+_WIDTH, _GAP, _ROW = 150, 50, 80
 _COLOURS = {
-    State.WAITING: "#f5f5f5",
-    State.RUNNING: "#bbdefb",
-    State.SUCCESSFUL: "#c8e6c9",
-    State.FAILED: "#ffcdd2",
-    State.CANCELLED: "#e0e0e0",
+    State.WAITING: "#eee8d8",
+    State.RUNNING: "#4689cd",
+    State.SUCCESSFUL: "#92d050",
+    State.FAILED: "#cb4239",
+    State.CANCELLED: "#f5a623",
 }
 
 
@@ -122,41 +123,49 @@ def state_of(ended: Mapping[int, int], count: int, *, started: bool) -> State:
     return State.RUNNING if started or ended else State.WAITING
 
 
-def depths(parents: Mapping[int, Sequence[int]]) -> dict[int, int]:
-    """How far each place is from the roots: 0 for a root. The graph has no cycles."""
+def walk(nodes: Sequence[Process]) -> list[tuple[Process, int]]:
+    """The nodes in upstream's order, depth first from the roots, each with its row (0 for a root).
+
+    A node that several ways lead to has the row where the first of them meets it. A node that no
+    root leads to comes last, as a root.
+    """
+    known = {node.graphindex: node for node in nodes}
     found: dict[int, int] = {}
-    for start in parents:
-        stack = [start]
-        while stack:
-            place = stack[-1]
-            unknown = [up for up in parents[place] if up in parents and up not in found]
-            if unknown:
-                stack.extend(unknown)
+    for start in sorted(nodes, key=lambda node: bool(node.parents)):
+        ways = [(start.graphindex, 0)]
+        while ways:
+            place, row = ways.pop()
+            if place in found or place not in known:
                 continue
-            stack.pop()
-            above = [found[up] for up in parents[place] if up in parents]
-            found[place] = max(above, default=-1) + 1
-    return found
+            found[place] = row
+            ways.extend((child, row + 1) for child in reversed(known[place].children))
+    return [(known[place], row) for place, row in found.items()]
+
+
+def _width(count: int) -> int:
+    """The width of a row of nodes, in pixels."""
+    return count * (_WIDTH + _GAP) - _GAP
 
 
 def layout(nodes: Sequence[Process]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Nodes and edges as upstream's dashboard draws them (React Flow)."""
-    deep = depths({node.graphindex: node.parents for node in nodes})
-    columns: dict[int, int] = {}
+    """Nodes and edges as upstream's dashboard draws them (React Flow): rows, each centred."""
+    walked = walk(nodes)
+    counts = Counter(row for _, row in walked)
+    middle = _width(max(counts.values(), default=1)) // 2
+    columns: Counter[int] = Counter()
     drawn: list[dict[str, Any]] = []
     edges: list[dict[str, Any]] = []
-    for node in nodes:
-        depth = deep[node.graphindex]
-        column = columns.get(depth, 0)
-        columns[depth] = column + 1
+    for node, row in walked:
+        x = columns[row] * (_WIDTH + _GAP) + middle - _width(counts[row]) // 2
+        columns[row] += 1
         kind = "input" if not node.parents else "output" if not node.children else ""
         drawn.append(
             {
                 "id": node.processid,
                 "data": {"label": node.spec.nodename},
-                "position": {"x": column * _COLUMN, "y": depth * _ROW},
+                "position": {"x": x, "y": row * _ROW},
                 "type": kind,
-                "style": {"background": _COLOURS[node.state], "color": "black"},
+                "style": {"color": "", "background": _COLOURS[node.state]},
             }
         )
         for child in node.children:

@@ -61,6 +61,7 @@ class Members:
     directory: Directory
     now: Callable[[], int]
     quotas: Quotas = field(default_factory=Quotas)
+    reregister: bool = False
     _heard: dict[tuple[str, str], int] = field(default_factory=dict)
 
     async def _create(self, key: str, value: object, what: str) -> None:
@@ -130,8 +131,8 @@ class Members:
             executor = msgspec.structs.replace(executor, lastheardfromtime=heard)
         return executor
 
-    async def add_executor(self, executor: Executor) -> Executor:
-        """A new executor, pending; an unregistered name may come back. Raises RpcError 400, 409."""
+    def check_executor(self, executor: Executor) -> None:
+        """Raise RpcError 400 for a bad name, type or id, or an id that another executor has."""
         if not valid_name(executor.executorname):
             raise bad("executor.executorname: use letters, digits, '_', '-' and '.'")
         if not executor.executortype or "/" in executor.executortype:
@@ -140,6 +141,10 @@ class Members:
         twin = self.directory.executor_of(executor.colonyname, executor.executorid)
         if twin is not None and twin.executorname != executor.executorname:
             raise bad("executor.executorid: another executor of this colony has it")
+
+    async def add_executor(self, executor: Executor) -> Executor:
+        """A new executor, pending; an unregistered name may come back. Raises RpcError 400, 409."""
+        self.check_executor(executor)
         executors = self.directory.roster(executor.colonyname).executors
         if executor.executorname not in executors:
             colony = f"colony {executor.colonyname!r}"
@@ -152,7 +157,10 @@ class Members:
                 await self._create(key, executor, f"executor {executor.executorname}")
                 return executor
             if unpack(found.value, Executor).state != ExecutorState.UNREGISTERED:
-                raise bad(f"executor {executor.executorname} exists already")
+                raise bad(
+                    f"executor {executor.executorname} exists already; remove it first, or set"
+                    " rpc.reregister"
+                )
             if await self._write(key, pack(executor), found.mod_revision):
                 return executor
         raise conflict(f"executor {executor.executorname} changes too fast; try again")

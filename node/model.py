@@ -128,8 +128,15 @@ class FunctionSpec(msgspec.Struct):
     channels: list[str] | None = None
 
 
+# The type of the attributes that are environment variables.
+ENV = 3
+
+
 class Attribute(msgspec.Struct):
-    """A typed key and value that belongs to a process (0 in, 1 out, 2 err, 3 env)."""
+    """A typed key and value that belongs to a process (0 in, 1 out, 2 err, 3 env).
+
+    Its state is the state of the process, and filled in where it is shown.
+    """
 
     targetid: str
     key: str

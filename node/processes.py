@@ -271,21 +271,30 @@ class Processes:
         *,
         output: list[object] | None = None,
         errors: list[str] | None = None,
+        ended: Callable[[Process], None] = _ignore,
     ) -> Process:
-        """End a process as its assigned executor. Repeating the same close is a success."""
+        """End a process as its assigned executor. Repeating the same close is a success.
+
+        `ended` is called with the process if it is this call that ended it, not for a repeat.
+        """
+        ours: list[Process] = []
 
         def step(process: Process, revision: int) -> store.Step | None:
             if process.assignedexecutorid != identity:
                 raise denied("the process is not assigned to this executor")
-            if process.state == state and (output is None or process.output == output):
-                return None
-            if process.state == state and state == State.FAILED:
+            same = output is None or process.output == output
+            if process.state == state and same and (errors is None or process.errors == errors):
                 return None
             if process.state != State.RUNNING:
                 raise bad(f"the process is {process.state.name.lower()}, not running")
-            return store.close(process, revision, state, self.now(), output=output, errors=errors)
+            taken = store.close(process, revision, state, self.now(), output=output, errors=errors)
+            ours[:] = [taken.process]
+            return taken
 
-        return await self.change(colony, processid, step)
+        process = await self.change(colony, processid, step)
+        if ours and ours[0] is process:
+            ended(process)
+        return process
 
     async def cancel(self, colony: str, processid: str, errors: Sequence[str] = ()) -> Process:
         """End a waiting or running process; `errors` say why, for whoever looks at it.
@@ -360,6 +369,7 @@ class Processes:
                 raise bad(f"attribute.key: {attribute.key!r} exists already with this type")
             if len(process.attributes) >= 100:
                 raise bad("attribute: a process has at most 100 attributes")
+            attribute.targetprocessgraphid = process.processgraphid
             process = _copy(process)
             process.attributes = [*process.attributes, attribute]
             key = keys.attribute(process.colonyname, attribute.attributeid)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import trio
 
-from node.codec import unpack
+from node.codec import unpack, wire_attribute
 from node.config import Config, HistoryConfig
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
@@ -129,7 +129,7 @@ class Retention:
         entry = {
             "kind": "process",
             "id": process.processid,
-            "process": msgspec.to_builtins(process),
+            "process": _plain(process),
             "logs": parts[-1] if parts else [],
             # Of another colony it is no text, and kept by the hook.
             "submission": "" if process.origin else submission.decode(errors="replace"),
@@ -322,3 +322,11 @@ class Retention:
         wanted = [keys.process(colony, pid) for pid in sorted(ids)]
         found = await read_many(self.node.client, wanted, _BATCH)
         return {kv.key.rpartition("/")[2] for kv in found if kv is not None}
+
+
+def _plain(process: Process) -> dict[str, Any]:
+    """Return a process as history keeps it: its attributes have its state."""
+    attributes = [wire_attribute(attribute, process.state) for attribute in process.attributes]
+    plain: dict[str, Any] = msgspec.to_builtins(process)
+    plain["attributes"] = attributes
+    return plain

@@ -15,7 +15,7 @@ from node import graphs
 from node.channels import check_names
 from node.errors import RpcError, bad, conflict
 from node.hooks import Hooks
-from node.model import DAY, SECOND, Attribute, FunctionSpec, Graph, Process
+from node.model import DAY, ENV, SECOND, Attribute, FunctionSpec, Graph, Process
 from node.resources import parse_cpu, parse_memory
 
 MAX_PRIORITY = 50_000
@@ -23,7 +23,6 @@ MAX_PRIORITY = 50_000
 MAX_SECONDS = 1_000_000_000
 # Together with the other keys of a submission this stays under etcd's 128 operations.
 MAX_ENV = 100
-ENV = 3
 
 
 def new_id() -> str:

@@ -213,6 +213,24 @@ def test_process_ls_merges_states_and_cuts_ids(colony: Colony, server: ColonySer
     assert [row["spec"]["funcname"] for row in json.loads(only)] == ["old"]
 
 
+def test_a_former_member_is_listed_by_the_states_that_know_it(
+    server: ColonyServer, colony: Colony
+) -> None:
+    queue = Queue(server)
+    queue.add("f", state=3)
+
+    def listed(payload: dict[str, Any], caller: str) -> list[dict[str, Any]]:
+        if payload["state"] != 3 or payload["initiator"] != "former":
+            raise Refuse(400, f"initiator: no member {payload['initiator']!r}")
+        return list(queue.processes.values())
+
+    server.answers["getprocessesmsg"] = listed
+    ls = ("process", "ls", "--initiator")
+    assert len(json.loads(colony(*ls, "former", "--json").stdout)) == 1
+    refused = colony(*ls, "nobody")
+    assert (refused.exit_code, "no member 'nobody'" in refused.stderr) == (1, True)
+
+
 def test_process_show_with_forward(colony: Colony, server: ColonyServer) -> None:
     queue = Queue(server)
     processid = queue.add("f", state=2, out=["x"])

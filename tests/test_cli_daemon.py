@@ -142,6 +142,7 @@ def test_a_process_by_hand(colony: Colony) -> None:
         assert short in colony("process", "ls", *filters).stdout
     assert short not in colony("process", "ls", "--label", "other").stdout
     colony("process", "ls", "--label", "a", "--initiator", "b", code=2)
+    assert "'nobody'" in colony("process", "ls", "--initiator", "nobody", code=1).stderr
     taken = value(colony("process", "assign", *me, "--cpu", "1000m", "--json"))
     assert taken["processid"] == processid
     assert (taken["spec"]["args"], taken["spec"]["env"]) == (["x"], {"A": "B"})

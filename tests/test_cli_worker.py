@@ -150,17 +150,25 @@ async def test_what_an_earlier_life_left(
     assert not list((tmp_path / "r").iterdir())
 
 
+@pytest.mark.parametrize("command", ["echo done", "false"])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (403, "the process is not assigned to this executor"),
+        (400, "the process is failed, not running"),
+    ],
+)
 async def test_a_result_not_wanted_is_dropped(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: Client, tmp_path: Path, status: int, message: str, command: str
 ) -> None:
     queue = Queue(server)
     queue.add("f")
 
     def refuse(payload: object, caller: str) -> object:
-        raise Refuse(403, "the process is not assigned to this executor")
+        raise Refuse(status, message)
 
-    server.answers["closesuccessfulmsg"] = refuse
-    rig = Rig(client, tmp_path / "r", "refused", f="echo done")
+    server.answers |= dict.fromkeys(("closesuccessfulmsg", "closefailedmsg"), refuse)
+    rig = Rig(client, tmp_path / "r", "refused", f=command)
     assert "successful" not in await rig.run()
     assert not list((tmp_path / "r").iterdir())
 

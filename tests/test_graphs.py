@@ -1,14 +1,16 @@
-"""Process graphs as values: plans, refusals that name nodes, states, depths, the layout."""
+"""Process graphs as values: plans, refusals that name nodes, states, rows, the layout."""
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.graphs import GraphError, depths, layout, node_id, plan, state_of
+from node.graphs import GraphError, layout, node_id, plan, state_of, walk
 from node.model import Conditions, FunctionSpec, Process, State
 
 
@@ -51,6 +53,27 @@ def test_a_cycle_is_refused_with_its_nodes_alone() -> None:
     assert sorted(set(names)) == ["a", "b", "c"]
 
 
+def nodes_of(specs: Sequence[FunctionSpec]) -> list[Process]:
+    """The nodes of a workflow that waits, by place."""
+    found = plan(specs)
+    return [
+        Process(
+            processid=node_id("g", place),
+            initiatorid="",
+            initiatorname="",
+            colonyname="dev",
+            spec=each,
+            prioritytime=0,
+            submissiontime=0,
+            processgraphid="g",
+            graphindex=place,
+            parents=found.parents[place],
+            children=found.children[place],
+        )
+        for place, each in enumerate(specs)
+    ]
+
+
 @st.composite
 def acyclic(draw: st.DrawFn) -> list[list[int]]:
     """Parents by place; an edge goes from a lower place to a higher one."""
@@ -69,9 +92,18 @@ def test_every_graph_without_cycles_is_planned(parents: list[list[int]], dice: o
     for place, original in enumerate(order):
         assert [order[up] for up in found.parents[place]] == parents[original]
         assert all(place in found.children[up] for up in found.parents[place])
-    deep = depths(dict(enumerate(found.parents)))
-    for place, above in enumerate(found.parents):
-        assert deep[place] == max((deep[up] + 1 for up in above), default=0)
+    rows: dict[int, int] = {}
+
+    def visit(place: int, row: int) -> None:
+        if place not in rows:
+            rows[place] = row
+            for child in found.children[place]:
+                visit(child, row + 1)
+
+    for root in found.roots:
+        visit(root, 0)
+    walked = walk(nodes_of(specs))
+    assert [(node.graphindex, row) for node, row in walked] == list(rows.items())
 
 
 @given(acyclic(), st.data())
@@ -101,29 +133,20 @@ def test_states(ended: dict[int, int], started: bool, state: State) -> None:
     assert state_of(ended, 3, started=started) is state
 
 
+def positions(*specs: FunctionSpec) -> dict[str, tuple[int, int]]:
+    """Where the nodes of a workflow are drawn, by name."""
+    drawn, _ = layout(nodes_of(specs))
+    return {each["data"]["label"]: (each["position"]["x"], each["position"]["y"]) for each in drawn}
+
+
 def test_the_layout_is_what_dashboards_draw() -> None:
-    found = plan([spec("a"), spec("b", "a"), spec("c", "a")])
-    nodes = [
-        Process(
-            processid=node_id("g", place),
-            initiatorid="",
-            initiatorname="",
-            colonyname="dev",
-            spec=spec(name),
-            prioritytime=0,
-            submissiontime=0,
-            state=State.RUNNING if name == "a" else State.WAITING,
-            processgraphid="g",
-            graphindex=place,
-            parents=found.parents[place],
-            children=found.children[place],
-        )
-        for place, name in enumerate("abc")
-    ]
+    nodes = nodes_of([spec("a"), spec("b", "a"), spec("c", "a")])
+    nodes[0].state = State.RUNNING
     drawn, edges = layout(nodes)
     assert [each["data"]["label"] for each in drawn] == ["a", "b", "c"]
+    # 150 wide with 50 between: the second row is 350 wide, the first in its middle.
     assert [(each["position"]["x"], each["position"]["y"]) for each in drawn] == [
-        (0, 0),
+        (100, 0),
         (0, 80),
         (200, 80),
     ]
@@ -132,3 +155,40 @@ def test_the_layout_is_what_dashboards_draw() -> None:
         (node_id("g", 0), node_id("g", 1), True),
         (node_id("g", 0), node_id("g", 2), True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "colour"),
+    [
+        (State.WAITING, "#eee8d8"),
+        (State.RUNNING, "#4689cd"),
+        (State.SUCCESSFUL, "#92d050"),
+        (State.FAILED, "#cb4239"),
+        (State.CANCELLED, "#f5a623"),
+    ],
+)
+def test_the_colours_are_those_of_upstream(state: State, colour: str) -> None:
+    nodes = nodes_of([spec("a")])
+    nodes[0].state = state
+    drawn, _ = layout(nodes)
+    assert drawn[0]["style"] == {"color": "", "background": colour}
+
+
+def test_a_node_has_the_row_where_the_first_way_meets_it() -> None:
+    specs = [spec("a"), spec("b", "a"), spec("c", "a", "b"), spec("d", "a")]
+    assert positions(*specs) == {"a": (100, 0), "b": (0, 80), "c": (100, 160), "d": (200, 80)}
+    # The direct way to c comes first now.
+    specs = [spec("a"), spec("c", "a", "b"), spec("b", "a")]
+    assert positions(*specs) == {"a": (100, 0), "c": (0, 80), "b": (200, 80)}
+
+
+def test_nodes_whose_parents_are_gone_are_drawn_all_the_same() -> None:
+    drawn, _ = layout(nodes_of([spec("a"), spec("b", "a"), spec("c", "b")])[1:])
+    assert [each["data"]["label"] for each in drawn] == ["b", "c"]
+    assert layout([]) == ([], [])
+
+
+def test_a_long_chain_is_drawn() -> None:
+    names = [f"n{number}" for number in range(2_000)]
+    specs = [spec(names[0]), *(spec(name, up) for up, name in itertools.pairwise(names))]
+    assert positions(*specs)["n1999"] == (0, 1999 * 80)

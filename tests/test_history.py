@@ -305,6 +305,7 @@ async def test_what_is_past_its_time_leaves_whole(
         (process,) = [r for r in found if r["kind"] == "process"]
         assert process["id"] == old.processid
         assert process["process"]["output"] == ["old"]
+        assert [each["state"] for each in process["process"]["attributes"]] == [2]
         assert process["submission"] == "signed bytes"
         parts = [r["logs"] for r in found if r["kind"] == "logs"] + [process["logs"]]
         messages = [line["message"] for part in parts for line in part]

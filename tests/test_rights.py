@@ -29,6 +29,7 @@ from tests.rights import (
 from tests.support import REPOSITORY, Daemon
 from tests.test_fuzz import Edge
 from tests.test_protocol import OVER_SOCKET
+from tests.upstream import problem, reply_of
 
 ALL = sorted(call.payloadtype for call in all_calls())
 # It gives the colony another key: after all others.
@@ -164,6 +165,10 @@ def test_only_who_has_the_right_is_answered(court: Court, payloadtype: str) -> N
         court.world.forget()
         status, payload = court.call(caller, payloadtype, REQUESTS[payloadtype](court.world))
         assert status in NOT_DONE.get(payloadtype, {200}), (caller, status, payload)
+        kind = reply_of(payloadtype)
+        if status == 200 and kind and payload is not None:
+            # No list and no object is null, and no field is missing.
+            assert problem(json.dumps(payload), kind) == ""
     if payloadtype == "pauseassignmentsmsg":
         court.ask("owner", "resumeassignmentsmsg", IN_DEV)
 

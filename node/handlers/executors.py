@@ -19,8 +19,17 @@ def calls(node: Node) -> list[Call[Any]]:
     """The rows of the table for executors and functions."""
     directory, members = node.directory, node.members
 
+    async def unregister(colony: str, name: str) -> None:
+        executor = await members.set_state(colony, name, ExecutorState.UNREGISTERED)
+        await node.processes.release(colony, executor.executorid)
+
     async def add(caller: Caller, request: req.AddExecutor) -> dict[str, Any]:
         new = msgspec.convert(msgspec.to_builtins(request.executor), Executor)
+        known = directory.roster(new.colonyname).executors.get(new.executorname)
+        if members.reregister and known is not None:
+            members.check_executor(new)
+            # In steps that may be repeated: whatever is cut off, the next attempt does the rest.
+            await unregister(new.colonyname, new.executorname)
         return wire_executor(await members.add_executor(new))
 
     async def approve(caller: Caller, request: req.ExecutorNamed) -> None:
@@ -34,10 +43,7 @@ def calls(node: Node) -> list[Call[Any]]:
 
     async def remove(caller: Caller, request: req.ExecutorNamed) -> None:
         # To be repeated when it was cut off: it then does the rest.
-        executor = await members.set_state(
-            request.colonyname, request.executorname, ExecutorState.UNREGISTERED
-        )
-        await node.processes.release(request.colonyname, executor.executorid)
+        await unregister(request.colonyname, request.executorname)
 
     async def get_all(caller: Caller, request: req.ColonyOnly) -> list[dict[str, Any]]:
         names = sorted(directory.roster(request.colonyname).executors)

@@ -70,15 +70,15 @@ def calls(node: Node) -> list[Call[Any]]:
             prefix = keys.process_logs(request.colonyname, request.processid)
         else:
             raise missing("processid or executorname: one is needed")
-        if request.count == 0:
-            return []
-        if request.latest:
-            page = await node.client.range(prefix, limit=request.count, descending=True)
-            newest = [unpack(kv.value, Log) for kv in reversed(page.items)]
-            return [log for log in newest if log.timestamp > request.since]
-        start = prefix + keys.log_place(max(0, request.since + 1))
-        page = await node.client.range(prefix, limit=request.count, start=start)
-        return [unpack(kv.value, Log) for kv in page.items]
+        lines = await _lines(node, prefix, request)
+        if lines:
+            return lines
+        # Nothing was logged, or there is nothing that could have been.
+        if request.executorname:
+            node.members.executor(request.colonyname, request.executorname)
+        elif await node.processes.load(request.colonyname, request.processid) is None:
+            raise missing(f"processid: no process {request.processid[:80]!r} in the colony")
+        return []
 
     async def search(caller: Caller, request: SearchLogs) -> list[Log]:
         if not 0 <= request.count <= MAX_FOUND:
@@ -101,3 +101,16 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("getlogsmsg", req.GetLogs, Who.MEMBER, get, of),
         Call("searchlogsmsg", SearchLogs, Who.MEMBER, search, of, need=Need.FREES),
     ]
+
+
+async def _lines(node: Node, prefix: str, request: req.GetLogs) -> list[Log]:
+    """The lines below a prefix that are asked for, oldest first."""
+    if request.count == 0:
+        return []
+    if request.latest:
+        page = await node.client.range(prefix, limit=request.count, descending=True)
+        newest = [unpack(kv.value, Log) for kv in reversed(page.items)]
+        return [log for log in newest if log.timestamp > request.since]
+    start = prefix + keys.log_place(max(0, request.since + 1))
+    page = await node.client.range(prefix, limit=request.count, start=start)
+    return [unpack(kv.value, Log) for kv in page.items]

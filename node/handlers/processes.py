@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from node.codec import unpack, wire_process
+from node.codec import unpack, wire_attribute, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.pressure import Need
@@ -87,7 +87,11 @@ def calls(node: Node) -> list[Call[Any]]:
         return wire_process(await locate(node, caller, request.processid))
 
     async def get_many(caller: Caller, request: req.GetProcesses) -> list[dict[str, Any]]:
-        return [wire_process(process) for process in await list_processes(node, request)]
+        found = await list_processes(node, request)
+        # What a member that is gone submitted can still be listed.
+        if not found and request.initiator:
+            require_member(node, request.colonyname, request.initiator)
+        return [wire_process(process) for process in found]
 
     async def set_output(caller: Caller, request: req.Output) -> None:
         if not request.out:
@@ -99,9 +103,13 @@ def calls(node: Node) -> list[Call[Any]]:
         colony = await colony_of(node, caller, request.processid)
         # Without a new output the one that was set before the close stays.
         process = await processes.close(
-            colony, request.processid, caller.id, State.SUCCESSFUL, output=request.out or None
+            colony,
+            request.processid,
+            caller.id,
+            State.SUCCESSFUL,
+            output=request.out or None,
+            ended=lambda process: node.count_function(process, caller.id),
         )
-        node.count_function(process, caller.id)
         await node.settle(process)
 
     async def close_failed(caller: Caller, request: req.CloseFailed) -> None:
@@ -135,7 +143,7 @@ def calls(node: Node) -> list[Call[Any]]:
         ]
         return [wire_process(p) for p in sorted(mine, key=lambda p: p.submissiontime)]
 
-    async def add_attribute(caller: Caller, request: req.AddAttribute) -> Attribute:
+    async def add_attribute(caller: Caller, request: req.AddAttribute) -> dict[str, Any]:
         asked = request.attribute
         colony = await colony_of(node, caller, asked.targetid)
         attribute = Attribute(
@@ -145,17 +153,19 @@ def calls(node: Node) -> list[Call[Any]]:
             attributetype=asked.attributetype,
             attributeid=attribute_id(asked.targetid, asked.key, asked.attributetype),
             targetcolonyname=colony,
-            state=int(State.RUNNING),
         )
-        return await processes.add_attribute(caller.id, attribute)
+        await processes.add_attribute(caller.id, attribute)
+        return wire_attribute(attribute, State.RUNNING)
 
-    async def get_attribute(caller: Caller, request: req.AttributeById) -> Attribute:
+    async def get_attribute(caller: Caller, request: req.AttributeById) -> dict[str, Any]:
         for colony in directory.colonies_of(caller.id):
             found = await node.client.get(keys.attribute(colony, request.attributeid))
             known = await processes.load(colony, found.value.decode()) if found else None
-            for attribute in known[0].attributes if known else []:
+            if known is None:
+                continue
+            for attribute in known[0].attributes:
                 if attribute.attributeid == request.attributeid:
-                    return attribute
+                    return wire_attribute(attribute, known[0].state)
         raise missing("attributeid: no attribute of the caller's colonies has this id")
 
     def of(request: Any) -> str:
@@ -257,6 +267,13 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
     if known is not None:
         return known[0]
     raise missing(f"processid: no process {processid[:80]!r} in the caller's colonies")
+
+
+def require_member(node: Node, colony: str, name: str) -> None:
+    """Raise RpcError 400 unless a user or an executor has this name, or it is that of a colony."""
+    roster = node.directory.roster(colony)
+    if not (name in roster.users or name in roster.executors or name.startswith("colony/")):
+        raise bad(f"initiator: no user or executor of the colony has the name {name[:80]!r}")
 
 
 async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]:

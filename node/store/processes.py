@@ -136,10 +136,6 @@ def assign(process: Process, revision: int, executor: Executor, now: int) -> Ste
         starttime=now,
         execdeadline=now + limit * SECOND if limit > 0 else 0,
         attempt=process.attempt + 1,
-        attributes=[
-            msgspec.structs.replace(attribute, state=int(State.RUNNING))
-            for attribute in process.attributes
-        ],
     )
     key, queue, running = _keys(after)
     ops: list[Op] = [
