@@ -153,17 +153,21 @@ def layout(nodes: Sequence[Process]) -> tuple[list[dict[str, Any]], list[dict[st
     counts = Counter(row for _, row in walked)
     middle = _width(max(counts.values(), default=1)) // 2
     columns: Counter[int] = Counter()
-    drawn: list[dict[str, Any]] = []
-    edges: list[dict[str, Any]] = []
+    places: dict[int, tuple[int, int]] = {}
     for node, row in walked:
         x = columns[row] * (_WIDTH + _GAP) + middle - _width(counts[row]) // 2
+        places[node.graphindex] = (x, row * _ROW)
         columns[row] += 1
+    drawn: list[dict[str, Any]] = []
+    edges: list[dict[str, Any]] = []
+    for node in nodes:
+        x, y = places[node.graphindex]
         kind = "input" if not node.parents else "output" if not node.children else ""
         drawn.append(
             {
                 "id": node.processid,
                 "data": {"label": node.spec.nodename},
-                "position": {"x": x, "y": row * _ROW},
+                "position": {"x": x, "y": y},
                 "type": kind,
                 "style": {"color": "", "background": _COLOURS[node.state]},
             }
