@@ -67,14 +67,14 @@ class Lab:
         self.gate = Gate(sealer, self.peers, self.inbox, lambda: b"card", self.greeted.append)
         self.sealer = Sealer(self.other, time.time_ns)
 
-    def card_bytes(self) -> bytes:
+    def card_bytes(self, name: str = "field") -> bytes:
         now = int(time.time())
         key = self.other
-        card = Card(key.id, key.public_key, "field", 1, "f" * 64, [], [2], now + 3600)
+        card = Card(key.id, key.public_key, name, 1, "f" * 64, [], [2], now + 3600)
         return sign_card(key, card, issued=now)
 
-    async def introduce(self) -> Response:
-        return await self.post("hello", Kind.HELLO, Hello(self.card_bytes()))
+    async def introduce(self, name: str = "field") -> Response:
+        return await self.post("hello", Kind.HELLO, Hello(self.card_bytes(name)))
 
     async def befriend(self) -> None:
         await self.introduce()

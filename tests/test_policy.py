@@ -273,7 +273,7 @@ async def test_first_sight_trust_has_the_default_policy(lab: Lab) -> None:
     lab.peers.lan, lab.peers.default = True, Policy(functions=["g"])
     lab.other = PrivateKey.generate()
     lab.sealer = Sealer(lab.other, time.time_ns)
-    assert (await lab.introduce()).status == 200
+    assert (await lab.introduce("meadow")).status == 200
     found = lab.peers.get(lab.other.id)
     assert found is not None
     assert (found.peer.state, found.peer.policy) == (TRUSTED, None)
