@@ -13,6 +13,7 @@ from functools import partial
 from typing import NoReturn
 
 import trio
+from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 
 from node.etcd.dial import AUTHENTICATE, Access, connect, read_token
 from node.etcd.errors import (
@@ -32,6 +33,11 @@ __all__ = ["Channel", "Stream", "open_channel"]
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.05, 1.0  # seconds between two attempts to connect
 _CONNECT_TIMEOUT = 5.0  # seconds until the server has said that it speaks HTTP/2
 _LEAVE = 5.0  # seconds that calls get to finish on a connection that takes no new ones
+# Seconds in which a server in doubt has to answer something, or the next one is asked; between two
+# questions that it refuses.
+_PROOF, _PROOF_AGAIN = 3.0, 0.2
+# What it is asked: to read one key as the whole cluster has it, the least that needs all of it.
+_QUESTION = ("/etcdserverpb.KV/Range", pb.RangeRequest(key=b"\0", limit=1).SerializeToString())
 
 log = get_logger("etcd")
 
@@ -184,6 +190,8 @@ class Channel:
         if call.error is not None:
             self._doubt(call, call.error)
             raise call.error
+        if call.wire is not None:
+            call.wire.answers += 1
         if call.answer is None:
             raise EtcdError("the answer is empty")
         return call.answer
@@ -221,13 +229,38 @@ class Channel:
             self._wire.session.fail(error)
 
     def _doubt(self, call: _Pending, error: EtcdError) -> None:
-        """Leave a server that lost our token, or that does not serve while others may."""
+        """Leave a server that lost our token; ask one for proof that failed while others may serve.
+
+        A call may fail for reasons of its own, such as little patience: it must not end the others.
+        """
         wire = self._wire
         if wire is None or call.wire is not wire or not isinstance(error, EtcdUnavailable):
             return
-        alone = len(self._access.targets) == 1
-        if isinstance(error, EtcdUnauthenticated) or not (alone or "too many" in str(error)):
+        if isinstance(error, EtcdUnauthenticated):
             wire.give_up(str(error))
+        elif len(self._access.targets) > 1 and "too many" not in str(error):
+            wire.doubt(str(error))
+
+    async def _ask_for_proof(self, wire: Wire) -> NoReturn:
+        """Give up a server in doubt that answers nothing any more. Raises ConnectionAbortedError.
+
+        Pings prove nothing: a member that is cut off from the others answers them.
+        """
+        path, question = _QUESTION
+        while True:
+            await wire.doubted.wait()
+            answers, until = wire.answers, trio.current_time() + _PROOF
+            # What it has answered by itself meanwhile is as good.
+            while wire.answers == answers and wire is self._wire and not wire.session.leaving:
+                if (left := until - trio.current_time()) <= 0:
+                    raise ConnectionAbortedError(f"the server answers nothing: {wire.doubted_for}")
+                try:
+                    await self.call(path, question, left)
+                except EtcdUnavailable:
+                    await trio.sleep(min(_PROOF_AGAIN, left))
+                except EtcdError:
+                    break  # a refusal is an answer
+            wire.trust()
 
     # -- calls and the connection --------------------------------------------------------
 
@@ -300,6 +333,7 @@ class Channel:
                 nursery.start_soon(part, wire.write)
                 nursery.start_soon(part, wire.listen)
                 nursery.start_soon(part, wire.given_up)
+                nursery.start_soon(part, partial(self._ask_for_proof, wire))
                 await part(partial(self._exchange, wire, useless))
         finally:
             wire.close()

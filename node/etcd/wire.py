@@ -27,6 +27,8 @@ class Wire:
         self.session = Session()
         self.authority = authority(target)
         self.token = ""
+        self.answers = 0  # calls that the server has answered
+        self.doubted, self.doubted_for = trio.Event(), ""
         self._useless = trio.Event()
         self.lost = "the server closed it"
         self._socket = connected
@@ -105,6 +107,16 @@ class Wire:
                 asked = True
                 self.session.ping()
                 self.flush()
+
+    def doubt(self, reason: str) -> None:
+        """Have the server asked for proof that it serves; `reason` is for the message."""
+        if not self.doubted.is_set():
+            self.doubted_for = reason
+            self.doubted.set()
+
+    def trust(self) -> None:
+        """It serves: doubts so far are settled."""
+        self.doubted = trio.Event()
 
     def give_up(self, reason: str) -> None:
         """End the connection: there is a better one to be had."""
