@@ -323,12 +323,13 @@ class Crons:
         if spec is None:
             self._take_in(key, [])
             return 0.0
-        _, specs = read_workflow(spec.value.decode(), "cron.workflowspec")
         given = (
             await self.workflows.leaf_outputs(colony, firing.previous) if firing.previous else []
         )
         after, pause = msgspec.structs.replace(cron, firing=None, skipped=""), 0.0
         try:
+            # An older release may have taken what this one does not.
+            _, specs = read_workflow(spec.value.decode(), "cron.workflowspec")
             await self.workflows.submit(
                 colony,
                 specs,

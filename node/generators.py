@@ -351,12 +351,13 @@ class Generators:
         if spec is None:
             self.index.forget(key)
             return 0.0
-        _, specs = read_workflow(spec.value.decode(), "generator.workflowspec")
         args, first, oldest = await self._args(generator, firing)
         if len(args) != firing.upto - generator.head:
             return await self._reload(key, revision)
         fence = self.leader.fence
         try:
+            # An older release may have taken what this one does not.
+            _, specs = read_workflow(spec.value.decode(), "generator.workflowspec")
             await self.workflows.submit(
                 colony,
                 specs,

@@ -331,10 +331,18 @@ async def test_one_that_was_struck_out_is_never_submitted_again(dev: World) -> N
     assert (await crons.get("dev", added.cronid)) == now
 
 
-async def test_a_workflow_that_is_refused_does_not_stop_the_cron(dev: World) -> None:
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b'[{"nodename": "a", "funcname": "f"}]',
+        # As an older release took it.
+        b'{"functionspecs": [{"nodename": "a", "funcname": "f", "fs": 5}]}',
+    ],
+)
+async def test_a_workflow_that_is_refused_does_not_stop_the_cron(dev: World, kept: bytes) -> None:
     added = await dev.node.crons.add(cron(), workflow())
     spec = store.spec_key("dev", added.cronid)
-    await dev.client.put(spec, b'[{"nodename": "a", "funcname": "f"}]')
+    await dev.client.put(spec, kept)
     dev.advance(10)
 
     async def dealt_with() -> bool:
@@ -344,6 +352,7 @@ async def test_a_workflow_that_is_refused_does_not_stop_the_cron(dev: World) -> 
     await until(50, dealt_with)
     now = await dev.node.crons.get("dev", added.cronid)
     assert (now.prevprocessgraphid, now.nextrun) == ("", NOON + 20 * SECOND)
+    assert "cron.workflowspec" in now.skipped
     await dev.client.put(spec, workflow().encode())
     dev.advance(10)
     await dev.assign()

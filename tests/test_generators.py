@@ -22,6 +22,7 @@ from node.model import SECOND
 from node.store import generators as store
 from node.store.generators import Firing, Generator, Packing
 from node.workflow_specs import read_workflow
+from node.timed import LATER
 from tests.support import until
 from tests.timed import ANN, NOON, World, below, workflow, world
 
@@ -424,6 +425,19 @@ async def test_a_refused_workflow_keeps_the_arguments(dev: World) -> None:
     dev.stations.clear()
     await dev.start()
     assert await taken(dev) == ["a", "b", "c"]
+
+
+async def test_a_workflow_that_an_older_release_took_waits_like_any_refused_one(dev: World) -> None:
+    generators = dev.node.generators
+    added = await generators.add(generator(), workflow())
+    kept = b'{"functionspecs": [{"nodename": "a", "funcname": "f", "fs": 5}]}'
+    await dev.client.put(store.spec_key("dev", added.generatorid), kept)
+    await pack(dev, added, "a", "b", "c")
+
+    async def told() -> bool:
+        return await generators.act(store.key("dev", added.generatorid)) == LATER
+
+    await until(20, told)
 
 
 async def test_who_left_starts_nothing_and_nothing_is_lost(dev: World) -> None:
