@@ -13,6 +13,7 @@ import trio
 from node import schema
 from node.errors import RpcError
 from node.quotas import Quotas
+from node.rpc.table import Table
 from node.turns import Turns
 from node.vault import Vault
 from tests import test_file_bytes as files
@@ -39,6 +40,20 @@ def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
 def turnless(monkeypatch: pytest.MonkeyPatch) -> None:
     """One signer's calls are not bounded."""
     monkeypatch.setattr(Turns, "_full", lambda self, party: False)
+
+
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who had the right when a call came has it when the call's turn comes."""
+    authorise = Table.authorise
+    known: dict[str, Any] = {}
+
+    def once(self: Table, call: Any, identity: str, request: Any, head: Any, envelope: Any) -> Any:
+        key = envelope.signature
+        if key not in known:
+            known[key] = authorise(self, call, identity, request, head, envelope)
+        return known[key]
+
+    monkeypatch.setattr(Table, "authorise", once)
 
 
 def boundless(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +110,10 @@ def bounded() -> None:
     schemas.test_the_work_of_a_check_is_bounded(*schemas.HOSTILE[4])
 
 
+def removed() -> None:
+    trio.run(quotas.test_who_loses_the_right_while_a_call_waits_is_refused)
+
+
 def at_once() -> None:
     trio.run(quotas.test_the_calls_of_one_signer_keep_nobody_else_waiting)
 
@@ -105,6 +124,7 @@ def at_once() -> None:
         (unlimited, quotas.test_submissions_under_way_count),
         (uncounted, quotas.test_submissions_under_way_count),
         (turnless, at_once),
+        (trusting, removed),
         (boundless, bounded),
         (all_keywords, multiplied),
         (announced, on_disk(files.test_announced_bytes_take_no_room)),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cli.client import Client, RpcError, encode
 from node.agenda import Index, follow
+from node.codec import pack
 from node.config import QuotasConfig
 from node.crons import due, owner
 from node.directory import Directory
@@ -24,12 +25,13 @@ from node.errors import RpcError as Refusal
 from node.generators import largest_arg
 from node.hooks import Hooks
 from node.identity import PrivateKey
-from node.model import SECOND, Conditions, FunctionSpec, Running, Waiting
+from node.model import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
 from node.quotas import Quotas, TooMany
 from node.rpc.requests import Empty
 from node.rpc.table import MAX_CALLS, Call, Caller, Table, Who
 from node.scheduler import Entry, Queue, RunningSet
 from node.store import crons as cron_store
+from node.store import keys
 from node.submission import build_process, new_id
 from node.turns import Turns
 from node.workflow_specs import read_workflow
@@ -601,6 +603,35 @@ async def test_the_calls_of_one_signer_keep_nobody_else_waiting() -> None:
         assert entered[MAX_CALLS:] == [ann.id]
         gate.set()
     assert len(entered) == MAX_CALLS + 21
+
+
+async def test_who_loses_the_right_while_a_call_waits_is_refused() -> None:
+    directory = Directory()
+    table = Table(directory, time.time_ns)
+    gate, served = trio.Event(), list[str]()
+    eve = PrivateKey.generate()
+    user = keys.user("dev", "eve")
+    directory.apply(keys.colony("dev"), pack(Colony("0" * 64, "dev")), 1)
+    directory.apply(user, pack(User("dev", eve.id, "eve")), 1)
+
+    async def slow(caller: Caller, request: Any) -> None:
+        served.append(caller.id)
+        await gate.wait()
+
+    table.add(Call("slowmsg", Empty, Who.MEMBER, slow, lambda request: "dev"))
+    statuses = list[int]()
+
+    async def ask() -> None:
+        statuses.append((await table.answer(encode("slowmsg", {}, eve)))[0])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(MAX_CALLS + 20):
+            nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        directory.apply(user, None, 2)
+        gate.set()
+    assert len(served) == MAX_CALLS
+    assert sorted(statuses) == [200] * MAX_CALLS + [403] * 20
 
 
 # -- a flood --------------------------------------------------------------------------------

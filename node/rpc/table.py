@@ -201,9 +201,15 @@ class Table:
             # A poll waits for something to happen: it takes no turn of the signer's other calls.
             return await self._serve(call, caller, request, envelope.payload)
         signer = (caller.id,)
-        if not self.turns.may(signer):
+        if waited := not self.turns.may(signer):
             await self.turns.enter(signer)
         try:
+            if waited:
+                # What held when it came may hold no longer: the right, the room in the store.
+                head = Head(nonce=caller.nonce, issuedat=caller.issued)
+                caller = self.authorise(call, caller.id, request, head, envelope)
+                if self.pressure.tight:
+                    self._demand_room(call, caller.id)
             return await self._serve(call, caller, request, envelope.payload)
         finally:
             self.turns.leave(signer)
