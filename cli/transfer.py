@@ -196,6 +196,9 @@ class DaemonStore:
         ticket: dict[str, Any] = await self._client.call(
             "fileticketmsg", fields, self._key, attempts=3
         )
+        if not str(ticket["url"]).startswith("/"):
+            # Put behind the server's address, "@host/" would be at another.
+            raise Failure(f"the server names no path of its own: {str(ticket['url'])[:80]!r}")
         return ticket
 
     async def put(self, path: Path, content: Content, meter: Meter) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -39,6 +40,7 @@ _AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still 
 _LAST_LINES = 3.0  # seconds for the last lines of a command's log
 _LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
 _AMISS = ("issuedat", "audience")  # clock and server's id can be set right: results last till then
+_ID = re.compile("[0-9A-Za-z]{1,128}")
 _STOPPED = "the worker was stopped before the command had ended"
 
 Report = Callable[[str, Mapping[str, object]], None]
@@ -213,7 +215,9 @@ class Worker:
         return [
             row
             for row in rows or []
-            if row.get("assignedexecutorid") == self.key.id and row["processid"] not in self._active
+            if row.get("assignedexecutorid") == self.key.id
+            and row["processid"] not in self._active
+            and self._usable(row)
         ]
 
     async def _slot(self) -> None:
@@ -256,9 +260,19 @@ class Worker:
         none = isinstance(failed, RpcError) and failed.status in (404, 408, 503)
         if failed is not None and not none:
             raise failed
+        if got is not None and not self._usable(got):
+            got = None
         if got is None and trio.current_time() - began < 1.0:
             await self._pause(1.0)  # a server that answers "none" at once must not be hammered
         return got
+
+    def _usable(self, process: Mapping[str, Any]) -> bool:
+        """Whether a process has an id that can name a file: the server may not be ours."""
+        processid = str(process["processid"])
+        if _ID.fullmatch(processid):
+            return True
+        self.report("refused", {"error": f"the server names a process {processid[:80]!r}"})
+        return False
 
     async def _cancel_on_stop(self, scope: trio.CancelScope) -> None:
         await self.stop.wait()

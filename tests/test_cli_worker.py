@@ -115,6 +115,25 @@ async def test_an_assign_whose_reply_is_lost_is_run(
     assert queue.processes[processid]["out"] == ["done"]
 
 
+@pytest.mark.parametrize("state", [0, 1])
+async def test_a_server_can_not_have_files_written_elsewhere(
+    server: ColonyServer, client: Client, tmp_path: Path, state: int
+) -> None:
+    """Results are kept under the ids of processes, and those the server chooses."""
+    queue = Queue(server)
+    results = tmp_path / "r"
+    rig = Rig(client, results, "refused", f="echo done")
+    elsewhere = tmp_path / "kept.json"
+    elsewhere.write_text("mine")
+    there = queue.add("f", state=state, assignedexecutorid=rig.key.id if state else "")
+    queue.processes[there]["processid"] = f"{results}/../kept"
+    events = await rig.run()
+    assert "started" not in events
+    assert elsewhere.read_text() == "mine"
+    assert "closesuccessfulmsg" not in server.kinds()
+    assert "closefailedmsg" not in server.kinds()
+
+
 async def test_what_an_earlier_life_left(
     server: ColonyServer, client: Client, tmp_path: Path
 ) -> None:

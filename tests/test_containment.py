@@ -21,13 +21,15 @@ from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.tending import Tending
 from federation.transport import Link
-from node.agenda import Agenda, follow
+from node.agenda import Index, follow
 from node.containment import contained, keep_going
+from node.crons import due, owner
 from node.deadlines import expire
 from node.etcd.client import EtcdClient
 from node.identity import PrivateKey
 from node.processes import Processes
 from node.rpc.http import Request, Response
+from node.store.crons import Cron
 
 REPOSITORY = Path(__file__).parent.parent
 # Tasks whose exception is to end what they belong to, or that can raise none.
@@ -231,11 +233,11 @@ async def test_one_key_of_an_agenda_fails_alone(autojump_clock: trio.testing.Moc
             raise _Nothing
         return 1.0
 
-    agenda = Agenda()
-    agenda.set("bad", 1)
-    agenda.set("good", 1)
+    index = Index(Cron, due, owner)
+    for key in ("bad", "good"):
+        index.learn(key, Cron(key, "dev", key, "a" * 64, "ann", nextrun=1), 1)
     with trio.move_on_after(10.5):
-        await follow(agenda, lambda: 2, act)
+        await follow(index, lambda: 2, act)
     assert acted.count("good") >= 9
     assert acted.count("bad") == 1, "it is left alone for a while"
 

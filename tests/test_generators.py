@@ -21,8 +21,8 @@ from node.generators import REMEMBERED, decide, due
 from node.model import SECOND
 from node.store import generators as store
 from node.store.generators import Firing, Generator, Packing
-from node.workflow_specs import read_workflow
 from node.timed import LATER
+from node.workflow_specs import read_workflow
 from tests.support import until
 from tests.timed import ANN, NOON, World, below, workflow, world
 

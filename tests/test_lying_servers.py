@@ -29,6 +29,7 @@ from federation.transport import Link, Lost, TransportError, fetch_card
 from node import http_client
 from node.http_client import ask, read_body
 from node.identity import PrivateKey
+from tests.cli_server import ColonyServer
 from tests.flooder import announcement
 from tests.lying import BOMB_SIZE, ENCODED, LyingColony, Said, bomb, knows, peak, serve_lies
 from tests.support import REPOSITORY, Daemon, until
@@ -233,6 +234,22 @@ async def test_a_file_that_is_longer_than_it_says_fills_no_disk(tmp_path: Path) 
         with pytest.raises(Failure, match="more than its 100 bytes"):
             await fetch(Endless(), FILE, tmp_path / "f", lambda size: None)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", ["@127.0.0.1:1/files/x", ".example/files/x", ""])
+async def test_a_ticket_leads_nowhere_else(url: str, tmp_path: Path) -> None:
+    """Where bytes go to and come from is the server itself, not a host that it names."""
+    with ColonyServer() as server:
+        server.answers["fileticketmsg"] = lambda *_: {"url": url, "offset": 0, "complete": False}
+        key = PrivateKey.generate()
+        async with Client(f"http://{server.address}") as client:
+            async with DaemonStore(client, "dev", key) as store:
+                (tmp_path / "up").write_bytes(b"x" * 100)
+                content = Content("a" * 64, 100)
+                with pytest.raises(Failure, match="no path of its own"):
+                    await store.put(tmp_path / "up", content, lambda size: None)
+                with pytest.raises(Failure, match="no path of its own"):
+                    await fetch(store, FILE, tmp_path / "down", lambda size: None)
 
 
 async def test_a_link_reads_no_more_than_a_kind_has(nursery: trio.Nursery, tmp_path: Path) -> None:
