@@ -279,13 +279,18 @@ def check_daemon(session: Session) -> Iterator[Check]:
         yield Check("peers", None, "no trusted peers", "`colony peers ls`, `colony peers trust ID`")
     for row, reply in answers:
         name = row.get("name") or row["id"][:12]
-        if reply.get("ok"):
-            rtt = float(reply.get("rtt") or 0) * 1000
-            yield Check("peer", True, f"{name} answers in {rtt:.1f} ms")
-        else:
-            next_step = "is its daemon up and its federation port (50081) open?"
-            yield Check("peer", False, f"{name}: {reply.get('error')}", next_step)
+        yield check_peer(name, reply)
         yield from check_peer_clock(name, reply.get("clock"))
+
+
+def check_peer(name: str, reply: dict[str, Any]) -> Check:
+    """Whether a trusted peer answers, and processes can be exchanged with it."""
+    if not reply.get("ok"):
+        next_step = "is its daemon up and its federation port (50081) open?"
+        return Check("peer", False, f"{name}: {reply.get('error')}", next_step)
+    if mismatch := reply.get("error"):
+        return Check("peer", False, f"{name} answers, but {mismatch}", "nothing is sent till then")
+    return Check("peer", True, f"{name} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")
 
 
 def check_store(etcd: dict[str, Any]) -> Check:

@@ -198,8 +198,9 @@ def calls(federation: Federation) -> list[Call[Any]]:
             rtt, problem = 0.0, str(error)
         else:
             problem = ""
-        clock = clock_view(federation.peers.find(request.peer).clock)
-        return {"ok": not problem, "rtt": rtt, "error": problem, "clock": clock}
+        entry = federation.peers.find(request.peer)
+        told = problem or entry.peer.mismatch
+        return {"ok": not problem, "rtt": rtt, "error": told, "clock": clock_view(entry.clock)}
 
     async def get_forward(caller: Caller, request: ProcessById) -> dict[str, Any]:
         return await _forward(federation, request.processid)

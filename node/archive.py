@@ -41,6 +41,8 @@ __all__ = [
 
 FORMAT = 1
 HOME, STORE, MANIFEST = "home/", "store.cbor", "manifest.json"
+# What the home has as directories: a file of such a name would keep the daemon from starting.
+_PLACES = frozenset({HOME + name for name in ("keys", "files", "history", "results")})
 REPLACED = "replaced-"  # what directories begin with that hold what a restore moved aside
 # Of the home: the store is asked for its keys, the rest is of one run.
 _LEFT_OUT = frozenset({"etcd", "lock", RESTORING})
@@ -260,7 +262,7 @@ class _Names:
             and "\0" not in name
             and len(os.fsencode(name)) <= _MOST_NAME
             and all(len(os.fsencode(part)) <= _MOST_PART for part in path.parts)
-            and name not in self.files | self.directories
+            and name not in self.files | self.directories | _PLACES
             and parents.isdisjoint(self.files)
         )
         if not usable:

@@ -156,12 +156,15 @@ def foreign_files(home: Path) -> Iterator[tuple[Path, int]]:
 
 
 def tighten(home: Path) -> list[tuple[Path, int]]:
-    """Take from everybody else what they may do with secrets; returns paths and their old modes."""
+    """Take from everybody else what they may do with secrets; returns paths and their old modes.
+
+    What another user owns, or lies where nothing is written, stays as it is: `colony doctor` tells.
+    """
     place = Home(home)
     secrets = [place.keys, *sorted(place.keys.glob("*.key*")), place.path / "tls.key"]
     done = []
     for path in secrets:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             mode = stat.S_IMODE(path.stat().st_mode)
             if mode & 0o077:
                 path.chmod(mode & 0o700)

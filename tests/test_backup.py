@@ -31,7 +31,7 @@ from node.etcd.errors import Compacted
 from node.etcd.maintenance import maintain
 from node.etcd.transactions import Put, Txn
 from node.history import Chain, Head, records
-from node.home import HomeError, init_home
+from node.home import Home, HomeError, init_home, tighten
 from node.identity import PrivateKey
 from node.store import keys
 from tests.etcd.support import start_store
@@ -206,6 +206,10 @@ FOREIGN: dict[str, dict[str, bytes | None]] = {
     "a long path": {"home/" + "n/" * 600 + "x": b"x"},
     "a file below a file": {"home/colony/x": b"x"},
     "a file that is a directory": {"home/keys": b"x"},
+    "a file in the place of all keys": {
+        "home/keys": b"x",
+        **{f"home/keys/{name}.key": None for name in ("colony", "server", "user")},
+    },
     "the mark of a restore": {"home/restoring": b"x"},
     "a store": {"home/etcd/member/snap/db": b"x"},
     "a lock": {"home/lock": b"x"},
@@ -299,6 +303,20 @@ def test_a_restore_that_cannot_move_everything_moves_nothing(small: Path, tmp_pa
     assert "nothing was changed" in done.stderr
     assert tree(home) == there
     assert list(home.glob("restor*")) == list(home.glob("replaced-*")) == []
+
+
+def test_what_can_not_be_tightened_keeps_no_daemon_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that an administrator owns and shares by its group, or a disk that is read only."""
+    init_home(tmp_path, "dev", {})
+    os.chmod(Home(tmp_path).key("colony"), 0o640)
+
+    def refuse(self: Path, mode: int) -> None:
+        raise PermissionError(1, "not permitted", str(self))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert tighten(tmp_path) == []
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.client import decode, encode
-from cli.doctor import check_clock, check_keys, judge_etcd, sockets_on
+from cli.doctor import check_clock, check_keys, check_peer, judge_etcd, sockets_on
 from cli.inputs import refuse_unknown
 from cli.main import COMMANDS, main
 from cli.output import ago, output_lines, parse_time, span
@@ -325,6 +325,16 @@ def test_peers(colony: Colony, server: ColonyServer, home: Path) -> None:
     assert server.seen[-1][2] == read_key(home / "keys/colony.key").id
     failed = colony("peers", "ping", "lab")
     assert (failed.exit_code, failed.stdout) == (1, "")
+
+
+def test_the_doctor_tells_a_peer_of_another_version_from_one_that_serves() -> None:
+    mismatch = "it speaks version 1"
+    checks = [
+        check_peer("lab", {"ok": ok, "rtt": 0.01, "error": error})
+        for ok, error in ((True, ""), (True, mismatch), (False, "lost"))
+    ]
+    assert [check.ok for check in checks] == [True, False, False]
+    assert mismatch in checks[1].detail
 
 
 def test_executors(colony: Colony, server: ColonyServer) -> None:

@@ -15,7 +15,7 @@ import trio
 
 from cli.client import Client
 from cli.session import Failure
-from cli.shell import output_of, run_command
+from cli.shell import open_guard, output_of, run_command
 from cli.worker import default_name, parse_function
 from cli.working import Settings, Worker
 from node.home import init_home, valid_name
@@ -247,6 +247,27 @@ async def test_a_cancelled_command_takes_its_children_along(tmp_path: Path) -> N
 )
 def test_output_of(stdout: bytes, out: list[object]) -> None:
     assert output_of(stdout) == out
+
+
+async def test_the_guard_kills_only_what_it_still_has_to_watch() -> None:
+    """Also after it was told to forget what it never watched: a command cancelled at its start."""
+    argv = ["/bin/sh", "-c", "exec sleep 60"]
+    children = [await trio.lowlevel.open_process(argv, start_new_session=True) for _ in "ab"]
+    watched, ended = children
+    try:
+        async with open_guard() as guard:
+            for child in children:
+                await guard.watch(child.pid)
+            await guard.forget(2**22 + 1)
+            await guard.forget(ended.pid)
+        with trio.fail_after(10):
+            assert await watched.wait() == -signal.SIGKILL
+        assert ended.poll() is None
+    finally:
+        with trio.CancelScope(shield=True):
+            for child in children:
+                child.kill()
+                await child.wait()
 
 
 def test_options() -> None:
