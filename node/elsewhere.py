@@ -1,19 +1,20 @@
-"""Tells subscribers what became of processes without this daemon: another one did it, or the
-store did not answer when we did.
+"""Tells subscribers what becomes of processes, in order: by this daemon, by another one of the
+store, or by this one when the store did not answer.
 
-The watch of the live keys says which; what we changed ourselves is told by whoever changed it.
+What we did ourselves is told by whoever did it. The watch of the live keys says what else happened,
+and at which revision: the store still has the process as it was then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from node.etcd.errors import EtcdError
-from node.etcd.watch import Event
+from node.etcd.watch import Batch
 from node.log import get_logger
+from node.model import Process
 from node.processes import Processes
 from node.store import keys
 from node.subscriptions import Subscriptions
@@ -23,41 +24,86 @@ __all__ = ["Elsewhere"]
 # Seconds that what is heard is collected for: the answer to our own write may come after the watch.
 _COLLECT = 0.05
 _AGAIN = 1.0  # seconds after which a store that failed is asked again
+# Processes with something to be told; with one more the subscriptions end, as those of the slow do.
+_MOST = 20_000
+
+Place = tuple[str, str]  # colony and process id
 
 log = get_logger("elsewhere")
 
 
-def _place(key: str) -> tuple[str, str] | None:
+def _place(key: str) -> Place | None:
     """Colony and process id of a live key; None for one that is about a workflow."""
     if key.startswith(keys.QUEUE):
         colony, _, _, processid = keys.parse_queue(key)
         return colony, processid
     if key.startswith(keys.RUNNING):
         return keys.parse_running(key)
+    if key.startswith(keys.BLOCKED):
+        return keys.parse_blocked(key)
     return None
 
 
 @dataclass
 class Elsewhere:
-    """What was heard of processes and is not yet told, with the revision of it."""
+    """What happened to processes and is not yet told, by its revision; None is to be read."""
 
     processes: Processes
     subscriptions: Subscriptions
-    _heard: dict[tuple[str, str], int] = field(default_factory=dict)
+    _heard: dict[Place, dict[int, Process | None]] = field(default_factory=dict)
     _bell: trio.Event = field(default_factory=trio.Event)
+    _seen: int = 0  # the revision that the watch has told of
 
-    def hear(self, events: Sequence[Event]) -> None:
-        """Changes of live keys; free while nobody subscribes."""
+    def changed(self, process: Process, revision: int) -> None:
+        """We changed a process: told now, or after what others did before and is not yet told."""
+        subscriptions = self.subscriptions
+        if subscriptions.any_open:
+            place = (process.colonyname, process.processid)
+            heard = self._heard.get(place, {})
+            told = subscriptions.told(process.processid)
+            before = any(told < earlier < revision for earlier in heard)
+            if before or not subscriptions.follows(process):
+                self._note(place, revision, process)
+                return
+        subscriptions.changed(process, revision)
+
+    def live(self) -> set[Place]:
+        """What the indexes have; nothing while nobody subscribes."""
+        if not self.subscriptions.any_open:
+            return set()
+        queue, running = self.processes.queue.entries, self.processes.running.entries
+        found = {(entry.colony, processid) for processid, entry in queue.items()}
+        return found | {(colony, processid) for processid, (colony, _, _) in running.items()}
+
+    def hear(self, batch: Batch, before: set[Place]) -> None:
+        """Changes of live keys; free while nobody subscribes.
+
+        `before` is what was `live` before a snapshot: what is not in it any more has ended since.
+        """
+        seen, self._seen = self._seen, batch.revision
         if not self.subscriptions.any_open:
             return
-        for event in events:
+        for event in batch.events:
             place = _place(event.key)
-            if place is not None and self._is_news(place, event.mod_revision):
-                self._heard[place] = event.mod_revision
-                self._bell.set()
+            if place is None:
+                continue
+            before.discard(place)
+            if not batch.snapshot or event.mod_revision > seen:
+                self._note(place, event.mod_revision, None)
+        for place in before:
+            self._note(place, batch.revision, None)
 
-    def _is_news(self, place: tuple[str, str], revision: int) -> bool:
-        return self.processes.remembered(place[1]) < revision
+    def _note(self, place: Place, revision: int, process: Process | None) -> None:
+        if revision <= self.subscriptions.told(place[1]):
+            return
+        if len(self._heard) >= _MOST and place not in self._heard:
+            log.error("subscriptions ended", because=f"changes of {_MOST} processes are not told")
+            self.subscriptions.end_all()
+            self._heard.clear()
+            return
+        heard = self._heard.setdefault(place, {})
+        heard[revision] = process or heard.get(revision)
+        self._bell.set()
 
     async def run(self) -> None:
         """Tell, for ever."""
@@ -65,17 +111,38 @@ class Elsewhere:
             await self._bell.wait()
             await trio.sleep(_COLLECT)
             self._bell = trio.Event()
-            heard, self._heard = self._heard, {}
-            colonies: dict[str, list[str]] = {}
-            for place, revision in heard.items():
-                if self._is_news(place, revision):
-                    colonies.setdefault(place[0], []).append(place[1])
             try:
-                for colony, pids in colonies.items():
-                    for process in await self.processes.load_many(colony, pids):
-                        self.subscriptions.changed(process)
+                await self._tell()
             except EtcdError as error:
                 log.warning("store", error=error)
-                self._heard = heard | self._heard
                 self._bell.set()
                 await trio.sleep(_AGAIN)
+
+    async def _tell(self) -> None:
+        if not self.subscriptions.any_open:
+            self._heard.clear()
+            return
+        told = self.subscriptions.told
+        wanted = [
+            (*place, revision)
+            for place, heard in self._heard.items()
+            for revision, process in heard.items()
+            if process is None and revision > told(place[1])
+        ]
+        read = dict(zip(wanted, await self.processes.load_at(wanted), strict=True))
+        waiting: set[Place] = set()
+        order = [(revision, place) for place, heard in self._heard.items() for revision in heard]
+        for revision, place in sorted(order):
+            process, latest = self._heard[place][revision], revision
+            if process is None and revision > told(place[1]):
+                if (*place, revision) not in read:
+                    waiting.add(place)  # heard while the store was read: all of its later ones wait
+                elif (known := read[(*place, revision)]) is not None:
+                    process, latest = known[0], max(revision, known[1])
+            if place in waiting:
+                continue
+            if process is not None and revision > told(place[1]):
+                self.subscriptions.changed(process, latest)
+            del self._heard[place][revision]
+            if not self._heard[place]:
+                del self._heard[place]

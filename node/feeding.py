@@ -56,12 +56,13 @@ def take_in(node: Node, prefix: str, batch: Batch) -> None:
                 node.directory.serverid = event.value.decode()
         return
     index: Directory | Processes = node.directory if prefix == keys.MEMBERS else node.processes
+    before = node.elsewhere.live() if batch.snapshot and prefix == keys.LIVE else set()
     if batch.snapshot:
         index.replace(
             [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]
         )
-        return
-    for event in batch.events:
-        index.apply(event.key, event.value, event.mod_revision)
+    else:
+        for event in batch.events:
+            index.apply(event.key, event.value, event.mod_revision)
     if prefix == keys.LIVE:
-        node.elsewhere.hear(batch.events)
+        node.elsewhere.hear(batch, before)

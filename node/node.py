@@ -79,8 +79,8 @@ class Node:
         workflows = Workflows(client, processes, now)
         node = cls(client, home, now, directory, members, processes, workflows, started=now())
         members.quotas = quotas = processes.quotas
-        node.processes.changed = node.subscriptions.changed
         node.elsewhere = Elsewhere(processes, node.subscriptions)
+        node.processes.changed = node.elsewhere.changed
         node.channels = Channels(client, directory, processes, now)
         processes.moved = node.channels.ring
         node.locations = Locations(client, quotas)

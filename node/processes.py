@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from node.codec import unpack
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Compare, Op, Put
+from node.etcd.errors import Compacted
+from node.etcd.transactions import Compare, Get, Op, Put, Txn
 from node.handout import HandOut
 from node.hooks import Hooks
 from node.model import Attribute, Blocked, Process, Running, State, Waiting
@@ -48,7 +49,7 @@ class Processes:
     reads: Reads = field(init=False)
     handout: HandOut = field(init=False)
     quotas: Quotas = field(init=False)
-    changed: Callable[[Process], None] = _ignore
+    changed: Callable[[Process, int], None] = _ignore
     moved: Callable[[str], None] = _ignore
     stepped: Callable[[str, str, int], None] = _ignore
     _cache: OrderedDict[str, tuple[Process, int]] = field(default_factory=OrderedDict)
@@ -118,11 +119,6 @@ class Processes:
         if len(self._cache) > _CACHE:
             self._cache.popitem(last=False)
 
-    def remembered(self, processid: str) -> int:
-        """The revision of the value that is kept of a process, 0 for none."""
-        known = self._cache.get(processid)
-        return known[1] if known is not None else 0
-
     # -- reading -------------------------------------------------------------------------
 
     async def load(self, colony: str, processid: str) -> tuple[Process, int] | None:
@@ -147,6 +143,26 @@ class Processes:
         names = [keys.process(colony, processid) for processid in processids]
         found = await read_many(self.client, names, _MANY)
         return [unpack(kv.value, Process) for kv in found if kv is not None]
+
+    async def load_at(
+        self, wanted: Sequence[tuple[str, str, int]]
+    ) -> list[tuple[Process, int] | None]:
+        """Processes (colony and id) as they were at revisions, each with that of its last write.
+
+        As they are now, where what is older is forgotten. Raises EtcdError.
+        """
+        found: list[tuple[Process, int] | None] = []
+        for start in range(0, len(wanted), _MANY):
+            part = wanted[start : start + _MANY]
+            gets = [Get(keys.process(colony, pid), revision) for colony, pid, revision in part]
+            try:
+                result = await self.client.commit(Txn([], gets))
+            except Compacted:
+                gets = [Get(get.key) for get in gets]
+                result = await self.client.commit(Txn([], gets))
+            for kvs in result.responses:
+                found.append((unpack(kvs[0].value, Process), kvs[0].mod_revision) if kvs else None)
+        return found
 
     # -- changing ------------------------------------------------------------------------
 
@@ -200,7 +216,7 @@ class Processes:
     def committed_submit(self, process: Process, revision: int) -> None:
         """A submission is in the store (perhaps in a wider transaction): update the indexes."""
         self.remember(process, revision)
-        self.changed(process)
+        self.changed(process, revision)
         if process.peer and not process.waitforparents:
             self.hooks.submitted(process)
             return
@@ -209,7 +225,7 @@ class Processes:
     def settle(self, process: Process, revision: int) -> None:
         """A transition is in the store: bring memory in step before the watch does."""
         self.remember(process, revision)
-        self.changed(process)
+        self.changed(process, revision)
         if process.processgraphid and (process.closed or not process.parents):
             self.stepped(process.colonyname, process.processgraphid, revision)
         if (process.origin or process.peer) and not process.closed:

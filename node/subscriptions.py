@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from node.model import Process
+from node.model import Process, State
 
 # Processes of which is remembered what was told last. Of one that has left by then, a change of
 # its contents while it runs is told as if it started.
@@ -150,7 +150,8 @@ class Subscriptions:
     waiting: int = 0
     _of_process: dict[str, dict[_Subscription, None]] = field(default_factory=dict)
     _of_any: dict[_Subscription, None] = field(default_factory=dict)
-    _told: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict)
+    # Attempt, state and revision of what was told last.
+    _told: OrderedDict[str, tuple[int, int, int]] = field(default_factory=OrderedDict)
 
     @property
     def any_open(self) -> bool:
@@ -189,18 +190,37 @@ class Subscriptions:
             if not mine:
                 del self._of_process[processid]
 
-    def _is_new(self, process: Process) -> bool:
+    def end_all(self) -> None:
+        """End every subscription: something can't be told, and a gap would go unnoticed."""
+        for subscription in [
+            *self._of_any,
+            *(s for each in self._of_process.values() for s in each),
+        ]:
+            self._drop(subscription)
+            subscription.send.close()
+
+    def told(self, processid: str) -> int:
+        """The revision up to which was told what became of a process, 0 for never."""
+        known = self._told.get(processid)
+        return known[2] if known is not None else 0
+
+    def follows(self, process: Process) -> bool:
+        """Whether no transition is known to be missing between what was told last and this."""
+        known = self._told.get(process.processid)
+        return known is None or process.attempt <= known[0] + (process.state == State.RUNNING)
+
+    def _is_new(self, process: Process, revision: int) -> bool:
         """Whether it is a transition: neither a change of contents, nor heard from two sides."""
-        known, mark = self._told.get(process.processid), (process.attempt, int(process.state))
-        self._told[process.processid] = mark
+        known, attempt, state = self._told.get(process.processid), process.attempt, process.state
+        self._told[process.processid] = (attempt, int(state), revision)
         self._told.move_to_end(process.processid)
         if len(self._told) > REMEMBERED:
             self._told.popitem(last=False)
-        return known != mark
+        return known is None or known[0] != attempt or known[1] != state
 
-    def changed(self, process: Process) -> None:
+    def changed(self, process: Process, revision: int = 0) -> None:
         """A process was stored with a new state, or with new contents; never raises or waits."""
-        if not self._is_new(process) or not self.any_open:
+        if not self._is_new(process, revision) or not self.any_open:
             return
         event: _Event | None = None
         for subscription in [*self._of_process.get(process.processid, ()), *self._of_any]:

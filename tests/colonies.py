@@ -375,9 +375,9 @@ class Colony:
         if colony == self.name:
             self.node.workflows.resolution.stepped(colony, graphid, revision)
 
-    def _observe(self, process: Process) -> None:
+    def _observe(self, process: Process, revision: int) -> None:
         assert self.node is not None
-        self.node.subscriptions.changed(process)
+        self.node.subscriptions.changed(process, revision)
         self._news()
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
 from wsproto.events import Ping, Pong
 
-from node import feeding
+from node import elsewhere, feeding
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
+from node.etcd.watch import Batch, Event
 from node.model import Conditions, Executor, ExecutorState, FunctionSpec, Process, State
 from node.node import Node
 from node.scheduler import Candidate
@@ -55,16 +56,25 @@ async def test_each_state_is_told_once_at_either_daemon(pair: tuple[Daemon, Daem
                 )
             await raw.send(Ping(payload=b"registered?"))
             assert await raw.next() == Pong(payload=bytearray(b"registered?"))
+
+        async def read() -> None:
+            """Who reads at a daemon must not make its subscribers miss anything."""
+            for one in (here, there):
+                await in_thread(one.state, process)
+
         for one in (here, there):
             process = await in_thread(one.submit)
+            await read()
             wanted = [(process.processid, state) for state in (0, 1, 2)]
             for raw in sockets:
                 assert await told(raw) == wanted[0]
             assert (await in_thread(one.assign)).processid == process.processid
+            await read()
             for raw in sockets:
                 assert await told(raw) == wanted[1]
             await in_thread(one.colonies.set_output, process.processid, ["a"], here.key)
             await in_thread(one.colonies.close, process.processid, ["b"], here.key)
+            await read()
             for raw in sockets:
                 assert await told(raw) == wanted[2]
 
@@ -88,12 +98,13 @@ async def fed(client: EtcdClient) -> AsyncIterator[tuple[Node, Meddled]]:
         nursery.cancel_scope.cancel()
 
 
-async def submit(node: Node) -> Process:
+async def submit(node: Node, *, waits: bool = False) -> Process:
     spec = FunctionSpec("", "f", conditions=Conditions("dev", executortype="t"))
     process = build_process(
         spec, processid=new_id(), initiatorid="a" * 64, initiatorname="me", colonyname="dev",
         now=time.time_ns(),
     )  # fmt: skip
+    process.waitforparents = waits
     return await node.processes.submit(process, b"")
 
 
@@ -123,17 +134,170 @@ async def test_a_store_that_fails_is_asked_again(
 ) -> None:
     async with fed(client) as (node, _):
         other = Node.build(client, "dev", time.time_ns)
-        load_many, failed = node.processes.load_many, trio.Event()
+        load_at, failed = node.processes.load_at, trio.Event()
 
-        async def failing(colony: str, processids: list[str]) -> list[Process]:
+        async def failing(wanted: Sequence[tuple[str, str, int]]) -> Any:
             if not failed.is_set():
                 failed.set()
                 raise EtcdUnavailable("away")
-            return await load_many(colony, processids)
+            return await load_at(wanted)
 
-        monkeypatch.setattr(node.processes, "load_many", failing)
+        monkeypatch.setattr(node.processes, "load_at", failing)
         with node.subscriptions.open(Wanted(frozenset({"dev"}), State.WAITING)) as events:
             process = await submit(other)
             with trio.fail_after(50):
                 assert (await events.receive()).processid == process.processid
             assert failed.is_set()
+
+
+# -- what another daemon does ----------------------------------------------------------------
+
+CANDIDATE = Candidate("dev", "t", "w")
+Told = list[tuple[int, State]]
+WHOLE = [(0, State.WAITING), (1, State.RUNNING), (1, State.SUCCESSFUL)]
+
+
+class Anything(Wanted):
+    """Every state, so that the order between them is seen."""
+
+    def matches(self, process: Process) -> bool:
+        return process.colonyname in self.colonies
+
+
+def neighbour(client: EtcdClient) -> Node:
+    """Another daemon of the same store."""
+    other = Node.build(client, "dev", time.time_ns)
+    other.processes.handout.present = lambda executor: executor
+    return other
+
+
+async def close(node: Node, process: Process) -> Process:
+    who = ("dev", process.processid, WORKER.executorid, State.SUCCESSFUL)
+    return await node.processes.close(*who, output=["x"])
+
+
+async def told_of(
+    events: trio.MemoryReceiveChannel[Process], process: Process, last: State = State.SUCCESSFUL
+) -> Told:
+    """What is told of a process, as attempt and state, until it is `last`."""
+    told: Told = []
+    with trio.fail_after(30):
+        async for heard in events:
+            if heard.processid == process.processid:
+                told.append((heard.attempt, heard.state))
+                if heard.state == last:
+                    break
+    return told
+
+
+async def test_who_reads_hears_no_less(client: EtcdClient) -> None:
+    async with fed(client) as (node, _):
+        other = neighbour(client)
+        with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
+            process = await submit(other)
+            await node.processes.load("dev", process.processid)
+            await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+            await node.processes.load("dev", process.processid)
+            await close(other, process)
+            await node.processes.load("dev", process.processid)
+            assert await told_of(events, process) == WHOLE
+
+
+async def test_states_that_are_short_are_told(client: EtcdClient) -> None:
+    async with fed(client) as (node, _):
+        other = neighbour(client)
+        with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
+            for _ in range(30):
+                process = await submit(other)
+                await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+                await close(other, process)
+            told: dict[str, Told] = {}
+            with trio.fail_after(30):
+                for _ in range(90):
+                    heard = await events.receive()
+                    told.setdefault(heard.processid, []).append((heard.attempt, heard.state))
+            assert list(told.values()) == [WHOLE] * 30
+
+
+async def test_the_end_of_one_that_waited_for_others_is_told(client: EtcdClient) -> None:
+    async with fed(client) as (node, _):
+        other = neighbour(client)
+        with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
+            process = await submit(other, waits=True)
+            await other.processes.cancel("dev", process.processid)
+            told = await told_of(events, process, State.CANCELLED)
+            assert told == [(0, State.WAITING), (0, State.CANCELLED)]
+
+
+async def test_what_two_daemons_do_is_told_in_order(client: EtcdClient) -> None:
+    """Ours is known at once, and theirs only when the watch tells of it."""
+    async with fed(client) as (node, _):
+        other = neighbour(client)
+        with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
+            for _ in range(10):
+                process = await submit(other)
+                await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+                await close(node, process)
+                assert await told_of(events, process) == WHOLE
+
+
+async def test_what_happened_while_nothing_was_heard_is_told(client: EtcdClient) -> None:
+    """A watch that broke begins with a list: an end shows there by what is missing."""
+    node, other = neighbour(client), neighbour(client)
+    old = await submit(other)
+
+    async def listed() -> None:
+        items, revision = await client.range_all(keys.LIVE)
+        events = [Event(item.key, item.value, item.mod_revision) for item in items]
+        feeding.take_in(node, keys.LIVE, Batch(True, events, revision))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.elsewhere.run)
+        await listed()
+        with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
+            await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+            new = await submit(other)
+            await listed()
+            with trio.fail_after(30):
+                told = [await events.receive(), await events.receive()]
+            assert [each.processid for each in told] == [old.processid, new.processid]
+            await close(other, old)
+            await listed()
+            with trio.fail_after(30):
+                ended = await events.receive()
+            assert (ended.processid, ended.state) == (old.processid, State.SUCCESSFUL)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_the_store_has_forgotten_is_told_by_its_end(
+    client: EtcdClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fed(client) as (node, _):
+        other = neighbour(client)
+        load_at = node.processes.load_at
+
+        async def late(wanted: Sequence[tuple[str, str, int]]) -> Any:
+            await client.compact((await client.status()).revision)
+            return await load_at(wanted)
+
+        with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
+            process = await submit(other)
+            await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+            monkeypatch.setattr(node.processes, "load_at", late)
+            await close(other, process)
+            told = await told_of(events, process)
+            assert told == WHOLE[-len(told) :]
+
+
+async def test_more_than_can_be_told_ends_the_subscriptions(
+    client: EtcdClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "_MOST", 3)
+    node = neighbour(client)
+    with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
+        key = [keys.running("dev", f"{number:064x}") for number in range(4)]
+        feeding.take_in(node, keys.LIVE, Batch(False, [Event(k, None, 7) for k in key[:3]], 7))
+        assert node.subscriptions.any_open
+        feeding.take_in(node, keys.LIVE, Batch(False, [Event(key[3], None, 8)], 8))
+        with pytest.raises(trio.EndOfChannel):
+            await events.receive()

@@ -139,6 +139,8 @@ def _add_operation(branch: Any, op: Op) -> None:
         gone.key, gone.range_end = op.start.encode(), op.end.encode()
     elif isinstance(op, Get):
         added.request_range.key = op.key.encode()
+        if op.revision:
+            added.request_range.revision = op.revision
 
 
 def _delete_prefix(prefix: str) -> Any:

@@ -38,9 +38,10 @@ class DeleteRange(msgspec.Struct, frozen=True):
 
 
 class Get(msgspec.Struct, frozen=True):
-    """Read `key`; gives an empty list in the result when it does not exist."""
+    """Read `key` as of `revision` (0: now); gives an empty list when it does not exist."""
 
     key: str
+    revision: int = 0
 
 
 Op = Put | Delete | DeletePrefix | DeleteRange | Get
