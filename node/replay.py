@@ -50,6 +50,9 @@ class Once(enum.Enum):
 
     # The marker comes first, the answer is kept beside it: two transactions more.
     FIRST = "first"
+    # As FIRST; what the call makes follows from its nonce, so that one which a daemon began and did
+    # not live to answer is gone through with.
+    RESUMED = "resumed"
     # The first transaction that writes is the whole effect, and takes the marker along.
     TOGETHER = "together"
 
@@ -200,7 +203,7 @@ class Replays:
         wrote first. Of who is not `entitled` no refusal is kept. Raises RpcError and EtcdError.
         """
         try:
-            if once is Once.FIRST:
+            if once is not Once.TOGETHER:
                 return await self._after(claim, work)
             return await self._together(claim, work, entitled=entitled)
         except Replayed as replayed:
@@ -213,6 +216,8 @@ class Replays:
             raise RpcError(known.status, known.answer.decode())
         if once is Once.TOGETHER:
             return await again(known.place)
+        if once is Once.RESUMED and not known.status and not known.run.startswith(self._daemon):
+            return await self._kept(claim, work)
         raise conflict(
             "nonce: this request was begun before, and its answer is not known here; look at what"
             " it was to change, and sign a new request if that did not happen"
@@ -225,6 +230,10 @@ class Replays:
             # The store takes nothing now but deletions, and these must go on: they make room.
             await claim.look()
             log.warning("no room for a marker")
+        return await self._kept(claim, work)
+
+    async def _kept(self, claim: Claim, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do `work`, and keep its answer for a repeat."""
         try:
             value = await work()
         except RpcError as error:

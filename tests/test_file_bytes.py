@@ -232,7 +232,7 @@ async def test_bytes_of_another_colony_can_be_neither_read_nor_claimed(
         ({"checksum": "../../etc/passwd"}, "checksum: "),
         ({"checksum": "A" * 64}, "checksum: "),
         ({"size": -1}, "size: "),
-        ({"size": 1 << 63}, "size: "),
+        ({"size": 1 << 63}, "at `size`"),
     ],
 )
 async def test_tickets_that_make_no_sense(

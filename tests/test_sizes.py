@@ -53,7 +53,6 @@ from tests.test_rotation import friends
 
 KEY = PrivateKey.generate()
 ME = PrivateKey.generate()
-NOW = int(time.time())
 PID = "a" * 64
 # One kind, a struct for its payload.
 STRUCTS = {
@@ -70,7 +69,8 @@ def empties(count: int) -> bytes:
 
 
 def sealed(kind: Kind, payload: bytes) -> bytes:
-    return seal(KEY, kind, ME.id, payload, cti=b"x", issued=NOW, expires=NOW + 600)
+    now = int(time.time())
+    return seal(KEY, kind, ME.id, payload, cti=b"x", issued=now, expires=now + 600)
 
 
 def test_each_kind_has_a_size_and_each_path_an_answer() -> None:
@@ -110,7 +110,7 @@ async def test_the_worst_of_each_kind_is_cheap(kind: Kind) -> None:
             data,
             kind=kind,
             audience=ME.id,
-            now=NOW,
+            now=time.time(),
             keys=lambda issuer: KEY.public_key,
             limit=size.bytes,
         )
@@ -159,7 +159,7 @@ def test_a_wrong_signature_of_a_large_message_is_not_explained() -> None:
         data = sealed(Kind.POLL, payload)
         with pytest.raises(Refused) as caught:
             open_envelope(
-                data, kind=Kind.SUBMIT, audience=ME.id, now=NOW, keys=keys, limit=len(data)
+                data, kind=Kind.SUBMIT, audience=ME.id, now=time.time(), keys=keys, limit=len(data)
             )
         return caught.value.code
 

@@ -14,6 +14,7 @@ from node.errors import bad, denied
 from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
+from node.replay import Once
 from node.rpc.table import Call, Caller, Who
 from node.schema_types import drop, fitting, refuse
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
@@ -377,12 +378,12 @@ def calls(node: Node) -> list[Call[Any]]:
             of_named,
             need=Need.FREES,
         ),
-        Call("addblueprintmsg", AddBlueprint, both, add, of_sent),
+        Call("addblueprintmsg", AddBlueprint, both, add, of_sent, Once.RESUMED),
         Call("getblueprintmsg", Named, both, get, of_named),
         Call("getblueprintsmsg", GetBlueprints, both, get_many, of_named),
         Call("updateblueprintmsg", UpdateBlueprint, both, update, of_sent),
         Call("removeblueprintmsg", Named, both, remove, of_named, need=Need.FREES),
         Call("updateblueprintstatusmsg", UpdateStatus, Who.MEMBER, set_status, of, need=Need.WORKS),
-        Call("reconcileblueprintmsg", Reconcile, Who.MEMBER, reconcile, of_named),
+        Call("reconcileblueprintmsg", Reconcile, Who.MEMBER, reconcile, of_named, Once.RESUMED),
         Call("getblueprinthistorymsg", GetHistory, Who.SIGNED, history),
     ]

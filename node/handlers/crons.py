@@ -12,6 +12,7 @@ from node.errors import bad, missing
 from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
+from node.replay import Once
 from node.rpc.table import Call, Caller, Who
 from node.store.crons import Cron
 from node.submission import id_for
@@ -123,9 +124,16 @@ def calls(node: Node) -> list[Call[Any]]:
         await crons.remove(cron.colonyname, cron.cronid)
 
     return [
-        Call("addcronmsg", AddCron, Who.MEMBER, add, lambda request: request.cron.colonyname),
+        Call(
+            "addcronmsg",
+            AddCron,
+            Who.MEMBER,
+            add,
+            lambda request: request.cron.colonyname,
+            Once.RESUMED,
+        ),
         Call("getcronmsg", CronById, Who.SIGNED, get),
         Call("getcronsmsg", GetCrons, Who.MEMBER, get_many, lambda request: request.colonyname),
-        Call("runcronmsg", CronById, Who.SIGNED, run),
+        Call("runcronmsg", CronById, Who.SIGNED, run, None, Once.RESUMED),
         Call("removecronmsg", CronById, Who.SIGNED, remove, need=Need.FREES),
     ]

@@ -12,6 +12,7 @@ from node.errors import bad, missing
 from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
+from node.replay import Once
 from node.rpc.table import Call, Caller, Who
 from node.store.generators import Generator
 from node.submission import id_for
@@ -144,10 +145,11 @@ def calls(node: Node) -> list[Call[Any]]:
             Who.MEMBER,
             add,
             lambda request: request.generator.colonyname,
+            Once.RESUMED,
         ),
         Call("getgeneratormsg", GeneratorById, Who.SIGNED, get),
         Call("resolvegeneratormsg", ResolveGenerator, Who.MEMBER, resolve, of, need=Need.FREES),
         Call("getgeneratorsmsg", GetGenerators, Who.MEMBER, get_many, of),
-        Call("packgeneratormsg", PackGenerator, Who.SIGNED, pack),
+        Call("packgeneratormsg", PackGenerator, Who.SIGNED, pack, None, Once.RESUMED),
         Call("removegeneratormsg", GeneratorById, Who.SIGNED, remove, need=Need.FREES),
     ]

@@ -289,7 +289,7 @@ class Table:
         if call.who is Who.SIGNED:
             # Nothing is kept of who has no right.
             entitled = bool(self.directory.colonies_of(caller.id))
-            if call.once is Once.FIRST:
+            if call.once is not Once.TOGETHER:
                 self.directory.demand_colonies(caller.id)
 
         async def again(place: str) -> Any:
