@@ -117,6 +117,15 @@ class Events:
             self._registry.let_go(self._taken)
             self._taken = None
 
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> Process:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
     async def receive(self) -> Process:
         """The next process; raises trio.EndOfChannel after the last."""
         self._done()
@@ -197,7 +206,7 @@ class Subscriptions:
             *(s for each in self._of_process.values() for s in each),
         ]:
             self._drop(subscription)
-            subscription.send.close()
+            subscription.events.end()
 
     def told(self, processid: str) -> int:
         """The revision up to which was told what became of a process, 0 for never."""

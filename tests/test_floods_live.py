@@ -46,6 +46,12 @@ def card_of(key: PrivateKey, name: str = "foe", sequence: int = 1) -> bytes:
     return sign_card(key, card, issued=now)
 
 
+def path_of(name: str) -> str:
+    """Where a kind of message is posted."""
+    version = 2 if name in ("submit", "cancel", "outcomes") else 1
+    return f"/v{version}/{name}"
+
+
 class Foe:
     """A colony that speaks to a daemon's federation port, from an address of its own."""
 
@@ -64,13 +70,13 @@ class Foe:
     @asynccontextmanager
     async def http(self) -> AsyncIterator[httpx.AsyncClient]:
         transport = httpx.AsyncHTTPTransport(verify=False, local_address=self.address)
-        url = f"https://127.0.0.1:{self.daemon.peer_port}/v1"
+        url = f"https://127.0.0.1:{self.daemon.peer_port}"
         async with httpx.AsyncClient(base_url=url, transport=transport, timeout=60) as client:
             yield client
 
     async def post(self, path: str, body: bytes) -> httpx.Response:
         async with self.http() as client:
-            return await client.post(f"/{path}", content=body)
+            return await client.post(path_of(path), content=body)
 
     async def befriend(self, side: Side, **change: object) -> None:
         """Become trusted by the owner of the daemon."""
@@ -86,7 +92,7 @@ class Foe:
             async with self.http() as client:
                 for body in left:
                     try:
-                        answer = await client.post(f"/{path}", content=body)
+                        answer = await client.post(path_of(path), content=body)
                     except httpx.HTTPError as error:
                         told[type(error).__name__] += 1
                         continue

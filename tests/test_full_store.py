@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -405,8 +406,17 @@ def outlast(daemon: Daemon, inside: Path) -> None:
         """Have so many MiB left on the disk."""
         ballast.unlink(missing_ok=True)
         with ballast.open("wb") as file:
-            room = shutil.disk_usage(inside).free
-            os.posix_fallocate(file.fileno(), 0, max(1, room - free * 2**20))
+            room = max(1, shutil.disk_usage(inside).free - free * 2**20)
+            while room > 0:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, room)
+                    break
+                except OSError:  # the daemon wrote meanwhile
+                    room -= 2**20
+            os.lseek(file.fileno(), 0, os.SEEK_END)
+            with suppress(OSError):
+                while not free:
+                    os.write(file.fileno(), bytes(4096))
 
     async def submit(**spec: Any) -> int:
         async with daemon.client() as client:
