@@ -176,7 +176,7 @@ async def test_an_invitation_is_used_during_a_flood_of_joins(make_daemon: Make) 
             foe = Foe(ant.daemon, f"127.0.1.{number}")
             async with foe.http() as http:
                 while True:
-                    answer = await http.post("/join", content=body)
+                    answer = await http.post("/v1/join", content=body)
                     told[answer.json()["code"] if answer.status_code != 200 else ""] += 1
                     await trio.sleep(0.05)
 
@@ -257,12 +257,13 @@ async def test_floods_of_a_mailbox(make_daemon: Make) -> None:
             answer = await by.post(path, body)
             told[name if answer.status_code == 200 else f"{name} {answer.json()['code']}"] += 1
 
-        waits = [("mail", foe.seal(Kind.COLLECT, Collect(30, [])))] * 120
-        waits += [("outcomes", foe.seal(Kind.POLL, Poll(30, [])))] * 40
+        waits = [("outcomes", foe.seal(Kind.POLL, Poll(30, [])))] * 40
+        waits += [("mail", foe.seal(Kind.COLLECT, Collect(30, [])))] * 120
         async with trio.open_nursery() as nursery:
             for path, body in waits:
                 nursery.start_soon(hold, foe, path, body, path)
-            await counted(lambda: min(told["mail peer_at_once"], told["outcomes peer_at_once"]), 10)
+            # A peer has 64 connections; what is beyond them is told to come again.
+            await counted(lambda: told["mail busy"] + told["outcomes busy"], 90)
             took = await promptly(friend)
             # The mailbox of `away`: one sender fills its own part of it.
             await hold(away, "mail", away.seal(Kind.COLLECT, Collect(0, [])), "own")
