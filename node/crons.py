@@ -15,6 +15,7 @@ import msgspec
 
 from node import schedule
 from node.agenda import Index
+from node.apart import apart
 from node.codec import unpack
 from node.directory import Directory
 from node.errors import RpcError, bad, conflict, missing
@@ -120,7 +121,8 @@ class Crons:
         A repeat with the same id returns what is there. Raises RpcError 400 or 404, or TooMany.
         """
         check_cron(cron, self.local)
-        check_workflow(workflowspec, cron.colonyname, "cron.workflowspec")
+        place = "cron.workflowspec"
+        await apart(len(workflowspec), check_workflow, workflowspec, cron.colonyname, place)
         try:
             nextrun, window = next_run(cron, self.now(), self.local, self.dice)
         except schedule.ScheduleError as error:
@@ -329,7 +331,9 @@ class Crons:
         after, pause = msgspec.structs.replace(cron, firing=None, skipped=""), 0.0
         try:
             # An older release may have taken what this one does not.
-            _, specs = read_workflow(spec.value.decode(), "cron.workflowspec")
+            _, specs = await apart(
+                len(spec.value), read_workflow, spec.value.decode(), "cron.workflowspec"
+            )
             await self.workflows.submit(
                 colony,
                 specs,

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from node.agenda import Index
+from node.apart import apart
 from node.codec import unpack
 from node.directory import Directory
 from node.errors import RpcError, bad, conflict, missing
@@ -144,7 +145,10 @@ class Generators:
         A repeat with the same id returns what is there. Raises RpcError 400 or 404, or TooMany.
         """
         check_generator(generator)
-        specs = check_workflow(workflowspec, generator.colonyname, "generator.workflowspec")
+        place = "generator.workflowspec"
+        specs = await apart(
+            len(workflowspec), check_workflow, workflowspec, generator.colonyname, place
+        )
         generator = msgspec.structs.replace(
             generator,
             generatorid=generator.generatorid or new_id(),
@@ -357,7 +361,9 @@ class Generators:
         fence = self.leader.fence
         try:
             # An older release may have taken what this one does not.
-            _, specs = read_workflow(spec.value.decode(), "generator.workflowspec")
+            _, specs = await apart(
+                len(spec.value), read_workflow, spec.value.decode(), "generator.workflowspec"
+            )
             await self.workflows.submit(
                 colony,
                 specs,

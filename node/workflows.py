@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from node import graphs
+from node.apart import NODE, apart
 from node.children import TRIES, Children, too_fast
 from node.codec import pack, unpack
 from node.errors import RpcError, bad, conflict, missing
@@ -110,7 +111,7 @@ class Workflows:
         when the guard does not hold, and TooMany.
         """
         try:
-            plan = graphs.plan(specs)
+            plan = await apart(NODE * len(specs), graphs.plan, specs)
         except graphs.GraphError as error:
             raise bad(f"{field}.{error}") from None
         check_given(root_args or root_input, len(plan.roots), field)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from node.apart import apart
 from node.codec import wire_time
 from node.directory import name_of
 from node.errors import bad, missing
@@ -88,7 +89,8 @@ def calls(node: Node) -> list[Call[Any]]:
         """Start a workflow by the clock, at the times of an expression or of an interval."""
         assert caller.member is not None
         asked = request.cron
-        workflow = readable(asked.workflowspec, asked.colonyname, "cron.workflowspec")
+        text, place = asked.workflowspec, "cron.workflowspec"
+        workflow = await apart(len(text), readable, text, asked.colonyname, place)
         cron = Cron(
             cronid=id_for(caller.id, caller.nonce),
             colonyname=asked.colonyname,

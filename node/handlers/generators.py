@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from node.apart import apart
 from node.codec import wire_time
 from node.directory import name_of
 from node.errors import bad, missing
@@ -92,7 +93,8 @@ def calls(node: Node) -> list[Call[Any]]:
         """Start a workflow whenever so many arguments are packed, or some waited long enough."""
         assert caller.member is not None
         asked = request.generator
-        workflow = readable(asked.workflowspec, asked.colonyname, "generator.workflowspec")
+        text, place = asked.workflowspec, "generator.workflowspec"
+        workflow = await apart(len(text), readable, text, asked.colonyname, place)
         generator = Generator(
             generatorid=id_for(caller.id, caller.nonce),
             colonyname=asked.colonyname,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from node.apart import NODE, apart
 from node.children import Wanted
 from node.codec import wire_graph, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, denied, missing
 from node.etcd.pressure import Need
-from node.model import FunctionSpec, Graph, Int64, State
+from node.model import FunctionSpec, Graph, Int64, Process, State
 from node.node import Node
 from node.replay import Once
 from node.rpc.table import MANY_TOKENS, Call, Caller, Who
@@ -55,6 +57,11 @@ def _is_heavy(request: Any) -> bool:
     return not 0 < getattr(request, "count", 0) <= _LIGHT
 
 
+def _drawn(graph: Graph, nodes: Sequence[Process]) -> msgspec.Raw:
+    """Return a workflow with its nodes and edges, in JSON."""
+    return msgspec.Raw(msgspec.json.encode(wire_graph(graph, nodes)))
+
+
 def calls(node: Node) -> list[Call[Any]]:
     """The rows of the table for workflows."""
     workflows = node.workflows
@@ -84,10 +91,11 @@ def calls(node: Node) -> list[Call[Any]]:
             raise missing("nonce: the workflow that this request submitted was removed")
         return wire_graph(graph)
 
-    async def get(caller: Caller, request: GraphById) -> dict[str, Any]:
+    async def get(caller: Caller, request: GraphById) -> msgspec.Raw:
         """One workflow with its nodes and edges."""
         graph = await locate_graph(node, caller, request.processgraphid)
-        return wire_graph(graph, await workflows.nodes(graph))
+        nodes = await workflows.nodes(graph)
+        return await apart(NODE * len(nodes), _drawn, graph, nodes)
 
     async def get_many(caller: Caller, request: GetGraphs) -> list[dict[str, Any]]:
         """Workflows in one state, newest first."""
