@@ -8,18 +8,16 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 import secrets
 import ssl
 import time
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import httpx
 import trio
 
-from node.http_client import TooLong, ask, http_client
+from node.http_client import TooLong, ask, http_client, reason_of
 from node.identity import PrivateKey, sign_payload
 
 __all__ = ["LONGEST_REPLY", "Client", "RpcError", "Unreachable"]
@@ -187,21 +185,7 @@ def _reason(error: Exception) -> str:
             why = below.verify_message.rstrip(".")
             return f"its certificate is not trusted ({why}); COLONIES_SERVER_PIN names its SHA-256"
         below = below.__cause__ or below.__context__
-    # Attempts at several addresses are gathered in a group, whose text names none of them.
-    for leaf in _leaves(error):
-        if isinstance(leaf, OSError) and leaf.errno:
-            return os.strerror(leaf.errno).lower()
-    return str(error) or type(error).__name__
-
-
-def _leaves(error: BaseException | None) -> Iterator[BaseException]:
-    """Find the errors that `error` came from, itself among them."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    elif error is not None:
-        yield from _leaves(error.__cause__ or error.__context__)
-        yield error
+    return reason_of(error)
 
 
 def encode(

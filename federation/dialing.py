@@ -16,7 +16,7 @@ from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Refused
 from federation.sealing import Sealer
 from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
-from node.http_client import ask, http_client
+from node.http_client import ask, http_client, reason_of
 from node.log import get_logger
 
 __all__ = [
@@ -101,7 +101,7 @@ async def fetch_card(
 
 def text_of(error: BaseException) -> str:
     """What went wrong, in words."""
-    return str(error) or type(error).__name__
+    return reason_of(error)
 
 
 @dataclass

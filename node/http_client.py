@@ -6,14 +6,39 @@ of the commands is made here. What an answer means is decided by the callers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import os
+import ssl
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any, cast
 
 import httpx
 import msgspec
 
-__all__ = ["Reply", "TooLong", "ask", "http_client", "read_body"]
+__all__ = ["Reply", "TooLong", "ask", "http_client", "read_body", "reason_of"]
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a connection failed, as the system says it, else what the error says.
+
+    Attempts at several addresses are gathered in a group, whose own text names no reason.
+    """
+    for leaf in _leaves(error):
+        if isinstance(leaf, OSError) and leaf.errno and not isinstance(leaf, ssl.SSLError):
+            return os.strerror(leaf.errno).lower()
+    return str(error) or type(error).__name__
+
+
+def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    elif error is not None:
+        # What was raised `from None` speaks for itself, but for what the library renames so.
+        library = type(error).__module__.partition(".")[0] in ("httpx", "httpcore")
+        hidden = error.__suppress_context__ and not library
+        yield from _leaves(error.__cause__ or (None if hidden else error.__context__))
+        yield error
 
 
 class TooLong(httpx.RemoteProtocolError):

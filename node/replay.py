@@ -35,7 +35,7 @@ LONGEST = 600
 # Seconds from a request's time of issue until its marker goes.
 _KEEP = FRESH + LONGEST
 # Bytes of an answer that is kept for a repeat.
-_MOST_ANSWER = 65_536
+_MOST_ANSWER = 8_192
 # Refusals that are kept: what was refused so must not happen later. Others say "try again".
 _FINAL = frozenset({400, 403, 404, 408, 503})
 _SWEEP = 30.0  # seconds between two sweeps
