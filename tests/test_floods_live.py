@@ -33,7 +33,11 @@ from node.identity import PrivateKey
 from tests.support import Daemon, until
 from tests.test_federation import Side
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # httpx leaves a socket to the collector when a connection that it opens is cancelled.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 Make = Callable[..., Daemon]
 ALONE = {"COLONYD_FEDERATION__DISCOVERY": "false"}

@@ -48,7 +48,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     known: dict[str, Any] = {}
 
     def once(self: Table, call: Any, identity: str, request: Any, head: Any, envelope: Any) -> Any:
-        key = envelope.signature
+        key = head.nonce
         if key not in known:
             known[key] = authorise(self, call, identity, request, head, envelope)
         return known[key]
