@@ -24,6 +24,7 @@ import trio
 from cli.client import Client, RpcError, Unreachable, decode
 from cli.session import Failure
 from cli.terminal import printable
+from node.directories import publish
 from node.http_client import ask, http_client, read_body
 
 if TYPE_CHECKING:
@@ -154,14 +155,7 @@ def _publish(partial: Path, target: Path, may_replace: Callable[[Path], bool]) -
         os.replace(partial, target)
         return
     try:
-        try:
-            os.link(partial, target)
-        except FileExistsError:
-            raise
-        except OSError:
-            # A file system without links, such as FAT.
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL))
-            os.replace(partial, target)
+        publish(partial, target)
     except FileExistsError:
         raise Taken(
             f"{target}: something of this name, in upper or lower case, is there; it stays",

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
-import trio
 
 from federation.envelope import Refused
+from node.apart import apart as by_size
 from node.rpc.table import MAX_DEPTH
 
 __all__ = ["MOST_CONTAINERS", "apart", "require_bounded"]
 
 MOST_CONTAINERS = 50_000  # lists and objects in one value
-_INLINE = 32_768  # bytes that are looked at on the event loop
 # Strings are passed over whole: what looks like a bracket in one is none.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{\]}]', re.DOTALL)
 _EMPTY = re.compile(rb"\s*[\]}]")
@@ -55,6 +54,4 @@ def require_bounded(data: bytes, *, most: int = MOST_CONTAINERS) -> None:
 
 async def apart(data: bytes, look: Callable[[bytes], T]) -> T:
     """Return `look(data)`; what is large does not hold the event loop meanwhile."""
-    if len(data) <= _INLINE:
-        return look(data)
-    return await trio.to_thread.run_sync(look, data)
+    return await by_size(len(data), look, data)

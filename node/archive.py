@@ -20,7 +20,7 @@ from typing import IO, cast
 import cbor2
 import msgspec
 
-from node.directories import sync_directory
+from node.directories import publish, sync_directory
 from node.home import RESTORING, valid_name
 from node.store import keys
 from node.version import VERSION
@@ -134,13 +134,7 @@ def create(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             os.fsync(file.fileno())
         # Not a rename: that would replace what somebody else put there meanwhile.
         try:
-            try:
-                os.link(partial, path)
-            except FileExistsError:
-                raise
-            except OSError:  # a file system without links, as on many a stick
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-                partial.replace(path)
+            publish(partial, path)
         except FileExistsError:
             raise BackupError(f"{path} appeared meanwhile: choose another name") from None
         sync_directory(path.parent)
