@@ -99,7 +99,7 @@ class NodeConfig(_Section, frozen=True):
 
 
 class RpcConfig(_Section, frozen=True):
-    """[rpc]: the port that SDKs talk to.
+    """[rpc]: the port that SDKs talk to; a `host` of "*" is all addresses, IPv4 and IPv6.
 
     A connection is unsigned until a request on it shows a right: of these there are `max_unsigned`,
     of the others `max_connections`. `max_unread` bounds large answers that nobody takes, in bytes.
@@ -108,7 +108,7 @@ class RpcConfig(_Section, frozen=True):
     a colony's owner may add an executor whose name is taken: it replaces the one that has it.
     """
 
-    host: NonEmpty = "0.0.0.0"
+    host: NonEmpty = "*"
     port: Port = 50080
     replay: Literal["lenient", "strict"] = "lenient"
     metrics: Literal["local", "open", "off"] = "local"

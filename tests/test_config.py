@@ -27,7 +27,7 @@ def load(
 def test_defaults_without_a_file(tmp_path: Path) -> None:
     config = load(tmp_path)
     assert config.node.home == str(tmp_path)
-    assert (config.rpc.host, config.rpc.port, config.rpc.replay) == ("0.0.0.0", 50080, "lenient")
+    assert (config.rpc.host, config.rpc.port, config.rpc.replay) == ("*", 50080, "lenient")
     assert config.rpc.max_body == 16 * 1024**2
     assert (config.etcd.endpoints, config.etcd.quota) == ([], 2 * 1024**3)
     assert (config.federation.enabled, config.federation.port) == (True, 50081)
