@@ -87,11 +87,12 @@ def _who(url: str) -> str:
 
 def not_reachable(session: Session, error: Unreachable) -> Failure:
     """Return the Failure for a daemon that does not answer, by what its home tells of it."""
-    start = f"`colony --home {session.home} up`" if session.home_option else "`colony up`"
-    told = read_listening(session.home) if session.own else None
+    own = session.own
+    start = f"`colony --home {session.home} up`" if own and session.home_option else "`colony up`"
+    told = read_listening(session.home) if own else None
     step = f"start it with {start}, or name another with --server"
     if told is not None:
         step = f"its daemon (pid {told.pid}) was killed or hangs: {step}"
-    elif session.own:
+    elif own:
         step = f"no daemon of {session.home} runs: {step}"
     return Failure(f"daemon not reachable at {error}", code=UNREACHABLE, next_step=step)
