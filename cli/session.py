@@ -102,15 +102,18 @@ class Session:
             return Path(self.home_option).expanduser().absolute()
         return default_home(self.environ)
 
-    def config(self) -> Config:
-        """The home's configuration. Raises Failure naming the wrong field."""
+    def config(self, origins: dict[str, str] | None = None) -> Config:
+        """The home's configuration; `origins` learns where each setting stands.
+
+        Raises Failure naming the wrong field.
+        """
         from node.config import ConfigError, load_config
 
         try:
-            return load_config(self.home, {}, environ=self.environ)
+            return load_config(self.home, {}, environ=self.environ, origins=origins)
         except ConfigError as error:
             raise Failure(
-                str(error), next_step=f"correct {self.home / 'config.toml'} or the environment"
+                str(error), next_step="correct it there; `colony config` shows what is in force"
             ) from None
 
     def url(self) -> str:

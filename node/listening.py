@@ -28,7 +28,7 @@ log = get_logger("listening")
 class Listening(msgspec.Struct, frozen=True):
     """What a running daemon says of itself. Addresses are "host:port", as they were bound.
 
-    `serverid` is that of the store as the daemon started, `files` are its configuration's.
+    `serverid` is that of the store as the daemon started.
     """
 
     pid: int
@@ -37,7 +37,6 @@ class Listening(msgspec.Struct, frozen=True):
     rpc: list[Address]
     tls: bool = False
     federation: list[Address] = []
-    files: list[str] = []
 
     @property
     def url(self) -> str:
