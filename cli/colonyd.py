@@ -148,16 +148,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="colonyd",
         description="Run a self-sovereign colony on this machine.",
-        epilog="example: colonyd --home /var/lib/colonyd --name workshop",
+        epilog="example: colonyd --home /var/lib/colonyd --name workshop; exit codes: 0 clean,"
+        " 1 failure, 2 usage, 69 store unavailable, 75 address or port not to be had now,"
+        " 78 configuration",
     )
     parser.add_argument("--home", type=Path, help="home directory (default: $COLONYD_HOME, ...)")
     parser.add_argument("--name", help="name of the home colony, when it is made")
-    parser.add_argument("--port", type=int, help="port of the RPC door (default 50080)")
+    parser.add_argument("--host", help='address for RPC (default "*": all, IPv4 and IPv6)')
+    parser.add_argument("--port", type=int, help="port for RPC (default 50080; 0: a free one)")
     parser.add_argument("--federation-port", type=int, help="port for peers (default 50081)")
     parser.add_argument("--version", action="version", version=f"colonyd {VERSION}")
     arguments = parser.parse_args()
     overrides = {
         "node.name": arguments.name,
+        "rpc.host": arguments.host,
         "rpc.port": arguments.port,
         "federation.port": arguments.federation_port,
     }

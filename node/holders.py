@@ -17,6 +17,7 @@ from node.listening import read_listening
 __all__ = ["Holder", "holder_of"]
 
 _LISTEN = "0A"  # TCP_LISTEN, in /proc/net/tcp
+_UNMAPPED = 65534  # what the kernel shows for users outside of our user namespace (PrivateUsers=)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ def holder_of(port: int, protocol: str = "tcp", proc: Path = Path("/proc")) -> H
         if wanted.intersection(held):
             with suppress(OSError):  # it just ended
                 return Holder(int(process.name), _described(process, held, port))
-    return Holder(0, f"a process of user {user_name(found[0].uid)}")
+    uid = found[0].uid
+    return Holder(
+        0, "another user's process" if uid == _UNMAPPED else f"a process of user {user_name(uid)}"
+    )
 
 
 def _sockets(port: int, protocol: str, proc: Path) -> Iterator[_Socket]:

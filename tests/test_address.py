@@ -17,6 +17,7 @@ import trio
 
 from cli.client import Client, Unreachable
 from cli.session import Session
+from node.holders import holder_of
 from node.home import init_home
 from node.listening import FILE, Listening, read_listening, url_of
 from node.rpc.listeners import (
@@ -165,6 +166,20 @@ def test_another_colony_that_answers_is_called_that(make_daemon: Make, tmp_path:
     named = {"COLONIES_SERVER_PORT": str(there.port), "COLONIES_PRVKEY": stranger}
     denied = colony(here, "status", **named)
     assert (denied.returncode, "another colony" in denied.stderr) == (4, False)
+
+
+def test_a_process_that_is_not_shown_is_told_by_its_user(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+
+    def table(uid: int) -> None:
+        row = f"0: 00000000:C3A0 00000000:0000 0A 0:0 00:0 0 {uid} 0 4711 1"
+        (tmp_path / "net/tcp").write_text(f"head\n{row}\n")
+
+    table(0)
+    assert str(holder_of(50080, proc=tmp_path)) == "a process of user root"
+    table(65534)  # as under PrivateUsers=
+    assert str(holder_of(50080, proc=tmp_path)) == "another user's process"
+    assert holder_of(50081, proc=tmp_path) is None
 
 
 def test_where_a_program_on_this_machine_calls() -> None:
