@@ -5,6 +5,7 @@ Which address that is decides `cli.session`.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -71,7 +72,7 @@ async def _server_at(session: Session) -> str:
     except (RpcError, Unreachable):
         return ""
     named = told.get("serverid") if isinstance(told, dict) else None
-    return named if isinstance(named, str) else ""
+    return named if isinstance(named, str) and re.fullmatch("[0-9a-f]{64}", named) else ""
 
 
 def _who(url: str) -> str:

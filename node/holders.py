@@ -79,5 +79,10 @@ def _described(process: Path, held: list[str], port: int) -> str:
         # A daemon holds the lock of its home open, and says there where it listens.
         told = read_listening(Path(path).parent) if path.endswith("/lock") else None
         if told and any(each.endswith(f":{port}") for each in (*told.rpc, *told.federation)):
-            return f"colonyd of colony {told.colony} (home {Path(path).parent})"
-    return (process / "comm").read_text("utf-8", "replace").strip()
+            return _plain(f"colonyd of colony {told.colony} (home {Path(path).parent})")
+    return _plain((process / "comm").read_text("utf-8", "replace").strip())
+
+
+def _plain(text: str) -> str:
+    """Text that others chose, without what a terminal would obey."""
+    return "".join(each if each.isprintable() else "?" for each in text)

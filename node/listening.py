@@ -6,6 +6,7 @@ Binding addresses is in `rpc.listeners`; whom a command line speaks to is decide
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated
 
 import msgspec
 
+from node.home import NAME
 from node.log import get_logger
 
 __all__ = ["FILE", "Listening", "announce", "read_listening", "url_of", "withdraw", "withdrawn"]
@@ -20,7 +22,7 @@ __all__ = ["FILE", "Listening", "announce", "read_listening", "url_of", "withdra
 FILE = "listening.json"
 _LONGEST = 65_536  # bytes of the file that are read
 
-Address = Annotated[str, msgspec.Meta(pattern="^.+:[0-9]{1,5}$", max_length=300)]
+Address = Annotated[str, msgspec.Meta(pattern=r"^.+:[0-9]{1,5}\Z", max_length=300)]
 
 log = get_logger("listening")
 
@@ -32,7 +34,7 @@ class Listening(msgspec.Struct, frozen=True):
     """
 
     pid: int
-    colony: str
+    colony: Annotated[str, msgspec.Meta(pattern=f"^{NAME.pattern}")]
     serverid: str
     rpc: list[Address]
     tls: bool = False
@@ -99,9 +101,11 @@ def read_listening(home: Path) -> Listening | None:
 
     After a kill the file stays: then nobody answers at that address, or another daemon does.
     """
+    # The home of another user's process may be looked at: what lies there must not keep us waiting.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with (home / FILE).open("rb") as file:
-            found = msgspec.json.decode(file.read(_LONGEST), type=Listening)
+        with os.fdopen(os.open(home / FILE, flags), "rb") as file:
+            found = msgspec.json.decode(file.read(_LONGEST) or b"", type=Listening)
     except (OSError, msgspec.DecodeError):
         return None
     return found if found.rpc else None

@@ -30,6 +30,7 @@ from tests.support import REPOSITORY, Daemon, free_port
 
 Make = Callable[..., Daemon]
 ALONE = {"COLONYD_FEDERATION__ENABLED": "false"}
+GOOD = json.dumps({"pid": 1, "colony": "dev", "serverid": "ab" * 32, "rpc": ["h:1"]})
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("COLONIES_", "COLONYD_"))}
 
 
@@ -196,13 +197,23 @@ def test_where_a_program_on_this_machine_calls() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '{"pid": 1, "colony": "a", "serverid": "b", "rpc": []}', "\0" * 9,
-             '{"pid": 1, "colony": "a", "serverid": "b", "rpc": ["h"]}'],
+    "text", ["", "{}", "[1]", "\0" * 9, GOOD.replace("h:1", "h"), GOOD.replace('"h:1"', ""),
+             GOOD.replace("dev", "\\u001b[2J")],
 )  # fmt: skip
 def test_a_damaged_file_is_no_file(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     assert read_listening(tmp_path) is None
     assert Session(str(tmp_path), environ={}).url() == "http://127.0.0.1:50080"
+    (tmp_path / FILE).write_text(GOOD)
+    assert Session(str(tmp_path), environ={}).url() == "http://h:1"
+
+
+def test_what_another_user_put_there_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    assert read_listening(tmp_path) is None
+    (tmp_path / FILE).unlink()
+    (tmp_path / FILE).symlink_to("/dev/zero")
+    assert read_listening(tmp_path) is None
 
 
 def test_without_a_daemon_the_configuration_says_where(tmp_path: Path) -> None:
