@@ -11,6 +11,7 @@ import json
 import secrets
 import ssl
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -50,15 +51,22 @@ class Client:
     """Calls one daemon. Use as an async context manager; safe for concurrent calls."""
 
     def __init__(
-        self, url: str, verify: ssl.SSLContext | bool = True, *, audience: str = ""
+        self,
+        url: str,
+        verify: ssl.SSLContext | bool = True,
+        *,
+        audience: str = "",
+        again: Callable[[], str] | None = None,
     ) -> None:
         """`url` is the server's base address, such as http://127.0.0.1:50080.
 
         `verify` is what its certificate is checked with; True: the authorities of the system.
         `audience` is the id of the server that all is signed for; without one the server is asked.
+        `again` gives the address anew when nobody listens: a daemon may start again elsewhere.
         """
         self.url = url.rstrip("/")
         self._given = audience
+        self._again = again
         self._learned: str | None = None
         # Reading the authorities' certificates takes longer than most calls.
         self.verify = False if self.url.lower().startswith("http://") else verify
@@ -165,7 +173,10 @@ class Client:
                     timeout=limits,
                 )
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise Unreachable(f"{self.url}: {_reason(error)}", sent=False) from error
+            failure = Unreachable(f"{self.url}: {_reason(error)}", sent=False)
+            if self._again is not None:
+                self.url = self._again()
+            raise failure from error
         except TooLong as error:
             message = f"{payloadtype}: {error}; ask for fewer at a time (--count)"
             raise RpcError(502, message) from None

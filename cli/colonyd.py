@@ -29,10 +29,12 @@ from node.home import HomeError, HomeInfo, default_home
 from node.identity import IdentityError
 from node.log import configure_logging, get_logger
 from node.node import Node
+from node.rpc.listeners import ListenError
 from node.rpc.table import Table
 from node.version import VERSION
 
 EXIT_STORE = 69
+EXIT_AGAIN = 75  # an address or port that may be had later
 EXIT_CONFIG = 78
 
 log = get_logger("colonyd")
@@ -64,6 +66,7 @@ async def federated(
         table.add(call)
     async with trio.open_nursery() as nursery:
         await nursery.start(federation.run)
+        node.peer_addresses = federation.addresses
         yield
         # Its own end is bounded: what can still be flushed is.
         federation.drain.set()
@@ -117,15 +120,18 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-_KNOWN = (ConfigError, StoreRefused, HomeError, RpcError, EtcdError, OSError)
+_KNOWN = (ConfigError, ListenError, StoreRefused, HomeError, RpcError, EtcdError, OSError)
 
 
 def _explain(errors: Sequence[BaseException]) -> int:
     """Print why the daemon can't run, for people; returns the exit code."""
     for error in errors:
         print(f"colonyd: {error}", file=sys.stderr)
-    if any(isinstance(error, ConfigError) for error in errors):
+    unbound = [error for error in errors if isinstance(error, ListenError)]
+    if any(isinstance(error, ConfigError) for error in errors) or any(e.lasting for e in unbound):
         return EXIT_CONFIG
+    if unbound:
+        return EXIT_AGAIN
     refused = any(isinstance(error, (StoreRefused, EtcdError)) for error in errors)
     return EXIT_STORE if refused else 1
 
@@ -142,16 +148,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="colonyd",
         description="Run a self-sovereign colony on this machine.",
-        epilog="example: colonyd --home /var/lib/colonyd --name workshop",
+        epilog="example: colonyd --home /var/lib/colonyd --name workshop; exit codes: 0 clean,"
+        " 1 failure, 2 usage, 69 store unavailable, 75 address or port not to be had now,"
+        " 78 configuration",
     )
     parser.add_argument("--home", type=Path, help="home directory (default: $COLONYD_HOME, ...)")
     parser.add_argument("--name", help="name of the home colony, when it is made")
-    parser.add_argument("--port", type=int, help="port of the RPC door (default 50080)")
+    parser.add_argument("--host", help='address for RPC (default "*": all, IPv4 and IPv6)')
+    parser.add_argument("--port", type=int, help="port for RPC (default 50080; 0: a free one)")
     parser.add_argument("--federation-port", type=int, help="port for peers (default 50081)")
     parser.add_argument("--version", action="version", version=f"colonyd {VERSION}")
     arguments = parser.parse_args()
     overrides = {
         "node.name": arguments.name,
+        "rpc.host": arguments.host,
         "rpc.port": arguments.port,
         "federation.port": arguments.federation_port,
     }

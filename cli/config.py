@@ -37,13 +37,23 @@ def flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]
             yield prefix + key, cell_text(inner)
 
 
+def _with_origin(text: object, origin: str | None) -> str:
+    return f"{text}  ({origin})" if origin else str(text)
+
+
 @colony_command("config", "colony config", "colony config --json")
 def config(session: Session) -> None:
-    """Show the settings in force: config.toml with the environment over it, and the addresses."""
+    """Show the settings in force, where each was set, and the address that is called.
+
+    Files come first, the environment over them. What has no origin is a default.
+    """
     import msgspec
 
-    settings = without_secrets(msgspec.to_builtins(session.config(), enc_hook=int))
-    path = session.home / "config.toml"
+    from node.layers import config_files
+
+    origins: dict[str, str] = {}
+    settings = without_secrets(msgspec.to_builtins(session.config(origins), enc_hook=int))
+    files = config_files(session.home)
     variables = {
         name: _HIDDEN if _SECRET.search(name) else value
         for name, value in sorted(session.environ.items())
@@ -54,7 +64,9 @@ def config(session: Session) -> None:
             {
                 "home": str(session.home),
                 "server": session.url(),
+                "files": [str(path) for path in files if path.exists()],
                 "settings": settings,
+                "origins": origins,
                 "environment": variables,
             }
         )
@@ -62,9 +74,9 @@ def config(session: Session) -> None:
     print_fields(
         [
             ("home", str(session.home)),
-            ("file", str(path) if path.exists() else f"{path} (not there: the defaults)"),
+            *(("file", str(path) if path.exists() else f"{path} (not there)") for path in files),
             ("server", session.url()),
-            *flat(settings),
+            *((name, _with_origin(text, origins.get(name))) for name, text in flat(settings)),
             *variables.items(),
         ]
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,11 +19,12 @@ from typing import Any
 import click
 import trio
 
-from cli.client import Client, RpcError, Unreachable
+from cli.client import Client, Unreachable
 from cli.output import print_json
 from cli.session import Failure, Session, colony_command
 from cli.terminal import print_line
 from node.identity import PrivateKey, read_key
+from node.listening import read_listening
 
 _TEXT = "hello from the workshop"
 _STOP_SECONDS = 20.0
@@ -34,8 +34,6 @@ _STOP_SECONDS = 20.0
 class _Colony:
     name: str
     home: Path
-    port: int
-    peer_port: int
 
     @property
     def environ(self) -> dict[str, str]:
@@ -44,9 +42,9 @@ class _Colony:
         return kept | {
             "COLONYD_HOME": str(self.home),
             "COLONYD_RPC__HOST": "127.0.0.1",
-            "COLONYD_RPC__PORT": str(self.port),
+            "COLONYD_RPC__PORT": "0",
             "COLONYD_FEDERATION__HOST": "127.0.0.1",
-            "COLONYD_FEDERATION__PORT": str(self.peer_port),
+            "COLONYD_FEDERATION__PORT": "0",
             "COLONYD_FEDERATION__INTERFACES": "127.0.0.1",
         }
 
@@ -57,9 +55,6 @@ class _Colony:
     @property
     def user(self) -> PrivateKey:
         return read_key(self.home / "keys" / "user.key")
-
-    def client(self) -> Client:
-        return Client(f"http://127.0.0.1:{self.port}")
 
 
 @colony_command("demo", "colony demo", "colony demo --keep")
@@ -101,9 +96,8 @@ def _quiet(text: str) -> None:
 
 
 async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, Any]:
-    ports = _free_ports(4)
-    workshop = _Colony("workshop", base / "workshop", ports[0], ports[1])
-    foundry = _Colony("foundry", base / "foundry", ports[2], ports[3])
+    workshop = _Colony("workshop", base / "workshop")
+    foundry = _Colony("foundry", base / "foundry")
     began = trio.current_time()
     say("1. Two colonies start, each with its own key and its own etcd.")
     processes: list[subprocess.Popen[bytes]] = []
@@ -112,11 +106,14 @@ async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, 
         for colony in (workshop, foundry):
             processes.append(_start(colony, "colonyd", ["--name", colony.name]))
         async with AsyncExitStack() as stack:
-            at_workshop = await stack.enter_async_context(workshop.client())
-            at_foundry = await stack.enter_async_context(foundry.client())
-            for colony, client in ((workshop, at_workshop), (foundry, at_foundry)):
-                state = await _until(_status(client, colony, processes))
-                say(f"   {colony.name:9} {state['colonyid']}  port {colony.port}")
+            clients = []
+            for colony in (workshop, foundry):
+                told = await _until(_up(colony, processes))
+                client = await stack.enter_async_context(Client(told["url"]))
+                state = await client.call("getnodestatusmsg", {}, colony.user)
+                say(f"   {colony.name:9} {state['colonyid']}  port {state['rpcport']}")
+                clients.append(client)
+            at_workshop, at_foundry = clients
             say("2. They find each other by mDNS, and each proves its card.")
             for colony, client, other in (
                 (workshop, at_workshop, foundry),
@@ -217,19 +214,14 @@ async def _until(ask: Callable[[], Awaitable[dict[str, Any] | None]]) -> dict[st
         await trio.sleep(0.1)
 
 
-def _status(
-    client: Client, colony: _Colony, processes: list[subprocess.Popen[bytes]]
+def _up(
+    colony: _Colony, processes: list[subprocess.Popen[bytes]]
 ) -> Callable[[], Awaitable[dict[str, Any] | None]]:
     async def ask() -> dict[str, Any] | None:
         if any(process.poll() is not None for process in processes):
             raise Failure(f"{colony.name} did not start", next_step=f"see {colony.home}/log")
-        if not (colony.home / "keys" / "user.key").exists():
-            return None
-        try:
-            state: dict[str, Any] = await client.call("getnodestatusmsg", {}, colony.user)
-        except RpcError:
-            return None
-        return state
+        told = read_listening(colony.home)
+        return {"url": told.url} if told else None
 
     return ask
 
@@ -257,23 +249,11 @@ def _closed(
 
 
 def _keep_text(base: Path, workshop: _Colony, foundry: _Colony, pids: list[int]) -> str:
-    port = workshop.port
     return f"""
 Both daemons and the worker are still up. To try more:
-  export COLONYD_HOME={workshop.home} COLONIES_SERVER_HOST=127.0.0.1 COLONIES_SERVER_PORT={port}
+  export COLONYD_HOME={workshop.home}
   colony peers ls
   colony run --func upper "another line" --colony foundry --wait
   colony process ls --state successful
-The other side: COLONYD_HOME={foundry.home} COLONIES_SERVER_PORT={foundry.port}
+The other side: colony --home {foundry.home} process ls
 To stop and clean up: kill {" ".join(map(str, pids))}; rm -r {base}"""
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
-    finally:
-        for probe in sockets:
-            probe.close()

@@ -11,6 +11,7 @@ import click
 
 from cli.inputs import pick, read_object
 from cli.output import print_done, print_rows, short
+from cli.run import called
 from cli.session import Session, as_executor, colony_command, colony_group
 
 function = colony_group(
@@ -90,3 +91,4 @@ def rm(session: Session, function: str, executor: str | None) -> None:
 
 for _command in (ls, register, rm):
     function.add_command(_command)
+function.add_command(called("function exec"))

@@ -5,6 +5,7 @@ What a command does is in its own module.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -16,7 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cli.session import EXIT_CODES, Failure, Session, shared_options
-from cli.terminal import json_text, print_note
+from cli.terminal import json_text, print_line, print_note
 
 Command = tuple[str, str, str]
 
@@ -103,6 +104,17 @@ class _Lazy(click.Group):
             print_note(json_text({"error": error.message, "next": step, "exit": error.exit_code}))
             raise click.exceptions.Exit(error.exit_code) from None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or suggest those that are called much like it."""
+        name = args[0]
+        if name in COMMANDS or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(name, COMMANDS, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -133,8 +145,27 @@ class _Lazy(click.Group):
         ]
 
 
+def _show_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from node.version import VERSION  # reads the package's metadata
+
+        print_line(f"colony {VERSION}")
+        ctx.exit()
+
+
 @click.group(
-    cls=_Lazy, epilog=_EPILOG, no_args_is_help=True, context_settings={"max_content_width": 100}
+    cls=_Lazy,
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version of this command and exit.",
 )
 @shared_options
 def main() -> None:

@@ -14,7 +14,7 @@ from cli.invite import invite, join
 from cli.output import ago, print_fields, print_json, print_table, short, span
 from cli.policy import policy_fields, policy_options, wish
 from cli.session import USAGE, Failure, Session, colony_command, colony_group, confirm
-from cli.terminal import print_line
+from cli.terminal import print_line, print_note
 
 SAME_CLOCK = 10  # seconds between clocks that nobody need care about
 
@@ -142,6 +142,11 @@ def policy(session: Session, peer: str, default: bool, asked: dict[str, Any]) ->
             ("left here now", left(shown)),
         ]
     )
+    if asked["forward"]:
+        print_note(
+            "a colony beyond takes it only if its owner allows two hops: there, `colony peers"
+            f" policy {session.colony()} --max-hops 2`"
+        )
 
 
 @colony_command("block", "colony peers block lab-42")

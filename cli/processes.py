@@ -21,7 +21,7 @@ from cli.output import (
 )
 from cli.process import call_about, process, process_fields
 from cli.resolve import resolve
-from cli.run import argument
+from cli.run import argument, called
 from cli.session import Session, as_executor, colony_command, confirm
 from cli.terminal import print_line
 
@@ -201,3 +201,4 @@ for _command in (
     resolve,
 ):  # fmt: skip
     process.add_command(_command)
+process.add_command(called("process run"))

@@ -65,6 +65,8 @@ def explain(session: Session, spec: str, age: float) -> None:
     for route in reply["routes"]:
         _print_route(route)
     print_line(_outcome(reply))
+    for need in reply.get("needs") or []:
+        print_line(f"at {need['at']} its owner must have allowed it: {need['command']}")
 
 
 def _print_route(route: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ Watching processes submitted earlier is in `cli.process`.
 
 from __future__ import annotations
 
+import copy
+import csv
 import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     "colony run --spec convert.json --follow",
 )
 @click.argument("args", nargs=-1)
+@click.option("--args", "more", multiple=True, hidden=True)  # as upstream: one row of CSV each
 @click.option("--func", "funcname", default=None, help="Name of the function.")
 @click.option("--spec", "file", default=None, metavar="FILE", help="Function spec, JSON; - stdin.")
 @click.option("--kwargs", "kwargs", multiple=True, metavar="K=V", help="Named argument; repeat.")
@@ -137,11 +140,12 @@ def spec_of(session: Session, given: dict[str, Any]) -> dict[str, Any]:
             "which function?", code=USAGE, next_step="name it with --func, or in a file with --spec"
         )
     as_json = given["json_args"]
+    texts = [*(text for row in csv.reader(given["more"]) for text in row), *given["args"]]
     refuse_unknown(spec, FunctionSpec, given["file"] or "--spec")
     conditions = spec.get("conditions") or {}
     base = function_spec(
         given["funcname"] or spec["funcname"],
-        [argument(text, as_json) for text in given["args"]] or spec.get("args") or [],
+        [argument(text, as_json) for text in texts] or spec.get("args") or [],
         (spec.get("kwargs") or {}) | dict(keyword(text, as_json) for text in given["kwargs"]),
         colony=given["colony"] or conditions.get("colonyname") or session.colony(),
         executor_type=given["executor_type"] or conditions.get("executortype") or "cli",
@@ -166,6 +170,25 @@ def spec_of(session: Session, given: dict[str, Any]) -> dict[str, Any]:
     if given["channels"]:
         merged["channels"] = list(given["channels"])
     return merged
+
+
+_SPELLINGS = {
+    "targettype": "executor-type",
+    "executortype": "executor-type",
+    "maxwaittime": "max-wait",
+    "maxexectime": "max-exec",
+    "maxretries": "max-retries",
+}
+# Upstream's names of options, hidden from help.
+run.context_settings["token_normalize_func"] = lambda name: _SPELLINGS.get(name, name)
+
+
+def called(name: str) -> click.Command:
+    """`run` under another name, hidden from lists of commands: "process run", for one."""
+    command = copy.copy(run)
+    command.name, command.hidden = name.rpartition(" ")[2], True
+    command.epilog = (run.epilog or "").replace("colony run", f"colony {name}")
+    return command
 
 
 _MERGED = {"funcname", "args", "kwargs", "conditions", "env"}

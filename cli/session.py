@@ -102,19 +102,25 @@ class Session:
             return Path(self.home_option).expanduser().absolute()
         return default_home(self.environ)
 
-    def config(self) -> Config:
-        """The home's configuration. Raises Failure naming the wrong field."""
+    def config(self, origins: dict[str, str] | None = None) -> Config:
+        """The home's configuration; `origins` learns where each setting stands.
+
+        Raises Failure naming the wrong field.
+        """
         from node.config import ConfigError, load_config
 
         try:
-            return load_config(self.home, {})
+            return load_config(self.home, {}, environ=self.environ, origins=origins)
         except ConfigError as error:
             raise Failure(
-                str(error), next_step=f"correct {self.home / 'config.toml'} or the environment"
+                str(error), next_step="correct it there; `colony config` shows what is in force"
             ) from None
 
     def url(self) -> str:
-        """--server, else COLONIES_SERVER_*, else this host at the home's configured port."""
+        """--server, else COLONIES_SERVER_*, else where the home's daemon says that it listens.
+
+        Without a daemon, where its configuration has it listen.
+        """
         if self.server_option:
             text = self.server_option
             return text if "://" in text else f"http://{text}"
@@ -124,19 +130,30 @@ class Session:
         if host or port:
             scheme = "https" if environ.get("COLONIES_SERVER_TLS", "").lower() == "true" else "http"
             return f"{scheme}://{_bracketed(host or '127.0.0.1')}:{port or 50080}"
+        from node.listening import read_listening, url_of
+
+        if (told := read_listening(self.home)) is not None:
+            return told.url
         rpc = self.config().rpc
-        return f"{'https' if rpc.tls else 'http'}://127.0.0.1:{rpc.port}"
+        return url_of(rpc.host, rpc.port, tls=rpc.tls)
+
+    @property
+    def own(self) -> bool:
+        """Whether the daemon of this home is spoken to: nobody named another address."""
+        named = ("COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_SERVER_HTTP_PORT")
+        return not self.server_option and not any(self.environ.get(each) for each in named)
 
     def client(self) -> Client:
         """A client of the daemon this session speaks to."""
         from cli.client import Client
 
         url, audience = self.url(), self.environ.get("COLONIES_SERVER_ID", "")
+        again = self.url if self.own else None
         if not url.lower().startswith("https://"):
-            return Client(url, audience=audience)
+            return Client(url, audience=audience, again=again)
         from cli.trust import verification
 
-        return Client(url, verification(self, url), audience=audience)
+        return Client(url, verification(self, url), audience=audience, again=again)
 
     def colony(self) -> str:
         """The home colony's name: $COLONIES_COLONY_NAME, else what `colony init` wrote."""
@@ -212,6 +229,7 @@ class Session:
         """Run async `work` to its end; known errors become Failures with exit codes."""
         import trio
 
+        from cli.answering import denied_by_another, not_reachable
         from cli.client import RpcError, Unreachable
 
         async def main() -> T:
@@ -222,13 +240,10 @@ class Session:
         except Exception as error:
             leaf = _leaf(error)
             if isinstance(leaf, RpcError):
-                raise rpc_failure(leaf.status, leaf.message) from None
+                failure = denied_by_another(self, leaf)
+                raise failure or rpc_failure(leaf.status, leaf.message) from None
             if isinstance(leaf, Unreachable):
-                raise Failure(
-                    f"daemon not reachable at {leaf}",
-                    code=UNREACHABLE,
-                    next_step="start it with `colony up`, or name another with --server",
-                ) from None
+                raise not_reachable(self, leaf) from None
             if isinstance(leaf, click.ClickException | click.exceptions.Exit):
                 raise leaf from None
             if leaf is not error:

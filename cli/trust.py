@@ -31,7 +31,7 @@ def verification(session: Session, url: str) -> ssl.SSLContext | bool:
     host, port = parts.hostname or "", parts.port or 443
     if pin := session.environ.get(PIN, "").replace(":", "").lower():
         return _pinned(host, port, pin)
-    if _local(host):
+    if session.own or is_local(host):
         rpc = session.config().rpc
         own = session.home / (rpc.certificate or "tls.crt")
         if own.exists():
@@ -39,7 +39,8 @@ def verification(session: Session, url: str) -> ssl.SSLContext | bool:
     return True
 
 
-def _local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether a host of a URL is this machine."""
     if host in ("localhost", socket.gethostname()):
         return True
     try:

@@ -12,8 +12,10 @@ from cli.session import Session, colony_command, finish
 
 @colony_command("up", "colony up", "colony up --port 50090 --federation-port 50091")
 @click.option("--name", default=None, help="The colony's name, when the home is made.")
-@click.option("--host", default=None, help="Address the RPC server listens on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=None, help="RPC port.")
+@click.option("--host", default=None, help="Address for RPC [*: all].")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=None, help="RPC port; 0: a free one."
+)
 @click.option(
     "--federation-port",
     type=click.IntRange(0, 65535),

@@ -26,6 +26,7 @@ from federation.station import (
     sightings,
 )
 from federation.surroundings import Surroundings
+from node.holders import holder_of
 from node.log import get_logger
 
 __all__ = ["SERVICE", "Advert", "Sighting", "discover", "instance_name", "sightings"]
@@ -39,6 +40,7 @@ _SWEEP_S = 60.0
 _APART_S = 30.0  # between two changes of our name
 _BACKOFF_S = (1.0, 60.0)
 _PAUSE_S = (5.0, 120.0)  # after a flood
+_MDNS_PORT = 5353
 _HONEST_S = 600.0  # a station that took so long to fill was not flooded
 
 Heard = Callable[[Sequence[Sighting]], None]
@@ -77,6 +79,8 @@ async def discover(
             flooded = await _session(me(), heard, network, turn, limiter)
         except* Exception as group:
             problem = _reasons(group)
+            if "Address already in use" in problem:
+                problem = await _who_keeps_mdns()
         lasted = trio.current_time() - began
         failures = failures + 1 if problem else 0
         floods = floods + 1 if flooded and lasted < _HONEST_S else 0
@@ -102,6 +106,15 @@ def _reasons(group: BaseExceptionGroup[Exception]) -> str:
         if isinstance(error, BaseExceptionGroup)
         else f"{type(error).__name__}: {error}"
         for error in group.exceptions
+    )
+
+
+async def _who_keeps_mdns() -> str:
+    """Why no station could be opened: all that answer mDNS share the port, but for this one."""
+    holder = await trio.to_thread.run_sync(holder_of, _MDNS_PORT, "udp")
+    return (
+        f"UDP port {_MDNS_PORT} (mDNS) is kept by {holder or 'a process that is not shown'}, which"
+        " does not share it: stop that, or set federation.discovery = false and name peers"
     )
 
 

@@ -21,7 +21,7 @@ from federation.markers import Marker, request_in
 from federation.messages import Cancel, Receipt, Submit, load, load_large
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
-from federation.policy import Breach, Meter, breach, onward
+from federation.policy import Breach, Meter, breach, explained, onward
 from federation.refusals import Refusal, store_full, trusted_revision
 from federation.relays import Asked, BadPath, Request, local_id
 from federation.sealing import Sealer, cti_of
@@ -233,7 +233,11 @@ class Inbox:
                 why = why or f"no way leads from here to a colony {name!r}"
                 problem = Breach("no_way", why, 404)
         if problem is not None:
-            return problem
+            further = process.spec.conditions.colonyname != self.home
+            name = self.peers.name(issuer)
+            return explained(
+                problem, self.home, name, hops=hops, limit=submit.hops, further=further
+            )
         waiting = self.processes.queue.count_of(issuer) + self.relayed(issuer)
         problem = self.meter.enter(issuer, policy, waiting, trio.current_time())
         if problem is None:

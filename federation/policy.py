@@ -6,6 +6,7 @@ Values in, values out: the inbox counts, asks and refuses; who is trusted at all
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -151,10 +152,42 @@ def onward(policy: Policy, *, hops: int, limit: int) -> Breach | None:
     """
     if not policy.forward:
         return Breach("policy_forward", "your colony's processes are not forwarded from here")
-    if hops + 1 > min(limit, policy.max_hops):
-        message = f"{hops} hops away from its origin; at most {min(limit, policy.max_hops)}"
+    if hops + 1 > limit:
+        message = f"{hops} hops away from its origin, which allows {limit} (federation.hops there)"
+        return Breach("policy_hops", message)
+    if hops + 1 > policy.max_hops:
+        message = f"{hops} hops away from its origin; at most {policy.max_hops} from your colony"
         return Breach("policy_hops", message)
     return None
+
+
+def opening(peer: str, *, hops: int, further: bool) -> str:
+    """Return the command by which an owner lets in what comes from `peer` after so many hops.
+
+    `further`: it is to go on from there. "" where no policy can allow it, or none is needed.
+    """
+    options = ["--forward"] if further else []
+    if hops + further > 2 or (hops > 1 and not further):
+        options.append(f"--max-hops {hops + further}")
+    if not options or hops + further > MAX_HOPS:
+        return ""
+    return f"colony peers policy {shlex.quote(peer)} {' '.join(options)}"
+
+
+def explained(
+    problem: Breach, home: str, peer: str, *, hops: int, limit: int, further: bool
+) -> Breach:
+    """The same breach; if the owner of `home` can allow so many hops, with how.
+
+    `limit` is how many hops the origin allows, `further` whether it is to go on from here.
+    """
+    command = opening(peer, hops=hops, further=further)
+    if problem.code not in ("policy_hops", "policy_forward") or not command or hops > limit:
+        return problem
+    if further and hops + 1 > limit:
+        return problem
+    message = f"{problem.message}; the owner of {home} allows it by `{command}`"
+    return msgspec.structs.replace(problem, message=message)
 
 
 @dataclass

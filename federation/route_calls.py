@@ -5,12 +5,15 @@ What is decided is `routes`'; nothing here sends anything anywhere.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from federation import relays
 from federation.capabilities import Statement
 from federation.outbox import Forward
+from federation.policy import opening
 from federation.routes import Option, Report, Route, odds
 from node.errors import bad
 from node.etcd.pressure import Need
@@ -73,7 +76,7 @@ def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[
     if not spec.conditions.executortype:
         raise bad("spec.conditions.executortype: routes look at it, so a name is needed")
     name, router = spec.conditions.colonyname, federation.router
-    base: dict[str, Any] = {"age": age, "routes": [], "choices": []}
+    base: dict[str, Any] = {"age": age, "routes": [], "choices": [], "needs": []}
     if name and name != federation.home:
         if federation.hooks.hosts(name):
             return base | {"stays": True, "why": f"{name!r} is hosted here, but no home colony"}
@@ -84,7 +87,8 @@ def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[
         if peer is None:
             return base | {"stays": False, "why": f"{reason}, and no trusted peer is called so"}
         only = {"id": peer, "name": federation.peers.name(peer), "probability": 1.0}
-        return base | {"stays": False, "why": reason, "choices": [only]}
+        needs = _needs(federation, name, peer)
+        return base | {"stays": False, "why": reason, "choices": [only], "needs": needs}
     subject = router.subject(spec, age)
     decision = router.decision(subject, thorough=True)
     reports = [_report(report) for report in decision.reports]
@@ -99,6 +103,19 @@ def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[
     ]
     why = decision.report.route.text
     return base | {"stays": False, "why": why, "routes": reports, "choices": choices}
+
+
+def _needs(federation: Federation, target: str, peer: str) -> list[dict[str, str]]:
+    """What the owners on the way to a target must have allowed, as the command of each there."""
+    way = relays.segments(target)
+    if federation.peers.named(way[0]) is None:
+        way = [federation.peers.name(peer), *way]  # one that a peer introduced
+    needs: list[dict[str, str]] = []
+    for hops, (before, here) in enumerate(itertools.pairwise([federation.home, *way]), 1):
+        command = opening(before, hops=hops, further=hops < len(way))
+        if command:
+            needs.append({"at": here, "command": command})
+    return needs
 
 
 def _report(report: Report) -> dict[str, Any]:

@@ -57,7 +57,8 @@ from node.identity import PrivateKey
 from node.log import get_logger
 from node.members import Members
 from node.processes import Processes
-from node.rpc.http import Limits, bound_port, open_listeners, serve_http
+from node.rpc.http import Limits, serve_http
+from node.rpc.listeners import addresses_of, bound_port, open_listeners
 
 __all__ = ["Federation"]
 
@@ -177,7 +178,7 @@ class Federation:
             sealer, self.peers, self.high_water, self.greeter.wake, lambda: self._chance
         )
         self.drain = trio.Event()
-        self.port = 0
+        self.port, self.addresses = 0, list[str]()
         self.fingerprint = ""
         self.ways = Ways(self.office, self.peers, self.links, sealer)
         self.tending = Tending(
@@ -224,15 +225,16 @@ class Federation:
     # -- running -------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve and speak to peers until `drain` is set. Raises OSError when the port is taken."""
+        """Serve and speak to peers until `drain` is set. Raises ListenError."""
         await self._load()
         settings = self.config.federation
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         certificate, key, self.fingerprint = make_certificate(self.directory)
         context = server_context(certificate, key)
-        host = "" if settings.host == "*" else settings.host  # IPv4 and IPv6
-        listeners = await open_listeners(host, settings.port, context)
-        self.port = bound_port(listeners)
+        listeners = await open_listeners(
+            settings.host, settings.port, context, section="federation"
+        )
+        self.port, self.addresses = bound_port(listeners), addresses_of(listeners)
         self.surroundings.start()
         await self.portrait.start(self.port, self.fingerprint)
         limits = Limits(

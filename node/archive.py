@@ -22,6 +22,7 @@ import msgspec
 
 from node.directories import publish, sync_directory
 from node.home import RESTORING, valid_name
+from node.listening import FILE as LISTENING
 from node.store import keys
 from node.version import VERSION
 
@@ -45,7 +46,7 @@ HOME, STORE, MANIFEST = "home/", "store.cbor", "manifest.json"
 _PLACES = frozenset({HOME + name for name in ("keys", "files", "history", "results")})
 REPLACED = "replaced-"  # what directories begin with that hold what a restore moved aside
 # Of the home: the store is asked for its keys, the rest is of one run.
-_LEFT_OUT = frozenset({"etcd", "lock", RESTORING})
+_LEFT_OUT = frozenset({"etcd", "lock", LISTENING, RESTORING})
 _PARTIAL, _DUMP = ".partial", ".store"
 _CHUNK = 1 << 20
 # Bounds of what an archive from elsewhere may cost before it is refused, in bytes.

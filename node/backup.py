@@ -30,6 +30,7 @@ from node.etcd.premises import lock_home
 from node.etcd.supervisor import supervise
 from node.etcd.transactions import Op, Put, Txn
 from node.home import RESTORING
+from node.layers import config_files
 from node.store import keys
 
 __all__ = ["backup", "restore"]
@@ -194,7 +195,10 @@ async def restore(
         try:
             archive.unpack(path, staging)
             fresh = staging / "home"
-            await _restore_store(fresh, staging / archive.STORE, environ, manifest, force=force)
+            # Settings from elsewhere hold for what is restored, too.
+            files = [*config_files(home)[:-1], fresh / "config.toml"]
+            config = load_config(fresh, {}, environ=environ, files=files)
+            await _restore_store(fresh, staging / archive.STORE, config, manifest, force=force)
         except BaseException:
             # What was there is untouched still.
             shutil.rmtree(staging)
@@ -256,9 +260,8 @@ def _put(fresh: Path, home: Path, kept: list[Path]) -> Path | None:
 
 
 async def _restore_store(
-    fresh: Path, dump: Path, environ: Mapping[str, str], manifest: Manifest, *, force: bool
+    fresh: Path, dump: Path, config: Config, manifest: Manifest, *, force: bool
 ) -> None:
-    config = load_config(fresh, {}, environ=environ)
     if not config.etcd.endpoints:
         async with _own_store(fresh / "etcd", int(config.etcd.quota)) as client:
             await _fill(client, dump, manifest)

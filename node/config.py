@@ -9,11 +9,13 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
+
+from node.layers import config_files, lay_over
 
 __all__ = [
     "Config",
@@ -99,7 +101,7 @@ class NodeConfig(_Section, frozen=True):
 
 
 class RpcConfig(_Section, frozen=True):
-    """[rpc]: the port that SDKs talk to.
+    """[rpc]: the port that SDKs talk to; a `host` of "*" is all addresses, IPv4 and IPv6.
 
     A connection is unsigned until a request on it shows a right: of these there are `max_unsigned`,
     of the others `max_connections`. `max_unread` bounds large answers that nobody takes, in bytes.
@@ -108,7 +110,7 @@ class RpcConfig(_Section, frozen=True):
     a colony's owner may add an executor whose name is taken: it replaces the one that has it.
     """
 
-    host: NonEmpty = "0.0.0.0"
+    host: NonEmpty = "*"
     port: Port = 50080
     replay: Literal["lenient", "strict"] = "lenient"
     metrics: Literal["local", "open", "off"] = "local"
@@ -308,17 +310,27 @@ _LISTS: dict[Any, type] = {list[PeerConfig]: PeerConfig, list[RouteConfig]: Rout
 
 
 def load_config(
-    home: Path, overrides: Mapping[str, object], *, environ: Mapping[str, str] | None = None
+    home: Path,
+    overrides: Mapping[str, object],
+    *,
+    environ: Mapping[str, str] | None = None,
+    files: Sequence[Path] = (),
+    origins: dict[str, str] | None = None,
 ) -> Config:
-    """Read `home`/config.toml, if there, and lay the environment and `overrides` over it.
+    """Read the files of a home, if there, and lay the environment and `overrides` over them.
 
     `overrides` are flags by dotted path ("rpc.port"); None means that the flag was not given.
-    The environment's names are COLONYD_SECTION__KEY. Raises ConfigError.
+    The environment's names are COLONYD_SECTION__KEY. `files` are others than the home's, the
+    weakest first; `origins` learns by dotted path where what is set was set. Raises ConfigError.
     """
-    path = home / "config.toml"
-    settings: dict[str, Any] = _read(path)
-    _check_names(settings, Config, "", str(path))
-    origins: dict[str, str] = {}
+    files = files or config_files(home)
+    path = files[-1]
+    origins = {} if origins is None else origins
+    settings: dict[str, Any] = {}
+    for file in files:
+        found = _read(file)
+        _check_names(found, Config, "", str(file))
+        lay_over(settings, found, origins, f"in {file}")
     for dotted, value, origin in _layers(os.environ if environ is None else environ, overrides):
         kind = _kind_of(dotted, origin)
         section, _, key = dotted.partition(".")

@@ -47,6 +47,7 @@ from node.handlers import (
 )
 from node.home import Home, HomeError, HomeInfo, init_home, tighten
 from node.leader import home_identity
+from node.listening import Listening, announce, withdraw, withdrawn
 from node.log import configure_logging, get_logger
 from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
@@ -54,7 +55,7 @@ from node.notify import Notifier, watchdog
 from node.reload import Reload
 from node.replay import Replays
 from node.retention import Retention
-from node.rpc.http import bound_port, open_listeners
+from node.rpc.listeners import addresses_of, bound_port, open_listeners
 from node.rpc.table import Table
 from node.store import keys
 from node.tickets import Tickets
@@ -126,6 +127,7 @@ async def run(
     # Open before anybody is told that we are ready: a signal must not find the default action.
     with (
         lock_home(settings.home),
+        withdrawn(settings.home),
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
     ):
         async with trio.open_nursery() as outer:
@@ -231,6 +233,8 @@ async def _serve(
             await nursery.start(keep_going, "timers", partial(timers.run, node))
             drained = trio.Event()
             await nursery.start(door.serve, node, table, config, listeners, drained)
+            where = _where(node, info, config, addresses_of(listeners))
+            announce(settings.home, where)
             task_status.started(node)
             notifier.ready(f"colony {info.name} on port {node.rpc_port}")
             log.info(
@@ -252,10 +256,23 @@ async def _serve(
             await _until_signal(signals, node, settings, notifier)
             notifier.stopping()
             log.info("draining")
+            withdraw(settings.home)
             node.drain()
             await drained.wait()
         nursery.cancel_scope.cancel()
     log.info("stopped")
+
+
+def _where(node: Node, info: HomeInfo, config: Config, rpc: list[str]) -> Listening:
+    """What the home is told of this run."""
+    return Listening(
+        os.getpid(),
+        info.name,
+        node.directory.serverid,
+        rpc,
+        config.rpc.tls,
+        node.peer_addresses,
+    )
 
 
 def _tls(home: Path, config: Config) -> ssl.SSLContext | None:

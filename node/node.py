@@ -63,6 +63,7 @@ class Node:
     blueprints: Blueprints = field(init=False)
     rpc_host: str = ""
     rpc_port: int = 0
+    peer_addresses: list[str] = field(default_factory=list)
     etcd_endpoint: str = ""
     reload: Reload = field(default_factory=lambda: Reload(Config()))
     extra_status: Callable[[], dict[str, Any]] = dict

@@ -13,16 +13,8 @@ from dataclasses import dataclass, field
 import h11
 import trio
 
-from node.rpc.http import (
-    Handler,
-    Limits,
-    Listener,
-    Request,
-    Response,
-    bound_port,
-    open_listeners,
-    serve_http,
-)
+from node.rpc.http import Handler, Limits, Request, Response, serve_http
+from node.rpc.listeners import Listener, bound_port, open_listeners
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -28,6 +28,7 @@ from cli.session import Failure, Session, rpc_failure
 from node.home import init_home
 from node.identity import PrivateKey, read_key
 from node.model import FunctionSpec
+from node.version import VERSION
 from tests.cli_server import ColonyServer, Queue, Refuse
 from tests.support import REPOSITORY
 
@@ -69,7 +70,47 @@ def with_parts(name: str, command: click.Command) -> Iterator[tuple[str, click.C
     yield name, command
     if isinstance(command, click.Group):
         for part, inner in command.commands.items():
+            if inner.hidden:  # another name of a command that is shown
+                continue
             yield from with_parts(f"{name} {part}", inner)
+
+
+def test_help_and_version_by_the_usual_options() -> None:
+    for arguments in (["-h"], ["process", "-h"], ["run", "-h"]):
+        long = CliRunner().invoke(main, [*arguments[:-1], "--help"])
+        assert CliRunner().invoke(main, arguments).output == long.output != ""
+    told = CliRunner().invoke(main, ["--version"])
+    assert (told.exit_code, told.output) == (0, f"colony {VERSION}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("proces", "'process'"), ("stauts", "'status'"), ("peer", "'peers'"), ("xyzzy", "")],
+)
+def test_a_command_that_is_misspelt_is_suggested(typed: str, meant: str) -> None:
+    result = CliRunner().invoke(main, [typed])
+    assert result.exit_code == 2
+    assert f"No such command {typed!r}." in result.stderr
+    assert ("Did you mean" in result.stderr, meant in result.stderr) == (bool(meant), True)
+    assert CliRunner().invoke(main, ["process", "lss"]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["process run", "function exec", "run"])
+def test_a_function_is_run_as_upstreams_documents_write_it(
+    colony: Colony, server: ColonyServer, command: str
+) -> None:
+    conditions = {"conditions": {"colonyname": "dev"}}
+    closed = {"processid": "5" * 64, "state": 2, "out": ["hello"], "spec": conditions}
+    server.answers["submitfuncspecmsg"] = lambda payload, caller: closed
+    server.answers["getprocessmsg"] = lambda payload, caller: closed
+    options = ["--func", "say", "--args", "hello,you", "--args", "x", "--targettype", "rust"]
+    limits = ["--maxexectime", "9", "--maxwaittime", "8", "--maxretries", "3"]
+    result = colony(*command.split(), *options, *limits, "--wait")
+    assert (result.exit_code, result.stdout) == (0, "hello\n"), result.output
+    (spec,) = [said["spec"] for kind, said, _ in server.seen if kind == "submitfuncspecmsg"]
+    assert (spec["funcname"], spec["args"]) == ("say", ["hello", "you", "x"])
+    assert spec["conditions"]["executortype"] == "rust"
+    assert (spec["maxexectime"], spec["maxwaittime"], spec["maxretries"]) == (9, 8, 3)
 
 
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=lambda value: str(value)[:20])

@@ -145,6 +145,14 @@ def test_policy_shows_and_changes(colony: Colony, server: ColonyServer) -> None:
     assert colony("policy", "lab", "--default", "--rate", "1").exit_code == 2
 
 
+def test_to_forward_takes_leave_at_the_far_end_too(colony: Colony, server: ColonyServer) -> None:
+    shown = {"name": "ant", "ownpolicy": True, "policy": {"forward": True, "max_hops": 2}}
+    server.answers["setpeerpolicymsg"] = lambda payload, caller: shown
+    result = colony("policy", "ant", "--forward")
+    assert "there, `colony peers policy dev --max-hops 2`" in result.stderr
+    assert "max-hops" not in colony("policy", "ant", "--no-forward").stderr
+
+
 def test_a_changed_name_is_shown_and_asks(colony: Colony, server: ColonyServer) -> None:
     two = "'lab' is the name of 2 colonies trusted here (abab, cdcd): give the id"
     renamed = PEER | {"said": "mint", "ambiguous": two}

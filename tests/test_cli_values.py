@@ -226,6 +226,23 @@ def test_config_shows_no_key(tmp_path: Path) -> None:
         assert "dev" in result.output
 
 
+def test_config_tells_where_each_setting_stands(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[rpc]\nport = 7\n")
+    environ = {"COLONYD_LOG__LEVEL": "debug"}
+
+    def run(*args: str) -> str:
+        command = ["--home", str(tmp_path), "config", *args]
+        return CliRunner().invoke(main, command, env=environ, catch_exceptions=False).stdout
+
+    lines = {line.split()[0]: line for line in run().splitlines()}
+    assert lines["rpc.port"].endswith(f"7  (in {tmp_path}/config.toml)")
+    assert lines["log.level"].endswith("debug  ($COLONYD_LOG__LEVEL)")
+    assert lines["rpc.host"].endswith("*")
+    shown = json.loads(run("--json"))
+    assert shown["files"] == [f"{tmp_path}/config.toml"]
+    assert shown["origins"]["log.level"] == "$COLONYD_LOG__LEVEL"
+
+
 # -- blueprints --------------------------------------------------------------------------
 
 

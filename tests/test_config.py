@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from node.config import Config, ConfigError, PeerConfig, Size, load_config
+from node.layers import config_files
 
 ID = "ab" * 32
 
@@ -27,12 +28,61 @@ def load(
 def test_defaults_without_a_file(tmp_path: Path) -> None:
     config = load(tmp_path)
     assert config.node.home == str(tmp_path)
-    assert (config.rpc.host, config.rpc.port, config.rpc.replay) == ("0.0.0.0", 50080, "lenient")
+    assert (config.rpc.host, config.rpc.port, config.rpc.replay) == ("*", 50080, "lenient")
     assert config.rpc.max_body == 16 * 1024**2
     assert (config.etcd.endpoints, config.etcd.quota) == ([], 2 * 1024**3)
     assert (config.federation.enabled, config.federation.port) == (True, 50081)
     assert (config.federation.trust, config.federation.interfaces) == ("manual", [])
     assert (config.peers, config.log.level) == ([], "info")
+
+
+def test_the_home_of_a_service_has_a_file_below_etc() -> None:
+    def names(home: str) -> list[str]:
+        return [str(path) for path in config_files(Path(home))]
+
+    service = ["/etc/colonyd/config.toml", "/var/lib/colonyd/config.toml"]
+    assert names("/var/lib/colonyd") == service
+    assert names("/var/lib/colonyd/lab") == [
+        "/etc/colonyd/lab/config.toml",
+        "/var/lib/colonyd/lab/config.toml",
+    ]
+    assert names("/srv/colonyd") == ["/srv/colonyd/config.toml"]
+    assert names("/var/lib") == ["/var/lib/config.toml"]
+    assert names("x") == [str(Path.cwd() / "x/config.toml")]
+
+
+def test_files_are_laid_over_each_other_and_each_setting_knows_its_own(tmp_path: Path) -> None:
+    below, above = tmp_path / "below.toml", tmp_path / "above.toml"
+    below.write_text(
+        "[rpc]\nport = 1\nmax_body = 5\n[federation.policy]\nrate = 7\nmax_running = 8\n"
+        '[[peers]]\nurl = "a:1"\n[[peers]]\nurl = "b:1"\n'
+    )
+    above.write_text('[rpc]\nport = 2\n[federation.policy]\nrate = 9\n[[peers]]\nurl = "c:1"\n')
+    origins: dict[str, str] = {}
+    environ = {"COLONYD_LOG__LEVEL": "debug"}
+    files = [below, tmp_path / "none.toml", above]
+    config = load_config(tmp_path, {}, environ=environ, files=files, origins=origins)
+    assert (config.rpc.port, config.rpc.max_body) == (2, 5)
+    policy = config.federation.policy
+    assert (policy.rate, policy.max_running) == (9, 8)
+    assert [peer.url for peer in config.peers] == ["c:1"]
+    assert origins == {
+        "rpc.port": f"in {above}",
+        "rpc.max_body": f"in {below}",
+        "federation.policy.rate": f"in {above}",
+        "federation.policy.max_running": f"in {below}",
+        "peers": f"in {above}",
+        "log.level": "$COLONYD_LOG__LEVEL",
+    }
+    below.write_text("[rpc]\nmax_body = -1\n[federation.policy]\nrate = -1\n")
+    with pytest.raises(ConfigError, match=r"rpc.max_body: .*below.toml"):
+        load_config(tmp_path, {}, environ={}, files=[below, above])
+    below.write_text("[federation.policy]\nmax_running = -1\n")
+    with pytest.raises(ConfigError, match=r"federation.policy.max_running: .*below.toml"):
+        load_config(tmp_path, {}, environ={}, files=[below, above])
+    below.write_text("[rpc]\nprot = 1\n")
+    with pytest.raises(ConfigError, match=r"rpc.prot: .*did you mean 'port'.*below.toml"):
+        load_config(tmp_path, {}, environ={}, files=[below, above])
 
 
 def test_a_whole_file(tmp_path: Path) -> None:

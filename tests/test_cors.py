@@ -13,7 +13,8 @@ import trio
 
 from node.door import edge_error
 from node.rpc import cors
-from node.rpc.http import Limits, bound_port, open_listeners, serve_http
+from node.rpc.http import Limits, serve_http
+from node.rpc.listeners import bound_port, open_listeners
 from node.rpc.message import Request
 from tests.http_edge import Client, echo
 from tests.support import Daemon

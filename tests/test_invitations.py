@@ -40,7 +40,8 @@ from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
 from node.identity import PrivateKey
-from node.rpc.http import Limits, Request, Response, bound_port, open_listeners, serve_http
+from node.rpc.http import Limits, Request, Response, serve_http
+from node.rpc.listeners import bound_port, open_listeners
 from tests.etcd.support import start_store
 from tests.support import Daemon, until
 from tests.test_federation import Side

@@ -14,8 +14,7 @@ from node.etcd.pressure import Level, Need, Pressure
 from node.rpc.table import Call, Table
 from tests import test_full_store, test_full_store_inside
 from tests.etcd import test_pressure
-
-Patch = Callable[[pytest.MonkeyPatch], None]
+from tests.mutations.noticing import Patch, must_notice
 
 
 def unasked_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +91,7 @@ def growing_removals(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_named_test_notices(
     patch: Patch, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check()
-    patch(monkeypatch)
-    with pytest.raises((AssertionError, pytest.fail.Exception, StoreFull)):
-        check()
+    must_notice(patch, check, monkeypatch, StoreFull)
 
 
 def test_a_limit_of_etcds_own_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

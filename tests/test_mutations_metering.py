@@ -11,8 +11,7 @@ from federation.accounts import Accounts
 from federation.admission import Admission
 from federation.invitations import Invitations
 from tests import test_metering as named
-
-Patch = Callable[[pytest.MonkeyPatch], None]
+from tests.mutations.noticing import Patch, must_notice
 
 
 def any_host(patch: pytest.MonkeyPatch) -> None:
@@ -118,7 +117,4 @@ def endless_news(patch: pytest.MonkeyPatch) -> None:
 def test_a_named_test_notices(
     patch: Patch, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check()
-    patch(monkeypatch)
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
-        check()
+    must_notice(patch, check, monkeypatch)

@@ -19,8 +19,7 @@ from node.vault import Vault
 from tests import test_file_bytes as files
 from tests import test_quotas as quotas
 from tests import test_schema as schemas
-
-Patch = Callable[[pytest.MonkeyPatch], None]
+from tests.mutations.noticing import Patch, must_notice
 
 
 def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +135,4 @@ def at_once() -> None:
 def test_a_named_test_notices(
     patch: Patch, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check()
-    patch(monkeypatch)
-    with pytest.raises((AssertionError, pytest.fail.Exception, RpcError, ExceptionGroup)):
-        check()
+    must_notice(patch, check, monkeypatch, RpcError, ExceptionGroup)

@@ -14,8 +14,7 @@ from node import codec, model, workflow_specs
 from node.handlers import blueprints
 from node.rpc import table
 from tests import test_types as named
-
-Patch = Callable[[pytest.MonkeyPatch], None]
+from tests.mutations.noticing import Patch, must_notice
 
 
 def any_number(module: Any) -> Patch:
@@ -76,10 +75,7 @@ OTHERWISE = partial(
 def test_a_named_test_notices(
     patch: Patch, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check()
-    patch(monkeypatch)
-    with pytest.raises((AssertionError, pytest.fail.Exception, msgspec.ValidationError, KeyError)):
-        check()
+    must_notice(patch, check, monkeypatch, msgspec.ValidationError, KeyError)
 
 
 def test_a_field_of_any_type_is_noticed() -> None:

@@ -28,6 +28,7 @@ from federation.policy import (
     changed,
     of_config,
     onward,
+    opening,
     read,
 )
 from federation.sealing import Sealer
@@ -102,6 +103,30 @@ def test_going_on_takes_leave_and_a_hop_more(
     policy = msgspec.structs.replace(policy, forward=forward)
     allowed = forward and hops + 1 <= limit and hops + 1 <= policy.max_hops
     assert (onward(policy, hops=hops, limit=limit) is None) == allowed
+
+
+@given(st.integers(1, 4), st.booleans())
+def test_the_command_that_is_told_allows_just_the_hops_that_are_wanted(
+    hops: int, further: bool
+) -> None:
+    def refused(policy: Policy) -> bool:
+        if breach(policy, spec(), size=0, hops=hops) is not None:
+            return True
+        return further and onward(policy, hops=hops, limit=4) is not None
+
+    command = opening("a b", hops=hops, further=further)
+    if not command:
+        # Nothing is needed, or nothing helps.
+        assert (hops, further) in ((1, False), (4, True))
+        return
+    *words, peer, options = command.partition(" 'a b' ")
+    assert (words, peer) == (["colony peers policy"], " 'a b' ")
+    asked = options.split()
+    change: dict[str, Any] = {"forward": True} if "--forward" in asked else {}
+    if "--max-hops" in asked:
+        change["max_hops"] = int(asked[-1])
+    assert refused(Policy())
+    assert not refused(changed(Policy(), change))
 
 
 @given(st.integers(1, 30), st.lists(st.floats(0, 30), max_size=60))

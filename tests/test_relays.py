@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +39,7 @@ from node.identity import PrivateKey, read_key
 from node.model import State
 from node.rpc.http import Request as HttpRequest
 from tests.colonies import Colony, world
-from tests.support import Daemon, until
+from tests.support import REPOSITORY, Daemon, until
 from tests.test_federation import Side
 
 Make = Callable[..., Daemon]
@@ -86,6 +93,72 @@ async def test_a_process_goes_through_and_its_outcome_is_proven(make_daemon: Mak
 
         await until(50, cancelled)
         await _rotate(ant, bee, cat)
+
+
+def typed(daemon: Daemon, *args: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """What `colony` says in the home of a daemon."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("COLONIES_", "COLONYD_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", "--home", str(daemon.home), *args],
+        cwd=REPOSITORY,
+        env=environ,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+async def test_who_must_allow_a_further_hop_is_told_with_the_command(make_daemon: Make) -> None:
+    daemons = {name: make_daemon(name) for name in ("ant", "bee", "cat")}
+    for daemon in daemons.values():
+        await trio.to_thread.run_sync(daemon.start)
+    async with AsyncExitStack() as stack:
+        ant, bee, cat = [
+            Side(daemon, await stack.enter_async_context(daemon.client()))
+            for daemon in daemons.values()
+        ]
+        for one, other in ((ant, bee), (bee, ant), (bee, cat), (cat, bee)):
+            await one.find(other)
+            await one.trust(other)
+        await cat.hire()
+
+    async def colony(name: str, *args: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        call = partial(typed, daemons[name], *args, text=text)
+        return await trio.to_thread.run_sync(call)
+
+    spec = {"funcname": "f", "conditions": {"colonyname": "bee/cat", "executortype": "cli"}}
+    told = await colony("ant", "routes", "explain", "-", text=json.dumps(spec))
+    needed = {
+        ("bee", "colony peers policy ant --forward"),
+        ("cat", "colony peers policy bee --max-hops 2"),
+    }
+    for name, command in needed:
+        assert f"at {name} its owner must have allowed it: {command}" in told.stdout
+    run = ["run", "--func", "f", "--colony", "bee/cat"]
+    followed = set()
+    for _ in needed:
+        ended = await colony("ant", *run, "--wait")
+        assert ended.returncode == 1
+        found = re.search(r"the owner of (\w+) allows it by `(.+?)`", ended.stderr)
+        assert found is not None, ended.stderr
+        failed = re.search(r"colony process show (\w+)", ended.stderr)
+        assert failed is not None
+        shown = await colony("ant", "process", "show", failed[1])
+        assert found[2] in shown.stdout
+        followed.add((found[1], found[2]))
+        done = await colony(found[1], *shlex.split(found[2])[1:])
+        assert done.returncode == 0, done.stderr
+    assert followed == needed
+    processid = (await colony("ant", *run)).stdout.strip()
+    async with daemons["cat"].client() as client:
+        at_cat = Side(daemons["cat"], client)
+        at_cat.worker = cat.worker
+        await at_cat.work("done")
+    ended = await colony("ant", "process", "wait", processid)
+    assert (ended.returncode, ended.stdout) == (0, "done\n")
 
 
 async def _rotate(ant: Side, bee: Side, cat: Side) -> None:

@@ -181,6 +181,12 @@ class System:
         assert done.returncode == 0, done.stderr + self.explain()
         return done.stdout.strip()
 
+    def colony(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command, as the service's user types it."""
+        user = ["setpriv", "--reuid=colonyd", "--regid=colonyd", "--clear-groups", "env", "-i"]
+        program = ["LD_LIBRARY_PATH=/opt/python/lib", "/opt/colonyd/bin/colony"]
+        return self.run(*user, *program, "--home", "/var/lib/colonyd", *arguments)
+
     @property
     def log(self) -> str:
         path = self.path("/run/colonyd.log")
@@ -367,6 +373,21 @@ def test_the_unit_under_systemd(system: System) -> None:
     assert system.run("kill", "-STOP", system.show("MainPID")).returncode == 0
     eventually("restart by the watchdog", lambda: system.show("NRestarts") == "1")
     eventually("active again", lambda: system.show("ActiveState") == "active")
+    system.ok("stop", "colonyd")
+
+    # Settings of the machine's owner, and those of the home over them; commands find both, too.
+    system.path("/etc/colonyd/config.toml").write_text("[rpc]\nport = 50090\nmax_body = 70000\n")
+    system.path("/var/lib/colonyd/config.toml").write_text("[rpc]\nport = 50095\n")
+    system.ok("start", "colonyd")
+    assert system.show("StatusText").endswith(" on port 50095")
+    told = system.colony("config").stdout
+    assert "50095  (in /var/lib/colonyd/config.toml)" in told
+    assert "70000  (in /etc/colonyd/config.toml)" in told
+    system.path("/var/lib/colonyd/config.toml").unlink()
+    system.ok("restart", "colonyd")
+    assert system.show("StatusText").endswith(" on port 50090")
+    status = system.colony("status")
+    assert (status.returncode, "50090" in status.stdout) == (0, True), status.stderr
     system.ok("stop", "colonyd")
 
     # A configuration that is wrong is not tried again.

@@ -10,6 +10,7 @@ from node.errors import denied
 from node.handlers.colonies import statistics
 from node.node import Node
 from node.rpc import requests as req
+from node.rpc.listeners import ANYWHERE
 from node.rpc.table import Call, Caller, Who
 from node.version import VERSION
 
@@ -61,7 +62,7 @@ def this_node(node: Node) -> dict[str, Any]:
     The embedded store has no ports, and nothing is relayed from daemon to daemon.
     """
     hostname = socket.gethostname()
-    everywhere = node.rpc_host in ("", "0.0.0.0", "::")
+    everywhere = node.rpc_host in (*ANYWHERE, "0.0.0.0", "::")
     endpoint = node.etcd_endpoint
     store = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
     try:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 serving on trio: listeners, the accept loop, the limit of connections, and draining.
+"""HTTP/1.1 serving on trio: the accept loop, the limit of connections, and draining.
 
 One connection's own life is in `connection`; no routing, payload or signature is known here.
 """
@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from ssl import SSLContext
-from typing import Any, TypeAlias
 
 import trio
 
 from node.containment import contained
 from node.log import get_logger
 from node.rpc.connection import Connection, Limits, Roster
+from node.rpc.listeners import Listener
 from node.rpc.message import Handler, Request, Response, Upgrade, plain_error
 from node.rpc.prompt import PromptStream
 
 __all__ = [
     "Handler",
     "Limits",
-    "Listener",
     "Request",
     "Response",
     "Upgrade",
-    "bound_port",
-    "open_listeners",
     "plain_error",
     "serve_http",
 ]
@@ -35,34 +31,6 @@ log = get_logger("http")
 
 _WATCH_AFTER = 0.05  # seconds; a handler running for one to two of these gets a disconnect watch
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-
-Listener: TypeAlias = trio.abc.Listener[trio.abc.Stream]
-
-
-async def open_listeners(
-    host: str, port: int, ssl_context: SSLContext | None = None
-) -> list[Listener]:
-    """Bind `host`:`port` (0 picks a free port); an empty host means all addresses.
-
-    Raises OSError. With port 0 a name of several addresses is bound on the first one only, as the
-    kernel would give each address another port.
-    """
-    sockets = await trio.open_tcp_listeners(port, host=host or None)
-    if port == 0:
-        for surplus in sockets[1:]:
-            await surplus.aclose()
-        del sockets[1:]
-    if ssl_context is None:
-        return list(sockets)
-    return [trio.SSLListener(each, ssl_context, https_compatible=True) for each in sockets]
-
-
-def bound_port(listeners: Sequence[Listener]) -> int:
-    """Return the TCP port that the first of `listeners` is bound to."""
-    listener: Any = listeners[0]
-    if isinstance(listener, trio.SSLListener):
-        listener = listener.transport_listener
-    return int(listener.socket.getsockname()[1])
 
 
 async def serve_http(

@@ -1,0 +1,99 @@
+"""Who answers where the daemon of a home is looked for: nobody, or the daemon of another colony.
+
+Which address that is decides `cli.session`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import trio
+
+from cli.client import RpcError, Unreachable
+from cli.session import DENIED, UNREACHABLE, Failure
+from node.holders import holder_of
+from node.home import Home
+from node.identity import IdentityError, read_key
+from node.listening import read_listening
+
+if TYPE_CHECKING:
+    from cli.session import Session
+
+__all__ = ["denied_by_another", "not_reachable"]
+
+_PATIENCE = 5.0  # seconds
+
+
+def denied_by_another(session: Session, denial: RpcError) -> Failure | None:
+    """Return the Failure for a denial by a server that is not this home's; None if it is.
+
+    Keys that the environment names belong to whatever server it names, so then nothing is said.
+    """
+    keys = ("COLONIES_PRVKEY", "COLONIES_COLONY_PRVKEY", "COLONIES_SERVER_PRVKEY")
+    own = session.own
+    if denial.status != 403 or (not own and any(session.environ.get(each) for each in keys)):
+        return None
+    expected, url = _server_ids(session), session.url()
+    there = trio.run(_server_at, session)
+    if not expected or not there or there in expected:
+        return None
+    home = session.home
+    return Failure(
+        f"another colony answers at {url}: {_who(url)}server {there}, and not {expected[0]}, the"
+        f" one of {home} ({denial.message})",
+        code=DENIED,
+        next_step=(
+            f"start this colony's daemon (`colony --home {home} up`), on another port if that one"
+            " is to go on"
+            if own
+            else "name this colony's own address with --server, or the other's home with --home"
+        ),
+    )
+
+
+def _server_ids(session: Session) -> list[str]:
+    """The ids of this home's server: of its key, and as its daemon found it in the store."""
+    found: list[str] = []
+    try:
+        found.append(read_key(Home(session.home).key("server")).id)
+    except (OSError, IdentityError):
+        return []  # the home of a user of some server, or of nobody
+    if (told := read_listening(session.home)) is not None:
+        found.append(told.serverid)
+    return found
+
+
+async def _server_at(session: Session) -> str:
+    try:
+        async with session.client() as client:
+            told = await client.call("getserverinfomsg", {}, None, _PATIENCE)
+    except (RpcError, Unreachable):
+        return ""
+    named = told.get("serverid") if isinstance(told, dict) else None
+    return named if isinstance(named, str) and re.fullmatch("[0-9a-f]{64}", named) else ""
+
+
+def _who(url: str) -> str:
+    """The program at an address of this machine, if it is shown to this user."""
+    from cli.trust import is_local
+
+    parts = urlsplit(url)
+    if parts.port is None or not is_local(parts.hostname or ""):
+        return ""
+    holder = holder_of(parts.port)
+    return f"{holder}, " if holder is not None and holder.pid else ""
+
+
+def not_reachable(session: Session, error: Unreachable) -> Failure:
+    """Return the Failure for a daemon that does not answer, by what its home tells of it."""
+    own = session.own
+    start = f"`colony --home {session.home} up`" if own and session.home_option else "`colony up`"
+    told = read_listening(session.home) if own else None
+    step = f"start it with {start}, or name another with --server"
+    if told is not None:
+        step = f"its daemon (pid {told.pid}) was killed or hangs: {step}"
+    elif own:
+        step = f"no daemon of {session.home} runs: {step}"
+    return Failure(f"daemon not reachable at {error}", code=UNREACHABLE, next_step=step)

@@ -1,0 +1,88 @@
+"""Who holds a port of this machine, as far as the kernel tells this user (Linux).
+
+What to do about it is said where a port could not be bound.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.home import user_name
+from node.listening import read_listening
+
+__all__ = ["Holder", "holder_of"]
+
+_LISTEN = "0A"  # TCP_LISTEN, in /proc/net/tcp
+_UNMAPPED = 65534  # what the kernel shows for users outside of our user namespace (PrivateUsers=)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that has a port. `pid` is 0 where only its user is known."""
+
+    pid: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.text}, pid {self.pid}" if self.pid else self.text
+
+
+@dataclass(frozen=True)
+class _Socket:
+    inode: str
+    uid: int
+    listens: bool
+
+
+def holder_of(port: int, protocol: str = "tcp", proc: Path = Path("/proc")) -> Holder | None:
+    """Find who has a port of "tcp" or "udp", who listens before others; None if nothing is seen."""
+    found = sorted(_sockets(port, protocol, proc), key=lambda each: not each.listens)
+    if not found:
+        return None
+    wanted = {f"socket:[{each.inode}]" for each in found}
+    for process in proc.glob("[0-9]*"):
+        held = list(_open_files(process))
+        if wanted.intersection(held):
+            with suppress(OSError):  # it just ended
+                return Holder(int(process.name), _described(process, held, port))
+    uid = found[0].uid
+    return Holder(
+        0, "another user's process" if uid == _UNMAPPED else f"a process of user {user_name(uid)}"
+    )
+
+
+def _sockets(port: int, protocol: str, proc: Path) -> Iterator[_Socket]:
+    """The sockets that have this local port, of either family."""
+    for name in (protocol, f"{protocol}6"):
+        with suppress(OSError):
+            for line in (proc / "net" / name).read_text("ascii").splitlines()[1:]:
+                columns = line.split()
+                if len(columns) > 9 and int(columns[1].rpartition(":")[2], 16) == port:
+                    yield _Socket(columns[9], int(columns[7]), columns[3] == _LISTEN)
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    """What a process has open; nothing for one that ended, or is another user's."""
+    with suppress(OSError):
+        for entry in (process / "fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                yield os.readlink(entry)
+
+
+def _described(process: Path, held: list[str], port: int) -> str:
+    """A process for people: another daemon by its colony and home, any other by its name."""
+    for path in held:
+        # A daemon holds the lock of its home open, and says there where it listens.
+        told = read_listening(Path(path).parent) if path.endswith("/lock") else None
+        if told and any(each.endswith(f":{port}") for each in (*told.rpc, *told.federation)):
+            return _plain(f"colonyd of colony {told.colony} (home {Path(path).parent})")
+    return _plain((process / "comm").read_text("utf-8", "replace").strip())
+
+
+def _plain(text: str) -> str:
+    """Text that others chose, without what a terminal would obey."""
+    return "".join(each if each.isprintable() else "?" for each in text)

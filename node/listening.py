@@ -1,0 +1,111 @@
+"""Where the daemon of a home listens, as a file in that home: for commands on the same machine.
+
+Binding addresses is in `rpc.listeners`; whom a command line speaks to is decided there.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from node.home import NAME
+from node.log import get_logger
+
+__all__ = ["FILE", "Listening", "announce", "read_listening", "url_of", "withdraw", "withdrawn"]
+
+FILE = "listening.json"
+_LONGEST = 65_536  # bytes of the file that are read
+
+Address = Annotated[str, msgspec.Meta(pattern=r"^.+:[0-9]{1,5}\Z", max_length=300)]
+
+log = get_logger("listening")
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """What a running daemon says of itself. Addresses are "host:port", as they were bound.
+
+    `serverid` is that of the store as the daemon started.
+    """
+
+    pid: int
+    colony: Annotated[str, msgspec.Meta(pattern=f"^{NAME.pattern}")]
+    serverid: str
+    rpc: list[Address]
+    tls: bool = False
+    federation: list[Address] = []
+
+    @property
+    def url(self) -> str:
+        """Where a program on this machine calls RPC."""
+        # IPv4 before IPv6: of two addresses, the one that more programs can speak to.
+        first = min(self.rpc, key=lambda address: address.startswith("["))
+        host, _, port = first.rpartition(":")
+        return url_of(host.strip("[]"), int(port), tls=self.tls)
+
+
+def url_of(host: str, port: int, *, tls: bool) -> str:
+    """Return the URL under which a program on this machine reaches what is bound to `host`."""
+    if host in ("", "*"):
+        host = "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        if address.is_unspecified:
+            host = "127.0.0.1" if address.version == 4 else "::1"
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextmanager
+def withdrawn(home: Path) -> Iterator[None]:
+    """See to it that nothing is told before this run tells it, and nothing after it."""
+    withdraw(home)
+    try:
+        yield
+    finally:
+        withdraw(home)
+
+
+def withdraw(home: Path) -> None:
+    """Take away what was told."""
+    (home / FILE).unlink(missing_ok=True)
+
+
+def announce(home: Path, listening: Listening) -> None:
+    """Tell commands on this machine where we listen; where that can't be written, log it."""
+    path = home / FILE
+    fresh = path.with_name(f".{FILE}.new")
+    try:
+        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(listening)) + b"\n")
+        fresh.chmod(0o644)  # it is no secret, whatever the umask is
+        fresh.replace(path)
+    except OSError as error:
+        # A full disk, for one: commands are not worth staying down for.
+        log.warning(
+            "commands are not told where the daemon listens",
+            file=str(path),
+            because=error.strerror,
+            next="give them --server",
+        )
+
+
+def read_listening(home: Path) -> Listening | None:
+    """Read what the daemon of a home said last, None if it stopped in order, or never said it.
+
+    After a kill the file stays: then nobody answers at that address, or another daemon does.
+    """
+    # The home of another user's process may be looked at: what lies there must not keep us waiting.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(home / FILE, flags), "rb") as file:
+            found = msgspec.json.decode(file.read(_LONGEST) or b"", type=Listening)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found if found.rpc else None
