@@ -13,6 +13,7 @@ import secrets
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cli.client import Client, RpcError
 from node.identity import PrivateKey, sign_payload
 from tests.support import Daemon
 
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PATIENCE = 60.0  # seconds for a daemon whose store does not answer
 
 
@@ -111,6 +113,19 @@ class ClockedDaemon(Daemon):
         fresh = self._clock.with_suffix(".new")
         fresh.write_text(f"{ahead:+d}\n")
         fresh.replace(self._clock)
+
+    def reboot(self) -> None:
+        """From the next start on the machine is one that was started anew.
+
+        Skips where this user may not mount.
+        """
+        place = self._clock.with_suffix(".boot")
+        place.write_text(f"{uuid.uuid4()}\n")
+        script = f'mount --bind "$0" {_BOOT_ID} && exec "$@"'
+        prefix = ["unshare", "-m", "sh", "-c", script, str(place)]
+        if subprocess.run([*prefix, "true"], capture_output=True, timeout=20).returncode != 0:
+            pytest.skip("a machine that was started anew needs root")
+        self.prefix = prefix
 
     def visitor(self, url: str = "") -> Visitor:
         """A client with the daemon's clock."""

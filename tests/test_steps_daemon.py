@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -141,9 +142,13 @@ def wire(moment: str) -> float:
 
 
 @pytest.mark.parametrize("ahead", [YEAR, HOUR])
-@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize(
+    ("running", "reboot"),
+    [(True, False), (False, False), (False, True)],
+    ids=["running", "stopped", "rebooted"],
+)
 async def test_a_clock_that_was_ahead_is_corrected(
-    make_host: Make, ahead: int, running: bool
+    make_host: Make, ahead: int, running: bool, reboot: bool
 ) -> None:
     """While the daemon runs, or while the host is off: what was made meanwhile is as any other."""
     host = make_host(ahead)
@@ -151,16 +156,22 @@ async def test_a_clock_that_was_ahead_is_corrected(
         every = await host.add_cron("every", "nobody", interval=2)
         minutely = await host.add_cron("minutely", "nobody", cronexpression="0/2 * * * * *")
         hourly = await host.add_cron("hourly", "nobody", cronexpression="@hourly")
-        leased = await host.submit("leased", maxexectime=25, maxretries=0)
+        leased = await host.submit("leased", maxexectime=10, maxretries=0)
         assert (await host.assign())["processid"] == leased
-        waits = await host.submit("waits", "nobody", maxwaittime=25)
+        waits = await host.submit("waits", "nobody", maxwaittime=10)
         first, second = await host.submit("first"), await host.submit("second")
         if running:
             line = await host.set_clock(0)
             assert "crons=3" in line, line
+            (_, told) = await host.doctor()
+            shown = "365 d" if ahead == YEAR else "1 h"
+            assert f"set back by {shown} at 20" in told["detail"], told
+            assert re.search("3 crons, 0 generators, [45] processes", told["detail"]), told
             await _goes_on(host, every, minutely, hourly, leased, waits, [first, second])
     if not running:
         host.daemon.set_clock(0)
+        if reboot:
+            host.daemon.reboot()
         async with host.up():
             await _goes_on(host, every, minutely, hourly, leased, waits, [first, second])
     async with host.up():
@@ -188,3 +199,85 @@ async def _goes_on(
     assert wire((await host.cron(hourly))["nextrun"]) <= time.time() + HOUR
     assert await host.failed(leased, 40) == ["Maximum execution time limit exceeded"]
     assert await host.failed(waits, 40) == ["Maximum waiting time limit exceeded"]
+
+
+@pytest.mark.parametrize("how", ["running", "stopped", "killed at once"])
+async def test_a_jump_forward_cuts_no_lease_short(make_host: Make, how: str) -> None:
+    """Neither a lease nor a wait ends for it, nor at a later start; new ones end in their time."""
+    host = make_host(-YEAR)
+    daily = ""
+    async with host.up():
+        leased = await host.submit("leased", maxexectime=HOUR, maxretries=0)
+        assert (await host.assign())["processid"] == leased
+        waits = await host.submit("waits", "nobody", maxwaittime=HOUR)
+        daily = await host.add_cron("daily", "nobody", interval=DAY)
+        if how == "running":
+            await host.set_clock(0)
+            await _keeps(host, leased, waits, daily)
+    if how == "stopped":
+        host.daemon.set_clock(0)
+    for _ in range(2):
+        async with host.up():
+            if how == "killed at once":
+                # Between the step and whoever notices it.
+                host.daemon.set_clock(0)
+                await trio.to_thread.run_sync(host.kill)
+                how = "killed"
+                continue
+            await _keeps(host, leased, waits, daily)
+            soon = await host.submit("soon", "nobody", maxwaittime=1)
+            assert await host.failed(soon) == ["Maximum waiting time limit exceeded"]
+
+
+async def _keeps(host: Host, leased: str, waits: str, daily: str) -> None:
+    """What was given before the step has what was left of it, by the clock as it is now."""
+
+    async def mended() -> bool:
+        deadlines = [
+            (await host.get(leased))["execdeadline"],
+            (await host.get(waits))["waitdeadline"],
+            (await host.cron(daily))["nextrun"],
+        ]
+        left = [wire(moment) - time.time() for moment in deadlines]
+        return all(HOUR - 300 < seconds <= HOUR + 3 for seconds in left[:2]) and (
+            DAY - 300 < left[2] <= DAY + 3
+        )
+
+    await until(30, mended, step=0.2)
+    assert (await host.get(leased))["state"] == 1
+    assert (await host.get(waits))["state"] == 0
+    assert not (await host.cron(daily))["prevprocessgraphid"], "nobody lived through that day"
+
+
+async def test_a_board_without_a_battery(make_host: Make) -> None:
+    """It boots in 1970 each time and is corrected after seconds: work goes on before and after."""
+    host = make_host(0)
+    async with host.up():
+        every = await host.add_cron("every", "nobody", interval=2)
+        yearly = await host.add_cron("yearly", "nobody", cronexpression="0 0 0 1 1 ?")
+        old = await host.submit("old")
+        waits = await host.submit("waits", "nobody", maxwaittime=HOUR)
+        next_year = (await host.cron(yearly))["nextrun"]
+    host.daemon.set_clock(EPOCH)
+    host.daemon.reboot()
+    async with host.up():
+        graph = (await host.cron(every))["prevprocessgraphid"]
+        await host.runs(every, graph)
+        assert wire((await host.cron(yearly))["nextrun"]) < 366 * DAY
+        checks = await host.doctor()
+        assert any("behind the last time that the store saw" in each["detail"] for each in checks)
+        newer = await host.submit("newer")
+        await host.set_clock(0)
+        newest = await host.submit("newest")
+        order = [old, newer, newest]
+        assert [(await host.assign())["processid"] for _ in order] == order
+        graph = (await host.cron(every))["prevprocessgraphid"]
+        await host.runs(every, graph)
+        assert (await host.cron(yearly))["nextrun"] == next_year
+        assert not (await host.cron(yearly))["prevprocessgraphid"]
+        assert (await host.get(waits))["state"] == 0
+        left = wire((await host.get(waits))["waitdeadline"]) - time.time()
+        assert HOUR - 300 < left <= HOUR + 3
+        (_, told) = await host.doctor()
+        assert "set forward by" in told["detail"]
+        assert told["ok"] is None
