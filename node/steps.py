@@ -21,9 +21,10 @@ SET = "clock set"
 _GAP = 15.0  # seconds between two looks after which we were stopped, or starved
 _ATOMIC = 0.5  # seconds that reading the clocks may take: else they are read again
 _READS = 5
-# A time that is further ahead is squeezed by this before it is added to now: the order is kept to
-# a tenth of a second, and a year becomes a third of one.
+# What is of the future is squeezed by this into the minute before now: the order is kept to a tenth
+# of a second, and 190 years have room.
 _SQUEEZE = 10**8
+_MINUTE = 60 * SECOND
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -145,10 +146,10 @@ class Clock:
 def place(prioritytime: int, priority: int, now: int) -> int:
     """The priority time (Unix ns) by which a process stands in the queue: never of the future.
 
-    One submitted by a clock that was ahead stands where one stands that is submitted `now`; those
-    of them keep their order. What two hosts may be apart is let be.
+    One submitted by a clock that was ahead stands in front of what is submitted from `now` on, and
+    such ones keep their order. What two hosts may be apart is let be.
     """
     ahead = prioritytime + priority * DAY - now
     if ahead <= JUMP * SECOND:
         return prioritytime
-    return prioritytime - ahead + ahead // _SQUEEZE
+    return prioritytime - ahead - _MINUTE + min(ahead // _SQUEEZE, _MINUTE)
