@@ -57,6 +57,8 @@ async def federated(
         node.members,
     )
     federation.depot.files = node.files
+    federation.delivery.late = node.processes.clock.late
+    node.retiming.also.append(federation.delivery.clock_set)
     node.processes.hooks = federation.hooks
     node.reload.appliers["federation.policy"] = partial(_default_policy, federation)
     node.extra_status = partial(_federation_status, federation)

@@ -6,8 +6,8 @@ crons, generators and processes; docs/architecture.md ("Clocks") has the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -111,10 +111,15 @@ class Retiming:
     generators: Generators
     leader: Leader
     boot: str = ""
+    # What else is to be done for a step of so many ns, at a moment by the clock as it was before.
+    also: list[Callable[[int, int], Awaitable[None]]] = field(default_factory=list)
     kept: Seen | None = None
     behind: int = 0  # the latest time seen before, as long as the clock is behind that
     _kept_at: float = 0.0
     _written: int = 0
+    _begun: bool = False
+    # Whether the store has the times that memory goes by, as far as is known.
+    _rewritten: bool = False
 
     async def load(self) -> None:
         """Read what the clocks last showed, before anything is judged by them. Raises EtcdError.
@@ -143,14 +148,9 @@ class Retiming:
     async def run(self) -> None:
         """Look at the clock each second, and mend what a step made wrong, until cancelled."""
         try:
-            mended = False
             while True:
                 try:
-                    if (by := self.clock.step()) != 0:
-                        await self._mend(by)
-                    elif not mended:
-                        self._count(processes=await self._rewrite())
-                    mended = True
+                    await self._look()
                     await self._keep()
                 except EtcdError as error:
                     log.warning("times are mended later", error=error)
@@ -161,6 +161,17 @@ class Retiming:
                     await self._write()
                 except EtcdError as error:
                     log.warning("the time is not kept", error=error)
+
+    async def _look(self) -> None:
+        if (by := self.clock.step()) != 0:
+            await self._mend(by)
+        elif not self._begun and self.behind:
+            # Nobody saw the step, and it was at least this one.
+            await self._tell_others(self.clock.wall() - self.behind, self.behind)
+        self._begun = True
+        if not self._rewritten:
+            self._count(processes=await self._rewrite())
+            self._rewritten = True
 
     def view(self) -> dict[str, int]:
         """What is known of the clock, for people: seconds, and how many were given other times."""
@@ -181,13 +192,16 @@ class Retiming:
         crons, generators = await self._retime_timed(now, now)
         self._count(crons, generators)
 
+    async def _tell_others(self, by: int, before: int) -> None:
+        if self.client.pressure.own:
+            for act in self.also:
+                await act(by, before)
+
     def _count(self, crons: int = 0, generators: int = 0, processes: int = 0) -> None:
-        """Note what was given other times though nobody saw the step."""
+        """Note what was given other times."""
         if not crons + generators + processes:
             return
-        log.warning(
-            "times of the future mended", crons=crons, generators=generators, processes=processes
-        )
+        log.warning("times mended", crons=crons, generators=generators, processes=processes)
         kept = self.kept or Seen(0, 0, "")
         self.kept = msgspec.structs.replace(
             kept,
@@ -207,22 +221,17 @@ class Retiming:
             await self.leader.elected()
         if self.leader.holds:
             crons, generators = await self._retime_timed(self.clock.judged, self.clock.wall())
+        await self._tell_others(by, self.clock.judged)
         self.clock.adopt()
         now = self.clock.wall()
-        self.crons.index.agenda.look_again()
-        self.generators.index.agenda.look_again()
         if by < 0 or now >= self.behind:
             self.behind = 0
-        processes = await self._rewrite()
-        self.kept = Seen(now, 0, "", by, now, crons, generators, processes)
-        log.warning(
-            "clock stepped",
-            seconds=round(by / SECOND),
-            crons=crons,
-            generators=generators,
-            processes=processes,
-        )
-        await self._write()
+        self._rewritten = False
+        self.kept = Seen(now, 0, "", by, now)
+        log.warning("clock stepped", seconds=round(by / SECOND))
+        self._count(crons, generators)
+        self.crons.index.agenda.look_again()
+        self.generators.index.agenda.look_again()
 
     async def _retime_timed(self, before: int, now: int) -> tuple[int, int]:
         """Give crons and generators other times, as the leader; how many of each."""
