@@ -113,6 +113,7 @@ class Node:
         follow = Reconciliation(client, processes, node.crons, now)
         node.blueprints = Blueprints(client, processes, follow, node.locations, now)
         node.files = Files(client, now, quotas=quotas)
+        node.retiming.also.append(node.files.clock_set)
         node.identities = Identities(client, directory, processes, home)
         processes.handout.present = node.identities.present
         return node

@@ -193,9 +193,8 @@ class Retiming:
         self._count(crons, generators)
 
     async def _tell_others(self, by: int, before: int) -> None:
-        if self.client.pressure.own:
-            for act in self.also:
-                await act(by, before)
+        for act in self.also:
+            await act(by, before)
 
     def _count(self, crons: int = 0, generators: int = 0, processes: int = 0) -> None:
         """Note what was given other times."""
@@ -345,7 +344,7 @@ class Retiming:
 
     async def _write(self) -> None:
         wall, steady = self.clock.wall(), self.clock.steady()
-        if abs(wall - steady - self.clock.offset) > _SLACK:
+        if not self._rewritten or abs(wall - steady - self.clock.offset) > _SLACK:
             return  # a step that is not dealt with: the store must know the time before it
         kept = self.kept or Seen(0, 0, "")
         self.kept = msgspec.structs.replace(kept, wall=wall, steady=steady, boot=self.boot)

@@ -337,6 +337,7 @@ async def test_a_host_that_was_corrected_while_it_was_off(dev: World) -> None:
         process(dev.now + 1, "w", maxwaittime=60),
     )
     assert (await dev.assign()).processid == running
+    await station.node.retiming._look()
     await station.node.retiming._write()
     await station.stop()
     dev.stations.clear()
@@ -381,6 +382,7 @@ async def test_the_clocks_are_kept_rarely(dev: World, monkeypatch: pytest.Monkey
     station = await dev.start("host")
     await station.node.leader.elected()
     retiming, passed = station.node.retiming, 0.0
+    await retiming._look()
     monkeypatch.setattr("node.retiming.trio.current_time", lambda: 1000.0 + passed)
 
     async def writes(seconds: float, submits: bool) -> int:
