@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli.doctor import check_steps
 from node import schedule
 from node.crons import next_run
 from node.deadlines import expire
@@ -400,3 +401,30 @@ async def test_the_clocks_are_kept_rarely(dev: World, monkeypatch: pytest.Monkey
     assert [await writes(100, True) for _ in range(6)] == [0, 0, 1, 0, 0, 1]
     assert await writes(10_000, False) == 0
     assert await writes(0, True) == 1
+
+
+# -- what people are told ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, ""),
+        ({"now": 10**9}, ""),
+        (
+            {"now": 10**9, "steppedby": -3600, "steppedat": 10**9 - 60, "crons": 2},
+            "this host's was set back by 1 h at 2001-09-09 01:45:40 UTC; other times for 2 crons,"
+            " 0 generators, 0 processes",
+        ),
+        ({"now": 10**9, "steppedby": -3600, "steppedat": 10**9 - 8 * 86_400}, ""),
+        (
+            {"now": 9, "behind": 7200, "processes": 4},
+            "it is 2 h behind the last time that the store saw before this start; other times for"
+            " 0 crons, 0 generators, 4 processes",
+        ),
+    ],
+)
+def test_doctor(told: dict[str, int], words: str) -> None:
+    found = list(check_steps(told))
+    assert [check.detail for check in found] == ([words] if words else [])
+    assert all(check.ok is None and check.next for check in found)
