@@ -110,7 +110,7 @@ class Index(Generic[T]):
         """The value as last known, and its revision."""
         return self._known.get(key)
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         """The keys of all values."""
         return list(self._known)
 

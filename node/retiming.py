@@ -41,6 +41,7 @@ __all__ = ["Retiming", "retimed_cron", "retimed_generator"]
 _TICK = 1.0  # seconds between looks at the clocks
 # Seconds between two writes of what the clocks show: a record is 100 bytes, and flash wears out.
 _KEEP = 300.0
+_AGAIN = 4.0  # seconds more after the store did not answer, or took nothing
 _ELECTION = 10.0  # seconds that a step waits for this daemon to lead
 _GOODBYE = 1.0  # seconds that the last write may take
 _SLACK = int(JUMP * SECOND)
@@ -102,7 +103,7 @@ def retimed_generator(generator: Generator, before: int, now: int) -> Generator 
 
 @dataclass
 class Retiming:
-    """`step` is what is known of the last step; `kept` is what the store has of the clocks."""
+    """`kept` is what the store has, or is to have, of the clocks and the last step."""
 
     client: EtcdClient
     clock: Clock
@@ -154,6 +155,7 @@ class Retiming:
                     await self._keep()
                 except EtcdError as error:
                     log.warning("times are mended later", error=error)
+                    await trio.sleep(_AGAIN)
                 await trio.sleep(_TICK)
         finally:
             with trio.move_on_after(_GOODBYE, shield=True):
@@ -225,7 +227,7 @@ class Retiming:
         now = self.clock.wall()
         if by < 0 or now >= self.behind:
             self.behind = 0
-        self._rewritten = False
+        self._rewritten, self._kept_at = False, 0.0
         self.kept = Seen(now, 0, "", by, now)
         log.warning("clock stepped", seconds=round(by / SECOND))
         self._count(crons, generators)
@@ -247,9 +249,8 @@ class Retiming:
 
     async def _retime_index(self, index: Index[Any], retimed: Callable[[Any], Any]) -> int:
         count = 0
-        for number, key in enumerate(index.keys()):
-            if number % _AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
+        for key in index.all_keys():
+            await trio.lowlevel.checkpoint()  # a next moment may take milliseconds to find
             known = index.get(key)
             after = retimed(known[0]) if known is not None else None
             if known is None or after is None:
@@ -340,6 +341,7 @@ class Retiming:
         written, now = self.client.pressure.written, trio.current_time()
         if self._kept_at and (written == self._written or now < self._kept_at + _KEEP):
             return
+        self._kept_at = now  # one that fails is not repeated at once, either
         await self._write()
 
     async def _write(self) -> None:
@@ -349,7 +351,7 @@ class Retiming:
         kept = self.kept or Seen(0, 0, "")
         self.kept = msgspec.structs.replace(kept, wall=wall, steady=steady, boot=self.boot)
         await self.client.put(store.seen(self.leader.identity), pack(self.kept))
-        self._kept_at, self._written = trio.current_time(), self.client.pressure.written
+        self._written = self.client.pressure.written
 
 
 def _retime_waiting(
