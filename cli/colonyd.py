@@ -59,6 +59,9 @@ async def federated(
         node.members,
     )
     federation.depot.files = node.files
+    federation.delivery.late = node.processes.clock.late
+    if node.client.pressure.own:  # what one host's clock shows is nothing to several
+        node.retiming.also.append(federation.delivery.clock_set)
     node.processes.hooks = federation.hooks
     node.reload.appliers["federation.policy"] = partial(_default_policy, federation)
     node.extra_status = partial(_federation_status, federation)

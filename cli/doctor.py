@@ -24,6 +24,7 @@ _MIB = 2**20
 _MOST_NAMED = 5  # files of other users that are named one by one
 _DISK_FAIL, _DISK_WARN = 256 * _MIB, 2048 * _MIB  # bytes: the store's quota is 2 GiB by default
 _EARLIEST_YEAR = 2025  # no host that runs this release can honestly be earlier
+_STEP_DAYS = 7  # for which a step of the clock is told
 _MDNS_PORT = 5353
 # These releases can corrupt data (etcd issue 13766 and its kin).
 _CORRUPTING = re.compile(r"etcd Version: (3\.5\.[0-2])\b")
@@ -80,6 +81,26 @@ def check_clock(now: float) -> Check:
     if year < _EARLIEST_YEAR:
         return Check("clock", False, f"{text} is in the past", "set it, or enable NTP")
     return Check("clock", True, text)
+
+
+def check_steps(told: dict[str, Any]) -> Iterator[Check]:
+    """What the daemon says of its clock: behind what the store saw, or set in the last week."""
+    from cli.peers import moment
+    from federation.clocks import told as words
+
+    behind, by, at = (int(told.get(name) or 0) for name in ("behind", "steppedby", "steppedat"))
+    mended = ", ".join(
+        f"{told.get(kind) or 0} {kind}" for kind in ("crons", "generators", "processes")
+    )
+    if behind:
+        detail = f"it is {words(behind)} behind the last time that the store saw before this start"
+        next_step = "is it right (`date`)? If not, set it, or enable NTP; if so, all is well"
+        yield Check("clock", None, f"{detail}; other times for {mended}", next_step)
+    elif by and 0 <= int(told.get("now") or 0) - at < _STEP_DAYS * 86_400:
+        way = "forward" if by > 0 else "back"
+        detail = f"this host's was set {way} by {words(by)} at {moment(at)}; other times for"
+        next_step = "if it comes again: is NTP on, and does the clock have a battery?"
+        yield Check("clock", None, f"{detail} {mended}", next_step)
 
 
 def check_home(home: Path) -> Check:
@@ -246,6 +267,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
     else:
         yield Check("member", True, f"colony {status.get('colonyname')} accepts this user's key")
         yield check_store(status.get("etcd") or {})
+        yield from check_steps(status.get("clock") or {})
     try:
         key = session.owner_key()
     except Failure as error:

@@ -50,7 +50,8 @@ async def _nothing(process: Process) -> list[Carried] | None:
 class Delivery:
     """The sending half of the outbox.
 
-    `greet` asks a peer for a sign that it is there, and raises what `Link.post` does.
+    `greet` asks a peer for a sign that it is there, and raises what `Link.post` does. `late` gives
+    the Unix ns by which deadlines are judged.
     """
 
     ledger: Ledger
@@ -58,7 +59,13 @@ class Delivery:
     hops: int = 1  # that our own processes may take, unless their target names more
     greet: Callable[[Link], Awaitable[object]] = _nobody
     gather: Callable[[Process], Awaitable[list[Carried] | None]] = _nothing
+    late: Callable[[], int] = field(init=False)
     _chance: random.Random = field(default_factory=random.Random)
+    # Those that were moved for a step which is not yet dealt with for all.
+    _shifted: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.late = lambda: self.sealer.now()
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -103,9 +110,7 @@ class Delivery:
         if entry.busy or not entry.to_send:
             return False
         # What is past its delivery deadline would be refused as expired.
-        return entry.forward.state == outbox.CANCELLING or (
-            self.sealer.now() <= entry.forward.deliver
-        )
+        return entry.forward.state == outbox.CANCELLING or (self.late() <= entry.forward.deliver)
 
     def _plan(self, peerid: str) -> tuple[list[Entry], float]:
         """What to send now, and when to look again if nothing else happens."""
@@ -293,10 +298,26 @@ class Delivery:
 
     # -- deadlines ---------------------------------------------------------------------------
 
+    async def clock_set(self, by: int, before: int) -> None:
+        """Move the deadlines of all forwards as the clock was set, at `before` (ns), by so many.
+
+        Where this failed it is to be called again: none is moved twice. Raises EtcdError.
+        """
+        await self.ledger.refresh_all()
+        for pid, entry in list(self.ledger.entries.items()):
+            while pid not in self._shifted and self.ledger.entries.get(pid) is entry:
+                forward = entry.forward
+                if await self.ledger.save(entry, outbox.shifted(forward, by, before), forward):
+                    self._shifted.add(pid)
+                else:
+                    await self.ledger.refresh_all()
+        self._shifted.clear()
+        self.ledger.activity.ring()
+
     async def expire(self) -> None:
         """End every forward whose deadline passed, whether or not its peer is there."""
         await self.ledger.refresh_all()
-        now = self.sealer.now()
+        now = self.late()
         for entry in list(self.ledger.entries.values()):
             if entry.busy:
                 continue

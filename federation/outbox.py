@@ -44,6 +44,7 @@ __all__ = [
     "resolved",
     "returned",
     "sending",
+    "shifted",
     "stranded",
     "unsendable",
     "unsent",
@@ -351,6 +352,24 @@ def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -
     # The peer is asked to stop: nobody waits any more.
     after = cancelling(msgspec.structs.replace(forward, lasterror=error), now)
     return Move(after, True, Act.FAIL, [error])
+
+
+def shifted(forward: Forward, by: int, before: int) -> Forward:
+    """The forward when the clock was set by so many ns, at `before` by what it showed until then.
+
+    What had not passed keeps what was left of it.
+    """
+
+    def moved(at: int) -> int:
+        return at + by if at > before else at
+
+    return msgspec.structs.replace(
+        forward,
+        deliver=moved(forward.deliver),
+        unheard=moved(forward.unheard),
+        finish=moved(forward.finish),
+        share=moved(forward.share),
+    )
 
 
 def stranded(forward: Forward, now: int, peername: str, lasterror: str) -> Move | None:

@@ -6,61 +6,28 @@ What follows from that is done by those who listen: `discovery` announces anew, 
 from __future__ import annotations
 
 import errno
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 import trio
 
 from federation.interfaces import Network, survey
 from federation.ledger import Bell
 from federation.netlink import NetlinkError, watch_socket
 from node.log import get_logger
+from node.steps import SET, Moment, jumped, moment
 
-__all__ = ["Damper", "Moment", "Surroundings", "jumped", "moment"]
+__all__ = ["Damper", "Surroundings"]
 
 _TICK = 1.0  # seconds between looks at the clocks
 _LOOK = 10.0  # seconds between looks at the interfaces where the kernel tells of changes
 _LOOK_BLIND = 3.0  # ... and where it does not
 _QUIET = 0.4  # seconds without further changes, after which one counts as done
 _LATEST = 3.0  # seconds after which it counts as done in any case
-_JUMP = 3.0  # seconds that two clocks may drift apart between two looks
-_GAP = 15.0  # seconds between two looks after which we were stopped, or starved
-_SET = "clock set"
 _BLOCK = 1 << 16  # bytes read of what the kernel tells; only that it tells something counts
 
 log = get_logger("surroundings")
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """One instant by three clocks, in seconds: of the wall, steady, and steady through sleep."""
-
-    wall: float
-    steady: float
-    awake: float
-
-
-def moment() -> Moment:
-    """Now."""
-    boot = getattr(time, "CLOCK_BOOTTIME", None)
-    steady = time.monotonic()
-    return Moment(time.time(), steady, time.clock_gettime(boot) if boot is not None else steady)
-
-
-def jumped(before: Moment, now: Moment) -> str:
-    """What happened to the clocks between two looks that were to be a second apart, or ""."""
-    passed = now.steady - before.steady
-    slept = (now.awake - before.awake) - passed
-    if slept > _JUMP:
-        return f"asleep for {slept:.0f} s"
-    moved = (now.wall - before.wall) - passed
-    if abs(moved) > _JUMP:
-        return f"{_SET} by {moved:+.0f} s"
-    if passed > _GAP:
-        return f"stopped for {passed:.0f} s"
-    return ""
 
 
 @dataclass
@@ -123,7 +90,7 @@ class Surroundings:
 
     def _ring(self, reason: str) -> None:
         self.reason = reason
-        self.moves += not reason.startswith(_SET)
+        self.moves += not reason.startswith(SET)
         self.bell.ring()
 
     def stir(self) -> None:

@@ -110,6 +110,10 @@ class Index(Generic[T]):
         """The value as last known, and its revision."""
         return self._known.get(key)
 
+    def all_keys(self) -> list[str]:
+        """The keys of all values."""
+        return list(self._known)
+
     def apply(self, key: str, value: bytes | None, revision: int) -> None:
         """Take in one change of the store; those older than what is known are ignored."""
         known = self._known.get(key)

@@ -57,6 +57,7 @@ from node.replay import Replays
 from node.retention import Retention
 from node.rpc.listeners import addresses_of, bound_port, open_listeners
 from node.rpc.table import Table
+from node.steps import boot_id, steady_ns
 from node.store import keys
 from node.tickets import Tickets
 from node.vault import Vault
@@ -189,7 +190,8 @@ async def _serve(
     task_status: trio.TaskStatus[Node],
 ) -> None:
     began = time.monotonic()
-    node = Node.build(client, info.name, time.time_ns)
+    node = Node.build(client, info.name, time.time_ns, steady_ns)
+    node.retiming.boot = boot_id()
     replays = Replays(client, node.now)
     strict = config.rpc.replay == "strict"
     table = Table(node.directory, node.now, strict_replay=strict, replays=replays)
@@ -201,6 +203,7 @@ async def _serve(
     node.reload.appliers["rpc.reregister"] = lambda new: _let_reregister(node, new)
     _let_reregister(node, config)
     node.leader.identity = home_identity(settings.home)
+    await node.retiming.load()
     for module in HANDLERS:
         for call in module.calls(node):
             table.add(call)
@@ -244,6 +247,7 @@ async def _serve(
                 port=node.rpc_port,
                 seconds=round(time.monotonic() - began, 3),
             )
+            nursery.start_soon(keep_going, "clock", node.retiming.run)
             nursery.start_soon(keep_going, "watchdog", partial(_watchdog, node, notifier))
             # After the extension: its hooks say what must stay.
             retention = Retention(node, settings.home, config.history)

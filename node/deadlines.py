@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from node.model import Process, State
 from node.processes import Processes
@@ -18,19 +18,19 @@ async def expire(processes: Processes) -> None:
     So does every hand-out of which nobody knows whether it happened (`HandOut.look_again`).
     Raises the last exception that kept one from being dealt with: none keeps the others waiting.
     """
-    now = processes.now()
+    now = processes.clock.steady()
     failure: Exception | None = None
     for entry in processes.queue.overdue(now):
+        late = partial(_late_start, processes, entry.waiting.waitdeadline)
         try:
-            await processes.change_quietly(
-                entry.colony, entry.processid, _step(processes, _late_start)
-            )
+            await processes.change_quietly(entry.colony, entry.processid, late)
         except Exception as error:
             processes.queue.again(entry)
             failure = error
-    for colony, processid, _ in processes.running.overdue(now):
+    for colony, processid, running in processes.running.overdue(now):
+        late = partial(_late_end, processes, running.execdeadline)
         try:
-            await processes.change_quietly(colony, processid, _step(processes, _late_end))
+            await processes.change_quietly(colony, processid, late)
         except Exception as error:
             processes.running.again(processid)
             failure = error
@@ -42,24 +42,28 @@ async def expire(processes: Processes) -> None:
         raise failure
 
 
-def _step(
-    processes: Processes, decide: Callable[[Process, int, int], store.Step | None]
-) -> Callable[[Process, int], store.Step | None]:
-    return lambda process, revision: decide(process, revision, processes.now())
+def _late_start(
+    processes: Processes, deadline: int, process: Process, revision: int
+) -> store.Step | None:
+    """End a process that waits past the `deadline` (as stored) that has come, if it is still that.
 
-
-def _late_start(process: Process, revision: int, now: int) -> store.Step | None:
+    The wall clock is not asked: it may have been set since the deadline was given.
+    """
     # What a peer has ends by the deadlines of its forward.
     away = process.peer and not process.waitforparents
-    if process.state != State.WAITING or away or not 0 < process.waitdeadline < now:
+    if process.state != State.WAITING or away or process.waitdeadline != deadline:
         return None
     errors = ["Maximum waiting time limit exceeded"]
-    return store.close(process, revision, State.FAILED, now, errors=errors)
+    return store.close(process, revision, State.FAILED, processes.now(), errors=errors)
 
 
-def _late_end(process: Process, revision: int, now: int) -> store.Step | None:
-    if process.state != State.RUNNING or not 0 < process.execdeadline < now:
+def _late_end(
+    processes: Processes, deadline: int, process: Process, revision: int
+) -> store.Step | None:
+    """End, or put back, a process that runs past the deadline that has come; as `_late_start`."""
+    if process.state != State.RUNNING or process.execdeadline != deadline:
         return None
+    now = processes.now()
     if -1 < process.spec.maxretries <= process.retries:
         errors = ["Maximum execution time limit exceeded"]
         return store.close(process, revision, State.FAILED, now, errors=errors)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from node.codec import unpack
+from node.codec import pack, unpack
 from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Delete, DeletePrefix, Get, ModRevision, Txn
+from node.etcd.transactions import Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.log import get_logger
 from node.quotas import Quotas, TooMany
 from node.store import files as store
@@ -70,6 +70,7 @@ class Files:
     port: Callable[[], int] = lambda: 0
     quotas: Quotas = field(default_factory=Quotas)
     max_body: int = 2 << 20
+    _quiet: float = 0.0  # trio's time until which nothing is swept
     _locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
 
     # -- reading -------------------------------------------------------------------------
@@ -319,9 +320,10 @@ class Files:
         The holding goes first, in a transaction that a new reference would fail; a crash after it
         leaves bytes without a holding, which the next sweep removes. Gives files and bytes.
         """
-        if self.vault is None:
+        if self.vault is None or trio.current_time() < self._quiet:
             return 0, 0
-        before = self.now() - int(self.grace * 1e9)
+        now = self.now()
+        before = now - int(self.grace * 1e9)
         needed: set[str] = set()
         found, _ = await self.client.range_all(store.BYTES)
         for kv in found:
@@ -329,12 +331,21 @@ class Files:
             value = unpack(kv.value, Holding)
             if value.holder != self.vault.holder:
                 continue
-            if not value.refs and value.since < before:
+            if not value.refs and value.since > now:
+                # Let go by a clock that was ahead: the grace begins now.
+                fresh = msgspec.structs.replace(value, since=now)
+                unchanged = ModRevision(kv.key, kv.mod_revision)
+                await self.client.commit(Txn([unchanged], [Put(kv.key, pack(fresh))]))
+            elif not value.refs and value.since < before:
                 txn = Txn([ModRevision(kv.key, kv.mod_revision)], [Delete(kv.key)])
                 if (await self.client.commit(txn)).succeeded:
                     continue
             needed.add(checksum)
         return await self.vault.sweep(needed, self.grace)
+
+    async def clock_set(self, by: int, before: int) -> None:
+        """Begin every grace anew: what is young must not be old since the clock was set."""
+        self._quiet = trio.current_time() + self.grace
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Sweep now and then, for ever. Each daemon sweeps its own directory."""

@@ -403,6 +403,8 @@ class Generators:
                 return 0.0  # done by somebody else
             if not oldest and generator.tail > firing.upto:
                 oldest = (await self._args(generator, firing))[2]
+            # It may have come by a clock that was ahead.
+            oldest = min(oldest, self.now())
             after, txn = store.fired(generator, revision, oldest, fence, size)
             result = await self.client.commit(txn)
             if result.succeeded:

@@ -210,7 +210,8 @@ class Members:
         place = (executor.colonyname, executor.executorname)
         now = self.now()
         self._heard[place] = now
-        if now - executor.lastheardfromtime < _HEARTBEAT:
+        # One of the future was told by a clock that was ahead.
+        if 0 <= now - executor.lastheardfromtime < _HEARTBEAT:
             return
         key = keys.executor(*place)
         found = await self.client.get(key)

@@ -14,6 +14,8 @@ import msgspec
 UNSET_TIME = "0001-01-01T00:00:00Z"
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
+# Priorities are between this and its opposite.
+LOWEST_PRIORITY = -50_000
 # What a number that a client sends may be: upstream's `int` and `int64`.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -342,7 +344,11 @@ class Log(msgspec.Struct):
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True):
-    """What the queue key of a waiting process holds: all that matching and listing need."""
+    """What the queue key of a waiting process holds: all that matching and listing need.
+
+    `maxwaittime` (seconds) is what the deadline was given for, 0 in what older releases wrote;
+    there the priority counts as the lowest, by which nothing is of the future.
+    """
 
     executornames: list[str]
     locationname: str
@@ -352,6 +358,8 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True):
     label: str
     initiatorname: str
     origin: str = ""
+    maxwaittime: int = 0
+    priority: int = LOWEST_PRIORITY
 
 
 class Blocked(msgspec.Struct, frozen=True, array_like=True):

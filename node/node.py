@@ -33,6 +33,7 @@ from node.model import Function, Process
 from node.processes import Processes
 from node.reconciliation import Reconciliation
 from node.reload import Reload
+from node.retiming import Retiming
 from node.subscriptions import Subscriptions
 from node.workflows import PATIENCE, Workflows
 
@@ -61,6 +62,7 @@ class Node:
     generators: Generators = field(init=False)
     definitions: Definitions = field(init=False)
     blueprints: Blueprints = field(init=False)
+    retiming: Retiming = field(init=False)
     rpc_host: str = ""
     rpc_port: int = 0
     peer_addresses: list[str] = field(default_factory=list)
@@ -68,17 +70,34 @@ class Node:
     reload: Reload = field(default_factory=lambda: Reload(Config()))
     extra_status: Callable[[], dict[str, Any]] = dict
     started: int = 0
+    begun: int = 0  # ns of the clock that is not set
     draining: trio.Event = field(default_factory=trio.Event)
     _last_tick: int = 0
 
     @classmethod
-    def build(cls, client: EtcdClient, home: str, now: Callable[[], int]) -> Node:
-        """Put the parts together."""
+    def build(
+        cls,
+        client: EtcdClient,
+        home: str,
+        now: Callable[[], int],
+        steady: Callable[[], int] | None = None,
+    ) -> Node:
+        """Put the parts together. Without `steady` (ns, never set) no step of `now` is noticed."""
         directory = Directory()
         members = Members(client, directory, now)
-        processes = Processes(client, now)
+        processes = Processes(client, now, steady)
         workflows = Workflows(client, processes, now)
-        node = cls(client, home, now, directory, members, processes, workflows, started=now())
+        node = cls(
+            client,
+            home,
+            now,
+            directory,
+            members,
+            processes,
+            workflows,
+            started=now(),
+        )
+        node.begun = processes.clock.steady()
         members.quotas = quotas = processes.quotas
         node.elsewhere = Elsewhere(processes, node.subscriptions)
         node.processes.changed = node.elsewhere.changed
@@ -88,10 +107,14 @@ class Node:
         node.leader = leader = Leader(client)
         node.crons = Crons(client, directory, workflows, leader, now)
         node.generators = Generators(client, directory, workflows, leader, now)
+        node.retiming = Retiming(
+            client, processes.clock, processes, node.crons, node.generators, leader
+        )
         node.definitions = Definitions(client, now, quotas)
         follow = Reconciliation(client, processes, node.crons, now)
         node.blueprints = Blueprints(client, processes, follow, node.locations, now)
         node.files = Files(client, now, quotas=quotas)
+        node.retiming.also.append(node.files.clock_set)
         node.identities = Identities(client, directory, processes, home)
         processes.handout.present = node.identities.present
         return node

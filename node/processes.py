@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from node import steps
 from node.codec import unpack
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
@@ -23,6 +24,7 @@ from node.model import Attribute, Blocked, Process, Running, State, Waiting
 from node.quotas import Quotas
 from node.reads import Reads, read_many
 from node.scheduler import Entry, Queue, RunningSet
+from node.steps import Clock
 from node.store import keys
 from node.store import processes as store
 
@@ -39,10 +41,15 @@ def _ignore(*_: object) -> None:
 
 @dataclass
 class Processes:
-    """`now` gives Unix nanoseconds."""
+    """`now` gives Unix nanoseconds, `steady` those of a clock that is never set, if there is one.
+
+    `clock` is both, and tells when deadlines have come.
+    """
 
     client: EtcdClient
     now: Callable[[], int]
+    steady: Callable[[], int] | None = None
+    clock: Clock = field(init=False)
     hooks: Hooks = field(default_factory=Hooks)
     queue: Queue = field(default_factory=Queue)
     running: RunningSet = field(default_factory=RunningSet)
@@ -59,6 +66,8 @@ class Processes:
         self.handout = HandOut(self)
         self.quotas = Quotas(self.queue, self.running)
         self.queue.held = self.handout.held
+        self.clock = Clock(self.now, self.steady or self.now)
+        self.queue.due_at = self.running.due_at = self.clock.due
 
     # -- the indexes ---------------------------------------------------------------------
 
@@ -69,12 +78,12 @@ class Processes:
             if value is None:
                 self.queue.remove(keys.parse_queue(key)[3], revision)
             elif not self.queue.is_old(key.rpartition("/")[2], revision):
-                self._enqueue(_entry(key, value, revision))
+                self._enqueue(self._entry(key, value, revision))
         elif key.startswith(keys.BLOCKED):
             if value is None:
                 self.queue.remove(keys.parse_blocked(key)[1], revision)
             elif not self.queue.is_old(key.rpartition("/")[2], revision):
-                self._enqueue(_blocked_entry(key, value, revision))
+                self._enqueue(self._blocked_entry(key, value, revision))
         elif key.startswith(keys.STEPS):
             if value is not None:
                 self.stepped(*keys.parse_step(key)[:2], revision)
@@ -93,10 +102,10 @@ class Processes:
         running: dict[str, tuple[str, Running, int]] = {}
         for key, value, revision in items:
             if key.startswith(keys.QUEUE):
-                entry = _entry(key, value, revision)
+                entry = self._entry(key, value, revision)
                 entries[entry.processid] = entry
             elif key.startswith(keys.BLOCKED):
-                entry = _blocked_entry(key, value, revision)
+                entry = self._blocked_entry(key, value, revision)
                 entries.setdefault(entry.processid, entry)
             elif key.startswith(keys.STEPS):
                 self.stepped(*keys.parse_step(key)[:2], revision)
@@ -220,7 +229,7 @@ class Processes:
         if process.peer and not process.waitforparents:
             self.hooks.submitted(process)
             return
-        self._enqueue(_entry_of(process, revision))
+        self._enqueue(self._entry_of(process, revision))
 
     def settle(self, process: Process, revision: int) -> None:
         """A transition is in the store: bring memory in step before the watch does."""
@@ -243,7 +252,7 @@ class Processes:
                 self.queue.take(entry)
             self.hooks.closed(process)
         elif process.waitforparents or not process.peer:
-            self._enqueue(_entry_of(process, revision))
+            self._enqueue(self._entry_of(process, revision))
 
     async def change(
         self, colony: str, processid: str, step: Callable[[Process, int], store.Step | None]
@@ -430,6 +439,45 @@ class Processes:
             if error.status != 404:
                 raise
 
+    # -- entries of the index ------------------------------------------------------------
+
+    def _entry(self, key: str, value: bytes, revision: int) -> Entry:
+        colony, executortype, stored, processid = keys.parse_queue(key)
+        waiting = unpack(value, Waiting)
+        return self._placed(colony, executortype, stored, processid, waiting, revision)
+
+    def _blocked_entry(self, key: str, value: bytes, revision: int) -> Entry:
+        colony, processid = keys.parse_blocked(key)
+        mark = unpack(value, Blocked)
+        return self._placed(
+            colony, mark.executortype, mark.prioritytime, processid, mark.waiting, revision, True
+        )
+
+    def _entry_of(self, process: Process, revision: int) -> Entry:
+        return self._placed(
+            process.colonyname,
+            process.spec.conditions.executortype,
+            process.prioritytime,
+            process.processid,
+            store.waiting_of(process),
+            revision,
+            process.waitforparents,
+        )
+
+    def _placed(
+        self,
+        colony: str,
+        executortype: str,
+        stored: int,
+        processid: str,
+        waiting: Waiting,
+        revision: int,
+        blocked: bool = False,
+    ) -> Entry:
+        place = steps.place(stored, waiting.priority, self.now())
+        moved = place != stored
+        return Entry(colony, executortype, place, processid, waiting, revision, blocked, moved)
+
 
 def require_assigned(process: Process, identity: str) -> None:
     """Raise RpcError unless the process runs and is assigned to `identity`."""
@@ -441,29 +489,3 @@ def require_assigned(process: Process, identity: str) -> None:
 
 def _copy(process: Process) -> Process:
     return copy.copy(process)
-
-
-def _entry(key: str, value: bytes, revision: int) -> Entry:
-    colony, executortype, prioritytime, processid = keys.parse_queue(key)
-    waiting = unpack(value, Waiting)
-    return Entry(colony, executortype, prioritytime, processid, waiting, revision)
-
-
-def _blocked_entry(key: str, value: bytes, revision: int) -> Entry:
-    colony, processid = keys.parse_blocked(key)
-    mark = unpack(value, Blocked)
-    return Entry(
-        colony, mark.executortype, mark.prioritytime, processid, mark.waiting, revision, True
-    )
-
-
-def _entry_of(process: Process, revision: int) -> Entry:
-    return Entry(
-        process.colonyname,
-        process.spec.conditions.executortype,
-        process.prioritytime,
-        process.processid,
-        store.waiting_of(process),
-        revision,
-        process.waitforparents,
-    )

@@ -1,7 +1,8 @@
 """Which waiting process an executor gets, who waits for one, and whose deadline has passed.
 
-Values in, values out: an index that store events rebuild, without I/O or clocks. The order is
-upstream's priority time, smallest first, then the process id.
+Values in, values out: an index that store events rebuild, without I/O. The order is upstream's
+priority time, smallest first, then the process id. When a stored deadline has come is told by the
+function that is handed in as `due_at`: a clock that is set must neither hasten nor put off an end.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sortedcontainers import SortedSet
 
-from node.model import Running, Waiting
+from node.model import SECOND, Running, Waiting
 
 # The lane of those that nobody may have yet: no executor's name has a "/".
 _NOBODY = "/"
@@ -35,6 +36,8 @@ class Candidate:
 class Entry:
     """One waiting process in the index, with the revision of its queue key.
 
+    `prioritytime` is the one that it stands by here, which is not of the future (`steps.place`);
+    `moved` is whether the store has another one.
     A `blocked` one waits for others: it is listed and has deadlines, and nobody gets it.
     """
 
@@ -45,6 +48,7 @@ class Entry:
     waiting: Waiting
     revision: int
     blocked: bool = False
+    moved: bool = False
 
 
 def matches(candidate: Candidate, waiting: Waiting) -> bool:
@@ -60,7 +64,7 @@ def matches(candidate: Candidate, waiting: Waiting) -> bool:
 
 @dataclass
 class Due:
-    """When which process is due, in Unix ns; who has left before leaves nothing for long.
+    """When which process is due, in ns of one clock; who has left before leaves nothing for long.
 
     `least` is how long the heap may always be. Beyond it, no more than half of it is of those
     who left: a heap can't be searched, and deadlines may be days away.
@@ -83,6 +87,10 @@ class Due:
             self._heap = [(when, known) for known, when in self._now.items()]
             heapq.heapify(self._heap)
 
+    def get(self, processid: str) -> int:
+        """When the process is due, 0 for never."""
+        return self._now.get(processid, 0)
+
     def drop(self, processid: str) -> None:
         """The process is not due any more."""
         self._now.pop(processid, None)
@@ -100,6 +108,15 @@ class Due:
     def __len__(self) -> int:
         """How much is kept."""
         return len(self._heap)
+
+
+def _as_stored(deadline: int, limit: int) -> int:
+    """When a deadline has come, for who has no clock beside that of the deadlines."""
+    return deadline
+
+
+# Due as soon as anybody looks: the earliest moment that is one.
+_AT_ONCE = 1
 
 
 @dataclass
@@ -122,6 +139,8 @@ class Queue:
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
     due: Due = field(default_factory=Due)
+    # From a stored deadline (Unix ns) and the ns it was given for, 0 if unknown.
+    due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
     def _lanes_of(self, entry: Entry) -> list[tuple[str, str, str]]:
         names = [_NOBODY] if entry.blocked else entry.waiting.executornames or [""]
@@ -132,24 +151,39 @@ class Queue:
         if self.is_old(entry.processid, entry.revision):
             return False
         known = self.entries.get(entry.processid)
+        waiting, due = entry.waiting, 0
         if known is not None:
+            if known.waiting.waitdeadline == waiting.waitdeadline:
+                due = self.due.get(entry.processid)
             self._drop(known)
         self._taken.pop(entry.processid, None)
         self.entries[entry.processid] = entry
         self._counts[entry.colony] += 1
-        origin = entry.waiting.origin
+        origin = waiting.origin
         if origin:
             self._origins[origin] += 1
         else:
-            count_owner(self.owners, entry.colony, entry.waiting.initiatorname, 1)
+            count_owner(self.owners, entry.colony, waiting.initiatorname, 1)
         for lane in self._lanes_of(entry):
             tracks = self._lanes.setdefault(lane, {})
             places = tracks.get(origin)
             if places is None:  # making a set costs more than all else here
                 places = tracks[origin] = SortedSet()
             places.add((entry.prioritytime, entry.processid))
-        self.due.set(entry.processid, entry.waiting.waitdeadline)
+        limit = waiting.maxwaittime * SECOND
+        self.due.set(entry.processid, due or self.due_at(waiting.waitdeadline, limit))
         return True
+
+    def move(self, processid: str, prioritytime: int) -> None:
+        """Let a waiting process stand elsewhere in the order."""
+        known = self.entries.get(processid)
+        if known is None or known.prioritytime == prioritytime:
+            return
+        for lane in self._lanes_of(known):
+            places = self._lanes[lane][known.waiting.origin]
+            places.discard((known.prioritytime, processid))
+            places.add((prioritytime, processid))
+        self.entries[processid] = replace(known, prioritytime=prioritytime, moved=True)
 
     def is_old(self, processid: str, revision: int) -> bool:
         """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
@@ -239,14 +273,13 @@ class Queue:
             self.add(entry)
 
     def overdue(self, now: int) -> list[Entry]:
-        """Entries whose wait deadline (Unix ns) has passed; each is returned once."""
+        """Entries that were due before `now`, by the clock of `due_at`; each is returned once."""
         return [self.entries[processid] for processid in self.due.before(now)]
 
     def again(self, entry: Entry) -> None:
         """An overdue entry could not be dealt with: `overdue` returns it once more."""
-        known = self.entries.get(entry.processid)
-        if known is not None:
-            self.due.set(known.processid, known.waiting.waitdeadline)
+        if entry.processid in self.entries and not self.due.get(entry.processid):
+            self.due.set(entry.processid, _AT_ONCE)
 
     def in_order(self, colony: str) -> Iterator[Entry]:
         """The waiting processes of a colony, in order; the queue must not change meanwhile."""
@@ -313,6 +346,7 @@ class RunningSet:
     _ended: dict[str, int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
     due: Due = field(default_factory=Due)
+    due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
     def is_old(self, processid: str, revision: int) -> bool:
         """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
@@ -325,6 +359,9 @@ class RunningSet:
         """Add or replace, unless it is old news."""
         if self.is_old(processid, revision):
             return
+        known, due = self.entries.get(processid), 0
+        if known is not None and known[1].execdeadline == running.execdeadline:
+            due = self.due.get(processid)
         self._drop(processid)
         self._ended.pop(processid, None)
         self.entries[processid] = (colony, running, revision)
@@ -336,7 +373,8 @@ class RunningSet:
             self._origins[running.origin] += 1
         else:
             count_owner(self.owners, colony, running.initiatorname, 1)
-        self.due.set(processid, running.execdeadline)
+        limit = running.execdeadline - running.starttime
+        self.due.set(processid, due or self.due_at(running.execdeadline, limit))
 
     def _drop(self, processid: str) -> None:
         known = self.entries.pop(processid, None)
@@ -380,7 +418,7 @@ class RunningSet:
             self.add(colony, processid, running, revision)
 
     def overdue(self, now: int) -> list[tuple[str, str, Running]]:
-        """(colony, process id, running) whose deadline (Unix ns) has passed; each once."""
+        """(colony, process id, running) that were due before `now`, as in `Queue`; each once."""
         found = []
         for processid in self.due.before(now):
             colony, running, _ = self.entries[processid]
@@ -389,9 +427,8 @@ class RunningSet:
 
     def again(self, processid: str) -> None:
         """An overdue process could not be dealt with: `overdue` returns it once more."""
-        known = self.entries.get(processid)
-        if known is not None:
-            self.due.set(processid, known[1].execdeadline)
+        if processid in self.entries and not self.due.get(processid):
+            self.due.set(processid, _AT_ONCE)
 
     def of_executor(self, colony: str, executorid: str) -> list[str]:
         """Ids of the processes that an executor runs."""

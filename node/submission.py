@@ -15,10 +15,10 @@ from node import graphs
 from node.channels import check_names
 from node.errors import RpcError, bad, conflict
 from node.hooks import Hooks
-from node.model import DAY, ENV, SECOND, Attribute, FunctionSpec, Graph, Process
+from node.model import DAY, ENV, LOWEST_PRIORITY, SECOND, Attribute, FunctionSpec, Graph, Process
 from node.resources import parse_cpu, parse_memory
 
-MAX_PRIORITY = 50_000
+MAX_PRIORITY = -LOWEST_PRIORITY
 # Longest time limit in seconds: about 31 years, so that every deadline is a date.
 MAX_SECONDS = 1_000_000_000
 # Together with the other keys of a submission this stays under etcd's 128 operations.

@@ -32,7 +32,10 @@ class Told:
 
     def first(self, owner: tuple[str, str], now: int) -> bool:
         """Return whether it is to be logged at `now` (Unix ns): once in ten minutes."""
-        self._until = {known: until for known, until in self._until.items() if until > now}
+        # None is longer than it was made, also when the clock is set back.
+        self._until = {
+            known: until for known, until in self._until.items() if now < until <= now + _TOLD
+        }
         if owner in self._until:
             return False
         self._until[owner] = now + _TOLD

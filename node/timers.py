@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 log = get_logger("timers")
 
+_AGAIN = 1.0  # seconds until a store that did not answer is asked again
 _TIMED = keys.ROOT + "timed/"
 
 
@@ -45,11 +46,25 @@ async def _terms(node: Node) -> None:
     while True:
         await node.leader.elected()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(follow, node.crons.index, node.now, node.crons.act)
-            nursery.start_soon(follow, node.generators.index, node.now, node.generators.act)
+            nursery.start_soon(_follow, node)
             nursery.start_soon(_sweep, node)
             await node.leader.deposed()
             nursery.cancel_scope.cancel()
+
+
+async def _follow(node: Node) -> None:
+    while True:
+        try:
+            await node.retiming.begin_term()
+            break
+        except EtcdError as error:
+            log.warning("timers begin later", error=error)
+            await trio.sleep(_AGAIN)
+    # Not by the wall clock: what it says after a step is looked at before anything follows from it.
+    late = node.processes.clock.late
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow, node.crons.index, late, node.crons.act)
+        nursery.start_soon(follow, node.generators.index, late, node.generators.act)
 
 
 async def _sweep(node: Node) -> None:

@@ -7,7 +7,6 @@ left behind, the next one finds and ends.
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import json
 import os
@@ -17,29 +16,23 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
-from cli.client import Client, RpcError
-from node.identity import PrivateKey, sign_payload
-from tests.support import Daemon
+from tests.clocked import ClockedDaemon, faketime
 
 _NEWNET = 0x40000000  # CLONE_NEWNET
 _NAMESPACES = Path("/run/netns")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PREFIX = "colonytest"
 _RPC = 50080
-_PATIENCE = 60.0  # seconds for a daemon whose store does not answer
 HOUR = 3600
 
 
@@ -69,12 +62,6 @@ def unable() -> str:
     except AssertionError as error:
         return str(error)
     return ""
-
-
-def faketime() -> str | None:
-    """Path of the library that gives a process another clock."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    return str(found[0]) if found else None
 
 
 def require() -> None:
@@ -135,81 +122,18 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Visitor(Client):
-    """A client on the same host as its daemon: with the same clock, `ahead` of ours by seconds."""
-
-    def __init__(self, url: str, ahead: Callable[[], int]) -> None:
-        super().__init__(url)
-        self.ahead = ahead
-
-    async def call(
-        self,
-        payloadtype: str,
-        fields: dict[str, Any],
-        key: PrivateKey | None,
-        timeout: float = 10.0,
-        *,
-        attempts: int = 1,
-    ) -> Any:
-        """As `Client.call`, again while the store does not answer."""
-        assert key is not None
-        now = int(time.time()) + self.ahead()
-        payload = {
-            "msgtype": payloadtype,
-            "nonce": secrets.token_hex(16),
-            "issuedat": now,
-            **fields,
-        }
-        text = base64.b64encode(json.dumps(payload).encode()).decode("ascii")
-        envelope = {
-            "payloadtype": payloadtype,
-            "payload": text,
-            "signature": sign_payload(key, text),
-        }
-        body = json.dumps(envelope).encode()
-        with trio.move_on_after(_PATIENCE):
-            while True:
-                try:
-                    return await self._post(payloadtype, body, timeout)
-                except RpcError as error:
-                    # On a busy machine; the same bytes are the same request.
-                    if error.status != 503:
-                        raise
-                await trio.sleep(0.5)
-        return await self._post(payloadtype, body, timeout)
-
-
-class House(Daemon):
+class House(ClockedDaemon):
     """A namespace with one interface, `eth0`, and a daemon in it whose clock may be wrong."""
 
     def __init__(self, place: Path, name: str, tag: str, number: int, ahead: int) -> None:
-        super().__init__(place / name, name)
+        super().__init__(place, name, ahead)
         self.space, self.hub, self.number = f"{tag}{name}", f"{tag}hub", number
         self.port, self.peer_port = _RPC, 50081
-        self.ahead = ahead
-        self._clock = place / f"{name}.clock"
         self.prefix = ["nsenter", f"--net={_NAMESPACES / self.space}"]
-        library = faketime()
-        assert library is not None
-        # Only the daemon's wall clock: etcd gets an environment of its own, and what is steady
-        # stays so. The file is read again whenever the time is asked for.
-        self.environ = {
-            "LD_PRELOAD": library,
-            "PYTHONPATH": str(Path(__file__).parent / "faketime"),
-            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
-            "FAKETIME_NO_CACHE": "1",
-            "DONT_FAKE_MONOTONIC": "1",
+        self.environ |= {
             "COLONYD_FEDERATION__HOST": "*",
             "COLONYD_FEDERATION__INTERFACES": "",
         }
-        self.set_clock(ahead)
-
-    def set_clock(self, ahead: int) -> None:
-        """Set the daemon's clock, in seconds ahead of the true one."""
-        self.ahead = ahead
-        fresh = self._clock.with_suffix(".new")
-        fresh.write_text(f"{ahead:+d}\n")
-        fresh.replace(self._clock)
 
     # -- the network ---------------------------------------------------------------------
 
@@ -293,16 +217,6 @@ class House(Daemon):
                     partial(trio.serve_listeners, relay, listeners, handler_nursery=nursery)
                 )
                 task_status.started(f"http://127.0.0.1:{port}")
-
-    def visitor(self, url: str) -> Visitor:
-        """A client of this house."""
-        return Visitor(url, lambda: self.ahead)
-
-    def colony(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run the `colony` command in the house, as somebody who sits there."""
-        environ = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **self.environ}
-        command = [*self.prefix, sys.executable, "-m", "cli.main", "--home", str(self.home), *words]
-        return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
 
 
 def _enter(space: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from federation import outbox
 from federation.outbox import Act, Forward
 from node.codec import pack, unpack
@@ -136,3 +139,19 @@ def test_back_off_grows_from_one_second_to_five_minutes_with_jitter() -> None:
         longest = min(300.0, 2.0 ** (tries - 1))
         assert longest / 2 <= outbox.delay(tries, chance) <= longest
     assert len({outbox.delay(5, chance) for _ in range(20)}) > 10
+
+
+@settings(deadline=None)
+@given(st.integers(-(10**18), 10**18), st.integers(0, 10**18))
+def test_a_clock_that_is_set_leaves_what_was_left(by: int, passed: int) -> None:
+    """Of each deadline; and one that had passed stays so."""
+    forward = forward_of()
+    before = forward.deliver - 10 * SECOND + passed
+    after = outbox.shifted(forward, by, before)
+    for name in ("deliver", "unheard", "finish"):
+        was, now = getattr(forward, name), getattr(after, name)
+        if was > before:
+            assert now - (before + by) == was - before
+        else:
+            assert now == was
+    assert outbox.shifted(forward, 0, before) == forward

@@ -537,3 +537,17 @@ def test_any_query_is_refused_cleanly(query: str) -> None:
     with pytest.raises(Refusal) as refused:
         Tickets(b"secret", lambda: NOW).check("GET", "a" * 64, query)
     assert refused.value.status == 403
+
+
+async def test_what_was_kept_by_a_clock_that_was_ahead_goes_a_grace_later(tmp_path: Path) -> None:
+    """Not a year later, when the clock shows that time again."""
+    clock, data, begun = _Clock(), b"some", b"begun"
+    vault = Vault(tmp_path / "files", 0, clock)
+    await vault.write(scope(data), 0, data)
+    await vault.write(scope(begun), 0, begun[:2])
+    ahead = clock.now + 365 * 86_400 * SECOND
+    for path in (vault.file(sha(data)), next((tmp_path / "files/partial").iterdir())):
+        os.utime(path, ns=(ahead, ahead))
+    assert await vault.sweep(set(), 200) == (0, 0)
+    clock.now += 201 * SECOND
+    assert await vault.sweep(set(), 200) == (2, 6)

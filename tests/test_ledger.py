@@ -10,13 +10,14 @@ import trio
 import trio.testing
 
 from federation import outbox
-from federation.ledger import Ledger
+from federation.delivery import Delivery
+from federation.ledger import Entry, Ledger
 from federation.outbox import Forward
 from node.codec import unpack
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Get, Txn
-from node.model import State
+from node.model import DAY, State
 from node.processes import Processes
 from tests.meddled import Meddled
 from tests.test_blocking import Front, Sending
@@ -245,3 +246,33 @@ async def test_a_late_mark_for_one_peer_leaves_that_for_another(client: EtcdClie
     assert pid in front.ledger.entries
     await front.ledger.refresh_all()
     assert not front.ledger.stale
+
+
+async def test_a_clock_that_is_set_moves_every_forward_once(client: EtcdClient) -> None:
+    """Also when the store fails half-way and it is done again."""
+    front = Front(client)
+    await front.befriend()
+    pids = [await front.forward(outbox.QUEUED) for _ in range(3)]
+    await front.ledger.refresh_all()
+    given = [(await stored(front, pid)).deliver for pid in pids]
+    delivery, year = Delivery(front.ledger, front.inbox.sealer), 365 * DAY
+    before = time.time_ns()
+    save, saves = front.ledger.save, 0
+
+    async def failing(entry: Entry, forward: Forward, known: Forward) -> bool:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            raise EtcdUnavailable("away")
+        return await save(entry, forward, known)
+
+    front.ledger.save = failing  # type: ignore[method-assign]
+    with pytest.raises(EtcdUnavailable):
+        await delivery.clock_set(year, before)
+    await delivery.clock_set(year, before)
+    assert [(await stored(front, pid)).deliver - year for pid in pids] == given
+    delivery.late = lambda: before + year
+    await delivery.expire()
+    assert set(front.ledger.entries) == set(pids), "nothing was left of none"
+    await delivery.clock_set(-year, before + year)
+    assert [(await stored(front, pid)).deliver for pid in pids] == given

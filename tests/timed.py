@@ -58,12 +58,16 @@ class Station:
 
 @dataclass
 class World:
-    """A store, the nodes on it, and the time."""
+    """A store, the nodes on it, and the time; `steady` is a clock that is never set, if above 0.
+
+    A test that sets the clock moves `now` alone.
+    """
 
     store: Store
     client: EtcdClient
     nursery: trio.Nursery
     now: int = NOON
+    steady: int = 0
     stations: list[Station] = field(default_factory=list)
 
     @property
@@ -73,10 +77,12 @@ class World:
 
     async def start(self, identity: str | None = None) -> Station:
         """Another node, ready."""
-        node = Node.build(self.client, "dev", lambda: self.now)
+        steady = (lambda: self.steady) if self.steady else None
+        node = Node.build(self.client, "dev", lambda: self.now, steady)
         node.crons.dice = lambda: 0.5
         if identity is not None:
             node.leader.identity = identity
+            await node.retiming.load()
         await node.members.adopt(Colony(OWNER, "dev"), User("dev", ANN, "ann"), ADA, "s" * 64)
         station = Station(node)
         await self.nursery.start(self._run, station)
@@ -101,6 +107,7 @@ class World:
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self.now += int(seconds * SECOND)
+        self.steady += int(seconds * SECOND) if self.steady else 0
         for station in self.stations:
             station.node.crons.index.agenda.look_again()
             station.node.generators.index.agenda.look_again()

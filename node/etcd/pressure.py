@@ -51,7 +51,8 @@ class Pressure:
 
     `quota` is etcd.quota; 0 means that nobody watches, and nothing is refused. `own`: etcd is the
     daemon's. `used` is what of the file (`size`) is in use, `alarm` that etcd itself refuses
-    writes, `disk_free` the space left below `place`, None if it is not watched.
+    writes, `disk_free` the space left below `place`, None if it is not watched. `written` is all
+    that was written.
 
     `look` is set when `maintenance` should look at once; `logged` is the level last logged.
 
@@ -68,6 +69,7 @@ class Pressure:
     percent: int = 0
     tight: bool = False
     since: int = 0
+    written: int = 0
     logged: Level = Level.OK
     look: trio.Event = field(default_factory=trio.Event)
     _next: int = 0
@@ -78,6 +80,7 @@ class Pressure:
     def wrote(self, size: int) -> None:
         """Count bytes sent to be written; each hundredth of the quota asks for a look."""
         self.since += size
+        self.written += size
         if self.since >= self._next:
             self._next = self.since + (self.quota // 100 or sys.maxsize)
             self._judge()

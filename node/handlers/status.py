@@ -30,7 +30,7 @@ def calls(node: Node) -> list[Call[Any]]:
             "version": VERSION,
             "colonyid": colony.colonyid if colony else "",
             "colonyname": node.home,
-            "uptime": (node.now() - node.started) / 1e9,
+            "uptime": (node.processes.clock.steady() - node.begun) / 1e9,
             "rpcport": node.rpc_port,
             "etcd": {
                 "version": etcd.version,
@@ -42,6 +42,7 @@ def calls(node: Node) -> list[Call[Any]]:
                 "why": pressure.why,
                 "next": pressure.cure,
             },
+            "clock": node.retiming.view(),
             "processes": {state: counts[f"{state}processes"] for state in states},
             **node.extra_status(),
         }

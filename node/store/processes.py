@@ -49,6 +49,8 @@ def waiting_of(process: Process) -> Waiting:
         label=process.spec.label,
         initiatorname=process.initiatorname,
         origin=process.origin,
+        maxwaittime=max(0, process.spec.maxwaittime),
+        priority=process.spec.priority,
     )
 
 
@@ -206,6 +208,25 @@ def update(process: Process, revision: int, extra: Sequence[Op] = ()) -> Step:
     """New contents without a change of state (output so far, attributes)."""
     key = keys.process(process.colonyname, process.processid)
     return Step(process, Txn([ModRevision(key, revision)], [Put(key, pack(process)), *extra]))
+
+
+def retime(
+    process: Process, revision: int, *, prioritytime: int, waitdeadline: int, execdeadline: int
+) -> Step:
+    """Other times (Unix ns) for a process that waits here or runs: their clock was set."""
+    after = msgspec.structs.replace(
+        process, prioritytime=prioritytime, waitdeadline=waitdeadline, execdeadline=execdeadline
+    )
+    key, queue, running = _keys(after)
+    ops: list[Op] = [Put(key, pack(after))]
+    if process.state == State.RUNNING:
+        ops.append(Put(running, pack(running_of(after))))
+    else:
+        ops.extend(place(after))
+        old = _keys(process)[1]
+        if not process.waitforparents and old != queue:
+            ops.append(Delete(old))
+    return Step(after, Txn([ModRevision(key, revision)], ops))
 
 
 def close(
