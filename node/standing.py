@@ -17,7 +17,7 @@ from node.scheduler import Queue
 __all__ = ["Bench", "Stuck", "stuck"]
 
 _MOST_LANES = 10_000  # of all colonies, that are looked at
-_MOST_LOOKED = 2_000  # processes looked at one by one
+_MOST_LOOKED = 1_000  # processes looked at one by one
 _MOST_OF_LANE = 200  # ... of those that ask for the same type, or name the same executor
 
 

@@ -103,7 +103,7 @@ def standing_of(node: Node, process: Process) -> dict[str, Any]:
     why, next_step = bench.trouble(kind, entry.waiting)
     if why and (route := processes.hooks.may_leave(process)):
         return base | {"route": route}
-    asking = processes.handout.asking(entry)
+    able, asking = bench.able(kind, entry.waiting), processes.handout.asking(entry)
     if asking and not processes.handout.suits(entry):
         why = f"{asking} executors ask for work, and none has the CPU or memory it wants"
         next_step = "`colony process show` tells what it wants"
@@ -112,8 +112,8 @@ def standing_of(node: Node, process: Process) -> dict[str, Any]:
         "why": why,
         "next": next_step,
         "ahead": processes.queue.ahead(entry),
-        "executors": bench.able(kind, entry.waiting)[:_MOST_NAMED],
-        "able": len(bench.able(kind, entry.waiting)),
+        "executors": able[:_MOST_NAMED],
+        "able": len(able),
         "asking": asking,
     }
 
