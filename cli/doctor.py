@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,6 +69,7 @@ def _all(session: Session) -> Iterator[Check]:
     yield from check_owner(home)
     yield from check_keys(home / "keys")
     yield check_config(session)
+    yield from check_peer_settings(session)
     yield check_disk(home)
     yield check_etcd(session)
     yield check_mdns(Path("/proc"))
@@ -155,6 +157,15 @@ def check_config(session: Session) -> Check:
     except Failure as error:
         return Check("config", False, error.message, error.next_step)
     return Check("config", True, "valid")
+
+
+def check_peer_settings(session: Session) -> Iterator[Check]:
+    """Whether the addresses under [[peers]] can be those of other colonies."""
+    from federation.reaching import wrong_peers
+
+    with suppress(Failure):  # reported by check_config
+        for url, why in wrong_peers(session.config()).items():
+            yield Check("peers", False, f"[[peers]] {url} {why}", "correct the configuration")
 
 
 def check_disk(home: Path) -> Check:
@@ -254,20 +265,23 @@ def check_daemon(session: Session) -> Iterator[Check]:
         async with session.client() as client:
             return await client.call("getserverinfomsg", {}, None, 5.0)
 
+    asked = time.time()
     try:
         info = session.run(version)
     except Failure as error:
         yield Check("daemon", False, error.message, error.next_step)
         return
     yield Check("daemon", True, f"answers at {url}, version {info.get('buildversion')}")
+    yield from check_daemon_clock(info.get("time"), asked, time.time())
     try:
         status = session.call("getnodestatusmsg", {})
     except Failure as error:
-        yield Check("member", False, error.message, error.next_step)
+        yield check_other(session, info) or Check("member", False, error.message, error.next_step)
     else:
         yield Check("member", True, f"colony {status.get('colonyname')} accepts this user's key")
         yield check_store(status.get("etcd") or {})
         yield from check_steps(status.get("clock") or {})
+        yield from check_work(status)
     try:
         key = session.owner_key()
     except Failure as error:
@@ -302,6 +316,10 @@ def check_daemon(session: Session) -> Iterator[Check]:
     for row, reply in answers:
         name = row.get("name") or row["id"][:12]
         yield check_peer(name, reply)
+        if not reply.get("ok"):
+            for address, why in (row.get("impossible") or {}).items():
+                next_step = "its owner corrects it there, or invites with --address"
+                yield Check("peer address", None, f"{name}: {address} {why}", next_step)
         yield from check_peer_clock(name, reply.get("clock"))
 
 
@@ -322,6 +340,56 @@ def check_store(etcd: dict[str, Any]) -> Check:
         return Check("store", False, f"{etcd.get('level')}: {why}", str(etcd.get("next") or ""))
     of = f" of {quota // _MIB} MiB (etcd.quota)" if quota else ""
     return Check("store", True, f"{used // _MIB} MiB in use{of}")
+
+
+def check_work(status: dict[str, Any]) -> Iterator[Check]:
+    """Whether work is handed out, and somebody can take what waits."""
+    from cli.status import vain
+
+    if status.get("paused"):
+        name = status.get("colonyname")
+        detail = f"assignments are paused in colony {name}: no work is handed out"
+        yield Check("paused", None, detail, "`colony process resume`, as the colony's owner")
+    for each in status.get("stuck") or []:
+        yield Check("waiting", None, f"nobody can take {vain(each)}", str(each.get("next") or ""))
+
+
+def check_daemon_clock(told: float | None, asked: float, heard: float) -> Iterator[Check]:
+    """Whether the daemon's clock (Unix s) shows what this host's did while it was asked."""
+    from cli.peers import SAME_CLOCK
+    from federation.clocks import told as words
+
+    if told is None:
+        return  # a version that does not tell
+    apart = max(asked - told, told - heard)
+    if apart > SAME_CLOCK:
+        way = "behind" if told < asked else "ahead of"
+        yield Check(
+            "daemon's clock",
+            False,
+            f"it is {words(int(apart))} {way} this host's; what is signed here may be refused",
+            "which clock is wrong? `date`, here and there",
+        )
+
+
+def check_other(session: Session, info: dict[str, Any]) -> Check | None:
+    """Whether the daemon that refused this user is another one than this home's."""
+    from node.home import Home
+    from node.identity import IdentityError, read_key
+
+    try:
+        own = read_key(Home(session.home).key("server")).id
+    except (IdentityError, OSError):
+        return None
+    there = str(info.get("serverid") or "")
+    if there in ("", own):
+        return None
+    return Check(
+        "daemon",
+        False,
+        f"it is not this home's: its server id is {there[:12]}..., this one's {own[:12]}...",
+        "--server or --home names another; or start this home's on a port of its own (rpc.port)",
+    )
 
 
 def check_memory(told: dict[str, Any]) -> Check:

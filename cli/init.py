@@ -5,18 +5,27 @@ What a home holds and how it is made is in `node.home`.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from cli.keyfiles import own_home
 from cli.output import print_fields, print_json
-from cli.session import Failure, Session, colony_command
+from cli.session import UNREACHABLE, Failure, Session, colony_command
 from cli.terminal import print_note
 
 
 @colony_command("init", "colony init", "colony init --name lab-42 --home /srv/colonyd")
 @click.option("--name", default=None, help="The colony's name [the host's name].")
-def init(session: Session, name: str | None) -> None:
-    """Create what is missing in the home directory; nothing there is overwritten."""
+@click.option("--new-store", is_flag=True, help="Give up the store: it is lost, or broken.")
+def init(session: Session, name: str | None, new_store: bool) -> None:
+    """Create what is missing in the home directory; nothing there is overwritten.
+
+    A daemon whose store is gone or broken does not start. With --new-store the next start makes an
+    empty one: the keys stay, so peers know the colony, but members, trust, processes, files' names
+    and what was taken from peers are forgotten; work that they send again may run again. What is
+    left of the store is moved aside.
+    """
     from node.home import HomeError, init_home
 
     own_home(session)
@@ -25,6 +34,7 @@ def init(session: Session, name: str | None) -> None:
         info = init_home(home, name, session.environ)
     except HomeError as error:
         raise Failure(str(error), next_step="choose another --home or --name") from None
+    aside = _give_up(home) if new_store else None
     if session.as_json:
         print_json(
             {
@@ -35,6 +45,7 @@ def init(session: Session, name: str | None) -> None:
                 "userid": info.user.id,
                 "username": info.username,
                 "created": info.created,
+                **({"aside": str(aside) if aside else None} if new_store else {}),
             }
         )
         return
@@ -49,4 +60,21 @@ def init(session: Session, name: str | None) -> None:
     )
     done = "created" if info.created else "was there already; nothing changed"
     print_note(f"{done}; back up {home / 'keys'}: the keys are the colony")
+    if new_store:
+        told = f"; what was there is in {aside}" if aside else ""
+        print_note(f"the next start begins with a new store{told}")
     print_note("next: `colony up`")
+
+
+def _give_up(home: Path) -> Path | None:
+    """Have the next start make a store; gives where the old one is, if there was any."""
+    from node.etcd.errors import StoreRefused
+    from node.home import Home
+    from node.storeid import begin_anew
+
+    try:
+        return begin_anew(Home(home))
+    except StoreRefused as error:
+        raise Failure(str(error), code=UNREACHABLE) from None
+    except OSError as error:
+        raise Failure(f"{error.filename}: {error.strerror}", next_step="unmount it first") from None

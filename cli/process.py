@@ -363,12 +363,14 @@ def origin_fields(asked: list[dict[str, Any]]) -> list[tuple[str, object]]:
 @click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
 def wait(session: Session, processid: str, timeout: float | None) -> None:
     """Wait for a process, print its output; exit 0 if successful, 1 if failed or cancelled."""
+    from cli.waiting import wait_told
+
     key = session.member_key()
 
     async def work() -> dict[str, Any]:
         async with session.client() as client:
             full = await full_id(session, client, key, processid)
-            return await wait_closed(client, key, full, timeout)
+            return await wait_told(client, key, full, timeout)
 
     try:
         found = session.run(work)

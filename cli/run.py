@@ -18,9 +18,10 @@ from cli.client import Client, RpcError, Unreachable
 from cli.inputs import read_object, refuse_unknown
 from cli.log import drain
 from cli.output import output_lines, print_json
-from cli.process import explain_end, wait_closed
+from cli.process import explain_end
 from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
 from cli.terminal import print_line, print_note, print_result
+from cli.waiting import wait_told
 from node.model import FunctionSpec
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
             async with trio.open_nursery() as nursery:
                 if follow:
                     nursery.start_soon(logs.run)
-                ended = await wait_closed(client, key, process["processid"], timeout)
+                ended = await wait_told(client, key, process["processid"], timeout)
                 nursery.cancel_scope.cancel()
             if follow:
                 await logs.look()

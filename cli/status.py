@@ -39,8 +39,23 @@ def status(session: Session) -> None:
             ),
             ("peers", counts(reply.get("peers"))),
             ("processes", counts(reply.get("processes"))),
+            (
+                "paused",
+                "no work is handed out; `colony process resume`" if reply.get("paused") else "",
+            ),
+            *(
+                ("nobody takes", f"{vain(each)}; {each['next']}")
+                for each in reply.get("stuck") or []
+            ),
         ]
     )
+
+
+def vain(each: dict[str, Any]) -> str:
+    """What waits that nobody takes: such as '3 processes: no executor of type "x" ...'."""
+    count = int(each.get("count") or 0)
+    least = "at least " if each.get("more") else ""
+    return f"{least}{count} process{'es' * (count != 1)}: {each.get('why')}"
 
 
 def counts(numbers: dict[str, int] | None) -> str:

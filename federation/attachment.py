@@ -63,6 +63,13 @@ class Attachment(Hooks):
         """Whether nobody can be meant by a name that is no trusted peer's."""
         return self.exchange.members is not None and not self.hosts(colonyname)
 
+    def may_leave(self, process: Process) -> str:
+        """The route that leads somewhere once the process has waited for long enough, or ""."""
+        if process.colonyname != self.home:
+            return ""
+        report = self.router.decision(self.router.subject_of(process, float("inf"))).report
+        return report.route.text if report is not None else ""
+
     def route(self, process: Process) -> str:
         """Id of the peer that the routes send a process to, or ""."""
         return self.router.route(process)

@@ -26,6 +26,7 @@ from federation.messages import Outcome, load
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known
 from federation.policy import Policy, PolicyError, changed, read
+from federation.reaching import cannot_be
 from federation.relays import Request
 from federation.results import read_output
 from federation.rotation import Rotated
@@ -120,7 +121,12 @@ def calls(federation: Federation) -> list[Call[Any]]:
             "said": peer.said,
             "ambiguous": federation.peers.ambiguity(peer.name) if peer.state == TRUSTED else "",
             "state": peer.state,
-            "endpoints": entry.addresses(),
+            "endpoints": (addresses := entry.addresses()),
+            "impossible": {
+                address: why
+                for address in addresses
+                if (why := cannot_be(address, federation.portrait.endpoints))
+            },
             "lastseen": entry.lastseen,
             "error": entry.error or peer.mismatch,
             "outstanding": federation.ledger.outstanding(peer.id),

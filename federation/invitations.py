@@ -24,6 +24,7 @@ from federation.messages import Join, Welcome, load
 from federation.peers import BLOCKED, Peers
 from federation.policy import Bucket, Policy
 from federation.portrait import Portrait
+from federation.reaching import cannot_be
 from federation.refusals import Refusal
 from federation.sealing import Sealer
 from federation.tokens import Token
@@ -93,6 +94,10 @@ class Invitations:
         """
         if not 0 < seconds <= LONGEST:
             raise bad(f"expires: 1 to {LONGEST} seconds")
+        for each in addresses:
+            # Not compared with our own: this is where we are.
+            if why := cannot_be(each):
+                raise bad(f"addresses: {each[:80]!r} {why}")
         places = addresses or self.portrait.endpoints
         if not places:
             raise bad("addresses: none is known; give one at which the other side reaches this")

@@ -18,7 +18,7 @@ from typing import IO
 import cbor2
 import trio
 
-from node import archive, leader
+from node import archive, leader, storeid
 from node.archive import BackupError, Manifest
 from node.cluster import access_of, require
 from node.config import Config, load_config
@@ -29,7 +29,7 @@ from node.etcd.maintenance import clear_alarm
 from node.etcd.premises import lock_home
 from node.etcd.supervisor import supervise
 from node.etcd.transactions import Op, Put, Txn
-from node.home import RESTORING
+from node.home import RESTORING, Home
 from node.layers import config_files
 from node.store import keys
 
@@ -57,6 +57,7 @@ async def _open_store(home: Path, config: Config) -> AsyncIterator[EtcdClient]:
     async with AsyncExitStack() as stack:
         try:
             stack.enter_context(lock_home(home))
+            storeid.require_place(Home(home))
             store = _own_store(home / "etcd", int(config.etcd.quota))
         except StoreRefused:
             if not (home / "etcd" / "localhost:1").is_socket():
@@ -169,6 +170,7 @@ async def backup(home: Path, path: Path, environ: Mapping[str, str]) -> Manifest
     config = load_config(home, {}, environ=environ)
     with archive.create(path) as (file, dump):
         async with _open_store(home, config) as client, _held(client):
+            await storeid.check(client, Home(home), name)
             count, revision = await _dump(client, dump)
         # After the store: bytes that it refers to are never younger than it.
         return archive.pack(file, dump, home, Manifest.begin(name, revision, count))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from node import certificate, cluster, door, feeding, succession, timers
+from node import certificate, cluster, door, feeding, storeid, succession, timers
 from node.config import Config, ConfigError, load_config
 from node.containment import keep_going
 from node.deadlines import expire
@@ -136,12 +136,14 @@ async def run(
             if config.etcd.endpoints:
                 target = cluster.access_of(config.etcd, settings.home)
             else:
+                storeid.require_place(home)
                 target = await outer.start(_supervise, home.etcd, int(config.etcd.quota))
             try:
                 async with open_client(target) as client:
                     if config.etcd.endpoints:
                         await cluster.require(client, config.etcd)
                     await _open_pressure(client, config, settings.home)
+                    await storeid.settle(client, home, info.name)
                     await _serve(
                         client, settings, config, info, extension, notifier, signals, task_status
                     )

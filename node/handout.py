@@ -6,11 +6,12 @@ The order is `scheduler`'s, the transaction `store.processes`'; the indexes are 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from node.errors import RpcError, missing
@@ -104,6 +105,19 @@ class HandOut:
             if not waiter.woken.is_set() and matches(waiter.candidate, entry.waiting):
                 waiter.woken.set()
                 return
+
+    def asking(self, entry: Entry) -> int:
+        """How many executors wait for work that may have a process but for CPU and memory."""
+        free = msgspec.structs.replace(entry.waiting, cpu=0, mem=0)
+        return sum(matches(each, free) for each in self._candidates(entry))
+
+    def suits(self, entry: Entry) -> bool:
+        """Whether an executor waits for work that may have a process."""
+        return any(matches(each, entry.waiting) for each in self._candidates(entry))
+
+    def _candidates(self, entry: Entry) -> Iterator[Candidate]:
+        for waiter in self._waiters.get((entry.colony, entry.executortype), ()):
+            yield waiter.candidate
 
     def polling(self, colony: str) -> Counter[tuple[str, str]]:
         """How many polls wait for work, by type and name of the executor."""

@@ -75,6 +75,11 @@ class Home:
         return self.path / "lock"
 
     @property
+    def store_mark(self) -> Path:
+        """Where the store that belongs to this home is named."""
+        return self.path / "store.id"
+
+    @property
     def name_file(self) -> Path:
         """Where the home colony's name stands."""
         return self.path / "colony"

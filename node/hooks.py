@@ -48,6 +48,10 @@ class Hooks:
         """
         return ""
 
+    def may_leave(self, process: Process) -> str:
+        """Where a waiting process may go from here by itself, as things are, in words; else ""."""
+        return ""
+
     def forwarding(self, process: Process) -> Addition:
         """What joins the transaction that submits a process with a peer."""
         return Addition()

@@ -11,6 +11,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from sortedcontainers import SortedSet
 
@@ -295,6 +296,32 @@ class Queue:
             if place != last:
                 yield self.entries[place[1]]
             last = place
+
+    def lanes(self, colony: str, most: int) -> Iterator[tuple[str, Iterator[Entry], int]]:
+        """What executors may be handed, by what it asks: the type, the processes, how many.
+
+        One that names several executors comes with the first of them only, and is counted for
+        each. Looks at `most` lanes of all colonies; the queue must not change meanwhile.
+        """
+        for (name, executortype, lane), tracks in islice(self._lanes.items(), most):
+            if name == colony and lane != _NOBODY:
+                entries = (
+                    entry
+                    for places in tracks.values()
+                    for _, processid in places
+                    for entry in [self.entries[processid]]
+                    if not lane or entry.waiting.executornames[0] == lane
+                )
+                yield executortype, entries, sum(map(len, tracks.values()))
+
+    def ahead(self, entry: Entry) -> int:
+        """How many processes that ask for the same come before one."""
+        place = (entry.prioritytime, entry.processid)
+        return sum(
+            places.bisect_left(place)
+            for lane in self._lanes_of(entry)
+            for places in self._lanes.get(lane, {}).values()
+        )
 
     def depths(self, colony: str) -> dict[str, int]:
         """How many processes of a colony wait for each executor type.

@@ -71,7 +71,7 @@ UPSTREAM = {f"{name}msg": role for role, names in _BY_ROLE.items() for name in n
 # Calls that upstream does not have: rights as `docs/protocol.md` promises them.
 _OURS = {
     "M|CO": "getnodestatus getforward getorigin",
-    "M": "fileticket",
+    "M": "fileticket getwaiting",
     "CO": "getpeers getpeer trustpeer setpeerpolicy blockpeer invitepeer getinvitations"
     " revokeinvitation joinpeer pingpeer getclock resetclock resolveprocess rotatekey getroutes"
     " explainroute",
@@ -390,6 +390,7 @@ REQUESTS: dict[str, Callable[[World], dict[str, Any]]] = {
     "subscribeprocessesmsg": _in_dev(executortype="cli", state=0, timeout=0),
     "subscribechannelmsg": _of("running", "processid", name="chat", timeout=1),
     "getnodestatusmsg": _nothing,
+    "getwaitingmsg": _of("running", "processid"),
     "fileticketmsg": _in_dev(method="PUT", checksum=SHA, size=1),
     "getpeersmsg": _nothing,
     "getpeermsg": lambda world: _PEER,

@@ -45,7 +45,7 @@ OVER_SOCKET = frozenset({"subscribeprocessmsg", "subscribeprocessesmsg", "subscr
 # Declared by upstream, never callable: types of replies, and calls without a handler.
 REPLIES = frozenset({"pausestatusreplymsg", "error"})
 WITHOUT_HANDLER = frozenset({"getnodemsg", "getnodesmsg", "getnodesbylocationmsg"})
-OURS = frozenset({"getnodestatusmsg", "fileticketmsg"})
+OURS = frozenset({"getnodestatusmsg", "getwaitingmsg", "fileticketmsg"})
 
 
 def _types(calls: list[Call[Any]]) -> set[str]:

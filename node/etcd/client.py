@@ -372,6 +372,12 @@ class EtcdClient:
             no_space=no_space,
         )
 
+    async def applied(self) -> int:
+        """The index of the last entry of the log that the server has applied."""
+        answer = await self._call(_MAINTENANCE + "Status", pb.StatusRequest(), pb.StatusResponse)
+        fields: Any = UnknownFieldSet(answer)  # `raftAppliedIndex` is younger than the stubs
+        return next((int(f.data) for f in fields if f.field_number == 7), int(answer.raftIndex))
+
     async def compact(self, revision: int) -> None:
         """Forget what was overwritten before `revision`; `Compacted` when that was done already."""
         request = pb.CompactionRequest(revision=revision)

@@ -13,13 +13,14 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from node.etcd.errors import StoreRefused
+from node.etcd.faults import DAMAGE
 from node.home import HomeError, require_owner
 from node.log import get_logger
 
@@ -30,6 +31,7 @@ MIN_FREE = 160 * 1024 * 1024
 _SOCKET, _PEER_SOCKET = "localhost:1", "localhost:2"
 _PID_FILE = "etcd.pid"
 _VERSION_FILE = "etcd.version"
+_DAMAGE_FILE = "damaged"  # beside the data, and moved aside with them
 _MAX_SOCKET_PATH = 107  # bytes, by Linux
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "TZ", "GOMAXPROCS", "GOGC", "GOMEMLIMIT", "GODEBUG")
 
@@ -87,8 +89,13 @@ class Premises:
         for name in (_SOCKET, _PEER_SOCKET):
             (self.directory / name).unlink(missing_ok=True)
 
+    def note_damage(self, what: str) -> None:
+        """Have later starts refused: some of them would go well, with a part of the data lost."""
+        with suppress(OSError):
+            (self.directory / "data" / _DAMAGE_FILE).write_text(what + "\n")
+
     def forget(self) -> None:
-        """Remove that note."""
+        """Remove the note of the running etcd."""
         (self.directory / _PID_FILE).unlink(missing_ok=True)
 
 
@@ -124,10 +131,18 @@ def _prepare_directory(directory: Path) -> None:
                 _check_owner(path)
         directory.chmod(0o700)
     except OSError as error:
-        raise StoreRefused(f"cannot use {directory} for the store: {error}") from error
+        raise StoreRefused(
+            f"cannot use {error.filename} for the store: {error.strerror}: who owns it, and how is"
+            " its file system mounted?"
+        ) from error
     data = directory / "data"
     if data.exists() and any(data.iterdir()) and not (data / "member").is_dir():
         raise StoreRefused(f"{data} holds something that is not etcd's: move it away")
+    with suppress(FileNotFoundError):
+        raise StoreRefused(
+            f"the store in {directory} does not start: at an earlier start"
+            f" {(data / _DAMAGE_FILE).read_text().strip()}: {DAMAGE}"
+        )
 
 
 def _check_owner(path: Path) -> None:

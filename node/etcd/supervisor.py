@@ -16,7 +16,8 @@ from typing import NoReturn
 import trio
 
 from node.etcd.client import open_client
-from node.etcd.errors import EtcdError, StoreRefused
+from node.etcd.errors import EtcdError, EtcdUnavailable, StoreRefused
+from node.etcd.faults import BEHIND, DAMAGE, DISK_FULL, Fault, explain, is_noise
 from node.etcd.premises import (
     Premises,
     environment,
@@ -41,7 +42,7 @@ _NOISE = frozenset(
         "failed to apply request",  # is the answer to the call that caused it
     }
 )
-_DISK_FULL = "no space left on device"  # in what etcd says last when it ended for that
+_WRITE_PATIENCE = 10.0  # seconds; etcd itself gives up on a write after 7
 _STABLE = 60.0  # seconds of service after which a death counts as the first again
 
 
@@ -88,13 +89,12 @@ def command(binary: str, limit: int) -> list[str]:
 
 
 def _pass_on(line: bytes) -> str:
-    """Log a line of etcd's as ours; gives it as short text, empty when it is only noise."""
+    """Log a line of etcd's as ours; gives it as short text, empty for noise and warnings."""
     text = line.decode(errors="replace")[:2000]
     try:
         entry = json.loads(text)
         message, level = str(entry["msg"]), entry["level"]
     except (ValueError, KeyError, TypeError):
-        # A panic's trace: the first lines tell what happened, the rest is for etcd's developers.
         log.debug("etcd says", text=text)
         return text
     if message in _NOISE:
@@ -103,6 +103,8 @@ def _pass_on(line: bytes) -> str:
     detail = str(entry.get("error", ""))
     emit = log.warning if level == "warn" else log.error
     emit("etcd says", text=message, detail=detail, took=entry.get("took", ""))
+    if level == "warn":
+        return ""
     return f"{message}: {detail}" if detail else message
 
 
@@ -129,15 +131,17 @@ class _Child:
         self.last_lines: deque[str] = deque(maxlen=8)
 
     async def read_log(self) -> None:
-        """Pass on what etcd writes, until it ends."""
+        """Pass on what etcd writes, until it ends; `last_lines` has no trace of a panic."""
         assert self.process.stderr is not None
-        pending = b""
+        pending, panics = b"", False
         async with trio.lowlevel.FdStream(os.dup(self.process.stderr.fileno())) as stream:
             async for chunk in stream:
                 *lines, pending = (pending + chunk).split(b"\n")
                 pending = pending[-8192:]
                 for line in lines:
-                    if text := _pass_on(line):
+                    text = _pass_on(line)
+                    panics = panics or is_noise(text)
+                    if text and not panics:
                         self.last_lines.append(text)
 
     async def wait(self) -> int:
@@ -163,7 +167,12 @@ class _Child:
             self.process.stderr.close()
 
 
-async def _until_ready(target: str) -> None:
+async def _until_ready(target: str) -> bool:
+    """Return when etcd serves: True, or False when it reads but takes no write.
+
+    Reads tell nothing of a log that lost its end: what etcd logs then has an index that the
+    database has seen, so it is not applied, and nobody is answered.
+    """
     async with open_client(target, timeout=2.0) as client:
         while True:
             try:
@@ -172,26 +181,49 @@ async def _until_ready(target: str) -> None:
                 log.debug("etcd is not ready", error=error)
                 await trio.sleep(0.1)
             else:
-                return
+                break
+    async with open_client(target, timeout=_WRITE_PATIENCE) as client:
+        ignored, before = 0, -1
+        while True:
+            try:
+                applied = await client.applied()
+                ignored = ignored + 1 if 0 <= before < applied else 0
+                # Once may be a disk that came back just after the patience was over.
+                if ignored == 2:
+                    return False
+                before = applied
+                # It goes through the log, is allowed with a full store, and leaves nothing.
+                await client.delete("ready")
+            except EtcdUnavailable as error:
+                log.debug("etcd answers no write", error=error)
+                await trio.sleep(0.1)
+            except EtcdError:
+                return True  # a refusal is an answer
+            else:
+                return True
 
 
-async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> str:
+async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> Fault:
     """Run etcd until it dies, setting `ready` when it serves; says how it ended."""
     premises.clear_sockets()
     child = _Child(premises, quota_bytes)
     started = trio.current_time()
-    hung = False
+    ended: Fault | None = None
 
     async def watch_start() -> None:
-        nonlocal hung
+        nonlocal ended
+        ended = Fault(
+            f"etcd did not become ready in {_READY_TIMEOUT:.0f} s",
+            "is the disk very slow, or very busy? Then start again",
+        )
         with trio.move_on_after(_READY_TIMEOUT):
-            await _until_ready(premises.target)
+            ended = None if await _until_ready(premises.target) else Fault(BEHIND, DAMAGE)
+        if ended is None:
             took = round(trio.current_time() - started, 3)
             log.info("etcd serves", pid=child.process.pid, seconds=took)
             ready.set()
-            return
-        hung = True
-        await child.stop()
+        else:
+            nursery.cancel_scope.cancel()
 
     try:
         premises.remember(child.process.pid)
@@ -202,15 +234,22 @@ async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> 
             # What it said last is still in the pipe; a process it left behind could hold that open.
             with trio.move_on_after(0.2):
                 await trio.sleep(0.05)
+            ended = _judge(child, status, ready)
             nursery.cancel_scope.cancel()
     finally:
         await child.stop()
         child.close()
         premises.forget()
-    if hung:
-        return f"etcd did not become ready in {_READY_TIMEOUT:.0f} s"
+    assert ended is not None
+    return ended
+
+
+def _judge(child: _Child, status: int, ready: trio.Event) -> Fault:
+    """Tell how etcd ended by itself: with `status`, negative for a signal."""
     how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-    return f"etcd ended {how}: " + (" | ".join(child.last_lines) or "it said nothing")
+    if ready.is_set():
+        return Fault(f"etcd ended {how}: {' | '.join(child.last_lines) or 'it said nothing'}", "")
+    return explain(child.last_lines, how)
 
 
 async def supervise(
@@ -223,8 +262,8 @@ async def supervise(
     """Run an etcd of our own with its data in `directory`, until cancelled.
 
     Gives the target for `open_client` to `task_status` when etcd serves. Raises `StoreRefused` when
-    it cannot start at first; later deaths, and a full disk, are answered by a restart with
-    back-off: then it comes back when there is room. When cancelled,
+    it cannot start at first, or when its data are broken; other deaths, and a full disk, are
+    answered by a restart with back-off: then it comes back when there is room. When cancelled,
     returns only after etcd has ended, at most about `_STOP_TIMEOUT` later: cancel it last.
     """
     with open_premises(directory, binary) as premises:
@@ -245,9 +284,13 @@ async def supervise(
                 ended = await _run_once(premises, quota_bytes, ready)
                 nursery.cancel_scope.cancel()
             announced = announced or ready.is_set()
-            if not announced and _DISK_FULL not in ended:
-                raise StoreRefused(f"the store does not start: {ended}")
-            log.error("etcd is started again", seconds=backoff, because=ended)
+            if ended.what == BEHIND:
+                premises.note_damage(BEHIND)
+            if ended.damaged or not (announced or ended.what.startswith(DISK_FULL)):
+                raise StoreRefused(
+                    f"the store in {premises.directory} does not start: {ended.what}: {ended.next}"
+                )
+            log.error("etcd is started again", seconds=backoff, because=ended.what)
             await trio.sleep(backoff)
             served = trio.current_time() - began
             backoff = _FIRST_BACKOFF if served > _STABLE else min(_MAX_BACKOFF, backoff * 2)

@@ -31,6 +31,8 @@ def calls(node: Node) -> list[Call[Any]]:
             "backends": [backend],
             # Not upstream's: what a request says in `audience`.
             "serverid": directory.serverid,
+            # Nor this, in Unix seconds: a clock that is wrong has signed calls refused.
+            "time": node.now() / 1e9,
         }
 
     async def server_statistics(caller: Caller, request: req.Empty) -> dict[str, int]:

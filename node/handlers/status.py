@@ -8,11 +8,17 @@ from urllib.parse import urlsplit
 
 from node.errors import denied
 from node.handlers.colonies import statistics
+from node.handlers.processes import locate
+from node.model import Process, State
 from node.node import Node
 from node.rpc import requests as req
 from node.rpc.listeners import ANYWHERE
 from node.rpc.table import Call, Caller, Who
+from node.standing import Bench, stuck
 from node.version import VERSION
+
+_MOST_STUCK = 16  # reasons why something waits in vain
+_MOST_NAMED = 3  # executors that could take a process
 
 
 def calls(node: Node) -> list[Call[Any]]:
@@ -25,6 +31,7 @@ def calls(node: Node) -> list[Call[Any]]:
             raise denied("only members and the owner of the home colony may ask for its state")
         etcd, pressure = await node.client.status(), node.client.pressure
         counts = await statistics(node, node.home)
+        nobody = await nobody_takes(node)
         states = ("waiting", "running", "successful", "failed", "cancelled")
         return {
             "version": VERSION,
@@ -44,8 +51,13 @@ def calls(node: Node) -> list[Call[Any]]:
             },
             "clock": node.retiming.view(),
             "processes": {state: counts[f"{state}processes"] for state in states},
+            "paused": node.home in node.processes.handout.paused,
+            "stuck": nobody,
             **node.extra_status(),
         }
+
+    async def waiting(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
+        return standing_of(node, await locate(node, caller, request.processid))
 
     async def cluster(caller: Caller, request: req.Empty) -> dict[str, Any]:
         here = this_node(node)
@@ -53,8 +65,59 @@ def calls(node: Node) -> list[Call[Any]]:
 
     return [
         Call("getnodestatusmsg", req.Empty, Who.SIGNED, status),
+        Call("getwaitingmsg", req.ProcessById, Who.SIGNED, waiting),
         Call("getclustermsg", req.Empty, Who.SERVER, cluster),
     ]
+
+
+async def nobody_takes(node: Node) -> list[dict[str, Any]]:
+    """What waits in the home colony that no registered executor, and no peer by a route, takes."""
+    processes, found = node.processes, list[dict[str, Any]]()
+    roster = node.directory.roster(node.home)
+    for each in stuck(processes.queue, roster, node.home, _MOST_STUCK):
+        known = await processes.load(node.home, each.first)
+        if known is not None and not processes.hooks.may_leave(known[0]):
+            found.append(
+                {
+                    "executortype": each.executortype,
+                    "why": each.why,
+                    "next": each.next,
+                    "count": each.count,
+                    "more": each.more,
+                    "processid": each.first,
+                }
+            )
+    return found
+
+
+def standing_of(node: Node, process: Process) -> dict[str, Any]:
+    """What a process waits for: who could take it, and why nobody does."""
+    processes, colony = node.processes, process.colonyname
+    base = {"processid": process.processid, "state": process.state, "paused": False, "why": ""}
+    entry = processes.queue.entries.get(process.processid)
+    if process.state != State.WAITING:
+        return base
+    if process.peer:
+        return base | {"peer": process.peer}
+    if process.waitforparents or entry is None:
+        return base | {"parents": process.waitforparents}
+    kind, bench = entry.executortype, Bench.of(node.directory.roster(colony))
+    why, next_step = bench.trouble(kind, entry.waiting)
+    if why and (route := processes.hooks.may_leave(process)):
+        return base | {"route": route}
+    able, asking = bench.able(kind, entry.waiting), processes.handout.asking(entry)
+    if asking and not processes.handout.suits(entry):
+        why = f"{asking} executors ask for work, and none has the CPU or memory it wants"
+        next_step = "`colony process show` tells what it wants"
+    return base | {
+        "paused": colony in processes.handout.paused,
+        "why": why,
+        "next": next_step,
+        "ahead": processes.queue.ahead(entry),
+        "executors": able[:_MOST_NAMED],
+        "able": len(able),
+        "asking": asking,
+    }
 
 
 def this_node(node: Node) -> dict[str, Any]:

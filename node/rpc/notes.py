@@ -175,6 +175,11 @@ NOTES: dict[str, dict[str, Note]] = {
         "getnodestatusmsg": Note(
             "How the daemon of the home colony is.", "state", "member or owner of the home colony"
         ),
+        "getwaitingmsg": Note(
+            "What a process waits for, who could take it, and why nobody does.",
+            "{state, ahead, able, asking, why, next}",
+            _MINE,
+        ),
         "fileticketmsg": Note(
             "Leave to fetch or to store the bytes of a file in the node's own directory.",
             "{method, url, expires, size, offset, complete, partsize}",

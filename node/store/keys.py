@@ -7,6 +7,8 @@ from __future__ import annotations
 
 ROOT = "/colonyd/"
 SERVER = ROOT + "server"
+# A word of this store alone, which the homes of its daemons have as well.
+STORE = ROOT + "store"
 # There while somebody reads the store as it was at one revision.
 HOLD = ROOT + "hold"
 MEMBERS = ROOT + "member/"

@@ -1,0 +1,80 @@
+"""What `run --wait` says while it waits: what the process waits for, and when nobody can take it.
+
+Waiting itself is in `cli.process`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from cli.client import Client, RpcError, Unreachable
+from cli.output import short
+from cli.process import wait_closed
+from cli.terminal import print_note
+
+if TYPE_CHECKING:
+    from node.identity import PrivateKey
+
+__all__ = ["wait_told", "words"]
+
+_FIRST, _AGAIN = 1.0, 5.0  # seconds until it is said what a process waits for, and looked at again
+
+
+async def wait_told(
+    client: Client, key: PrivateKey, processid: str, timeout: float | None
+) -> dict[str, Any]:
+    """Wait as `wait_closed` does; what hinders a process is said on stderr after a second.
+
+    On a terminal, also what it waits for as long as nothing hinders it.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tell, client, key, processid)
+        found = await wait_closed(client, key, processid, timeout)
+        nursery.cancel_scope.cancel()
+    return found
+
+
+async def _tell(client: Client, key: PrivateKey, processid: str) -> None:
+    told, pause = "", _FIRST
+    calm = sys.stderr.isatty()
+    while True:
+        await trio.sleep(pause)
+        pause = _AGAIN
+        try:
+            found = await client.call("getwaitingmsg", {"processid": processid}, key)
+        except Unreachable:
+            continue
+        except RpcError:
+            return  # the daemon is of a version that can't say
+        hindered, text = words(found)
+        if text and text != told and (hindered or calm):
+            print_note(text)
+            told = text
+        calm = False  # the place in the line is of interest once
+
+
+def words(found: dict[str, Any]) -> tuple[bool, str]:
+    """Whether something hinders a process, and what it waits for; "" when it does not wait."""
+    name = short(found.get("processid"))
+    if found.get("state") != 0:
+        return False, ""
+    if found.get("paused"):
+        text = f"{name} waits: assignments are paused in this colony"
+        return True, f"{text}\n  next: `colony process resume`, as the colony's owner"
+    if why := found.get("why"):
+        return True, f"{name} waits, and nobody can take it: {why}\n  next: {found.get('next')}"
+    if peer := found.get("peer"):
+        return False, f"{name} is with colony {short(peer)}, or on its way there"
+    if found.get("parents"):
+        return False, f"{name} waits for other processes of its workflow"
+    if route := found.get("route"):
+        return False, f"{name} waits for another colony, by {route}"
+    if "able" not in found:
+        return False, ""
+    able, asking, ahead = (int(found.get(each) or 0) for each in ("able", "asking", "ahead"))
+    names = ", ".join([*found.get("executors", []), *(["..."] if able > 3 else [])])
+    asks = f"asking for work now: {asking or 'none'}"
+    return False, f"{name} waits, {ahead} before it; who can take it: {names}; {asks}"

@@ -1,0 +1,104 @@
+"""Why an etcd of our own does not start, from what it said: one sentence, and what to do next.
+
+Values in, values out: `supervisor` reads what etcd writes, and decides what follows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["BEHIND", "DAMAGE", "DISK_FULL", "Fault", "explain", "is_noise"]
+
+DAMAGE = (
+    "put a backup back (`colony restore --force FILE`), or begin with an empty store"
+    " (`colony init --new-store`); both move aside what is there and delete nothing"
+)
+# etcd takes such a store for a good one: it answers reads, and no write of the indexes that its
+# database has already.
+BEHIND = (
+    "its write-ahead log (member/wal) ends before its database (member/snap/db) does, so a part of"
+    " the log is lost and no write would be answered"
+)
+DISK_FULL = "the disk is full"
+_LOG = "its write-ahead log (member/wal) is damaged or incomplete"
+_DATABASE = "its database (member/snap/db) is missing or damaged"
+
+# The first that fits counts: what the system says before what etcd makes of it.
+_CAUSES = (
+    (r"no space left on device", DISK_FULL, "make room on it"),
+    (
+        r"read-only file system",
+        "its file system is mounted read-only",
+        "look for the reason with `dmesg`, then mount it writable",
+    ),
+    (
+        r"permission denied",
+        "the daemon's user may not use all of its files",
+        "`colony doctor` names files of other users; else give it mode 0700 (chmod -R u+rwX)",
+    ),
+    (
+        r"input/output error",
+        "the disk gives errors",
+        f"look at it with `dmesg` and copy what is left; then {DAMAGE}",
+    ),
+    (
+        r"cannot be downgraded|version .*(lower|higher)|downgrade",
+        "it was written by another version of etcd",
+        "install that version of etcd again",
+    ),
+    (
+        r"cannot allocate memory|out of memory|too many open files",
+        "the host does not give it what it needs",
+        "look for what uses it up, then start again",
+    ),
+    (
+        r"cannot use none as id|\bwal(pb)?: |raft log|failed to (open|read|find|repair) WAL|proto: "
+        r"|unexpected EOF|max entry size",
+        _LOG,
+        DAMAGE,
+    ),
+    (
+        r"failed to open database|invalid database|checksum error|freepages|v3 backend"
+        r"|unexpected fault address|\bpage \d+|no snapshot|snapshot file",
+        _DATABASE,
+        DAMAGE,
+    ),
+)
+_TRACE = re.compile(r"goroutine \d+ \[|\[signal |\t")
+_PANIC = ("panic: ", "fatal error: ")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, in words that follow "the store ...: ", and what to do about it."""
+
+    what: str
+    next: str
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the store itself is broken, and no other start will go better."""
+        return self.next == DAMAGE
+
+
+def is_noise(line: str) -> bool:
+    """Whether a line begins the trace of a panic: all after it is for etcd's developers."""
+    return _TRACE.match(line) is not None
+
+
+def explain(lines: Sequence[str], how: str) -> Fault:
+    """Judge an etcd that ended before it served: the last of what it said, without traces.
+
+    `how` says how it ended. Warnings must not be among `lines`: they may speak of anything.
+    """
+    text = "\n".join(lines)
+    said = next((line for line in lines if line.startswith(_PANIC)), lines[-1] if lines else "")
+    # A panic repeats the message of the error before it, which also has the reason.
+    reason = next((line for line in lines if line.startswith(said.partition(": ")[2] + ": ")), said)
+    told = f"etcd said: {reason}" if reason else f"etcd ended {how} and said nothing"
+    for pattern, what, following in _CAUSES:
+        if re.search(pattern, text, re.IGNORECASE):
+            return Fault(f"{what} ({told})", following)
+    return Fault(f"etcd ended {how} ({told})", "`colony doctor` looks for causes on this host")
