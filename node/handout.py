@@ -65,6 +65,10 @@ class _Waiter:
     woken: trio.Event = field(default_factory=trio.Event)
 
 
+class _Raced(Exception):
+    """A process waits, and changed each time before it could be handed out."""
+
+
 def _same(executor: Executor) -> Executor:
     return executor
 
@@ -259,10 +263,13 @@ class HandOut:
             process = None
             try:
                 process = await self._hand_out(entry, executor)
-            except (EtcdError, RpcError):
+            except (EtcdError, RpcError, _Raced) as error:
                 self.processes.queue.give_back(entry)
-                # Others may have looked in vain while it was taken.
+                # Others may have looked in vain while it was taken; after lost races this poll,
+                # too, may look again.
                 self.wake(entry)
+                if isinstance(error, _Raced):
+                    return None
                 raise
             finally:
                 self._starting[origin] -= 1
@@ -273,6 +280,10 @@ class HandOut:
         return None
 
     async def _hand_out(self, entry: Entry, executor: Executor) -> Process | None:
+        """Assign the process of an entry; None when it waits no more.
+
+        Raises EtcdError, RpcError, and _Raced when each try lost to another write.
+        """
         known = await self.processes.recall(entry.colony, entry.processid)
         doubted = entry.processid in self._doubtful
         if known is not None and (doubted or known[0].state != State.WAITING or known[0].peer):
@@ -298,4 +309,4 @@ class HandOut:
                 self.processes.settle(step.process, result.revision)
                 return step.process
             known = await self.processes.load(entry.colony, entry.processid)
-        return None
+        raise _Raced
