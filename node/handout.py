@@ -15,12 +15,15 @@ import trio
 
 from node.errors import RpcError, missing
 from node.etcd.errors import EtcdError, EtcdUnavailable
+from node.log import get_logger
 from node.model import Executor, Process, State
 from node.scheduler import Candidate, Entry, matches
 from node.store import processes as store
 
 if TYPE_CHECKING:
     from node.processes import Processes
+
+log = get_logger("handout")
 
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 8
@@ -60,6 +63,22 @@ class _Doubt:
 
 
 @dataclass(eq=False, slots=True)
+class Handed:
+    """A process on its way to its executor, in an answer that may be lost."""
+
+    handout: HandOut
+    process: Process
+
+    def taken(self) -> None:
+        """The executor has it."""
+        self.handout.taken(self.process)
+
+    async def lost(self) -> None:
+        """Put it back, unless its executor has spoken of it, or has been told it once more."""
+        await self.handout.give_back(self)
+
+
+@dataclass(eq=False, slots=True)
 class _Waiter:
     candidate: Candidate
     woken: trio.Event = field(default_factory=trio.Event)
@@ -87,6 +106,7 @@ class HandOut:
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
     _starting: Counter[str] = field(default_factory=Counter)
     _doubtful: OrderedDict[str, _Doubt] = field(default_factory=OrderedDict)
+    _unheard: dict[str, Handed] = field(default_factory=dict)
 
     def held(self, origin: str) -> bool:
         """Whether a colony has as much running here as it may, hand-outs under way included."""
@@ -178,6 +198,39 @@ class HandOut:
             with trio.CancelScope(shield=True), suppress(EtcdError, RpcError):
                 await self._look(process.processid)
             raise
+
+    def deliver(self, process: Process) -> Handed:
+        """What an answer carries that tells an executor of its process; the last one counts."""
+        handed = self._unheard[process.processid] = Handed(self, process)
+        return handed
+
+    def taken(self, process: Process) -> None:
+        """One of the answers that told of this hand-out has arrived."""
+        handed = self._unheard.get(process.processid)
+        if handed is not None and handed.process.attempt == process.attempt:
+            del self._unheard[process.processid]
+
+    def heard(self, processid: str, executorid: str) -> None:
+        """An executor has shown that it knows of a process."""
+        handed = self._unheard.get(processid)
+        if handed is not None and handed.process.assignedexecutorid == executorid:
+            del self._unheard[processid]
+
+    async def give_back(self, handed: Handed) -> None:
+        """The answer is lost; while the store is away, `look_again` goes on."""
+        process = handed.process
+        if self._unheard.get(process.processid) is not handed:
+            return
+        del self._unheard[process.processid]
+        log.warning(
+            "hand-out not taken",
+            processid=process.processid,
+            executor=process.assignedexecutorid,
+            advice="its connection broke before it had the answer; the process waits again",
+        )
+        self._doubt(process)
+        with suppress(EtcdError, RpcError):
+            await self._look(process.processid)
 
     def _doubt(self, process: Process) -> None:
         """This hand-out may have happened, and nobody works on it."""
