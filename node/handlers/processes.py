@@ -95,6 +95,8 @@ def calls(node: Node) -> list[Call[Any]]:
         # What a member that is gone submitted can still be listed.
         if not found and request.initiator:
             require_member(node, request.colonyname, request.initiator)
+        for process in found:
+            processes.handout.heard(process.processid, caller.id)
         return [wire_process(process) for process in found]
 
     async def set_output(caller: Caller, request: req.Output) -> None:
