@@ -246,6 +246,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
     else:
         yield Check("member", True, f"colony {status.get('colonyname')} accepts this user's key")
         yield check_store(status.get("etcd") or {})
+        yield check_silent(status.get("silent") or {})
     try:
         key = session.owner_key()
     except Failure as error:
@@ -300,6 +301,20 @@ def check_store(etcd: dict[str, Any]) -> Check:
         return Check("store", False, f"{etcd.get('level')}: {why}", str(etcd.get("next") or ""))
     of = f" of {quota // _MIB} MiB (etcd.quota)" if quota else ""
     return Check("store", True, f"{used // _MIB} MiB in use{of}")
+
+
+def check_silent(silent: dict[str, Any]) -> Check:
+    """Whether processes run of which their executors may never have heard."""
+    count, some = int(silent.get("count") or 0), silent.get("processids") or []
+    if not count:
+        return Check("running", True, "nothing without a limit whose executor has been silent")
+    return Check(
+        "running",
+        None,
+        f"{count} processes without maxexectime run since before the daemon's start, and their"
+        f" executors have not spoken of them: {', '.join(str(each)[:12] for each in some)}",
+        "are they at work? If not: `colony process cancel ID`, and submit again",
+    )
 
 
 def check_memory(told: dict[str, Any]) -> Check:

@@ -105,6 +105,7 @@ class Directory:
         self.rosters.clear()
         self._ids.clear()
         self._revisions.clear()
+        self.told = 0
         for key, value, revision in items:
             self.apply(key, value, revision)
 

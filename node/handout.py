@@ -6,7 +6,7 @@ The order is `scheduler`'s, the transaction `store.processes`'; the indexes are 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -107,6 +107,9 @@ class HandOut:
     _starting: Counter[str] = field(default_factory=Counter)
     _doubtful: OrderedDict[str, _Doubt] = field(default_factory=OrderedDict)
     _unheard: dict[str, Handed] = field(default_factory=dict)
+    # What ran without a limit when this daemon began, of which its executor has not spoken since:
+    # ids of the process and of the executor.
+    _inherited: dict[str, str] = field(default_factory=dict)
 
     def held(self, origin: str) -> bool:
         """Whether a colony has as much running here as it may, hand-outs under way included."""
@@ -212,9 +215,34 @@ class HandOut:
 
     def heard(self, processid: str, executorid: str) -> None:
         """An executor has shown that it knows of a process."""
+        if self._inherited.get(processid) == executorid:
+            del self._inherited[processid]
         handed = self._unheard.get(processid)
         if handed is not None and handed.process.assignedexecutorid == executorid:
             del self._unheard[processid]
+
+    def inherit(self) -> None:
+        """What runs now was handed out by a daemon before this one, which may have been killed."""
+        self._inherited = {
+            processid: running.executorid
+            for processid, (_, running, _) in self.processes.running.entries.items()
+            if not running.execdeadline
+        }
+
+    def silent(self, colony: str, executors: Container[str]) -> list[str]:
+        """Ids of processes that would run for ever if their executors never heard of them.
+
+        They have run since before this daemon began, without a limit; of some executors.
+        """
+        known = self.processes.running.entries
+        for processid in [each for each in self._inherited if each not in known]:
+            del self._inherited[processid]
+        return [
+            processid
+            for processid, executorid in self._inherited.items()
+            if executorid in executors
+            and (known[processid][0], known[processid][1].executorid) == (colony, executorid)
+        ]
 
     async def give_back(self, handed: Handed) -> None:
         """The answer is lost; while the store is away, `look_again` goes on."""

@@ -108,6 +108,8 @@ class Processes:
                 running[processid] = (colony, unpack(value, Running), revision)
         self.queue.replace(entries)
         self.running.replace(running)
+        if not self.told:
+            self.handout.inherit()
         self.handout.wake_all()
         self.moved("")
 

@@ -13,7 +13,8 @@ from node.codec import pack
 from node.directory import Directory
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.transactions import Txn
-from node.feeding import follow
+from node.etcd.watch import Batch, Event
+from node.feeding import follow, take_in
 from node.model import Colony, User
 from node.node import Node
 from node.processes import Processes
@@ -110,3 +111,21 @@ async def test_a_member_that_was_removed_before_its_addition_was_answered_stays_
     store.after = it_is_removed
     await node.members.add_user(ann)
     assert node.directory.member("dev", ann.userid) is None
+
+
+async def test_what_is_listed_anew_is_there_though_it_was_told_long_ago(
+    client: EtcdClient, tardy: tuple[Node, Tardy]
+) -> None:
+    """As after a break of the watch."""
+    node, _ = tardy
+    await node.members.add_colony(Colony("a" * 64, "dev"))
+    ann = await node.members.add_user(User("dev", "d" * 64, "ann"))
+    process = await node.processes.submit(make(), b"")
+    last = await client.put(keys.user("dev", "bob"), pack(User("dev", "e" * 64, "bob")))
+    await told(node.directory, last)
+    for prefix in (keys.LIVE, keys.MEMBERS):
+        items, revision = await client.range_all(prefix)
+        events = [Event(item.key, item.value, item.mod_revision) for item in items]
+        take_in(node, prefix, Batch(True, events, revision))
+    assert node.directory.member("dev", ann.userid) is not None
+    assert list(node.processes.queue.entries) == [process.processid]

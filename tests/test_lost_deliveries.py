@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import trio
 
 from node.deadlines import expire
 from node.etcd.client import EtcdClient
 from node.handout import Handed, HandOut
 from node.model import Process, State
+from tests.support import Daemon
+from tests.test_federation import Side
+from tests.test_full_store import doctor
 from tests.test_handout_races import ADA, BOB, Scene
+
+Make = Callable[..., Daemon]
 
 
 @pytest.fixture
@@ -104,3 +110,36 @@ async def test_a_process_that_has_ended_is_left_alone(scene: Scene) -> None:
     await handed.lost()
     await expire(scene.one)
     assert await state(scene, process) == (State.SUCCESSFUL, 1, 0)
+
+
+@pytest.mark.slow
+async def test_what_may_have_been_lost_with_the_daemon_is_shown(make_daemon: Make) -> None:
+    """What has no limit, and of which its executor says nothing after a kill."""
+    daemon = make_daemon("lab", COLONYD_FEDERATION__ENABLED="false")
+    await trio.to_thread.run_sync(daemon.start)
+    async with daemon.client() as client:
+        side = Side(daemon, client)
+        await side.hire()
+        found = []
+        for limit in (-1, -1, -1, 600):
+            await side.submit("lab", maxexectime=limit)
+            taken = await side.call("assignprocessmsg", side.worker, colonyname="lab", timeout=5)
+            found.append(str(taken["processid"]))
+
+        async def silent() -> list[str]:
+            status = await side.patient("getnodestatusmsg")
+            assert status["silent"]["count"] == len(status["silent"]["processids"])
+            return sorted(status["silent"]["processids"])
+
+        assert await silent() == []
+        daemon.kill()
+        await trio.to_thread.run_sync(daemon.start)
+        assert await silent() == sorted(found[:3])
+        assert (await trio.to_thread.run_sync(doctor, daemon))["running"]["ok"] is None
+        await side.call("addlogmsg", side.worker, processid=found[0], message="here")
+        await side.call("getprocessmsg", side.user, processid=found[1])
+        assert await silent() == sorted(found[1:3])
+        await side.call("closesuccessfulmsg", side.worker, processid=found[1], out=[])
+        await side.call("cancelprocessmsg", processid=found[2])
+        assert await silent() == []
+        assert (await trio.to_thread.run_sync(doctor, daemon))["running"]["ok"] is True

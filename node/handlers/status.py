@@ -13,6 +13,8 @@ from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who
 from node.version import VERSION
 
+_SILENT = 10  # processes that are named
+
 
 def calls(node: Node) -> list[Call[Any]]:
     """The rows of the table for the node's state."""
@@ -24,6 +26,8 @@ def calls(node: Node) -> list[Call[Any]]:
             raise denied("only members and the owner of the home colony may ask for its state")
         etcd, pressure = await node.client.status(), node.client.pressure
         counts = await statistics(node, node.home)
+        executors = node.directory.roster(node.home).executors.values()
+        silent = node.processes.handout.silent(node.home, {each.executorid for each in executors})
         states = ("waiting", "running", "successful", "failed", "cancelled")
         return {
             "version": VERSION,
@@ -42,6 +46,7 @@ def calls(node: Node) -> list[Call[Any]]:
                 "next": pressure.cure,
             },
             "processes": {state: counts[f"{state}processes"] for state in states},
+            "silent": {"count": len(silent), "processids": silent[:_SILENT]},
             **node.extra_status(),
         }
 
