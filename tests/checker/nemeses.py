@@ -104,16 +104,21 @@ async def kill(host: Host, dice: random.Random) -> None:
 async def kill_store(host: Host, dice: random.Random) -> None:
     """SIGKILL of etcd; the daemon starts it again."""
     mark = len(host.events)
-    host.kill_etcd()
+    try:
+        host.kill_etcd()
+    except ProcessLookupError:
+        return  # it has ended by itself, and is being started
     await _in_thread(lambda: host.await_event('event="etcd serves"', after=mark))
 
 
 async def _stall(pid: int, seconds: float) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        await trio.sleep(seconds)
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    """Let a process stand still; it may have ended by itself, as etcd does on a full disk."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await trio.sleep(seconds)
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def stall(host: Host, dice: random.Random) -> None:
