@@ -282,6 +282,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
         yield check_store(status.get("etcd") or {})
         yield from check_steps(status.get("clock") or {})
         yield from check_work(status)
+        yield check_silent(status.get("silent") or {})
     try:
         key = session.owner_key()
     except Failure as error:
@@ -389,6 +390,20 @@ def check_other(session: Session, info: dict[str, Any]) -> Check | None:
         False,
         f"it is not this home's: its server id is {there[:12]}..., this one's {own[:12]}...",
         "--server or --home names another; or start this home's on a port of its own (rpc.port)",
+    )
+
+
+def check_silent(silent: dict[str, Any]) -> Check:
+    """Whether processes run of which their executors may never have heard."""
+    count, some = int(silent.get("count") or 0), silent.get("processids") or []
+    if not count:
+        return Check("running", True, "nothing without a limit whose executor has been silent")
+    return Check(
+        "running",
+        None,
+        f"{count} processes without maxexectime run since before the daemon's start, and their"
+        f" executors have not spoken of them: {', '.join(str(each)[:12] for each in some)}",
+        "are they at work? If not: `colony process cancel ID`, and submit again",
     )
 
 

@@ -42,10 +42,12 @@ class Directory:
     heard: dict[tuple[str, str], int] = field(default_factory=dict)
     _ids: dict[str, set[tuple[str, str, str]]] = field(default_factory=dict)
     _revisions: dict[str, int] = field(default_factory=dict)
+    # As in `Processes`.
+    told: int = 0
 
     def apply(self, key: str, value: bytes | None, revision: int) -> None:
         """Take in one change of a member key; changes older than what is known are ignored."""
-        if self._revisions.get(key, 0) >= revision:
+        if revision < self.told or self._revisions.get(key, 0) >= revision:
             return
         self._revisions[key] = revision
         colony, kind, *rest = key[len(keys.MEMBERS) :].split("/", 2)
@@ -103,6 +105,7 @@ class Directory:
         self.rosters.clear()
         self._ids.clear()
         self._revisions.clear()
+        self.told = 0
         for key, value, revision in items:
             self.apply(key, value, revision)
 

@@ -61,8 +61,11 @@ def take_in(node: Node, prefix: str, batch: Batch) -> None:
         index.replace(
             [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]
         )
+        index.told = batch.revision + 1
     else:
         for event in batch.events:
             index.apply(event.key, event.value, event.mod_revision)
+        # Of this revision there may be more to come.
+        index.told = max(index.told, batch.events[-1].mod_revision)
     if prefix == keys.LIVE:
         node.elsewhere.hear(batch, before)

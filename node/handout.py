@@ -6,7 +6,7 @@ The order is `scheduler`'s, the transaction `store.processes`'; the indexes are 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,12 +16,15 @@ import trio
 
 from node.errors import RpcError, missing
 from node.etcd.errors import EtcdError, EtcdUnavailable
+from node.log import get_logger
 from node.model import Executor, Process, State
 from node.scheduler import Candidate, Entry, matches
 from node.store import processes as store
 
 if TYPE_CHECKING:
     from node.processes import Processes
+
+log = get_logger("handout")
 
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 8
@@ -61,9 +64,29 @@ class _Doubt:
 
 
 @dataclass(eq=False, slots=True)
+class Handed:
+    """A process on its way to its executor, in an answer that may be lost."""
+
+    handout: HandOut
+    process: Process
+
+    def taken(self) -> None:
+        """The executor has it."""
+        self.handout.taken(self.process)
+
+    async def lost(self) -> None:
+        """Put it back, unless its executor has spoken of it, or has been told it once more."""
+        await self.handout.give_back(self)
+
+
+@dataclass(eq=False, slots=True)
 class _Waiter:
     candidate: Candidate
     woken: trio.Event = field(default_factory=trio.Event)
+
+
+class _Raced(Exception):
+    """A process waits, and changed each time before it could be handed out."""
 
 
 def _same(executor: Executor) -> Executor:
@@ -84,6 +107,10 @@ class HandOut:
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
     _starting: Counter[str] = field(default_factory=Counter)
     _doubtful: OrderedDict[str, _Doubt] = field(default_factory=OrderedDict)
+    _unheard: dict[str, Handed] = field(default_factory=dict)
+    # What ran without a limit when this daemon began, of which its executor has not spoken since:
+    # ids of the process and of the executor.
+    _inherited: dict[str, str] = field(default_factory=dict)
 
     def held(self, origin: str) -> bool:
         """Whether a colony has as much running here as it may, hand-outs under way included."""
@@ -189,6 +216,64 @@ class HandOut:
                 await self._look(process.processid)
             raise
 
+    def deliver(self, process: Process) -> Handed:
+        """What an answer carries that tells an executor of its process; the last one counts."""
+        handed = self._unheard[process.processid] = Handed(self, process)
+        return handed
+
+    def taken(self, process: Process) -> None:
+        """One of the answers that told of this hand-out has arrived."""
+        handed = self._unheard.get(process.processid)
+        if handed is not None and handed.process.attempt == process.attempt:
+            del self._unheard[process.processid]
+
+    def heard(self, processid: str, executorid: str) -> None:
+        """An executor has shown that it knows of a process."""
+        if self._inherited.get(processid) == executorid:
+            del self._inherited[processid]
+        handed = self._unheard.get(processid)
+        if handed is not None and handed.process.assignedexecutorid == executorid:
+            del self._unheard[processid]
+
+    def inherit(self) -> None:
+        """What runs now was handed out by a daemon before this one, which may have been killed."""
+        self._inherited = {
+            processid: running.executorid
+            for processid, (_, running, _) in self.processes.running.entries.items()
+            if not running.execdeadline
+        }
+
+    def silent(self, colony: str, executors: Container[str]) -> list[str]:
+        """Ids of processes that would run for ever if their executors never heard of them.
+
+        They have run since before this daemon began, without a limit; of some executors.
+        """
+        known = self.processes.running.entries
+        for processid in [each for each in self._inherited if each not in known]:
+            del self._inherited[processid]
+        return [
+            processid
+            for processid, executorid in self._inherited.items()
+            if executorid in executors
+            and (known[processid][0], known[processid][1].executorid) == (colony, executorid)
+        ]
+
+    async def give_back(self, handed: Handed) -> None:
+        """The answer is lost; while the store is away, `look_again` goes on."""
+        process = handed.process
+        if self._unheard.get(process.processid) is not handed:
+            return
+        del self._unheard[process.processid]
+        log.warning(
+            "hand-out not taken",
+            processid=process.processid,
+            executor=process.assignedexecutorid,
+            advice="its connection broke before it had the answer; the process waits again",
+        )
+        self._doubt(process)
+        with suppress(EtcdError, RpcError):
+            await self._look(process.processid)
+
     def _doubt(self, process: Process) -> None:
         """This hand-out may have happened, and nobody works on it."""
         doubt = self._doubtful.get(process.processid)
@@ -273,10 +358,13 @@ class HandOut:
             process = None
             try:
                 process = await self._hand_out(entry, executor)
-            except (EtcdError, RpcError):
+            except (EtcdError, RpcError, _Raced) as error:
                 self.processes.queue.give_back(entry)
-                # Others may have looked in vain while it was taken.
+                # Others may have looked in vain while it was taken; after lost races this poll,
+                # too, may look again.
                 self.wake(entry)
+                if isinstance(error, _Raced):
+                    return None
                 raise
             finally:
                 self._starting[origin] -= 1
@@ -287,6 +375,10 @@ class HandOut:
         return None
 
     async def _hand_out(self, entry: Entry, executor: Executor) -> Process | None:
+        """Assign the process of an entry; None when it waits no more.
+
+        Raises EtcdError, RpcError, and _Raced when each try lost to another write.
+        """
         known = await self.processes.recall(entry.colony, entry.processid)
         doubted = entry.processid in self._doubtful
         if known is not None and (doubted or known[0].state != State.WAITING or known[0].peer):
@@ -312,4 +404,4 @@ class HandOut:
                 self.processes.settle(step.process, result.revision)
                 return step.process
             known = await self.processes.load(entry.colony, entry.processid)
-        return None
+        raise _Raced

@@ -59,6 +59,9 @@ class Processes:
     changed: Callable[[Process, int], None] = _ignore
     moved: Callable[[str], None] = _ignore
     stepped: Callable[[str, str, int], None] = _ignore
+    # The watch has told every write before this revision. What it told and took back is no more:
+    # an answer that comes later must not bring it back.
+    told: int = 0
     _cache: OrderedDict[str, tuple[Process, int]] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -114,6 +117,8 @@ class Processes:
                 running[processid] = (colony, unpack(value, Running), revision)
         self.queue.replace(entries)
         self.running.replace(running)
+        if not self.told:
+            self.handout.inherit()
         self.handout.wake_all()
         self.moved("")
 
@@ -229,7 +234,8 @@ class Processes:
         if process.peer and not process.waitforparents:
             self.hooks.submitted(process)
             return
-        self._enqueue(self._entry_of(process, revision))
+        if revision >= self.told:
+            self._enqueue(self._entry_of(process, revision))
 
     def settle(self, process: Process, revision: int) -> None:
         """A transition is in the store: bring memory in step before the watch does."""
@@ -239,7 +245,10 @@ class Processes:
             self.stepped(process.colonyname, process.processgraphid, revision)
         if (process.origin or process.peer) and not process.closed:
             self.hooks.progressed(process)
+        ahead = revision >= self.told
         if process.state == State.RUNNING:
+            if not ahead:
+                return
             running = store.running_of(process)
             self.running.add(process.colonyname, process.processid, running, revision)
             return
@@ -251,7 +260,7 @@ class Processes:
             if entry is not None:
                 self.queue.take(entry)
             self.hooks.closed(process)
-        elif process.waitforparents or not process.peer:
+        elif ahead and (process.waitforparents or not process.peer):
             self._enqueue(self._entry_of(process, revision))
 
     async def change(

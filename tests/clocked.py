@@ -23,7 +23,7 @@ import trio
 
 from cli.client import Client, RpcError
 from node.identity import PrivateKey, sign_payload
-from tests.support import Daemon
+from tests.support import REPOSITORY, Daemon
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PATIENCE = 60.0  # seconds for a daemon whose store does not answer
@@ -45,6 +45,41 @@ def require_faketime() -> None:
     pytest.skip(reason)
 
 
+def signed_at(now: int, payloadtype: str, fields: dict[str, Any], key: PrivateKey) -> bytes:
+    """A request as a client signs it whose clock shows `now`, in Unix seconds."""
+    payload = {"msgtype": payloadtype, "nonce": secrets.token_hex(16), "issuedat": now, **fields}
+    text = base64.b64encode(json.dumps(payload).encode()).decode("ascii")
+    envelope = {
+        "payloadtype": payloadtype,
+        "payload": text,
+        "signature": sign_payload(key, text),
+    }
+    return json.dumps(envelope).encode()
+
+
+def clocked(clock: Path) -> dict[str, str]:
+    """The environment of a daemon whose wall clock is told by a file: seconds ahead, as `+5`.
+
+    The file is read again whenever the time is asked for.
+    """
+    library = faketime()
+    assert library is not None
+    return {
+        "LD_PRELOAD": library,
+        "PYTHONPATH": f"{REPOSITORY / 'tests/faketime'}:{REPOSITORY}",
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def set_clock(clock: Path, ahead: int) -> None:
+    """Set such a clock, in seconds ahead of the true one."""
+    fresh = clock.with_suffix(".new")
+    fresh.write_text(f"{ahead:+d}\n")
+    fresh.replace(clock)
+
+
 class Visitor(Client):
     """A client on the same host as its daemon: with the same clock, `ahead` of ours by seconds."""
 
@@ -63,20 +98,7 @@ class Visitor(Client):
     ) -> Any:
         """As `Client.call`, again while the store does not answer."""
         assert key is not None
-        now = int(time.time()) + self.ahead()
-        payload = {
-            "msgtype": payloadtype,
-            "nonce": secrets.token_hex(16),
-            "issuedat": now,
-            **fields,
-        }
-        text = base64.b64encode(json.dumps(payload).encode()).decode("ascii")
-        envelope = {
-            "payloadtype": payloadtype,
-            "payload": text,
-            "signature": sign_payload(key, text),
-        }
-        body = json.dumps(envelope).encode()
+        body = signed_at(int(time.time()) + self.ahead(), payloadtype, fields, key)
         with trio.move_on_after(_PATIENCE):
             while True:
                 try:
@@ -95,24 +117,13 @@ class ClockedDaemon(Daemon):
     def __init__(self, place: Path, name: str, ahead: int = 0) -> None:
         super().__init__(place / name, name)
         self._clock = place / f"{name}.clock"
-        library = faketime()
-        assert library is not None
-        # The file is read again whenever the time is asked for.
-        self.environ = {
-            "LD_PRELOAD": library,
-            "PYTHONPATH": str(Path(__file__).parent / "faketime"),
-            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
-            "FAKETIME_NO_CACHE": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-        }
+        self.environ = clocked(self._clock)
         self.set_clock(ahead)
 
     def set_clock(self, ahead: int) -> None:
         """Set the daemon's clock, in seconds ahead of the true one."""
         self.ahead = ahead
-        fresh = self._clock.with_suffix(".new")
-        fresh.write_text(f"{ahead:+d}\n")
-        fresh.replace(self._clock)
+        set_clock(self._clock, ahead)
 
     def reboot(self) -> None:
         """From the next start on the machine is one that was started anew.

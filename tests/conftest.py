@@ -26,6 +26,8 @@ _LONGEST = (
     "test_networks.py",
     "test_mutations.py",
     "test_fuzz.py",
+    "test_checker.py",
+    "test_cut_links.py",
 )
 
 

@@ -195,7 +195,7 @@ class House(ClockedDaemon):
 
     async def door(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Let us in from outside: relays a port here to the daemon's RPC port; reports its URL."""
-        with ThreadPoolExecutor(1, initializer=partial(_enter, self.space)) as inside:
+        with ThreadPoolExecutor(1, initializer=partial(enter, self.space)) as inside:
 
             async def relay(outer: trio.SocketStream) -> None:
                 made = inside.submit(socket.socket, socket.AF_INET, socket.SOCK_STREAM)
@@ -219,7 +219,7 @@ class House(ClockedDaemon):
                 task_status.started(f"http://127.0.0.1:{port}")
 
 
-def _enter(space: str) -> None:
+def enter(space: str) -> None:
     """Move this thread into a namespace, for good."""
     with (_NAMESPACES / space).open() as place:
         libc = ctypes.CDLL(None, use_errno=True)

@@ -55,6 +55,7 @@ class Daemon:
         self.events: list[str] = []
         self.environ = dict(environ or {})
         self.prefix: list[str] = []  # a command that runs another one
+        self.program = _COLONYD
         self._changed = threading.Condition()
         self.process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -76,7 +77,7 @@ class Daemon:
         environ |= self.environ
         mark = len(self.events)
         self.process = subprocess.Popen(
-            [*self.prefix, *_COLONYD, "--home", str(self.home), "--name", self.name],
+            [*self.prefix, *self.program, "--home", str(self.home), "--name", self.name],
             cwd=REPOSITORY,
             env=environ,
             stderr=subprocess.PIPE,

@@ -17,9 +17,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from node import handout
 from node.deadlines import expire
+from node.errors import RpcError
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Txn
+from node.etcd.transactions import ModRevision, Txn
 from node.feeding import follow
 from node.hooks import Hooks
 from node.model import Colony, Executor, Process, State
@@ -27,6 +28,7 @@ from node.node import Node
 from node.processes import Processes
 from node.scheduler import Candidate
 from node.store import keys
+from node.store import processes as process_store
 from tests.meddled import Meddled
 from tests.processes import make
 
@@ -372,3 +374,43 @@ async def test_a_colony_that_was_removed_while_paused_is_not_paused_when_it_come
     got = await node.processes.handout.assign(CANDIDATE, ADA, 10)
     assert got.processid == process.processid
     assert await client.get(keys.paused("dev")) is None
+
+
+class Changing(Store):
+    """A store in which another daemon writes to a process before each of so many hand-outs."""
+
+    def __init__(self, client: EtcdClient, other: Processes) -> None:
+        super().__init__(client)
+        self.other, self.rivals = other, 0
+
+    async def commit(self, txn: Txn) -> TxnResult:
+        guard = txn.compare[0] if txn.compare else None
+        if self.rivals and isinstance(guard, ModRevision):
+            self.rivals -= 1
+            known = await self.other.load("dev", guard.key.rpartition("/")[2])
+            assert known is not None
+            await self._client.commit(process_store.update(*known).txn)
+        return await super().commit(txn)
+
+
+async def test_a_process_that_changed_at_each_try_is_handed_out_all_the_same(
+    scene: Scene,
+) -> None:
+    """Eight races are lost in a row; nothing was wrong with the process."""
+    scene.store = store = Changing(scene.client, scene.other)
+    scene.one = Processes(cast(EtcdClient, store), scene.one.now)
+    process = await scene.submit()
+    store.rivals = 8
+    with trio.fail_after(30):
+        assert (await scene.poll(seconds=20)).processid == process.processid
+
+
+async def test_after_lost_races_a_process_is_there_for_the_next_poll(scene: Scene) -> None:
+    scene.store = store = Changing(scene.client, scene.other)
+    scene.one = Processes(cast(EtcdClient, store), scene.one.now)
+    process = await scene.submit()
+    store.rivals = 8
+    with pytest.raises(RpcError) as caught:
+        await scene.poll()
+    assert caught.value.status == 404
+    assert (await scene.poll(BOB)).processid == process.processid

@@ -17,6 +17,7 @@ from node.quotas import TooMany
 from node.replay import LONGEST, Once, aside, look
 from node.resources import parse_cpu, parse_memory
 from node.rpc import requests as req
+from node.rpc.delivery import carry
 from node.rpc.table import SMALL, Call, Caller, Who
 from node.scheduler import Candidate
 from node.store import keys
@@ -63,7 +64,9 @@ def calls(node: Node) -> list[Call[Any]]:
         with aside():
             await node.members.heard_from(executor)
         timeout = min(request.timeout, LONGEST if caller.nonce else MAX_POLL)
-        return wire_process(await processes.handout.assign(candidate, executor, timeout))
+        process = await processes.handout.assign(candidate, executor, timeout)
+        carry(processes.handout.deliver(process))
+        return wire_process(process)
 
     async def submitted(caller: Caller, request: req.Submit, place: str) -> dict[str, Any]:
         found = await node.client.get(place)
@@ -81,6 +84,7 @@ def calls(node: Node) -> list[Call[Any]]:
             or processes.handout.doubts(process.processid)
         ):
             raise missing("nonce: the process that this request was given is not the caller's now")
+        carry(processes.handout.deliver(process))
         return wire_process(process)
 
     async def get(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
@@ -91,6 +95,8 @@ def calls(node: Node) -> list[Call[Any]]:
         # What a member that is gone submitted can still be listed.
         if not found and request.initiator:
             require_member(node, request.colonyname, request.initiator)
+        for process in found:
+            processes.handout.heard(process.processid, caller.id)
         return [wire_process(process) for process in found]
 
     async def set_output(caller: Caller, request: req.Output) -> None:
@@ -251,6 +257,7 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
 
 async def colony_of(node: Node, caller: Caller, processid: str) -> str:
     """The colony of a process that the caller may see. Raises RpcError 403 or 404."""
+    node.processes.handout.heard(processid, caller.id)
     colonies = node.directory.colonies_of(caller.id)
     if len(colonies) == 1:
         return colonies[0]
@@ -263,6 +270,7 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
     async def look(colony: str) -> tuple[Process, int] | None:
         return await node.processes.load(colony, processid) if "/" not in processid else None
 
+    node.processes.handout.heard(processid, caller.id)
     known = await node.directory.seek(caller.id, look)
     if known is not None:
         return known[0]

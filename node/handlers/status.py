@@ -19,6 +19,7 @@ from node.version import VERSION
 
 _MOST_STUCK = 16  # reasons why something waits in vain
 _MOST_NAMED = 3  # executors that could take a process
+_SILENT = 10  # processes that are named
 
 
 def calls(node: Node) -> list[Call[Any]]:
@@ -32,6 +33,8 @@ def calls(node: Node) -> list[Call[Any]]:
         etcd, pressure = await node.client.status(), node.client.pressure
         counts = await statistics(node, node.home)
         nobody = await nobody_takes(node)
+        executors = node.directory.roster(node.home).executors.values()
+        silent = node.processes.handout.silent(node.home, {each.executorid for each in executors})
         states = ("waiting", "running", "successful", "failed", "cancelled")
         return {
             "version": VERSION,
@@ -53,6 +56,7 @@ def calls(node: Node) -> list[Call[Any]]:
             "processes": {state: counts[f"{state}processes"] for state in states},
             "paused": node.home in node.processes.handout.paused,
             "stuck": nobody,
+            "silent": {"count": len(silent), "processids": silent[:_SILENT]},
             **node.extra_status(),
         }
 

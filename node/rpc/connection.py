@@ -16,6 +16,7 @@ import h11
 import trio
 
 from node.log import get_logger
+from node.rpc.delivery import UNTAKEN, Deliveries
 from node.rpc.message import Handler, Request, Response, head
 from node.rpc.places import Places, source_of
 from node.rpc.plain import parse_plain
@@ -165,6 +166,7 @@ class Connection:
 
     __slots__ = (
         "_ahead",
+        "_deliveries",
         "_evicted",
         "_held",
         "_limits",
@@ -191,6 +193,7 @@ class Connection:
         self.signer = ""  # who has shown a right on it
         self.arrived = trio.current_time()
         self.wrote = -math.inf  # when the last answer began to be written
+        self._deliveries = Deliveries(stream)
         self._evicted = False
         self._held = 0  # bytes of a body that is not dealt with
         # Made for a request that is not plain, or not here in one piece, and dropped after it.
@@ -204,6 +207,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the connection to its end; nothing but cancellation from outside gets out."""
+        self._deliveries.attend()
         try:
             with self.scope:
                 await self._serve()
@@ -223,6 +227,10 @@ class Connection:
             self._let_go()
             if self._watcher is not None:
                 self._watcher.cancel()
+            if self._deliveries:
+                hurried = self._evicted or self._roster.draining
+                with trio.CancelScope(shield=True):
+                    await self._deliveries.end(_CLOSE_SECONDS if hurried else UNTAKEN)
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):
                 await self.stream.aclose()
 
@@ -249,6 +257,8 @@ class Connection:
                 return await self._refuse(fault.error_status_hint, str(fault))
             if request is None:
                 return None
+            if self._deliveries:
+                self._deliveries.settle()
             method = request.method
             response = await self._handle(request)
             del request  # its body may be large
@@ -400,6 +410,7 @@ class Connection:
     def new_watcher(self) -> trio.CancelScope:
         """Prepare a watch beside the running handler."""
         self.scope.deadline = math.inf
+        self._deliveries.keep_alive()
         self._watcher = trio.CancelScope()
         self._watched = trio.Event()
         return self._watcher
@@ -435,14 +446,20 @@ class Connection:
         self.wrote = now = trio.current_time()
         if not 0.9 * idle < self.scope.deadline - now <= idle:
             self.scope.deadline = now + idle
-        body = response.body
-        if len(body) <= _SMALL_BODY or self._roster.may_send(self, len(body)):
+        size = len(response.body)
+        if size > _SMALL_BODY and not self._roster.may_send(self, size):
+            why = (
+                f"answers of {self._roster.unread} bytes are not taken by those who asked"
+                f" ({self._limits.names}max_unread); try again"
+            )
+            response = self._roster.error(503, why)
+        if not self._deliveries.making:
             return await self._write(response, method, close=close)
-        why = (
-            f"answers of {self._roster.unread} bytes are not taken by those who asked"
-            f" ({self._limits.names}max_unread); try again"
-        )
-        return await self._write(self._roster.error(503, why), method, close=close)
+        if response.status != 200:
+            await self._deliveries.fail()
+        self._deliveries.sending()
+        await self._write(response, method, close=close)
+        self._deliveries.sent()
 
     async def _write(self, response: Response, method: str, *, close: bool) -> None:
         body = response.body
