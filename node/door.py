@@ -133,7 +133,9 @@ def _health(node: Node) -> Response:
 
 def _store_error(node: Node, error: EtcdError) -> Response:
     if isinstance(error, (EtcdTooLarge, EtcdTooManyOps)):
-        return _plain_error(400, "the request does not fit the store: 1.5 MiB, 128 operations")
+        # Such as a process with its arguments, input, output and attributes, which is one value.
+        status = 413 if isinstance(error, EtcdTooLarge) else 400
+        return _plain_error(status, f"the request does not fit the store: {error}")
     if isinstance(error, StoreFull):
         return _plain_error(507, str(error))
     log.warning("store", error=error)
