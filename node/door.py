@@ -67,6 +67,9 @@ async def serve(
         drained.set()
 
 
+_SLASHED = frozenset({"/api/", "/health/", f"{pubsub.PATH}/"})
+
+
 def _plain_error(status_code: int, message: str) -> Response:
     body = reply("error", {"status": status_code, "message": message}, error=True)
     return Response(status_code, body)
@@ -83,6 +86,8 @@ def http_handler(
     """Return the handler of the RPC port: `POST /api`, `GET /health` and `/pubsub`."""
 
     async def handle(request: Request) -> Response:
+        if request.path in _SLASHED:  # upstream sends such a client on to the path without it
+            request.path = request.path[:-1]
         if not cors.shared(request.path):
             return await answer(request)
         if request.method == "OPTIONS":

@@ -45,7 +45,8 @@ from node.etcd.transactions import (
 
 _READ_AGAIN = 0.05  # seconds after a broken connection; etcd's restart takes longer
 _LONGEST = 60.0  # seconds for all parts of a value; what nobody names is swept much later
-_PARTS_AT_ONCE = 8  # parts of one answer
+_PARTS_AT_ONCE = 128  # parts of one answer
+_WRITERS = 8  # parts that are written at the same time: etcd syncs them together
 _TRIES = 4  # reads of a value that is replaced meanwhile
 
 _KV, _LEASE, _MAINTENANCE = (
@@ -265,11 +266,26 @@ class EtcdClient:
 
     async def _write_parts(self, apart: Sequence[tuple[Stub, Put]]) -> None:
         """Write what stubs will stand for, aside. Raises `EtcdUnavailable` when it takes long."""
+        if not apart:
+            return
         began = trio.current_time()
-        for stub, put in apart:
-            for part in parts_of(stub, put):
-                request = pb.PutRequest(key=part.key.encode(), value=part.value)
-                await self._put_in(_KV + "Put", request, pb.PutResponse)
+        parts = (part for stub, put in apart for part in parts_of(stub, put))
+        failed: list[EtcdError] = []
+
+        async def write() -> None:
+            try:
+                for part in parts:
+                    request = pb.PutRequest(key=part.key.encode(), value=part.value)
+                    await self._put_in(_KV + "Put", request, pb.PutResponse)
+            except EtcdError as error:
+                failed.append(error)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_WRITERS):
+                nursery.start_soon(write)
+        if failed:
+            raise failed[0]
         if trio.current_time() - began > _LONGEST:
             raise EtcdUnavailable(f"to write large values took more than {_LONGEST:.0f} s")
 

@@ -34,8 +34,9 @@ __all__ = [
 
 PLACE = "/colonyd/part/"
 MOST = 64 * 1024 * 1024  # bytes of one value
-WHOLE = 256 * 1024  # bytes of a value that is never divided because of itself
-PART = 1_000_000
+WHOLE = 128 * 1024  # bytes of a value that is never divided because of itself
+# Small ones: etcd keeps its last 5,000 log entries and more in memory, whatever they hold.
+PART = 64 * 1024
 # Bytes of one request, of the 1.5 MiB that etcd takes: keys and framing need some, too.
 ROOM = 1_200_000
 # Nothing else begins so: in CBOR it would be the number 0 with something behind it.

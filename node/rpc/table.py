@@ -42,6 +42,8 @@ MAX_TOKENS = 100_000
 MANY_TOKENS = 1_200_000
 # Answers that may be large, which are made at the same time.
 _HEAVY = 1
+# Bytes of a body from which on few are served at the same time: each takes several times its size.
+_HUGE, _HUGE_AT_ONCE = 1 << 20, 2
 # What changes nothing, beside all calls whose name begins with "get".
 _READS = frozenset(
     {
@@ -186,6 +188,7 @@ class Table:
     turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
     # Large requests are read one after the other: many at once would share each turn of the loop.
     _reading: trio.Lock = field(default_factory=trio.Lock)
+    _huge: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HUGE_AT_ONCE))
     _heavy: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HEAVY))
 
     def add(self, call: Call[Any]) -> None:
@@ -202,6 +205,12 @@ class Table:
         `signed` is told who signed it, if that is somebody with a right here, and returns why that
         one is not served now, or "".
         """
+        if len(body) <= _HUGE:
+            return await self._answer(body, signed)
+        async with self._huge:
+            return await self._answer(body, signed)
+
+    async def _answer(self, body: bytes, signed: Callable[[str], str]) -> tuple[int, bytes]:
         payloadtype = ""
         try:
             if len(body) <= SMALL:
