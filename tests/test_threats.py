@@ -220,9 +220,7 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "no output at all": ({"out": None}, "payload: Expected `bytes`, got `null` - at `$.out`"),
     "an output that is no JSON": ({"out": b"[1,"}, "outcome: Input data was truncated"),
     "an output that is no array": ({"out": b"{}"}, "outcome: Expected `array`, got `object`"),
-    "an output beyond the store": ({"out": b'["' + b"x" * 1_900_000 + b'"]'}, "too large"),
     "another process there": ({"localpid": "f" * 64}, "outcome: it names another process there"),
-    "an error beyond the store": ({"state": 3, "errors": ["x" * 1_900_000]}, "too large"),
 }
 
 

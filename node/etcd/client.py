@@ -26,7 +26,7 @@ from node.etcd.errors import (
     LeaseLost,
 )
 from node.etcd.guard import GUARD
-from node.etcd.parts import MOST, Known, Stub, divide, joined, parts_of, stub_of
+from node.etcd.parts import MOST, WHOLE, Known, Stub, divide, joined, parts_of, stub_of
 from node.etcd.pressure import Pressure
 from node.etcd.snapshots import save_snapshot
 from node.etcd.transactions import (
@@ -248,7 +248,7 @@ class EtcdClient:
                 raise _Replaced(f"the value of {item.key} changed while it was read")
             whole[at] = msgspec.structs.replace(item, value=value)
             if not revision:
-                self.known.see(item.key, item.mod_revision, stub)
+                self.known.see(item.key, stub)
         return whole
 
     async def _join(self, stub: Stub, revision: int) -> bytes | None:
@@ -367,21 +367,24 @@ class EtcdClient:
 
     async def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Write unconditionally; gives the revision of the write."""
-        _, apart = divide([Put(key, value, lease)])
-        await self._write_parts(apart)
-        for stub, _ in apart:
-            value = stub.pack()
+        if len(value) > WHOLE or self.known.has(key):
+            return (await self._commit(Txn([], [Put(key, value, lease)]))).revision
         request = pb.PutRequest(key=key.encode(), value=value, lease=lease)
         return int((await self._put_in(_KV + "Put", request, pb.PutResponse)).header.revision)
 
     async def delete(self, key: str) -> int:
         """Remove one key; gives how many were removed, 0 or 1."""
-        request = pb.DeleteRangeRequest(key=key.encode())
-        return await self._delete(request)
+        gone = self.known.left([Delete(key)])
+        deleted = await self._delete(pb.DeleteRangeRequest(key=key.encode()))
+        await self._drop(gone)
+        return deleted
 
     async def delete_prefix(self, prefix: str) -> int:
         """Remove all keys that start with `prefix`; gives how many."""
-        return await self._delete(_delete_prefix(prefix))
+        gone = self.known.left([DeletePrefix(prefix)])
+        deleted = await self._delete(_delete_prefix(prefix))
+        await self._drop(gone)
+        return deleted
 
     async def _delete(self, request: Any) -> int:
         answer = await self._call(_KV + "DeleteRange", request, pb.DeleteRangeResponse)
@@ -398,16 +401,16 @@ class EtcdClient:
         await self._write_parts(apart)
         for compare in txn.compare:
             _add_compare(request, compare)
-        for op in (*success, *self.known.left(txn.compare, success)):
+        for op in (*success, *self.known.left(success)):
             _add_operation(request.success, op)
         for op in txn.failure:
             _add_operation(request.failure, op)
         answer = await self._put_in(_KV + "Txn", request, pb.TxnResponse)
         done = txn.success if answer.succeeded else txn.failure
         if answer.succeeded:
-            self.known.wrote(success, answer.header.revision)
+            self.known.wrote(success)
         elif apart:
-            await self._drop(apart)
+            await self._drop([DeletePrefix(stub.prefix) for stub, _ in apart])
         return TxnResult(answer.succeeded, answer.header.revision, await self._got(done, answer))
 
     async def _got(self, done: Sequence[Op], answer: Any) -> list[list[KeyValue]]:
@@ -437,11 +440,12 @@ class EtcdClient:
             whole.append(kvs)
         return whole
 
-    async def _drop(self, apart: Sequence[tuple[Stub, Put]]) -> None:
-        """Remove parts that nothing will name; what can't be now is swept later."""
+    async def _drop(self, gone: Sequence[Op]) -> None:
+        """Remove parts that nothing names; what can't be now is swept later."""
         with suppress(EtcdError):
-            for stub, _ in apart:
-                await self.delete_prefix(stub.prefix)
+            for op in gone:
+                if type(op) is DeletePrefix:
+                    await self._delete(_delete_prefix(op.prefix))
 
     async def expand(self, key: str, value: bytes) -> bytes:
         """The value that was found at a key by other means. Raises `EtcdUnavailable`, for one that

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from node.etcd.errors import EtcdTooLarge
-from node.etcd.transactions import Compare, Delete, DeletePrefix, ModRevision, Op, Put
+from node.etcd.transactions import Delete, DeletePrefix, Op, Put
 
 __all__ = [
     "MOST",
     "PLACE",
+    "WHOLE",
     "Known",
     "Stub",
     "divide",
@@ -120,14 +121,14 @@ class Known:
     """The stubs that were last seen, so that what they name goes together with them."""
 
     def __init__(self) -> None:
-        self._stubs: OrderedDict[str, tuple[int, Stub]] = OrderedDict()
+        self._stubs: OrderedDict[str, Stub] = OrderedDict()
 
-    def see(self, key: str, revision: int, stub: Stub | None) -> None:
-        """A key was written at `revision`, with a stub or without one."""
+    def see(self, key: str, stub: Stub | None) -> None:
+        """A key holds a stub, or none."""
         if stub is None:
             self._stubs.pop(key, None)
             return
-        self._stubs[key] = (revision, stub)
+        self._stubs[key] = stub
         self._stubs.move_to_end(key)
         if len(self._stubs) > _REMEMBERED:
             self._stubs.popitem(last=False)
@@ -136,25 +137,35 @@ class Known:
         """Whether the value of a key, as last seen, is in parts."""
         return key in self._stubs
 
-    def left(self, compare: Sequence[Compare], ops: Sequence[Op]) -> list[Op]:
-        """What removes the parts of values that these operations replace or remove for certain."""
+    def left(self, ops: Sequence[Op]) -> list[Op]:
+        """What removes the parts of known values that these operations replace or remove.
+
+        A stub stands at one key only: whatever is there meanwhile, the parts are of no use then.
+        """
         if not self._stubs:
             return []
-        at = {each.key: each.revision for each in compare if type(each) is ModRevision}
         gone: list[Op] = []
         for op in ops:
-            if isinstance(op, Put | Delete) and op.key in self._stubs:
-                revision, stub = self._stubs[op.key]
-                if at.get(op.key) == revision and len(ops) + len(gone) < _MOST_OPS:
-                    gone.append(DeletePrefix(stub.prefix))
-        return gone
+            if isinstance(op, Put | Delete):
+                names = [op.key] if op.key in self._stubs else []
+            else:
+                names = self.under(op.prefix) if type(op) is DeletePrefix else []
+            gone += [DeletePrefix(self._stubs[key].prefix) for key in names]
+        return gone[: max(0, _MOST_OPS - len(ops))]
 
-    def wrote(self, ops: Sequence[Op], revision: int) -> None:
-        """These operations happened at `revision`."""
+    def under(self, prefix: str) -> list[str]:
+        """The keys with a prefix whose values are in parts, as last seen."""
+        return [key for key in self._stubs if key.startswith(prefix)]
+
+    def wrote(self, ops: Sequence[Op]) -> None:
+        """These operations happened."""
         for op in ops:
             if type(op) is Put:
                 stub = stub_of(op.value)
                 if stub is not None or self._stubs:
-                    self.see(op.key, revision, stub)
+                    self.see(op.key, stub)
             elif type(op) is Delete and self._stubs:
                 self._stubs.pop(op.key, None)
+            elif type(op) is DeletePrefix and self._stubs:
+                for key in self.under(op.prefix):
+                    del self._stubs[key]

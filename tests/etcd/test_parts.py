@@ -17,7 +17,7 @@ from node.etcd import parts
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.parts import MOST, PLACE, divide, joined, owner_of, parts_of, stub_of
-from node.etcd.transactions import Absent, Delete, Get, ModRevision, Put, Txn
+from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.etcd.watch import Batch, watch
 from tests.etcd.support import start_store
 
@@ -73,6 +73,22 @@ async def test_a_large_value_is_one_value(client: EtcdClient) -> None:
     assert await count(client) == 0
 
 
+async def test_what_is_overwritten_or_removed_takes_its_parts_along(client: EtcdClient) -> None:
+    await client.put(KEY, LARGE)
+    await client.put(KEY, LARGE[::-1])
+    assert await count(client) == PIECES
+    await client.put(KEY, b"small")
+    assert await count(client) == 0
+    for remove in (
+        lambda: client.delete(KEY),
+        lambda: client.delete_prefix(KEY[:-1]),
+        lambda: client.commit(Txn([], [DeletePrefix(KEY[:-1])])),
+    ):
+        await client.put(KEY, LARGE)
+        await remove()
+        assert await count(client) == 0
+
+
 async def test_more_than_the_store_takes_is_refused(client: EtcdClient) -> None:
     with pytest.raises(EtcdTooLarge, match=f"{MOST + 1} bytes; the store takes {MOST}"):
         await client.put(KEY, bytes(MOST + 1))
@@ -85,6 +101,7 @@ async def test_parts_that_nothing_names_are_swept(
     await client.put(KEY, LARGE)
     for key in (KEY + "b", KEY + "c"):
         await client.put(key, LARGE)
+    client.known = parts.Known()  # as another daemon, which has not seen them
     await client.delete(KEY + "b")
     await client.put(KEY + "c", b"small")
     assert await count(client) == 3 * PIECES
