@@ -6,15 +6,21 @@ import base64
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from cli.client import Client, RpcError
+from federation.sizes import FORWARD
 from node import limits
+from node.errors import RpcError as Refused
 from node.identity import PrivateKey
 from node.submission import new_id
+from tests.colonies import world
 from tests.support import REPOSITORY, Daemon, until
+from tests.test_rotation import friends
 
 MIB = 2**20
 
@@ -224,6 +230,18 @@ async def test_a_process_as_a_whole_has_a_limit_that_is_named(lone_daemon: Daemo
             await party.close(pid, "o" * 12_000_000)
         await party.close(pid, "smaller")
         assert (await party.process(pid))["out"] == ["smaller"]
+
+
+async def test_what_no_peer_takes_is_refused_when_it_is_submitted(tmp_path: Path) -> None:
+    async with world(tmp_path) as colonies:
+        ant, bee = await friends(colonies, "ant", "bee")
+        with pytest.raises(Refused, match=f"spec: .* at most {FORWARD}") as caught:
+            await ant.submit("bee", args=["x" * FORWARD])
+        assert caught.value.status == 413
+        with trio.fail_after(50):
+            pid = await ant.submit("bee", args=["x" * 1_300_000])
+            await bee.work("y" * 1_300_000)
+            assert (await ant.closed(pid)).output == ["y" * 1_300_000]
 
 
 def test_the_documents_have_the_limits_of_the_code() -> None:
