@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from cli.inputs import read_object
-from cli.keyfiles import accepts, check_id, check_name, key_path, read_or_make, rotate
+from cli.keyfiles import accepts, check_id, check_member_name, key_path, read_or_make, rotate
 from cli.output import (
     ago,
     parse_time,
@@ -153,7 +153,7 @@ def _add(
     approve: bool,
 ) -> None:
     given = read_object(file, "executor") if file else {}
-    path = key_path(session, f"executor-{check_name(name)}")
+    path = key_path(session, f"executor-{check_member_name(name)}")
     known = check_id(identity) if identity else read_or_make(path)[0].id
     fields = given | {"executorname": name, "executorid": known, "colonyname": session.colony()}
     fields["executortype"] = kind or given.get("executortype") or "cli"

@@ -34,6 +34,18 @@ def check_name(text: str) -> str:
     return text
 
 
+def check_member_name(text: str) -> str:
+    """The name of a user or an executor as given. Raises Failure (usage)."""
+    from node.errors import RpcError
+    from node.member_names import check_name
+
+    try:
+        check_name(text, "name")
+    except RpcError as error:
+        raise Failure(error.message, code=USAGE) from None
+    return text
+
+
 def own_home(session: Session) -> None:
     """Raise Failure when the home belongs to another user, before anything is written there."""
     from node.home import HomeError, require_owner

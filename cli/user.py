@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cli.keyfiles import accepts, check_id, check_name, key_path, read_or_make, rotate
+from cli.keyfiles import accepts, check_id, check_member_name, key_path, read_or_make, rotate
 from cli.output import print_done, print_rows, print_value, short
 from cli.session import Session, colony_command, colony_group
 from cli.terminal import print_note
@@ -32,7 +32,7 @@ def add(session: Session, name: str, identity: str | None, email: str, phone: st
 
     Without --id a key is made at keys/user-NAME.key: hand it over on a safe way.
     """
-    path = key_path(session, f"user-{check_name(name)}")
+    path = key_path(session, f"user-{check_member_name(name)}")
     known = check_id(identity) if identity else read_or_make(path)[0].id
     fields = {"colonyname": session.colony(), "userid": known, "name": name}
     added: dict[str, Any] = session.call(

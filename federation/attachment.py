@@ -18,7 +18,9 @@ from federation.ledger import Ledger
 from federation.peers import BLOCKED, Peers
 from federation.policy import MAX_HOPS
 from federation.router import Router
+from federation.sizes import FORWARD, forward_size
 from federation.talking import Talker
+from node.errors import RpcError
 from node.hooks import Addition, Hooks
 from node.model import Process
 
@@ -75,7 +77,14 @@ class Attachment(Hooks):
         return self.router.route(process)
 
     def forwarding(self, process: Process) -> Addition:
-        """The outbox entry that joins a submission."""
+        """The outbox entry that joins a submission. Raises RpcError 413 for one too large."""
+        # What was sent to us is as large as it may be, and goes on as it came.
+        if not process.origin and (size := forward_size(process)) > FORWARD:
+            raise RpcError(
+                413,
+                f"spec: {size} bytes with arguments and input; what goes to another colony has at"
+                f" most {FORWARD}",
+            )
         return self.ledger.forwarding(process, self.router.way(process))
 
     def forwards(self) -> int:

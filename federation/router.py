@@ -30,6 +30,7 @@ from federation.routes import (
     matches,
     pick,
 )
+from federation.sizes import FORWARD, forward_size
 from node.log import get_logger
 from node.model import SECOND, ExecutorState, FunctionSpec, Process
 
@@ -98,6 +99,8 @@ class Router:
         """A process here as routes see it; `path` are colonies that had it before."""
         subject = self.subject(process.spec, age)
         bound = subject.bound or (self.onward(process) if process.origin else "")
+        if not bound and forward_size(process) > FORWARD:
+            bound = f"it has more than {FORWARD} bytes, which is the most that peers take"
         before = frozenset({process.origin, *path} - {""})
         return replace(subject, bound=bound, path=before, tried=self._barring(tried))
 

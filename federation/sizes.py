@@ -10,8 +10,9 @@ from __future__ import annotations
 import msgspec
 
 from federation.envelope import Kind
+from node.model import Process
 
-__all__ = ["ANSWERS", "MOST_ITEMS", "QUICK", "SIZES", "Size"]
+__all__ = ["ANSWERS", "FORWARD", "MOST_ITEMS", "QUICK", "SIZES", "Size", "forward_size"]
 
 QUICK = 8_192  # items that are decoded on the event loop in one piece; more, in a thread
 MOST_ITEMS = 27_000  # of any kind: a submission with all its files
@@ -19,6 +20,15 @@ MOST_ITEMS = 27_000  # of any kind: a submission with all its files
 _CARD = 8_192  # bytes of a signed card
 _FRAME = 1_024  # bytes of an envelope around its payload
 _BODY = 1_500_000  # bytes: as much as the store takes in one request
+
+
+# Bytes of JSON, spec and input together, that a process may take along to another colony.
+FORWARD = _BODY - 100_000
+
+
+def forward_size(process: Process) -> int:
+    """How many of these a process has."""
+    return len(msgspec.json.encode(process.spec)) + len(msgspec.json.encode(process.input))
 
 
 class Size(msgspec.Struct, frozen=True):

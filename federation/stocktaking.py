@@ -89,7 +89,9 @@ class Stocktaking:
     async def _lighten(self, markers: Sequence[tuple[KeyValue, Marker]]) -> None:
         """A marker whose process left the store stands for itself only."""
         pids = [marker.localpid for _, marker in markers]
-        there = {each.processid for each in await self.processes.load_many(self.home, pids)}
+        there = {
+            each.processid for each in await self.processes.load_many(self.home, pids, light=True)
+        }
         for item, marker in markers:
             if marker.localpid in there:
                 continue

@@ -72,7 +72,9 @@ class Upkeep:
 
     async def _delete_leftovers(self, prefix: str, found: Sequence[str]) -> None:
         pids = [key.removeprefix(prefix) for key in found]
-        there = {each.processid for each in await self.processes.load_many(self.home, pids)}
+        there = {
+            each.processid for each in await self.processes.load_many(self.home, pids, light=True)
+        }
         for key, pid in zip(found, pids, strict=True):
             if pid not in there:
                 await self.client.delete(key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from federation.messages import Said
-from node.channels import MAX_ENTRIES, MAX_PAYLOAD, MAX_SIZE
+from node.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE
 from node.codec import unpack
 from node.etcd.client import EtcdClient
 from node.handlers.channels import MAX_TYPE
@@ -63,7 +63,7 @@ def entries(
     found: list[Entry] = []
     last = -1
     for each in said:
-        bounds = len(each.payload) <= MAX_PAYLOAD and len(each.type) <= MAX_TYPE
+        bounds = len(each.payload) <= MAX_ABROAD and len(each.type) <= MAX_TYPE
         numbers = all(-(2**63) <= n < 2**63 for n in (each.sequence, each.inreplyto))
         if not last < each.place < after or not bounds or not numbers:
             return None

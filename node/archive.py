@@ -54,7 +54,7 @@ _MOST_NAME = 1024  # beside the home's own path, well below what Linux takes (PA
 _MOST_PART = 255
 _MOST_READ = 4 << 20  # of one read: tarfile reads what a header of extended names declares
 _MOST_MANIFEST = 256 << 20
-_MOST_RECORD = 16 << 20  # of one key and value; etcd takes 1.5 MiB by default
+_MOST_RECORD = 16 << 20  # of one key and value; larger ones come in parts
 _MOST_SETTINGS = 1 << 20
 
 

@@ -114,7 +114,9 @@ async def _dump(client: EtcdClient, file: IO[bytes]) -> tuple[int, int]:
     start: str | None = None
     while True:
         try:
-            page = await client.range(keys.ROOT, limit=limit, start=start, revision=revision)
+            page = await client.range(
+                keys.ROOT, limit=limit, start=start, revision=revision, raw=True
+            )
         except EtcdTooLarge:
             if limit == 1:
                 raise

@@ -12,6 +12,7 @@ import msgspec
 
 from node.codec import pack
 from node.errors import bad
+from node.limits import BLUEPRINT
 from node.model import Colony, Conditions, FunctionSpec
 from node.schema import SchemaError, check_schema, conform
 from node.store.blueprints import Blueprint, Definition
@@ -19,7 +20,7 @@ from node.submission import MAX_SECONDS
 
 MAX_NAME = 200  # characters
 # Bytes of one blueprint with its status: it must fit into a transaction twice, for its history.
-MAX_BYTES = 512 * 1024
+MAX_BYTES = BLUEPRINT
 # A generation is a JSON number that every client must read exactly.
 MAX_GENERATION = 2**53 - 1
 
@@ -172,7 +173,7 @@ def check_wanted(wanted: Wanted, definition: Definition) -> None:
 def check_size(value: object, name: str) -> None:
     """Raise RpcError 400 for what is too large to be stored."""
     if len(pack(value)) > MAX_BYTES:
-        raise bad(f"{name}: at most {MAX_BYTES // 1024} KiB with all that belongs to it")
+        raise bad(f"{name}: at most {MAX_BYTES // 2**20} MiB with all that belongs to it")
 
 
 def call_kwargs(blueprint: Blueprint) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Txn
 from node.etcd.watch import Batch, watch
+from node.limits import CHANNEL, MESSAGE
 from node.model import SECOND, Process
 from node.store import channels as store
 from node.store.channels import Entry, Head, Pulse
@@ -29,9 +30,10 @@ from node.store.channels import Entry, Head, Pulse
 if TYPE_CHECKING:
     from node.processes import Processes
 
-MAX_PAYLOAD = 2**20  # bytes of one message; etcd takes 1.5 MiB
+MAX_PAYLOAD = MESSAGE  # bytes of one message
+MAX_ABROAD = 2**20  # ... of a process that another colony has a part in
 MAX_ENTRIES = 10_000  # in one channel
-MAX_SIZE = 32 * 2**20  # bytes of payload in one channel: a read of all of it stays possible
+MAX_SIZE = CHANNEL  # bytes of payload in one channel: a read of all of it stays possible
 MAX_CHANNELS = 100  # of one process
 MAX_NAME = 200  # characters
 RATE, BURST = 100, 500  # messages a second of one process, and how many may come at once
@@ -168,6 +170,11 @@ class Channels:
         if len(said.payload) > MAX_PAYLOAD:
             raise bad(f"payload: {len(said.payload)} bytes; a message has at most {MAX_PAYLOAD}")
         process, _ = await self.find(said.senderid, processid, name)
+        if (process.origin or process.peer) and len(said.payload) > MAX_ABROAD:
+            raise bad(
+                f"payload: {len(said.payload)} bytes; between colonies a message has at most"
+                f" {MAX_ABROAD}"
+            )
         if not self.rates.allow(processid, self.now()):
             raise bad(
                 f"processid: the channels of a process take {RATE} messages a second and"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from node import certificate, cluster, door, feeding, storeid, succession, timers
+from node import certificate, cluster, door, feeding, storeid, succession, sweeping, timers
 from node.config import Config, ConfigError, load_config
 from node.containment import keep_going
 from node.deadlines import expire
@@ -227,6 +227,7 @@ async def _serve(
         await nursery.start(keep_going, "files", node.files.run)
         nursery.start_soon(keep_going, "deadlines", partial(_deadlines, node))
         nursery.start_soon(keep_going, "replay markers", replays.run)
+        nursery.start_soon(keep_going, "parts of large values", partial(sweeping.run, client))
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from node.codec import unpack
 from node.errors import denied
+from node.member_names import of_key
 from node.model import Colony, Executor, ExecutorState, Function, User
 from node.store import keys
 
@@ -53,6 +54,8 @@ class Directory:
         colony, kind, *rest = key[len(keys.MEMBERS) :].split("/", 2)
         roster = self.rosters.setdefault(colony, Roster())
         name = rest[0] if rest else ""
+        if kind in ("user", "executor"):
+            name = of_key(name)
         self._forget(roster, colony, kind, name)
         if value is not None:
             self._learn(roster, colony, kind, name, value)

@@ -67,6 +67,9 @@ async def serve(
         drained.set()
 
 
+_SLASHED = frozenset({"/api/", "/health/", f"{pubsub.PATH}/"})
+
+
 def _plain_error(status_code: int, message: str) -> Response:
     body = reply("error", {"status": status_code, "message": message}, error=True)
     return Response(status_code, body)
@@ -83,6 +86,8 @@ def http_handler(
     """Return the handler of the RPC port: `POST /api`, `GET /health` and `/pubsub`."""
 
     async def handle(request: Request) -> Response:
+        if request.path in _SLASHED:  # upstream sends such a client on to the path without it
+            request.path = request.path[:-1]
         if not cors.shared(request.path):
             return await answer(request)
         if request.method == "OPTIONS":
@@ -133,7 +138,9 @@ def _health(node: Node) -> Response:
 
 def _store_error(node: Node, error: EtcdError) -> Response:
     if isinstance(error, (EtcdTooLarge, EtcdTooManyOps)):
-        return _plain_error(400, "the request does not fit the store: 1.5 MiB, 128 operations")
+        # Such as a process with its arguments, input, output and attributes, which is one value.
+        status = 413 if isinstance(error, EtcdTooLarge) else 400
+        return _plain_error(status, f"the request does not fit the store: {error}")
     if isinstance(error, StoreFull):
         return _plain_error(507, str(error))
     log.warning("store", error=error)

@@ -22,6 +22,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
 from node.leader import Leader
+from node.limits import GENERATOR
 from node.log import get_logger
 from node.model import SECOND
 from node.quotas import TooMany
@@ -36,10 +37,10 @@ from node.workflows import Workflows
 log = get_logger("generators")
 
 MAX_TRIGGER = 10_000
-# Bytes of all arguments of one workflow: each root holds them, and the store takes 1.5 MiB.
-MAX_BYTES = 1024 * 1024
-# Bytes of all arguments in all nodes that get them: a pack must not be multiplied in the store.
-_IN_ALL = 2 * MAX_BYTES
+# Bytes of all arguments of one workflow, and in all nodes if several get them: a pack must not be
+# multiplied in the store.
+MAX_BYTES = GENERATOR
+_IN_ALL = 2 * 2**20
 # Nanoseconds for which the repeat of a request is known again; requests are fresh for half of it.
 REMEMBERED = 600 * SECOND
 _TRIES = 32
@@ -64,7 +65,8 @@ def largest_arg(generator: Generator) -> int:
 
     Each node without dependencies gets all of them.
     """
-    return min(MAX_BYTES, _IN_ALL // generator.roots) // generator.trigger
+    most = MAX_BYTES if generator.roots == 1 else _IN_ALL // generator.roots
+    return most // generator.trigger
 
 
 def decide(generator: Generator, now: int) -> Firing | None:

@@ -19,6 +19,7 @@ from node.etcd.errors import EtcdError, EtcdUnavailable
 from node.log import get_logger
 from node.model import Executor, Process, State
 from node.scheduler import Candidate, Entry, matches
+from node.store import keys
 from node.store import processes as store
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class HandOut:
     paused: set[str] = field(default_factory=set)
     stopping: bool = False
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
+    # Large processes take several times their size on the way: few go at the same time.
+    _large: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(2))
     _starting: Counter[str] = field(default_factory=Counter)
     _doubtful: OrderedDict[str, _Doubt] = field(default_factory=OrderedDict)
     _unheard: dict[str, Handed] = field(default_factory=dict)
@@ -375,6 +378,13 @@ class HandOut:
         return None
 
     async def _hand_out(self, entry: Entry, executor: Executor) -> Process | None:
+        key = keys.process(entry.colony, entry.processid)
+        if self.processes.client.known.has(key):
+            async with self._large:
+                return await self._assigned(entry, executor)
+        return await self._assigned(entry, executor)
+
+    async def _assigned(self, entry: Entry, executor: Executor) -> Process | None:
         """Assign the process of an entry; None when it waits no more.
 
         Raises EtcdError, RpcError, and _Raced when each try lost to another write.

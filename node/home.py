@@ -18,6 +18,7 @@ from pathlib import Path
 
 from node.directories import sync_directory
 from node.identity import IdentityError, PrivateKey, read_key, write_key
+from node.member_names import in_key
 
 # Below a home whose restore from a backup did not come to its end.
 RESTORING = "restoring"
@@ -85,8 +86,8 @@ class Home:
         return self.path / "colony"
 
     def key(self, name: str) -> Path:
-        """Path of the key file called `name`."""
-        return self.keys / f"{name}.key"
+        """Path of the key file called `name`, in which a member's name may have any character."""
+        return self.keys / f"{in_key(name)}.key"
 
     # The colony's next key lies ready in a file of its own until the store knows of it.
 

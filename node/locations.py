@@ -11,12 +11,11 @@ from node.codec import pack, unpack
 from node.errors import bad, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Get, Put, Txn
+from node.member_names import check_name
 from node.quotas import Quotas
 from node.store import locations as store
 from node.store.locations import Location
 from node.submission import new_id
-
-MAX_NAME = 200  # characters
 
 
 @dataclass
@@ -28,8 +27,7 @@ class Locations:
 
     async def _create(self, location: Location) -> Location | None:
         """Store a location; returns the one that is there under its name, if there is one."""
-        if not 1 <= len(location.name) <= MAX_NAME:
-            raise bad(f"location.name: 1 to {MAX_NAME} characters")
+        check_name(location.name, "location.name")
         location.locationid = location.locationid or new_id()
         key = store.location(location.colonyname, location.name)
         if (found := await self.client.get(key)) is not None:

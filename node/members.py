@@ -16,6 +16,7 @@ from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.home import valid_name
+from node.member_names import check_id, check_name
 from node.model import SECOND, Colony, Executor, ExecutorState, Function, User
 from node.quotas import Quotas
 from node.store import blueprints, crons, files, generators, keys
@@ -103,9 +104,8 @@ class Members:
 
     async def add_user(self, user: User) -> User:
         """Raises RpcError 400 for a bad name or id, or one that is taken in the colony."""
-        if not valid_name(user.name):
-            raise bad("user.name: use letters, digits, '_', '-' and '.'")
-        _check_id(user.userid, "user.userid")
+        check_name(user.name, "user.name")
+        check_id(user.userid, "user.userid")
         if self.directory.user_of(user.colonyname, user.userid):
             raise bad("user.userid: another user of this colony has it")
         users = self.directory.roster(user.colonyname).users
@@ -133,11 +133,10 @@ class Members:
 
     def check_executor(self, executor: Executor) -> None:
         """Raise RpcError 400 for a bad name, type or id, or an id that another executor has."""
-        if not valid_name(executor.executorname):
-            raise bad("executor.executorname: use letters, digits, '_', '-' and '.'")
+        check_name(executor.executorname, "executor.executorname")
         if not executor.executortype or "/" in executor.executortype:
             raise bad("executor.executortype: a name without '/' is needed")
-        _check_id(executor.executorid, "executor.executorid")
+        check_id(executor.executorid, "executor.executorid")
         twin = self.directory.executor_of(executor.colonyname, executor.executorid)
         if twin is not None and twin.executorname != executor.executorname:
             raise bad("executor.executorid: another executor of this colony has it")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import msgspec
+
 from node import steps
 from node.codec import unpack
 from node.errors import RpcError, bad, conflict, denied, missing
@@ -31,7 +33,7 @@ from node.store import processes as store
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 8
 _CACHE = 2048
-# Processes read in one transaction: even at their largest they fit one answer.
+# Processes read in one transaction; fewer where they are large.
 _MANY = 40
 
 
@@ -127,7 +129,13 @@ class Processes:
             self.handout.wake(entry)
 
     def remember(self, process: Process, revision: int) -> None:
-        """Keep a value that is in the store at `revision` for the next transaction."""
+        """Keep a value that is in the store at `revision` for the next transaction.
+
+        One that is large is read again instead: as many as are kept would fill the memory.
+        """
+        if self.client.known.has(keys.process(process.colonyname, process.processid)):
+            self._cache.pop(process.processid, None)
+            return
         self._cache[process.processid] = (process, revision)
         self._cache.move_to_end(process.processid)
         if len(self._cache) > _CACHE:
@@ -152,11 +160,28 @@ class Processes:
             return known
         return await self.load(colony, processid)
 
-    async def load_many(self, colony: str, processids: Sequence[str]) -> list[Process]:
-        """The processes that still exist, in the order of the ids."""
-        names = [keys.process(colony, processid) for processid in processids]
-        found = await read_many(self.client, names, _MANY)
-        return [unpack(kv.value, Process) for kv in found if kv is not None]
+    async def load_many(
+        self, colony: str, processids: Sequence[str], *, most: int = 0, light: bool = False
+    ) -> list[Process]:
+        """The processes that still exist, in the order of the ids.
+
+        With `light`, without arguments, input and output. Raises RpcError 400 when they have more
+        than `most` bytes together (0: any).
+        """
+        loaded: list[Process] = []
+        size = 0
+        for start in range(0, len(processids), _MANY):
+            part = processids[start : start + _MANY]
+            names = [keys.process(colony, processid) for processid in part]
+            for kv in await read_many(self.client, names, _MANY):
+                if kv is None:
+                    continue
+                size += len(kv.value)
+                if 0 < most < size:
+                    raise bad(f"{len(processids)} processes with more than {most} bytes together")
+                process = unpack(kv.value, Process)
+                loaded.append(_light(process) if light else process)
+        return loaded
 
     async def load_at(
         self, wanted: Sequence[tuple[str, str, int]]
@@ -494,6 +519,11 @@ def require_assigned(process: Process, identity: str) -> None:
         raise denied("the process is not assigned to this executor")
     if process.state != State.RUNNING:
         raise bad(f"the process is {process.state.name.lower()}, not running")
+
+
+def _light(process: Process) -> Process:
+    spec = msgspec.structs.replace(process.spec, args=[], kwargs={})
+    return msgspec.structs.replace(process, spec=spec, input=[], output=[])
 
 
 def _copy(process: Process) -> Process:

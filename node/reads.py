@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from node.etcd.client import EtcdClient, KeyValue
-from node.etcd.errors import EtcdError
+from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Get, Txn
 
 # Keys of one transaction: far below what etcd takes, and an answer is bounded too.
@@ -27,10 +27,17 @@ async def read(client: EtcdClient, *wanted: str) -> list[KeyValue | None]:
 
 
 async def read_many(client: EtcdClient, wanted: Sequence[str], page: int) -> list[KeyValue | None]:
-    """What keys hold, `page` of them at one moment."""
+    """What keys hold, `page` of them at one moment, or fewer where they are large."""
     found: list[KeyValue | None] = []
-    for start in range(0, len(wanted), page):
-        found += await read(client, *wanted[start : start + page])
+    while len(found) < len(wanted):
+        try:
+            part = await read(client, *wanted[len(found) : len(found) + page])
+        except EtcdTooLarge:
+            if page == 1:
+                raise
+            page = max(1, page // 4)
+            continue
+        found += part
     return found
 
 

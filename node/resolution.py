@@ -16,11 +16,13 @@ import msgspec
 import trio
 
 from node.codec import pack, unpack
-from node.errors import RpcError
+from node.errors import RpcError, bad
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError, EtcdTooLarge
+from node.etcd.parts import MOST as MOST_VALUE
 from node.etcd.transactions import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.graphs import node_id
+from node.limits import INPUT
 from node.log import get_logger
 from node.model import Graph, Process, State
 from node.processes import Processes
@@ -37,6 +39,9 @@ _CHILDREN = 26
 # Operations and bytes of one transaction of a release.
 OPS = 100
 BYTES = 600_000
+# Bytes from which on nodes are dealt with one by one, and parents that are read at once.
+_LARGE = 8 * 2**20
+_PARENTS = 8
 _WORKERS = 8
 _REMEMBERED = 4096
 
@@ -215,10 +220,9 @@ class Resolution:
         """Take as many ends into the batch as there is room for."""
         graphid = graph.processgraphid
         ids = [node_id(graphid, end.place) for end in ends]
-        for node in await self.processes.load_many(graph.colonyname, ids):
-            batch.nodes[node.processid] = node
+        nodes = await self._ended(graph.colonyname, ids, batch)
         for end, processid in zip(ends, ids, strict=True):
-            ended = batch.nodes.get(processid)
+            ended = nodes.get(processid)
             children = ended.children if ended is not None else []
             todo: list[int] = []
             if end.state == State.SUCCESSFUL:
@@ -241,6 +245,16 @@ class Resolution:
             batch.ops.append(Delete(end.item.key))
             if end.told == 0:
                 batch.ends.append((end.place, end.state))
+
+    async def _ended(self, colony: str, ids: list[str], batch: _Batch) -> dict[str, Process]:
+        """Nodes that ended; the batch keeps them for their outputs unless they are large."""
+        try:
+            for node in await self.processes.load_many(colony, ids, most=_LARGE):
+                batch.nodes[node.processid] = node
+            return batch.nodes
+        except RpcError:
+            light = await self.processes.load_many(colony, ids, light=True)
+            return {node.processid: node for node in light}
 
     async def _decrement(self, graph: Graph, batch: _Batch) -> list[Process] | None:
         """Count the batch's parents off; returns the nodes that nothing keeps any more.
@@ -270,25 +284,51 @@ class Resolution:
             process = unpack(nodes[0].value, Process)
             if not process.waitforparents:
                 continue
-            inputs = await self._inputs(process, batch.nodes)
-            unblocked = msgspec.structs.replace(process, waitforparents=False, input=inputs)
-            if len(pack(unblocked)) > 2 * BYTES:
-                await self._fail(process, "the outputs of its parents do not fit the store")
+            try:
+                inputs = await self._inputs(process, batch.nodes)
+                unblocked = msgspec.structs.replace(process, waitforparents=False, input=inputs)
+                unblocked.peer = unblocked.peer or self.processes.hooks.route(unblocked)
+                hooks = self.processes.hooks
+                forwarding = hooks.forwarding(unblocked).ops if unblocked.peer else ()
+            except RpcError as error:
+                await self._fail(process, error.message)
                 return None
-            unblocked.peer = unblocked.peer or self.processes.hooks.route(unblocked)
-            forwarding = self.processes.hooks.forwarding(unblocked).ops if unblocked.peer else ()
+            more = store.unblock(unblocked, forwarding)
+            if size_of(more) > MOST_VALUE:
+                await self._fail(process, "its arguments and input are more than the store takes")
+                return None
+            if ready and size_of(batch.ops) + size_of(more) > _LARGE:
+                raise EtcdTooLarge("the inputs of several nodes")  # one by one, then
             batch.compare.append(ModRevision(keys.process(colony, process.processid), revision))
-            batch.ops.extend(store.unblock(unblocked, forwarding))
+            batch.ops.extend(more)
             ready.append(unblocked)
         return ready
 
     async def _inputs(self, process: Process, known: dict[str, Process]) -> list[object]:
         """The outputs of the parents, in the order of the dependencies."""
         ids = [node_id(process.processgraphid, parent) for parent in process.parents]
-        unknown = [pid for pid in ids if pid not in known]
-        for parent in await self.processes.load_many(process.colonyname, unknown):
-            known[parent.processid] = parent
-        return [value for pid in ids if pid in known for value in known[pid].output]
+        inputs: list[object] = []
+        size = 0
+        for start in range(0, len(ids), _PARENTS):
+            part = ids[start : start + _PARENTS]
+            unknown = [pid for pid in part if pid not in known]
+            loaded = {
+                parent.processid: parent
+                for parent in await self.processes.load_many(process.colonyname, unknown)
+            }
+            for pid in part:
+                parent = loaded.get(pid) or known.get(pid)
+                if parent is None:
+                    continue
+                size += len(pack(parent.output))
+                if size > INPUT:
+                    raise bad(
+                        f"the outputs of its {len(ids)} parents have more than {INPUT} bytes, which"
+                        " is the most for one input"
+                    )
+                inputs += parent.output
+            await trio.lowlevel.checkpoint()
+        return inputs
 
     async def _fail(self, process: Process, reason: str) -> None:
         def step(now_is: Process, revision: int) -> process_store.Step | None:

@@ -24,6 +24,7 @@ from node.log import get_logger
 from node.model import SECOND, Graph, Log, Process, State
 from node.node import Node
 from node.reads import read, read_many
+from node.store import graphs as graph_store
 from node.store import history as places
 from node.store import keys
 from node.store import logs as log_store
@@ -234,7 +235,8 @@ class Retention:
             return 0
         if not 0 < graph.endtime <= limit:
             return 0
-        nodes = await self.node.workflows.nodes(graph)
+        # In full, as they are kept.
+        nodes = await self.node.processes.load_many(graph.colonyname, graph_store.ids(graph))
         if any(self.node.processes.hooks.removable(node) for node in nodes):
             return 0
         written = 1

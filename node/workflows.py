@@ -139,6 +139,8 @@ class Workflows:
             nodes.append(node)
             if not place % _AT_ONCE:
                 await trio.lowlevel.checkpoint()
+            if node.peer:
+                self._require_fit(node, f"{field}.functionspecs[{place}]")
         if away := sum(bool(node.peer) for node in nodes):
             self.processes.require_forwards(away)
         try:
@@ -150,6 +152,13 @@ class Workflows:
             if found is None:
                 raise
             return unpack(found.value, Graph)
+
+    def _require_fit(self, node: Process, field: str) -> None:
+        """Raise RpcError that begins with `field` for a node that its peer would not take."""
+        try:
+            self.processes.hooks.forwarding(node)
+        except RpcError as error:
+            raise RpcError(error.status, error.message.replace("spec", field, 1)) from None
 
     def _forwarding(self, node: Process) -> Sequence[Op]:
         return self.processes.hooks.forwarding(node).ops if node.peer else ()
@@ -337,16 +346,17 @@ class Workflows:
         return graph
 
     async def nodes(self, graph: Graph) -> list[Process]:
-        """The nodes of a graph, by place."""
-        return await self.processes.load_many(graph.colonyname, store.ids(graph))
+        """The nodes of a graph, by place, without arguments, input and output."""
+        return await self.processes.load_many(graph.colonyname, store.ids(graph), light=True)
 
     async def leaf_outputs(self, colony: str, graphid: str) -> list[Any]:
         """The outputs of the nodes without children, in the order of their places."""
         graph = await self.load(colony, graphid)
         if graph is None:
             return []
-        leaves = [node for node in await self.nodes(graph) if not node.children]
-        return [value for node in leaves for value in node.output]
+        leaves = [node.processid for node in await self.nodes(graph) if not node.children]
+        loaded = await self.processes.load_many(colony, leaves, most=MAX_GIVEN)
+        return [value for node in loaded for value in node.output]
 
     async def listing(self, colony: str, state: int, limit: int) -> list[Graph]:
         """At most `limit` graphs in one state, newest first."""

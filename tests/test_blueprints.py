@@ -446,11 +446,11 @@ def test_what_makes_no_sense_is_refused(setting: Setting) -> None:
         colonies.update_blueprint(setting.sketch("other"), setting.user)
     with pytest.raises(Exception, match=r"blueprint\.kind: .* stays so"):
         colonies.update_blueprint(setting.sketch() | {"kind": "Other"}, setting.user)
-    with pytest.raises(Exception, match=r"blueprint: at most 512 KiB"):
-        colonies.update_blueprint(setting.sketch(a="x" * 600_000), setting.user)
+    with pytest.raises(Exception, match=r"blueprint: at most 4 MiB"):
+        colonies.update_blueprint(setting.sketch(a="x" * 4_300_000), setting.user)
     name = setting.get()["metadata"]["name"]
-    with pytest.raises(Exception, match="status: at most 512 KiB"):
-        colonies.update_blueprint_status(COLONY, name, {"a": "x" * 600_000}, setting.user)
+    with pytest.raises(Exception, match="status: at most 4 MiB"):
+        colonies.update_blueprint_status(COLONY, name, {"a": "x" * 4_300_000}, setting.user)
     bad = setting.sketch() | {"metadata": {"name": "bad\nname", "colonyname": COLONY}}
     with pytest.raises(Exception, match=r"blueprint\.metadata\.name: "):
         colonies.add_blueprint(bad, setting.user)

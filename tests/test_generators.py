@@ -296,8 +296,8 @@ async def test_what_is_refused(dev: World) -> None:
     assert await generators.add(added, workflow()) == added
     with pytest.raises(RpcError, match="exists already"):
         await generators.add(generator(), workflow())
-    with pytest.raises(RpcError, match="arg: at most 1048 bytes, so that 1000 fit"):
-        await pack(dev, added, "ü" * 525)
+    with pytest.raises(RpcError, match="arg: at most 12582 bytes, so that 1000 fit"):
+        await pack(dev, added, "ü" * 6292)
     for unknown in ("f" * 64, f"../{added.generatorid}"):
         with pytest.raises(RpcError, match="no generator"):
             await generators.pack("dev", unknown, "x")

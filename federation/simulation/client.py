@@ -14,6 +14,7 @@ from federation.simulation.store import MemoryStore
 from federation.simulation.world import Killed, World
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
+from node.etcd.parts import Known
 from node.etcd.pressure import Pressure
 from node.etcd.transactions import Delete, DeletePrefix, Put, Txn
 
@@ -37,6 +38,7 @@ class MemoryClient(EtcdClient):
         self.store, self.world, self.name = store, world, name
         self.dead = False
         self.pressure = Pressure()  # of a store without bounds
+        self.known = Known()
         self._kill, self._frozen = kill, frozen
 
     def close(self) -> None:
@@ -106,6 +108,7 @@ class MemoryClient(EtcdClient):
         keys_only: bool = False,
         descending: bool = False,
         revision: int = 0,
+        raw: bool = False,
     ) -> Range:
         """Keys with a prefix."""
         return await self._reading(

@@ -5,8 +5,8 @@ It knows keys and bytes only; what they mean is in `node.store`, and changes com
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from node.etcd.channel import Channel, Stream, open_channel
 from node.etcd.dial import Access
 from node.etcd.errors import (
+    Compacted,
     EtcdError,
     EtcdNoSpace,
     EtcdTooLarge,
@@ -25,6 +26,7 @@ from node.etcd.errors import (
     LeaseLost,
 )
 from node.etcd.guard import GUARD
+from node.etcd.parts import MOST, WHOLE, Known, Stub, divide, joined, parts_of, stub_of
 from node.etcd.pressure import Pressure
 from node.etcd.snapshots import save_snapshot
 from node.etcd.transactions import (
@@ -42,6 +44,10 @@ from node.etcd.transactions import (
 )
 
 _READ_AGAIN = 0.05  # seconds after a broken connection; etcd's restart takes longer
+_LONGEST = 60.0  # seconds for all parts of a value; what nobody names is swept much later
+_PARTS_AT_ONCE = 128  # parts of one answer
+_WRITERS = 8  # parts that are written at the same time: etcd syncs them together
+_TRIES = 4  # reads of a value that is replaced meanwhile
 
 _KV, _LEASE, _MAINTENANCE = (
     "/etcdserverpb.KV/",
@@ -58,6 +64,10 @@ class KeyValue(msgspec.Struct, frozen=True, gc=False):
     mod_revision: int
     create_revision: int
     lease: int
+
+
+class _Replaced(EtcdUnavailable):
+    """The parts of a value went while it was read: there is another one by now."""
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -161,6 +171,7 @@ class EtcdClient:
         `pressure` counts what is written; nothing is refused until somebody gives it a quota.
         """
         self.pressure = Pressure()
+        self.known = Known()
         self._channel = channel
         self._timeout = timeout
         self._closed = False
@@ -209,8 +220,74 @@ class EtcdClient:
 
     async def get(self, key: str) -> KeyValue | None:
         """The key's present value, or None."""
-        answer = await self._read(pb.RangeRequest(key=key.encode()))
-        return _key_value(answer.kvs[0]) if answer.kvs else None
+        for left in reversed(range(_TRIES)):
+            answer = await self._read(pb.RangeRequest(key=key.encode()))
+            try:
+                found = await self._whole([_key_value(kv) for kv in answer.kvs])
+                return found[0] if found else None
+            except _Replaced:
+                if not left:
+                    raise
+        raise AssertionError
+
+    async def _whole(self, items: list[KeyValue], revision: int = 0) -> list[KeyValue]:
+        """The same with the values that stubs stand for, as of `revision` (0: now).
+
+        Raises `EtcdTooLarge` when they are too much for one answer, and `_Replaced`.
+        """
+        stubs = {at: stub for at, item in enumerate(items) if (stub := stub_of(item.value))}
+        if not stubs:
+            return items
+        if (size := sum(stub.size for stub in stubs.values())) > MOST:
+            raise EtcdTooLarge(f"an answer of {size} bytes")
+        whole = list(items)
+        for at, stub in stubs.items():
+            item = items[at]
+            value = await self._join(stub, revision)
+            if value is None:
+                raise _Replaced(f"the value of {item.key} changed while it was read")
+            whole[at] = msgspec.structs.replace(item, value=value)
+            if not revision:
+                self.known.see(item.key, stub)
+        return whole
+
+    async def _join(self, stub: Stub, revision: int) -> bytes | None:
+        parts: list[bytes] = []
+        low, end = stub.prefix.encode(), prefix_end(stub.prefix.encode())
+        while True:
+            request = pb.RangeRequest(
+                key=low, range_end=end, limit=_PARTS_AT_ONCE, revision=revision
+            )
+            answer = await self._read(request)
+            parts += [kv.value for kv in answer.kvs]
+            if not answer.more:
+                return joined(stub, parts)
+            low = answer.kvs[-1].key + b"\0"
+
+    async def _write_parts(self, apart: Sequence[tuple[Stub, Put]]) -> None:
+        """Write what stubs will stand for, aside. Raises `EtcdUnavailable` when it takes long."""
+        if not apart:
+            return
+        began = trio.current_time()
+        parts = (part for stub, put in apart for part in parts_of(stub, put))
+        failed: list[EtcdError] = []
+
+        async def write() -> None:
+            try:
+                for part in parts:
+                    request = pb.PutRequest(key=part.key.encode(), value=part.value)
+                    await self._put_in(_KV + "Put", request, pb.PutResponse)
+            except EtcdError as error:
+                failed.append(error)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_WRITERS):
+                nursery.start_soon(write)
+        if failed:
+            raise failed[0]
+        if trio.current_time() - began > _LONGEST:
+            raise EtcdUnavailable(f"to write large values took more than {_LONGEST:.0f} s")
 
     async def range(
         self,
@@ -221,10 +298,12 @@ class EtcdClient:
         keys_only: bool = False,
         descending: bool = False,
         revision: int = 0,
+        raw: bool = False,
     ) -> Range:
         """Keys with `prefix`, in order, at most `limit` (0: all), as of `revision` (0: now).
 
         `start` is the first key given, inclusive: the lowest, or the highest when `descending`.
+        With `raw`, large values stay the stubs that they are in the store.
         The cost grows with the keys in the range whatever `limit` is: etcd counts all of them, and
         to descend also reads and sorts all.
         """
@@ -244,6 +323,15 @@ class EtcdClient:
         )
         answer = await self._read(request)
         items = [_key_value(kv) for kv in answer.kvs]
+        if not raw:
+            try:
+                items = await self._whole(items, revision)
+            except _Replaced:
+                # One by one: what is written all the time would keep the others from being read.
+                found = [
+                    await self.get(item.key) if stub_of(item.value) else item for item in items
+                ]
+                items = [item for item in found if item is not None]
         return Range(items, answer.more, answer.count, answer.header.revision)
 
     async def range_all(self, prefix: str, page: int = 500) -> tuple[list[KeyValue], int]:
@@ -279,17 +367,24 @@ class EtcdClient:
 
     async def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Write unconditionally; gives the revision of the write."""
+        if len(value) > WHOLE or self.known.has(key):
+            return (await self._commit(Txn([], [Put(key, value, lease)]))).revision
         request = pb.PutRequest(key=key.encode(), value=value, lease=lease)
         return int((await self._put_in(_KV + "Put", request, pb.PutResponse)).header.revision)
 
     async def delete(self, key: str) -> int:
         """Remove one key; gives how many were removed, 0 or 1."""
-        request = pb.DeleteRangeRequest(key=key.encode())
-        return await self._delete(request)
+        gone = self.known.left([Delete(key)])
+        deleted = await self._delete(pb.DeleteRangeRequest(key=key.encode()))
+        await self._drop(gone)
+        return deleted
 
     async def delete_prefix(self, prefix: str) -> int:
         """Remove all keys that start with `prefix`; gives how many."""
-        return await self._delete(_delete_prefix(prefix))
+        gone = self.known.left([DeletePrefix(prefix)])
+        deleted = await self._delete(_delete_prefix(prefix))
+        await self._drop(gone)
+        return deleted
 
     async def _delete(self, request: Any) -> int:
         answer = await self._call(_KV + "DeleteRange", request, pb.DeleteRangeResponse)
@@ -302,19 +397,63 @@ class EtcdClient:
 
     async def _commit(self, txn: Txn) -> TxnResult:
         request = pb.TxnRequest()
+        success, apart = divide(txn.success)
+        await self._write_parts(apart)
         for compare in txn.compare:
             _add_compare(request, compare)
-        for op in txn.success:
+        for op in (*success, *self.known.left(success)):
             _add_operation(request.success, op)
         for op in txn.failure:
             _add_operation(request.failure, op)
         answer = await self._put_in(_KV + "Txn", request, pb.TxnResponse)
         done = txn.success if answer.succeeded else txn.failure
-        responses = []
-        if any(type(op) is Get for op in done):
-            reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
-            responses = [[_key_value(kv) for kv in read.kvs] for read in reads]
-        return TxnResult(answer.succeeded, answer.header.revision, responses)
+        if answer.succeeded:
+            self.known.wrote(success)
+        elif apart:
+            await self._drop([DeletePrefix(stub.prefix) for stub, _ in apart])
+        return TxnResult(answer.succeeded, answer.header.revision, await self._got(done, answer))
+
+    async def _got(self, done: Sequence[Op], answer: Any) -> list[list[KeyValue]]:
+        """What the reads of a transaction gave. Raises `EtcdTooLarge` as a listing does."""
+        gets = [op for op in done if type(op) is Get]
+        if not gets:
+            return []
+        reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
+        found = [[_key_value(kv) for kv in read.kvs] for read in reads]
+        if not any(stub_of(kv.value) for kvs in found for kv in kvs):
+            return found
+        at = answer.header.revision
+        whole = []
+        size = 0
+        for get, kvs in zip(gets, found, strict=True):
+            try:
+                kvs = await self._whole(kvs, get.revision or at)
+            except Compacted:
+                if get.revision:
+                    raise
+                # What was read a moment ago is forgotten already: then as it is now.
+                now = await self.get(get.key)
+                kvs = [] if now is None else [now]
+            size += sum(len(kv.value) for kv in kvs)
+            if size > MOST:
+                raise EtcdTooLarge(f"an answer of more than {MOST} bytes")
+            whole.append(kvs)
+        return whole
+
+    async def _drop(self, gone: Sequence[Op]) -> None:
+        """Remove parts that nothing names; what can't be now is swept later."""
+        with suppress(EtcdError):
+            for op in gone:
+                if type(op) is DeletePrefix:
+                    await self._delete(_delete_prefix(op.prefix))
+
+    async def expand(self, key: str, value: bytes) -> bytes:
+        """The value that was found at a key by other means. Raises `EtcdUnavailable`, for one that
+        is another by now."""
+        if stub_of(value) is None:
+            return value
+        (found,) = await self._whole([KeyValue(key, value, 0, 0, 0)])
+        return found.value
 
     async def grant(self, ttl: int) -> int:
         """A new lease of `ttl` seconds (etcd may make it longer); gives its id."""

@@ -16,6 +16,7 @@ from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped]
 
 from node.etcd.client import EtcdClient, prefix_end
 from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable
+from node.etcd.parts import stub_of
 from node.log import get_logger
 
 log = get_logger("watch")
@@ -92,14 +93,14 @@ def _events(answer: Any) -> list[Event]:
 
 
 async def _follow(
-    stream: _Stream, channel: trio.MemorySendChannel[Batch], heartbeat: float
+    client: EtcdClient, stream: _Stream, channel: trio.MemorySendChannel[Batch], heartbeat: float
 ) -> NoReturn:
     """Pass batches on until the stream fails; raises `EtcdError`."""
     asked = False
     late: Batch | None = None
     while True:
         if late is not None:
-            await channel.send(late)
+            await channel.send(await _whole(client, late))
             late = None
         with trio.move_on_after(heartbeat / 2) as silence:
             while late is None:
@@ -107,6 +108,8 @@ async def _follow(
                 asked = False
                 if batch is not None:
                     try:
+                        if _is_large(batch):
+                            raise trio.WouldBlock
                         channel.send_nowait(batch)
                     except trio.WouldBlock:
                         late = batch  # outside of the scope, which could lose it
@@ -117,6 +120,23 @@ async def _follow(
                 raise EtcdUnavailable(f"the watch was silent for {heartbeat} s")
             stream.ask_for_progress()
             asked = True
+
+
+def _is_large(batch: Batch) -> bool:
+    return any(event.value is not None and stub_of(event.value) for event in batch.events)
+
+
+async def _whole(client: EtcdClient, batch: Batch) -> Batch:
+    """The batch with its large values; raises `EtcdError` for one that is another by now."""
+    if not _is_large(batch):
+        return batch
+    events = []
+    for each in batch.events:
+        if each.value is not None:
+            value = await client.expand(each.key, each.value)
+            each = msgspec.structs.replace(each, value=value)
+        events.append(each)
+    return msgspec.structs.replace(batch, events=events)
 
 
 def _batch(answers: list[Any]) -> Batch | None:
@@ -165,7 +185,7 @@ async def watch(
                 started = True
                 task_status.started()
             with _open_stream(client, prefix, revision + 1) as stream:
-                await _follow(stream, channel, heartbeat)
+                await _follow(client, stream, channel, heartbeat)
         except EtcdError as error:
             if trio.current_time() - listed > _STABLE:
                 backoff = _FIRST_BACKOFF

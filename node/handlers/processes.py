@@ -16,10 +16,12 @@ from node.node import Node
 from node.quotas import TooMany
 from node.replay import LONGEST, Once, aside, look
 from node.resources import parse_cpu, parse_memory
+from node.rpc import large
 from node.rpc import requests as req
 from node.rpc.delivery import carry
 from node.rpc.table import SMALL, Call, Caller, Who
 from node.scheduler import Candidate
+from node.store import graphs as graph_store
 from node.store import keys
 from node.store import processes as store
 from node.submission import attribute_id, build_process, id_for
@@ -320,7 +322,7 @@ async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]
             if not page.more:
                 break
             start = page.items[-1].key + "\0"
-    return await node.processes.load_many(colony, found)
+    return await node.processes.load_many(colony, found, most=large.MOST)
 
 
 async def _nodes_of(node: Node, request: req.GetProcesses) -> list[Process]:
@@ -330,7 +332,8 @@ async def _nodes_of(node: Node, request: req.GetProcesses) -> list[Process]:
     graph = await node.workflows.load(request.colonyname, request.processgraphid)
     if graph is None:
         return []
-    found = await node.workflows.nodes(graph)
+    ids = graph_store.ids(graph)
+    found = await node.processes.load_many(request.colonyname, ids, most=large.MOST)
     return [each for each in found if request.state in (-1, each.state)]
 
 

@@ -23,7 +23,6 @@ from node.workflow_specs import WorkflowSpec
 
 MAX_COUNT = 100
 _LIGHT = 4  # that anybody may list at any time, however large they are
-_WORKFLOW = 1 << 30  # bytes of a request; `rpc.max_body` is less
 
 
 class SubmitWorkflow(msgspec.Struct):
@@ -152,7 +151,6 @@ def calls(node: Node) -> list[Call[Any]]:
             of_spec,
             Once.TOGETHER,
             submitted,
-            most=_WORKFLOW,
             tokens=MANY_TOKENS,
         ),
         Call("getprocessgraphmsg", GraphById, Who.SIGNED, get),

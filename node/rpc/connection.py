@@ -347,7 +347,7 @@ class Connection:
 
     async def _read_body(self, parser: h11.Connection, declared: int) -> bytes:
         limit = self._limits.max_body
-        too_large = f"the body exceeds {limit} bytes"
+        too_large = f"the body exceeds {limit} bytes, which is the most here (rpc.max_body)"
         if declared > limit:
             raise _RefusedRequest(413, too_large)
         return await self._gather_body(parser, limit, too_large)

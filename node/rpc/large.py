@@ -20,6 +20,7 @@ import trio
 from node import numbers
 from node.errors import bad
 from node.identity import IdentityError, recover_id
+from node.limits import ANSWER
 
 __all__ = [
     "Posted",
@@ -35,6 +36,7 @@ __all__ = [
     "read",
     "signer",
     "text_of",
+    "wrapped",
 ]
 
 _encode = msgspec.json.Encoder().encode
@@ -49,9 +51,8 @@ _ROWS = 2_000  # elements of a list that are converted at once
 _AROUND = 65_536
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\"
 _SPACE = b" \t\r\n"
-MOST = 64 << 20  # bytes of JSON in one answer
+MOST = ANSWER  # bytes of JSON in one answer
 _GROUP = 4  # values that are encoded at once
-_LONGEST = 4 << 20  # bytes of one string: the store takes 1.5 MiB, and escapes make more of it
 _TOKEN = re.compile(rb'["\[\]{},]')
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
@@ -261,8 +262,6 @@ def _end_of_string(text: bytes, begin: int) -> Steps[int]:
         at = text.find(b'"', start)
         if at < 0:
             return len(text)
-        if at - begin > _LONGEST:
-            raise bad(f"payload: a string of more than {_LONGEST} bytes")
         before = text[start:at]
         if not (len(before) - len(before.rstrip(b"\\"))) % 2:
             return at
@@ -373,6 +372,15 @@ def answer(payloadtype: str, values: list[Any]) -> Steps[bytes]:
             raise bad(f"the answer has more than {MOST} bytes; ask for less at once (count, limit)")
     out += [binascii.b2a_base64(held + b"]", newline=False), b'","error":false}']
     return b"".join(out)
+
+
+def wrapped(payloadtype: str, text: bytes) -> Steps[bytes]:
+    """Make the reply envelope of a value that is JSON already."""
+    out = [b'{"payloadtype":%b,"payload":"' % _encode(payloadtype)]
+    for start in range(0, len(text), _PIECE):
+        out.append(binascii.b2a_base64(text[start : start + _PIECE], newline=False))
+        yield
+    return b"".join([*out, b'","error":false}'])
 
 
 # -- structs ---------------------------------------------------------------------------------------

@@ -36,15 +36,14 @@ MAX_DEPTH = 64
 # Bytes of a body. Up to here it is read in one piece, whoever signed it; more is read in pieces,
 # and only for a signer that has a role here.
 SMALL = 65_536
-# Bytes, of a call that says nothing else. The store takes 1.5 MiB, which base64 and escapes make
-# more of.
-MESSAGE = 8 << 20
 # Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
 # numbers.
-MAX_TOKENS = 50_000
+MAX_TOKENS = 100_000
 MANY_TOKENS = 1_200_000
 # Answers that may be large, which are made at the same time.
 _HEAVY = 1
+# Bytes of a body from which on few are served at the same time: each takes several times its size.
+_HUGE, _HUGE_AT_ONCE = 1 << 20, 2
 # What changes nothing, beside all calls whose name begins with "get".
 _READS = frozenset(
     {
@@ -119,8 +118,8 @@ class Call(Generic[R]):
     `harmless` tells requests of it that change nothing. `lasting` is for what puts clocks right: it
     is served whatever times the store has seen, and its markers stay. `need` says what the call
     does to the store, and so from which use on it is refused. `most` is how many bytes a request
-    may have, and `tokens` how many strings, brackets and commas; few of the requests that are
-    `heavy` are served at the same time.
+    may have (0: as many as a body, `rpc.max_body`), and `tokens` how many strings, brackets and
+    commas; few of the requests that are `heavy` are served at the same time.
     """
 
     payloadtype: str
@@ -133,7 +132,7 @@ class Call(Generic[R]):
     harmless: Callable[[R], bool] | None = None
     lasting: bool = False
     need: Need = Need.GROWS
-    most: int = MESSAGE
+    most: int = 0
     tokens: int = MAX_TOKENS
     heavy: Callable[[R], bool] | None = None
 
@@ -189,6 +188,7 @@ class Table:
     turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
     # Large requests are read one after the other: many at once would share each turn of the loop.
     _reading: trio.Lock = field(default_factory=trio.Lock)
+    _huge: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HUGE_AT_ONCE))
     _heavy: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HEAVY))
 
     def add(self, call: Call[Any]) -> None:
@@ -205,6 +205,12 @@ class Table:
         `signed` is told who signed it, if that is somebody with a right here, and returns why that
         one is not served now, or "".
         """
+        if len(body) <= _HUGE:
+            return await self._answer(body, signed)
+        async with self._huge:
+            return await self._answer(body, signed)
+
+    async def _answer(self, body: bytes, signed: Callable[[str], str]) -> tuple[int, bytes]:
         payloadtype = ""
         try:
             if len(body) <= SMALL:
@@ -279,7 +285,10 @@ class Table:
             return await in_turns(large.answer(kind, result))
         if kind == "getpausestatusmsg":
             kind = "pausestatusreplymsg"
-        return reply(kind, {} if result is None else result)
+        text = _to_json({} if result is None else result)
+        if len(text) > SMALL:
+            return await in_turns(large.wrapped(kind, text))
+        return _envelope(kind, text, b"false")
 
     async def _once(
         self, replays: Replays, call: Call[R], caller: Caller, request: R, payload: str
@@ -332,7 +341,7 @@ class Table:
             raise RpcError(
                 413, f"the request has {size} bytes; {SMALL} of a signer without a role here"
             )
-        if size > call.most:
+        if 0 < call.most < size:
             raise RpcError(413, f"the request has {size} bytes; a {call.payloadtype} {call.most}")
         text = await in_turns(large.text_of(posted))
         fields = await in_turns(large.parse(text, call.tokens, MAX_DEPTH - 1))
@@ -434,11 +443,15 @@ class Table:
 
 def reply(payloadtype: str, value: Any, *, error: bool = False) -> bytes:
     """Make the bytes of a reply envelope."""
+    return _envelope(payloadtype, _to_json(value), b"true" if error else b"false")
+
+
+def _envelope(payloadtype: str, text: bytes, error: bytes) -> bytes:
     return b'{"payloadtype":%b,"payload":"%b","error":%b}' % (
         _to_json(payloadtype),
         # Base64 needs no escapes: the encoder would look for them in every character.
-        binascii.b2a_base64(_to_json(value), newline=False),
-        b"true" if error else b"false",
+        binascii.b2a_base64(text, newline=False),
+        error,
     )
 
 

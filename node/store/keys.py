@@ -5,6 +5,8 @@ Numbers in keys are zero-padded so that the order of keys is the order of things
 
 from __future__ import annotations
 
+from node.member_names import in_key
+
 ROOT = "/colonyd/"
 SERVER = ROOT + "server"
 # A word of this store alone, which the homes of its daemons have as well.
@@ -36,12 +38,12 @@ def members(colony: str) -> str:
 
 def user(colony: str, name: str) -> str:
     """One user."""
-    return f"{MEMBERS}{colony}/user/{name}"
+    return f"{MEMBERS}{colony}/user/{in_key(name)}"
 
 
 def executor(colony: str, name: str) -> str:
     """One executor."""
-    return f"{MEMBERS}{colony}/executor/{name}"
+    return f"{MEMBERS}{colony}/executor/{in_key(name)}"
 
 
 def function(colony: str, functionid: str) -> str:
@@ -184,7 +186,7 @@ def process_logs(colony: str, processid: str) -> str:
 
 def executor_logs(colony: str, executorname: str) -> str:
     """Prefix of the log lines of an executor."""
-    return f"{ROOT}executorlog/{colony}/{executorname}/"
+    return f"{ROOT}executorlog/{colony}/{in_key(executorname)}/"
 
 
 def log_place(timestamp: int) -> str:

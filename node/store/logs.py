@@ -5,6 +5,7 @@ The lines themselves are under `keys.executor_logs`; a key here is all there is 
 
 from __future__ import annotations
 
+from node.member_names import in_key, of_key
 from node.store import keys
 
 # The span of a bucket in ns, some 2.8 hours: etcd counts every key of a range that it reads from,
@@ -21,7 +22,7 @@ def bucket(colony: str, number: int) -> str:
 
 def place(colony: str, timestamp: int, executorname: str) -> str:
     """The place in time of one line; `timestamp` in Unix ns."""
-    return f"{bucket(colony, timestamp // BUCKET)}{_TOP - timestamp:020d}/{executorname}"
+    return f"{bucket(colony, timestamp // BUCKET)}{_TOP - timestamp:020d}/{in_key(executorname)}"
 
 
 def until(colony: str, limit: int) -> tuple[str, str]:
@@ -33,4 +34,4 @@ def until(colony: str, limit: int) -> tuple[str, str]:
 def parse(key: str) -> tuple[int, str]:
     """Return timestamp and executor name of a place."""
     *_, inverted, executorname = key.split("/")
-    return _TOP - int(inverted), executorname
+    return _TOP - int(inverted), of_key(executorname)

@@ -175,10 +175,9 @@ async def test_writing_a_key_twice_in_a_transaction_is_refused(client: EtcdClien
         await client.commit(Txn([], [Put("k", b""), Put("k", b"")]))
 
 
-@pytest.mark.parametrize("size", [1_600_000, 3_000_000, 70_000_000])
-async def test_a_value_too_large_is_refused(client: EtcdClient, size: int) -> None:
+async def test_a_value_too_large_is_refused(client: EtcdClient) -> None:
     with pytest.raises(EtcdTooLarge):
-        await client.put("k", bytes(size))
+        await client.put("k", bytes(70_000_000))
     assert await client.put("k", bytes(1_500_000)) > 0
 
 

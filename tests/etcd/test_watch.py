@@ -174,7 +174,7 @@ async def test_a_compacted_stream_says_so(client: EtcdClient) -> None:
     with _open_stream(client, "p/", 1) as stream:
         with trio.fail_after(60):
             with pytest.raises(Compacted):
-                await _follow(stream, sender, 30)
+                await _follow(client, stream, sender, 30)
 
 
 async def test_a_frozen_etcd_is_noticed(

@@ -1,0 +1,171 @@
+"""Values that are too large for one request: they lie beside their key, in parts.
+
+The key holds a *stub* that names them, so that all of the value appears and goes with one
+transaction. This module is values in, values out; `client` reads and writes, `sweeping` removes
+what nobody names any more.
+
+A larger limit of etcd's (`--max-request-bytes`) is no way out: a log entry of 10 MiB or more is
+written, and keeps etcd 3.4 from ever starting again, and the first releases of 3.5. Parts also need
+nothing of a cluster that is not ours.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from node.etcd.errors import EtcdTooLarge
+from node.etcd.transactions import Delete, DeletePrefix, Op, Put
+
+__all__ = [
+    "MOST",
+    "PLACE",
+    "WHOLE",
+    "Known",
+    "Stub",
+    "divide",
+    "joined",
+    "owner_of",
+    "parts_of",
+    "stub_of",
+]
+
+PLACE = "/colonyd/part/"
+MOST = 64 * 1024 * 1024  # bytes of one value
+WHOLE = 128 * 1024  # bytes of a value that is never divided because of itself
+# Small ones: etcd keeps its last 5,000 log entries and more in memory, whatever they hold.
+PART = 64 * 1024
+# Bytes of one request, of the 1.5 MiB that etcd takes: keys and framing need some, too.
+ROOM = 1_200_000
+# Nothing else begins so: in CBOR it would be the number 0 with something behind it.
+_MARK = b"\0parts\1"
+_MOST_OPS = 120  # of one branch, with what is added here
+_REMEMBERED = 4096  # stubs
+
+
+class Stub(msgspec.Struct, frozen=True):
+    """What stands for a value: its size in bytes, and where its parts are."""
+
+    size: int
+    name: str
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the keys of the parts."""
+        return f"{PLACE}{self.name}/"
+
+    def pack(self) -> bytes:
+        """The value of the key."""
+        return _MARK + f"{self.size} {self.name}".encode()
+
+
+def stub_of(value: bytes) -> Stub | None:
+    """The stub that a key holds, or None when it holds its value."""
+    if not value.startswith(_MARK):
+        return None
+    size, _, name = value[len(_MARK) :].decode().partition(" ")
+    return Stub(int(size), name)
+
+
+def owner_of(part: str) -> tuple[str, str]:
+    """The name in the stub of a part's key, and the key that had the stub."""
+    name, _, rest = part[len(PLACE) :].partition("/")
+    return name, rest[5:]
+
+
+def divide(ops: Sequence[Op], most: int = ROOM) -> tuple[list[Op], list[tuple[Stub, Put]]]:
+    """Operations of one request with stubs for what is too large, and what the stubs stand for.
+
+    Raises EtcdTooLarge for a value of more than MOST bytes.
+    """
+    left = sum(len(op.key) + len(op.value) for op in ops if type(op) is Put)
+    if left <= min(most, WHOLE):
+        return list(ops), []
+    apart: dict[int, Stub] = {}
+    sized = [
+        (len(op.value), at)
+        for at, op in enumerate(ops)
+        # Parts come as they are from a backup; what hangs on a lease must go alone.
+        if type(op) is Put and not op.lease and not op.key.startswith(PLACE)
+    ]
+    for size, at in sorted(sized, reverse=True):
+        if size <= WHOLE and (left <= most or size <= 1024):
+            break
+        if size > MOST:
+            raise EtcdTooLarge(f"a value of {size} bytes; the store takes {MOST} for one")
+        apart[at] = Stub(size, secrets.token_hex(16))
+        left -= size
+    stubbed = [
+        Put(op.key, apart[at].pack()) if at in apart and type(op) is Put else op
+        for at, op in enumerate(ops)
+    ]
+    return stubbed, [(stub, op) for at, stub in apart.items() if type(op := ops[at]) is Put]
+
+
+def parts_of(stub: Stub, put: Put) -> Iterator[Put]:
+    """What writes the parts of a value, one by one."""
+    for number, start in enumerate(range(0, stub.size, PART)):
+        yield Put(f"{stub.prefix}{number:05d}{put.key}", put.value[start : start + PART])
+
+
+def joined(stub: Stub, parts: Sequence[bytes]) -> bytes | None:
+    """The value that a stub stands for; None when not all of its parts are there."""
+    value = b"".join(parts)
+    return value if len(value) == stub.size else None
+
+
+class Known:
+    """The stubs that were last seen, so that what they name goes together with them."""
+
+    def __init__(self) -> None:
+        self._stubs: OrderedDict[str, Stub] = OrderedDict()
+
+    def see(self, key: str, stub: Stub | None) -> None:
+        """A key holds a stub, or none."""
+        if stub is None:
+            self._stubs.pop(key, None)
+            return
+        self._stubs[key] = stub
+        self._stubs.move_to_end(key)
+        if len(self._stubs) > _REMEMBERED:
+            self._stubs.popitem(last=False)
+
+    def has(self, key: str) -> bool:
+        """Whether the value of a key, as last seen, is in parts."""
+        return key in self._stubs
+
+    def left(self, ops: Sequence[Op]) -> list[Op]:
+        """What removes the parts of known values that these operations replace or remove.
+
+        A stub stands at one key only: whatever is there meanwhile, the parts are of no use then.
+        """
+        if not self._stubs:
+            return []
+        gone: list[Op] = []
+        for op in ops:
+            if isinstance(op, Put | Delete):
+                names = [op.key] if op.key in self._stubs else []
+            else:
+                names = self.under(op.prefix) if type(op) is DeletePrefix else []
+            gone += [DeletePrefix(self._stubs[key].prefix) for key in names]
+        return gone[: max(0, _MOST_OPS - len(ops))]
+
+    def under(self, prefix: str) -> list[str]:
+        """The keys with a prefix whose values are in parts, as last seen."""
+        return [key for key in self._stubs if key.startswith(prefix)]
+
+    def wrote(self, ops: Sequence[Op]) -> None:
+        """These operations happened."""
+        for op in ops:
+            if type(op) is Put:
+                stub = stub_of(op.value)
+                if stub is not None or self._stubs:
+                    self.see(op.key, stub)
+            elif type(op) is Delete and self._stubs:
+                self._stubs.pop(op.key, None)
+            elif type(op) is DeletePrefix and self._stubs:
+                for key in self.under(op.prefix):
+                    del self._stubs[key]

@@ -1,0 +1,55 @@
+"""What users, executors and locations may be called, and how such a name stands in a key.
+
+Names of colonies are narrower (`home.valid_name`): they are parts of paths between colonies.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from urllib.parse import quote, unquote
+
+from node.errors import bad
+
+__all__ = ["MOST", "check_id", "check_name", "in_key", "of_key"]
+
+MOST = 200  # characters
+
+
+def check_name(name: str, field: str) -> None:
+    """Raise RpcError 400, which begins with `field`, for a name that nobody may have."""
+    if not 1 <= len(name) <= MOST:
+        raise bad(f"{field}: 1 to {MOST} characters")
+    if not name.isprintable():
+        raise bad(
+            f"{field}: {name!r} has characters that can't be seen, such as control characters"
+        )
+    if name != name.strip():
+        raise bad(f"{field}: {name!r} must not begin or end with a blank")
+    if ":" in name:
+        raise bad(f"{field}: {name!r} must not have a ':'")
+    if name.startswith("colony/"):
+        raise bad(f"{field}: {name!r} is how colonies are named, so nobody else may be")
+    if not unicodedata.is_normalized("NFC", name):
+        composed = unicodedata.normalize("NFC", name)
+        raise bad(f"{field}: write it in Unicode's normal form C, as {composed!r}")
+
+
+def check_id(identity: str, field: str) -> None:
+    """Raise RpcError 400, which begins with `field`, for what can't be the id of a member.
+
+    An id that is the hash of no key is taken, as upstream does; nobody can sign with it.
+    """
+    if not 1 <= len(identity) <= MOST or not identity.isprintable():
+        raise bad(
+            f"{field}: 1 to {MOST} printable characters; who signs has 64 lower-case hex ones"
+        )
+
+
+def in_key(name: str) -> str:
+    """A name as one part of a key. Letters, digits, `_`, `-` and `.` stay as they are."""
+    return quote(name, safe="")
+
+
+def of_key(part: str) -> str:
+    """The name that a part of a key stands for."""
+    return unquote(part)

@@ -1,0 +1,71 @@
+"""Parts of large values that no key names any more: what was replaced, removed or never finished.
+
+Most go with the transaction that replaces their value; this finds the rest.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import trio
+
+from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdError
+from node.etcd.parts import PLACE, owner_of, stub_of
+from node.log import get_logger
+
+__all__ = ["run", "sweep"]
+
+log = get_logger("sweeping")
+
+_EVERY = 120.0  # seconds
+# Seconds after which parts that nothing names are of no write under way: that has one minute, and
+# no outcome that is unknown stays so for longer.
+GRACE = 600.0
+_PAGE = 1000
+
+
+async def sweep(client: EtcdClient, unnamed: dict[str, float]) -> int:
+    """Remove parts that were not named for GRACE seconds; returns of how many values.
+
+    `unnamed` has since when, by trio's clock; it is kept from one call to the next. Raises
+    EtcdError.
+    """
+    found: dict[str, str] = {}
+    start: str | None = None
+    while True:
+        page = await client.range(PLACE, limit=_PAGE, start=start, keys_only=True, raw=True)
+        found.update(owner_of(item.key) for item in page.items)
+        if not page.more:
+            break
+        start = page.items[-1].key + "\0"
+    now, gone = trio.current_time(), 0
+    for name in unnamed.keys() - found.keys():
+        del unnamed[name]
+    for name, owner in found.items():
+        if await _named(client, owner, name):
+            unnamed.pop(name, None)
+        elif now - unnamed.setdefault(name, now) >= GRACE:
+            await client.delete_prefix(f"{PLACE}{name}/")
+            del unnamed[name]
+            gone += 1
+    return gone
+
+
+async def _named(client: EtcdClient, owner: str, name: str) -> bool:
+    page = await client.range(owner, limit=1, raw=True)
+    there = page.items[0] if page.items else None
+    stub = stub_of(there.value) if there is not None and there.key == owner else None
+    return stub is not None and stub.name == name
+
+
+async def run(client: EtcdClient) -> NoReturn:
+    """Sweep now and then, until cancelled. Several daemons that do so are in nobody's way."""
+    unnamed: dict[str, float] = {}
+    while True:
+        await trio.sleep(_EVERY)
+        try:
+            if gone := await sweep(client, unnamed):
+                log.info("parts of large values removed", values=gone)
+        except EtcdError as error:
+            log.warning("sweep later", error=error)
