@@ -37,6 +37,7 @@ class Relief:
     _reached: int = 0  # Unix ns up to which things left
     _width: int = SECOND
     _some: int = _SOME
+    _all: bool = False
 
     @property
     def _percent(self) -> int:
@@ -57,7 +58,8 @@ class Relief:
             return False
         if self._revision:
             try:
-                await self.client.range(keys.SERVER, limit=1, revision=self._revision)
+                # The revision that is compacted itself can be read.
+                await self.client.range(keys.SERVER, limit=1, revision=self._revision - 1)
             except Compacted:
                 self._revision, self._not_before = 0, trio.current_time() + _SEEN
         if self._revision or trio.current_time() < self._not_before:
@@ -70,6 +72,7 @@ class Relief:
     async def rest(self) -> None:
         """Note that something left. Raises EtcdError."""
         self._revision = (await self.client.range(keys.SERVER, limit=1)).revision
+        self.client.pressure.wanted = self._revision
 
     async def limit(self, places: Places) -> int:
         """The time, in Unix ns, by which some of all things had ended. Raises EtcdError.
@@ -89,6 +92,7 @@ class Relief:
                 low = middle
             else:
                 high, count = middle, some
+        self._all = high == latest
         return high
 
     def moved(self, limit: int, records: int) -> bool:
@@ -100,7 +104,7 @@ class Relief:
         else:
             # All of these have to stay: look beyond them.
             self._some *= 4
-        return limit < self.now() - _YOUNG
+        return records > 0 or not self._all
 
     async def _count(self, places: Places, limit: int) -> int:
         """How many things ended by a time."""

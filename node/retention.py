@@ -19,7 +19,7 @@ from node.codec import pack, unpack, wire_attribute
 from node.config import Config, HistoryConfig
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Delete, Op, Txn
+from node.etcd.transactions import Delete, GetFirst, Op, Txn
 from node.history import Chain, Head
 from node.log import get_logger
 from node.model import SECOND, Graph, Log, Process, State
@@ -188,9 +188,11 @@ class Retention:
         # Before it leaves the store: who reads it meanwhile finds it in one of both.
         await self.node.past.catch_up(colony)
 
-    async def _record(self, process: Process, submission: bytes) -> list[dict[str, Any]]:
+    async def _record(
+        self, process: Process, submission: bytes, *, logged: bool = True
+    ) -> list[dict[str, Any]]:
         """All that is known of a closed process; long logs come before it, in parts."""
-        lines = await self._lines(process)
+        lines = await self._lines(process) if logged else []
         parts = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)]
         entries: list[dict[str, Any]] = [
             {"kind": "logs", "id": process.processid, "part": number, "logs": part}
@@ -243,20 +245,23 @@ class Retention:
     async def _move(self, colony: str, found: Sequence[_Found]) -> int:
         """Write processes to history, then remove them from the store; gives the records."""
         entries: list[dict[str, Any]] = []
-        for it in found:
-            entries.extend(await self._record(it.process, it.submission))
+        # Most have no lines: one read tells which have some.
+        lines = [GetFirst(keys.process_logs(colony, it.process.processid)) for it in found]
+        logged = (await self.node.client.commit(Txn([], lines))).responses
+        for it, some in zip(found, logged, strict=True):
+            entries.extend(await self._record(it.process, it.submission, logged=bool(some)))
         await self._write(colony, entries)
         txns = [(it, store.remove(it.process, it.revision)) for it in found]
-        for some in _grouped(txns):
+        for group in _grouped(txns):
             together = Txn(
-                [compare for _, txn in some for compare in txn.compare],
-                [op for _, txn in some for op in txn.success],
+                [compare for _, txn in group for compare in txn.compare],
+                [op for _, txn in group for op in txn.success],
             )
             if (await self.node.client.commit(together)).succeeded:
-                self._gone([it for it, _ in some])
+                self._gone([it for it, _ in group])
                 continue
             # One that changed meanwhile stays, and is written again in its time.
-            for it, txn in some:
+            for it, txn in group:
                 if (await self.node.client.commit(txn)).succeeded:
                     self._gone([it])
         return len(entries)

@@ -192,7 +192,7 @@ class Mortal(EtcdClient):
     before = True
 
     async def commit(self, txn: Txn) -> TxnResult:
-        if not txn.success or all(type(op).__name__ == "Get" for op in txn.success):
+        if not txn.success or all(type(op).__name__.startswith("Get") for op in txn.success):
             return await super().commit(txn)
         self.writes += 1
         if self.writes == self.at and self.before:

@@ -35,6 +35,7 @@ from node.etcd.transactions import (
     DeletePrefix,
     DeleteRange,
     Get,
+    GetFirst,
     ModRevision,
     Op,
     Put,
@@ -141,6 +142,9 @@ def _add_operation(branch: Any, op: Op) -> None:
         added.request_range.key = op.key.encode()
         if op.revision:
             added.request_range.revision = op.revision
+    elif type(op) is GetFirst:
+        asked, key = added.request_range, op.prefix.encode()
+        asked.key, asked.range_end, asked.limit, asked.keys_only = key, prefix_end(key), 1, True
 
 
 def _delete_prefix(prefix: str) -> Any:
@@ -311,7 +315,7 @@ class EtcdClient:
         answer = await self._put_in(_KV + "Txn", request, pb.TxnResponse)
         done = txn.success if answer.succeeded else txn.failure
         responses = []
-        if any(type(op) is Get for op in done):
+        if any(type(op) is Get or type(op) is GetFirst for op in done):
             reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
             responses = [[_key_value(kv) for kv in read.kvs] for read in reads]
         return TxnResult(answer.succeeded, answer.header.revision, responses)

@@ -131,7 +131,8 @@ async def maintain(
                 await observe(client, disk)
                 compacted = status.revision
             elif now - turn >= pause:
-                worth = 1 if pressure.tight else _WORTH_IT
+                # One revision may have removed much.
+                worth = 1 if pressure.tight or pressure.wanted > compacted else _WORTH_IT
                 if due - compacted >= worth and not (hold and await client.get(hold)):
                     await _compact(client, due)
                     compacted, stale = due, 3

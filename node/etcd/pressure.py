@@ -57,6 +57,8 @@ class Pressure:
 
     `look` is set when `maintenance` should look at once; `logged` is the level last logged.
 
+    `wanted` is the revision at which something left for want of room, to be forgotten soon.
+
     `tight` is whether anything is refused: the one word that is read for each call.
     """
 
@@ -69,6 +71,7 @@ class Pressure:
     disk_free: int | None = None
     percent: int = 0
     tight: bool = False
+    wanted: int = 0
     since: int = 0
     logged: Level = Level.OK
     look: trio.Event = field(default_factory=trio.Event)
