@@ -33,7 +33,8 @@ class Relief:
     now: Callable[[], int]
     goal: int = 0
     _revision: int = 0  # of the store when something last left it, 0 once that counts
-    _not_before: float = 0.0  # on trio's clock
+    _seen: float = 0.0  # when that is seen, on trio's clock
+    _left: int = 0  # bytes that left and are still counted as in use
     _reached: int = 0  # Unix ns up to which things left
     _width: int = SECOND
     _some: int = _SOME
@@ -52,7 +53,7 @@ class Relief:
     async def due(self) -> bool:
         """Whether something has to leave now; then `goal` is how much. Raises EtcdError.
 
-        What left before counts until it is forgotten (compacted), and seen to be.
+        What left before is still in use until it is forgotten (compacted), and seen to be.
         """
         if self._percent < _FROM:
             return False
@@ -61,16 +62,17 @@ class Relief:
                 # The revision that is compacted itself can be read.
                 await self.client.range(keys.SERVER, limit=1, revision=self._revision - 1)
             except Compacted:
-                self._revision, self._not_before = 0, trio.current_time() + _SEEN
-        if self._revision or trio.current_time() < self._not_before:
-            return False
+                self._revision, self._seen = 0, trio.current_time() + _SEEN
+        elif trio.current_time() >= self._seen:
+            self._left = 0
         pressure = self.client.pressure
-        self.goal = pressure.used - pressure.quota * _TO // 100
+        self.goal = pressure.used - self._left - pressure.quota * _TO // 100
         self._some = _SOME
-        return True
+        return self.goal > 0
 
-    async def rest(self) -> None:
-        """Note that something left. Raises EtcdError."""
+    async def rest(self, freed: int) -> None:
+        """Note that so many bytes left. Raises EtcdError."""
+        self._left += freed
         self._revision = (await self.client.range(keys.SERVER, limit=1)).revision
         self.client.pressure.wanted = self._revision
 

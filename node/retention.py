@@ -126,7 +126,7 @@ class Retention:
             if not self._relief.moved(limit, some):
                 break
         if moved:
-            await self._relief.rest()
+            await self._relief.rest(self.freed)
             log.info("moved to history", records=moved, because="the store is half full")
         return moved
 

@@ -37,8 +37,8 @@ from node.submission import build_process
 from tests.support import Daemon, until
 from tests.test_history import hire
 
-COUNT = int(os.environ.get("COLONYD_TEST_PROCESSES", "6000"))
-QUOTA = int(os.environ.get("COLONYD_TEST_QUOTA", str(4 * 2**20)))
+COUNT = int(os.environ.get("COLONYD_TEST_PROCESSES", "9000"))
+QUOTA = int(os.environ.get("COLONYD_TEST_QUOTA", str(8 * 2**20)))
 RATE = float(os.environ.get("COLONYD_TEST_RATE", "100"))
 TOGETHER = 20
 FAST = 70  # percent of the quota, above which the bulk waits
