@@ -21,6 +21,7 @@ import cbor2
 import msgspec
 
 from node.directories import publish, sync_directory
+from node.history_index import PLACE as INDEX
 from node.home import RESTORING, valid_name
 from node.listening import FILE as LISTENING
 from node.store import keys
@@ -180,8 +181,9 @@ def entries(home: Path, skip: set[Path]) -> Iterator[Path]:
             yield top
         elif top.is_dir():
             for directory, inner, names in os.walk(top):
-                # Uploads under way begin anew.
-                inner[:] = sorted(n for n in inner if (top.name, n) != ("files", "partial"))
+                # Uploads under way begin anew, and the index of history is made anew.
+                left_out = (("files", "partial"), ("history", INDEX))
+                inner[:] = sorted(n for n in inner if (top.name, n) not in left_out)
                 for name in sorted(names):
                     path = Path(directory, name)
                     if path.is_file() and path not in skip:

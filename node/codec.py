@@ -44,21 +44,49 @@ _spec_key = msgspec.msgpack.Encoder().encode
 
 
 def pack(value: object) -> bytes:
-    """Encode a struct as deterministic CBOR (RFC 8949, section 4.2) behind the schema version."""
+    """Encode a struct as deterministic CBOR (RFC 8949, section 4.2) behind the schema version.
+
+    Of a process, what has its default is left out.
+    """
     plain = msgspec.to_builtins(value)
     if isinstance(value, Process):
-        plain["spec"] = _encoded_spec(value.spec, plain["spec"])
+        spec = plain["spec"]
+        plain = _lean(plain, _PLAIN)
+        plain["spec"] = _encoded_spec(value.spec, spec)
     return deterministic.dumps([SCHEMA, plain])
 
 
+# What `unpack` fills in again: a default of these types can't change any more.
+_PLAIN: dict[str, Any] = {
+    field.name: msgspec.to_builtins(
+        field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    )
+    for field in msgspec.structs.fields(Process)
+    if not field.required
+}
+_PLAIN_SPEC: dict[str, Any] = msgspec.to_builtins(FunctionSpec())
+
+
+def _lean(plain: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The fields that differ from their default; parts that are structs likewise."""
+    lean: dict[str, Any] = {}
+    for name, value in plain.items():
+        usual = default.get(name, _lean)
+        if value != usual:
+            lean[name] = _lean(value, usual) if type(usual) is dict else value
+    return lean
+
+
 def _encoded_spec(spec: FunctionSpec, plain: dict[str, Any]) -> Any:
-    """The bytes of a spec, or `plain` itself when it isn't worth keeping."""
+    """The bytes of a spec, or what is to be encoded of it when they aren't worth keeping."""
     try:
         key = _spec_key(spec)
     except (OverflowError, TypeError, ValueError):
-        return plain  # numbers over 64 bits, and what is an error to CBOR, too
+        # Numbers over 64 bits, and what is an error to CBOR, too.
+        return _lean(plain, _PLAIN_SPEC)
     known = _specs.get(key)
     if known is None:
+        plain = _lean(plain, _PLAIN_SPEC)
         if len(key) > _LARGEST_SPEC:
             return plain
         if len(_specs) >= _MOST_SPECS:

@@ -18,6 +18,7 @@ import msgspec
 from node.layers import config_files, lay_over
 
 __all__ = [
+    "AUTO",
     "Config",
     "ConfigError",
     "Duration",
@@ -25,6 +26,7 @@ __all__ = [
     "FederationConfig",
     "FilesConfig",
     "HistoryConfig",
+    "Keep",
     "LogConfig",
     "NodeConfig",
     "PeerConfig",
@@ -87,6 +89,28 @@ class Duration(int):
                 f'expected a time such as "30d", "12h", 3600 (seconds) or "forever", got {value!r}'
             )
         return cls(int(match[1]) * _SECONDS[match[2]])
+
+
+class Keep(Duration):
+    """A duration, or "auto": as long as there is room."""
+
+    @classmethod
+    def parse(cls, value: object) -> Keep:
+        """Read `value`; raises ValueError with a message fit for the user."""
+        if value == "auto":
+            return AUTO
+        try:
+            return cls(Duration.parse(value))
+        except ValueError as error:
+            raise ValueError(str(error).replace('or "forever"', '"forever" or "auto"')) from None
+
+    @property
+    def auto(self) -> bool:
+        """Whether the room decides."""
+        return self < 0
+
+
+AUTO = Keep(-1)
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -172,10 +196,11 @@ class FilesConfig(_Section, frozen=True):
 class HistoryConfig(_Section, frozen=True):
     """[history]: how long closed processes in `states`, workflows and log lines stay in the store.
 
-    Then they move to files below the home; with a `keep` of 0, nothing ever does.
+    Then they move to files below the home; with a `keep` of 0, nothing ever does. AUTO keeps all
+    until half of `etcd.quota` is in use, and then moves what ended first.
     """
 
-    keep: Duration = Duration(0)
+    keep: Keep = AUTO
     states: list[Literal["successful", "failed", "cancelled"]] = msgspec.field(
         default_factory=lambda: ["successful", "failed", "cancelled"]
     )
@@ -429,6 +454,6 @@ def _coerce(value: str, kind: Any, dotted: str, origin: str) -> object:
 
 
 def _decode(kind: type, value: object) -> object:
-    if kind is Size or kind is Duration:
+    if kind in (Size, Duration, Keep):
         return kind.parse(value)
     raise NotImplementedError(kind)

@@ -199,6 +199,7 @@ async def _serve(
     table = Table(node.directory, node.now, strict_replay=strict, replays=replays)
     table.pressure = client.pressure
     _furnish(node, Home(settings.home).files, config, info)
+    node.past.directory = settings.home / "history"
     node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
     node.reload.appliers["quotas"] = lambda new: _limit(node, new)
     _limit(node, config)
@@ -228,6 +229,7 @@ async def _serve(
         nursery.start_soon(keep_going, "deadlines", partial(_deadlines, node))
         nursery.start_soon(keep_going, "replay markers", replays.run)
         nursery.start_soon(keep_going, "parts of large values", partial(sweeping.run, client))
+        nursery.start_soon(keep_going, "index of history", node.past.run)
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )

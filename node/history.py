@@ -20,7 +20,17 @@ import msgspec
 
 from node.directories import sync_directory
 
-__all__ = ["Chain", "Head", "HistoryError", "Verdict", "files", "records", "verify"]
+__all__ = [
+    "Chain",
+    "Head",
+    "HistoryError",
+    "Verdict",
+    "batches",
+    "files",
+    "find_in",
+    "records",
+    "verify",
+]
 
 # A month, by the time of writing: once it is over, its file does not change any more.
 _NAME = re.compile(r"\d{4}-\d{2}\.jsonl\.gz\Z")
@@ -44,10 +54,11 @@ NOTHING = Head()
 
 
 @dataclass(frozen=True)
-class _Member:
-    """One batch as it was written at once: its lines, and where it ends in the file."""
+class Batch:
+    """What was written at once: its lines, and where it begins and ends in the file, in bytes."""
 
     lines: list[bytes]
+    start: int
     end: int
 
 
@@ -59,13 +70,15 @@ def files(directory: Path) -> list[Path]:
         return []
 
 
-def _members(path: Path) -> Iterator[_Member]:
-    """The whole batches of a file; one that a crash cut off at the end is left out.
+def batches(path: Path, start: int = 0) -> Iterator[Batch]:
+    """The whole batches of a file from the byte `start` on, where one begins.
 
-    Raises HistoryError for bytes that nobody wrote.
+    One that a crash cut off at the end is left out. Raises HistoryError for bytes that nobody
+    wrote.
     """
     with path.open("rb") as file:
-        unzip, parts, end = zlib.decompressobj(_GZIP), list[bytes](), 0
+        file.seek(start)
+        unzip, parts, end = zlib.decompressobj(_GZIP), list[bytes](), start
         while chunk := file.read(_CHUNK):
             while chunk:
                 try:
@@ -75,17 +88,33 @@ def _members(path: Path) -> Iterator[_Member]:
                 chunk = b""
                 if unzip.eof:
                     chunk = unzip.unused_data
-                    end = file.tell() - len(chunk)
-                    yield _Member(b"".join(parts).splitlines(), end)
+                    start, end = end, file.tell() - len(chunk)
+                    yield Batch(b"".join(parts).splitlines(), start, end)
                     unzip, parts = zlib.decompressobj(_GZIP), []
 
 
 def records(directory: Path) -> Iterator[dict[str, Any]]:
     """Every record in the order of writing; the same thing may come twice. Raises HistoryError."""
     for path in files(directory):
-        for member in _members(path):
-            for line in member.lines:
+        for batch in batches(path):
+            for line in batch.lines:
                 yield _parse(path, line)
+
+
+def find_in(path: Path, start: int, processid: str) -> dict[str, Any] | None:
+    """The last record of a process in the batch at the byte `start` of a file, or None.
+
+    Raises HistoryError, OSError.
+    """
+    name = processid.encode()
+    batch = next(batches(path, start), None)
+    for line in reversed(batch.lines if batch else ()):
+        # Most lines are of others, and need not be parsed.
+        if name in line:
+            record = _parse(path, line)
+            if record.get("kind") == "process" and record.get("id") == processid:
+                return record
+    return None
 
 
 def _parse(path: Path, line: bytes) -> dict[str, Any]:
@@ -139,8 +168,8 @@ class Chain:
         end, last = 0, b""
         damage = False
         try:
-            for member in _members(path):
-                end, last = member.end, (member.lines or [last])[-1]
+            for batch in batches(path):
+                end, last = batch.end, (batch.lines or [last])[-1]
             if last:
                 self.head = Head(_parse(path, last)["number"], _digest(last))
         except HistoryError as error:
@@ -240,8 +269,8 @@ def verify(directory: Path, digest: str = "") -> Verdict:
     for path in files(directory):
         found.files += 1
         try:
-            for member in _members(path):
-                for line in member.lines:
+            for batch in batches(path):
+                for line in batch.lines:
                     _follow(found, path, line)
                     found.contains = found.contains or found.head.digest == digest
         except HistoryError as error:

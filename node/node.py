@@ -30,6 +30,7 @@ from node.locations import Locations
 from node.log import get_logger
 from node.members import Members
 from node.model import Function, Process
+from node.past import Past
 from node.processes import Processes
 from node.reconciliation import Reconciliation
 from node.reload import Reload
@@ -52,6 +53,7 @@ class Node:
     processes: Processes
     workflows: Workflows
     subscriptions: Subscriptions = field(default_factory=Subscriptions)
+    past: Past = field(default_factory=Past)
     elsewhere: Elsewhere = field(init=False)
     channels: Channels = field(init=False)
     locations: Locations = field(init=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from node import steps
+from node.apart import apart
 from node.codec import unpack
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
@@ -29,6 +30,7 @@ from node.scheduler import Entry, Queue, RunningSet
 from node.steps import Clock
 from node.store import keys
 from node.store import processes as store
+from node.store.submissions import shrink
 
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 8
@@ -215,6 +217,7 @@ class Processes:
         if process.peer:
             self.require_forwards(1)
         addition = list(extra)
+        submission = await apart(len(submission), shrink, submission, process.spec)
         process.peer = process.peer or self.hooks.route(process)
         if process.peer:
             addition.extend(self.hooks.forwarding(process).ops)

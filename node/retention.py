@@ -1,12 +1,13 @@
 """Retention: closed processes, finished workflows and log lines move from the store to history.
 
 What is deleted was written and synced before, so a crash leaves a thing in both places at worst,
-and the next sweep writes it again. How history files look is in `history`.
+and the next sweep writes it again. How history files look is in `history`, up to which time things
+leave a store that fills up in `relief`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,33 @@ from typing import Any
 import msgspec
 import trio
 
-from node.codec import unpack, wire_attribute
+from node.codec import pack, unpack, wire_attribute
 from node.config import Config, HistoryConfig
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Delete, Op, Txn
+from node.etcd.transactions import Delete, GetFirst, Op, Txn
 from node.history import Chain, Head
 from node.log import get_logger
 from node.model import SECOND, Graph, Log, Process, State
 from node.node import Node
 from node.reads import read, read_many
+from node.relief import Relief
 from node.store import graphs as graph_store
 from node.store import history as places
 from node.store import keys
 from node.store import logs as log_store
 from node.store import processes as store
+from node.store.submissions import grow
 
 log = get_logger("history")
 
-# Processes in one batch: with their submissions they fit one answer of the store.
+# Processes read at once: with their submissions they fit one answer of the store.
 _BATCH = 10
+# Processes, and bytes of them as stored, that are written at once.
+_TOGETHER = 100
+_MOST_BYTES = 4 * 2**20
+_OPERATIONS = 120  # of one transaction; etcd takes 128
+_OVERHEAD = 400  # bytes that the keys of a process take in the store beside its values, about
 _PAGE = 200
 # Log lines of a process in one record; longer logs take several.
 _LINES = 1000
@@ -41,17 +49,36 @@ _LINES = 1000
 _DELETED = 40
 _LONGEST_PAUSE = 1.0  # seconds between two batches
 _SWEEPS = 60.0  # seconds between two sweeps, at most
+_LOOKS = 5.0  # seconds between two looks at how full the store is
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A process as it was read, with what asked for it, and the bytes that go with it."""
+
+    process: Process
+    revision: int
+    submission: bytes
+    size: int
 
 
 @dataclass
 class Retention:
-    """`home` is the daemon's directory. `config` may be replaced at any time."""
+    """`home` is the daemon's directory. `config` may be replaced at any time.
+
+    `freed` is how many bytes of the store were moved, about, since a relief began.
+    """
 
     node: Node
     home: Path
     config: HistoryConfig
     _reconfigured: trio.Event = field(default_factory=trio.Event)
     _chains: dict[str, Chain] = field(default_factory=dict)
+    _relief: Relief = field(init=False)
+    freed: int = 0
+
+    def __post_init__(self) -> None:
+        self._relief = Relief(self.node.client, self.node.now)
 
     def configure(self, config: Config) -> None:
         """Go on with the settings of a new configuration."""
@@ -70,33 +97,74 @@ class Retention:
 
     async def _sweeps(self) -> None:
         while True:
-            if self.config.keep:
-                try:
-                    await self.sweep()
-                except (EtcdError, RpcError, OSError) as error:
-                    log.warning("history waits", error=error)
+            keep, pause = self.config.keep, _SWEEPS
+            try:
+                if keep.auto:
+                    pause = _LOOKS
+                    await self.relieve()
+                elif keep:
+                    pause = min(_SWEEPS, max(1.0, keep / 20))
+                    await self.sweep(self.node.now() - keep * SECOND)
+            except (EtcdError, RpcError, OSError) as error:
+                log.warning("history waits", error=error)
             self._reconfigured = trio.Event()
-            with trio.move_on_after(min(_SWEEPS, max(1.0, (self.config.keep or 600) / 20))):
+            with trio.move_on_after(pause):
                 await self._reconfigured.wait()
 
-    async def sweep(self) -> int:
-        """Move all that is due; returns how many records that were.
+    async def relieve(self) -> int:
+        """Move what ended first while the store is too full; returns how many records that were.
+
+        Raises as `sweep` does.
+        """
+        if not await self._relief.due():
+            return 0
+        moved = 0
+        self.freed = 0
+        while self._relief.goal > self.freed:
+            limit = await self._relief.limit(self.places)
+            some = await self._sweep(limit)
+            moved += some
+            if not self._relief.moved(limit, some):
+                break
+        if moved:
+            await self._relief.rest(self.freed)
+            log.info("moved to history", records=moved, because="the store is half full")
+        return moved
+
+    async def sweep(self, limit: int) -> int:
+        """Move all that ended by `limit` (Unix ns); returns how many records that were.
 
         Raises EtcdError, OSError, and RpcError 409 for a workflow that changes too fast.
         """
-        moved = 0
-        limit = self.node.now() - self.config.keep * SECOND
-        states = [State[name.upper()] for name in self.config.states]
-        for colony in [name for name, it in self.node.directory.rosters.items() if it.colony]:
-            # Lines first: while their process is here, they are known to leave with it.
-            moved += await self._logs(colony, limit)
-            for state in states:
-                moved += await self._graphs(colony, state, limit)
-            for state in states:
-                moved += await self._processes(colony, state, limit)
+        moved = await self._sweep(limit)
         if moved:
             log.info("moved to history", records=moved)
         return moved
+
+    async def _sweep(self, limit: int) -> int:
+        moved = 0
+        for colony in self._colonies():
+            # Lines first: while their process is here, they are known to leave with it.
+            moved += await self._logs(colony, limit)
+            for state in self._states():
+                moved += await self._graphs(colony, state, limit)
+            for state in self._states():
+                moved += await self._processes(colony, state, limit)
+        return moved
+
+    def _colonies(self) -> list[str]:
+        return [name for name, it in self.node.directory.rosters.items() if it.colony]
+
+    def _states(self) -> list[State]:
+        return [State[name.upper()] for name in self.config.states]
+
+    def places(self, limit: int) -> Iterator[tuple[str, str]]:
+        """Where what may leave is listed: each prefix, and where what ended by `limit` begins."""
+        for colony in self._colonies():
+            yield log_store.until(colony, limit)
+            for state in self._states():
+                for prefix in (keys.graph_states(colony, state), keys.closed_prefix(colony, state)):
+                    yield prefix, prefix + keys.descending(limit)
 
     # -- writing -------------------------------------------------------------------------
 
@@ -118,10 +186,14 @@ class Retention:
         head = await trio.to_thread.run_sync(chain.append, entries, self.node.now())
         self._chains[colony] = chain
         await self.node.client.commit(Txn([], [places.put_head(key, head)]))
+        # Before it leaves the store: who reads it meanwhile finds it in one of both.
+        await self.node.past.catch_up(colony)
 
-    async def _record(self, process: Process, submission: bytes) -> list[dict[str, Any]]:
+    async def _record(
+        self, process: Process, submission: bytes, *, logged: bool = True
+    ) -> list[dict[str, Any]]:
         """All that is known of a closed process; long logs come before it, in parts."""
-        lines = await self._lines(process)
+        lines = await self._lines(process) if logged else []
         parts = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)]
         entries: list[dict[str, Any]] = [
             {"kind": "logs", "id": process.processid, "part": number, "logs": part}
@@ -133,7 +205,7 @@ class Retention:
             "process": _plain(process),
             "logs": parts[-1] if parts else [],
             # Of another colony it is no text, and kept by the hook.
-            "submission": "" if process.origin else submission.decode(errors="replace"),
+            "submission": "" if process.origin else _signed(process, submission),
         }
         if beyond := await self.node.processes.hooks.record(process):
             entry["forward"] = beyond
@@ -151,13 +223,19 @@ class Retention:
         moved = 0
         prefix = keys.closed_prefix(colony, state)
         start = prefix + keys.descending(limit)
+        batch: list[_Found] = []
         while start:
             page, start = await self._page(prefix, start)
             for at in range(0, len(page), _BATCH):
                 began = trio.current_time()
-                moved += await self._batch(colony, page[at : at + _BATCH], limit)
+                found = await self._load(colony, page[at : at + _BATCH])
+                # Or each sweep would write again what it can't remove.
+                batch += await self._unowed([it for it in found if self._due(it.process, limit)])
+                if len(batch) >= _TOGETHER or sum(it.size for it in batch) >= _MOST_BYTES:
+                    moved += await self._move(colony, batch)
+                    batch = []
                 await self._rest(began)
-        return moved
+        return moved + (await self._move(colony, batch) if batch else 0)
 
     async def _page(self, prefix: str, start: str) -> tuple[list[str], str]:
         """Ids of an index by time, newest first, and where the next page begins, or ""."""
@@ -165,30 +243,40 @@ class Retention:
         ids = [item.key.rpartition("/")[2] for item in page.items]
         return ids, page.items[-1].key + "\0" if page.more else ""
 
-    async def _batch(self, colony: str, ids: Sequence[str], limit: int) -> int:
-        found = [(p, revision, sub) for p, revision, sub in await self._load(colony, ids)
-                 if self._due(p, limit)]  # fmt: skip
-        # Or each sweep would write again what it can't remove.
-        found = await self._unowed(found)
-        if not found:
-            return 0
+    async def _move(self, colony: str, found: Sequence[_Found]) -> int:
+        """Write processes to history, then remove them from the store; gives the records."""
         entries: list[dict[str, Any]] = []
-        for process, _, submission in found:
-            entries.extend(await self._record(process, submission))
+        # Most have no lines: one read tells which have some.
+        lines = [GetFirst(keys.process_logs(colony, it.process.processid)) for it in found]
+        logged = (await self.node.client.commit(Txn([], lines))).responses
+        for it, some in zip(found, logged, strict=True):
+            entries.extend(await self._record(it.process, it.submission, logged=bool(some)))
         await self._write(colony, entries)
-        for process, revision, _ in found:
+        txns = [(it, store.remove(it.process, it.revision)) for it in found]
+        for group in _grouped(txns):
+            together = Txn(
+                [compare for _, txn in group for compare in txn.compare],
+                [op for _, txn in group for op in txn.success],
+            )
+            if (await self.node.client.commit(together)).succeeded:
+                self._gone([it for it, _ in group])
+                continue
             # One that changed meanwhile stays, and is written again in its time.
-            if (await self.node.client.commit(store.remove(process, revision))).succeeded:
-                self.node.processes.forget(process.processid)
+            for it, txn in group:
+                if (await self.node.client.commit(txn)).succeeded:
+                    self._gone([it])
         return len(entries)
 
-    async def _unowed(
-        self, found: list[tuple[Process, int, bytes]]
-    ) -> list[tuple[Process, int, bytes]]:
+    def _gone(self, found: Sequence[_Found]) -> None:
+        for it in found:
+            self.node.processes.forget(it.process.processid)
+            self.freed += it.size + _OVERHEAD
+
+    async def _unowed(self, found: list[_Found]) -> list[_Found]:
         """Those of them whose end no other colony has to fetch yet, as the store says."""
-        marks = [process.notify for process, _, _ in found if process.notify]
+        marks = [it.process.notify for it in found if it.process.notify]
         owed = {kv.key for kv in await read_many(self.node.client, marks, _BATCH) if kv}
-        return [each for each in found if each[0].notify not in owed]
+        return [it for it in found if it.process.notify not in owed]
 
     def _due(self, process: Process, limit: int) -> bool:
         return (
@@ -198,20 +286,26 @@ class Retention:
             and not self.node.processes.hooks.removable(process)
         )
 
-    async def _load(self, colony: str, ids: Sequence[str]) -> list[tuple[Process, int, bytes]]:
+    async def _load(self, colony: str, ids: Sequence[str]) -> list[_Found]:
         """Processes that exist, with their revision and what asked for them."""
         processes = [keys.process(colony, pid) for pid in ids]
         submissions = [keys.submission(colony, pid) for pid in ids]
         found = await read(self.node.client, *processes, *submissions)
         return [
-            (unpack(one.value, Process), one.mod_revision, sub.value if sub else b"")
+            _Found(
+                unpack(one.value, Process),
+                one.mod_revision,
+                sub.value if sub else b"",
+                len(one.value) + (len(sub.value) if sub else 0),
+            )
             for one, sub in zip(found[: len(ids)], found[len(ids) :], strict=True)
             if one
         ]
 
     async def _rest(self, began: float) -> None:
-        """Leave the store to others for as long as it was just worked with."""
-        await trio.sleep(min(_LONGEST_PAUSE, trio.current_time() - began))
+        """Leave the store to others for as long as it was just worked with, unless it is urgent."""
+        if not self._relief.urgent:
+            await trio.sleep(min(_LONGEST_PAUSE, trio.current_time() - began))
 
     # -- workflows -----------------------------------------------------------------------
 
@@ -239,7 +333,7 @@ class Retention:
         nodes = await self.node.processes.load_many(graph.colonyname, graph_store.ids(graph))
         if any(self.node.processes.hooks.removable(node) for node in nodes):
             return 0
-        written = 1
+        written, size = 1, 0
         for at in range(0, len(nodes), _BATCH):
             began = trio.current_time()
             entries: list[dict[str, Any]] = []
@@ -247,6 +341,7 @@ class Retention:
                 entries.extend(await self._record(node, b""))
             await self._write(colony, entries)
             written += len(entries)
+            size += sum(len(pack(node)) + _OVERHEAD for node in nodes[at : at + _BATCH])
             await self._rest(began)
         await self._write(colony, [await self._whole(graph)])
         try:
@@ -254,6 +349,7 @@ class Retention:
         except RpcError as error:
             # Somebody else's call came between: what is still there stays for the next sweep.
             log.info("a workflow stays", graph=graphid, because=error)
+        self.freed += size
         return written
 
     async def _whole(self, graph: Graph) -> dict[str, Any]:
@@ -312,6 +408,8 @@ class Retention:
         for at in range(0, len(ops), _DELETED):
             some_ops = [op for each in ops[at : at + _DELETED] for op in each]
             await self.node.client.commit(Txn([], some_ops))
+        # A line is in the store twice, and once more as a place in time.
+        self.freed += sum(2 * len(line.message) + _OVERHEAD for line in lines.values())
         return len(entries)
 
     @staticmethod
@@ -324,6 +422,32 @@ class Retention:
         wanted = [keys.process(colony, pid) for pid in sorted(ids)]
         found = await read_many(self.node.client, wanted, _BATCH)
         return {kv.key.rpartition("/")[2] for kv in found if kv is not None}
+
+
+def _grouped(
+    txns: Sequence[tuple[_Found, Txn]],
+) -> Iterator[Sequence[tuple[_Found, Txn]]]:
+    """As many in a row as fit one transaction."""
+    some: list[tuple[_Found, Txn]] = []
+    room = _OPERATIONS
+    for each in txns:
+        size = max(len(each[1].compare), len(each[1].success))
+        if some and size > room:
+            yield some
+            some, room = [], _OPERATIONS
+        some.append(each)
+        room -= size
+    if some:
+        yield some
+
+
+def _signed(process: Process, submission: bytes) -> str:
+    """The request as it was signed."""
+    try:
+        return grow(submission, process.spec).decode(errors="replace")
+    except ValueError as error:
+        log.error("a signed request is lost", process=process.processid, because=error)
+        return ""
 
 
 def _plain(process: Process) -> dict[str, Any]:

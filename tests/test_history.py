@@ -18,8 +18,9 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from cli.client import RpcError
 from cli.main import main
-from node.config import ConfigError, Duration, HistoryConfig, load_config
+from node.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.transactions import Txn
 from node.history import Chain, Head, files, records, verify
@@ -152,7 +153,7 @@ def test_a_full_disk_leaves_whole_batches(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_configuration(tmp_path: Path) -> None:
     assert load_config(tmp_path, {}, environ={}).history == HistoryConfig()
-    assert HistoryConfig().keep == 0
+    assert HistoryConfig().keep.auto
     for text, seconds in (
         ("30d", 2_592_000),
         ("12 h", 43_200),
@@ -160,17 +161,18 @@ def test_configuration(tmp_path: Path) -> None:
         ("forever", 0),
         ("0", 0),
         ("2w", 1_209_600),
+        ("auto", AUTO),
     ):
         found = load_config(tmp_path, {}, environ={"COLONYD_HISTORY__KEEP": text})
         assert found.history.keep == seconds
-        assert isinstance(found.history.keep, Duration)
+        assert found.history.keep.auto == (text == "auto")
     for text in ("30 days", "-1", "d", "1.5h"):
-        with pytest.raises(ConfigError, match=r"history\.keep: .*30d"):
+        with pytest.raises(ConfigError, match=r"history\.keep: .*30d.*auto"):
             load_config(tmp_path, {}, environ={"COLONYD_HISTORY__KEEP": text})
     upstream = {"COLONIES_RETENTION": "true", "COLONIES_RETENTION_POLICY": "604800"}
     assert load_config(tmp_path, {}, environ=upstream).history.keep == 604_800
     off = upstream | {"COLONIES_RETENTION": "false"}
-    assert load_config(tmp_path, {}, environ=off).history.keep == 0
+    assert load_config(tmp_path, {}, environ=off).history.keep == AUTO
     ours = upstream | {"COLONYD_HISTORY__KEEP": "1d"}
     assert load_config(tmp_path, {}, environ=ours).history.keep == 86_400
 
@@ -190,7 +192,7 @@ class Mortal(EtcdClient):
     before = True
 
     async def commit(self, txn: Txn) -> TxnResult:
-        if not txn.success or all(type(op).__name__ == "Get" for op in txn.success):
+        if not txn.success or all(type(op).__name__.startswith("Get") for op in txn.success):
             return await super().commit(txn)
         self.writes += 1
         if self.writes == self.at and self.before:
@@ -277,10 +279,15 @@ async def place(tmp_path: Path) -> AsyncIterator[tuple[Place, Store]]:
         nursery.cancel_scope.cancel()
 
 
+async def sweep(retention: Retention) -> int:
+    """Move what is past its time, as the daemon does now and then."""
+    return await retention.sweep(retention.node.now() - retention.config.keep * 10**9)
+
+
 def keeping(days: int, *states: Any) -> HistoryConfig:
     if not states:
-        return HistoryConfig(keep=Duration(days * 86_400))
-    return HistoryConfig(keep=Duration(days * 86_400), states=list(states))
+        return HistoryConfig(keep=Keep(days * 86_400))
+    return HistoryConfig(keep=Keep(days * 86_400), states=list(states))
 
 
 @pytest.mark.slow
@@ -299,8 +306,8 @@ async def test_what_is_past_its_time_leaves_whole(
         young = await here.closed("young")
         await here.log(young.processid, "young line")
         retention = Retention(here.node, tmp_path, keeping(1, "successful"))
-        await retention.sweep()
-        assert await retention.sweep() == 0
+        await sweep(retention)
+        assert await sweep(retention) == 0
         found = list(records(tmp_path / "history" / "dev"))
         (process,) = [r for r in found if r["kind"] == "process"]
         assert process["id"] == old.processid
@@ -320,9 +327,9 @@ async def test_what_is_past_its_time_leaves_whole(
         assert len(lines) == 1
         # With all states, the other one as well.
         retention.config = keeping(1)
-        await retention.sweep()
+        await sweep(retention)
         here.days = 9
-        await retention.sweep()
+        await sweep(retention)
         assert await here.keys() == []
         assert verify(tmp_path / "history" / "dev").problems == []
 
@@ -353,11 +360,11 @@ async def test_a_workflow_leaves_as_a_whole_once_all_of_it_is_over(tmp_path: Pat
             "dev", pid, here.executor.executorid, State.SUCCESSFUL, output=["x"]
         )
         here.days = 3
-        assert await retention.sweep() == 0
+        assert await sweep(retention) == 0
         await here.node.workflows.cancel("dev", graph.processgraphid)
-        assert await retention.sweep() == 0
+        assert await sweep(retention) == 0
         here.days = 6
-        assert await retention.sweep() == 3
+        assert await sweep(retention) == 3
         found = list(records(tmp_path / "history" / "dev"))
         assert [r["kind"] for r in found] == ["process", "process", "workflow"]
         assert found[2]["id"] == graph.processgraphid
@@ -367,8 +374,11 @@ async def test_a_workflow_leaves_as_a_whole_once_all_of_it_is_over(tmp_path: Pat
 
 
 @pytest.mark.slow
-async def test_a_kill_at_any_write_loses_nothing(tmp_path: Path) -> None:
+async def test_a_kill_at_any_write_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The daemon dies before or after each of its writes in turn, and a new one goes on."""
+    monkeypatch.setattr("node.retention._OPERATIONS", 5)
     async with place(tmp_path) as (here, etcd):
         expected: set[str] = set()
         deaths = 0
@@ -385,13 +395,13 @@ async def test_a_kill_at_any_write_loses_nothing(tmp_path: Path) -> None:
                     mortal.at, mortal.before, mortal.writes = at, before, 0
                     retention = Retention(node, tmp_path, keeping(1))
                     try:
-                        await retention.sweep()
+                        await sweep(retention)
                     except Died:
                         deaths += 1
             if mortal.writes < at:
                 break
         here.days += 3
-        await Retention(await here.adopt(here.another(here.client)), tmp_path, keeping(1)).sweep()
+        await sweep(Retention(await here.adopt(here.another(here.client)), tmp_path, keeping(1)))
         directory = tmp_path / "history" / "dev"
         found = [r for r in records(directory) if r["kind"] == "process"]
         assert {r["id"] for r in found} == expected
@@ -415,10 +425,10 @@ async def test_what_federation_still_needs_stays(tmp_path: Path) -> None:
 
         hooks.record = record  # type: ignore[method-assign]
         retention = Retention(here.node, tmp_path, keeping(1))
-        assert await retention.sweep() == 0
+        assert await sweep(retention) == 0
         assert await here.node.processes.load("dev", process.processid) is not None
         owed[0] = ""
-        assert await retention.sweep() == 1
+        assert await sweep(retention) == 1
         (found,) = records(tmp_path / "history" / "dev")
         assert found["forward"] == {"outcome": "AQI="}
 
@@ -549,3 +559,69 @@ def test_a_disk_that_was_full_is_no_tampering(tmp_path: Path) -> None:
     assert not verify(tmp_path / "history").problems
     again = Chain.open(tmp_path / "history", head)
     assert (again.trouble, again.head) == ("", head)
+
+
+# -- a store that fills up -------------------------------------------------------------------
+
+
+async def cycle(client: Any, user: PrivateKey, worker: PrivateKey, **spec: Any) -> dict[str, Any]:
+    """Submit, assign and close a process; gives it as the store has it then."""
+    conditions = {"colonyname": "dev", "executortype": "cli"}
+    full = {"funcname": "measure", "conditions": conditions, **spec}
+    await client.call("submitfuncspecmsg", {"spec": full}, user)
+    given = await client.call("assignprocessmsg", {"colonyname": "dev", "timeout": 10}, worker)
+    fields = {"processid": given["processid"]}
+    await client.call("closesuccessfulmsg", {**fields, "out": [1.5]}, worker)
+    closed: dict[str, Any] = await client.call("getprocessmsg", fields, user)
+    return closed
+
+
+async def hire(client: Any, owner: PrivateKey, colonyname: str = "dev") -> PrivateKey:
+    worker = PrivateKey.generate()
+    member = {"executorname": "w", "executorid": worker.id, "executortype": "cli"}
+    member["colonyname"] = colonyname
+    await client.call("addexecutormsg", {"executor": member}, owner)
+    await client.call("approveexecutormsg", member, owner)
+    return worker
+
+
+@pytest.mark.slow
+async def test_what_left_is_still_read_by_its_id(make_daemon: Callable[..., Daemon]) -> None:
+    """As it was, by whoever might read it before and nobody else, and after a restart, too."""
+    environ = {"COLONYD_FEDERATION__ENABLED": "false", "COLONYD_HISTORY__KEEP": "1"}
+    daemon = await trio.to_thread.run_sync(lambda: make_daemon("dev", **environ).start())
+    user, owner, stranger = daemon.key("user"), daemon.key("colony"), PrivateKey.generate()
+    before: dict[str, Any] = {}
+    async with daemon.client() as client:
+        worker = await hire(client, owner)
+        colony_of_others = {"colonyid": stranger.id, "name": "other"}
+        await client.call("addcolonymsg", {"colony": colony_of_others}, daemon.key("server"))
+        others = await hire(client, stranger, "other")
+        for number in range(20):
+            closed = await cycle(client, user, worker, args=[number], env={"N": str(number)})
+            before[closed["processid"]] = closed
+
+        async def gone() -> bool:
+            fields = {"colonyname": "dev", "count": 100, "state": 2}
+            return await client.call("getprocessesmsg", fields, user) == []
+
+        await until(50, gone)
+        for key in (user, worker):
+            for pid, closed in before.items():
+                assert await client.call("getprocessmsg", {"processid": pid}, key) == closed
+        for pid in [*before][:3]:
+            with pytest.raises(RpcError, match="no process") as refused:
+                await client.call("getprocessmsg", {"processid": pid}, others)
+            assert refused.value.status == 404
+            with pytest.raises(RpcError) as refused:
+                await client.call("getprocessmsg", {"processid": pid}, PrivateKey.generate())
+            assert refused.value.status == 403
+        for name in ("", "x", "f" * 64, "../../keys/user.key", "a/b"):
+            with pytest.raises(RpcError) as refused:
+                await client.call("getprocessmsg", {"processid": name}, user)
+            assert refused.value.status == 404
+    assert daemon.stop() == 0
+    await trio.to_thread.run_sync(daemon.start)
+    async with daemon.client() as client:
+        for pid, closed in before.items():
+            assert await client.call("getprocessmsg", {"processid": pid}, user) == closed

@@ -37,6 +37,7 @@ from node.etcd.transactions import (
     DeletePrefix,
     DeleteRange,
     Get,
+    GetFirst,
     ModRevision,
     Op,
     Put,
@@ -151,6 +152,9 @@ def _add_operation(branch: Any, op: Op) -> None:
         added.request_range.key = op.key.encode()
         if op.revision:
             added.request_range.revision = op.revision
+    elif type(op) is GetFirst:
+        asked, key = added.request_range, op.prefix.encode()
+        asked.key, asked.range_end, asked.limit, asked.keys_only = key, prefix_end(key), 1, True
 
 
 def _delete_prefix(prefix: str) -> Any:
@@ -415,7 +419,7 @@ class EtcdClient:
 
     async def _got(self, done: Sequence[Op], answer: Any) -> list[list[KeyValue]]:
         """What the reads of a transaction gave. Raises `EtcdTooLarge` as a listing does."""
-        gets = [op for op in done if type(op) is Get]
+        gets = [op for op in done if type(op) is Get or type(op) is GetFirst]
         if not gets:
             return []
         reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
@@ -426,6 +430,9 @@ class EtcdClient:
         whole = []
         size = 0
         for get, kvs in zip(gets, found, strict=True):
+            if type(get) is not Get:  # it reads no value
+                whole.append(kvs)
+                continue
             try:
                 kvs = await self._whole(kvs, get.revision or at)
             except Compacted:

@@ -7,6 +7,7 @@ what is still let in by `pressure`.
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,10 @@ _LOOK = 5.0  # seconds between two looks, at most; writes ask for one earlier
 _LEAST = 0.1  # ... at least, however much is written
 _CROWDED = 70  # percent of the quota from which history is kept more shortly
 _AGAIN = 30.0  # seconds between two tries to make room below an alarm
+_WASTE = 16 * 2**20  # bytes that are free in the file, and half of it, before it is rewritten
+_QUIET = 10  # revisions a second, at most, of a store that has time for that
+_STOP = 2.0  # seconds that it may take then: callers wait 5
+_RATE = 20 * 2**20  # bytes of use rewritten in a second, until it was measured: that of slow flash
 
 
 async def observe(client: EtcdClient, disk: Path | None = None) -> Status:
@@ -40,7 +45,7 @@ async def observe(client: EtcdClient, disk: Path | None = None) -> Status:
         if disk is not None:
             pressure.place = str(disk)
             pressure.take_disk(await trio.to_thread.run_sync(_free, disk))
-        counted = pressure.since
+        counted = pressure.counted(trio.current_time())
         status = await client.status()
         pressure.take_in(
             size=status.db_size, used=status.db_in_use, alarm=status.no_space, counted=counted
@@ -110,6 +115,7 @@ async def maintain(
     """
     pressure = client.pressure
     pressure.quota = quota_bytes
+    rewriting = Rewriting()
     due = compacted = stale = 0
     turn = tried = float("-inf")
     while True:
@@ -125,7 +131,8 @@ async def maintain(
                 await observe(client, disk)
                 compacted = status.revision
             elif now - turn >= pause:
-                worth = 1 if pressure.tight else _WORTH_IT
+                # One revision may have removed much.
+                worth = 1 if pressure.tight or pressure.wanted > compacted else _WORTH_IT
                 if due - compacted >= worth and not (hold and await client.get(hold)):
                     await _compact(client, due)
                     compacted, stale = due, 3
@@ -133,15 +140,52 @@ async def maintain(
                     stale -= 1
                     await _count_again(client)
                 due, turn = status.revision, now
-            # etcd's own limit is on the file, free pages included; rewriting it stops everything,
-            # so it waits until it gives back a quarter of the quota, or the file is too large.
-            free = status.db_size - status.db_in_use
-            if free > quota_bytes // (8 if status.db_size > quota_bytes else 4):
-                log.info("store is defragmented", size=status.db_size, used=status.db_in_use)
-                await client.defragment()
+            if rewriting.due(status, trio.current_time(), quota_bytes):
+                await rewriting.do(client, status)
         except EtcdError as error:
             log.warning("store maintenance failed", because=error)
         await _until_next(client, min(pause, _LOOK))
+
+
+@dataclass
+class Rewriting:
+    """When the file of a store is rewritten without its free pages: that stops everything.
+
+    `rate` is how many bytes of use a second that takes, as last measured.
+    """
+
+    rate: float = _RATE
+    _revision: int = 0
+    _looked: float | None = None
+
+    def due(self, status: Status, now: float, quota: int) -> bool:
+        """Whether to do it at `now`, in seconds: when the file is too large, or nobody notices."""
+        free = status.db_size - status.db_in_use
+        if status.db_size > quota:
+            # etcd's own limit is on the file, free pages included.
+            return free > quota // 8
+        revision, looked = self._revision, self._looked
+        if looked is not None and now - looked < 1:
+            return False
+        self._revision, self._looked = status.revision, now
+        quiet = looked is not None and status.revision - revision <= _QUIET * (now - looked)
+        short = status.db_in_use <= self.rate * _STOP
+        return quiet and short and free >= max(_WASTE, status.db_size // 2)
+
+    async def do(self, client: EtcdClient, status: Status) -> None:
+        """Rewrite the file, and note how long that takes. Raises EtcdError."""
+        began = trio.current_time()
+        await client.defragment()
+        took = max(0.001, trio.current_time() - began)
+        # Of little, most is the overhead.
+        if status.db_in_use > _WASTE:
+            self.rate = status.db_in_use / took
+        log.info(
+            "store is defragmented",
+            size=status.db_size,
+            used=status.db_in_use,
+            seconds=round(took, 3),
+        )
 
 
 async def _until_next(client: EtcdClient, seconds: float) -> None:

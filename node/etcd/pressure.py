@@ -14,9 +14,11 @@ import trio
 from node.etcd.errors import StoreFull
 from node.etcd.premises import MIN_FREE
 
-__all__ = ["DEFAULT_QUOTA", "Level", "Need", "Pressure"]
+__all__ = ["BATCH", "DEFAULT_QUOTA", "Level", "Need", "Pressure"]
 
 DEFAULT_QUOTA = 2 * 2**30  # bytes: what etcd itself takes for a quota of 0
+BATCH = 2  # seconds for which our own etcd gathers writes before they are in its file
+_UNSEEN = BATCH + 1  # seconds for which what was written is not in what etcd says of its file
 _BACK = 2  # percent: how far the use must fall below a limit until that is lifted again
 _MIB = 2**20
 
@@ -56,6 +58,8 @@ class Pressure:
 
     `look` is set when `maintenance` should look at once; `logged` is the level last logged.
 
+    `wanted` is the revision at which something left for want of room, to be forgotten soon.
+
     `tight` is whether anything is refused: the one word that is read for each call.
     """
 
@@ -68,12 +72,14 @@ class Pressure:
     disk_free: int | None = None
     percent: int = 0
     tight: bool = False
+    wanted: int = 0
     since: int = 0
     written: int = 0
     logged: Level = Level.OK
     look: trio.Event = field(default_factory=trio.Event)
     _next: int = 0
     _by_use: int = 0
+    _marks: list[tuple[float, int]] = field(default_factory=list)
 
     # -- feeding -------------------------------------------------------------------------
 
@@ -91,6 +97,14 @@ class Pressure:
         self.alarm = True
         self._judge()
         self.look.set()
+
+    def counted(self, now: float) -> int:
+        """How many of the bytes in `since` are in what etcd says at `now`, in seconds."""
+        seen = [since for when, since in self._marks if when <= now - _UNSEEN]
+        done = seen[-1] if seen else 0
+        later = [(when, since - done) for when, since in self._marks[len(seen) :]]
+        self._marks = [*later, (now, self.since - done)]
+        return done
 
     def take_in(self, *, size: int, used: int, alarm: bool, counted: int) -> None:
         """Note what etcd says; `counted` of the bytes in `since` are in that already."""

@@ -44,7 +44,13 @@ class Get(msgspec.Struct, frozen=True):
     revision: int = 0
 
 
-Op = Put | Delete | DeletePrefix | DeleteRange | Get
+class GetFirst(msgspec.Struct, frozen=True):
+    """Read the first key that starts with `prefix`, without its value; gives it in a list."""
+
+    prefix: str
+
+
+Op = Put | Delete | DeletePrefix | DeleteRange | Get | GetFirst
 
 
 class ModRevision(msgspec.Struct, frozen=True):

@@ -90,7 +90,19 @@ def calls(node: Node) -> list[Call[Any]]:
         return wire_process(process)
 
     async def get(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
-        return wire_process(await locate(node, caller, request.processid))
+        try:
+            return wire_process(await locate(node, caller, request.processid))
+        except RpcError as error:
+            if error.status != 404 or "/" in request.processid:
+                raise
+            unknown = error
+
+        async def look(colony: str) -> Process | None:
+            return await node.past.find(colony, request.processid)
+
+        if (found := await directory.seek(caller.id, look)) is None:
+            raise unknown
+        return wire_process(found)
 
     async def get_many(caller: Caller, request: req.GetProcesses) -> list[dict[str, Any]]:
         found = await list_processes(node, request)

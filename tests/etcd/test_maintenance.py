@@ -12,10 +12,11 @@ import pytest
 import trio
 import trio.testing
 
-from node.etcd.client import EtcdClient, open_client
+from node.etcd.client import EtcdClient, Status, open_client
 from node.etcd.errors import Compacted, EtcdNoSpace
-from node.etcd.maintenance import maintain
+from node.etcd.maintenance import Rewriting, maintain
 from tests.etcd.support import QUOTA, logged, start_store
+from tests.support import until
 
 
 async def test_history_is_forgotten(client: EtcdClient, nursery: trio.Nursery) -> None:
@@ -53,3 +54,52 @@ async def test_a_store_filled_by_history_recovers(nursery: trio.Nursery, tmp_pat
                     await recovered.wait()
                 housekeeping.cancel_scope.cancel()
         assert await client.put("k", b"works again") > 0
+
+
+MIB = 2**20
+
+
+def state(size: int, used: int, revision: int) -> Status:
+    """What a store says of itself; sizes in MiB."""
+    return Status("3.4", size * MIB, used * MIB, revision, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "used", "revisions", "expected"),
+    [
+        (40, 10, 50, True),
+        (40, 10, 51, False),  # more than ten writes a second
+        (40, 21, 0, False),  # less than half of it is free
+        (20, 5, 0, False),  # not worth it
+        (200, 41, 0, False),  # it would take longer than two seconds
+        (300, 200, 10_000, True),  # larger than the quota
+        (300, 280, 0, False),
+    ],
+)
+def test_a_file_is_rewritten_when_nobody_notices(
+    size: int, used: int, revisions: int, expected: bool
+) -> None:
+    rewriting = Rewriting()
+    if size < 256:
+        assert not rewriting.due(state(size, used, 10**6), 100.0, 256 * MIB)
+    due = rewriting.due(state(size, used, 10**6 + revisions), 105.0, 256 * MIB)
+    assert due is expected
+
+
+async def test_how_long_rewriting_takes_is_measured(client: EtcdClient) -> None:
+    for number in range(40):
+        await client.put(f"k{number % 20}", bytes(1_000_000))
+    rewriting = Rewriting()
+
+    async def written() -> Status | None:
+        status = await client.status()
+        return status if status.db_in_use > 32 * MIB else None
+
+    status = await until(60, written)
+    assert isinstance(status, Status)
+    await client.compact(status.revision)
+    with logged("store is defragmented", "etcd") as said:
+        await rewriting.do(client, status)
+        assert said.is_set()
+    assert rewriting.rate != Rewriting().rate
+    assert (await client.status()).db_size < 30 * MIB

@@ -61,6 +61,23 @@ def test_what_is_written_between_two_looks_counts() -> None:
     assert (pressure.since, pressure.percent) == (3 * MIB, 63)
 
 
+def test_what_etcd_has_not_in_its_file_yet_stays_counted() -> None:
+    """Our own etcd gathers writes for two seconds: what it says of its file is that much older."""
+    pressure = used(10)
+    pressure.wrote(5 * MIB)
+    assert pressure.counted(100.0) == 0
+    pressure.wrote(3 * MIB)
+    assert pressure.counted(102.0) == 0
+    counted = pressure.counted(103.0)
+    assert counted == 5 * MIB
+    pressure.take_in(size=15 * MIB, used=15 * MIB, alarm=False, counted=counted)
+    assert (pressure.since, pressure.percent) == (3 * MIB, 18)
+    counted = pressure.counted(110.0)
+    assert counted == 3 * MIB
+    pressure.take_in(size=18 * MIB, used=18 * MIB, alarm=False, counted=counted)
+    assert (pressure.since, pressure.percent) == (0, 18)
+
+
 @example([80, 79])
 @given(st.lists(st.integers(0, 100)))
 def test_the_level_does_not_flicker(uses: list[int]) -> None:

@@ -1,0 +1,247 @@
+"""Where in the history files the record of a process is, by its id; the index lies beside them.
+
+It only repeats what the files say: one that is missing, or not as it was written, is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from node.directories import sync_directory
+from node.history import HistoryError, batches, files, find_in
+
+__all__ = ["PLACE", "Index"]
+
+# A run is a file of entries in their order: the start of the hash of an id, and the byte at which
+# the batch begins in the history file. Its name tells which bytes of which file it covers, and how
+# many entries it has.
+_ENTRY = struct.Struct(">16sQ")
+_NAME = re.compile(r"(\d{4}-\d{2})\.(\d+)-(\d+)\.(\d+)\Z")
+PLACE = ".index"  # a name that no colony has
+_TAIL = 4096  # entries that are in memory only, at most
+_FAN = 8  # runs of about one size that become one
+_PART = 8192  # entries that a merge has in memory, about
+_RECORD = re.compile(
+    rb'\{"number":\d+,"previous":"\w*","written":\d+,"kind":"process","id":"([^"]+)"'
+)
+
+
+def _hash(processid: str) -> bytes:
+    return hashlib.blake2b(processid.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class _Run:
+    path: Path
+    start: int
+    end: int
+    count: int
+
+    def first(self, file: int, hashed: bytes) -> int:
+        """The number of the first entry that is not before `hashed`."""
+        low, high = 0, self.count
+        while low < high:
+            middle = (low + high) // 2
+            if os.pread(file, 16, middle * _ENTRY.size) < hashed:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def offsets(self, hashed: bytes) -> list[int]:
+        """Where the batches begin that have a record of this hash. Raises OSError."""
+        found = []
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            at = self.first(file, hashed)
+            while data := os.pread(file, _ENTRY.size, at * _ENTRY.size):
+                if len(data) < _ENTRY.size or data[:16] != hashed:
+                    break
+                found.append(_ENTRY.unpack(data)[1])
+                at += 1
+        finally:
+            os.close(file)
+        return found
+
+
+@dataclass
+class _Month:
+    """One history file: the runs that cover it from its first byte on, and what comes after."""
+
+    path: Path
+    runs: list[_Run] = field(default_factory=list)
+    tail: list[tuple[bytes, int]] = field(default_factory=list)
+    end: int = 0
+
+
+@dataclass
+class Index:
+    """The index of one colony's history in `directory`. All methods may wait for the disk.
+
+    They may be called by several threads: `catch_up` by one at a time.
+    """
+
+    directory: Path
+    _months: dict[str, _Month] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def find(self, processid: str) -> dict[str, Any] | None:
+        """The last record of a process, or None. Raises OSError.
+
+        What was written since the last `catch_up` is not looked at.
+        """
+        hashed = _hash(processid)
+        with self._lock:
+            months = [
+                (month.path, list(month.runs), [at for known, at in month.tail if known == hashed])
+                for _, month in sorted(self._months.items(), reverse=True)
+            ]
+        for path, runs, offsets in months:
+            for run in runs:
+                # One that was merged meanwhile: its entries are looked for the next time.
+                with suppress(FileNotFoundError):
+                    offsets += run.offsets(hashed)
+            for at in sorted(offsets, reverse=True):
+                try:
+                    found = find_in(path, at, processid)
+                except HistoryError:
+                    found = None
+                if found is not None:
+                    return found
+                self._distrust(path.name[:7])
+        return None
+
+    def _distrust(self, month: str) -> None:
+        """Forget all that is known of a file that is not as the index says."""
+        with self._lock:
+            known = self._months.pop(month, None)
+        for run in known.runs if known else ():
+            run.path.unlink(missing_ok=True)
+
+    def catch_up(self) -> None:
+        """Take in what the files have by now, and keep the runs few. Raises OSError."""
+        there = {path.name[:7]: path for path in files(self.directory)}
+        for gone in self._months.keys() - there.keys():
+            self._distrust(gone)
+        for name, path in sorted(there.items()):
+            month = self._months.get(name)
+            if month is None or month.end > path.stat().st_size:
+                month = self._open(name, path)
+                with self._lock:
+                    self._months.pop(name, None)
+                    self._months[name] = month
+            self._read(month)
+            self._merge(month, over=path != list(there.values())[-1])
+
+    def _open(self, name: str, path: Path) -> _Month:
+        """What the runs on the disk cover of a file; those that are of no use are removed."""
+        place = self.directory / PLACE
+        found = []
+        for entry in place.iterdir() if place.is_dir() else ():
+            if (match := _NAME.match(entry.name)) and match[1] == name:
+                found.append(_Run(entry, *map(int, match.groups()[1:])))
+            elif not match:
+                entry.unlink()
+        month, size = _Month(path), path.stat().st_size
+        # Of several that begin at one byte the longest was made of the others.
+        for run in sorted(found, key=lambda run: (run.start, -run.end)):
+            whole = run.path.stat().st_size == run.count * _ENTRY.size
+            if run.start == month.end and run.start < run.end <= size and whole:
+                month.runs.append(run)
+                month.end = run.end
+            else:
+                run.path.unlink()
+        return month
+
+    def _read(self, month: _Month) -> None:
+        """Take in the batches that were written since. What is damaged ends it, as for readers."""
+        try:
+            for batch in batches(month.path, month.end):
+                new = [
+                    (_hash(match[1].decode()), batch.start)
+                    for line in batch.lines
+                    if (match := _RECORD.match(line))
+                ]
+                with self._lock:
+                    month.tail += new
+                    month.end = batch.end
+                if len(month.tail) >= _TAIL:
+                    self._flush(month)
+                    self._merge(month)
+        except HistoryError:
+            return
+
+    def _flush(self, month: _Month) -> None:
+        start = month.runs[-1].end if month.runs else 0
+        parts = [b"".join(_ENTRY.pack(*entry) for entry in sorted(month.tail))]
+        run = self._write(month, start, month.end, parts)
+        with self._lock:
+            month.runs.append(run)
+            month.tail.clear()
+
+    def _merge(self, month: _Month, *, over: bool = False) -> None:
+        """Make one of the last runs while they are many of a size; of all, when a month is over."""
+        while some := _mergeable(month.runs, over=over):
+            run = self._write(month, some[0].start, some[-1].end, _merged(some))
+            with self._lock:
+                month.runs[-len(some) :] = [run]
+            for old in some:
+                old.path.unlink(missing_ok=True)
+
+    def _write(self, month: _Month, start: int, end: int, parts: Iterable[bytes]) -> _Run:
+        place = self.directory / PLACE
+        place.mkdir(mode=0o700, exist_ok=True)
+        partial = place / "partial"
+        with os.fdopen(
+            os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
+        ) as file:
+            for part in parts:
+                file.write(part)
+            count = file.tell() // _ENTRY.size
+            file.flush()
+            os.fsync(file.fileno())
+        path = partial.with_name(f"{month.path.name[:7]}.{start}-{end}.{count}")
+        partial.replace(path)
+        sync_directory(place)
+        return _Run(path, start, end, count)
+
+
+def _mergeable(runs: Sequence[_Run], *, over: bool) -> Sequence[_Run]:
+    """The last runs that are to become one, or nothing."""
+    if over:
+        return list(runs) if len(runs) > 1 else ()
+    some = runs[-_FAN:]
+    if len(some) < _FAN:
+        return ()
+    # As many times larger as runs were merged: each entry is written a few times in all.
+    return some if some[0].count < _FAN * max(1, some[-1].count) else ()
+
+
+def _merged(runs: Sequence[_Run]) -> Iterator[bytes]:
+    """The entries of several runs in their order, in parts."""
+    opened = [os.open(run.path, os.O_RDONLY) for run in runs]
+    try:
+        parts = min(65_536, 1 + sum(run.count for run in runs) // _PART)
+        bounds = [(65_536 * part // parts).to_bytes(3, "big")[1:] for part in range(parts)]
+        places = [0] * len(runs)
+        for upper in [*bounds[1:], b""]:
+            entries = list[bytes]()
+            for number, (run, file) in enumerate(zip(runs, opened, strict=True)):
+                end = run.first(file, upper) if upper else run.count
+                length = (end - places[number]) * _ENTRY.size
+                data = os.pread(file, length, places[number] * _ENTRY.size)
+                places[number] = end
+                entries += [data[at : at + _ENTRY.size] for at in range(0, len(data), _ENTRY.size)]
+            yield b"".join(sorted(entries))
+    finally:
+        for file in opened:
+            os.close(file)

@@ -1,0 +1,96 @@
+"""Processes that have left the store, read one at a time from the history files of this home.
+
+What leaves when is in `retention`. Where a record is, is in `history_index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from node.history_index import Index
+from node.log import get_logger
+from node.mending import mended
+from node.model import Process
+
+log = get_logger("history")
+
+_PATIENCE = 5.0  # seconds that a read waits for an index that is being made
+_READERS = 2  # reads at once: others may want a thread, too
+T = TypeVar("T")
+
+
+@dataclass
+class _Colony:
+    index: Index
+    turn: trio.Lock = field(default_factory=trio.Lock)
+    ready: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass
+class Past:
+    """`directory` has the histories of all colonies; None is nowhere, where nothing is found."""
+
+    directory: Path | None = None
+    _colonies: dict[str, _Colony] = field(default_factory=dict)
+    _readers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_READERS))
+
+    async def run(self) -> None:
+        """Take in what the files hold already, once."""
+        if self.directory is None:
+            return
+        for colony in await trio.to_thread.run_sync(_names, self.directory):
+            try:
+                await self.catch_up(colony)
+            except OSError as error:
+                log.warning("history is not indexed", colony=colony, error=error)
+
+    async def catch_up(self, colony: str) -> None:
+        """Have `find` know what was written to the history of a colony. Raises OSError."""
+        known = self._known(colony)
+        if known is not None:
+            async with known.turn:
+                await trio.to_thread.run_sync(known.index.catch_up)
+                known.ready.set()
+
+    async def find(self, colony: str, processid: str) -> Process | None:
+        """The process as it left the store, or None."""
+        known = self._known(colony)
+        if known is None:
+            return None
+        with trio.move_on_after(_PATIENCE):
+            await known.ready.wait()
+        try:
+            record = await self._apart(known.index.find, processid)
+        except OSError as error:
+            log.warning("history is not readable", colony=colony, error=error)
+            return None
+        return _process(record["process"]) if record is not None else None
+
+    def _known(self, colony: str) -> _Colony | None:
+        if self.directory is None:
+            return None
+        if colony not in self._colonies:
+            if not (self.directory / colony).is_dir():
+                return None
+            self._colonies[colony] = _Colony(Index(self.directory / colony))
+        return self._colonies[colony]
+
+    async def _apart(self, work: Callable[[str], T], processid: str) -> T:
+        return await trio.to_thread.run_sync(work, processid, limiter=self._readers)
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+
+
+def _process(plain: dict[str, Any]) -> Process:
+    try:
+        return msgspec.convert(plain, Process)
+    except msgspec.ValidationError:
+        return msgspec.convert(mended(plain, Process), Process)
