@@ -46,6 +46,7 @@ from node.handlers import (
     workflows,
 )
 from node.home import Home, HomeError, HomeInfo, init_home, tighten
+from node.indexing import Indexing
 from node.leader import home_identity
 from node.log import configure_logging, get_logger
 from node.model import Colony, Executor, ExecutorState, User
@@ -220,6 +221,8 @@ async def _serve(
         await nursery.start(keep_going, "files", node.files.run)
         nursery.start_soon(keep_going, "deadlines", partial(_deadlines, node))
         nursery.start_soon(keep_going, "replay markers", replays.run)
+        indexing = Indexing(node.client, node.directory)
+        nursery.start_soon(keep_going, "index of closed processes", indexing.run)
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )

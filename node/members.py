@@ -37,6 +37,7 @@ _CLASSES = (
     "graphstate",
     "submission",
     "closed",
+    "closedby",
     "attribute",
     "log",
     "executorlog",

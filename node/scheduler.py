@@ -118,6 +118,7 @@ class Queue:
     )
     # How many are of a member, by colony and name, and of all members, by colony and "".
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
+    _labels: dict[tuple[str, str], SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -147,7 +148,10 @@ class Queue:
             places = tracks.get(origin)
             if places is None:  # making a set costs more than all else here
                 places = tracks[origin] = SortedSet()
-            places.add((entry.prioritytime, entry.processid))
+            places.add(_place(entry))
+        if entry.waiting.label:
+            label = (entry.colony, entry.waiting.label)
+            self._labels.setdefault(label, SortedSet()).add(_place(entry))
         self.due.set(entry.processid, entry.waiting.waitdeadline)
         return True
 
@@ -178,6 +182,11 @@ class Queue:
                 del tracks[origin]
                 if not tracks:
                     del self._lanes[lane]
+        if entry.waiting.label:
+            label = (entry.colony, entry.waiting.label)
+            self._labels[label].discard(_place(entry))
+            if not self._labels[label]:
+                del self._labels[label]
 
     def remove(self, processid: str, revision: int | None = None) -> None:
         """The queue key is gone from the store, since `revision` if that is known."""
@@ -248,16 +257,29 @@ class Queue:
         if known is not None:
             self.due.set(known.processid, known.waiting.waitdeadline)
 
-    def in_order(self, colony: str) -> Iterator[Entry]:
-        """The waiting processes of a colony, in order; the queue must not change meanwhile."""
-        tracks = [
-            places
-            for lane, tracks in self._lanes.items()
-            if lane[0] == colony
-            for places in tracks.values()
-        ]
-        last = None
-        for place in heapq.merge(*tracks):
+    def in_order(
+        self,
+        colony: str,
+        *,
+        executortype: str = "",
+        label: str = "",
+        after: Entry | None = None,
+    ) -> Iterator[Entry]:
+        """The waiting processes of a colony, in order; the queue must not change meanwhile.
+
+        Those of one executor type or with one label, if it is given, and those behind `after`.
+        """
+        if label:
+            tracks = [self._labels.get((colony, label), SortedSet())]
+        else:
+            tracks = [
+                places
+                for lane, tracks in self._lanes.items()
+                if lane[0] == colony and executortype in ("", lane[1])
+                for places in tracks.values()
+            ]
+        last = begin = None if after is None else _place(after)
+        for place in heapq.merge(*(track.irange(begin) for track in tracks)):
             # Who names several executors stands in as many lanes, and so comes as often in a row.
             if place != last:
                 yield self.entries[place[1]]
@@ -410,9 +432,16 @@ class RunningSet:
         """How many processes that came from one colony run."""
         return self._origins[origin]
 
-    def in_order(self, colony: str) -> Iterator[tuple[str, Running]]:
-        """The running processes of a colony by start time; the set must not change meanwhile."""
-        for _, processid in self._order.get(colony, ()):
+    def in_order(
+        self, colony: str, after: tuple[str, Running] | None = None
+    ) -> Iterator[tuple[str, Running]]:
+        """The running processes of a colony by start time; the set must not change meanwhile.
+
+        Those behind `after`, if it is given.
+        """
+        begin = None if after is None else (after[1].starttime, after[0])
+        order = self._order.get(colony, SortedSet())
+        for _, processid in order.irange(begin, inclusive=(begin is None, True)):
             yield processid, self.entries[processid][1]
 
     def count(self, colony: str) -> int:

@@ -10,8 +10,10 @@ import base64
 import binascii
 import dataclasses
 import enum
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -43,8 +45,12 @@ MESSAGE = 8 << 20
 # numbers.
 MAX_TOKENS = 50_000
 MANY_TOKENS = 1_200_000
-# Answers that may be large, which are made at the same time.
-_HEAVY = 1
+# Listings that are made at the same time, and those of one signer: others of them wait.
+_LISTINGS, _OF_ONE = 8, 2
+# Bytes of JSON beyond which answers are made one after the other: what is made is in memory.
+_LARGE = 1 << 20
+# Seconds that one listing may take.
+LONGEST_LISTING = 60.0
 # What changes nothing, beside all calls whose name begins with "get".
 _READS = frozenset(
     {
@@ -120,7 +126,8 @@ class Call(Generic[R]):
     is served whatever times the store has seen, and its markers stay. `need` says what the call
     does to the store, and so from which use on it is refused. `most` is how many bytes a request
     may have, and `tokens` how many strings, brackets and commas; few of the requests that are
-    `heavy` are served at the same time.
+    `heavy` are served at the same time. A handler that lists may return its rows in pages, as an
+    asynchronous generator of lists.
     """
 
     payloadtype: str
@@ -168,6 +175,11 @@ class Head(msgspec.Struct):
     audience: str = ""
 
 
+def many(request: object) -> bool:
+    """All requests of a call that is always `heavy`: it has no count, or any."""
+    return True
+
+
 def _unheard(identity: str) -> str:
     return ""
 
@@ -189,7 +201,8 @@ class Table:
     turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
     # Large requests are read one after the other: many at once would share each turn of the loop.
     _reading: trio.Lock = field(default_factory=trio.Lock)
-    _heavy: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HEAVY))
+    _listings: Turns = field(default_factory=lambda: Turns(room=_LISTINGS, each=_OF_ONE))
+    _large: trio.Lock = field(default_factory=trio.Lock)
 
     def add(self, call: Call[Any]) -> None:
         """Add a row. Raises ValueError when the payload type is taken."""
@@ -263,7 +276,7 @@ class Table:
                 if self.pressure.tight:
                     self._demand_room(call, caller.id)
             if call.heavy is not None and call.heavy(request):
-                async with self._heavy:
+                async with self._listings.of(signer):
                     return await self._handled(call, caller, request, payload)
             return await self._handled(call, caller, request, payload)
         finally:
@@ -277,9 +290,33 @@ class Table:
         kind = call.payloadtype
         if isinstance(result, list):
             return await in_turns(large.answer(kind, result))
+        if isinstance(result, AsyncGenerator):
+            return await self._listed(kind, result)
         if kind == "getpausestatusmsg":
             kind = "pausestatusreplymsg"
         return reply(kind, {} if result is None else result)
+
+    async def _listed(self, kind: str, rows: AsyncGenerator[list[Any], None]) -> bytes:
+        """Make the reply of rows that come in pages: beside the answer, one page is held."""
+        whole = large.Answer(kind)
+        with trio.move_on_after(LONGEST_LISTING) as limit:
+            async with AsyncExitStack() as stack:
+                pages = await stack.enter_async_context(aclosing(rows))
+                alone = False
+                async for page in pages:
+                    await in_turns(whole.add(page))
+                    if whole.size > _LARGE and not alone:
+                        del page
+                        # The time in which others are in turn is not this one's.
+                        left, limit.deadline = limit.deadline - trio.current_time(), math.inf
+                        await stack.enter_async_context(self._large)
+                        limit.deadline, alone = trio.current_time() + left, True
+                return whole.end()
+        raise RpcError(
+            503,
+            f"the listing took more than {LONGEST_LISTING:.0f} s; ask for less at once (count,"
+            " limit, seconds), or again later",
+        )
 
     async def _once(
         self, replays: Replays, call: Call[R], caller: Caller, request: R, payload: str
