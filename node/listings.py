@@ -250,17 +250,17 @@ async def _candidates(
 
 
 async def to_remove(processes: Processes, colony: str, state: int, now: int) -> Pages[str]:
-    """Ids of the processes in a state, or of all (-1), in pages; they may be removed meanwhile."""
-    client = processes.client
-    if state == State.WAITING:
-        yield [entry.processid async for page in waiting(processes, colony) for entry in page]
-        if colony == processes.hooks.home:
-            yield list(processes.hooks.away())
-        return
-    if state == -1:
-        pages = below(client, keys.processes(colony), keys_only=True)
+    """Ids of the processes in a state, or of all (-1), in pages; they may be removed meanwhile.
+
+    What waits is read, since some of it may be at other colonies: no index here has that.
+    """
+    client, prefix = processes.client, keys.processes(colony)
+    if state in (-1, State.WAITING):
+        found = below(client, prefix, keys_only=state == -1)
     else:
-        pages = newest_first(client, keys.closed_prefix(colony, state), now, -1)
-    async with aclosing(pages) as found:
-        async for kvs in found:
-            yield [kv.key.rpartition("/")[2] for kv in kvs]
+        found = newest_first(client, keys.closed_prefix(colony, state), now, -1)
+    async with aclosing(found) as pages:
+        async for page in pages:
+            if state == State.WAITING:
+                page = [kv for kv in page if unpack(kv.value, Process).state == state]
+            yield [kv.key.rpartition("/")[2] for kv in page]

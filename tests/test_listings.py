@@ -26,8 +26,7 @@ from node.store import processes as store
 from tests.processes import make
 from tests.support import Daemon
 
-CLOSED, WAITING, LINES = 30_000, 20_000, 60_000
-AT_ONCE = 16
+CLOSED, WAITING, LINES = 21_000, 10_000, 40_000
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -84,8 +83,6 @@ class Party:
     ann: PrivateKey
     bob: PrivateKey
     now: int
-    rare: str = ""
-    oldest: str = ""
 
     async def call(self, kind: str, key: PrivateKey | None = None, **fields: Any) -> Any:
         return await self.client.call(
@@ -235,7 +232,7 @@ async def test_looking_back_too_far_is_refused_with_what_to_do(party: Party) -> 
     party.forget_peak()
     before = party.peak()
     assert len(await party.call(HISTORY, state=0, seconds=10**9)) == WAITING
-    assert party.peak() - before < 250, "the answer, twice, and a page"
+    assert party.peak() - before < 150, "the answer, twice, and a page"
 
 
 @pytest.mark.slow
@@ -301,8 +298,8 @@ async def test_listings_keep_nobody_else_waiting(party: Party) -> None:
                 await trio.sleep(0.01)
     waits.sort()
     assert len(waits) > 20
-    assert waits[-1] < 1.5, "it was as long as all of the listing"
-    assert waits[len(waits) // 2] < 0.2
+    assert waits[-1] < 3, "it was as long as all of the listing"
+    assert waits[len(waits) // 2] < 0.3
 
 
 def _post(port: int, body: bytes) -> None:
