@@ -5,6 +5,7 @@ Each answer is given by the module that knows it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,10 @@ class Attachment(Hooks):
     def forwards(self) -> int:
         """Return how many processes are on their way to peers, or are there."""
         return len(self.ledger.entries)
+
+    def away(self) -> Collection[str]:
+        """Ids of the processes that are on their way to peers, or are there."""
+        return self.ledger.entries
 
     def cancelling(self, process: Process) -> Addition:
         """The outbox entry that joins a cancel."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from node.errors import RpcError, bad
 from node.files import Files
 from node.log import get_logger
 from node.model import SECOND, Process
+from node.pages import whole
 from node.store import files as store
 from node.store.files import File, Newest, Reference
 from node.tickets import Scope
@@ -273,20 +275,23 @@ class Depot:
             return
         home, gone = self.ledger.home, dict[str, bool]()
         await self._forget_fetched(files)
-        for label in await files.labels(home, f"{manifest.ROOT}/"):
+        for label in await whole(files.labels(home, f"{manifest.ROOT}/")):
             pid = label.name.split("/")[2]
             if pid not in gone:
                 gone[pid] = await self.ledger.processes.load(home, pid) is None
             if not gone[pid]:
                 continue
-            for listed in await files.listing(home, label.name):
-                newest = await files.versions(home, label.name, listed.name, 1)
+            for listed in await whole(files.listing(home, label.name)):
+                newest = await files.newest(home, label.name, listed.name)
                 if newest and newest[0].added + _STALE < files.now():
                     await files.remove_all(home, label.name, listed.name)
-        for snapshot in await files.snapshots(home):
-            pid = snapshot.label.split("/")[2] if snapshot.label.startswith(manifest.ROOT) else ""
-            if pid and gone.get(pid) and snapshot.added + _STALE < files.now():
-                await files.remove_snapshot(snapshot)
+        async with aclosing(files.snapshots(home)) as pages:
+            async for page in pages:
+                for snapshot in page:
+                    own = snapshot.label.startswith(manifest.ROOT)
+                    pid = snapshot.label.split("/")[2] if own else ""
+                    if pid and gone.get(pid) and snapshot.added + _STALE < files.now():
+                        await files.remove_snapshot(snapshot)
 
     async def _forget_fetched(self, files: Files) -> None:
         """Forget who gave us bytes that are here no more."""

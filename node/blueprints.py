@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
@@ -30,8 +30,9 @@ from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient, KeyValue
 from node.locations import Locations
 from node.model import Process
+from node.pages import Pages, below, values
 from node.processes import Processes
-from node.reads import read, read_many
+from node.reads import read
 from node.reconciliation import Followup, Reconciliation
 from node.store import blueprints as store
 from node.store.blueprints import Blueprint, Change, Definition, Draft, Metadata
@@ -85,19 +86,23 @@ class Blueprints:
             raise _unknown(colony, name)
         return unpack(found.value, Blueprint), found.mod_revision
 
-    async def listing(self, colony: str, kind: str, location: str) -> list[Blueprint]:
-        """Blueprints by name: all of a colony, or of one kind, or of that at one location."""
-        if not kind:
-            items, _ = await self.client.range_all(store.blueprints(colony), _PAGE)
-            found = [unpack(kv.value, Blueprint) for kv in items]
-            return sorted(found, key=lambda b: b.metadata.name)
-        prefix = store.place(colony, kind, location) if location else store.places(colony, kind)
-        items, _ = await self.client.range_all(prefix)
-        wanted = [store.place_owner(kv.key) for kv in items]
-        names = [store.blueprint(colony, name) for name in wanted]
-        kvs = await read_many(self.client, names, _PAGE)
-        found = [unpack(kv.value, Blueprint) for kv in kvs if kv is not None]
-        return sorted(found, key=lambda b: b.metadata.name)
+    async def listing(self, colony: str, kind: str, location: str) -> Pages[Blueprint]:
+        """Blueprints by name: all of a colony, or of one kind, or of that at one location.
+
+        In pages: each may be large.
+        """
+        prefix = store.blueprints(colony)
+        if kind:
+            prefix = store.place(colony, kind, location) if location else store.places(colony, kind)
+        wanted = [
+            store.place_owner(kv.key)
+            async for page in below(self.client, prefix, keys_only=True)
+            for kv in page
+        ]
+        names = [store.blueprint(colony, name) for name in sorted(wanted)]
+        async with aclosing(values(self.client, names)) as pages:
+            async for page in pages:
+                yield [unpack(kv.value, Blueprint) for kv in page]
 
     async def history(self, colonies: Sequence[str], blueprintid: str, limit: int) -> list[Change]:
         """Changes of a blueprint of one of these colonies, newest first; limit 0: all that fit.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from node.etcd.transactions import Txn
 from node.etcd.watch import Batch, watch
 from node.limits import CHANNEL, MESSAGE
 from node.model import SECOND, Process
+from node.pages import Pages, below, whole
 from node.store import channels as store
 from node.store.channels import Entry, Head, Pulse
 
@@ -38,7 +39,6 @@ MAX_CHANNELS = 100  # of one process
 MAX_NAME = 200  # characters
 RATE, BURST = 100, 500  # messages a second of one process, and how many may come at once
 FRAME = 2**20  # bytes of payload in one frame of a subscription, unless one message is larger
-_PAGE = 200  # entries of one read of the store
 _TRIES = 8
 _KEPT = 4096  # heads and rates in memory
 
@@ -241,18 +241,18 @@ class Channels:
 
     async def read(self, process: Process, name: str, after: int, limit: int = 0) -> list[Entry]:
         """Entries of a channel without the first `after`, at most `limit` (0 and below: all)."""
+        return await whole(self.pages(process, name, after, limit))
+
+    async def pages(self, process: Process, name: str, after: int, limit: int) -> Pages[Entry]:
+        """As `read`, in pages."""
         place = (process.colonyname, process.processid, name)
-        found: list[Entry] = []
         if after >= MAX_ENTRIES:
-            return found
-        start = store.entry(*place, max(0, after))
-        while True:
-            most = min(_PAGE, limit - len(found)) if limit > 0 else _PAGE
-            page = await self.client.range(store.entries(*place), limit=most, start=start)
-            found.extend(unpack(kv.value, Entry) for kv in page.items)
-            if not page.more or len(found) == limit:
-                return found
-            start = page.items[-1].key + "\0"
+            return
+        start, most = store.entry(*place, max(0, after)), max(0, limit)
+        found = below(self.client, store.entries(*place), start=start, limit=most)
+        async with aclosing(found) as pages:
+            async for page in pages:
+                yield [unpack(kv.value, Entry) for kv in page]
 
     @contextmanager
     def hear(self, processid: str, name: str) -> Iterator[News]:

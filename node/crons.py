@@ -26,8 +26,8 @@ from node.etcd.transactions import Compare, ModRevision
 from node.leader import Leader
 from node.log import get_logger
 from node.model import SECOND, State
+from node.pages import Pages, below, each, values
 from node.quotas import TooMany
-from node.reads import read_many
 from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.submission import MAX_SECONDS, new_id
@@ -170,15 +170,22 @@ class Crons:
 
     async def listing(self, colony: str, count: int) -> list[Cron]:
         """At most `count` crons of a colony, by name."""
-        items, _ = await self.client.range_all(store.prefix(colony))
-        found = [unpack(kv.value, Cron) for kv in items]
+        found = list[Cron]()
+        async for page in below(self.client, store.prefix(colony)):
+            found += [unpack(kv.value, Cron) for kv in page]
         return sorted(found, key=lambda cron: cron.name)[:count]
 
-    async def specs(self, crons: Sequence[Cron]) -> list[str]:
-        """The workflows of crons, as they were sent; "" for one that is gone."""
-        names = [store.spec_key(cron.colonyname, cron.cronid) for cron in crons]
-        found = await read_many(self.client, names, _PAGE)
-        return [kv.value.decode() if kv is not None else "" for kv in found]
+    async def spec(self, cron: Cron) -> str:
+        """The workflow of a cron, as it was sent; "" for one that is gone."""
+        found = await self.client.get(store.spec_key(cron.colonyname, cron.cronid))
+        return found.value.decode() if found is not None else ""
+
+    def with_specs(self, found: Sequence[Cron]) -> Pages[tuple[Cron, str]]:
+        """Crons with their workflows, in pages; without those that are gone by now."""
+        owners = {store.spec_key(each.colonyname, each.cronid): each for each in found}
+        return each(
+            values(self.client, list(owners)), lambda kv: (owners[kv.key], kv.value.decode())
+        )
 
     async def run_now(self, colony: str, cronid: str, token: str) -> Cron:
         """Start a cron's workflow now and move its next run; the same token starts it once.

@@ -46,6 +46,7 @@ from node.handlers import (
     workflows,
 )
 from node.home import Home, HomeError, HomeInfo, init_home, tighten
+from node.indexing import Indexing
 from node.leader import home_identity
 from node.listening import Listening, announce, withdraw, withdrawn
 from node.log import configure_logging, get_logger
@@ -230,6 +231,8 @@ async def _serve(
         nursery.start_soon(keep_going, "replay markers", replays.run)
         nursery.start_soon(keep_going, "parts of large values", partial(sweeping.run, client))
         nursery.start_soon(keep_going, "index of history", node.past.run)
+        indexing = Indexing(node.client, node.directory)
+        nursery.start_soon(keep_going, "index of closed processes", indexing.run)
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )

@@ -6,7 +6,9 @@ Blueprints themselves are in `blueprints`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import msgspec
 import trio
@@ -15,6 +17,7 @@ from node.blueprint_rules import check_definition
 from node.codec import unpack
 from node.errors import conflict, missing
 from node.etcd.client import EtcdClient
+from node.pages import Pages, below, values
 from node.quotas import Quotas
 from node.store import blueprints as store
 from node.store.blueprints import Definition
@@ -22,7 +25,6 @@ from node.submission import new_id
 
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 16
-_PAGE = 16
 
 
 @dataclass
@@ -70,10 +72,15 @@ class Definitions:
                 return unpack(found.value, Definition)
         raise missing(f"name: no blueprint definition {name[:80]!r} in colony {colony}")
 
-    async def listing(self, colony: str) -> list[Definition]:
-        """The definitions of a colony, by name."""
-        items, _ = await self.client.range_all(store.definitions(colony), _PAGE)
-        return sorted((unpack(kv.value, Definition) for kv in items), key=lambda d: d.metadata.name)
+    async def listing(self, colony: str) -> Pages[Definition]:
+        """The definitions of a colony, by name, in pages: each may be large."""
+        kinds: list[tuple[str, str]] = []
+        async for page in below(self.client, store.definition_name(colony, "")):
+            kinds += [(unquote(kv.key.rpartition("/")[2]), kv.value.decode()) for kv in page]
+        names = [store.definition(colony, kind) for _, kind in sorted(kinds)]
+        async with aclosing(values(self.client, names)) as pages:
+            async for page in pages:
+                yield [unpack(kv.value, Definition) for kv in page]
 
     async def remove(self, colony: str, name: str) -> None:
         """Remove a definition. Raises RpcError 404, or 409 while there are blueprints of it."""

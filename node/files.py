@@ -7,8 +7,9 @@ may ask is decided by the caller.
 from __future__ import annotations
 
 import socket
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
@@ -20,6 +21,7 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.log import get_logger
+from node.pages import Pages, below, each, values
 from node.quotas import Quotas, TooMany
 from node.store import files as store
 from node.store import keys
@@ -86,34 +88,40 @@ class Files:
         version = await self.client.get(store.version(colony, place))
         return unpack(version.value, File) if version else None
 
-    async def versions(self, colony: str, label: str, name: str, limit: int = 0) -> list[File]:
-        """Versions of one file, newest first, at most `limit` (0: all)."""
+    def versions(self, colony: str, label: str, name: str) -> Pages[File]:
+        """Versions of one file, newest first, in pages."""
+        found = below(self.client, store.versions(colony, label, name))
+        return each(found, lambda kv: unpack(kv.value, File))
+
+    async def newest(self, colony: str, label: str, name: str, count: int = 1) -> list[File]:
+        """The newest versions of one file, at most `count`, newest first."""
         prefix = store.versions(colony, label, name)
-        if limit:
-            found = (await self.client.range(prefix, limit=limit)).items
-        else:
-            found, _ = await self.client.range_all(prefix)
-        return [unpack(kv.value, File) for kv in found]
+        return [
+            unpack(kv.value, File) for kv in (await self.client.range(prefix, limit=count)).items
+        ]
 
-    async def listing(self, colony: str, label: str) -> list[FileData]:
-        """The newest version of each file directly under a label, by name."""
+    def listing(self, colony: str, label: str) -> Pages[FileData]:
+        """The newest version of each file directly under a label, by name, in pages."""
         prefix = store.names(colony, label)
-        found, _ = await self.client.range_all(prefix)
-        newest = [(kv.key[len(prefix) :], unpack(kv.value, Newest)) for kv in found]
-        return [FileData(name, n.checksum, n.size, n.object) for name, n in newest]
 
-    async def labels(self, colony: str, prefix: str) -> list[Label]:
-        """Labels that start with the text `prefix`, which is rooted."""
-        found, _ = await self.client.range_all(store.label_key(colony, prefix))
-        return [_label(colony, kv) for kv in found]
+        def data(kv: KeyValue) -> FileData:
+            n = unpack(kv.value, Newest)
+            return FileData(kv.key[len(prefix) :], n.checksum, n.size, n.object)
 
-    async def labels_below(self, colony: str, label: str) -> list[Label]:
-        """A label itself, if it has files, and all labels below it."""
-        if label == "/":
-            return await self.labels(colony, label)
-        own = await self.client.get(store.label_key(colony, label))
-        below = await self.labels(colony, label + "/")
-        return [_label(colony, own), *below] if own else below
+        return each(below(self.client, prefix), data)
+
+    def labels(self, colony: str, prefix: str) -> Pages[Label]:
+        """Labels that start with the text `prefix`, which is rooted, in pages."""
+        found = below(self.client, store.label_key(colony, prefix))
+        return each(found, lambda kv: _label(colony, kv))
+
+    async def labels_below(self, colony: str, label: str) -> Pages[Label]:
+        """A label itself, if it has files, and all labels below it, in pages."""
+        if label != "/" and (own := await self.client.get(store.label_key(colony, label))):
+            yield [_label(colony, own)]
+        async with aclosing(self.labels(colony, label.removesuffix("/") + "/")) as pages:
+            async for page in pages:
+                yield page
 
     async def _read(
         self, colony: str, label: str, name: str, checksums: Sequence[str]
@@ -203,10 +211,12 @@ class Files:
         async with self._locks[colony]:
             tries = _TRIES
             while tries:
-                victims = (await self.versions(colony, label, name))[-_AT_ONCE:]
+                victims: deque[File] = deque(maxlen=_AT_ONCE)
+                async for page in self.versions(colony, label, name):
+                    victims.extend(page)
                 if not victims:
                     return
-                if not await self._remove(colony, victims):
+                if not await self._remove(colony, list(victims)):
                     tries -= 1
         raise conflict("name: others change the files of this colony too fast; try again")
 
@@ -223,7 +233,7 @@ class Files:
         gone = {victim.fileid for victim in victims}
         if newest is not None and newest.fileid in gone:
             # One more than leave: if any version stays, the newest of those is among them.
-            top = await self.versions(colony, first.label, first.name, len(victims) + 1)
+            top = await self.newest(colony, first.label, first.name, len(victims) + 1)
             left = next((file for file in top if file.fileid not in gone), None)
             newest = store.newest_of(left) if left else None
         txn = store.remove(victims, known, newest, held, self.now())
@@ -259,9 +269,10 @@ class Files:
 
         Raises RpcError 409 when the name is taken, 400 for too many files.
         """
-        found, _ = await self.client.range_all(store.tree(colony, label), page=5000)
-        if len(found) > MAX_SNAPSHOT:
-            raise bad(f"label: {len(found)} files; a snapshot holds at most {MAX_SNAPSHOT}")
+        tree = store.tree(colony, label)
+        if (many := await self.client.count(tree)) > MAX_SNAPSHOT:
+            raise bad(f"label: {many} files; a snapshot holds at most {MAX_SNAPSHOT}")
+        found, _ = await self.client.range_all(tree, page=5000)
         ids = b"".join(bytes.fromhex(unpack(kv.value, Newest).fileid) for kv in found)
         new = Snapshot(snapshotid or new_id(), colony, label, name, ids, self.now())
         count = await self.client.count(store.snapshots(colony))
@@ -294,10 +305,15 @@ class Files:
         found = await self.client.get(store.snapshot_name(colony, name))
         return await self.snapshot(colony, found.value.decode()) if found else None
 
-    async def snapshots(self, colony: str) -> list[Snapshot]:
-        """All snapshots, newest first."""
-        found, _ = await self.client.range_all(store.snapshots(colony))
-        return sorted((unpack(kv.value, Snapshot) for kv in found), key=lambda s: -s.added)
+    async def snapshots(self, colony: str) -> Pages[Snapshot]:
+        """All snapshots, newest first, in pages: each may have many ids."""
+        added: list[tuple[int, str]] = []
+        async for page in below(self.client, store.snapshots(colony)):
+            added += [(-unpack(kv.value, Snapshot).added, kv.key) for kv in page]
+        found = values(self.client, [key for _, key in sorted(added)], first=1)
+        async with aclosing(found) as pages:
+            async for page in pages:
+                yield [unpack(kv.value, Snapshot) for kv in page]
 
     async def remove_snapshot(self, snapshot: Snapshot) -> None:
         """Remove one snapshot; the files stay."""
@@ -325,22 +341,23 @@ class Files:
         now = self.now()
         before = now - int(self.grace * 1e9)
         needed: set[str] = set()
-        found, _ = await self.client.range_all(store.BYTES)
-        for kv in found:
-            _, checksum = store.parse_holding(kv.key)
-            value = unpack(kv.value, Holding)
-            if value.holder != self.vault.holder:
-                continue
-            if not value.refs and value.since > now:
-                # Let go by a clock that was ahead: the grace begins now.
-                fresh = msgspec.structs.replace(value, since=now)
-                unchanged = ModRevision(kv.key, kv.mod_revision)
-                await self.client.commit(Txn([unchanged], [Put(kv.key, pack(fresh))]))
-            elif not value.refs and value.since < before:
-                txn = Txn([ModRevision(kv.key, kv.mod_revision)], [Delete(kv.key)])
-                if (await self.client.commit(txn)).succeeded:
-                    continue
-            needed.add(checksum)
+        async with aclosing(below(self.client, store.BYTES)) as pages:
+            async for page in pages:
+                for kv in page:
+                    _, checksum = store.parse_holding(kv.key)
+                    value = unpack(kv.value, Holding)
+                    if value.holder != self.vault.holder:
+                        continue
+                    unchanged = ModRevision(kv.key, kv.mod_revision)
+                    if not value.refs and value.since > now:
+                        # Let go by a clock that was ahead: the grace begins now.
+                        fresh = msgspec.structs.replace(value, since=now)
+                        await self.client.commit(Txn([unchanged], [Put(kv.key, pack(fresh))]))
+                    elif not value.refs and value.since < before:
+                        txn = Txn([unchanged], [Delete(kv.key)])
+                        if (await self.client.commit(txn)).succeeded:
+                            continue
+                    needed.add(checksum)
         return await self.vault.sweep(needed, self.grace)
 
     async def clock_set(self, by: int, before: int) -> None:

@@ -25,8 +25,8 @@ from node.leader import Leader
 from node.limits import GENERATOR
 from node.log import get_logger
 from node.model import SECOND
+from node.pages import Pages, below, each, values
 from node.quotas import TooMany
-from node.reads import read_many
 from node.store import generators as store
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.submission import MAX_SECONDS, new_id
@@ -204,15 +204,22 @@ class Generators:
 
     async def listing(self, colony: str, count: int) -> list[Generator]:
         """At most `count` generators of a colony, by name."""
-        items, _ = await self.client.range_all(store.prefix(colony))
-        found = [unpack(kv.value, Generator) for kv in items]
+        found = list[Generator]()
+        async for page in below(self.client, store.prefix(colony)):
+            found += [unpack(kv.value, Generator) for kv in page]
         return sorted(found, key=lambda generator: generator.name)[:count]
 
-    async def specs(self, generators: Sequence[Generator]) -> list[str]:
-        """The workflows of generators, as they were sent; "" for one that is gone."""
-        names = [store.spec_key(each.colonyname, each.generatorid) for each in generators]
-        found = await read_many(self.client, names, _PAGE)
-        return [kv.value.decode() if kv is not None else "" for kv in found]
+    async def spec(self, generator: Generator) -> str:
+        """The workflow of a generator, as it was sent; "" for one that is gone."""
+        found = await self.client.get(store.spec_key(generator.colonyname, generator.generatorid))
+        return found.value.decode() if found is not None else ""
+
+    def with_specs(self, found: Sequence[Generator]) -> Pages[tuple[Generator, str]]:
+        """Generators with their workflows, in pages; without those that are gone by now."""
+        owners = {store.spec_key(each.colonyname, each.generatorid): each for each in found}
+        return each(
+            values(self.client, list(owners)), lambda kv: (owners[kv.key], kv.value.decode())
+        )
 
     async def load(self, colony: str, generatorid: str) -> tuple[Generator, int] | None:
         """The generator and its revision as the store has it, or None."""

@@ -5,7 +5,7 @@ A node without hooks is complete; federation gives its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,10 @@ class Hooks:
     def forwards(self) -> int:
         """Return how many processes are on their way to other colonies, or are there."""
         return 0
+
+    def away(self) -> Collection[str]:
+        """Ids of the processes that are on their way to other colonies, or are there."""
+        return ()
 
     def cancelling(self, process: Process) -> Addition:
         """What joins the transaction that cancels a process with a peer."""

@@ -5,17 +5,21 @@ Who may write and read is decided by the caller.
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 from node.codec import pack, unpack
 from node.errors import bad
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Get, Put, Txn
 from node.model import Log
+from node.pages import Pages, below, last_begin, numbered, oldest_first
 from node.store import keys
 from node.store import logs as store
 
 # Lines that one search looks at: some seconds.
 MAX_LOOKED_AT = 50_000
 _PAGE = 50
+_FIRST = 8  # lines that are read first: they may be long
 
 
 async def write(client: EtcdClient, log: Log) -> None:
@@ -34,6 +38,29 @@ def puts(log: Log) -> list[Put]:
     if log.processid:
         ops.append(Put(keys.process_logs(log.colonyname, log.processid) + place, data))
     return ops
+
+
+async def lines(
+    client: EtcdClient, prefix: str, count: int, *, since: int, now: int, latest: bool
+) -> Pages[Log]:
+    """At most `count` lines below a prefix that came after `since`, oldest first, in pages.
+
+    The first of them or, with `latest`, the last. Times in Unix ns. Raises EtcdError.
+    """
+    if count == 0:
+        return
+    found, skipped = oldest_first(client, prefix, now, since, limit=_PAGE, first=_FIRST), 0
+    if latest:
+        begin, there = await last_begin(client, prefix, now, since, count)
+        found, skipped = below(client, prefix, start=numbered(prefix, begin)), max(0, there - count)
+    async with aclosing(found) as pages:
+        async for page in pages:
+            part, skipped = page[skipped:], max(0, skipped - len(page))
+            if part:
+                yield [unpack(kv.value, Log) for kv in part[:count]]
+            count -= len(part)
+            if count <= 0:
+                return
 
 
 async def search(

@@ -38,6 +38,7 @@ _CLASSES = (
     "graphstate",
     "submission",
     "closed",
+    "closedby",
     "attribute",
     "log",
     "executorlog",

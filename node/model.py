@@ -359,7 +359,12 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True):
     initiatorname: str
     origin: str = ""
     maxwaittime: int = 0
-    priority: int = LOWEST_PRIORITY
+    # Of those that were stored before it was kept here, it is not known.
+    priority: int | None = None
+
+    def submitted(self, prioritytime: int) -> int:
+        """When the process was submitted (Unix ns), 0 if that is not known here."""
+        return prioritytime + self.priority * DAY if self.priority is not None else 0
 
 
 class Blocked(msgspec.Struct, frozen=True, array_like=True):
@@ -380,11 +385,18 @@ class Running(msgspec.Struct, frozen=True, array_like=True):
     label: str
     initiatorname: str
     origin: str = ""
+    submissiontime: int = 0
 
 
 class Closed(msgspec.Struct, frozen=True, array_like=True):
-    """What the closed key of a process holds: all that listing needs."""
+    """What the closed key of a process holds: all that listing needs.
+
+    `ranby` is a checksum of the executor's id, which tells most others apart from it. Of those
+    that were stored before both were kept here, `submissiontime` is 0.
+    """
 
     executortype: str
     label: str
     initiatorname: str
+    submissiontime: int = 0
+    ranby: int = 0

@@ -511,7 +511,8 @@ class Processes:
         revision: int,
         blocked: bool = False,
     ) -> Entry:
-        place = steps.place(stored, waiting.priority, self.now())
+        priority = waiting.priority
+        place = stored if priority is None else steps.place(stored, priority, self.now())
         moved = place != stored
         return Entry(colony, executortype, place, processid, waiting, revision, blocked, moved)
 

@@ -26,7 +26,7 @@ from node.etcd.transactions import ModRevision, Put, Txn
 from node.generators import Generators
 from node.leader import Leader
 from node.log import get_logger
-from node.model import DAY, SECOND, Process, State
+from node.model import SECOND, Process, State
 from node.processes import Processes
 from node.scheduler import Entry
 from node.steps import JUMP, Clock
@@ -301,12 +301,12 @@ class Retiming:
         for number, entry in enumerate(list(queue.entries.values())):
             if number % _AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
-            came = entry.prioritytime + entry.waiting.priority * DAY
+            came = entry.waiting.submitted(entry.prioritytime)
             if came > now + _SLACK:
                 found.append((came, entry))
         found.sort(key=lambda item: (item[0], item[1].processid))
-        for rank, (_, entry) in enumerate(found):
-            shift = entry.waiting.priority * DAY
+        for rank, (came, entry) in enumerate(found):
+            shift = came - entry.prioritytime
             queue.move(entry.processid, now - shift + rank - len(found))
 
     def _deadline(self, due: int, stored: int) -> int:

@@ -136,6 +136,7 @@ class Queue:
     )
     # How many are of a member, by colony and name, and of all members, by colony and "".
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
+    _labels: dict[tuple[str, str], SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -170,7 +171,10 @@ class Queue:
             places = tracks.get(origin)
             if places is None:  # making a set costs more than all else here
                 places = tracks[origin] = SortedSet()
-            places.add((entry.prioritytime, entry.processid))
+            places.add(_place(entry))
+        if waiting.label:
+            label = (entry.colony, waiting.label)
+            self._labels.setdefault(label, SortedSet()).add(_place(entry))
         limit = waiting.maxwaittime * SECOND
         self.due.set(entry.processid, due or self.due_at(waiting.waitdeadline, limit))
         return True
@@ -180,11 +184,14 @@ class Queue:
         known = self.entries.get(processid)
         if known is None or known.prioritytime == prioritytime:
             return
-        for lane in self._lanes_of(known):
-            places = self._lanes[lane][known.waiting.origin]
-            places.discard((known.prioritytime, processid))
-            places.add((prioritytime, processid))
-        self.entries[processid] = replace(known, prioritytime=prioritytime, moved=True)
+        moved = replace(known, prioritytime=prioritytime, moved=True)
+        sets = [self._lanes[lane][known.waiting.origin] for lane in self._lanes_of(known)]
+        if known.waiting.label:
+            sets.append(self._labels[known.colony, known.waiting.label])
+        for places in sets:
+            places.discard(_place(known))
+            places.add(_place(moved))
+        self.entries[processid] = moved
 
     def is_old(self, processid: str, revision: int) -> bool:
         """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
@@ -208,11 +215,16 @@ class Queue:
             count_owner(self.owners, entry.colony, entry.waiting.initiatorname, -1)
         for lane in self._lanes_of(entry):
             tracks = self._lanes[lane]
-            tracks[origin].discard((entry.prioritytime, entry.processid))
+            tracks[origin].discard(_place(entry))
             if not tracks[origin]:
                 del tracks[origin]
                 if not tracks:
                     del self._lanes[lane]
+        if entry.waiting.label:
+            label = (entry.colony, entry.waiting.label)
+            self._labels[label].discard(_place(entry))
+            if not self._labels[label]:
+                del self._labels[label]
 
     def remove(self, processid: str, revision: int | None = None) -> None:
         """The queue key is gone from the store, since `revision` if that is known."""
@@ -282,16 +294,29 @@ class Queue:
         if entry.processid in self.entries and not self.due.get(entry.processid):
             self.due.set(entry.processid, _AT_ONCE)
 
-    def in_order(self, colony: str) -> Iterator[Entry]:
-        """The waiting processes of a colony, in order; the queue must not change meanwhile."""
-        tracks = [
-            places
-            for lane, tracks in self._lanes.items()
-            if lane[0] == colony
-            for places in tracks.values()
-        ]
-        last = None
-        for place in heapq.merge(*tracks):
+    def in_order(
+        self,
+        colony: str,
+        *,
+        executortype: str = "",
+        label: str = "",
+        after: Entry | None = None,
+    ) -> Iterator[Entry]:
+        """The waiting processes of a colony, in order; the queue must not change meanwhile.
+
+        Those of one executor type or with one label, if it is given, and those behind `after`.
+        """
+        if label:
+            tracks = [self._labels.get((colony, label), SortedSet())]
+        else:
+            tracks = [
+                places
+                for lane, tracks in self._lanes.items()
+                if lane[0] == colony and executortype in ("", lane[1])
+                for places in tracks.values()
+            ]
+        last = begin = None if after is None else _place(after)
+        for place in heapq.merge(*(track.irange(begin) for track in tracks)):
             # Who names several executors stands in as many lanes, and so comes as often in a row.
             if place != last:
                 yield self.entries[place[1]]
@@ -316,7 +341,7 @@ class Queue:
 
     def ahead(self, entry: Entry) -> int:
         """How many processes that ask for the same come before one."""
-        place = (entry.prioritytime, entry.processid)
+        place = _place(entry)
         return sum(
             places.bisect_left(place)
             for lane in self._lanes_of(entry)
@@ -474,9 +499,16 @@ class RunningSet:
         """How many processes that came from one colony run."""
         return self._origins[origin]
 
-    def in_order(self, colony: str) -> Iterator[tuple[str, Running]]:
-        """The running processes of a colony by start time; the set must not change meanwhile."""
-        for _, processid in self._order.get(colony, ()):
+    def in_order(
+        self, colony: str, after: tuple[str, Running] | None = None
+    ) -> Iterator[tuple[str, Running]]:
+        """The running processes of a colony by start time; the set must not change meanwhile.
+
+        Those behind `after`, if it is given.
+        """
+        begin = None if after is None else (after[1].starttime, after[0])
+        order = self._order.get(colony, SortedSet())
+        for _, processid in order.irange(begin, inclusive=(begin is None, True)):
             yield processid, self.entries[processid][1]
 
     def count(self, colony: str) -> int:

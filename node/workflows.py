@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,9 +34,9 @@ from node.etcd.transactions import (
 )
 from node.log import get_logger
 from node.model import SECOND, FunctionSpec, Graph, Process, State
+from node.pages import Pages, below, each, newest_first, values
 from node.processes import Processes
 from node.quotas import TooMany
-from node.reads import read_many
 from node.replay import look
 from node.resolution import BYTES, OPS, Resolution, size_of
 from node.store import graphs as store
@@ -349,6 +350,11 @@ class Workflows:
         """The nodes of a graph, by place, without arguments, input and output."""
         return await self.processes.load_many(graph.colonyname, store.ids(graph), light=True)
 
+    def pages(self, graph: Graph) -> Pages[Process]:
+        """The nodes of a graph, by place, in pages."""
+        names = [keys.process(graph.colonyname, pid) for pid in store.ids(graph)]
+        return each(values(self.client, names), lambda kv: unpack(kv.value, Process))
+
     async def leaf_outputs(self, colony: str, graphid: str) -> list[Any]:
         """The outputs of the nodes without children, in the order of their places."""
         graph = await self.load(colony, graphid)
@@ -358,18 +364,24 @@ class Workflows:
         loaded = await self.processes.load_many(colony, leaves, most=MAX_GIVEN)
         return [value for node in loaded for value in node.output]
 
-    async def listing(self, colony: str, state: int, limit: int) -> list[Graph]:
-        """At most `limit` graphs in one state, newest first."""
-        page = await self.client.range(keys.graph_states(colony, state), limit=limit)
-        names = [keys.graph(colony, item.key.rpartition("/")[2]) for item in page.items]
-        found = await read_many(self.client, names, 50)
-        return [unpack(kv.value, Graph) for kv in found if kv is not None]
+    async def listing(self, colony: str, state: int, limit: int) -> Pages[Graph]:
+        """At most `limit` graphs in one state, newest first, in pages."""
+        prefix, names = keys.graph_states(colony, state), list[str]()
+        marks = newest_first(self.client, prefix, self.now(), -1, limit=limit)
+        async with aclosing(marks) as pages:
+            async for page in pages:
+                names += [keys.graph(colony, kv.key.rpartition("/")[2]) for kv in page]
+                if len(names) >= limit:
+                    break
+        async with aclosing(values(self.client, names[:limit])) as pages:
+            async for page in pages:
+                yield [unpack(kv.value, Graph) for kv in page]
 
-    async def ids(self, colony: str, state: State | None = None) -> list[str]:
-        """The ids of all graphs of a colony, or of those in one state."""
+    def ids(self, colony: str, state: State | None = None) -> Pages[str]:
+        """The ids of all graphs of a colony, or of those in one state, in pages."""
         prefix = keys.graphs(colony) if state is None else keys.graph_states(colony, state)
-        items, _ = await self.client.range_all(prefix)
-        return [item.key.rpartition("/")[2] for item in items]
+        found = below(self.client, prefix, keys_only=True)
+        return each(found, lambda kv: kv.key.rpartition("/")[2])
 
     async def count(self, colony: str, state: int) -> int:
         """How many graphs of a colony are in a state."""

@@ -19,6 +19,7 @@ from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.model import Colony
 from node.node import Node
+from node.pages import whole
 from node.store import keys
 from node.store.blueprints import CLASSES, Blueprint, Definition, Handler, Metadata, Names
 from node.submission import new_id
@@ -133,7 +134,7 @@ async def test_the_first_two_that_come_at_once_share_a_cron(pair: Pair) -> None:
     pair.meddled.first = lambda: pair.add(pair.other, "b", location="HALL")
     await pair.add(pair.one, "a", location="hall")
     assert len(await pair.crons()) == 1
-    found = await pair.one.listing(pair.colony, "Kind", "Hall")
+    found = await whole(pair.one.listing(pair.colony, "Kind", "Hall"))
     assert [blueprint.metadata.name for blueprint in found] == ["a", "b"]
 
 
@@ -171,7 +172,7 @@ async def test_none_comes_of_a_kind_that_goes(pair: Pair) -> None:
     pair.meddled.first = lambda: pair.nodes[1].definitions.remove(pair.colony, "def")
     with pytest.raises(RpcError, match="has no definition"):
         await pair.add(pair.one)
-    assert await pair.one.listing(pair.colony, "", "") == []
+    assert await whole(pair.one.listing(pair.colony, "", "")) == []
     assert await pair.crons() == []
 
 

@@ -39,6 +39,7 @@ from node.model import (
     State,
 )
 from node.node import Node
+from node.pages import whole
 from node.retention import Retention
 from node.rpc.requests import RemoveAll
 from node.scheduler import Candidate
@@ -327,7 +328,7 @@ async def test_a_node_that_goes_away_is_looked_for_when_its_release_has_no_answe
     with pytest.raises(EtcdUnavailable):
         await bench.submit(*names)
     assert 50 < len(bench.hooks.told) < 110
-    (found,) = await bench.one.workflows.ids("dev")
+    (found,) = await whole(bench.one.workflows.ids("dev"))
     graph = await bench.one.workflows.load("dev", found)
     assert graph is not None
     assert graph.released

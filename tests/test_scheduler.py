@@ -32,7 +32,7 @@ waitings = st.builds(
     cpu=st.integers(0, 3),
     mem=st.integers(0, 3),
     waitdeadline=st.integers(0, 5),
-    label=st.just(""),
+    label=st.sampled_from(["", "a", "b"]),
     initiatorname=st.just(""),
 )
 entries = st.builds(
@@ -267,6 +267,13 @@ def test_order_and_count_are_those_of_a_sorted_list(
             assert queue.count(colony) == len(mine)
             mine.sort(key=lambda e: (e.prioritytime, e.processid))
             assert list(queue.in_order(colony)) == mine
+            for wanted in ("", "a", "b"):
+                some = [e for e in mine if wanted in ("", e.waiting.label)]
+                assert list(queue.in_order(colony, label=wanted)) == some
+            some = [e for e in mine if e.executortype == "gpu"]
+            assert list(queue.in_order(colony, executortype="gpu")) == some
+            for place, last in enumerate(mine):
+                assert list(queue.in_order(colony, after=last)) == mine[place + 1 :]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), max_size=12))

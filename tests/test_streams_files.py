@@ -21,6 +21,7 @@ from federation.transport import PeerRefused
 from node.errors import RpcError
 from node.files import Files
 from node.model import Filesystem, Process, SnapshotMount, State, SyncDirMount
+from node.pages import whole
 from node.store.files import File, Reference
 from node.submission import new_id
 from node.tickets import Scope
@@ -66,7 +67,7 @@ def mounts(*labels: str, **more: Any) -> dict[str, Any]:
 async def read(colony: Colony, label: str, name: str) -> bytes:
     """What an executor gets that asks its own colony."""
     assert colony.node is not None
-    (file,) = await colony.node.files.versions(colony.name, label, name)
+    (file,) = await whole(colony.node.files.versions(colony.name, label, name))
     assert colony.node.files.vault is not None
     assert await colony.node.files.holding(colony.name, file.checksum)
     return await trio.Path(colony.node.files.vault.file(file.checksum)).read_bytes()
@@ -109,7 +110,7 @@ async def test_an_executor_finds_the_files_of_the_origin(tmp_path: Path) -> None
         assert await read(bee, f"{root}/d/data", "big") == BIG
         assert await read(bee, f"{root}/d/data/sub", "small") == b"s"
         assert await read(bee, f"{root}/d/data", "empty") == b""
-        names = [file.name for file in await bee.node.files.listing("bee", f"{root}/d/data")]
+        names = [file.name for file in await whole(bee.node.files.listing("bee", f"{root}/d/data"))]
         assert names == ["big", "empty"]
         # The snapshot has the bytes of its moment, and the same layout below its label.
         assert far.spec.fs is not None
@@ -255,7 +256,7 @@ async def test_a_relay_passes_bytes_on(tmp_path: Path) -> None:
         far = await take(cat)
         assert await read_there(cat, far) == BIG
         assert bee.node is not None
-        assert await bee.node.files.labels("bee", "/") == []
+        assert await whole(bee.node.files.labels("bee", "/")) == []
 
 
 async def test_files_go_with_their_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +276,7 @@ async def test_files_go_with_their_process(tmp_path: Path, monkeypatch: pytest.M
             await ant.fed.results.poll_once(ant.fed.links[bee.key.id])
         await bee.node.processes.remove("bee", far.processid)
         await bee.fed.depot.sweep()
-        assert [label.name for label in await bee.node.files.labels("bee", "/")] == ["/data"]
+        assert [label.name for label in await whole(bee.node.files.labels("bee", "/"))] == ["/data"]
 
 
 # -- as values -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from node.etcd.client import EtcdClient, open_client
 from node.feeding import follow
 from node.model import SECOND, Colony, Executor, ExecutorState, Graph, Process, State, User
 from node.node import Node
+from node.pages import whole
 from node.scheduler import Candidate
 from node.store import keys
 from tests.etcd.support import Store, start_store
@@ -128,7 +129,7 @@ class World:
         """All graphs of the colony, the oldest first."""
         found: dict[str, Graph] = {}  # a graph may be listed again in its next state
         for state in range(5):
-            for graph in await self.node.workflows.listing("dev", state, 999):
+            for graph in await whole(self.node.workflows.listing("dev", state, 999)):
                 found[graph.processgraphid] = graph
         return sorted(found.values(), key=lambda graph: graph.submissiontime)
 

@@ -76,6 +76,7 @@ class MemoryStore:
         *,
         limit: int = 0,
         start: str | None = None,
+        end: str | None = None,
         keys_only: bool = False,
         descending: bool = False,
         revision: int = 0,
@@ -86,6 +87,7 @@ class MemoryStore:
             if not start.startswith(prefix):
                 raise ValueError(f"start {start!r} is outside of prefix {prefix!r}")
             low, high = (low, start + "\0") if descending else (start, high)
+        high = high if end is None else end
         if revision > self.revision:
             raise EtcdError("etcdserver: mvcc: required revision is a future revision")
         data = self._data

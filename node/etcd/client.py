@@ -299,6 +299,7 @@ class EtcdClient:
         *,
         limit: int = 0,
         start: str | None = None,
+        end: str | None = None,
         keys_only: bool = False,
         descending: bool = False,
         revision: int = 0,
@@ -307,19 +308,21 @@ class EtcdClient:
         """Keys with `prefix`, in order, at most `limit` (0: all), as of `revision` (0: now).
 
         `start` is the first key given, inclusive: the lowest, or the highest when `descending`.
-        With `raw`, large values stay the stubs that they are in the store.
-        The cost grows with the keys in the range whatever `limit` is: etcd counts all of them, and
-        to descend also reads and sorts all.
+        `end` is the first key after the range, for those that ascend. With `raw`, large values stay
+        the stubs that they are in the store. The cost grows with the keys in the range whatever
+        `limit` is: etcd counts all of them, and to descend also reads and sorts all.
         """
-        low, end = prefix.encode() or b"\0", prefix_end(prefix.encode())
+        low, high = prefix.encode() or b"\0", prefix_end(prefix.encode())
         if start is not None:
             if not start.startswith(prefix):
                 raise ValueError(f"start {start!r} is outside of prefix {prefix!r}")
-            low, end = (low, start.encode() + b"\0") if descending else (start.encode(), end)
+            low, high = (low, start.encode() + b"\0") if descending else (start.encode(), high)
+        if end is not None:
+            high = end.encode()
         order = pb.RangeRequest.DESCEND if descending else pb.RangeRequest.NONE
         request = pb.RangeRequest(
             key=low,
-            range_end=end,
+            range_end=high,
             limit=limit,
             keys_only=keys_only,
             revision=revision,

@@ -14,8 +14,9 @@ from node.errors import bad, denied
 from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
+from node.pages import Rows, each
 from node.replay import Once
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import Call, Caller, Who, many
 from node.schema_types import drop, fitting, refuse
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
 from node.submission import id_for
@@ -299,8 +300,8 @@ def calls(node: Node) -> list[Call[Any]]:
     async def get_definition(caller: Caller, request: DefinitionNamed) -> dict[str, Any]:
         return wire_definition(await definitions.get(request.colonyname, request.name))
 
-    async def get_definitions(caller: Caller, request: ColonyDefinitions) -> list[dict[str, Any]]:
-        return [wire_definition(d) for d in await definitions.listing(request.colonyname)]
+    async def get_definitions(caller: Caller, request: ColonyDefinitions) -> Rows:
+        return each(definitions.listing(request.colonyname), wire_definition)
 
     async def remove_definition(caller: Caller, request: Named) -> None:
         await definitions.remove(request.namespace, request.name)
@@ -314,9 +315,9 @@ def calls(node: Node) -> list[Call[Any]]:
     async def get(caller: Caller, request: Named) -> dict[str, Any]:
         return wire_blueprint(await blueprints.get(request.namespace, request.name))
 
-    async def get_many(caller: Caller, request: GetBlueprints) -> list[dict[str, Any]]:
-        found = await blueprints.listing(request.namespace, request.kind, request.locationname)
-        return [wire_blueprint(blueprint) for blueprint in found]
+    async def get_many(caller: Caller, request: GetBlueprints) -> Rows:
+        found = blueprints.listing(request.namespace, request.kind, request.locationname)
+        return each(found, wire_blueprint)
 
     async def update(caller: Caller, request: UpdateBlueprint) -> dict[str, Any]:
         changed = await blueprints.update(
@@ -369,7 +370,9 @@ def calls(node: Node) -> list[Call[Any]]:
     return [
         Call("addblueprintdefinitionmsg", AddDefinition, Who.OWNER, define, of_definition),
         Call("getblueprintdefinitionmsg", DefinitionNamed, both, get_definition, of),
-        Call("getblueprintdefinitionsmsg", ColonyDefinitions, both, get_definitions, of),
+        Call(
+            "getblueprintdefinitionsmsg", ColonyDefinitions, both, get_definitions, of, heavy=many
+        ),
         Call(
             "removeblueprintdefinitionmsg",
             Named,
@@ -380,10 +383,10 @@ def calls(node: Node) -> list[Call[Any]]:
         ),
         Call("addblueprintmsg", AddBlueprint, both, add, of_sent, Once.RESUMED),
         Call("getblueprintmsg", Named, both, get, of_named),
-        Call("getblueprintsmsg", GetBlueprints, both, get_many, of_named),
+        Call("getblueprintsmsg", GetBlueprints, both, get_many, of_named, heavy=many),
         Call("updateblueprintmsg", UpdateBlueprint, both, update, of_sent),
         Call("removeblueprintmsg", Named, both, remove, of_named, need=Need.FREES),
         Call("updateblueprintstatusmsg", UpdateStatus, Who.MEMBER, set_status, of, need=Need.WORKS),
         Call("reconcileblueprintmsg", Reconcile, Who.MEMBER, reconcile, of_named, Once.RESUMED),
-        Call("getblueprinthistorymsg", GetHistory, Who.SIGNED, history),
+        Call("getblueprinthistorymsg", GetHistory, Who.SIGNED, history, heavy=many),
     ]

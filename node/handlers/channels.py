@@ -7,13 +7,13 @@ import binascii
 from typing import Annotated, Any
 
 import msgspec
-import trio
 
-from node.channels import FRAME, wire
+from node.channels import wire
 from node.errors import bad
 from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
+from node.pages import Rows, each
 from node.replay import Once
 from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.store.channels import Entry
@@ -69,10 +69,9 @@ def calls(node: Node) -> list[Call[Any]]:
         )
         await channels.append(request.processid, request.name, said, caller.nonce)
 
-    async def read(caller: Caller, request: Read) -> list[dict[str, Any]]:
+    async def read(caller: Caller, request: Read) -> Rows:
         process, _ = await channels.find(caller.id, request.processid, request.name)
-        found = await channels.read(process, request.name, request.afterseq, request.limit)
-        return await _wired(found)
+        return each(channels.pages(process, request.name, request.afterseq, request.limit), wire)
 
     return [
         Call(
@@ -93,20 +92,6 @@ def calls(node: Node) -> list[Call[Any]]:
             heavy=lambda request: not 0 < request.limit <= _LIGHT,
         ),
     ]
-
-
-async def _wired(entries: list[Entry]) -> list[dict[str, Any]]:
-    """Entries ready for JSON, taken out of the list; others get their turn between large ones."""
-    wired, size = [], 0
-    entries.reverse()
-    while entries:
-        entry = entries.pop()  # nobody needs it twice, and it may be large
-        wired.append(wire(entry))
-        size += len(entry.payload)
-        if size > FRAME:
-            size = 0
-            await trio.lowlevel.checkpoint()
-    return wired
 
 
 def _bytes(payload: str | list[Byte] | None) -> bytes:

@@ -13,8 +13,9 @@ from node.errors import bad, missing
 from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
+from node.pages import Rows, each
 from node.replay import Once
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import Call, Caller, Who, many
 from node.store.crons import Cron
 from node.submission import id_for
 from node.timed import CHECKER_PERIOD
@@ -74,9 +75,8 @@ def calls(node: Node) -> list[Call[Any]]:
     """The rows of the table for crons."""
     crons = node.crons
 
-    async def wire(found: list[Cron]) -> list[dict[str, Any]]:
-        specs = await crons.specs(found)
-        return [wire_cron(cron, spec) for cron, spec in zip(found, specs, strict=True)]
+    async def wire(cron: Cron) -> dict[str, Any]:
+        return wire_cron(cron, await crons.spec(cron))
 
     async def locate(caller: Caller, cronid: str) -> Cron:
         """A cron in one of the caller's colonies: others' can't be told from nothing."""
@@ -106,19 +106,20 @@ def calls(node: Node) -> list[Call[Any]]:
 
     async def get(caller: Caller, request: CronById) -> dict[str, Any]:
         """One cron, with its next and last run."""
-        return (await wire([await locate(caller, request.cronid)]))[0]
+        return await wire(await locate(caller, request.cronid))
 
-    async def get_many(caller: Caller, request: GetCrons) -> list[dict[str, Any]]:
+    async def get_many(caller: Caller, request: GetCrons) -> Rows:
         """The crons of a colony, by name."""
         if request.count < 0:
             raise bad("count: 0 or more")
-        return await wire(await crons.listing(request.colonyname, request.count))
+        found = await crons.listing(request.colonyname, request.count)
+        return each(crons.with_specs(found), lambda pair: wire_cron(*pair))
 
     async def run(caller: Caller, request: CronById) -> dict[str, Any]:
         """Start the workflow of a cron now; not while the previous one runs, if it waits for it."""
         cron = await locate(caller, request.cronid)
         token = id_for(caller.id, caller.nonce)
-        return (await wire([await crons.run_now(cron.colonyname, cron.cronid, token)]))[0]
+        return await wire(await crons.run_now(cron.colonyname, cron.cronid, token))
 
     async def remove(caller: Caller, request: CronById) -> None:
         """Remove a cron; what it started stays."""
@@ -135,7 +136,14 @@ def calls(node: Node) -> list[Call[Any]]:
             Once.RESUMED,
         ),
         Call("getcronmsg", CronById, Who.SIGNED, get),
-        Call("getcronsmsg", GetCrons, Who.MEMBER, get_many, lambda request: request.colonyname),
+        Call(
+            "getcronsmsg",
+            GetCrons,
+            Who.MEMBER,
+            get_many,
+            lambda request: request.colonyname,
+            heavy=many,
+        ),
         Call("runcronmsg", CronById, Who.SIGNED, run, None, Once.RESUMED),
         Call("removecronmsg", CronById, Who.SIGNED, remove, need=Need.FREES),
     ]

@@ -11,8 +11,9 @@ from node.errors import bad, denied, missing
 from node.etcd.pressure import Need
 from node.model import Executor, ExecutorState, Function
 from node.node import Node
+from node.pages import Rows, each, in_memory
 from node.rpc import requests as req
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import Call, Caller, Who, many
 
 
 def calls(node: Node) -> list[Call[Any]]:
@@ -45,9 +46,10 @@ def calls(node: Node) -> list[Call[Any]]:
         # To be repeated when it was cut off: it then does the rest.
         await unregister(request.colonyname, request.executorname)
 
-    async def get_all(caller: Caller, request: req.ColonyOnly) -> list[dict[str, Any]]:
-        names = sorted(directory.roster(request.colonyname).executors)
-        return [wire_executor(members.executor(request.colonyname, name)) for name in names]
+    async def get_all(caller: Caller, request: req.ColonyOnly) -> Rows:
+        executors = directory.roster(request.colonyname).executors
+        found = [members.executor(request.colonyname, name) for name in sorted(executors)]
+        return each(in_memory(found), wire_executor)
 
     async def get(caller: Caller, request: req.ExecutorNamed) -> dict[str, Any]:
         return wire_executor(members.executor(request.colonyname, request.executorname))
@@ -97,10 +99,11 @@ def calls(node: Node) -> list[Call[Any]]:
             return
         raise missing("functionid: no function of the caller's colonies has this id")
 
-    async def get_functions(caller: Caller, request: req.GetFunctions) -> list[dict[str, Any]]:
+    async def get_functions(caller: Caller, request: req.GetFunctions) -> Rows:
         functions = directory.roster(request.colonyname).functions.values()
         wanted = request.executorname
-        return [wire_function(f) for f in functions if not wanted or f.executorname == wanted]
+        found = [f for f in functions if not wanted or f.executorname == wanted]
+        return each(in_memory(found), wire_function)
 
     def of(request: Any) -> str:
         return str(request.colonyname)
@@ -116,12 +119,12 @@ def calls(node: Node) -> list[Call[Any]]:
         Call("approveexecutormsg", req.ExecutorNamed, Who.OWNER, approve, of, need=Need.WORKS),
         Call("rejectexecutormsg", req.ExecutorNamed, Who.OWNER, reject, of, need=Need.FREES),
         Call("removeexecutormsg", req.ExecutorNamed, Who.OWNER, remove, of, need=Need.FREES),
-        Call("getexecutorsmsg", req.ColonyOnly, Who.LOOSE, get_all, of),
+        Call("getexecutorsmsg", req.ColonyOnly, Who.LOOSE, get_all, of, heavy=many),
         Call("getexecutormsg", req.ExecutorNamed, Who.MEMBER, get, of),
         Call("getexecutorbyidmsg", req.ExecutorById, Who.SIGNED, get_by_id),
         Call("updateexecutormsg", req.UpdateExecutor, Who.LOOSE, update, of, need=Need.WORKS),
         Call("reportallocationmsg", req.ReportAllocation, Who.LOOSE, allocate, of, need=Need.WORKS),
         Call("addfunctionmsg", req.AddFunction, Who.MEMBER, add_function, of_function),
         Call("removefunctionmsg", req.FunctionById, Who.SIGNED, remove_function, need=Need.FREES),
-        Call("getfunctionsmsg", req.GetFunctions, Who.MEMBER, get_functions, of),
+        Call("getfunctionsmsg", req.GetFunctions, Who.MEMBER, get_functions, of, heavy=many),
     ]

@@ -12,13 +12,13 @@ import msgspec
 from node.codec import wire_time
 from node.errors import RpcError, bad, denied, missing
 from node.etcd.pressure import Need
-from node.files import FileData, Label
 from node.labels import check_name, normalise_label
 from node.model import Int64
 from node.node import Node
+from node.pages import Rows, each
 from node.replay import Once
 from node.rpc.filedoor import PREFIX
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import Call, Caller, Who, many
 from node.store.files import File, Reference, S3Object
 from node.submission import id_for, new_id
 from node.tickets import CHECKSUM
@@ -78,6 +78,10 @@ class Ticket(msgspec.Struct):
     size: Int64 = 0
 
 
+def _is_heavy(request: GetFile) -> bool:
+    return not request.fileid and not request.latest
+
+
 def calls(node: Node) -> list[Call[Any]]:
     """The rows of the table for files."""
     files = node.files
@@ -98,7 +102,7 @@ def calls(node: Node) -> list[Call[Any]]:
             raise missing("nonce: the file that this request added was removed")
         return wire_file(found)
 
-    async def get(caller: Caller, request: GetFile) -> list[dict[str, Any]]:
+    async def get(caller: Caller, request: GetFile) -> list[dict[str, Any]] | Rows:
         colony = request.colonyname
         if request.fileid:
             file = await files.get(colony, request.fileid)
@@ -106,22 +110,24 @@ def calls(node: Node) -> list[Call[Any]]:
         elif request.label and request.name:
             label = normalise_label(request.label, "label")
             name = check_name(request.name, "name")
-            found = await files.versions(colony, label, name, 1 if request.latest else 0)
+            found = await files.newest(colony, label, name)
+            if found and not request.latest:
+                return each(files.versions(colony, label, name), wire_file)
         else:
             raise bad("fileid, label: an id is needed, or a label and a name")
         if not found:
             raise missing("fileid, label, name: no such file in this colony")
         return [wire_file(file) for file in found]
 
-    async def get_many(caller: Caller, request: GetFiles) -> list[FileData]:
-        return await files.listing(request.colonyname, normalise_label(request.label, "label"))
+    async def get_many(caller: Caller, request: GetFiles) -> Rows:
+        return files.listing(request.colonyname, normalise_label(request.label, "label"))
 
-    async def labels(caller: Caller, request: GetLabels) -> list[Label]:
+    async def labels(caller: Caller, request: GetLabels) -> Rows:
         if request.exact and request.name:
             name = normalise_label(request.name, "name")
-            return await files.labels_below(request.colonyname, name)
+            return files.labels_below(request.colonyname, name)
         prefix = "/" + request.name.lstrip("/")
-        return await files.labels(request.colonyname, prefix)
+        return files.labels(request.colonyname, prefix)
 
     async def remove(caller: Caller, request: RemoveFile) -> None:
         if request.fileid:
@@ -149,9 +155,9 @@ def calls(node: Node) -> list[Call[Any]]:
 
     return [
         Call("addfilemsg", AddFile, Who.MEMBER, add, of_file, Once.TOGETHER, added),
-        Call("getfilemsg", GetFile, Who.MEMBER, get, of),
-        Call("getfilesmsg", GetFiles, Who.MEMBER, get_many, of),
-        Call("getfilelabelsmsg", GetLabels, Who.MEMBER, labels, of),
+        Call("getfilemsg", GetFile, Who.MEMBER, get, of, heavy=_is_heavy),
+        Call("getfilesmsg", GetFiles, Who.MEMBER, get_many, of, heavy=many),
+        Call("getfilelabelsmsg", GetLabels, Who.MEMBER, labels, of, heavy=many),
         Call("removefilemsg", RemoveFile, Who.MEMBER, remove, of, need=Need.FREES),
         Call(
             "fileticketmsg",

@@ -13,8 +13,9 @@ from node.errors import bad, missing
 from node.etcd.pressure import Need
 from node.model import Int64
 from node.node import Node
+from node.pages import Rows, each
 from node.replay import Once
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import Call, Caller, Who, many
 from node.store.generators import Generator
 from node.submission import id_for
 from node.timed import CHECKER_PERIOD
@@ -76,9 +77,8 @@ def calls(node: Node) -> list[Call[Any]]:
     """The rows of the table for generators."""
     generators = node.generators
 
-    async def wire(found: list[Generator]) -> list[dict[str, Any]]:
-        specs = await generators.specs(found)
-        return [wire_generator(each, spec) for each, spec in zip(found, specs, strict=True)]
+    async def wire(generator: Generator) -> dict[str, Any]:
+        return wire_generator(generator, await generators.spec(generator))
 
     async def locate(caller: Caller, generatorid: str) -> Generator:
         """A generator in one of the caller's colonies: others' can't be told from nothing."""
@@ -109,20 +109,21 @@ def calls(node: Node) -> list[Call[Any]]:
 
     async def get(caller: Caller, request: GeneratorById) -> dict[str, Any]:
         """One generator, with the size of its queue."""
-        return (await wire([await locate(caller, request.generatorid)]))[0]
+        return await wire(await locate(caller, request.generatorid))
 
     async def resolve(caller: Caller, request: ResolveGenerator) -> dict[str, Any]:
         """The generator with a name."""
         found = await generators.find(request.colonyname, request.generatorname)
         if found is None:
             raise missing(f"generatorname: no generator {request.generatorname[:80]!r}")
-        return (await wire([found]))[0]
+        return await wire(found)
 
-    async def get_many(caller: Caller, request: GetGenerators) -> list[dict[str, Any]]:
+    async def get_many(caller: Caller, request: GetGenerators) -> Rows:
         """The generators of a colony, by name."""
         if request.count < 0:
             raise bad("count: 0 or more")
-        return await wire(await generators.listing(request.colonyname, request.count))
+        found = await generators.listing(request.colonyname, request.count)
+        return each(generators.with_specs(found), lambda pair: wire_generator(*pair))
 
     async def pack(caller: Caller, request: PackGenerator) -> None:
         """Add an argument to the queue of a generator."""
@@ -151,7 +152,7 @@ def calls(node: Node) -> list[Call[Any]]:
         ),
         Call("getgeneratormsg", GeneratorById, Who.SIGNED, get),
         Call("resolvegeneratormsg", ResolveGenerator, Who.MEMBER, resolve, of, need=Need.FREES),
-        Call("getgeneratorsmsg", GetGenerators, Who.MEMBER, get_many, of),
+        Call("getgeneratorsmsg", GetGenerators, Who.MEMBER, get_many, of, heavy=many),
         Call("packgeneratormsg", PackGenerator, Who.SIGNED, pack, None, Once.RESUMED),
         Call("removegeneratormsg", GeneratorById, Who.SIGNED, remove, need=Need.FREES),
     ]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
 from node import logs
-from node.codec import unpack
 from node.errors import bad, denied, missing
 from node.etcd.pressure import Need
 from node.handlers.processes import locate
 from node.model import DAY, Int64, Log
 from node.node import Node
+from node.pages import Rows
 from node.processes import require_assigned
 from node.replay import Once
 from node.rpc import requests as req
@@ -21,6 +22,7 @@ from node.store import keys
 
 MAX_COUNT = 500
 MAX_FOUND = 100
+_LIGHT = 4  # lines that anybody may read at any time, however long they are
 MAX_DAYS = 30
 
 
@@ -29,6 +31,10 @@ class SearchLogs(msgspec.Struct):
     text: str = ""
     days: Int64 = 0
     count: Int64 = 0
+
+
+def _is_heavy(request: req.GetLogs) -> bool:
+    return request.count > _LIGHT
 
 
 def calls(node: Node) -> list[Call[Any]]:
@@ -61,7 +67,7 @@ def calls(node: Node) -> list[Call[Any]]:
         line = Log("", request.colonyname, name, message, node.tick())
         await logs.write(node.client, line)
 
-    async def get(caller: Caller, request: req.GetLogs) -> list[Log]:
+    async def get(caller: Caller, request: req.GetLogs) -> Rows:
         if not 0 <= request.count <= MAX_COUNT:
             raise denied(f"count: between 0 and {MAX_COUNT}")
         if request.executorname:
@@ -70,15 +76,23 @@ def calls(node: Node) -> list[Call[Any]]:
             prefix = keys.process_logs(request.colonyname, request.processid)
         else:
             raise missing("processid or executorname: one is needed")
-        lines = await _lines(node, prefix, request)
-        if lines:
-            return lines
+        return rows(prefix, request)
+
+    async def rows(prefix: str, request: req.GetLogs) -> Rows:
+        some, now = False, node.now()
+        count, since, latest = request.count, request.since, request.latest
+        lines = logs.lines(node.client, prefix, count, since=since, now=now, latest=latest)
+        async with aclosing(lines) as pages:
+            async for page in pages:
+                some = True
+                yield page
+        if some:
+            return
         # Nothing was logged, or there is nothing that could have been.
         if request.executorname:
             node.members.executor(request.colonyname, request.executorname)
         elif await node.processes.load(request.colonyname, request.processid) is None:
             raise missing(f"processid: no process {request.processid[:80]!r} in the colony")
-        return []
 
     async def search(caller: Caller, request: SearchLogs) -> list[Log]:
         if not 0 <= request.count <= MAX_FOUND:
@@ -98,19 +112,14 @@ def calls(node: Node) -> list[Call[Any]]:
     return [
         Call("addlogmsg", req.AddLog, Who.SIGNED, add, None, Once.TOGETHER),
         Call("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, add_executor, of, Once.TOGETHER),
-        Call("getlogsmsg", req.GetLogs, Who.MEMBER, get, of),
-        Call("searchlogsmsg", SearchLogs, Who.MEMBER, search, of, need=Need.FREES),
+        Call("getlogsmsg", req.GetLogs, Who.MEMBER, get, of, heavy=_is_heavy),
+        Call(
+            "searchlogsmsg",
+            SearchLogs,
+            Who.MEMBER,
+            search,
+            of,
+            need=Need.FREES,
+            heavy=lambda request: True,
+        ),
     ]
-
-
-async def _lines(node: Node, prefix: str, request: req.GetLogs) -> list[Log]:
-    """The lines below a prefix that are asked for, oldest first."""
-    if request.count == 0:
-        return []
-    if request.latest:
-        page = await node.client.range(prefix, limit=request.count, descending=True)
-        newest = [unpack(kv.value, Log) for kv in reversed(page.items)]
-        return [log for log in newest if log.timestamp > request.since]
-    start = prefix + keys.log_place(max(0, request.since + 1))
-    page = await node.client.range(prefix, limit=request.count, start=start)
-    return [unpack(kv.value, Log) for kv in page.items]

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from itertools import islice
+from contextlib import aclosing
 from typing import Any
 
+from node import listings
 from node.codec import unpack, wire_attribute, wire_process
 from node.directory import name_of
 from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.pressure import Need
-from node.model import Attribute, Closed, Process, State
+from node.model import Attribute, Process, State
 from node.node import Node
+from node.pages import Rows
 from node.quotas import TooMany
 from node.replay import LONGEST, Once, aside, look
 from node.resources import parse_cpu, parse_memory
-from node.rpc import large
 from node.rpc import requests as req
 from node.rpc.delivery import carry
 from node.rpc.table import SMALL, Call, Caller, Who
 from node.scheduler import Candidate
-from node.store import graphs as graph_store
-from node.store import keys
+from node.store import graphs, keys
 from node.store import processes as store
 from node.submission import attribute_id, build_process, id_for
 
-MAX_COUNT = 100
 _LIGHT = 4  # that anybody may list at any time, however large they are
 MAX_POLL = 3600
-_PAGE = 500
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 4
 
@@ -104,14 +101,8 @@ def calls(node: Node) -> list[Call[Any]]:
             raise unknown
         return wire_process(found)
 
-    async def get_many(caller: Caller, request: req.GetProcesses) -> list[dict[str, Any]]:
-        found = await list_processes(node, request)
-        # What a member that is gone submitted can still be listed.
-        if not found and request.initiator:
-            require_member(node, request.colonyname, request.initiator)
-        for process in found:
-            processes.handout.heard(process.processid, caller.id)
-        return [wire_process(process) for process in found]
+    async def get_many(caller: Caller, request: req.GetProcesses) -> Rows:
+        return _told(node, caller, await list_processes(node, request))
 
     async def set_output(caller: Caller, request: req.Output) -> None:
         if not request.out:
@@ -150,18 +141,8 @@ def calls(node: Node) -> list[Call[Any]]:
     async def remove_all(caller: Caller, request: req.RemoveAll) -> None:
         await remove_by_state(node, request)
 
-    async def history(caller: Caller, request: req.GetHistory) -> list[dict[str, Any]]:
-        found, _ = await node.client.range_all(keys.processes(request.colonyname))
-        since = node.now() - request.seconds * 1_000_000_000
-        mine = [unpack(kv.value, Process) for kv in found]
-        mine = [
-            process
-            for process in mine
-            if process.state == request.state
-            and process.submissiontime > since
-            and request.executorid in ("", process.assignedexecutorid)
-        ]
-        return [wire_process(p) for p in sorted(mine, key=lambda p: p.submissiontime)]
+    async def history(caller: Caller, request: req.GetHistory) -> Rows:
+        return await listings.submitted_since(processes, request, node.now())
 
     async def add_attribute(caller: Caller, request: req.AddAttribute) -> dict[str, Any]:
         asked = request.attribute
@@ -298,66 +279,30 @@ def require_member(node: Node, colony: str, name: str) -> None:
         raise bad(f"initiator: no user or executor of the colony has the name {name[:80]!r}")
 
 
-async def list_processes(node: Node, request: req.GetProcesses) -> list[Process]:
-    """Processes in one state: waiting by priority, running by start, closed newest first."""
-    colony, limit = request.colonyname, request.count
-    if request.processgraphid:
-        return await _nodes_of(node, request)
-    if not 0 <= limit <= MAX_COUNT:
-        raise bad(f"count: between 0 and {MAX_COUNT}")
-    if not 0 <= request.state <= State.CANCELLED:
-        raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
-    accept = _filter(request)
-    found: list[str] = []
-    if request.state == State.WAITING:
-        fitting = (
-            entry.processid
-            for entry in node.processes.queue.in_order(colony)
-            if accept(entry.executortype, entry.waiting.label, entry.waiting.initiatorname)
+async def list_processes(node: Node, request: req.GetProcesses) -> Rows:
+    """Processes in one state, or the nodes of a workflow: pycolonies asks so, upstream refuses."""
+    colony, state = request.colonyname, request.state
+    if not request.processgraphid:
+        found = await listings.matching(node.processes, request, node.now())
+        # What a member that is gone submitted can still be listed.
+        if not found and request.initiator:
+            require_member(node, colony, request.initiator)
+        return listings.wired(
+            node.processes, colony, found, lambda process: listings.is_wanted(request, process)
         )
-        found = list(islice(fitting, limit))
-    elif request.state == State.RUNNING:
-        fitting = (
-            processid
-            for processid, run in node.processes.running.in_order(colony)
-            if accept(run.executortype, run.label, run.initiatorname)
-        )
-        found = list(islice(fitting, limit))
-    else:
-        prefix, start = keys.closed_prefix(colony, request.state), None
-        while len(found) < limit:
-            page = await node.client.range(prefix, limit=_PAGE, start=start)
-            for kv in page.items:
-                mark = unpack(kv.value, Closed)
-                if len(found) < limit and accept(mark.executortype, mark.label, mark.initiatorname):
-                    found.append(kv.key.rsplit("/", 1)[1])
-            if not page.more:
-                break
-            start = page.items[-1].key + "\0"
-    return await node.processes.load_many(colony, found, most=large.MOST)
+    known = "/" not in request.processgraphid
+    graph = await node.workflows.load(colony, request.processgraphid) if known else None
+    ids = graphs.ids(graph) if graph is not None else []
+    return listings.wired(node.processes, colony, ids, lambda p: state in (-1, p.state))
 
 
-async def _nodes_of(node: Node, request: req.GetProcesses) -> list[Process]:
-    """The nodes of a workflow, in all states (-1) or one: pycolonies asks so, upstream refuses."""
-    if "/" in request.processgraphid:
-        return []
-    graph = await node.workflows.load(request.colonyname, request.processgraphid)
-    if graph is None:
-        return []
-    ids = graph_store.ids(graph)
-    found = await node.processes.load_many(request.colonyname, ids, most=large.MOST)
-    return [each for each in found if request.state in (-1, each.state)]
-
-
-def _filter(request: req.GetProcesses) -> Callable[[str, str, str], bool]:
-    """Upstream applies the first filter that is given: type, then initiator, then label."""
-    wanted = (request.executortype, request.initiator, request.label)
-
-    def accept(executortype: str, label: str, initiator: str) -> bool:
-        have = (executortype, initiator, label)
-        return next((w == h for w, h in zip(wanted, have, strict=True) if w), True)
-
-    return accept
+async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
+    """The same rows; the caller hears of the processes in them."""
+    async with aclosing(pages) as found:
+        async for page in found:
+            for row in page:
+                node.processes.handout.heard(row["processid"], caller.id)
+            yield page
 
 
 async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
@@ -369,16 +314,15 @@ async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
     if request.state not in (-1, 0, 2, 3, 4):
         raise bad("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
     colony = request.colonyname
-    items, _ = await node.client.range_all(keys.processes(colony))
     refusal: RpcError | None = None
-    for kv in items:
-        process = unpack(kv.value, Process)
-        if process.processgraphid or request.state not in (-1, process.state):
-            continue
-        try:
-            await _remove_in_state(node, colony, process.processid, request.state)
-        except RpcError as error:
-            refusal = refusal or error
+    found = listings.to_remove(node.processes, colony, request.state, node.now())
+    async with aclosing(found) as pages:
+        async for page in pages:
+            for processid in page:
+                try:
+                    await _remove_in_state(node, colony, processid, request.state)
+                except RpcError as error:
+                    refusal = refusal or error
     if refusal is not None:
         raise refusal
 
@@ -391,7 +335,7 @@ async def _remove_in_state(node: Node, colony: str, processid: str, state: int) 
     processes = node.processes
     for _ in range(_TRIES):
         known = await processes.load(colony, processid)
-        if known is None or state not in (-1, known[0].state):
+        if known is None or state not in (-1, known[0].state) or known[0].processgraphid:
             return
         process, revision = known
         if process.state == State.RUNNING or (process.peer and not process.closed):

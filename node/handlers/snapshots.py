@@ -15,9 +15,10 @@ from node.etcd.pressure import Need
 from node.files import snapshot_ids
 from node.labels import normalise_label
 from node.node import Node
+from node.pages import Rows, each
 from node.replay import Once
 from node.rpc.requests import ColonyOnly
-from node.rpc.table import Call, Caller, Who
+from node.rpc.table import Call, Caller, Who, many
 from node.store.files import Snapshot
 from node.submission import id_for
 
@@ -69,8 +70,8 @@ def calls(node: Node) -> list[Call[Any]]:
             raise missing("snapshotid, name: no such snapshot in this colony")
         return _wire(found)
 
-    async def get_many(caller: Caller, request: ColonyOnly) -> list[dict[str, Any]]:
-        return [_wire(snapshot) for snapshot in await files.snapshots(request.colonyname)]
+    async def get_many(caller: Caller, request: ColonyOnly) -> Rows:
+        return each(files.snapshots(request.colonyname), _wire)
 
     async def remove(caller: Caller, request: OneSnapshot) -> None:
         found = await find(request)
@@ -86,7 +87,7 @@ def calls(node: Node) -> list[Call[Any]]:
     return [
         Call("createsnapshotmsg", CreateSnapshot, Who.MEMBER, create, of, Once.TOGETHER, created),
         Call("getsnapshotmsg", OneSnapshot, Who.MEMBER, get, of),
-        Call("getsnapshotsmsg", ColonyOnly, Who.MEMBER, get_many, of),
+        Call("getsnapshotsmsg", ColonyOnly, Who.MEMBER, get_many, of, heavy=many),
         Call("removesnapshotmsg", OneSnapshot, Who.MEMBER, remove, of, need=Need.FREES),
         Call("removeallsnapshotmsg", ColonyOnly, Who.MEMBER, remove_all, of, need=Need.FREES),
     ]

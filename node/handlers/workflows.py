@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
+import trio
 
 from node.apart import NODE, apart
 from node.children import Wanted
@@ -16,6 +18,7 @@ from node.errors import RpcError, bad, denied, missing
 from node.etcd.pressure import Need
 from node.model import FunctionSpec, Graph, Int64, Process, State
 from node.node import Node
+from node.pages import Pages, Rows
 from node.replay import Once
 from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.submission import id_for
@@ -56,6 +59,12 @@ def _is_heavy(request: Any) -> bool:
     return not 0 < getattr(request, "count", 0) <= _LIGHT
 
 
+def _bare(node: Process) -> Process:
+    """What drawing needs of a node: of a large workflow, all that its nodes say is not held."""
+    spec = FunctionSpec(nodename=node.spec.nodename)
+    return msgspec.structs.replace(node, spec=spec, input=[], output=[], errors=[], attributes=[])
+
+
 def _drawn(graph: Graph, nodes: Sequence[Process]) -> msgspec.Raw:
     """Return a workflow with its nodes and edges, in JSON."""
     return msgspec.Raw(msgspec.json.encode(wire_graph(graph, nodes)))
@@ -93,10 +102,10 @@ def calls(node: Node) -> list[Call[Any]]:
     async def get(caller: Caller, request: GraphById) -> msgspec.Raw:
         """One workflow with its nodes and edges."""
         graph = await locate_graph(node, caller, request.processgraphid)
-        nodes = await workflows.nodes(graph)
+        nodes = [_bare(each) async for page in workflows.pages(graph) for each in page]
         return await apart(NODE * len(nodes), _drawn, graph, nodes)
 
-    async def get_many(caller: Caller, request: GetGraphs) -> list[dict[str, Any]]:
+    async def get_many(caller: Caller, request: GetGraphs) -> Rows | list[Any]:
         """Workflows in one state, newest first."""
         if not 0 <= request.count <= MAX_COUNT:
             raise bad(f"count: between 0 and {MAX_COUNT}")
@@ -104,8 +113,15 @@ def calls(node: Node) -> list[Call[Any]]:
             raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
         if request.count == 0:
             return []
-        found = await workflows.listing(request.colonyname, request.state, request.count)
-        return [wire_graph(graph) for graph in found]
+        return rows(workflows.listing(request.colonyname, request.state, request.count))
+
+    async def rows(pages: Pages[Graph]) -> Rows:
+        async with aclosing(pages) as found:
+            async for page in found:
+                for graph in page:
+                    # One by one: each has the ids of all its nodes.
+                    yield [wire_graph(graph)]
+                    await trio.lowlevel.checkpoint()
 
     async def add_child(caller: Caller, request: AddChild) -> dict[str, Any]:
         """Add a node below a running one, as the executor that runs it."""
@@ -173,12 +189,14 @@ async def remove_by_state(node: Node, request: RemoveGraphs) -> None:
     colony, workflows = request.colonyname, node.workflows
     only = State(request.state) if request.state != -1 else None
     refusal: RpcError | None = None
-    for graphid in await workflows.ids(colony, only):
-        try:
-            await workflows.remove(colony, graphid, running=only is None, only=only)
-        except RpcError as error:
-            if error.status != 404:
-                refusal = refusal or error
+    async with aclosing(workflows.ids(colony, only)) as pages:
+        async for page in pages:
+            for graphid in page:
+                try:
+                    await workflows.remove(colony, graphid, running=only is None, only=only)
+                except RpcError as error:
+                    if error.status != 404:
+                        refusal = refusal or error
     if refusal is not None:
         raise refusal
 

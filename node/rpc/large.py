@@ -23,6 +23,7 @@ from node.identity import IdentityError, recover_id
 from node.limits import ANSWER
 
 __all__ = [
+    "Answer",
     "Posted",
     "Steps",
     "answer",
@@ -350,28 +351,53 @@ def long_digits(text: bytes) -> Steps[bool]:
 # -- answers ---------------------------------------------------------------------------------------
 
 
+class Answer:
+    """The reply envelope of a list, as `table.reply` makes it, of rows that come by and by.
+
+    `size` is how many bytes of JSON there are so far.
+    """
+
+    def __init__(self, payloadtype: str) -> None:
+        self.size = 0
+        self._out = [b'{"payloadtype":%b,"payload":"' % _encode(payloadtype)]
+        self._held = b"["
+        self._fresh = 0
+
+    def add(self, values: list[Any]) -> Steps[None]:
+        """Add rows. Raises RpcError 400 above MOST."""
+        for start in range(0, len(values), _GROUP):
+            piece = _encode(values[start : start + _GROUP])
+            self._held += (b"," if self.size else b"") + piece[1:-1]
+            self.size += len(piece)
+            self._fresh += len(piece)
+            if len(self._held) >= _PIECE:
+                held = self._held
+                for at in range(0, len(held) - _PIECE + 1, _PIECE):
+                    self._out.append(binascii.b2a_base64(held[at : at + _PIECE], newline=False))
+                    yield
+                self._held = held[len(held) - len(held) % _PIECE :]
+            elif self._fresh > _PIECE // 4:
+                yield
+            if self._fresh > _PIECE // 4:
+                self._fresh = 0
+            if self.size > MOST:
+                raise bad(
+                    f"the answer has more than {MOST} bytes; ask for less at once (count, limit,"
+                    " seconds)"
+                )
+
+    def end(self) -> bytes:
+        """The envelope; nothing is added any more."""
+        self._out += [binascii.b2a_base64(self._held + b"]", newline=False), b'","error":false}']
+        whole, self._out = b"".join(self._out), []
+        return whole
+
+
 def answer(payloadtype: str, values: list[Any]) -> Steps[bytes]:
     """Make the reply envelope of a list, as `table.reply` does. Raises RpcError 400 above MOST."""
-    out = [b'{"payloadtype":%b,"payload":"' % _encode(payloadtype)]
-    held, size, fresh = b"[", 0, 0
-    for start in range(0, len(values), _GROUP):
-        piece = _encode(values[start : start + _GROUP])
-        held += (b"," if start else b"") + piece[1:-1]
-        fresh += len(piece)
-        if len(held) >= _PIECE:
-            for at in range(0, len(held) - _PIECE + 1, _PIECE):
-                out.append(binascii.b2a_base64(held[at : at + _PIECE], newline=False))
-                size += _PIECE
-                yield
-            held = held[len(held) - len(held) % _PIECE :]
-        elif fresh > _PIECE // 4:
-            yield
-        if fresh > _PIECE // 4:
-            fresh = 0
-        if size > MOST:
-            raise bad(f"the answer has more than {MOST} bytes; ask for less at once (count, limit)")
-    out += [binascii.b2a_base64(held + b"]", newline=False), b'","error":false}']
-    return b"".join(out)
+    whole = Answer(payloadtype)
+    yield from whole.add(values)
+    return whole.end()
 
 
 def wrapped(payloadtype: str, text: bytes) -> Steps[bytes]:

@@ -10,8 +10,10 @@ import base64
 import binascii
 import dataclasses
 import enum
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -40,10 +42,14 @@ SMALL = 65_536
 # numbers.
 MAX_TOKENS = 100_000
 MANY_TOKENS = 1_200_000
-# Answers that may be large, which are made at the same time.
-_HEAVY = 1
 # Bytes of a body from which on few are served at the same time: each takes several times its size.
 _HUGE, _HUGE_AT_ONCE = 1 << 20, 2
+# Listings that are made at the same time, and those of one signer: others of them wait.
+_LISTINGS, _OF_ONE = 8, 2
+# Bytes of JSON beyond which answers are made one after the other: what is made is in memory.
+_LARGE = 1 << 20
+# Seconds that one listing may take.
+LONGEST_LISTING = 60.0
 # What changes nothing, beside all calls whose name begins with "get".
 _READS = frozenset(
     {
@@ -119,7 +125,8 @@ class Call(Generic[R]):
     is served whatever times the store has seen, and its markers stay. `need` says what the call
     does to the store, and so from which use on it is refused. `most` is how many bytes a request
     may have (0: as many as a body, `rpc.max_body`), and `tokens` how many strings, brackets and
-    commas; few of the requests that are `heavy` are served at the same time.
+    commas; few of the requests that are `heavy` are served at the same time. A handler that lists
+    may return its rows in pages, as an asynchronous generator of lists.
     """
 
     payloadtype: str
@@ -167,6 +174,11 @@ class Head(msgspec.Struct):
     audience: str = ""
 
 
+def many(request: object) -> bool:
+    """All requests of a call that is always `heavy`: it has no count, or any."""
+    return True
+
+
 def _unheard(identity: str) -> str:
     return ""
 
@@ -189,7 +201,8 @@ class Table:
     # Large requests are read one after the other: many at once would share each turn of the loop.
     _reading: trio.Lock = field(default_factory=trio.Lock)
     _huge: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HUGE_AT_ONCE))
-    _heavy: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HEAVY))
+    _listings: Turns = field(default_factory=lambda: Turns(room=_LISTINGS, each=_OF_ONE))
+    _large: trio.Lock = field(default_factory=trio.Lock)
 
     def add(self, call: Call[Any]) -> None:
         """Add a row. Raises ValueError when the payload type is taken."""
@@ -269,7 +282,7 @@ class Table:
                 if self.pressure.tight:
                     self._demand_room(call, caller.id)
             if call.heavy is not None and call.heavy(request):
-                async with self._heavy:
+                async with self._listings.of(signer):
                     return await self._handled(call, caller, request, payload)
             return await self._handled(call, caller, request, payload)
         finally:
@@ -283,12 +296,36 @@ class Table:
         kind = call.payloadtype
         if isinstance(result, list):
             return await in_turns(large.answer(kind, result))
+        if isinstance(result, AsyncGenerator):
+            return await self._listed(kind, result)
         if kind == "getpausestatusmsg":
             kind = "pausestatusreplymsg"
         text = _to_json({} if result is None else result)
         if len(text) > SMALL:
             return await in_turns(large.wrapped(kind, text))
         return _envelope(kind, text, b"false")
+
+    async def _listed(self, kind: str, rows: AsyncGenerator[list[Any], None]) -> bytes:
+        """Make the reply of rows that come in pages: beside the answer, one page is held."""
+        whole = large.Answer(kind)
+        with trio.move_on_after(LONGEST_LISTING) as limit:
+            async with AsyncExitStack() as stack:
+                pages = await stack.enter_async_context(aclosing(rows))
+                alone = False
+                async for page in pages:
+                    await in_turns(whole.add(page))
+                    if whole.size > _LARGE and not alone:
+                        del page
+                        # The time in which others are in turn is not this one's.
+                        left, limit.deadline = limit.deadline - trio.current_time(), math.inf
+                        await stack.enter_async_context(self._large)
+                        limit.deadline, alone = trio.current_time() + left, True
+                return whole.end()
+        raise RpcError(
+            503,
+            f"the listing took more than {LONGEST_LISTING:.0f} s; ask for less at once (count,"
+            " limit, seconds), or again later",
+        )
 
     async def _once(
         self, replays: Replays, call: Call[R], caller: Caller, request: R, payload: str

@@ -5,6 +5,8 @@ Numbers in keys are zero-padded so that the order of keys is the order of things
 
 from __future__ import annotations
 
+import hashlib
+
 from node.member_names import in_key
 
 ROOT = "/colonyd/"
@@ -164,6 +166,11 @@ def descending(time: int) -> str:
     return f"{_TOP - time:020d}"
 
 
+def ascending(number: int) -> int:
+    """The time in Unix ns that `descending` made a number of."""
+    return _TOP - number
+
+
 def closed_prefix(colony: str, state: int) -> str:
     """Prefix of the closed processes in one state, newest first."""
     return f"{ROOT}closed/{colony}/{state}/"
@@ -172,6 +179,21 @@ def closed_prefix(colony: str, state: int) -> str:
 def closed(colony: str, state: int, endtime: int, processid: str) -> str:
     """The mark of a closed process; `endtime` in Unix ns."""
     return f"{closed_prefix(colony, state)}{_TOP - endtime:020d}/{processid}"
+
+
+def closed_by(colony: str, state: int, field: str, value: str) -> str:
+    """Prefix of the closed processes in one state that have a value, newest first.
+
+    `field` says which of those of the closed key. The value itself is not in the key: it
+    may be long, and hold any character.
+    """
+    digest = hashlib.blake2b(f"{field}/{value}".encode(), digest_size=8).hexdigest()
+    return f"{ROOT}closedby/{colony}/{state}/{digest}/"
+
+
+def closed_by_complete(colony: str) -> str:
+    """Present once all closed processes of a colony are there under `closed_by`, too."""
+    return f"{ROOT}closedby/{colony}/complete"
 
 
 def attribute(colony: str, attributeid: str) -> str:

@@ -6,6 +6,7 @@ changes nothing. Who may ask for a transition is decided elsewhere.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ from node.etcd.transactions import (
 from node.model import SECOND, Blocked, Closed, Executor, Process, Running, State, Waiting
 from node.resources import parse_cpu, parse_memory
 from node.store import channels, keys
+
+# What listings may be filtered by: upstream takes the first in this order that is given.
+FILTERS = ("executortype", "initiatorname", "label")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,34 @@ def running_of(process: Process) -> Running:
         initiatorname=process.initiatorname,
         # What was passed on takes no executor of ours.
         origin="" if process.peer else process.origin,
+        submissiontime=process.submissiontime,
     )
+
+
+def closed_of(process: Process) -> Closed:
+    """What the closed key of a process holds."""
+    return Closed(
+        executortype=process.spec.conditions.executortype,
+        label=process.spec.label,
+        initiatorname=process.initiatorname,
+        submissiontime=process.submissiontime,
+        ranby=checksum(process.assignedexecutorid),
+    )
+
+
+def checksum(executorid: str) -> int:
+    """What a closed key says of the executor."""
+    return zlib.crc32(executorid.encode())
+
+
+def closed_places(colony: str, state: int, endtime: int, processid: str, mark: Closed) -> list[str]:
+    """The keys under which a closed process is found by what it has."""
+    place = f"{keys.descending(endtime)}/{processid}"
+    return [
+        keys.closed_by(colony, state, field, value) + place
+        for field in FILTERS
+        if (value := getattr(mark, field))
+    ]
 
 
 def _keys(process: Process) -> tuple[str, str, str]:
@@ -249,11 +280,9 @@ def close(
         errors=process.errors if errors is None else errors,
     )
     key, _, running = _keys(after)
-    mark = Closed(after.spec.conditions.executortype, after.spec.label, after.initiatorname)
-    ops: list[Op] = [
-        Put(key, pack(after)),
-        Put(keys.closed(after.colonyname, state, now, after.processid), pack(mark)),
-    ]
+    mark, colony, pid = closed_of(after), after.colonyname, after.processid
+    ops: list[Op] = [Put(key, pack(after)), Put(keys.closed(colony, state, now, pid), pack(mark))]
+    ops += [Put(place, b"") for place in closed_places(colony, state, now, pid, mark)]
     ops.extend([Delete(running)] if process.state == State.RUNNING else _leave(process))
     if after.processgraphid:
         ended = keys.step(after.colonyname, after.processgraphid, after.graphindex)
@@ -278,7 +307,10 @@ def remove(process: Process, revision: int) -> Txn:
     if process.state == State.WAITING:
         ops.extend(_leave(process))
     else:
-        ops.append(Delete(keys.closed(colony, process.state, process.endtime, pid)))
+        state, endtime = process.state, process.endtime
+        ops.append(Delete(keys.closed(colony, state, endtime, pid)))
+        places = closed_places(colony, state, endtime, pid, closed_of(process))
+        ops += [Delete(place) for place in places]
     ops.extend(Delete(keys.attribute(colony, attr.attributeid)) for attr in process.attributes)
     ops.extend(channels.removal(process))
     compare: list[Compare] = [ModRevision(key, revision)]

@@ -1,0 +1,92 @@
+"""The index of closed processes by what they have: completed for stores that were without it.
+
+What closes a process writes its places itself; here is only what an earlier colonyd closed.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import trio
+
+from node.codec import pack, unpack
+from node.directory import Directory
+from node.errors import RpcError
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.errors import EtcdError
+from node.etcd.pressure import Need
+from node.etcd.transactions import Present, Put, Txn
+from node.log import get_logger
+from node.model import Closed, State
+from node.pages import below, number_of
+from node.store import keys
+from node.store import processes as store
+
+__all__ = ["Indexing"]
+
+log = get_logger("index")
+
+_AGAIN = 30.0  # seconds between two looks for colonies without an index
+# Processes of one transaction: each has a comparison and at most three places.
+_AT_ONCE = 30
+
+
+@dataclass
+class Indexing:
+    """Several daemons may do the same at once: what is written twice is the same."""
+
+    client: EtcdClient
+    directory: Directory
+    _complete: set[str] = field(default_factory=set)
+
+    async def run(self) -> None:
+        """Complete the index of each colony, for ever."""
+        while True:
+            for colony in [name for name, it in self.directory.rosters.items() if it.colony]:
+                if colony in self._complete:
+                    continue
+                try:
+                    await self.complete(colony)
+                except (EtcdError, RpcError) as error:
+                    log.warning("index waits", colony=colony, error=error)
+            await trio.sleep(_AGAIN)
+
+    async def complete(self, colony: str) -> int:
+        """Complete the index of one colony; returns how many processes were looked at.
+
+        Raises EtcdError, and RpcError 507 for a store that takes no more.
+        """
+        done, looked_at = keys.closed_by_complete(colony), 0
+        if await self.client.get(done) is None:
+            for state in (State.SUCCESSFUL, State.FAILED, State.CANCELLED):
+                async with aclosing(below(self.client, keys.closed_prefix(colony, state))) as pages:
+                    async for page in pages:
+                        looked_at += len(page)
+                        for start in range(0, len(page), _AT_ONCE):
+                            self.client.pressure.demand(Need.GROWS)
+                            await self._add(colony, state, page[start : start + _AT_ONCE])
+            # Not for a colony that was removed meanwhile.
+            txn = Txn([Present(keys.colony(colony))], [Put(done, pack(True))])
+            if not (await self.client.commit(txn)).succeeded:
+                return looked_at
+            log.info("index complete", colony=colony, processes=looked_at)
+        self._complete.add(colony)
+        return looked_at
+
+    async def _add(self, colony: str, state: State, marks: list[KeyValue]) -> None:
+        """Add the places of closed processes, of each if it is still there."""
+        prefix, ops = keys.closed_prefix(colony, state), list[Put]()
+        for kv in marks:
+            endtime, processid = keys.ascending(number_of(kv.key, prefix)), _id(kv)
+            mark = unpack(kv.value, Closed)
+            places = store.closed_places(colony, state, endtime, processid, mark)
+            ops += [Put(place, b"") for place in places]
+        there = [Present(kv.key) for kv in marks]
+        if not (await self.client.commit(Txn(there, ops))).succeeded and len(marks) > 1:
+            for kv in marks:
+                await self._add(colony, state, [kv])
+
+
+def _id(kv: KeyValue) -> str:
+    return kv.key.rpartition("/")[2]

@@ -1,0 +1,237 @@
+"""Long listings read from the store in pages: what is held is one page, and others go on between.
+
+What a page is made of, and who may ask for it, is decided by the callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeAlias, TypeVar
+
+import trio
+
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.errors import EtcdTooLarge
+from node.reads import read
+
+__all__ = [
+    "LOOK",
+    "Pages",
+    "Rows",
+    "below",
+    "by_number",
+    "each",
+    "in_memory",
+    "last_begin",
+    "newest_first",
+    "number_of",
+    "numbered",
+    "oldest_first",
+    "values",
+    "whole",
+]
+
+T = TypeVar("T")
+# Whoever may leave one in the middle does so in `aclosing`.
+Pages: TypeAlias = AsyncGenerator[list[T], None]
+# The rows of an answer, page by page.
+Rows: TypeAlias = Pages[Any]
+
+ROOM = 1 << 20  # bytes of one page, as far as they can be told from the page before it
+LOOK = 1_000  # entries in memory that are looked at in one turn of the loop: some ms
+_FIRST, _MOST = 8, 40  # keys of a first page, and of any page, that are asked for one by one
+_MADE = 100  # things in memory that rows are made of in one turn
+_KEYS = 500  # keys of any page of a range
+_SPAN = 1_000_000_000  # how far the first range of numbers goes: a second, where they are ns
+_WIDER = 16
+_DIGITS = 20
+_ALL = 1 << 62
+_TOP = (1 << 63) - 1  # the largest time; as in `keys`
+
+
+async def values(
+    client: EtcdClient, names: Sequence[str], *, first: int = _FIRST
+) -> Pages[KeyValue]:
+    """What the keys `names` hold, in their order; those that are gone are left out.
+
+    Each page is of one moment, and of at most `first` keys before any is known. Raises EtcdError.
+    """
+    at, most = 0, first
+    while at < len(names):
+        part = names[at : at + most]
+        try:
+            found = [kv for kv in await read(client, *part) if kv is not None]
+        except EtcdTooLarge:
+            if most == 1:
+                raise
+            most = max(1, most // 4)
+            continue
+        at += len(part)
+        yield found
+        most = _next(most, _MOST, len(found), sum(len(kv.value) for kv in found))
+
+
+def _next(most: int, limit: int, count: int, size: int) -> int:
+    """How many keys the next page has, after one of `count` with `size` bytes."""
+    fitting = ROOM * count // size if size else limit
+    return max(1, min(limit, 2 * most, fitting))
+
+
+async def below(
+    client: EtcdClient,
+    prefix: str,
+    *,
+    start: str | None = None,
+    limit: int = 0,
+    keys_only: bool = False,
+) -> Pages[KeyValue]:
+    """All keys with a prefix, in order, from `start` on, at most `limit` (0: all).
+
+    Each page is of its own moment. Raises EtcdError.
+    """
+    most, left = _KEYS if keys_only else _FIRST, limit or _ALL
+    while left:
+        most = min(most, left)
+        try:
+            page = await client.range(prefix, limit=most, start=start, keys_only=keys_only)
+        except EtcdTooLarge:
+            if most == 1:
+                raise
+            most = max(1, most // 4)
+            continue
+        if page.items:
+            yield page.items
+        left -= len(page.items)
+        if not page.more:
+            return
+        start = page.items[-1].key + "\0"
+        most = _next(most, _KEYS, len(page.items), sum(len(kv.value) for kv in page.items))
+
+
+async def by_number(
+    client: EtcdClient,
+    prefix: str,
+    low: int,
+    high: int,
+    *,
+    span: int = _SPAN,
+    limit: int = _KEYS,
+    first: int = 0,
+) -> Pages[KeyValue]:
+    """Keys with a prefix and 20 digits after it that say `low` to before `high`, in order.
+
+    A page has at most `limit` keys, one before any is known at most `first` (0: `limit`). Each
+    range that is read has an end, `span` after its begin at first, since etcd counts all keys of a
+    range: a page costs no more for what lies behind it. Raises EtcdError.
+    """
+    start, most = numbered(prefix, low), first or limit
+    while low < high:
+        bound = min(high, low + span)
+        try:
+            page = await client.range(prefix, limit=most, start=start, end=numbered(prefix, bound))
+        except EtcdTooLarge:
+            if most == 1:
+                raise
+            most = max(1, most // 4)
+            continue
+        if page.items:
+            yield page.items
+            size = sum(len(kv.value) for kv in page.items)
+            most = _next(most, limit, len(page.items), size)
+        if page.more:
+            last = page.items[-1].key
+            start, low = last + "\0", number_of(last, prefix)
+            span = max(1, bound - low)
+            if page.count > 8 * limit:
+                span = max(1, span * 4 * limit // page.count)
+        else:
+            start, low = numbered(prefix, bound), bound
+            if len(page.items) <= limit // 4:
+                span *= _WIDER
+
+
+async def newest_first(
+    client: EtcdClient, prefix: str, now: int, since: int, *, limit: int = _KEYS
+) -> Pages[KeyValue]:
+    """Keys with a prefix and a time as `keys.descending` has it: after `since` (Unix ns)."""
+    near, end = _TOP - now, _TOP - max(since, -1)
+    # Few or none are later than now: one range has them.
+    for low, high, span in ((0, near, near), (near, end, _SPAN)):
+        found = by_number(client, prefix, low, high, span=span, limit=limit)
+        async with aclosing(found) as pages:
+            async for page in pages:
+                yield page
+
+
+async def oldest_first(
+    client: EtcdClient, prefix: str, now: int, since: int, *, limit: int = _KEYS, first: int = 0
+) -> Pages[KeyValue]:
+    """Keys with a prefix and a time (Unix ns) in 20 digits, those after `since`.
+
+    Pages as of `by_number`.
+    """
+    low = max(0, since + 1)
+    near = max(low, now)
+    for begin, high, span in ((low, near, _SPAN), (near, _TOP + 1, _TOP)):
+        found = by_number(client, prefix, begin, high, span=span, limit=limit, first=first)
+        async with aclosing(found) as pages:
+            async for page in pages:
+                yield page
+
+
+async def last_begin(
+    client: EtcdClient, prefix: str, now: int, since: int, count: int
+) -> tuple[int, int]:
+    """A time (Unix ns) from which on there are `count` keys or somewhat more, and how many.
+
+    They are after `since`, and fewer if there are no more. Keys have a time in 20 digits after the
+    prefix. No values are read. Raises EtcdError.
+    """
+    low = max(0, since + 1)
+
+    async def there(begin: int) -> int:
+        start, end = numbered(prefix, begin), numbered(prefix, _TOP + 1)
+        page = await client.range(prefix, limit=1, start=start, end=end, keys_only=True)
+        return page.count
+
+    late, begin, span = _TOP + 1, max(low, now), _SPAN
+    while (count_there := await there(begin)) < count and begin > low:
+        late, begin = begin, max(low, now - span)
+        span *= _WIDER
+    while count_there > 2 * count and late - begin > 1:
+        middle = (begin + late) // 2
+        if (fewer := await there(middle)) < count:
+            late = middle
+        else:
+            begin, count_there = middle, fewer
+    return begin, count_there
+
+
+def numbered(prefix: str, number: int) -> str:
+    """The first key with a prefix and a number."""
+    return f"{prefix}{number:0{_DIGITS}d}"
+
+
+def number_of(key: str, prefix: str) -> int:
+    """The number after a prefix."""
+    return int(key[len(prefix) : len(prefix) + _DIGITS])
+
+
+async def whole(pages: Pages[T]) -> list[T]:
+    """All of what comes in pages, for those who know that it is little."""
+    return [each async for page in pages for each in page]
+
+
+async def each(pages: Pages[T], row: Callable[[T], Any]) -> Rows:
+    """A row for each thing of a listing."""
+    async with aclosing(pages) as found:
+        async for page in found:
+            yield [row(thing) for thing in page]
+
+
+async def in_memory(things: Sequence[T]) -> Pages[T]:
+    """What is in memory, in pages: others go on while rows are made of it."""
+    for start in range(0, len(things), _MADE):
+        yield list(things[start : start + _MADE])
+        await trio.lowlevel.checkpoint()
