@@ -35,7 +35,7 @@ __all__ = [
 
 PLACE = "/colonyd/part/"
 MOST = 64 * 1024 * 1024  # bytes of one value
-WHOLE = 128 * 1024  # bytes of a value that is never divided because of itself
+WHOLE = 256 * 1024  # bytes of a value that is never divided because of itself
 # Small ones: etcd keeps its last 5,000 log entries and more in memory, whatever they hold.
 PART = 64 * 1024
 # Bytes of one request, of the 1.5 MiB that etcd takes: keys and framing need some, too.
