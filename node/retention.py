@@ -24,7 +24,7 @@ from node.history import Chain, Head
 from node.log import get_logger
 from node.model import SECOND, Graph, Log, Process, State
 from node.node import Node
-from node.reads import read, read_many
+from node.reads import read_many
 from node.relief import Relief
 from node.store import graphs as graph_store
 from node.store import history as places
@@ -290,7 +290,8 @@ class Retention:
         """Processes that exist, with their revision and what asked for them."""
         processes = [keys.process(colony, pid) for pid in ids]
         submissions = [keys.submission(colony, pid) for pid in ids]
-        found = await read(self.node.client, *processes, *submissions)
+        # Fewer at once where they are large.
+        found = await read_many(self.node.client, [*processes, *submissions], 2 * _BATCH)
         return [
             _Found(
                 unpack(one.value, Process),
