@@ -1,6 +1,6 @@
 """A host left alone: work of a year in a small store and little memory, by speed instead of time.
 
-By default as many processes as fill the store more than twice. COLONYD_TEST_PROCESSES,
+By default as many processes as take a whole store. COLONYD_TEST_PROCESSES,
 COLONYD_TEST_RATE (a second) and COLONYD_TEST_QUOTA (bytes) have it longer.
 """
 
@@ -37,9 +37,9 @@ from node.submission import build_process
 from tests.support import Daemon, until
 from tests.test_history import hire
 
-COUNT = int(os.environ.get("COLONYD_TEST_PROCESSES", "9000"))
+COUNT = int(os.environ.get("COLONYD_TEST_PROCESSES", "6000"))
 QUOTA = int(os.environ.get("COLONYD_TEST_QUOTA", str(8 * 2**20)))
-RATE = float(os.environ.get("COLONYD_TEST_RATE", "100"))
+RATE = float(os.environ.get("COLONYD_TEST_RATE", "25"))
 TOGETHER = 20
 FAST = 60  # percent of the quota, above which the bulk waits
 apart = trio.to_thread.run_sync
