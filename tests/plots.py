@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 
 from federation.policy import Policy
-from federation.simulation.actors import Job
-from federation.simulation.foes import EVE
-from federation.simulation.scenario import Story
-from federation.simulation.world import Faults
 from node.config import RouteConfig
+from tests.simulation.actors import Job
+from tests.simulation.foes import EVE
+from tests.simulation.scenario import Story
+from tests.simulation.world import Faults
 
 Tune = Callable[[Story], None]
 _NEXT = (1, 2, 0)  # to whom each of three colonies sends

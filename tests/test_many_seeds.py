@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from federation.simulation.runner import run_seeds
+from tests.simulation.runner import run_seeds
 
 CORES = os.cpu_count() or 1
 

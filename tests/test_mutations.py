@@ -1,6 +1,6 @@
 """Each check of federation broken once: the simulation, or a named test, must notice.
 
-What the checks are for is told by `federation.simulation.witness`; here it is shown to bite. The
+What the checks are for is told by `tests.simulation.witness`; here it is shown to bite. The
 mutations are in `tests.mutations`, the worlds in which they matter in `tests.plots`.
 """
 
@@ -21,12 +21,6 @@ from federation.outbox import Forward
 from federation.peers import Peers
 from federation.resolving import resolve
 from federation.sealing import Sealer
-from federation.simulation import scenario, witness, world
-from federation.simulation.client import MemoryClient
-from federation.simulation.scenario import play
-from federation.simulation.store import MemoryStore
-from federation.simulation.witness import Witness
-from federation.simulation.world import EPOCH, World, key_of
 from node.codec import pack, unpack
 from node.errors import RpcError
 from node.etcd.client import KeyValue
@@ -38,6 +32,12 @@ from tests import plots, test_bindings, test_envelope, test_names, test_router
 from tests import test_federation_outbox as named
 from tests.mutations import outcomes, receiving, sending, storing
 from tests.plots import Tune
+from tests.simulation import scenario, witness, world
+from tests.simulation.client import MemoryClient
+from tests.simulation.scenario import play
+from tests.simulation.store import MemoryStore
+from tests.simulation.witness import Witness
+from tests.simulation.world import EPOCH, World, key_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 
 from federation.messages import DEEPEST
-from federation.simulation.runner import main
-from federation.simulation.scale import ALL, Traffic, measure
+from tests.simulation.runner import main
+from tests.simulation.scale import ALL, Traffic, measure
 
 
 def sure(traffic: Traffic, submitted: int) -> Traffic:

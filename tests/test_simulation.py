@@ -1,6 +1,6 @@
 """Worlds of several colonies over a faulty network: what must hold does, seeds replay exactly.
 
-The rules themselves are in `federation.simulation.witness`; that they bite, `test_mutations` shows.
+The rules themselves are in `tests.simulation.witness`; that they bite, `test_mutations` shows.
 """
 
 from __future__ import annotations
@@ -23,11 +23,6 @@ from federation.messages import Outcomes, Poll, Submit, load
 from federation.peers import TRUSTED, Peers
 from federation.roster import Peer
 from federation.sealing import Sealer
-from federation.simulation.client import MemoryClient
-from federation.simulation.runner import main, run_seeds
-from federation.simulation.scenario import play
-from federation.simulation.store import MAX_OPS, MemoryStore
-from federation.simulation.world import World, key_of
 from node.codec import pack
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult, open_client
 from node.etcd.errors import EtcdError, EtcdTooManyOps
@@ -48,6 +43,11 @@ from node.model import SECOND
 from node.processes import Processes
 from node.rpc.http import Request
 from tests.etcd.support import start_store
+from tests.simulation.client import MemoryClient
+from tests.simulation.runner import main, run_seeds
+from tests.simulation.scenario import play
+from tests.simulation.store import MAX_OPS, MemoryStore
+from tests.simulation.world import World, key_of
 
 ROOT = Path(__file__).parent.parent
 CORES = os.cpu_count() or 1
@@ -88,7 +88,7 @@ def test_a_seed_replays_in_another_process_with_other_hashes() -> None:
     seen = set()
     for hashes in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-m", "federation.simulation", "--seed", "12"],
+            [sys.executable, "-m", "tests.simulation", "--seed", "12"],
             cwd=ROOT,
             env=os.environ | {"PYTHONHASHSEED": hashes},
             capture_output=True,

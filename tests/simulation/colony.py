@@ -20,10 +20,6 @@ from federation.peers import TRUSTED, Known
 from federation.policy import Policy
 from federation.roster import Peer
 from federation.service import Federation
-from federation.simulation.client import MemoryClient
-from federation.simulation.network import Gone, Network, SimulatedLink
-from federation.simulation.store import Change, MemoryStore
-from federation.simulation.world import EPOCH, Killed, World, key_of
 from federation.transport import Link, Unsent
 from node.codec import pack
 from node.config import Config, FederationConfig, RouteConfig
@@ -37,6 +33,10 @@ from node.model import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.rpc.http import Request, Response
 from node.store import keys
+from tests.simulation.client import MemoryClient
+from tests.simulation.network import Gone, Network, SimulatedLink
+from tests.simulation.store import Change, MemoryStore
+from tests.simulation.world import EPOCH, Killed, World, key_of
 
 __all__ = ["FINGERPRINT", "PORT", "WORKERS", "Site"]
 

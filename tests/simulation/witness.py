@@ -15,12 +15,12 @@ from federation.peers import BLOCKED, TRUSTED
 from federation.policy import Policy
 from federation.relays import local_id
 from federation.roster import Peer
-from federation.simulation.colony import WORKERS, Site
-from federation.simulation.store import Change
-from federation.simulation.world import Broken, World
 from node.codec import unpack
 from node.model import SECOND, Process, State
 from node.store import keys
+from tests.simulation.colony import WORKERS, Site
+from tests.simulation.store import Change
+from tests.simulation.world import Broken, World
 
 __all__ = ["Witness"]
 

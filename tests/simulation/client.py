@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import trio
 
-from federation.simulation.store import MemoryStore
-from federation.simulation.world import Killed, World
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.parts import Known
 from node.etcd.pressure import Pressure
 from node.etcd.transactions import Delete, DeletePrefix, Put, Txn
+from tests.simulation.store import MemoryStore
+from tests.simulation.world import Killed, World
 
 __all__ = ["MemoryClient"]
 

@@ -13,9 +13,6 @@ import msgspec
 import trio
 
 from federation.resolving import resolve
-from federation.simulation.colony import TYPE, Site
-from federation.simulation.network import Gone
-from federation.simulation.world import World
 from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.handlers.processes import submit_spec
@@ -23,6 +20,9 @@ from node.model import Conditions, Executor, FunctionSpec, Process, State
 from node.rpc import requests as req
 from node.rpc.table import Caller
 from node.scheduler import Candidate
+from tests.simulation.colony import TYPE, Site
+from tests.simulation.network import Gone
+from tests.simulation.world import World
 
 __all__ = ["Job", "Worker", "patiently", "submit_and_watch"]
 

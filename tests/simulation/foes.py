@@ -18,11 +18,11 @@ from federation.envelope import MAX_LIFETIME, Kind, inspect
 from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
 from federation.relays import local_id
 from federation.sealing import Sealer
-from federation.simulation.colony import FINGERPRINT, PORT, TYPE, Site
-from federation.simulation.network import Gone, Network
-from federation.simulation.witness import Witness
-from federation.simulation.world import World, key_of
 from node.rpc.http import Request, Response
+from tests.simulation.colony import FINGERPRINT, PORT, TYPE, Site
+from tests.simulation.network import Gone, Network
+from tests.simulation.witness import Witness
+from tests.simulation.world import World, key_of
 
 __all__ = ["EVE", "MALLORY", "Foes", "foe_card"]
 

@@ -19,8 +19,8 @@ from typing import TextIO
 
 import msgspec
 
-from federation.simulation.scale import ALL, measure, table
-from federation.simulation.scenario import Result, play
+from tests.simulation.scale import ALL, measure, table
+from tests.simulation.scenario import Result, play
 
 __all__ = ["Summary", "main", "run_seeds"]
 

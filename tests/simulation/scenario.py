@@ -17,15 +17,15 @@ import msgspec
 import trio
 
 from federation.policy import Policy
-from federation.simulation.actors import Job, Worker, patiently, submit_and_watch
-from federation.simulation.colony import WORKERS, Site
-from federation.simulation.foes import EVE, MALLORY, Foes
-from federation.simulation.network import Network
-from federation.simulation.stage import stage
-from federation.simulation.witness import Witness
-from federation.simulation.world import Broken, Faults, World, key_of
 from node.config import RouteConfig
 from node.errors import RpcError
+from tests.simulation.actors import Job, Worker, patiently, submit_and_watch
+from tests.simulation.colony import WORKERS, Site
+from tests.simulation.foes import EVE, MALLORY, Foes
+from tests.simulation.network import Network
+from tests.simulation.stage import stage
+from tests.simulation.witness import Witness
+from tests.simulation.world import Broken, Faults, World, key_of
 
 __all__ = ["Result", "Story", "play"]
 

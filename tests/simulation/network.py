@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar, cast
 
 import trio
 
-from federation.simulation.world import World
 from federation.transport import Answer, Link, Lost, Unsent
 from node.rpc.http import Request, Response
+from tests.simulation.world import World
 
 __all__ = ["Capture", "Gone", "Network", "Place", "SimulatedLink"]
 

@@ -17,14 +17,14 @@ from typing import Literal
 import msgspec
 import trio
 
-from federation.simulation.actors import Job, Worker, submit_and_watch
-from federation.simulation.colony import Site
-from federation.simulation.network import Network
-from federation.simulation.stage import stage
-from federation.simulation.world import World
 from node.config import RouteConfig
 from node.model import State
 from node.store import keys
+from tests.simulation.actors import Job, Worker, submit_and_watch
+from tests.simulation.colony import Site
+from tests.simulation.network import Network
+from tests.simulation.stage import stage
+from tests.simulation.world import World
 
 __all__ = ["ALL", "FURTHEST", "Mode", "Traffic", "measure", "table"]
 
