@@ -23,11 +23,11 @@ from federation.policy import of_config
 from federation.service import Federation
 from node.config import Config, ConfigError
 from node.daemon import Settings, load, run
-from node.errors import RpcError
 from node.etcd.errors import EtcdError, StoreRefused
 from node.home import HomeError, HomeInfo, default_home
 from node.identity import IdentityError
 from node.log import configure_logging, get_logger
+from node.model.errors import RpcError
 from node.node import Node
 from node.rpc.listeners import ListenError
 from node.rpc.table import Table

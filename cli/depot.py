@@ -146,8 +146,8 @@ def address(target: str) -> dict[str, str]:
 def checked_item(label: str, name: str) -> Item:
     """Label and name in their one spelling. Raises Failure (usage)."""
     from cli.filesync import Item
-    from node.errors import RpcError
     from node.labels import check_name, normalise_label
+    from node.model.errors import RpcError
 
     try:
         return Item(normalise_label(label, "--label"), check_name(name, "--name"))

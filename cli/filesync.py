@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cli.transfer import Content, digest, is_partial
-from node.errors import RpcError
 from node.labels import check_name, normalise_label
+from node.model.errors import RpcError
 
 __all__ = [
     "MARKER",

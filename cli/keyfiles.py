@@ -36,8 +36,8 @@ def check_name(text: str) -> str:
 
 def check_member_name(text: str) -> str:
     """The name of a user or an executor as given. Raises Failure (usage)."""
-    from node.errors import RpcError
-    from node.member_names import check_name
+    from node.model.errors import RpcError
+    from node.model.names import check_name
 
     try:
         check_name(text, "name")

@@ -22,7 +22,7 @@ from cli.process import explain_end
 from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
 from cli.terminal import print_line, print_note, print_result
 from cli.waiting import wait_told
-from node.model import FunctionSpec
+from node.model.types import FunctionSpec
 
 if TYPE_CHECKING:
     from node.identity import PrivateKey

@@ -19,13 +19,13 @@ from federation.ledger import Bell, Entry, Ledger
 from federation.markers import Marker
 from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, Known
-from node.codec import unpack
-from node.errors import conflict
 from node.etcd.client import KeyValue
 from node.etcd.transactions import Delete, ModRevision, Op, Txn
 from node.hooks import Addition
 from node.log import get_logger
-from node.model import Process, State
+from node.model.codec import unpack
+from node.model.errors import conflict
+from node.model.types import Process, State
 from node.store import processes as store
 
 __all__ = ["Endings"]

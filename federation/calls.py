@@ -32,12 +32,12 @@ from federation.results import read_output
 from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
-from node.codec import unpack, wire_process, wire_time
-from node.errors import bad, missing
 from node.etcd.pressure import Need
 from node.home import Home
 from node.identity import id_of, verify_es256k
-from node.model import Process, State
+from node.model.codec import unpack, wire_process, wire_time
+from node.model.errors import bad, missing
+from node.model.types import Process, State
 from node.rpc.requests import Empty, ProcessById
 from node.rpc.table import Call, Caller, Who
 from node.store import keys

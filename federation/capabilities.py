@@ -14,7 +14,7 @@ import msgspec
 
 from federation.messages import Capabilities, Offer
 from federation.policy import Policy
-from node.model import SECOND, Executor, ExecutorState, Function
+from node.model.types import SECOND, Executor, ExecutorState, Function
 
 __all__ = [
     "HEARD",

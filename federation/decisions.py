@@ -12,7 +12,7 @@ from federation.blocking import Endings
 from federation.peers import BLOCKED, Known, Peers
 from federation.policy import Policy
 from federation.transport import TransportError
-from node.errors import conflict
+from node.model.errors import conflict
 from node.processes import Processes
 
 __all__ = ["PATIENCE", "Decisions"]

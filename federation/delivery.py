@@ -20,11 +20,11 @@ from federation.messages import Cancel, Carried, Receipt, Submit, load
 from federation.outbox import Forward
 from federation.sealing import Sealer
 from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent, Untimely
-from node.errors import RpcError
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, ModRevision, Txn
 from node.log import get_logger
-from node.model import Process
+from node.model.errors import RpcError
+from node.model.types import Process
 from node.store import keys
 
 __all__ = ["Delivery"]

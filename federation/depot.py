@@ -27,11 +27,11 @@ from federation.outbox import Forward
 from federation.policy import Breach
 from federation.refusals import Refusal
 from federation.transport import Link, PeerRefused, TransportError
-from node.codec import unpack
-from node.errors import RpcError, bad
 from node.files import Files
 from node.log import get_logger
-from node.model import SECOND, Process
+from node.model.codec import unpack
+from node.model.errors import RpcError, bad
+from node.model.types import SECOND, Process
 from node.pages import whole
 from node.store import files as store
 from node.store.files import File, Newest, Reference

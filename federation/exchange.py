@@ -21,7 +21,7 @@ from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
 from node.log import get_logger
 from node.members import Members
-from node.model import ExecutorState
+from node.model.types import ExecutorState
 from node.processes import Processes
 
 __all__ = ["Exchange"]

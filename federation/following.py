@@ -22,14 +22,14 @@ from federation.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Sai
 from federation.progress import Followed, Pace
 from federation.sparing import Sparing
 from federation.transport import Link
-from node.codec import pack, unpack
-from node.errors import RpcError, bad, conflict, missing
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
 from node.log import get_logger
 from node.logs import puts
-from node.model import SECOND, Log, Process
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError, bad, conflict, missing
+from node.model.types import SECOND, Log, Process
 from node.store import channels as store_channels
 from node.store import keys
 from node.store import processes as store

@@ -30,9 +30,9 @@ from federation.sealing import Sealer
 from federation.sizes import SIZES
 from federation.sparing import Sparing
 from federation.tokens import KNOCK
-from node.errors import RpcError
 from node.etcd.errors import EtcdError, StoreFull
 from node.log import get_logger
+from node.model.errors import RpcError
 from node.rpc.http import Request, Response
 
 Action = Callable[[Opened, bytes], Awaitable[bytes]]

@@ -23,9 +23,9 @@ from federation.refusals import Refusal
 from federation.rotation import Rotation
 from federation.sealing import Sealer
 from federation.transport import Link, TransportError, Unsent, Untimely
-from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
+from node.model.errors import RpcError
 
 __all__ = ["Greeter"]
 

@@ -15,7 +15,7 @@ from federation.keys import Keys
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import ModRevision, Put, Txn
 from node.log import get_logger
-from node.model import SECOND
+from node.model.types import SECOND
 
 __all__ = ["HighWater"]
 

@@ -26,15 +26,15 @@ from federation.refusals import Refusal, store_full, trusted_revision
 from federation.relays import Asked, BadPath, Request, local_id
 from federation.sealing import Sealer, cti_of
 from federation.stocktaking import Stocktaking
-from node.codec import pack, unpack
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
 from node.etcd.transactions import Absent, Compare, Get, ModRevision, Put, Txn
 from node.hooks import Addition
-from node.model import SECOND, FunctionSpec, Process
-from node.numbers import beyond_float
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.numbers import beyond_float
+from node.model.types import SECOND, FunctionSpec, Process
 from node.processes import Processes
 from node.rpc.table import prune
 from node.store import processes as store

@@ -25,11 +25,11 @@ from federation.policy import Bucket
 from federation.refusals import Refusal
 from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
-from node.codec import pack, unpack
-from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import ModRevision, Put, Txn
 from node.log import get_logger
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
 
 __all__ = ["MOST", "Introducer", "chosen"]
 

@@ -28,11 +28,11 @@ from federation.reaching import cannot_be
 from federation.refusals import Refusal
 from federation.sealing import Sealer
 from federation.tokens import Token
-from node.codec import pack, unpack
-from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Delete, ModRevision, Put
 from node.log import get_logger
+from node.model.codec import pack, unpack
+from node.model.errors import bad, conflict, missing
 from node.reads import read
 
 __all__ = ["Invitation", "Invitations"]

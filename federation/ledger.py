@@ -18,12 +18,12 @@ from federation.keys import Keys
 from federation.outbox import Act, Forward, Move, Way
 from federation.peers import Peers
 from federation.sealing import Sealer
-from node.codec import pack, unpack
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Delete, Get, ModRevision, Op, Put, Txn
 from node.hooks import Addition
-from node.model import Process, State
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.types import Process, State
 from node.processes import Processes
 from node.store import processes as store
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from federation.messages import MOST_FILES, Carried
-from node.errors import bad
 from node.labels import check_name, normalise_label
-from node.model import Filesystem
+from node.model.errors import bad
+from node.model.types import Filesystem
 from node.tickets import CHECKSUM
 
 __all__ = [

@@ -21,9 +21,9 @@ from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.transport import TransportError, Unsent, fetch_card, split_address
 from node.containment import contained
-from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
+from node.model.errors import RpcError
 
 __all__ = ["Meeting"]
 

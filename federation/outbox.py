@@ -14,7 +14,7 @@ import msgspec
 from federation.envelope import MAX_LIFETIME, Refused
 from federation.relays import Request, request_of
 from federation.sealing import cti_of
-from node.model import SECOND, Process
+from node.model.types import SECOND, Process
 
 __all__ = [
     "ACCEPTED",

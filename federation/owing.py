@@ -23,10 +23,10 @@ from federation.relays import Request
 from federation.sealing import Sealer, cti_of
 from federation.sizes import SIZES
 from federation.telling import Teller
-from node.codec import unpack
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Delete, Op, Txn
-from node.model import Process, State
+from node.model.codec import unpack
+from node.model.types import Process, State
 from node.processes import Processes
 
 __all__ = ["Owing"]

@@ -29,12 +29,12 @@ from federation.roster import (
     Usurped,
 )
 from federation.sparing import Sparing
-from node.codec import pack, unpack
-from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Compare, Get, ModRevision, Op, Put, Txn
 from node.log import get_logger
+from node.model.codec import pack, unpack
+from node.model.errors import bad, conflict, missing
 
 __all__ = ["BLOCKED", "PENDING", "SEEN", "TRUSTED", "Former", "Known", "Peer", "Peers", "Usurped"]
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 
 from node.config import PolicyConfig
-from node.model import FunctionSpec
+from node.model.types import FunctionSpec
 
 __all__ = [
     "MAX_HOPS",

@@ -14,9 +14,9 @@ import msgspec
 from federation.envelope import Refused
 from federation.foreign_json import require_bounded
 from federation.messages import Extra, Follow, Line, News
-from node.errors import bad
-from node.model import Attribute, Log, Process
-from node.numbers import beyond_float
+from node.model.errors import bad
+from node.model.numbers import beyond_float
+from node.model.types import Attribute, Log, Process
 
 __all__ = [
     "MAX_ATTRIBUTES",

@@ -11,9 +11,9 @@ from federation.markers import Kept, Marker
 from federation.messages import Submit, load_large
 from federation.peers import TRUSTED
 from federation.refusals import Refusal
-from node.codec import pack, unpack
 from node.etcd.pressure import Need
 from node.etcd.transactions import Absent, Get, Put, Txn
+from node.model.codec import pack, unpack
 
 __all__ = ["is_final", "keep"]
 

@@ -10,11 +10,11 @@ import msgspec
 from federation import outbox
 from federation.ledger import Ledger
 from federation.outbox import Forward
-from node.codec import pack, unpack
-from node.errors import RpcError, bad, conflict, missing
 from node.etcd.transactions import ModRevision, Op, Put, Txn
 from node.log import get_logger
-from node.model import Process, State
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError, bad, conflict, missing
+from node.model.types import Process, State
 from node.store import processes as store
 
 __all__ = ["resolve"]

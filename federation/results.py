@@ -24,13 +24,13 @@ from federation.relays import Request
 from federation.sealing import Sealer
 from federation.sizes import SIZES
 from federation.transport import Later, Link, TransportError
-from node.codec import pack, unpack
-from node.errors import RpcError
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, Op, Put, Txn
 from node.log import get_logger
-from node.model import Process, State
-from node.numbers import beyond_float
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.numbers import beyond_float
+from node.model.types import Process, State
 from node.store import processes as store
 
 __all__ = ["Results"]

@@ -14,14 +14,14 @@ from federation.keys import Keys
 from federation.messages import Successor
 from federation.sealing import Sealer
 from federation.succession import OVERLAP, declare, prove
-from node.codec import pack, unpack
-from node.errors import conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import ModRevision, Op, Put, Txn
 from node.home import Home
 from node.log import get_logger
 from node.members import Members
-from node.model import Colony
+from node.model.codec import pack, unpack
+from node.model.errors import conflict, missing
+from node.model.types import Colony
 from node.store import keys as node_keys
 
 __all__ = ["Rotated", "Rotation"]

@@ -15,9 +15,9 @@ from federation.capabilities import Statement
 from federation.outbox import Forward
 from federation.policy import opening
 from federation.routes import Option, Report, Route, odds
-from node.errors import bad
 from node.etcd.pressure import Need
-from node.model import FunctionSpec
+from node.model.errors import bad
+from node.model.types import FunctionSpec
 from node.rpc.requests import Empty
 from node.rpc.table import Call, Caller, Who
 

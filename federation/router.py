@@ -32,7 +32,7 @@ from federation.routes import (
 )
 from federation.sizes import FORWARD, forward_size
 from node.log import get_logger
-from node.model import SECOND, ExecutorState, FunctionSpec, Process
+from node.model.types import SECOND, ExecutorState, FunctionSpec, Process
 
 __all__ = ["Router"]
 

@@ -49,13 +49,13 @@ from federation.upkeep import Upkeep
 from federation.waiting import Waiting
 from node.config import Config
 from node.containment import contained, keep_going
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
 from node.identity import PrivateKey
 from node.log import get_logger
 from node.members import Members
+from node.model.errors import RpcError
 from node.processes import Processes
 from node.rpc.http import Limits, serve_http
 from node.rpc.listeners import addresses_of, bound_port, open_listeners

@@ -14,9 +14,9 @@ from federation.accounts import Accounts, Pages, Stock
 from federation.keys import Keys
 from federation.markers import SAID, Marker
 from federation.owing import Owing
-from node.codec import pack, unpack
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.transactions import Absent, Compare, Delete, ModRevision, Put, Txn
+from node.model.codec import pack, unpack
 from node.processes import Processes
 
 __all__ = ["Stocktaking"]

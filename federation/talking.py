@@ -23,13 +23,13 @@ from federation.markers import SAID, Marker
 from federation.messages import Heard, Say, load
 from federation.refusals import Refusal
 from federation.transport import Later, Link, PeerRefused, TransportError
-from node.codec import pack, unpack
-from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
 from node.etcd.transactions import Get, ModRevision, Put, Txn
 from node.log import get_logger
-from node.model import Process, State
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.types import Process, State
 from node.store import channels as store
 from node.store import keys
 

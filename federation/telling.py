@@ -16,10 +16,10 @@ from federation import progress, words
 from federation.keys import Keys
 from federation.messages import Follow, Line, News, Poll, Said, dump
 from federation.progress import Followed
-from node.codec import unpack
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge
-from node.model import Log, Process, State
+from node.model.codec import unpack
+from node.model.types import Log, Process, State
 from node.processes import Processes
 from node.store import keys as node_keys
 

@@ -19,10 +19,10 @@ from federation.ledger import Ledger
 from federation.messages import Outcome
 from federation.outbox import Forward
 from federation.peers import Peers
-from node.codec import unpack
 from node.etcd.transactions import Get, Txn
 from node.identity import id_of
-from node.model import Process
+from node.model.codec import unpack
+from node.model.types import Process
 from node.store import keys
 
 __all__ = [

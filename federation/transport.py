@@ -34,7 +34,7 @@ from federation.sizes import ANSWERS, SIZES
 from federation.tls import fingerprint_of
 from node.http_client import read_body
 from node.log import get_logger
-from node.model import SECOND
+from node.model.types import SECOND
 
 __all__ = [
     "Answer",

@@ -18,11 +18,11 @@ from federation.messages import Submit, load_large
 from federation.outbox import Forward, Tried
 from federation.router import Router
 from federation.routes import ALWAYS, Option, Report, Route, Subject, matches
-from node.codec import pack, unpack
-from node.errors import RpcError
 from node.etcd.transactions import Put
 from node.log import get_logger
-from node.model import SECOND, Process, State
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.types import SECOND, Process, State
 from node.reads import read
 from node.scheduler import Entry
 from node.store import keys

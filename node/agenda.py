@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 import trio
 from sortedcontainers import SortedSet
 
-from node.codec import unpack
-from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.log import get_logger
-from node.model import SECOND
+from node.model.codec import unpack
+from node.model.errors import RpcError
+from node.model.types import SECOND
 from node.scheduler import count_owner
 from node.turns import Turns
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from node.codec import pack
-from node.errors import bad
 from node.limits import BLUEPRINT
-from node.model import Colony, Conditions, FunctionSpec
+from node.model.codec import pack
+from node.model.errors import bad
+from node.model.types import Colony, Conditions, FunctionSpec
 from node.schema import SchemaError, check_schema, conform
 from node.store.blueprints import Blueprint, Definition
 from node.submission import MAX_SECONDS

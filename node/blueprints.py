@@ -25,11 +25,11 @@ from node.blueprint_rules import (
     reconcile_call,
     revise,
 )
-from node.codec import unpack
-from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient, KeyValue
 from node.locations import Locations
-from node.model import Process
+from node.model.codec import unpack
+from node.model.errors import RpcError, bad, conflict, missing
+from node.model.types import Process
 from node.pages import Pages, below, values
 from node.processes import Processes
 from node.reads import read

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from node.codec import unpack, wire_time
 from node.directory import Directory
-from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Txn
 from node.etcd.watch import Batch, watch
 from node.limits import CHANNEL, MESSAGE
-from node.model import SECOND, Process
+from node.model.codec import unpack, wire_time
+from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.types import SECOND, Process
 from node.pages import Pages, below, whole
 from node.store import channels as store
 from node.store.channels import Entry, Head, Pulse

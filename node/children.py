@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from node import graphs
-from node.codec import pack, unpack
-from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Compare, ModRevision, Op, Put, Txn
-from node.model import FunctionSpec, Graph, Process, State
+from node.model import graph as graphs
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.types import FunctionSpec, Graph, Process, State
 from node.processes import Processes
 from node.resolution import Resolution
 from node.store import graphs as store

@@ -16,16 +16,16 @@ import msgspec
 from node import schedule
 from node.agenda import Index
 from node.apart import apart
-from node.codec import unpack
 from node.directory import Directory
-from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, ModRevision
 from node.leader import Leader
 from node.log import get_logger
-from node.model import SECOND, State
+from node.model.codec import unpack
+from node.model.errors import RpcError, bad, conflict, missing
+from node.model.types import SECOND, State
 from node.pages import Pages, below, each, values
 from node.quotas import TooMany
 from node.store import crons as store

@@ -50,7 +50,7 @@ from node.indexing import Indexing
 from node.leader import home_identity
 from node.listening import Listening, announce, withdraw, withdrawn
 from node.log import configure_logging, get_logger
-from node.model import Colony, Executor, ExecutorState, User
+from node.model.types import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.notify import Notifier, watchdog
 from node.reload import Reload

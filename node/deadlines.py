@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from node.model import Process, State
+from node.model.types import Process, State
 from node.processes import Processes
 from node.store import processes as store
 

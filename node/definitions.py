@@ -14,9 +14,9 @@ import msgspec
 import trio
 
 from node.blueprint_rules import check_definition
-from node.codec import unpack
-from node.errors import conflict, missing
 from node.etcd.client import EtcdClient
+from node.model.codec import unpack
+from node.model.errors import conflict, missing
 from node.pages import Pages, below, values
 from node.quotas import Quotas
 from node.store import blueprints as store

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from node.codec import unpack
-from node.errors import denied
-from node.member_names import of_key
-from node.model import Colony, Executor, ExecutorState, Function, User
+from node.model.codec import unpack
+from node.model.errors import denied
+from node.model.names import of_key
+from node.model.types import Colony, Executor, ExecutorState, Function, User
 from node.store import keys
 
 Member = User | Executor

@@ -11,10 +11,10 @@ import trio
 
 from node import metrics
 from node.config import Config
-from node.errors import RpcError
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdTooManyOps, StoreFull
 from node.etcd.pressure import Level
 from node.log import get_logger
+from node.model.errors import RpcError
 from node.node import Node
 from node.rpc import cors, filedoor, pubsub
 from node.rpc.http import Limits, Request, Response, serve_http

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from node.codec import pack, unpack
-from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.log import get_logger
+from node.model.codec import pack, unpack
+from node.model.errors import bad, conflict, missing
 from node.pages import Pages, below, each, values
 from node.quotas import Quotas, TooMany
 from node.store import files as store

@@ -14,9 +14,7 @@ import trio
 
 from node.agenda import Index
 from node.apart import apart
-from node.codec import unpack
 from node.directory import Directory
-from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
@@ -24,7 +22,9 @@ from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
 from node.leader import Leader
 from node.limits import GENERATOR
 from node.log import get_logger
-from node.model import SECOND
+from node.model.codec import unpack
+from node.model.errors import RpcError, bad, conflict, missing
+from node.model.types import SECOND
 from node.pages import Pages, below, each, values
 from node.quotas import TooMany
 from node.store import generators as store

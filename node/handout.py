@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from node.errors import RpcError, missing
 from node.etcd.errors import EtcdError, EtcdUnavailable
 from node.log import get_logger
-from node.model import Executor, Process, State
+from node.model.errors import RpcError, missing
+from node.model.types import Executor, Process, State
 from node.scheduler import Candidate, Entry, matches
 from node.store import keys
 from node.store import processes as store

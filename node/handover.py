@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from node.codec import pack, unpack
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Compare, ModRevision, Op, Put, Txn
+from node.model.codec import pack, unpack
 from node.store import crons, generators
 from node.store.crons import Cron
 from node.store.generators import Generator

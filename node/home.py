@@ -18,7 +18,7 @@ from pathlib import Path
 
 from node.directories import sync_directory
 from node.identity import IdentityError, PrivateKey, read_key, write_key
-from node.member_names import in_key
+from node.model.names import in_key
 
 # Below a home whose restore from a backup did not come to its end.
 RESTORING = "restoring"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from node.etcd.transactions import Compare, Op
-from node.model import Process
+from node.model.types import Process
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from node import handover
-from node.codec import pack, unpack
 from node.directory import Directory
-from node.errors import bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Compare, Get, ModRevision, Op, Put, Txn
-from node.model import Colony, Executor, ExecutorState, Process, State, User
+from node.model.codec import pack, unpack
+from node.model.errors import bad, conflict, denied, missing
+from node.model.types import Colony, Executor, ExecutorState, Process, State, User
 from node.processes import Processes
 from node.store import keys
 from node.store import processes as store

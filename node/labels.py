@@ -6,7 +6,7 @@ under a label is in `store.files`.
 
 from __future__ import annotations
 
-from node.errors import bad
+from node.model.errors import bad
 
 MAX_LABEL = 1024
 MAX_NAME = 255

@@ -15,12 +15,12 @@ from pathlib import Path
 import msgspec
 import trio
 
-from node.codec import pack, unpack
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Absent, Compare, ModRevision, Put, Txn
 from node.etcd.watch import Batch, watch
 from node.log import get_logger
+from node.model.codec import pack, unpack
 from node.store.keys import ROOT
 from node.submission import new_id
 

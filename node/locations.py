@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from node.codec import pack, unpack
-from node.errors import bad, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Get, Put, Txn
-from node.member_names import check_name
+from node.model.codec import pack, unpack
+from node.model.errors import bad, missing
+from node.model.names import check_name
 from node.quotas import Quotas
 from node.store import locations as store
 from node.store.locations import Location

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from node.codec import pack, unpack
 from node.directory import Directory
-from node.errors import bad, conflict, missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.home import valid_name
-from node.member_names import check_id, check_name
-from node.model import SECOND, Colony, Executor, ExecutorState, Function, User
+from node.model.codec import pack, unpack
+from node.model.errors import bad, conflict, missing
+from node.model.names import check_id, check_name
+from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, User
 from node.quotas import Quotas
 from node.store import blueprints, crons, files, generators, keys
 from node.submission import new_id

@@ -16,11 +16,11 @@ from typing import Literal
 
 import trio
 
-from node.errors import RpcError, denied, missing
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Level
 from node.handlers.colonies import statistics
-from node.model import ExecutorState, State
+from node.model.errors import RpcError, denied, missing
+from node.model.types import ExecutorState, State
 from node.node import Node
 from node.rpc.message import Request, Response
 from node.rpc.table import Table

@@ -19,7 +19,6 @@ from node.crons import Crons
 from node.definitions import Definitions
 from node.directory import Directory
 from node.elsewhere import Elsewhere
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.files import Files
@@ -29,7 +28,8 @@ from node.leader import Leader
 from node.locations import Locations
 from node.log import get_logger
 from node.members import Members
-from node.model import Function, Process
+from node.model.errors import RpcError
+from node.model.types import Function, Process
 from node.past import Past
 from node.processes import Processes
 from node.reconciliation import Reconciliation

@@ -15,8 +15,8 @@ import trio
 
 from node.history_index import Index
 from node.log import get_logger
-from node.mending import mended
-from node.model import Process
+from node.model.repair import mended
+from node.model.types import Process
 
 log = get_logger("history")
 

@@ -16,14 +16,14 @@ import msgspec
 
 from node import steps
 from node.apart import apart
-from node.codec import unpack
-from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.client import EtcdClient
 from node.etcd.errors import Compacted
 from node.etcd.transactions import Compare, Get, Op, Put, Txn
 from node.handout import HandOut
 from node.hooks import Hooks
-from node.model import Attribute, Blocked, Process, Running, State, Waiting
+from node.model.codec import unpack
+from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
 from node.quotas import Quotas
 from node.reads import Reads, read_many
 from node.scheduler import Entry, Queue, RunningSet

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from node.config import QuotasConfig
-from node.errors import RpcError
+from node.model.errors import RpcError
 from node.scheduler import Queue, RunningSet, count_owner
 
 __all__ = ["Quotas", "TooMany"]

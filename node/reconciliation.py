@@ -18,12 +18,12 @@ from node.blueprint_rules import (
     cron_name,
     reconcile_call,
 )
-from node.codec import unpack
 from node.crons import Crons, next_run
-from node.errors import missing
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Present
-from node.model import Colony, FunctionSpec, Process
+from node.model.codec import unpack
+from node.model.errors import missing
+from node.model.types import Colony, FunctionSpec, Process
 from node.processes import Processes
 from node.reads import read
 from node.store import blueprints as store

@@ -12,7 +12,7 @@ import trio
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import Compacted
-from node.model import SECOND
+from node.model.types import SECOND
 from node.store import keys
 
 _FROM, _TO = 50, 40  # percent of the quota in use from which things leave, and down to which

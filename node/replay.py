@@ -17,13 +17,13 @@ from typing import Any
 import msgspec
 import trio
 
-from node.errors import RpcError, conflict, denied
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.guard import GUARD
 from node.etcd.transactions import Absent, DeletePrefix, Get, ModRevision, Put, Txn
 from node.log import get_logger
-from node.model import SECOND
+from node.model.errors import RpcError, conflict, denied
+from node.model.types import SECOND
 from node.store import replay as store
 
 __all__ = ["FRESH", "LONGEST", "Claim", "Once", "Replays", "aside", "look"]

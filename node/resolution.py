@@ -15,16 +15,16 @@ from math import inf
 import msgspec
 import trio
 
-from node.codec import pack, unpack
-from node.errors import RpcError, bad
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.parts import MOST as MOST_VALUE
 from node.etcd.transactions import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
-from node.graphs import node_id
 from node.limits import INPUT
 from node.log import get_logger
-from node.model import Graph, Process, State
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError, bad
+from node.model.graph import node_id
+from node.model.types import Graph, Process, State
 from node.processes import Processes
 from node.store import graphs as store
 from node.store import keys

@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 import trio
 
-from node.codec import pack, unpack, wire_attribute
 from node.config import Config, HistoryConfig
-from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Delete, GetFirst, Op, Txn
 from node.history import Chain, Head
 from node.log import get_logger
-from node.model import SECOND, Graph, Log, Process, State
+from node.model.codec import pack, unpack, wire_attribute
+from node.model.errors import RpcError
+from node.model.types import SECOND, Graph, Log, Process, State
 from node.node import Node
 from node.reads import read_many
 from node.relief import Relief

@@ -17,16 +17,16 @@ import trio
 
 from node import schedule
 from node.agenda import Index
-from node.codec import pack, unpack
 from node.crons import Crons, next_run
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import ModRevision, Put, Txn
 from node.generators import Generators
 from node.leader import Leader
 from node.log import get_logger
-from node.model import SECOND, Process, State
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.types import SECOND, Process, State
 from node.processes import Processes
 from node.scheduler import Entry
 from node.steps import JUMP, Clock

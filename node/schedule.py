@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from node.model import SECOND
+from node.model.types import SECOND
 from node.submission import MAX_SECONDS
 
 UTC = ZoneInfo("UTC")

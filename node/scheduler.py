@@ -15,7 +15,7 @@ from itertools import islice
 
 from sortedcontainers import SortedSet
 
-from node.model import SECOND, Running, Waiting
+from node.model.types import SECOND, Running, Waiting
 
 # The lane of those that nobody may have yet: no executor's name has a "/".
 _NOBODY = "/"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from node.directory import Roster
-from node.model import Executor, ExecutorState, Waiting
+from node.model.types import Executor, ExecutorState, Waiting
 from node.scheduler import Queue
 
 __all__ = ["Bench", "Stuck", "stuck"]

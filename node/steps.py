@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from node.model import DAY, SECOND
+from node.model.types import DAY, SECOND
 
 __all__ = ["JUMP", "SET", "Clock", "Moment", "boot_id", "jumped", "moment", "place", "steady_ns"]
 

@@ -11,12 +11,21 @@ import secrets
 
 import msgspec
 
-from node import graphs
 from node.channels import check_names
-from node.errors import RpcError, bad, conflict
 from node.hooks import Hooks
-from node.model import DAY, ENV, LOWEST_PRIORITY, SECOND, Attribute, FunctionSpec, Graph, Process
-from node.resources import parse_cpu, parse_memory
+from node.model import graph as graphs
+from node.model.errors import RpcError, bad, conflict
+from node.model.quantities import parse_cpu, parse_memory
+from node.model.types import (
+    DAY,
+    ENV,
+    LOWEST_PRIORITY,
+    SECOND,
+    Attribute,
+    FunctionSpec,
+    Graph,
+    Process,
+)
 
 MAX_PRIORITY = -LOWEST_PRIORITY
 # Longest time limit in seconds: about 31 years, so that every deadline is a date.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from node.model import Process, State
+from node.model.types import Process, State
 
 # Processes of which is remembered what was told last. Of one that has left by then, a change of
 # its contents while it runs is told as if it started.

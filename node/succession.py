@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from node.codec import unpack
 from node.etcd.client import EtcdClient
 from node.home import Home, HomeInfo
 from node.log import get_logger
-from node.model import Colony
+from node.model.codec import unpack
+from node.model.types import Colony
 from node.store import keys
 
 __all__ = ["finish"]

@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from node.errors import bad, denied
-from node.model import SECOND
+from node.model.errors import bad, denied
+from node.model.types import SECOND
 
 # Seconds that a ticket holds unless it is made for longer.
 LIFETIME = 900

@@ -16,7 +16,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.watch import Batch, Event, watch
 from node.generators import REMEMBERED
 from node.log import get_logger
-from node.model import SECOND
+from node.model.types import SECOND
 from node.node import Node
 from node.store import keys
 from node.store.crons import CRONS

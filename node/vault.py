@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from node.directories import sync_directory
-from node.errors import RpcError, bad, conflict
+from node.model.errors import RpcError, bad, conflict
 from node.tickets import CHECKSUM, Scope
 
 _HASHED = 1 << 20

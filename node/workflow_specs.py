@@ -1,6 +1,6 @@
 """A workflow as it is submitted or kept as text: its parsing, with errors that name the field.
 
-What its nodes make of each other is `graphs`' matter.
+What its nodes make of each other is `model.graph`' matter.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from node import model
-from node.codec import wire_spec
-from node.errors import bad
-from node.model import FunctionSpec
-from node.numbers import beyond_float
+from node.model import types as model
+from node.model.codec import wire_spec
+from node.model.errors import bad
+from node.model.numbers import beyond_float
+from node.model.types import FunctionSpec
 from node.rpc.table import MAX_DEPTH, depth_of, prune
 
 _OPAQUE = frozenset({"args", "kwargs"})

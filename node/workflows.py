@@ -15,11 +15,8 @@ from typing import Any
 import msgspec
 import trio
 
-from node import graphs
 from node.apart import NODE, apart
 from node.children import TRIES, Children, too_fast
-from node.codec import pack, unpack
-from node.errors import RpcError, bad, conflict, missing
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import (
@@ -33,7 +30,10 @@ from node.etcd.transactions import (
     Txn,
 )
 from node.log import get_logger
-from node.model import SECOND, FunctionSpec, Graph, Process, State
+from node.model import graph as graphs
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError, bad, conflict, missing
+from node.model.types import SECOND, FunctionSpec, Graph, Process, State
 from node.pages import Pages, below, each, newest_first, values
 from node.processes import Processes
 from node.quotas import TooMany

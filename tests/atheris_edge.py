@@ -15,11 +15,11 @@ import atheris  # type: ignore[import-not-found,unused-ignore]
 with atheris.instrument_imports(include=["node", "msgspec"]):
     from cli.rpc import all_calls
     from federation.calls import calls as federation_calls
-    from node.codec import pack
     from node.directory import Directory
-    from node.errors import RpcError
     from node.identity import PrivateKey
-    from node.model import Colony, User
+    from node.model.codec import pack
+    from node.model.errors import RpcError
+    from node.model.types import Colony, User
     from node.rpc.table import Envelope, Table, decode_envelope
     from node.store import keys
     from tests.fuzzing import signed

@@ -24,7 +24,6 @@ from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
-from node.codec import unpack
 from node.config import Config, FederationConfig, PeerConfig
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
@@ -32,8 +31,9 @@ from node.etcd.transactions import Txn
 from node.feeding import follow
 from node.home import Home, HomeInfo
 from node.identity import PrivateKey, read_key, write_key
-from node.model import Colony as HomeColony
-from node.model import Executor, ExecutorState, FunctionSpec, Process, State, User
+from node.model.codec import unpack
+from node.model.types import Colony as HomeColony
+from node.model.types import Executor, ExecutorState, FunctionSpec, Process, State, User
 from node.node import Node
 from node.rpc.http import Request, Response
 from node.scheduler import Candidate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from node.model import Conditions, FunctionSpec, Process
+from node.model.types import Conditions, FunctionSpec, Process
 from node.submission import build_process, new_id
 
 

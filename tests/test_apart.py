@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from node import apart as module
-from node import graphs
 from node.apart import NODE, apart
-from node.errors import RpcError
+from node.model import graph as graphs
+from node.model.errors import RpcError
 from node.timed import check_workflow
 from node.workflow_specs import readable
 from tests.test_large import Steps

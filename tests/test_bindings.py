@@ -27,10 +27,10 @@ from federation.markers import Marker
 from federation.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, load
 from federation.outbox import QUEUED, Forward
 from federation.relays import Request, local_id
-from node.codec import pack, unpack
 from node.etcd.transactions import Put, Txn
 from node.identity import PrivateKey
-from node.model import State
+from node.model.codec import pack, unpack
+from node.model.types import State
 from node.rpc.http import Request as HttpRequest
 from node.rpc.http import Response
 from tests.colonies import Colony, world

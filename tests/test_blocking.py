@@ -24,12 +24,12 @@ from federation.markers import Marker
 from federation.messages import Poll
 from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, TRUSTED, Peers
-from node.codec import pack, unpack
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Op, Put, Txn
 from node.hooks import Addition
-from node.model import Conditions, FunctionSpec, Process, State
+from node.model.codec import pack, unpack
+from node.model.types import Conditions, FunctionSpec, Process, State
 from node.processes import Processes
 from node.rpc.http import Response
 from node.scheduler import Candidate

@@ -14,10 +14,10 @@ import pytest
 
 from node.blueprint_rules import Initiator, Wanted
 from node.blueprints import Blueprints
-from node.errors import RpcError
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
-from node.model import Colony
+from node.model.errors import RpcError
+from node.model.types import Colony
 from node.node import Node
 from node.pages import whole
 from node.store import keys

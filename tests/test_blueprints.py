@@ -16,10 +16,10 @@ from pycolonies import Workflow
 
 from cli.client import Client, RpcError, decode, encode
 from node.blueprint_rules import Wanted, colony_initiator, revise, same
-from node.codec import pack
 from node.directory import Directory
 from node.identity import PrivateKey
-from node.model import Colony
+from node.model.codec import pack
+from node.model.types import Colony
 from node.store import keys
 from node.store.blueprints import Blueprint, Metadata
 from node.timed import may_start

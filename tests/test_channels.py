@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from cli.client import RpcError, decode, encode
 from node.channels import FRAME, RATE, Rates, _refusal, frames
-from node.codec import unpack
-from node.errors import RpcError as RpcRefusal
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.transactions import Txn
-from node.model import SECOND, Colony, Conditions, FunctionSpec, Process, User
+from node.model.codec import unpack
+from node.model.errors import RpcError as RpcRefusal
+from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Process, User
 from node.node import Node
 from node.store import channels as store
 from node.store.channels import Entry, Head

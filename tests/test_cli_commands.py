@@ -27,7 +27,7 @@ from cli.run import argument, keyword
 from cli.session import Failure, Session, rpc_failure
 from node.home import init_home
 from node.identity import PrivateKey, read_key
-from node.model import FunctionSpec
+from node.model.types import FunctionSpec
 from node.version import VERSION
 from tests.cli_server import ColonyServer, Queue, Refuse
 from tests.support import REPOSITORY

@@ -28,7 +28,7 @@ from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access, tls_context
 from node.etcd.errors import EtcdDenied, EtcdError, EtcdUnavailable
 from node.identity import PrivateKey
-from node.model import SECOND
+from node.model.types import SECOND
 from node.store import crons
 from tests.support import REPOSITORY, Daemon, free_port, until
 from tests.test_timers import seconds_of

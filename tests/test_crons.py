@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from node.agenda import Agenda
 from node.crons import next_run
-from node.errors import RpcError
 from node.etcd.transactions import Absent, ModRevision, Txn
 from node.leader import KEY, Holder, home_identity, may_take
-from node.model import SECOND, State
+from node.model.errors import RpcError
+from node.model.types import SECOND, State
 from node.schedule import UTC
 from node.store import crons as store
 from node.store.crons import Cron, Firing

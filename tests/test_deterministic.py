@@ -9,9 +9,10 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node import codec, deterministic
-from node.codec import SCHEMA, pack, unpack
-from node.model import Conditions, FunctionSpec, Process
+from node.model import cbor as deterministic
+from node.model import codec
+from node.model.codec import SCHEMA, pack, unpack
+from node.model.types import Conditions, FunctionSpec, Process
 
 _SCALARS = (
     st.none()

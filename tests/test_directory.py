@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from node.codec import pack
 from node.directory import Directory
-from node.model import Function
+from node.model.codec import pack
+from node.model.types import Function
 from node.store import keys
 
 

@@ -15,7 +15,7 @@ from node import elsewhere, feeding
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.watch import Batch, Event
-from node.model import Conditions, Executor, ExecutorState, FunctionSpec, Process, State
+from node.model.types import Conditions, Executor, ExecutorState, FunctionSpec, Process, State
 from node.node import Node
 from node.scheduler import Candidate
 from node.store import keys

@@ -24,11 +24,11 @@ from federation.messages import load as load_message
 from federation.peers import BLOCKED, PENDING, TRUSTED, Peers
 from federation.relays import local_id
 from federation.sealing import Sealer
-from node.codec import pack, unpack
 from node.etcd.client import EtcdClient, open_client
 from node.hooks import Hooks
 from node.identity import PrivateKey
-from node.model import Executor, Process, State
+from node.model.codec import pack, unpack
+from node.model.types import Executor, Process, State
 from node.processes import Processes
 from node.rpc.http import Request, Response
 from node.scheduler import Candidate

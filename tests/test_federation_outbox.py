@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from federation import outbox
 from federation.outbox import Act, Forward
-from node.codec import pack, unpack
-from node.model import SECOND, Conditions, FunctionSpec, Process
+from node.model.codec import pack, unpack
+from node.model.types import SECOND, Conditions, FunctionSpec, Process
 
 PEER = "b" * 64
 BEGIN = 1_700_000_000 * SECOND

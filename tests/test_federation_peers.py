@@ -9,10 +9,10 @@ from federation.gate import is_near
 from federation.keys import Keys
 from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
 from federation.transport import split_address
-from node.codec import pack, unpack
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.identity import PrivateKey
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
 
 ME = "0" * 64
 

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.client import RpcError, decode
-from node.errors import RpcError as Refusal
-from node.model import SECOND
+from node.model.errors import RpcError as Refusal
+from node.model.types import SECOND
 from node.tickets import Scope, Tickets
 from node.vault import IDLE, Vault
 from tests.files_party import Files, another_colony, files_of

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from pycolonies import Colonies  # type: ignore[import-untyped]
 
 from cli.client import RpcError, decode, encode
-from node.codec import pack
-from node.errors import RpcError as Refusal
 from node.etcd.client import open_client
 from node.etcd.transactions import Put, Txn
 from node.files import MAX_SNAPSHOT, Files
 from node.labels import check_name, normalise_label
+from node.model.codec import pack
+from node.model.errors import RpcError as Refusal
 from node.store import files as store
 from node.store import keys
 from node.store.files import Newest, Snapshot

@@ -25,10 +25,10 @@ from federation.policy import Policy
 from federation.sealing import Sealer
 from federation.succession import declare
 from federation.talking import Listener
-from node.codec import pack, unpack
 from node.etcd.client import open_client
 from node.identity import PrivateKey, verify_es256k
-from node.model import State
+from node.model.codec import pack, unpack
+from node.model.types import State
 from node.rpc.http import Response
 from tests.colonies import world
 from tests.etcd.support import start_store

@@ -17,15 +17,15 @@ from federation.envelope import Kind
 from federation.messages import Cancel, Receipt
 from federation.messages import load as load_message
 from federation.policy import Meter
-from node.codec import pack
 from node.directory import Directory
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import StoreFull
 from node.etcd.pressure import Need, Pressure
 from node.etcd.supervisor import own_limit
 from node.identity import PrivateKey
-from node.model import Colony, User
+from node.model.codec import pack
+from node.model.errors import RpcError
+from node.model.types import Colony, User
 from node.rpc.message import Response
 from node.rpc.table import Call, Caller, Table, Who
 from node.store import keys

@@ -13,12 +13,12 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.errors import RpcError
 from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Put, Txn
 from node.generators import REMEMBERED, decide, due
-from node.model import SECOND
+from node.model.errors import RpcError
+from node.model.types import SECOND
 from node.store import generators as store
 from node.store.generators import Firing, Generator, Packing
 from node.timed import LATER

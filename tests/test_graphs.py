@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.graphs import GraphError, layout, node_id, plan, state_of, walk
-from node.model import Conditions, FunctionSpec, Process, State
+from node.model.graph import GraphError, layout, node_id, plan, state_of, walk
+from node.model.types import Conditions, FunctionSpec, Process, State
 
 
 def spec(name: str, *dependencies: str) -> FunctionSpec:

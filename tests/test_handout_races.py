@@ -17,13 +17,13 @@ from trio.testing import wait_all_tasks_blocked
 
 from node import handout
 from node.deadlines import expire
-from node.errors import RpcError
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import ModRevision, Txn
 from node.feeding import follow
 from node.hooks import Hooks
-from node.model import Colony, Executor, Process, State
+from node.model.errors import RpcError
+from node.model.types import Colony, Executor, Process, State
 from node.node import Node
 from node.processes import Processes
 from node.scheduler import Candidate

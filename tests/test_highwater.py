@@ -12,7 +12,7 @@ from federation.envelope import Kind
 from federation.highwater import HighWater
 from federation.sealing import Sealer
 from node.etcd.client import EtcdClient
-from node.model import SECOND
+from node.model.types import SECOND
 from tests.test_federation_gate import PID, Lab, code, submission
 
 DAY = 86_400

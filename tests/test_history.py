@@ -26,7 +26,16 @@ from node.etcd.transactions import Txn
 from node.history import Chain, Head, files, records, verify
 from node.identity import PrivateKey
 from node.logs import write
-from node.model import Colony, Executor, ExecutorState, FunctionSpec, Log, Process, State, User
+from node.model.types import (
+    Colony,
+    Executor,
+    ExecutorState,
+    FunctionSpec,
+    Log,
+    Process,
+    State,
+    User,
+)
 from node.node import Node
 from node.retention import Retention
 from node.store import keys

@@ -26,10 +26,10 @@ from federation.peers import TRUSTED, Known, Peer
 from federation.policy import Policy
 from federation.sealing import Sealer
 from federation.transport import Answer, Link, Lost
-from node.codec import pack
 from node.etcd.client import EtcdClient
 from node.identity import PrivateKey
-from node.model import Process, State
+from node.model.codec import pack
+from node.model.types import Process, State
 from node.rpc.http import Request
 from tests.support import until
 from tests.test_router import BOTH, Side, nowhere, three

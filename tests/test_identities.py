@@ -12,12 +12,12 @@ import trio
 import trio.testing
 
 from cli.client import Client, RpcError
-from node.codec import unpack
-from node.errors import RpcError as Refusal
 from node.etcd.client import open_client
 from node.etcd.transactions import Txn
 from node.identity import PrivateKey
-from node.model import (
+from node.model.codec import unpack
+from node.model.errors import RpcError as Refusal
+from node.model.types import (
     Colony,
     Conditions,
     Executor,

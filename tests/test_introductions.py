@@ -20,7 +20,7 @@ from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.sealing import Sealer
 from federation.transport import Answer
 from node.identity import PrivateKey
-from node.model import State
+from node.model.types import State
 from node.rpc.http import Request
 from tests.colonies import Colony, World, world
 from tests.support import until

@@ -33,13 +33,13 @@ from federation.portrait import Portrait
 from federation.sealing import Sealer
 from federation.tls import make_certificate, server_context
 from federation.tokens import Token, TokenError, read_token, write_token
-from node.codec import pack, unpack
 from node.config import FederationConfig
-from node.errors import RpcError
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
 from node.identity import PrivateKey
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
 from node.rpc.http import Limits, Request, Response, serve_http
 from node.rpc.listeners import bound_port, open_listeners
 from tests.etcd.support import start_store

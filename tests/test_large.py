@@ -16,12 +16,12 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.codec import pack
 from node.directory import Directory
-from node.errors import RpcError
 from node.handlers.workflows import SubmitWorkflow
 from node.identity import PrivateKey, sign_payload
-from node.model import Colony, User
+from node.model.codec import pack
+from node.model.errors import RpcError
+from node.model.types import Colony, User
 from node.rpc import large, table
 from node.rpc.table import MANY_TOKENS, MAX_DEPTH, Call, Caller, Table, Who, depth_of, reply
 from node.store import keys

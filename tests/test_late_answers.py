@@ -9,13 +9,13 @@ from typing import cast
 import pytest
 import trio
 
-from node.codec import pack
 from node.directory import Directory
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.transactions import Txn
 from node.etcd.watch import Batch, Event
 from node.feeding import follow, take_in
-from node.model import Colony, User
+from node.model.codec import pack
+from node.model.types import Colony, User
 from node.node import Node
 from node.processes import Processes
 from node.store import keys

@@ -13,11 +13,11 @@ from federation import outbox
 from federation.delivery import Delivery
 from federation.ledger import Entry, Ledger
 from federation.outbox import Forward
-from node.codec import unpack
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Get, Txn
-from node.model import DAY, State
+from node.model.codec import unpack
+from node.model.types import DAY, State
 from node.processes import Processes
 from tests.meddled import Meddled
 from tests.test_blocking import Front, Sending

@@ -15,8 +15,8 @@ import trio
 from cli.client import Client, RpcError
 from federation.sizes import FORWARD
 from node import limits
-from node.errors import RpcError as Refused
 from node.identity import PrivateKey
+from node.model.errors import RpcError as Refused
 from node.submission import new_id
 from tests.colonies import world
 from tests.support import REPOSITORY, Daemon, until

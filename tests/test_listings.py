@@ -16,11 +16,11 @@ import trio
 
 from cli.client import Client, RpcError, encode
 from node import logs
-from node.codec import pack
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.transactions import Op, Put, Txn
 from node.identity import PrivateKey
-from node.model import SECOND, Log, Process, State, User
+from node.model.codec import pack
+from node.model.types import SECOND, Log, Process, State, User
 from node.store import keys
 from node.store import processes as store
 from tests.processes import make

@@ -10,12 +10,12 @@ import trio
 
 from cli.client import RpcError
 from node import logs
-from node.errors import RpcError as RpcRefusal
 from node.etcd.client import open_client
 from node.identity import PrivateKey
 from node.locations import Locations
 from node.logs import search, write
-from node.model import DAY, Log
+from node.model.errors import RpcError as RpcRefusal
+from node.model.types import DAY, Log
 from node.store import logs as store
 from tests.etcd.support import start_store
 from tests.support import Daemon

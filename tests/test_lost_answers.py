@@ -13,7 +13,7 @@ from node.config import RouteConfig
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Put, Txn
-from node.model import Process, State
+from node.model.types import Process, State
 from tests.colonies import Colony, world
 from tests.test_router import BOTH, Side, _age, deliver, three, wire
 

@@ -15,7 +15,7 @@ from federation.sealing import Sealer
 from federation.transport import Answer, Lost, Unsent
 from node.config import ConfigError, load_config
 from node.identity import PrivateKey
-from node.model import State
+from node.model.types import State
 from node.rpc.http import Request
 from tests.colonies import Colony, world
 from tests.support import until

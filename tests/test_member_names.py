@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.client import RpcError
-from node.errors import RpcError as Refused
 from node.identity import PrivateKey
-from node.member_names import check_name, in_key, of_key
+from node.model.errors import RpcError as Refused
+from node.model.names import check_name, in_key, of_key
 from tests.support import Daemon
 
 NAMES = ["anna@example.org", "Jürgen Maß", "a/b", "a b", "..", "%2e", "日本", "x" * 200]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.errors import RpcError
 from node.etcd.client import open_client
 from node.metrics import Family, Metrics, is_local, render
+from node.model.errors import RpcError
 from node.node import Node
 from node.rpc.message import Request
 from node.rpc.table import Table

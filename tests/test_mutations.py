@@ -21,11 +21,11 @@ from federation.outbox import Forward
 from federation.peers import Peers
 from federation.resolving import resolve
 from federation.sealing import Sealer
-from node.codec import pack, unpack
-from node.errors import RpcError
 from node.etcd.client import KeyValue
 from node.etcd.transactions import Put, Txn
-from node.model import SECOND, Conditions, FunctionSpec, Process
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.types import SECOND, Conditions, FunctionSpec, Process
 from node.processes import Processes
 from node.store import processes as store
 from tests import plots, test_bindings, test_envelope, test_names, test_router

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from node import schema
-from node.errors import RpcError
+from node.model.errors import RpcError
 from node.quotas import Quotas
 from node.rpc.table import Table
 from node.turns import Turns

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Compare
-from node.model import SECOND
+from node.model.errors import RpcError
+from node.model.types import SECOND
 from node.replay import Replays
 from node.rpc.table import Table
 from node.store import replay as store

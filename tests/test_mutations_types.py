@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from federation import inbox, progress, results
-from node import codec, model, workflow_specs
+from node import workflow_specs
 from node.handlers import blueprints
+from node.model import codec
+from node.model import types as model
 from node.rpc import table
 from tests import test_types as named
 from tests.mutations.noticing import Patch, must_notice

@@ -20,10 +20,10 @@ from federation.envelope import MAX_LIFETIME, Kind, Refused, seal
 from federation.peers import PENDING, TRUSTED, Peer
 from federation.roster import BLOCKED
 from federation.routes import Other, Route, _reached
-from node.errors import RpcError
 from node.handlers.processes import submit_spec
 from node.identity import PrivateKey
-from node.model import FunctionSpec
+from node.model.errors import RpcError
+from node.model.types import FunctionSpec
 from node.rpc.requests import Empty, Submit
 from node.rpc.table import Caller
 from tests.colonies import Colony, world

@@ -13,7 +13,7 @@ from federation.messages import Capabilities, Offer
 from federation.policy import Policy
 from federation.routes import read_routes
 from node.config import RouteConfig
-from node.model import State
+from node.model.types import State
 from tests.colonies import Colony, world
 from tests.support import until
 

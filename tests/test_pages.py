@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from node import listings, pages
-from node.codec import pack
 from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Op, Put, Txn
 from node.indexing import Indexing
-from node.model import SECOND, Colony, Process, State
+from node.model.codec import pack
+from node.model.types import SECOND, Colony, Process, State
 from node.processes import Processes
 from node.rpc.requests import GetProcesses
 from node.store import keys

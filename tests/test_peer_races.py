@@ -26,14 +26,14 @@ from federation.sealing import Sealer
 from federation.tending import Tending
 from federation.transport import Link
 from federation.upkeep import Upkeep
-from node.codec import unpack
 from node.config import FederationConfig
-from node.errors import RpcError
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
 from node.identity import PrivateKey
-from node.model import Conditions, FunctionSpec
+from node.model.codec import unpack
+from node.model.errors import RpcError
+from node.model.types import Conditions, FunctionSpec
 from node.processes import Processes
 from node.submission import build_process
 from tests.colonies import Colony, world

@@ -32,13 +32,13 @@ from federation.policy import (
     read,
 )
 from federation.sealing import Sealer
-from node.codec import pack, unpack
 from node.config import ConfigError, PolicyConfig, Size, load_config
-from node.errors import RpcError
 from node.etcd.client import TxnResult, open_client
 from node.etcd.transactions import Txn
 from node.identity import PrivateKey
-from node.model import Conditions, FunctionSpec, State
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.types import Conditions, FunctionSpec, State
 from node.processes import Processes
 from node.rpc.http import Response
 from node.scheduler import Candidate

@@ -10,11 +10,11 @@ import pytest
 import trio
 import trio.testing
 
-from node.codec import pack
 from node.etcd.client import TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
-from node.model import Executor, Process, State
+from node.model.codec import pack
+from node.model.types import Executor, Process, State
 from node.processes import Processes
 from node.scheduler import Candidate
 from node.store import keys

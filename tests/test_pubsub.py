@@ -30,7 +30,7 @@ from wsproto.events import (
     TextMessage,
 )
 
-from node.model import Conditions, FunctionSpec, Process, State
+from node.model.types import Conditions, FunctionSpec, Process, State
 from node.subscriptions import Subscriptions, Wanted
 from tests.support import Daemon
 from tests.test_pycolonies import COLONY, Party

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from cli.client import Client, RpcError, encode
 from node.agenda import Index, follow
-from node.codec import pack
 from node.config import QuotasConfig
 from node.crons import due, owner
 from node.directory import Directory
-from node.errors import RpcError as Refusal
 from node.generators import largest_arg
 from node.hooks import Hooks
 from node.identity import PrivateKey
-from node.model import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
+from node.model.codec import pack
+from node.model.errors import RpcError as Refusal
+from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
 from node.quotas import Quotas, TooMany
 from node.rpc.requests import Empty
 from node.rpc.table import MAX_CALLS, Call, Caller, Table, Who

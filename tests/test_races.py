@@ -16,12 +16,12 @@ import pytest
 import trio
 
 from node.children import Wanted
-from node.codec import unpack
-from node.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.handlers import executors
-from node.model import (
+from node.model.codec import unpack
+from node.model.errors import RpcError
+from node.model.types import (
     Allocations,
     Colony,
     Conditions,

@@ -36,7 +36,7 @@ from federation.relays import (
     unwrap,
 )
 from node.identity import PrivateKey, read_key
-from node.model import State
+from node.model.types import State
 from node.rpc.http import Request as HttpRequest
 from tests.colonies import Colony, world
 from tests.support import REPOSITORY, Daemon, until

@@ -19,14 +19,14 @@ import trio
 from cli.client import Client, RpcError, encode
 from cli.rpc import all_calls
 from node.directory import Directory
-from node.errors import RpcError as Refusal
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdNoSpace
 from node.etcd.transactions import Delete, Put, Txn
 from node.identity import PrivateKey, sign_payload
 from node.leader import KEY as LEADER
-from node.model import SECOND
+from node.model.errors import RpcError as Refusal
+from node.model.types import SECOND
 from node.replay import Once, Replays
 from node.rpc.catalogue import subscriptions
 from node.rpc.requests import Empty

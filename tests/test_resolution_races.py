@@ -15,20 +15,20 @@ import trio
 import trio.testing
 
 from node.agenda import Index
-from node.codec import pack, unpack
 from node.config import Duration, HistoryConfig
-from node.errors import RpcError
 from node.etcd.client import EtcdClient, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Delete, ModRevision, Put, Txn
 from node.etcd.watch import Batch, Event
 from node.feeding import take_in
-from node.graphs import node_id
 from node.handlers.processes import remove_by_state as remove_processes
 from node.handlers.workflows import RemoveGraphs
 from node.handlers.workflows import remove_by_state as remove_graphs
 from node.hooks import Hooks
-from node.model import (
+from node.model.codec import pack, unpack
+from node.model.errors import RpcError
+from node.model.graph import node_id
+from node.model.types import (
     Colony,
     Conditions,
     Executor,

@@ -21,12 +21,12 @@ from federation.ledger import Ledger
 from federation.peers import Peers
 from federation.resolving import resolve
 from federation.sealing import Sealer
-from node.codec import pack
-from node.errors import RpcError as NodeError
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.transactions import Delete, Op, Put, Txn
 from node.identity import PrivateKey
-from node.model import Conditions, FunctionSpec, Process, State
+from node.model.codec import pack
+from node.model.errors import RpcError as NodeError
+from node.model.types import Conditions, FunctionSpec, Process, State
 from node.processes import Processes
 from node.store import processes as store_processes
 from tests.meddled import Meddled

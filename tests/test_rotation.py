@@ -18,7 +18,7 @@ from federation.sealing import Sealer
 from federation.succession import OVERLAP, declare, prove
 from node.home import Home
 from node.identity import PrivateKey, read_key, write_key
-from node.model import State
+from node.model.types import State
 from node.rpc.http import Request
 from tests.colonies import Colony, world
 from tests.support import until

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.model import SECOND
+from node.model.types import SECOND
 from node.schedule import UTC, Every, Moments, ScheduleError, local_zone, next_moment, parse
 
 DAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]

@@ -23,7 +23,6 @@ from federation.messages import Outcomes, Poll, Submit, load
 from federation.peers import TRUSTED, Peers
 from federation.roster import Peer
 from federation.sealing import Sealer
-from node.codec import pack
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult, open_client
 from node.etcd.errors import EtcdError, EtcdTooManyOps
 from node.etcd.transactions import (
@@ -39,7 +38,8 @@ from node.etcd.transactions import (
     Put,
     Txn,
 )
-from node.model import SECOND
+from node.model.codec import pack
+from node.model.types import SECOND
 from node.processes import Processes
 from node.rpc.http import Request
 from tests.etcd.support import start_store

@@ -44,7 +44,7 @@ from federation.sealing import Sealer
 from federation.sizes import ANSWERS, QUICK, SIZES
 from federation.transport import Answer, Link, Lost
 from node.identity import PrivateKey
-from node.model import Executor, ExecutorState, Function, State
+from node.model.types import Executor, ExecutorState, Function, State
 from node.rpc.table import MAX_DEPTH, depth_of
 from tests.colonies import world
 from tests.lying import LyingColony, Said, knows, peak

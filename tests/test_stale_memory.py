@@ -9,7 +9,15 @@ import trio.testing
 
 from node.deadlines import expire
 from node.etcd.client import EtcdClient
-from node.model import SECOND, Conditions, Executor, ExecutorState, FunctionSpec, Process, State
+from node.model.types import (
+    SECOND,
+    Conditions,
+    Executor,
+    ExecutorState,
+    FunctionSpec,
+    Process,
+    State,
+)
 from node.processes import Processes
 from node.store import keys
 from node.store import processes as store

@@ -21,7 +21,7 @@ from node.config import Config, FederationConfig, PeerConfig, RouteConfig
 from node.directory import Roster
 from node.etcd.client import EtcdClient
 from node.handlers.status import nobody_takes, standing_of
-from node.model import Executor, ExecutorState, Waiting
+from node.model.types import Executor, ExecutorState, Waiting
 from node.scheduler import Entry, Queue
 from node.standing import stuck
 from tests.support import REPOSITORY, Daemon

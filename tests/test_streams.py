@@ -33,14 +33,23 @@ from federation.progress import Followed, Pace
 from federation.transport import PeerRefused
 from node import daemon, logs
 from node.channels import MAX_ENTRIES
-from node.codec import unpack
 from node.daemon import Settings
-from node.errors import RpcError
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Put
 from node.hooks import Addition, Hooks
-from node.model import Attribute, Executor, ExecutorState, FunctionSpec, Graph, Log, Process, State
+from node.model.codec import unpack
+from node.model.errors import RpcError
+from node.model.types import (
+    Attribute,
+    Executor,
+    ExecutorState,
+    FunctionSpec,
+    Graph,
+    Log,
+    Process,
+    State,
+)
 from node.node import Node
 from node.scheduler import Candidate
 from node.store import keys

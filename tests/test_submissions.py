@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.client import encode
-from node.codec import pack, unpack
 from node.identity import PrivateKey
-from node.model import FunctionSpec, Process
+from node.model.codec import pack, unpack
+from node.model.types import FunctionSpec, Process
 from node.store.submissions import grow, shrink
 from tests.processes import make
 
@@ -89,7 +89,7 @@ def test_a_process_is_stored_without_its_defaults_and_read_with_them() -> None:
     assert b"walltime" not in stored
     assert b"nodes" in stored
     # The process of a release that stored everything.
-    from node import deterministic
+    from node.model import cbor as deterministic
 
     older = deterministic.dumps([1, msgspec.to_builtins(process)])
     assert unpack(older, Process) == process

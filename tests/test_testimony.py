@@ -23,7 +23,7 @@ from cli.main import main
 from federation.testimony import asked, check
 from node.config import Duration, HistoryConfig
 from node.history import files, records
-from node.model import State
+from node.model.types import State
 from node.retention import Retention
 from tests.colonies import Colony, world
 from tests.support import until

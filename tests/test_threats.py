@@ -32,10 +32,10 @@ from federation.relays import local_id
 from federation.sealing import Sealer
 from federation.succession import declare
 from federation.transport import Answer, Carrier, Later, Link, PeerRefused, Unsent
-from node.codec import unpack
 from node.etcd.client import open_client
 from node.identity import PrivateKey, sign_payload, verify_es256k
-from node.model import State
+from node.model.codec import unpack
+from node.model.types import State
 from node.rpc.http import Request
 from tests.colonies import FINGERPRINT, Colony, world
 from tests.etcd.support import start_store

@@ -16,7 +16,7 @@ from pycolonies import Colonies  # type: ignore[import-untyped]
 
 from cli.client import RpcError, Unreachable, decode, encode
 from node.identity import PrivateKey
-from node.model import SECOND
+from node.model.types import SECOND
 from node.store import crons
 from tests.support import Daemon, seeded_dice, until
 from tests.test_pycolonies import COLONY, Party

@@ -24,11 +24,11 @@ from federation.messages import Submit
 from federation.progress import output_of
 from federation.refusals import Refusal
 from federation.results import read_output
-from node.codec import pack, unpack, wire_executor, wire_function, wire_process
-from node.errors import RpcError
 from node.etcd.client import open_client
 from node.handlers.blueprints import AddDefinition, defined, wire_definition
-from node.model import Executor, Function, FunctionSpec, Process
+from node.model.codec import pack, unpack, wire_executor, wire_function, wire_process
+from node.model.errors import RpcError
+from node.model.types import Executor, Function, FunctionSpec, Process
 from node.rpc import requests as req
 from node.rpc.table import parse_payload
 from node.store.blueprints import Definition

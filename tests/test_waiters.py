@@ -24,7 +24,7 @@ from cli.client import Client, encode
 from node import subscriptions
 from node.etcd.client import open_client
 from node.identity import PrivateKey
-from node.model import Conditions, Executor, FunctionSpec, Process, State
+from node.model.types import Conditions, Executor, FunctionSpec, Process, State
 from node.processes import Processes
 from node.scheduler import Candidate, Entry, Queue
 from node.subscriptions import Subscriptions, Wanted

@@ -25,12 +25,12 @@ import pytest
 import trio
 
 from cli.client import Client, RpcError
-from node.codec import pack
 from node.etcd.client import open_client
 from node.etcd.transactions import Op, Put, Txn
 from node.history import records, verify
 from node.identity import PrivateKey, sign_payload
-from node.model import Closed, FunctionSpec, State
+from node.model.codec import pack
+from node.model.types import Closed, FunctionSpec, State
 from node.store import keys
 from node.store.submissions import shrink
 from node.submission import build_process

@@ -18,7 +18,7 @@ import trio
 from node import timers
 from node.etcd.client import EtcdClient, open_client
 from node.feeding import follow
-from node.model import SECOND, Colony, Executor, ExecutorState, Graph, Process, State, User
+from node.model.types import SECOND, Colony, Executor, ExecutorState, Graph, Process, State, User
 from node.node import Node
 from node.pages import whole
 from node.scheduler import Candidate

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from node.blueprint_rules import Initiator, Wanted, colony_initiator
-from node.codec import wire_process, wire_time
 from node.directory import name_of
-from node.errors import bad, denied
 from node.etcd.pressure import Need
-from node.model import Int64
+from node.model.codec import wire_process, wire_time
+from node.model.errors import bad, denied
+from node.model.types import Int64
 from node.node import Node
 from node.pages import Rows, each
 from node.replay import Once

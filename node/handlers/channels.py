@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import msgspec
 
 from node.channels import wire
-from node.errors import bad
 from node.etcd.pressure import Need
-from node.model import Int64
+from node.model.errors import bad
+from node.model.types import Int64
 from node.node import Node
 from node.pages import Rows, each
 from node.replay import Once

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from node.codec import pack
-from node.errors import missing
 from node.etcd.pressure import Need
 from node.etcd.transactions import Put, Txn
-from node.model import Colony, ExecutorState, State, User
+from node.model.codec import pack
+from node.model.errors import missing
+from node.model.types import Colony, ExecutorState, State, User
 from node.node import Node
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who

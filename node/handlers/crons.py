@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from node.apart import apart
-from node.codec import wire_time
 from node.directory import name_of
-from node.errors import bad, missing
 from node.etcd.pressure import Need
-from node.model import Int64
+from node.model.codec import wire_time
+from node.model.errors import bad, missing
+from node.model.types import Int64
 from node.node import Node
 from node.pages import Rows, each
 from node.replay import Once

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from node.codec import wire_executor, wire_function
-from node.errors import bad, denied, missing
 from node.etcd.pressure import Need
-from node.model import Executor, ExecutorState, Function
+from node.model.codec import wire_executor, wire_function
+from node.model.errors import bad, denied, missing
+from node.model.types import Executor, ExecutorState, Function
 from node.node import Node
 from node.pages import Rows, each, in_memory
 from node.rpc import requests as req

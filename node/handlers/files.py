@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from node.codec import wire_time
-from node.errors import RpcError, bad, denied, missing
 from node.etcd.pressure import Need
 from node.labels import check_name, normalise_label
-from node.model import Int64
+from node.model.codec import wire_time
+from node.model.errors import RpcError, bad, denied, missing
+from node.model.types import Int64
 from node.node import Node
 from node.pages import Rows, each
 from node.replay import Once

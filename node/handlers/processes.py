@@ -7,16 +7,16 @@ from contextlib import aclosing
 from typing import Any
 
 from node import listings
-from node.codec import unpack, wire_attribute, wire_process
 from node.directory import name_of
-from node.errors import RpcError, bad, conflict, denied, missing
 from node.etcd.pressure import Need
-from node.model import Attribute, Process, State
+from node.model.codec import unpack, wire_attribute, wire_process
+from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.quantities import parse_cpu, parse_memory
+from node.model.types import Attribute, Process, State
 from node.node import Node
 from node.pages import Rows
 from node.quotas import TooMany
 from node.replay import LONGEST, Once, aside, look
-from node.resources import parse_cpu, parse_memory
 from node.rpc import requests as req
 from node.rpc.delivery import carry
 from node.rpc.table import SMALL, Call, Caller, Who

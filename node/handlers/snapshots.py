@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from node.codec import wire_time
-from node.errors import bad, missing
 from node.etcd.pressure import Need
 from node.files import snapshot_ids
 from node.labels import normalise_label
+from node.model.codec import wire_time
+from node.model.errors import bad, missing
 from node.node import Node
 from node.pages import Rows, each
 from node.replay import Once

@@ -6,10 +6,10 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from node.errors import denied
 from node.handlers.colonies import statistics
 from node.handlers.processes import locate
-from node.model import Process, State
+from node.model.errors import denied
+from node.model.types import Process, State
 from node.node import Node
 from node.rpc import requests as req
 from node.rpc.listeners import ANYWHERE

@@ -12,11 +12,11 @@ import trio
 
 from node.apart import NODE, apart
 from node.children import Wanted
-from node.codec import wire_graph, wire_process
 from node.directory import name_of
-from node.errors import RpcError, bad, denied, missing
 from node.etcd.pressure import Need
-from node.model import FunctionSpec, Graph, Int64, Process, State
+from node.model.codec import wire_graph, wire_process
+from node.model.errors import RpcError, bad, denied, missing
+from node.model.types import FunctionSpec, Graph, Int64, Process, State
 from node.node import Node
 from node.pages import Pages, Rows
 from node.replay import Once

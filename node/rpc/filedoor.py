@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import trio
 
-from node.errors import RpcError, bad, missing
 from node.etcd.pressure import Need
 from node.files import Files
+from node.model.errors import RpcError, bad, missing
 from node.rpc.message import Request, Response
 from node.rpc.table import reply
 from node.tickets import CHECKSUM, Scope

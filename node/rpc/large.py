@@ -17,10 +17,10 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
 import msgspec
 import trio
 
-from node import numbers
-from node.errors import bad
 from node.identity import IdentityError, recover_id
 from node.limits import ANSWER
+from node.model import numbers
+from node.model.errors import bad
 
 __all__ = [
     "Answer",

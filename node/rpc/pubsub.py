@@ -37,13 +37,13 @@ from wsproto.frame_protocol import FrameProtocol
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
 from node.channels import FRAME, frames, wire
-from node.codec import wire_process
-from node.errors import RpcError, bad, denied
 from node.etcd.errors import EtcdError
 from node.handlers.channels import Subscribe
 from node.handlers.processes import locate
 from node.log import get_logger
-from node.model import Process, State
+from node.model.codec import wire_process
+from node.model.errors import RpcError, bad, denied
+from node.model.types import Process, State
 from node.node import Node
 from node.rpc import requests as req
 from node.rpc.message import Request, Response

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from node.model import (
+from node.model.types import (
     Allocations,
     Attribute,
     Capabilities,

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 import trio
 
-from node.errors import RpcError, bad, denied
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.pressure import Need, Pressure
 from node.identity import IdentityError, recover_payload
-from node.model import Executor
-from node.numbers import beyond_float
+from node.model.errors import RpcError, bad, denied
+from node.model.numbers import beyond_float
+from node.model.types import Executor
 from node.replay import FRESH, Once, Replays
 from node.rpc import large
 from node.rpc.large import in_turns

@@ -13,7 +13,6 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from node.codec import pack
 from node.etcd.transactions import (
     Absent,
     Compare,
@@ -26,6 +25,7 @@ from node.etcd.transactions import (
     Put,
     Txn,
 )
+from node.model.codec import pack
 from node.store import keys
 
 # Classes of keys that go with a colony.

@@ -12,7 +12,6 @@ from urllib.parse import quote
 import cbor2
 import msgspec
 
-from node.codec import SCHEMA, pack
 from node.etcd.transactions import (
     Absent,
     Compare,
@@ -24,7 +23,8 @@ from node.etcd.transactions import (
     Put,
     Txn,
 )
-from node.model import Process
+from node.model.codec import SCHEMA, pack
+from node.model.types import Process
 from node.store import keys
 
 # Below `keys.ROOT`; all three go with the process, and with the colony.

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from node.codec import pack
 from node.etcd.transactions import Absent, Compare, Delete, Get, ModRevision, Present, Put, Txn
+from node.model.codec import pack
 from node.store import keys
 
 CRONS = keys.ROOT + "timed/cron/"

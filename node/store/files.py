@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from node.codec import pack
 from node.etcd.transactions import Absent, Compare, Delete, ModRevision, Op, Present, Put, Txn
-from node.model import Int64
+from node.model.codec import pack
+from node.model.types import Int64
 from node.store import keys
 
 # The classes of keys that go when a colony is removed.

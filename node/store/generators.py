@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from node.codec import pack
 from node.etcd.transactions import (
     Absent,
     Compare,
@@ -25,6 +24,7 @@ from node.etcd.transactions import (
     Put,
     Txn,
 )
+from node.model.codec import pack
 from node.store import keys
 
 GENERATORS = keys.ROOT + "timed/generator/"

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from node.codec import pack
 from node.etcd.transactions import Delete, Op, Put
-from node.graphs import node_id, state_of
-from node.model import Graph, Process, State
+from node.model.codec import pack
+from node.model.graph import node_id, state_of
+from node.model.types import Graph, Process, State
 from node.store import keys
 from node.store.processes import create, place
 

@@ -5,9 +5,9 @@ The history itself is in files of that daemon.
 
 from __future__ import annotations
 
-from node.codec import pack
 from node.etcd.transactions import Put
 from node.history import Head
+from node.model.codec import pack
 from node.store import keys
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
-from node.member_names import in_key
+from node.model.names import in_key
 
 ROOT = "/colonyd/"
 SERVER = ROOT + "server"

@@ -5,7 +5,7 @@ The lines themselves are under `keys.executor_logs`; a key here is all there is 
 
 from __future__ import annotations
 
-from node.member_names import in_key, of_key
+from node.model.names import in_key, of_key
 from node.store import keys
 
 # The span of a bucket in ns, some 2.8 hours: etcd counts every key of a range that it reads from,

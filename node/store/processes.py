@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from node.codec import pack
 from node.etcd.transactions import (
     Absent,
     Compare,
@@ -24,8 +23,9 @@ from node.etcd.transactions import (
     Put,
     Txn,
 )
-from node.model import SECOND, Blocked, Closed, Executor, Process, Running, State, Waiting
-from node.resources import parse_cpu, parse_memory
+from node.model.codec import pack
+from node.model.quantities import parse_cpu, parse_memory
+from node.model.types import SECOND, Blocked, Closed, Executor, Process, Running, State, Waiting
 from node.store import channels, keys
 
 # What listings may be filtered by: upstream takes the first in this order that is given.

@@ -15,7 +15,7 @@ from typing import Any
 import cbor2
 import msgspec
 
-from node.model import FunctionSpec
+from node.model.types import FunctionSpec
 
 __all__ = ["grow", "shrink"]
 

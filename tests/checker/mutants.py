@@ -13,7 +13,7 @@ import msgspec
 
 from cli.colonyd import main
 from node.handout import HandOut
-from node.model import Process, State
+from node.model.types import Process, State
 from node.processes import Processes
 from node.scheduler import Candidate
 

@@ -16,10 +16,10 @@ from federation.messages import Outcome, load
 from federation.outbox import Forward, Move
 from federation.results import Results
 from federation.transport import TransportError
-from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Put, Txn
-from node.model import Process, State
+from node.model.errors import RpcError
+from node.model.types import Process, State
 from node.processes import Processes
 from node.store import processes as store
 

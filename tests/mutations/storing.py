@@ -8,10 +8,10 @@ import pytest
 
 from federation import outbox, resolving
 from federation.outbox import Forward, Move
-from node.errors import conflict, missing
 from node.etcd.transactions import Absent, Txn
 from node.handout import HandOut
-from node.model import Executor, Process, State
+from node.model.errors import conflict, missing
+from node.model.types import Executor, Process, State
 from node.processes import Processes
 from node.scheduler import Entry as Waiting
 from node.store import processes as store

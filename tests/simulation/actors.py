@@ -13,10 +13,10 @@ import msgspec
 import trio
 
 from federation.resolving import resolve
-from node.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.handlers.processes import submit_spec
-from node.model import Conditions, Executor, FunctionSpec, Process, State
+from node.model.errors import RpcError
+from node.model.types import Conditions, Executor, FunctionSpec, Process, State
 from node.rpc import requests as req
 from node.rpc.table import Caller
 from node.scheduler import Candidate

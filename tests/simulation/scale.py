@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from node.config import RouteConfig
-from node.model import State
+from node.model.types import State
 from node.store import keys
 from tests.simulation.actors import Job, Worker, submit_and_watch
 from tests.simulation.colony import Site

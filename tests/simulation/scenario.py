@@ -18,7 +18,7 @@ import trio
 
 from federation.policy import Policy
 from node.config import RouteConfig
-from node.errors import RpcError
+from node.model.errors import RpcError
 from tests.simulation.actors import Job, Worker, patiently, submit_and_watch
 from tests.simulation.colony import WORKERS, Site
 from tests.simulation.foes import EVE, MALLORY, Foes

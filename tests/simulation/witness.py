@@ -15,8 +15,8 @@ from federation.peers import BLOCKED, TRUSTED
 from federation.policy import Policy
 from federation.relays import local_id
 from federation.roster import Peer
-from node.codec import unpack
-from node.model import SECOND, Process, State
+from node.model.codec import unpack
+from node.model.types import SECOND, Process, State
 from node.store import keys
 from tests.simulation.colony import WORKERS, Site
 from tests.simulation.store import Change

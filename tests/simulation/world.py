@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from node.identity import PrivateKey
-from node.model import SECOND
+from node.model.types import SECOND
 
 __all__ = ["EPOCH", "Broken", "Faults", "Killed", "World", "key_of"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from node.model import FunctionSpec, Process, State
+from node.model.types import FunctionSpec, Process, State
 
 # Nodes of one graph: their specs must fit into memory several times over.
 MAX_NODES = 50_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from urllib.parse import quote, unquote
 
-from node.errors import bad
+from node.model.errors import bad
 
 __all__ = ["MOST", "check_id", "check_name", "in_key", "of_key"]
 

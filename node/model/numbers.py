@@ -1,6 +1,6 @@
 """Numbers in users' own data: which ones every client can read.
 
-Numbers in typed fields are bounded by their types in `model`.
+Numbers in typed fields are bounded by their types in `model.types`.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import cbor2
 import msgspec
 
-from node import deterministic
-from node.graphs import layout, node_id
-from node.mending import mended
-from node.model import (
+from node.model import cbor as deterministic
+from node.model.graph import layout, node_id
+from node.model.repair import mended
+from node.model.types import (
     ENV,
     UNSET_TIME,
     Attribute,

@@ -1,0 +1,1 @@
+"""Values without I/O: what is stored, what crosses the wire, and errors."""
