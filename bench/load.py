@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from node.identity import PrivateKey, read_key, sign_payload
+from node.host.keys import PrivateKey, read_key, sign_payload
 
 # A script sends requests and is sent (status, body) back; it ends when its step is over.
 Script = Generator[bytes, "Reply", None]

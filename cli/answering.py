@@ -13,10 +13,10 @@ import trio
 
 from cli.client import RpcError, Unreachable
 from cli.session import DENIED, UNREACHABLE, Failure
-from node.holders import holder_of
-from node.home import Home
-from node.identity import IdentityError, read_key
-from node.listening import read_listening
+from node.host.home import Home
+from node.host.keys import IdentityError, read_key
+from node.host.listening import read_listening
+from node.host.ports import holder_of
 
 if TYPE_CHECKING:
     from cli.session import Session

@@ -27,9 +27,9 @@ def _run(work: Callable[[], Awaitable[T]]) -> T:
     import trio
 
     from node.archive import BackupError
-    from node.config import ConfigError
     from node.etcd.errors import EtcdError, StoreRefused
-    from node.home import HomeError
+    from node.host.config import ConfigError
+    from node.host.home import HomeError
 
     async def main() -> T:
         return await work()

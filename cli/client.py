@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import trio
 
+from node.host.keys import PrivateKey, sign_payload
 from node.http_client import TooLong, ask, http_client, reason_of
-from node.identity import PrivateKey, sign_payload
 
 __all__ = ["LONGEST_REPLY", "Client", "RpcError", "Unreachable"]
 

@@ -21,12 +21,12 @@ import trio
 from federation.calls import calls
 from federation.policy import of_config
 from federation.service import Federation
-from node.config import Config, ConfigError
 from node.daemon import Settings, load, run
 from node.etcd.errors import EtcdError, StoreRefused
-from node.home import HomeError, HomeInfo, default_home
-from node.identity import IdentityError
-from node.log import configure_logging, get_logger
+from node.host.config import Config, ConfigError
+from node.host.home import HomeError, HomeInfo, default_home
+from node.host.keys import IdentityError
+from node.host.log import configure_logging, get_logger
 from node.model.errors import RpcError
 from node.node import Node
 from node.rpc.listeners import ListenError

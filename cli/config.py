@@ -1,6 +1,6 @@
 """`colony config` and `colony version`: what is in force here, without secrets.
 
-What the settings mean is in `node.config`.
+What the settings mean is in `node.host.config`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def config(session: Session) -> None:
     """
     import msgspec
 
-    from node.layers import config_files
+    from node.host.configfiles import config_files
 
     origins: dict[str, str] = {}
     settings = without_secrets(msgspec.to_builtins(session.config(origins), enc_hook=int))

@@ -23,8 +23,8 @@ from cli.client import Client, Unreachable
 from cli.output import print_json
 from cli.session import Failure, Session, colony_command
 from cli.terminal import print_line
-from node.identity import PrivateKey, read_key
-from node.listening import read_listening
+from node.host.keys import PrivateKey, read_key
+from node.host.listening import read_listening
 
 _TEXT = "hello from the workshop"
 _STOP_SECONDS = 20.0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cli.client import Client
     from cli.filesync import Item, Plan, Scan
     from cli.transfer import Content, Meter, Store
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 _ID = 64
 

@@ -116,7 +116,7 @@ def check_home(home: Path) -> Check:
 
 def check_owner(home: Path) -> Iterator[Check]:
     """Whether all of the home belongs to one user, who is the one that runs the daemon."""
-    from node.home import foreign_files, user_name
+    from node.host.home import foreign_files, user_name
 
     try:
         owner = user_name(home.stat().st_uid)
@@ -375,8 +375,8 @@ def check_daemon_clock(told: float | None, asked: float, heard: float) -> Iterat
 
 def check_other(session: Session, info: dict[str, Any]) -> Check | None:
     """Whether the daemon that refused this user is another one than this home's."""
-    from node.home import Home
-    from node.identity import IdentityError, read_key
+    from node.host.home import Home
+    from node.host.keys import IdentityError, read_key
 
     try:
         own = read_key(Home(session.home).key("server")).id

@@ -39,7 +39,7 @@ _colony = click.option("--colony", default=None, help="A colony hosted here [the
 
 
 def _directory(session: Session, colony: str | None) -> Path:
-    from node.home import valid_name
+    from node.host.home import valid_name
 
     name = colony or session.colony()
     if not valid_name(name):

@@ -1,6 +1,6 @@
 """`colony init`: makes a home directory with its keys.
 
-What a home holds and how it is made is in `node.home`.
+What a home holds and how it is made is in `node.host.home`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def init(session: Session, name: str | None, new_store: bool) -> None:
     and what was taken from peers are forgotten; work that they send again may run again. What is
     left of the store is moved aside.
     """
-    from node.home import HomeError, init_home
+    from node.host.home import HomeError, init_home
 
     own_home(session)
     home = session.home
@@ -69,7 +69,7 @@ def init(session: Session, name: str | None, new_store: bool) -> None:
 def _give_up(home: Path) -> Path | None:
     """Have the next start make a store; gives where the old one is, if there was any."""
     from node.etcd.errors import StoreRefused
-    from node.home import Home
+    from node.host.home import Home
     from node.storeid import begin_anew
 
     try:

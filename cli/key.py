@@ -41,7 +41,7 @@ def generate(session: Session, file: str | None) -> None:
 
     On stdout stands the secret itself, and the id on stderr. No daemon is asked.
     """
-    from node.identity import PrivateKey, write_key
+    from node.host.keys import PrivateKey, write_key
 
     made = PrivateKey.generate()
     if file:
@@ -66,7 +66,7 @@ def generate(session: Session, file: str | None) -> None:
 @click.argument("file", required=False)
 def id_(session: Session, file: str | None) -> None:
     """Print the id of the key in FILE (- reads stdin), or of the key that signs your calls."""
-    from node.identity import IdentityError, PrivateKey
+    from node.host.keys import IdentityError, PrivateKey
 
     if file:
         try:
@@ -84,8 +84,8 @@ def id_(session: Session, file: str | None) -> None:
 @colony_command("ls", "colony key ls")
 def ls(session: Session) -> None:
     """List the key files of the home and their ids."""
-    from node.home import Home
-    from node.identity import IdentityError, read_key
+    from node.host.home import Home
+    from node.host.keys import IdentityError, read_key
 
     directory = Home(session.home).keys
     if not directory.is_dir():

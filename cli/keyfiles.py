@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cli.session import USAGE, Failure, Session
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 
 def check_id(text: str) -> str:
@@ -27,7 +27,7 @@ def check_id(text: str) -> str:
 
 def check_name(text: str) -> str:
     """A name as given on the command line. Raises Failure (usage)."""
-    from node.home import valid_name
+    from node.host.home import valid_name
 
     if not valid_name(text):
         raise Failure(f"{text!r}: use letters, digits, '_', '-' and '.'", code=USAGE)
@@ -48,7 +48,7 @@ def check_member_name(text: str) -> str:
 
 def own_home(session: Session) -> None:
     """Raise Failure when the home belongs to another user, before anything is written there."""
-    from node.home import HomeError, require_owner
+    from node.host.home import HomeError, require_owner
 
     try:
         require_owner(session.home)
@@ -58,7 +58,7 @@ def own_home(session: Session) -> None:
 
 def key_path(session: Session, name: str) -> Path:
     """Where the key file called `name` lies. Raises Failure when the home is another user's."""
-    from node.home import Home
+    from node.host.home import Home
 
     own_home(session)
     return Home(session.home).key(name)
@@ -66,7 +66,7 @@ def key_path(session: Session, name: str) -> Path:
 
 def read_or_make(path: Path) -> tuple[PrivateKey, bool]:
     """The key in a file, made if there is none; whether it was made. Raises Failure."""
-    from node.identity import IdentityError, PrivateKey, read_key, write_key
+    from node.host.keys import IdentityError, PrivateKey, read_key, write_key
 
     try:
         try:

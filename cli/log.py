@@ -26,7 +26,7 @@ from cli.session import (
 from cli.terminal import json_text, print_line, print_result
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 PAGE = 500  # the most log lines one call returns
 _POLL = 1.0  # seconds between two looks when following

@@ -36,7 +36,7 @@ _FIELDS = (*_SIZES, "forward")
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    from node.config import Size
+    from node.host.config import Size
 
     if value is None:
         return None
@@ -95,7 +95,7 @@ def wish(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Read a file of policy; sizes may be written as text. Raises Failure."""
-    from node.config import Size
+    from node.host.config import Size
 
     try:
         text = path.read_text("utf-8")

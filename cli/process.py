@@ -41,7 +41,7 @@ from cli.session import (
 from cli.terminal import print_line, print_result
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 SUCCESSFUL = 2
 _POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds between polls of a process

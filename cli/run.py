@@ -25,7 +25,7 @@ from cli.waiting import wait_told
 from node.model.types import FunctionSpec
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 
 @colony_command(

@@ -19,8 +19,8 @@ from cli.terminal import print_note
 
 if TYPE_CHECKING:
     from cli.client import Client
-    from node.config import Config
-    from node.identity import PrivateKey
+    from node.host.config import Config
+    from node.host.keys import PrivateKey
 
 __all__ = ["EXIT_CODES", "Failure", "Session", "colony_command", "colony_group"]
 
@@ -96,7 +96,7 @@ class Session:
     @property
     def home(self) -> Path:
         """--home, else $COLONYD_HOME, else the platform's data directory."""
-        from node.home import default_home
+        from node.host.home import default_home
 
         if self.home_option:
             return Path(self.home_option).expanduser().absolute()
@@ -107,7 +107,7 @@ class Session:
 
         Raises Failure naming the wrong field.
         """
-        from node.config import ConfigError, load_config
+        from node.host.config import ConfigError, load_config
 
         try:
             return load_config(self.home, {}, environ=self.environ, origins=origins)
@@ -130,7 +130,7 @@ class Session:
         if host or port:
             scheme = "https" if environ.get("COLONIES_SERVER_TLS", "").lower() == "true" else "http"
             return f"{scheme}://{_bracketed(host or '127.0.0.1')}:{port or 50080}"
-        from node.listening import read_listening, url_of
+        from node.host.listening import read_listening, url_of
 
         if (told := read_listening(self.home)) is not None:
             return told.url
@@ -157,7 +157,7 @@ class Session:
 
     def colony(self) -> str:
         """The home colony's name: $COLONIES_COLONY_NAME, else what `colony init` wrote."""
-        from node.home import Home
+        from node.host.home import Home
 
         if name := self.environ.get("COLONIES_COLONY_NAME"):
             return name
@@ -202,7 +202,7 @@ class Session:
         )
 
     def _key(self, variable: str, file: str) -> PrivateKey:
-        from node.identity import IdentityError, PrivateKey, read_key
+        from node.host.keys import IdentityError, PrivateKey, read_key
 
         path = self.home / "keys" / file
         instead = f", or set {variable}" if variable else ""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 _ROWS = 12  # rows of each table
 _PIPE_WIDTH = 160  # columns when stdout is no terminal

@@ -24,11 +24,11 @@ import trio
 from cli.client import Client, RpcError, Unreachable, decode
 from cli.session import Failure
 from cli.terminal import printable
-from node.directories import publish
+from node.host.fsync import publish
 from node.http_client import ask, http_client, read_body
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 __all__ = ["Content", "DaemonStore", "Meter", "Store", "digest", "fetch", "meter"]
 

@@ -63,7 +63,7 @@ def _trusting(path: Path) -> ssl.SSLContext:
 
 def _pinned(host: str, port: int, pin: str) -> ssl.SSLContext:
     """A context for the certificate shown there, if it has that fingerprint."""
-    from node.certificate import fingerprint_of, trusting
+    from node.host.certificate import fingerprint_of, trusting
 
     if len(pin) != 64 or not all(c in "0123456789abcdef" for c in pin):
         raise Failure(f"{PIN}: the SHA-256 of a certificate is 64 hex characters", code=USAGE)

@@ -16,7 +16,7 @@ from cli.process import wait_closed
 from cli.terminal import print_note
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 __all__ = ["wait_told", "words"]
 

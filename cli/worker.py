@@ -32,7 +32,7 @@ from cli.session import (
 from cli.terminal import print_line, print_note
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 
 @colony_command(
@@ -72,7 +72,7 @@ def worker(
     """
     from cli.shell import open_guard
     from cli.working import Settings, Worker
-    from node.home import Home, valid_name
+    from node.host.home import Home, valid_name
 
     name = name or default_name(kind)
     if not valid_name(name):
@@ -142,7 +142,7 @@ def default_name(kind: str) -> str:
 
 def executor_key(path: Path) -> PrivateKey:
     """Read the executor's key, or make it."""
-    from node.identity import IdentityError, PrivateKey, read_key, write_key
+    from node.host.keys import IdentityError, PrivateKey, read_key, write_key
 
     try:
         with contextlib.suppress(FileNotFoundError):

@@ -31,7 +31,7 @@ from cli.session import FAILED, TIMEOUT, Failure, Session, colony_command, colon
 from cli.terminal import print_line, print_result
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 _PAGE = 100  # the most graphs one call returns
 _AT_ONCE = 16  # processes asked for at a time

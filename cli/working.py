@@ -27,7 +27,7 @@ from cli.session import DENIED, Failure
 from cli.shell import Ending, Guard, Hearing, run_command
 
 if TYPE_CHECKING:
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
 
 __all__ = ["Settings", "Worker"]
 

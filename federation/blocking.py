@@ -22,7 +22,7 @@ from federation.peers import BLOCKED, Known
 from node.etcd.client import KeyValue
 from node.etcd.transactions import Delete, ModRevision, Op, Txn
 from node.hooks import Addition
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import conflict
 from node.model.types import Process, State

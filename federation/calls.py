@@ -33,8 +33,8 @@ from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
 from node.etcd.pressure import Need
-from node.home import Home
-from node.identity import id_of, verify_es256k
+from node.host.home import Home
+from node.host.keys import id_of, verify_es256k
 from node.model.codec import unpack, wire_process, wire_time
 from node.model.errors import bad, missing
 from node.model.types import Process, State

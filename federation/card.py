@@ -13,8 +13,8 @@ import msgspec
 
 from federation import cbor
 from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
-from node.home import valid_name
-from node.identity import PrivateKey, id_of
+from node.host.home import valid_name
+from node.host.keys import PrivateKey, id_of
 
 __all__ = [
     "CARD_LIMIT",

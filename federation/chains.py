@@ -14,7 +14,7 @@ from federation.envelope import Kind, Refused, inspect
 from federation.messages import Outcome, load
 from federation.policy import MAX_HOPS
 from federation.relays import Request, keyring, local_id
-from node.identity import id_of, verify_es256k
+from node.host.keys import id_of, verify_es256k
 from node.model.types import State
 
 __all__ = ["Step", "carried", "conclusion", "trace", "unbound"]

@@ -22,7 +22,7 @@ from federation.sealing import Sealer
 from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent, Untimely
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, ModRevision, Txn
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.errors import RpcError
 from node.model.types import Process
 from node.store import keys

@@ -28,7 +28,7 @@ from federation.policy import Breach
 from federation.refusals import Refusal
 from federation.transport import Link, PeerRefused, TransportError
 from node.files import Files
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad
 from node.model.types import SECOND, Process

@@ -16,8 +16,8 @@ from federation.card import CARD_LIMIT, Card, open_card
 from federation.envelope import Refused
 from federation.sealing import Sealer
 from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
+from node.host.log import get_logger
 from node.http_client import ask, http_client, reason_of
-from node.log import get_logger
 
 __all__ = [
     "Found",

@@ -26,8 +26,8 @@ from federation.station import (
     sightings,
 )
 from federation.surroundings import Surroundings
-from node.holders import holder_of
-from node.log import get_logger
+from node.host.log import get_logger
+from node.host.ports import holder_of
 
 __all__ = ["SERVICE", "Advert", "Sighting", "discover", "instance_name", "sightings"]
 

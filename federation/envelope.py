@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from federation import cbor
-from node.identity import PrivateKey, id_of, verify_es256k
+from node.host.keys import PrivateKey, id_of, verify_es256k
 
 __all__ = [
     "MAX_AHEAD",

@@ -19,7 +19,7 @@ from federation.messages import Capabilities, Offer, load
 from federation.peers import Peers
 from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
-from node.log import get_logger
+from node.host.log import get_logger
 from node.members import Members
 from node.model.types import ExecutorState
 from node.processes import Processes

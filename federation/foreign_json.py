@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from federation.envelope import Refused
-from node.apart import apart as by_size
+from node.host.offload import apart as by_size
 from node.rpc.table import MAX_DEPTH
 
 __all__ = ["MOST_CONTAINERS", "apart", "require_bounded"]

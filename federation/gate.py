@@ -31,7 +31,7 @@ from federation.sizes import SIZES
 from federation.sparing import Sparing
 from federation.tokens import KNOCK
 from node.etcd.errors import EtcdError, StoreFull
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.errors import RpcError
 from node.rpc.http import Request, Response
 

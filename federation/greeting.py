@@ -24,7 +24,7 @@ from federation.rotation import Rotation
 from federation.sealing import Sealer
 from federation.transport import Link, TransportError, Unsent, Untimely
 from node.etcd.errors import EtcdError
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.errors import RpcError
 
 __all__ = ["Greeter"]

@@ -15,7 +15,7 @@ from federation.messages import Successor
 from federation.peers import BLOCKED, TRUSTED, Former, Peer, Peers, Usurped
 from federation.refusals import Refusal
 from federation.succession import LIMIT, Heir, prove
-from node.log import get_logger
+from node.host.log import get_logger
 
 __all__ = ["MOST_FORMER", "follow", "succeed"]
 

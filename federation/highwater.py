@@ -14,7 +14,7 @@ import trio
 from federation.keys import Keys
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import ModRevision, Put, Txn
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.types import SECOND
 
 __all__ = ["HighWater"]

@@ -30,7 +30,7 @@ from federation.sealing import Sealer
 from federation.tokens import Token
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Delete, ModRevision, Put
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
 from node.reads import read

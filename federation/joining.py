@@ -19,7 +19,7 @@ from federation.policy import Policy
 from federation.sealing import Sealer
 from federation.tokens import KNOCK, Token, TokenError
 from federation.transport import Link, Lost, PeerRefused, TransportError, Unsent, fetch_card
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.errors import bad, conflict, denied
 
 __all__ = ["Joining"]

@@ -31,8 +31,8 @@ from federation.transport import (
     Unsent,
     Untimely,
 )
-from node.containment import contained
-from node.log import get_logger
+from node.host.containment import contained
+from node.host.log import get_logger
 from node.rpc.http import Request, Response
 
 __all__ = ["Collector", "Office", "Ways", "pass_on"]

@@ -20,9 +20,9 @@ from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
 from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.transport import TransportError, Unsent, fetch_card, split_address
-from node.containment import contained
 from node.etcd.errors import EtcdError
-from node.log import get_logger
+from node.host.containment import contained
+from node.host.log import get_logger
 from node.model.errors import RpcError
 
 __all__ = ["Meeting"]

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from node.config import PolicyConfig
+from node.host.config import PolicyConfig
 from node.model.types import FunctionSpec
 
 __all__ = [

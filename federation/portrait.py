@@ -14,10 +14,10 @@ from federation.envelope import MAX_LIFETIME
 from federation.interfaces import ANY, survey
 from federation.keys import Keys
 from federation.sealing import Sealer
-from node.config import FederationConfig
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace
-from node.log import get_logger
+from node.host.config import FederationConfig
+from node.host.log import get_logger
 
 __all__ = ["Portrait", "own_addresses"]
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from federation.dialing import split_address
 from federation.portrait import own_addresses
-from node.config import Config
+from node.host.config import Config
 
 __all__ = ["cannot_be", "wrong_peers"]
 

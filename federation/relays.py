@@ -15,7 +15,7 @@ from federation.clocks import MOST
 from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.messages import Submit, load
 from federation.policy import MAX_HOPS
-from node.identity import id_of, verify_es256k
+from node.host.keys import id_of, verify_es256k
 
 __all__ = [
     "Asked",

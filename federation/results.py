@@ -26,7 +26,7 @@ from federation.sizes import SIZES
 from federation.transport import Later, Link, TransportError
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.transactions import Delete, Op, Put, Txn
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.numbers import beyond_float

@@ -1,6 +1,6 @@
 """The home colony changes its key: what peers are told ever after, and what stands in the store.
 
-Key files are `node.home`'s; what a succession proves is in `succession`.
+Key files are `node.host.home`'s; what a succession proves is in `succession`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from federation.sealing import Sealer
 from federation.succession import OVERLAP, declare, prove
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import ModRevision, Op, Put, Txn
-from node.home import Home
-from node.log import get_logger
+from node.host.home import Home
+from node.host.log import get_logger
 from node.members import Members
 from node.model.codec import pack, unpack
 from node.model.errors import conflict, missing

@@ -31,7 +31,7 @@ from federation.routes import (
     pick,
 )
 from federation.sizes import FORWARD, forward_size
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.types import SECOND, ExecutorState, FunctionSpec, Process
 
 __all__ = ["Router"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from federation.capabilities import STALE, Statement, fits, load
-from node.config import WAITING, RouteConfig
+from node.host.config import WAITING, RouteConfig
 
 __all__ = [
     "ALWAYS",

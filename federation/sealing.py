@@ -13,7 +13,7 @@ import msgspec
 
 from federation.envelope import MAX_LIFETIME, Kind, seal
 from federation.messages import dump
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 
 __all__ = ["Sealer", "cti_of"]
 

@@ -47,13 +47,13 @@ from federation.tls import make_certificate, server_context
 from federation.transport import Link
 from federation.upkeep import Upkeep
 from federation.waiting import Waiting
-from node.config import Config
-from node.containment import contained, keep_going
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
-from node.identity import PrivateKey
-from node.log import get_logger
+from node.host.config import Config
+from node.host.containment import contained, keep_going
+from node.host.keys import PrivateKey
+from node.host.log import get_logger
 from node.members import Members
 from node.model.errors import RpcError
 from node.processes import Processes

@@ -27,7 +27,7 @@ from zeroconf import (
 
 from federation.interfaces import Network
 from federation.leading import problem_of
-from node.log import get_logger
+from node.host.log import get_logger
 
 __all__ = [
     "SERVICE",

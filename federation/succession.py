@@ -10,7 +10,7 @@ import msgspec
 from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, seal
 from federation.messages import Succession, Successor, dump, load
 from federation.sealing import cti_of
-from node.identity import PrivateKey, id_of, verify_es256k
+from node.host.keys import PrivateKey, id_of, verify_es256k
 
 __all__ = ["LIMIT", "OVERLAP", "Heir", "declare", "prove"]
 

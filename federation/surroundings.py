@@ -15,8 +15,8 @@ import trio
 from federation.interfaces import Network, survey
 from federation.ledger import Bell
 from federation.netlink import NetlinkError, watch_socket
-from node.log import get_logger
-from node.steps import SET, Moment, jumped, moment
+from node.host.clock import SET, Moment, jumped, moment
+from node.host.log import get_logger
 
 __all__ = ["Damper", "Surroundings"]
 

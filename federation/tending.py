@@ -14,7 +14,7 @@ import trio
 from federation.ledger import Ledger
 from federation.peers import Known
 from federation.transport import Link
-from node.containment import contained, keep_going
+from node.host.containment import contained, keep_going
 
 __all__ = ["Tending"]
 

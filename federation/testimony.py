@@ -20,7 +20,7 @@ from federation.messages import Outcome
 from federation.outbox import Forward
 from federation.peers import Peers
 from node.etcd.transactions import Get, Txn
-from node.identity import id_of
+from node.host.keys import id_of
 from node.model.codec import unpack
 from node.model.types import Process
 from node.store import keys

@@ -1,7 +1,7 @@
 """The TLS hop between colonies: pinning a peer's certificate before any byte.
 
 A certificate is only what a signed card says it is, so names and dates in it prove nothing here;
-who the peer is, the envelope's signature tells. Our own is made in `node.certificate`.
+who the peer is, the envelope's signature tells. Our own is made in `node.host.certificate`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ssl
 
 import trio
 
-from node.certificate import (
+from node.host.certificate import (
     TlsError,
     fingerprint_of,
     make_certificate,

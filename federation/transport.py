@@ -32,8 +32,8 @@ from federation.peers import TRUSTED, Known
 from federation.sealing import Sealer
 from federation.sizes import ANSWERS, SIZES
 from federation.tls import fingerprint_of
+from node.host.log import get_logger
 from node.http_client import read_body
-from node.log import get_logger
 from node.model.types import SECOND
 
 __all__ = [

@@ -19,7 +19,7 @@ from federation.outbox import Forward, Tried
 from federation.router import Router
 from federation.routes import ALWAYS, Option, Report, Route, Subject, matches
 from node.etcd.transactions import Put
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State

@@ -13,12 +13,12 @@ import trio
 from sortedcontainers import SortedSet
 
 from node.etcd.errors import EtcdError
-from node.log import get_logger
+from node.host.fairqueue import Turns
+from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.scheduler import count_owner
-from node.turns import Turns
 
 T = TypeVar("T")
 

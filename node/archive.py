@@ -20,10 +20,10 @@ from typing import IO, cast
 import cbor2
 import msgspec
 
-from node.directories import publish, sync_directory
 from node.history_index import PLACE as INDEX
-from node.home import RESTORING, valid_name
-from node.listening import FILE as LISTENING
+from node.host.fsync import publish, sync_directory
+from node.host.home import RESTORING, valid_name
+from node.host.listening import FILE as LISTENING
 from node.store import keys
 from node.version import VERSION
 

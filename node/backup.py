@@ -21,16 +21,16 @@ import trio
 from node import archive, leader, storeid
 from node.archive import BackupError, Manifest
 from node.cluster import access_of, require
-from node.config import Config, load_config
-from node.directories import sync_directory
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
 from node.etcd.maintenance import clear_alarm
 from node.etcd.premises import lock_home
 from node.etcd.supervisor import supervise
 from node.etcd.transactions import Op, Put, Txn
-from node.home import RESTORING, Home
-from node.layers import config_files
+from node.host.config import Config, load_config
+from node.host.configfiles import config_files
+from node.host.fsync import sync_directory
+from node.host.home import RESTORING, Home
 from node.store import keys
 
 __all__ = ["backup", "restore"]

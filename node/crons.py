@@ -15,14 +15,14 @@ import msgspec
 
 from node import schedule
 from node.agenda import Index
-from node.apart import apart
 from node.directory import Directory
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, ModRevision
+from node.host.log import get_logger
+from node.host.offload import apart
 from node.leader import Leader
-from node.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND, State

@@ -18,9 +18,7 @@ from pathlib import Path
 
 import trio
 
-from node import certificate, cluster, door, feeding, storeid, succession, sweeping, timers
-from node.config import Config, ConfigError, load_config
-from node.containment import keep_going
+from node import cluster, door, feeding, storeid, succession, sweeping, timers
 from node.deadlines import expire
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
@@ -45,20 +43,23 @@ from node.handlers import (
     status,
     workflows,
 )
-from node.home import Home, HomeError, HomeInfo, init_home, tighten
+from node.host import certificate
+from node.host.clock import boot_id, steady_ns
+from node.host.config import Config, ConfigError, load_config
+from node.host.containment import keep_going
+from node.host.home import Home, HomeError, HomeInfo, init_home, tighten
+from node.host.listening import Listening, announce, withdraw, withdrawn
+from node.host.log import configure_logging, get_logger
+from node.host.systemd import Notifier, watchdog
 from node.indexing import Indexing
 from node.leader import home_identity
-from node.listening import Listening, announce, withdraw, withdrawn
-from node.log import configure_logging, get_logger
 from node.model.types import Colony, Executor, ExecutorState, User
 from node.node import Node
-from node.notify import Notifier, watchdog
 from node.reload import Reload
 from node.replay import Replays
 from node.retention import Retention
 from node.rpc.listeners import addresses_of, bound_port, open_listeners
 from node.rpc.table import Table
-from node.steps import boot_id, steady_ns
 from node.store import keys
 from node.tickets import Tickets
 from node.vault import Vault

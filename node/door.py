@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from node import metrics
-from node.config import Config
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdTooManyOps, StoreFull
 from node.etcd.pressure import Level
-from node.log import get_logger
+from node.host.config import Config
+from node.host.log import get_logger
 from node.model.errors import RpcError
 from node.node import Node
 from node.rpc import cors, filedoor, pubsub

@@ -13,7 +13,7 @@ import trio
 
 from node.etcd.errors import EtcdError
 from node.etcd.watch import Batch
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.types import Process
 from node.processes import Processes
 from node.store import keys

@@ -18,7 +18,7 @@ import trio
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Delete, DeletePrefix, Get, ModRevision, Put, Txn
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
 from node.pages import Pages, below, each, values

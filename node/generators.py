@@ -13,15 +13,15 @@ import msgspec
 import trio
 
 from node.agenda import Index
-from node.apart import apart
 from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
 from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
+from node.host.log import get_logger
+from node.host.offload import apart
 from node.leader import Leader
 from node.limits import GENERATOR
-from node.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND

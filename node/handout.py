@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from node.etcd.errors import EtcdError, EtcdUnavailable
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.errors import RpcError, missing
 from node.model.types import Executor, Process, State
 from node.scheduler import Candidate, Entry, matches

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from node.directories import sync_directory
+from node.host.fsync import sync_directory
 
 __all__ = [
     "Chain",

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from node.directories import sync_directory
 from node.history import HistoryError, batches, files, find_in
+from node.host.fsync import sync_directory
 
 __all__ = ["PLACE", "Index"]
 

@@ -15,7 +15,7 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
 from node.etcd.transactions import Present, Put, Txn
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Closed, State

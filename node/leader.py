@@ -19,7 +19,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Absent, Compare, ModRevision, Put, Txn
 from node.etcd.watch import Batch, watch
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.store.keys import ROOT
 from node.submission import new_id

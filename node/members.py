@@ -13,7 +13,7 @@ import msgspec
 from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
-from node.home import valid_name
+from node.host.home import valid_name
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
 from node.model.names import check_id, check_name

@@ -14,7 +14,6 @@ import trio
 
 from node.blueprints import Blueprints
 from node.channels import Channels
-from node.config import Config
 from node.crons import Crons
 from node.definitions import Definitions
 from node.directory import Directory
@@ -23,10 +22,11 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.files import Files
 from node.generators import Generators
+from node.host.config import Config
+from node.host.log import get_logger
 from node.identities import Identities
 from node.leader import Leader
 from node.locations import Locations
-from node.log import get_logger
 from node.members import Members
 from node.model.errors import RpcError
 from node.model.types import Function, Process

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from node.history_index import Index
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.repair import mended
 from node.model.types import Process
 

@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from node import steps
-from node.apart import apart
 from node.etcd.client import EtcdClient
 from node.etcd.errors import Compacted
 from node.etcd.transactions import Compare, Get, Op, Put, Txn
 from node.handout import HandOut
 from node.hooks import Hooks
+from node.host import clock as steps
+from node.host.clock import Clock
+from node.host.offload import apart
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
 from node.quotas import Quotas
 from node.reads import Reads, read_many
 from node.scheduler import Entry, Queue, RunningSet
-from node.steps import Clock
 from node.store import keys
 from node.store import processes as store
 from node.store.submissions import shrink

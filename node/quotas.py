@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from node.config import QuotasConfig
+from node.host.config import QuotasConfig
 from node.model.errors import RpcError
 from node.scheduler import Queue, RunningSet, count_owner
 

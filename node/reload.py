@@ -1,6 +1,6 @@
 """A configuration read again: which settings changed, and which of them are in force at once.
 
-Reading it is in `config`; who applies a setting registers here.
+Reading it is in `host.config`; who applies a setting registers here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from node.config import Config
+from node.host.config import Config
 
 Apply = Callable[[Config], None]
 

@@ -21,7 +21,7 @@ from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.guard import GUARD
 from node.etcd.transactions import Absent, DeletePrefix, Get, ModRevision, Put, Txn
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.errors import RpcError, conflict, denied
 from node.model.types import SECOND
 from node.store import replay as store

@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 import trio
 
-from node.config import Config, HistoryConfig
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Delete, GetFirst, Op, Txn
 from node.history import Chain, Head
-from node.log import get_logger
+from node.host.config import Config, HistoryConfig
+from node.host.log import get_logger
 from node.model.codec import pack, unpack, wire_attribute
 from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Log, Process, State

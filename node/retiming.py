@@ -1,7 +1,7 @@
 """Gives stored times that a step of the wall clock made wrong other ones, once it is noticed.
 
-What a step is, and what deadlines are judged by meanwhile, is in `steps`. Here is what becomes of
-crons, generators and processes; docs/architecture.md ("Clocks") has the rest.
+What a step is, and what deadlines are judged by meanwhile, is in `host.clock`. Here is what becomes
+of crons, generators and processes; docs/architecture.md ("Clocks") has the rest.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import ModRevision, Put, Txn
 from node.generators import Generators
+from node.host.clock import JUMP, Clock
+from node.host.log import get_logger
 from node.leader import Leader
-from node.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
 from node.processes import Processes
 from node.scheduler import Entry
-from node.steps import JUMP, Clock
 from node.store import clock as store
 from node.store import processes as transitions
 from node.store.clock import Seen

@@ -12,13 +12,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from node.directories import sync_directory
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace, StoreRefused
 from node.etcd.premises import lock_home
 from node.etcd.transactions import Absent, Get, Put, Txn
-from node.home import Home
-from node.log import get_logger
+from node.host.fsync import sync_directory
+from node.host.home import Home
+from node.host.log import get_logger
 from node.store import keys
 
 __all__ = ["begin_anew", "check", "require_place", "settle"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from node.etcd.client import EtcdClient
-from node.home import Home, HomeInfo
-from node.log import get_logger
+from node.host.home import Home, HomeInfo
+from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.types import Colony
 from node.store import keys

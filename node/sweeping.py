@@ -12,7 +12,7 @@ import trio
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.parts import PLACE, owner_of, stub_of
-from node.log import get_logger
+from node.host.log import get_logger
 
 __all__ = ["run", "sweep"]
 

@@ -15,7 +15,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.watch import Batch, Event, watch
 from node.generators import REMEMBERED
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.types import SECOND
 from node.node import Node
 from node.store import keys

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from node.directories import sync_directory
+from node.host.fsync import sync_directory
 from node.model.errors import RpcError, bad, conflict
 from node.tickets import CHECKSUM, Scope
 

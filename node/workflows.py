@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import trio
 
-from node.apart import NODE, apart
 from node.children import TRIES, Children, too_fast
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError
@@ -29,7 +28,8 @@ from node.etcd.transactions import (
     Put,
     Txn,
 )
-from node.log import get_logger
+from node.host.log import get_logger
+from node.host.offload import NODE, apart
 from node.model import graph as graphs
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad, conflict, missing

@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["node", "msgspec"]):
     from cli.rpc import all_calls
     from federation.calls import calls as federation_calls
     from node.directory import Directory
-    from node.identity import PrivateKey
+    from node.host.keys import PrivateKey
     from node.model.codec import pack
     from node.model.errors import RpcError
     from node.model.types import Colony, User

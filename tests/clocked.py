@@ -22,7 +22,7 @@ import pytest
 import trio
 
 from cli.client import Client, RpcError
-from node.identity import PrivateKey, sign_payload
+from node.host.keys import PrivateKey, sign_payload
 from tests.support import REPOSITORY, Daemon
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"

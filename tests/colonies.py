@@ -24,13 +24,13 @@ from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
-from node.config import Config, FederationConfig, PeerConfig
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
 from node.feeding import follow
-from node.home import Home, HomeInfo
-from node.identity import PrivateKey, read_key, write_key
+from node.host.config import Config, FederationConfig, PeerConfig
+from node.host.home import Home, HomeInfo
+from node.host.keys import PrivateKey, read_key, write_key
 from node.model.codec import unpack
 from node.model.types import Colony as HomeColony
 from node.model.types import Executor, ExecutorState, FunctionSpec, Process, State, User

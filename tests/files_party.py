@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from cli.client import Client
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.support import Daemon
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from node.identity import PrivateKey, sign_payload
+from node.host.keys import PrivateKey, sign_payload
 from tests.poison import HOW, POISON, dosed, dumps
 from tests.upstream import MESSAGES, example
 

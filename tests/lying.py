@@ -19,7 +19,7 @@ import trio
 from federation.card import VERSION, Card, sign_card
 from federation.envelope import MAX_LIFETIME, Kind, seal
 from federation.tls import make_certificate, server_context
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.support import Daemon
 
 __all__ = ["BOMB_SIZE", "ENCODED", "LyingColony", "Said", "bomb", "knows", "peak", "serve_lies"]

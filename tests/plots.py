@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 
 from federation.policy import Policy
-from node.config import RouteConfig
+from node.host.config import RouteConfig
 from tests.simulation.actors import Job
 from tests.simulation.foes import EVE
 from tests.simulation.scenario import Story

@@ -22,7 +22,7 @@ import httpx
 import trio
 
 from cli.client import Client
-from node.identity import PrivateKey, read_key
+from node.host.keys import PrivateKey, read_key
 
 REPOSITORY = Path(__file__).parent.parent
 _COLONYD = [sys.executable, "-m", "cli.colonyd"]

@@ -17,9 +17,9 @@ import trio
 
 from cli.client import Client, Unreachable
 from cli.session import Session
-from node.holders import holder_of
-from node.home import init_home
-from node.listening import FILE, Listening, read_listening, url_of
+from node.host.home import init_home
+from node.host.listening import FILE, Listening, read_listening, url_of
+from node.host.ports import holder_of
 from node.rpc.listeners import (
     ListenError,
     addresses_of,

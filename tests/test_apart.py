@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from node import apart as module
-from node.apart import NODE, apart
+from node.host import offload as module
+from node.host.offload import NODE, apart
 from node.model import graph as graphs
 from node.model.errors import RpcError
 from node.timed import check_workflow

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cli.client import RpcError
-from node.config import ConfigError, load_config
-from node.identity import PrivateKey
+from node.host.config import ConfigError, load_config
+from node.host.keys import PrivateKey
 from tests.support import Daemon
 from tests.test_workflows import Party, party, spec
 

@@ -31,8 +31,8 @@ from node.etcd.errors import Compacted
 from node.etcd.maintenance import maintain
 from node.etcd.transactions import Put, Txn
 from node.history import Chain, Head, records
-from node.home import Home, HomeError, init_home, tighten
-from node.identity import PrivateKey
+from node.host.home import Home, HomeError, init_home, tighten
+from node.host.keys import PrivateKey
 from node.store import keys
 from tests.etcd.support import start_store
 from tests.support import Daemon, until

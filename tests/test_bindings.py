@@ -28,7 +28,7 @@ from federation.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, 
 from federation.outbox import QUEUED, Forward
 from federation.relays import Request, local_id
 from node.etcd.transactions import Put, Txn
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.types import State
 from node.rpc.http import Request as HttpRequest

@@ -17,7 +17,7 @@ from pycolonies import Workflow
 from cli.client import Client, RpcError, decode, encode
 from node.blueprint_rules import Wanted, colony_initiator, revise, same
 from node.directory import Directory
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import Colony
 from node.store import keys

@@ -25,8 +25,8 @@ from cli.main import COMMANDS, main
 from cli.output import ago, output_lines, parse_time, span
 from cli.run import argument, keyword
 from cli.session import Failure, Session, rpc_failure
-from node.home import init_home
-from node.identity import PrivateKey, read_key
+from node.host.home import init_home
+from node.host.keys import PrivateKey, read_key
 from node.model.types import FunctionSpec
 from node.version import VERSION
 from tests.cli_server import ColonyServer, Queue, Refuse

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from cli.invite import _drawn
 from cli.main import main
-from node.home import init_home
-from node.identity import read_key
+from node.host.home import init_home
+from node.host.keys import read_key
 from tests.cli_server import ColonyServer
 
 Colony = Callable[..., Result]

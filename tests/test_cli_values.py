@@ -19,7 +19,7 @@ from cli.inputs import pick, read_object, since, workflow_spec
 from cli.keyfiles import check_id, check_name, read_or_make, rotate
 from cli.main import COMMANDS, main
 from cli.session import NOT_FOUND, USAGE, Failure, Session
-from node.identity import PrivateKey, read_key
+from node.host.keys import PrivateKey, read_key
 
 # -- graphs ------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from cli.session import Failure
 from cli.shell import open_guard, output_of, run_command
 from cli.worker import default_name, parse_function
 from cli.working import Settings, Worker
-from node.home import init_home, valid_name
-from node.identity import PrivateKey
+from node.host.home import init_home, valid_name
+from node.host.keys import PrivateKey
 from tests.cli_server import ColonyServer, Queue, Refuse
 
 

@@ -27,7 +27,7 @@ from cli.client import Client, RpcError, Unreachable, encode
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access, tls_context
 from node.etcd.errors import EtcdDenied, EtcdError, EtcdUnavailable
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.types import SECOND
 from node.store import crons
 from tests.support import REPOSITORY, Daemon, free_port, until

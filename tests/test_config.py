@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from node.config import Config, ConfigError, PeerConfig, Size, load_config
-from node.layers import config_files
+from node.host.config import Config, ConfigError, PeerConfig, Size, load_config
+from node.host.configfiles import config_files
 
 ID = "ab" * 32
 

@@ -22,11 +22,11 @@ from federation.station import Sighting
 from federation.tending import Tending
 from federation.transport import Link
 from node.agenda import Index, follow
-from node.containment import contained, keep_going
 from node.crons import due, owner
 from node.deadlines import expire
 from node.etcd.client import EtcdClient
-from node.identity import PrivateKey
+from node.host.containment import contained, keep_going
+from node.host.keys import PrivateKey
 from node.processes import Processes
 from node.rpc.http import Request, Response
 from node.store.crons import Cron

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from cli.client import RpcError, decode, encode
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.network import House, enter, require, town
 from tests.support import until
 from tests.test_federation import Side

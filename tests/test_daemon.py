@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from cli.client import Client, RpcError, encode
-from node.identity import PrivateKey, sign_payload
+from node.host.keys import PrivateKey, sign_payload
 from tests.support import REPOSITORY, Daemon, until
 
 Make = Callable[..., Daemon]

@@ -21,7 +21,7 @@ import trio
 from wsproto.events import CloseConnection
 
 from cli.client import RpcError
-from node.identity import PrivateKey, sign_payload
+from node.host.keys import PrivateKey, sign_payload
 from node.rpc.http import Limits, Request, Response
 from node.rpc.places import source_of
 from tests.http_edge import GET, Client, post, serving

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cli.client import Client, RpcError, Unreachable, decode
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.support import Daemon, until
 
 Make = Callable[..., Daemon]

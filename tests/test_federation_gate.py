@@ -26,7 +26,7 @@ from federation.relays import local_id
 from federation.sealing import Sealer
 from node.etcd.client import EtcdClient, open_client
 from node.hooks import Hooks
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.types import Executor, Process, State
 from node.processes import Processes

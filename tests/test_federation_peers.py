@@ -10,7 +10,7 @@ from federation.keys import Keys
 from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
 from federation.transport import split_address
 from node.etcd.client import EtcdClient
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 

@@ -26,7 +26,7 @@ from federation.sealing import Sealer
 from federation.succession import declare
 from federation.talking import Listener
 from node.etcd.client import open_client
-from node.identity import PrivateKey, verify_es256k
+from node.host.keys import PrivateKey, verify_es256k
 from node.model.codec import pack, unpack
 from node.model.types import State
 from node.rpc.http import Response

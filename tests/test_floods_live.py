@@ -29,7 +29,7 @@ from federation.messages import (
     Poll,
 )
 from federation.sealing import Sealer
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.support import Daemon, until
 from tests.test_federation import Side
 

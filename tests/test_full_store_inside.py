@@ -22,7 +22,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import StoreFull
 from node.etcd.pressure import Need, Pressure
 from node.etcd.supervisor import own_limit
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, User

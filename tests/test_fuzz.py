@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cli.client import decode, encode
 from cli.rpc import all_calls
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.fuzzing import Known, bodies, poisonous
 from tests.support import Daemon
 from tests.upstream import problem, reply_of

@@ -20,11 +20,11 @@ from click.testing import CliRunner, Result
 
 from cli.client import RpcError
 from cli.main import main
-from node.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.transactions import Txn
 from node.history import Chain, Head, files, records, verify
-from node.identity import PrivateKey
+from node.host.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
+from node.host.keys import PrivateKey
 from node.logs import write
 from node.model.types import (
     Colony,

@@ -27,7 +27,7 @@ from federation.policy import Policy
 from federation.sealing import Sealer
 from federation.transport import Answer, Link, Lost
 from node.etcd.client import EtcdClient
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import Process, State
 from node.rpc.http import Request

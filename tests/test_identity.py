@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.home import HomeError, init_home
-from node.identity import (
+from node.host.home import HomeError, init_home
+from node.host.keys import (
     IdentityError,
     PrivateKey,
     read_key,

@@ -19,7 +19,7 @@ from federation.messages import DEEPEST, Introduction, Introductions
 from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.sealing import Sealer
 from federation.transport import Answer
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.types import State
 from node.rpc.http import Request
 from tests.colonies import Colony, World, world

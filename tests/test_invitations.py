@@ -33,11 +33,11 @@ from federation.portrait import Portrait
 from federation.sealing import Sealer
 from federation.tls import make_certificate, server_context
 from federation.tokens import Token, TokenError, read_token, write_token
-from node.config import FederationConfig
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
-from node.identity import PrivateKey
+from node.host.config import FederationConfig
+from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.rpc.http import Limits, Request, Response, serve_http

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from node.directory import Directory
 from node.handlers.workflows import SubmitWorkflow
-from node.identity import PrivateKey, sign_payload
+from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, User

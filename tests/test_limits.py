@@ -15,7 +15,7 @@ import trio
 from cli.client import Client, RpcError
 from federation.sizes import FORWARD
 from node import limits
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused
 from node.submission import new_id
 from tests.colonies import world

@@ -11,7 +11,7 @@ import trio
 from cli.client import RpcError
 from node import logs
 from node.etcd.client import open_client
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.locations import Locations
 from node.logs import search, write
 from node.model.errors import RpcError as RpcRefusal

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from node.identity import PrivateKey
-from node.log import configure_logging, get_logger, under_journal
+from node.host.keys import PrivateKey
+from node.host.log import configure_logging, get_logger, under_journal
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import trio
 
 from federation.outbox import Forward
 from federation.transport import Unsent
-from node.config import RouteConfig
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Put, Txn
+from node.host.config import RouteConfig
 from node.model.types import Process, State
 from tests.colonies import Colony, world
 from tests.test_router import BOTH, Side, _age, deliver, three, wire

@@ -27,8 +27,8 @@ from federation.sealing import Sealer
 from federation.tls import fetch_certificate
 from federation.transport import Link, Lost, TransportError, fetch_card
 from node import http_client
+from node.host.keys import PrivateKey
 from node.http_client import ask, read_body
-from node.identity import PrivateKey
 from tests.cli_server import ColonyServer
 from tests.flooder import announcement
 from tests.lying import BOMB_SIZE, ENCODED, LyingColony, Said, bomb, knows, peak, serve_lies

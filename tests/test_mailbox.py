@@ -13,8 +13,8 @@ from federation.messages import Collect, Parcel, Parcels, Pass, Reply, load
 from federation.peers import TRUSTED, Peer
 from federation.sealing import Sealer
 from federation.transport import Answer, Lost, Unsent
-from node.config import ConfigError, load_config
-from node.identity import PrivateKey
+from node.host.config import ConfigError, load_config
+from node.host.keys import PrivateKey
 from node.model.types import State
 from node.rpc.http import Request
 from tests.colonies import Colony, world

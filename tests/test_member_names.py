@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.client import RpcError
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused
 from node.model.names import check_name, in_key, of_key
 from tests.support import Daemon

@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from node import schema
+from node.host.fairqueue import Turns
 from node.model.errors import RpcError
 from node.quotas import Quotas
 from node.rpc.table import Table
-from node.turns import Turns
 from node.vault import Vault
 from tests import test_file_bytes as files
 from tests import test_quotas as quotas

@@ -21,7 +21,7 @@ from federation.peers import PENDING, TRUSTED, Peer
 from federation.roster import BLOCKED
 from federation.routes import Other, Route, _reached
 from node.handlers.processes import submit_spec
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.errors import RpcError
 from node.model.types import FunctionSpec
 from node.rpc.requests import Empty, Submit

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from node.notify import Notifier, watchdog
+from node.host.systemd import Notifier, watchdog
 
 
 class Manager:

@@ -12,7 +12,7 @@ import pytest
 from wsproto.events import CloseConnection, Ping
 
 from cli.client import RpcError
-from node.identity import sign_payload
+from node.host.keys import sign_payload
 from tests.support import Daemon
 from tests.test_pubsub import Raw
 from tests.test_workflows import Party, party

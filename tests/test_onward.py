@@ -12,7 +12,7 @@ import trio
 from federation.messages import Capabilities, Offer
 from federation.policy import Policy
 from federation.routes import read_routes
-from node.config import RouteConfig
+from node.host.config import RouteConfig
 from node.model.types import State
 from tests.colonies import Colony, world
 from tests.support import until

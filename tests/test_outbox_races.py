@@ -14,10 +14,10 @@ from federation import following, outbox
 from federation.following import Follower
 from federation.messages import Extra, Line, News, Outcomes, dump
 from federation.progress import Followed
-from node.config import HistoryConfig, RouteConfig
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Delete, Txn
+from node.host.config import HistoryConfig, RouteConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Log, Process, State

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from node.home import init_home
+from node.host.home import init_home
 from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")

@@ -26,11 +26,11 @@ from federation.sealing import Sealer
 from federation.tending import Tending
 from federation.transport import Link
 from federation.upkeep import Upkeep
-from node.config import FederationConfig
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Txn
-from node.identity import PrivateKey
+from node.host.config import FederationConfig
+from node.host.keys import PrivateKey
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.types import Conditions, FunctionSpec

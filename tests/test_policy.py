@@ -32,10 +32,10 @@ from federation.policy import (
     read,
 )
 from federation.sealing import Sealer
-from node.config import ConfigError, PolicyConfig, Size, load_config
 from node.etcd.client import TxnResult, open_client
 from node.etcd.transactions import Txn
-from node.identity import PrivateKey
+from node.host.config import ConfigError, PolicyConfig, Size, load_config
+from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Conditions, FunctionSpec, State

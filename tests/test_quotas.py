@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from cli.client import Client, RpcError, encode
 from node.agenda import Index, follow
-from node.config import QuotasConfig
 from node.crons import due, owner
 from node.directory import Directory
 from node.generators import largest_arg
 from node.hooks import Hooks
-from node.identity import PrivateKey
+from node.host.config import QuotasConfig
+from node.host.fairqueue import Turns
+from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
@@ -33,7 +34,6 @@ from node.scheduler import Entry, Queue, RunningSet
 from node.store import crons as cron_store
 from node.store import keys
 from node.submission import build_process, new_id
-from node.turns import Turns
 from node.workflow_specs import read_workflow
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_crons import cron

@@ -12,7 +12,7 @@ from federation.relays import local_id
 from federation.sealing import cti_of
 from federation.transport import Answer
 from node.etcd.client import EtcdClient
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.types import Process, State
 from tests.test_router import BOTH, Side, Wire, deliver, nowhere, three
 

@@ -35,7 +35,7 @@ from federation.relays import (
     passed_on,
     unwrap,
 )
-from node.identity import PrivateKey, read_key
+from node.host.keys import PrivateKey, read_key
 from node.model.types import State
 from node.rpc.http import Request as HttpRequest
 from tests.colonies import Colony, world

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.config import AUTO, HistoryConfig, Keep
 from node.history import records, verify
+from node.host.config import AUTO, HistoryConfig, Keep
 from node.retention import Retention
 from tests.test_history import Place, place
 

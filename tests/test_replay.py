@@ -23,7 +23,7 @@ from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdNoSpace
 from node.etcd.transactions import Delete, Put, Txn
-from node.identity import PrivateKey, sign_payload
+from node.host.keys import PrivateKey, sign_payload
 from node.leader import KEY as LEADER
 from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND

@@ -15,7 +15,6 @@ import trio
 import trio.testing
 
 from node.agenda import Index
-from node.config import Duration, HistoryConfig
 from node.etcd.client import EtcdClient, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.transactions import Delete, ModRevision, Put, Txn
@@ -25,6 +24,7 @@ from node.handlers.processes import remove_by_state as remove_processes
 from node.handlers.workflows import RemoveGraphs
 from node.handlers.workflows import remove_by_state as remove_graphs
 from node.hooks import Hooks
+from node.host.config import Duration, HistoryConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.graph import node_id

@@ -23,7 +23,7 @@ from federation.resolving import resolve
 from federation.sealing import Sealer
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.transactions import Delete, Op, Put, Txn
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as NodeError
 from node.model.types import Conditions, FunctionSpec, Process, State

@@ -14,7 +14,7 @@ import pytest
 import websocket  # type: ignore[import-untyped]
 
 from cli.rpc import all_calls
-from node.identity import PrivateKey, sign_payload
+from node.host.keys import PrivateKey, sign_payload
 from tests.rights import (
     CALLERS,
     DIFFERENT,

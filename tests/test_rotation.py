@@ -16,8 +16,8 @@ from federation.messages import Hello, Submit, Successor
 from federation.peers import TRUSTED, Former, Peer
 from federation.sealing import Sealer
 from federation.succession import OVERLAP, declare, prove
-from node.home import Home
-from node.identity import PrivateKey, read_key, write_key
+from node.host.home import Home
+from node.host.keys import PrivateKey, read_key, write_key
 from node.model.types import State
 from node.rpc.http import Request
 from tests.colonies import Colony, world

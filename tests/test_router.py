@@ -19,11 +19,11 @@ from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
-from node.config import Config, RouteConfig
 from node.deadlines import expire
 from node.etcd.client import EtcdClient
 from node.etcd.transactions import Put, Txn
-from node.identity import PrivateKey
+from node.host.config import Config, RouteConfig
+from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import (

@@ -29,7 +29,7 @@ from federation.routes import (
     pick,
     read_routes,
 )
-from node.config import ConfigError, RouteConfig, load_config
+from node.host.config import ConfigError, RouteConfig, load_config
 
 SUBJECT = Subject("upper", "cli", "red", age=10.0)
 

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from cli.client import RpcError
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_federation import Side
 

@@ -15,9 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cli.main import main
-from node.certificate import fingerprint_of, make_certificate
-from node.config import ConfigError, load_config
-from node.identity import PrivateKey
+from node.host.certificate import fingerprint_of, make_certificate
+from node.host.config import ConfigError, load_config
+from node.host.keys import PrivateKey
 from tests.support import Daemon
 
 pytestmark = pytest.mark.slow

@@ -43,7 +43,7 @@ from federation.results import read_output
 from federation.sealing import Sealer
 from federation.sizes import ANSWERS, QUICK, SIZES
 from federation.transport import Answer, Link, Lost
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.types import Executor, ExecutorState, Function, State
 from node.rpc.table import MAX_DEPTH, depth_of
 from tests.colonies import world

@@ -16,9 +16,9 @@ from node import schedule
 from node.crons import next_run
 from node.deadlines import expire
 from node.generators import due
+from node.host.clock import JUMP, Clock, Moment, jumped, place
 from node.model.types import DAY, SECOND, Conditions, FunctionSpec, Process, State
 from node.retiming import retimed_cron, retimed_generator
-from node.steps import JUMP, Clock, Moment, jumped, place
 from node.store import clock as seen
 from node.store.crons import Cron, Firing
 from node.store.generators import Generator

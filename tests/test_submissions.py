@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.client import encode
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.types import FunctionSpec, Process
 from node.store.submissions import grow, shrink

@@ -14,7 +14,7 @@ from federation.interfaces import Network
 from federation.roster import Known, Peer
 from federation.station import Box, Counter, sightings
 from federation.surroundings import Surroundings
-from node.steps import Moment
+from node.host.clock import Moment
 
 NETWORK = Network(("192.0.2.1", 2), ("192.0.2.1",), ("192.0.2.0/24",), (2,), (("eth0", 2),), False)
 

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from cli.main import main
 from federation.testimony import asked, check
-from node.config import Duration, HistoryConfig
 from node.history import files, records
+from node.host.config import Duration, HistoryConfig
 from node.model.types import State
 from node.retention import Retention
 from tests.colonies import Colony, world

@@ -33,7 +33,7 @@ from federation.sealing import Sealer
 from federation.succession import declare
 from federation.transport import Answer, Carrier, Later, Link, PeerRefused, Unsent
 from node.etcd.client import open_client
-from node.identity import PrivateKey, sign_payload, verify_es256k
+from node.host.keys import PrivateKey, sign_payload, verify_es256k
 from node.model.codec import unpack
 from node.model.types import State
 from node.rpc.http import Request

@@ -15,7 +15,7 @@ from model import Conditions, FuncSpec, Workflow  # type: ignore[import-untyped]
 from pycolonies import Colonies  # type: ignore[import-untyped]
 
 from cli.client import RpcError, Unreachable, decode, encode
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.types import SECOND
 from node.store import crons
 from tests.support import Daemon, seeded_dice, until

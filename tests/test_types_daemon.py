@@ -18,7 +18,7 @@ import websocket  # type: ignore[import-untyped]
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.fuzzing import signed
 from tests.poison import DOSE, dosed, dumps
 from tests.support import Daemon

@@ -26,7 +26,7 @@ from federation.messages import dump, load
 from federation.relays import BadPath
 from federation.sealing import cti_of
 from federation.succession import declare, prove
-from node.identity import PrivateKey, id_of
+from node.host.keys import PrivateKey, id_of
 from tests import vectors
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141

@@ -23,7 +23,7 @@ from wsproto.events import Ping, Pong, TextMessage
 from cli.client import Client, encode
 from node import subscriptions
 from node.etcd.client import open_client
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State
 from node.processes import Processes
 from node.scheduler import Candidate, Entry, Queue

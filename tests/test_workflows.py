@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cli.client import Client, RpcError, decode, encode
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.support import Daemon, seeded_dice, until
 
 Make = Callable[..., Daemon]

@@ -28,7 +28,7 @@ from cli.client import Client, RpcError
 from node.etcd.client import open_client
 from node.etcd.transactions import Op, Put, Txn
 from node.history import records, verify
-from node.identity import PrivateKey, sign_payload
+from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
 from node.model.types import Closed, FunctionSpec, State
 from node.store import keys

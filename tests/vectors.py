@@ -21,7 +21,7 @@ from federation.envelope import MAX_LIFETIME, Kind, inspect, seal
 from federation.messages import dump
 from federation.sealing import cti_of
 from federation.succession import declare
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 
 __all__ = ["ANT", "BEE", "CAT", "DIRECTORY", "NOW", "build", "main"]
 

@@ -26,7 +26,7 @@ from node.etcd.errors import (
 from node.etcd.frames import request_headers
 from node.etcd.http2 import MAX_MESSAGE, Call, ProtocolFault
 from node.etcd.wire import Wire
-from node.log import get_logger
+from node.host.log import get_logger
 
 __all__ = ["Channel", "Stream", "open_channel"]
 

@@ -16,7 +16,7 @@ import trio
 from node.etcd.client import EtcdClient, Status
 from node.etcd.errors import Compacted, EtcdError
 from node.etcd.pressure import Level, Pressure
-from node.log import get_logger
+from node.host.log import get_logger
 
 __all__ = ["clear_alarm", "maintain", "observe", "watch_use"]
 

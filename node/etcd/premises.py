@@ -21,8 +21,8 @@ import trio
 
 from node.etcd.errors import StoreRefused
 from node.etcd.faults import DAMAGE
-from node.home import HomeError, require_owner
-from node.log import get_logger
+from node.host.home import HomeError, require_owner
+from node.host.log import get_logger
 
 log = get_logger("etcd")
 

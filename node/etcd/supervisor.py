@@ -27,7 +27,7 @@ from node.etcd.premises import (
     wait_exit,
 )
 from node.etcd.pressure import BATCH, DEFAULT_QUOTA
-from node.log import get_logger
+from node.host.log import get_logger
 
 __all__ = ["StoreRefused", "lock_home", "supervise"]
 

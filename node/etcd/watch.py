@@ -17,7 +17,7 @@ from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped]
 from node.etcd.client import EtcdClient, prefix_end
 from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable
 from node.etcd.parts import stub_of
-from node.log import get_logger
+from node.host.log import get_logger
 
 log = get_logger("watch")
 

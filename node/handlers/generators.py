@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from node.apart import apart
 from node.directory import name_of
 from node.etcd.pressure import Need
+from node.host.offload import apart
 from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.model.types import Int64

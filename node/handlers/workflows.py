@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import trio
 
-from node.apart import NODE, apart
 from node.children import Wanted
 from node.directory import name_of
 from node.etcd.pressure import Need
+from node.host.offload import NODE, apart
 from node.model.codec import wire_graph, wire_process
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import FunctionSpec, Graph, Int64, Process, State

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import h11
 import trio
 
-from node.log import get_logger
+from node.host.log import get_logger
 from node.rpc.delivery import UNTAKEN, Deliveries
 from node.rpc.message import Handler, Request, Response, head
 from node.rpc.places import Places, source_of

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from node.containment import contained
-from node.log import get_logger
+from node.host.containment import contained
+from node.host.log import get_logger
 from node.rpc.connection import Connection, Limits, Roster
 from node.rpc.listeners import Listener
 from node.rpc.message import Handler, Request, Response, Upgrade, plain_error

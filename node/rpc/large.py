@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
 import msgspec
 import trio
 
-from node.identity import IdentityError, recover_id
+from node.host.keys import IdentityError, recover_id
 from node.limits import ANSWER
 from node.model import numbers
 from node.model.errors import bad

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import trio
 
-from node.holders import holder_of
-from node.log import get_logger
+from node.host.log import get_logger
+from node.host.ports import holder_of
 
 __all__ = ["ANYWHERE", "ListenError", "Listener", "addresses_of", "bound_port", "open_listeners"]
 

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from node.log import get_logger
+from node.host.log import get_logger
 
 if TYPE_CHECKING:
     from node.rpc.connection import Connection, Limits

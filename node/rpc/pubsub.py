@@ -40,7 +40,7 @@ from node.channels import FRAME, frames, wire
 from node.etcd.errors import EtcdError
 from node.handlers.channels import Subscribe
 from node.handlers.processes import locate
-from node.log import get_logger
+from node.host.log import get_logger
 from node.model.codec import wire_process
 from node.model.errors import RpcError, bad, denied
 from node.model.types import Process, State

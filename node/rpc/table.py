@@ -22,14 +22,14 @@ import trio
 
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.pressure import Need, Pressure
-from node.identity import IdentityError, recover_payload
+from node.host.fairqueue import Turns
+from node.host.keys import IdentityError, recover_payload
 from node.model.errors import RpcError, bad, denied
 from node.model.numbers import beyond_float
 from node.model.types import Executor
 from node.replay import FRESH, Once, Replays
 from node.rpc import large
 from node.rpc.large import in_turns
-from node.turns import Turns
 
 if TYPE_CHECKING:
     from node.directory import Directory, Member

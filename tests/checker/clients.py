@@ -16,7 +16,7 @@ import httpx
 import trio
 
 from cli.client import RpcError, decode
-from node.identity import PrivateKey
+from node.host.keys import PrivateKey
 from tests.checker.comparer import Final, output_of
 from tests.checker.journal import Journal, Kind
 from tests.clocked import signed_at

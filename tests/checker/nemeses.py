@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from node.identity import PrivateKey, read_key
+from node.host.keys import PrivateKey, read_key
 from tests.clocked import clocked, faketime, set_clock
 from tests.support import REPOSITORY, Daemon
 

@@ -21,12 +21,12 @@ from federation.policy import Policy
 from federation.roster import Peer
 from federation.service import Federation
 from federation.transport import Link, Unsent
-from node.config import Config, FederationConfig, RouteConfig
 from node.deadlines import expire
 from node.etcd.errors import EtcdError
 from node.etcd.transactions import Put, Txn
 from node.etcd.watch import Batch, Event
 from node.feeding import take_in
+from node.host.config import Config, FederationConfig, RouteConfig
 from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, Executor, ExecutorState, User

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 import trio
 
-from node.config import RouteConfig
+from node.host.config import RouteConfig
 from node.model.types import State
 from node.store import keys
 from tests.simulation.actors import Job, Worker, submit_and_watch

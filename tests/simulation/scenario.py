@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from federation.policy import Policy
-from node.config import RouteConfig
+from node.host.config import RouteConfig
 from node.model.errors import RpcError
 from tests.simulation.actors import Job, Worker, patiently, submit_and_watch
 from tests.simulation.colony import WORKERS, Site

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from node.directories import sync_directory
-from node.identity import IdentityError, PrivateKey, read_key, write_key
+from node.host.fsync import sync_directory
+from node.host.keys import IdentityError, PrivateKey, read_key, write_key
 from node.model.names import in_key
 
 # Below a home whose restore from a backup did not come to its end.

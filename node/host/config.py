@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
-from node.layers import config_files, lay_over
+from node.host.configfiles import config_files, lay_over
 
 __all__ = [
     "AUTO",

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import msgspec
 
-from node.home import NAME
-from node.log import get_logger
+from node.host.home import NAME
+from node.host.log import get_logger
 
 __all__ = ["FILE", "Listening", "announce", "read_listening", "url_of", "withdraw", "withdrawn"]
 

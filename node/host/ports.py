@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.home import user_name
-from node.listening import read_listening
+from node.host.home import user_name
+from node.host.listening import read_listening
 
 __all__ = ["Holder", "holder_of"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from node.log import get_logger
+from node.host.log import get_logger
 
 __all__ = ["contained", "keep_going"]
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 
 import trio
 
-from node.log import get_logger
+from node.host.log import get_logger
 
 __all__ = ["Notifier", "watchdog"]
 

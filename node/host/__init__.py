@@ -1,0 +1,1 @@
+"""This machine: settings, home directory, keys, certificate, log, systemd, tasks."""
