@@ -20,7 +20,7 @@ from federation.markers import Marker
 from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, Known
 from node.etcd.client import KeyValue
-from node.etcd.transactions import Delete, ModRevision, Op, Txn
+from node.etcd.txn import Delete, ModRevision, Op, Txn
 from node.hooks import Addition
 from node.host.log import get_logger
 from node.model.codec import unpack

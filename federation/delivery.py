@@ -21,7 +21,7 @@ from federation.outbox import Forward
 from federation.sealing import Sealer
 from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent, Untimely
 from node.etcd.errors import EtcdError, EtcdTooLarge
-from node.etcd.transactions import Delete, ModRevision, Txn
+from node.etcd.txn import Delete, ModRevision, Txn
 from node.host.log import get_logger
 from node.model.errors import RpcError
 from node.model.types import Process

@@ -24,7 +24,7 @@ from federation.sparing import Sparing
 from federation.transport import Link
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.pressure import Need
-from node.etcd.transactions import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
+from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
 from node.host.log import get_logger
 from node.logs import puts
 from node.model.codec import pack, unpack

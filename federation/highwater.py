@@ -13,7 +13,7 @@ import trio
 
 from federation.keys import Keys
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import ModRevision, Put, Txn
+from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.types import SECOND
 

@@ -29,7 +29,7 @@ from federation.stocktaking import Stocktaking
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
-from node.etcd.transactions import Absent, Compare, Get, ModRevision, Put, Txn
+from node.etcd.txn import Absent, Compare, Get, ModRevision, Put, Txn
 from node.hooks import Addition
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError

@@ -26,7 +26,7 @@ from federation.refusals import Refusal
 from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import ModRevision, Put, Txn
+from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError

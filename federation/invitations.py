@@ -28,12 +28,12 @@ from federation.reaching import cannot_be
 from federation.refusals import Refusal
 from federation.sealing import Sealer
 from federation.tokens import Token
+from node.etcd.batch import read
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Absent, Delete, ModRevision, Put
+from node.etcd.txn import Absent, Delete, ModRevision, Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
-from node.reads import read
 
 __all__ = ["Invitation", "Invitations"]
 

@@ -19,7 +19,7 @@ from federation.outbox import Act, Forward, Move, Way
 from federation.peers import Peers
 from federation.sealing import Sealer
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Delete, Get, ModRevision, Op, Put, Txn
+from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
 from node.hooks import Addition
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError

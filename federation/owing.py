@@ -24,7 +24,7 @@ from federation.sealing import Sealer, cti_of
 from federation.sizes import SIZES
 from federation.telling import Teller
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Delete, Op, Txn
+from node.etcd.txn import Delete, Op, Txn
 from node.model.codec import unpack
 from node.model.types import Process, State
 from node.processes import Processes

@@ -31,7 +31,7 @@ from federation.roster import (
 from federation.sparing import Sparing
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Compare, Get, ModRevision, Op, Put, Txn
+from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing

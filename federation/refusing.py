@@ -12,7 +12,7 @@ from federation.messages import Submit, load_large
 from federation.peers import TRUSTED
 from federation.refusals import Refusal
 from node.etcd.pressure import Need
-from node.etcd.transactions import Absent, Get, Put, Txn
+from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
 
 __all__ = ["is_final", "keep"]

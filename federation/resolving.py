@@ -10,7 +10,7 @@ import msgspec
 from federation import outbox
 from federation.ledger import Ledger
 from federation.outbox import Forward
-from node.etcd.transactions import ModRevision, Op, Put, Txn
+from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad, conflict, missing

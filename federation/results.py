@@ -25,7 +25,7 @@ from federation.sealing import Sealer
 from federation.sizes import SIZES
 from federation.transport import Later, Link, TransportError
 from node.etcd.errors import EtcdError, EtcdTooLarge
-from node.etcd.transactions import Delete, Op, Put, Txn
+from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError

@@ -15,7 +15,7 @@ from federation.messages import Successor
 from federation.sealing import Sealer
 from federation.succession import OVERLAP, declare, prove
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import ModRevision, Op, Put, Txn
+from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.home import Home
 from node.host.log import get_logger
 from node.members import Members

@@ -15,7 +15,7 @@ from federation.keys import Keys
 from federation.markers import SAID, Marker
 from federation.owing import Owing
 from node.etcd.client import EtcdClient, KeyValue
-from node.etcd.transactions import Absent, Compare, Delete, ModRevision, Put, Txn
+from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
 from node.processes import Processes
 

@@ -25,7 +25,7 @@ from federation.refusals import Refusal
 from federation.transport import Later, Link, PeerRefused, TransportError
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
-from node.etcd.transactions import Get, ModRevision, Put, Txn
+from node.etcd.txn import Get, ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError

@@ -19,7 +19,7 @@ from federation.ledger import Ledger
 from federation.messages import Outcome
 from federation.outbox import Forward
 from federation.peers import Peers
-from node.etcd.transactions import Get, Txn
+from node.etcd.txn import Get, Txn
 from node.host.keys import id_of
 from node.model.codec import unpack
 from node.model.types import Process

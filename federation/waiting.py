@@ -18,12 +18,12 @@ from federation.messages import Submit, load_large
 from federation.outbox import Forward, Tried
 from federation.router import Router
 from federation.routes import ALWAYS, Option, Report, Route, Subject, matches
-from node.etcd.transactions import Put
+from node.etcd.batch import read
+from node.etcd.txn import Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
-from node.reads import read
 from node.scheduler import Entry
 from node.store import keys
 from node.store import processes as store

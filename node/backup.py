@@ -26,7 +26,7 @@ from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
 from node.etcd.maintenance import clear_alarm
 from node.etcd.premises import lock_home
 from node.etcd.supervisor import supervise
-from node.etcd.transactions import Op, Put, Txn
+from node.etcd.txn import Op, Put, Txn
 from node.host.config import Config, load_config
 from node.host.configfiles import config_files
 from node.host.fsync import sync_directory

@@ -25,14 +25,14 @@ from node.blueprint_rules import (
     reconcile_call,
     revise,
 )
+from node.etcd.batch import read
 from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.pages import Pages, below, values
 from node.locations import Locations
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import Process
-from node.pages import Pages, below, values
 from node.processes import Processes
-from node.reads import read
 from node.reconciliation import Followup, Reconciliation
 from node.store import blueprints as store
 from node.store.blueprints import Blueprint, Change, Definition, Draft, Metadata

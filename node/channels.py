@@ -18,13 +18,13 @@ import trio
 
 from node.directory import Directory
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Txn
+from node.etcd.pages import Pages, below, whole
+from node.etcd.txn import Txn
 from node.etcd.watch import Batch, watch
 from node.limits import CHANNEL, MESSAGE
 from node.model.codec import unpack, wire_time
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.types import SECOND, Process
-from node.pages import Pages, below, whole
 from node.store import channels as store
 from node.store.channels import Entry, Head, Pulse
 

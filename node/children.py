@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Compare, ModRevision, Op, Put, Txn
+from node.etcd.txn import Compare, ModRevision, Op, Put, Txn
 from node.model import graph as graphs
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad, conflict, denied, missing

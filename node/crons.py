@@ -18,15 +18,15 @@ from node.agenda import Index
 from node.directory import Directory
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
+from node.etcd.pages import Pages, below, each, values
 from node.etcd.pressure import Need
-from node.etcd.transactions import Compare, ModRevision
+from node.etcd.txn import Compare, ModRevision
 from node.host.log import get_logger
 from node.host.offload import apart
 from node.leader import Leader
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND, State
-from node.pages import Pages, below, each, values
 from node.quotas import TooMany
 from node.store import crons as store
 from node.store.crons import Cron, Firing

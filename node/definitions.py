@@ -15,9 +15,9 @@ import trio
 
 from node.blueprint_rules import check_definition
 from node.etcd.client import EtcdClient
+from node.etcd.pages import Pages, below, values
 from node.model.codec import unpack
 from node.model.errors import conflict, missing
-from node.pages import Pages, below, values
 from node.quotas import Quotas
 from node.store import blueprints as store
 from node.store.blueprints import Definition

@@ -17,11 +17,11 @@ import trio
 
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Delete, DeletePrefix, Get, ModRevision, Put, Txn
+from node.etcd.pages import Pages, below, each, values
+from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
-from node.pages import Pages, below, each, values
 from node.quotas import Quotas, TooMany
 from node.store import files as store
 from node.store import keys

@@ -16,8 +16,9 @@ from node.agenda import Index
 from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
+from node.etcd.pages import Pages, below, each, values
 from node.etcd.pressure import Need
-from node.etcd.transactions import Compare, Delete, ModRevision, Op, Txn
+from node.etcd.txn import Compare, Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
 from node.host.offload import apart
 from node.leader import Leader
@@ -25,7 +26,6 @@ from node.limits import GENERATOR
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND
-from node.pages import Pages, below, each, values
 from node.quotas import TooMany
 from node.store import generators as store
 from node.store.generators import Arg, Firing, Generator, Packing

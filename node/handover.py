@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Compare, ModRevision, Op, Put, Txn
+from node.etcd.txn import Compare, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
 from node.store import crons, generators
 from node.store.crons import Cron

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.etcd.transactions import Compare, Op
+from node.etcd.txn import Compare, Op
 from node.model.types import Process
 
 

@@ -17,7 +17,7 @@ import msgspec
 from node import handover
 from node.directory import Directory
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Compare, Get, ModRevision, Op, Put, Txn
+from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, denied, missing
 from node.model.types import Colony, Executor, ExecutorState, Process, State, User

@@ -13,13 +13,13 @@ import trio
 from node.directory import Directory
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
+from node.etcd.pages import below, number_of
 from node.etcd.pressure import Need
-from node.etcd.transactions import Present, Put, Txn
+from node.etcd.txn import Present, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Closed, State
-from node.pages import below, number_of
 from node.store import keys
 from node.store import processes as store
 

@@ -17,7 +17,7 @@ import trio
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Absent, Compare, ModRevision, Put, Txn
+from node.etcd.txn import Absent, Compare, ModRevision, Put, Txn
 from node.etcd.watch import Batch, watch
 from node.host.log import get_logger
 from node.model.codec import pack, unpack

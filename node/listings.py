@@ -13,10 +13,10 @@ from itertools import islice
 import trio
 
 from node.etcd.client import EtcdClient
+from node.etcd.pages import LOOK, Pages, Rows, below, newest_first, values
 from node.model.codec import unpack, wire_process
 from node.model.errors import bad
 from node.model.types import SECOND, Closed, Process, Running, State
-from node.pages import LOOK, Pages, Rows, below, newest_first, values
 from node.processes import Processes
 from node.rpc import requests as req
 from node.scheduler import Entry

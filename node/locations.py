@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Absent, Get, Put, Txn
+from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import bad, missing
 from node.model.names import check_name

@@ -8,11 +8,11 @@ from __future__ import annotations
 from contextlib import aclosing
 
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Get, Put, Txn
+from node.etcd.pages import Pages, below, last_begin, numbered, oldest_first
+from node.etcd.txn import Get, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import bad
 from node.model.types import Log
-from node.pages import Pages, below, last_begin, numbered, oldest_first
 from node.store import keys
 from node.store import logs as store
 

@@ -12,7 +12,7 @@ import msgspec
 
 from node.directory import Directory
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
+from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.home import valid_name
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from node.etcd.batch import Reads, read_many
 from node.etcd.client import EtcdClient
 from node.etcd.errors import Compacted
-from node.etcd.transactions import Compare, Get, Op, Put, Txn
+from node.etcd.txn import Compare, Get, Op, Put, Txn
 from node.handout import HandOut
 from node.hooks import Hooks
 from node.host import clock as steps
@@ -26,7 +27,6 @@ from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
 from node.quotas import Quotas
-from node.reads import Reads, read_many
 from node.scheduler import Entry, Queue, RunningSet
 from node.store import keys
 from node.store import processes as store

@@ -19,13 +19,13 @@ from node.blueprint_rules import (
     reconcile_call,
 )
 from node.crons import Crons, next_run
+from node.etcd.batch import read
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Present
+from node.etcd.txn import Present
 from node.model.codec import unpack
 from node.model.errors import missing
 from node.model.types import Colony, FunctionSpec, Process
 from node.processes import Processes
-from node.reads import read
 from node.store import blueprints as store
 from node.store import crons as cron_store
 from node.store import keys

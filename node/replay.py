@@ -20,7 +20,7 @@ import trio
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.guard import GUARD
-from node.etcd.transactions import Absent, DeletePrefix, Get, ModRevision, Put, Txn
+from node.etcd.txn import Absent, DeletePrefix, Get, ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.errors import RpcError, conflict, denied
 from node.model.types import SECOND

@@ -18,7 +18,7 @@ import trio
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.parts import MOST as MOST_VALUE
-from node.etcd.transactions import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
+from node.etcd.txn import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.limits import INPUT
 from node.model.codec import pack, unpack

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 import trio
 
+from node.etcd.batch import read_many
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Delete, GetFirst, Op, Txn
+from node.etcd.txn import Delete, GetFirst, Op, Txn
 from node.history import Chain, Head
 from node.host.config import Config, HistoryConfig
 from node.host.log import get_logger
@@ -24,7 +25,6 @@ from node.model.codec import pack, unpack, wire_attribute
 from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Log, Process, State
 from node.node import Node
-from node.reads import read_many
 from node.relief import Relief
 from node.store import graphs as graph_store
 from node.store import history as places

@@ -20,7 +20,7 @@ from node.agenda import Index
 from node.crons import Crons, next_run
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import ModRevision, Put, Txn
+from node.etcd.txn import ModRevision, Put, Txn
 from node.generators import Generators
 from node.host.clock import JUMP, Clock
 from node.host.log import get_logger

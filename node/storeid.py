@@ -15,7 +15,7 @@ from pathlib import Path
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace, StoreRefused
 from node.etcd.premises import lock_home
-from node.etcd.transactions import Absent, Get, Put, Txn
+from node.etcd.txn import Absent, Get, Put, Txn
 from node.host.fsync import sync_directory
 from node.host.home import Home
 from node.host.log import get_logger

@@ -18,23 +18,14 @@ import trio
 from node.children import TRIES, Children, too_fast
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import (
-    Absent,
-    Compare,
-    DeletePrefix,
-    Get,
-    ModRevision,
-    Op,
-    Put,
-    Txn,
-)
+from node.etcd.pages import Pages, below, each, newest_first, values
+from node.etcd.txn import Absent, Compare, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.host.offload import NODE, apart
 from node.model import graph as graphs
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND, FunctionSpec, Graph, Process, State
-from node.pages import Pages, below, each, newest_first, values
 from node.processes import Processes
 from node.quotas import TooMany
 from node.replay import look

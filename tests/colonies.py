@@ -26,7 +26,7 @@ from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.feeding import follow
 from node.host.config import Config, FederationConfig, PeerConfig
 from node.host.home import Home, HomeInfo

@@ -7,7 +7,7 @@ from typing import Any
 
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 
 
 class Meddled:

@@ -27,7 +27,7 @@ from federation.markers import Marker
 from federation.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, load
 from federation.outbox import QUEUED, Forward
 from federation.relays import Request, local_id
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.types import State

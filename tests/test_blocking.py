@@ -26,7 +26,7 @@ from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, TRUSTED, Peers
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Op, Put, Txn
+from node.etcd.txn import Op, Put, Txn
 from node.hooks import Addition
 from node.model.codec import pack, unpack
 from node.model.types import Conditions, FunctionSpec, Process, State

@@ -16,10 +16,10 @@ from node.blueprint_rules import Initiator, Wanted
 from node.blueprints import Blueprints
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
+from node.etcd.pages import whole
 from node.model.errors import RpcError
 from node.model.types import Colony
 from node.node import Node
-from node.pages import whole
 from node.store import keys
 from node.store.blueprints import CLASSES, Blueprint, Definition, Handler, Metadata, Names
 from node.submission import new_id

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cli.client import RpcError, decode, encode
 from node.channels import FRAME, RATE, Rates, _refusal, frames
 from node.etcd.client import EtcdClient, TxnResult, open_client
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.model.codec import unpack
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Process, User

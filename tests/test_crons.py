@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from node.agenda import Agenda
 from node.crons import next_run
-from node.etcd.transactions import Absent, ModRevision, Txn
+from node.etcd.txn import Absent, ModRevision, Txn
 from node.leader import KEY, Holder, home_identity, may_take
 from node.model.errors import RpcError
 from node.model.types import SECOND, State

@@ -18,7 +18,7 @@ from pycolonies import Colonies  # type: ignore[import-untyped]
 
 from cli.client import RpcError, decode, encode
 from node.etcd.client import open_client
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.files import MAX_SNAPSHOT, Files
 from node.labels import check_name, normalise_label
 from node.model.codec import pack

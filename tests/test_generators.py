@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.generators import REMEMBERED, decide, due
 from node.model.errors import RpcError
 from node.model.types import SECOND

@@ -19,7 +19,7 @@ from node import handout
 from node.deadlines import expire
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import ModRevision, Txn
+from node.etcd.txn import ModRevision, Txn
 from node.feeding import follow
 from node.hooks import Hooks
 from node.model.errors import RpcError

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from cli.client import RpcError
 from cli.main import main
 from node.etcd.client import EtcdClient, TxnResult, open_client
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.history import Chain, Head, files, records, verify
 from node.host.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
 from node.host.keys import PrivateKey

@@ -13,7 +13,7 @@ import trio.testing
 
 from cli.client import Client, RpcError
 from node.etcd.client import open_client
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.host.keys import PrivateKey
 from node.model.codec import unpack
 from node.model.errors import RpcError as Refusal

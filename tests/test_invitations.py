@@ -35,7 +35,7 @@ from federation.tls import make_certificate, server_context
 from federation.tokens import Token, TokenError, read_token, write_token
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.host.config import FederationConfig
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack

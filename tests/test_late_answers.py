@@ -11,7 +11,7 @@ import trio
 
 from node.directory import Directory
 from node.etcd.client import EtcdClient, TxnResult
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.etcd.watch import Batch, Event
 from node.feeding import follow, take_in
 from node.model.codec import pack

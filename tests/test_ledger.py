@@ -15,7 +15,7 @@ from federation.ledger import Entry, Ledger
 from federation.outbox import Forward
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Get, Txn
+from node.etcd.txn import Get, Txn
 from node.model.codec import unpack
 from node.model.types import DAY, State
 from node.processes import Processes

@@ -17,7 +17,7 @@ import trio
 from cli.client import Client, RpcError, encode
 from node import logs
 from node.etcd.client import EtcdClient, open_client
-from node.etcd.transactions import Op, Put, Txn
+from node.etcd.txn import Op, Put, Txn
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import SECOND, Log, Process, State, User

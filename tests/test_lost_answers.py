@@ -11,7 +11,7 @@ from federation.outbox import Forward
 from federation.transport import Unsent
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.host.config import RouteConfig
 from node.model.types import Process, State
 from tests.colonies import Colony, world

@@ -22,7 +22,7 @@ from federation.peers import Peers
 from federation.resolving import resolve
 from federation.sealing import Sealer
 from node.etcd.client import KeyValue
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Conditions, FunctionSpec, Process

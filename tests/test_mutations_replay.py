@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Absent, Compare
+from node.etcd.txn import Absent, Compare
 from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.replay import Replays

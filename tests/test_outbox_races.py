@@ -16,7 +16,7 @@ from federation.messages import Extra, Line, News, Outcomes, dump
 from federation.progress import Followed
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Delete, Txn
+from node.etcd.txn import Delete, Txn
 from node.host.config import HistoryConfig, RouteConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError

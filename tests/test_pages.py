@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from node import listings, pages
+from node import listings
 from node.directory import Directory
+from node.etcd import pages
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Op, Put, Txn
+from node.etcd.txn import Op, Put, Txn
 from node.indexing import Indexing
 from node.model.codec import pack
 from node.model.types import SECOND, Colony, Process, State

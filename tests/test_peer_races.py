@@ -28,7 +28,7 @@ from federation.transport import Link
 from federation.upkeep import Upkeep
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.host.config import FederationConfig
 from node.host.keys import PrivateKey
 from node.model.codec import unpack

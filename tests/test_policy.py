@@ -33,7 +33,7 @@ from federation.policy import (
 )
 from federation.sealing import Sealer
 from node.etcd.client import TxnResult, open_client
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.host.config import ConfigError, PolicyConfig, Size, load_config
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack

@@ -12,7 +12,7 @@ import trio.testing
 
 from node.etcd.client import TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 from node.model.codec import pack
 from node.model.types import Executor, Process, State
 from node.processes import Processes

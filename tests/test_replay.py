@@ -22,7 +22,7 @@ from node.directory import Directory
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdNoSpace
-from node.etcd.transactions import Delete, Put, Txn
+from node.etcd.txn import Delete, Put, Txn
 from node.host.keys import PrivateKey, sign_payload
 from node.leader import KEY as LEADER
 from node.model.errors import RpcError as Refusal

@@ -17,7 +17,8 @@ import trio.testing
 from node.agenda import Index
 from node.etcd.client import EtcdClient, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Delete, ModRevision, Put, Txn
+from node.etcd.pages import whole
+from node.etcd.txn import Delete, ModRevision, Put, Txn
 from node.etcd.watch import Batch, Event
 from node.feeding import take_in
 from node.handlers.processes import remove_by_state as remove_processes
@@ -39,7 +40,6 @@ from node.model.types import (
     State,
 )
 from node.node import Node
-from node.pages import whole
 from node.retention import Retention
 from node.rpc.requests import RemoveAll
 from node.scheduler import Candidate

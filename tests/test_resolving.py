@@ -22,7 +22,7 @@ from federation.peers import Peers
 from federation.resolving import resolve
 from federation.sealing import Sealer
 from node.etcd.client import EtcdClient, KeyValue
-from node.etcd.transactions import Delete, Op, Put, Txn
+from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as NodeError

@@ -21,7 +21,7 @@ from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
 from node.deadlines import expire
 from node.etcd.client import EtcdClient
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.host.config import Config, RouteConfig
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack

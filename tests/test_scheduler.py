@@ -12,13 +12,13 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.etcd.batch import Reads
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.transactions import Get, ModRevision, Txn
+from node.etcd.txn import Get, ModRevision, Txn
 from node.model.codec import pack
 from node.model.types import Conditions, Executor, FunctionSpec, Process, Running, State, Waiting
 from node.processes import Processes
-from node.reads import Reads
 from node.scheduler import Candidate, Due, Entry, Queue, RunningSet, matches
 from node.store import keys
 

@@ -25,7 +25,7 @@ from federation.roster import Peer
 from federation.sealing import Sealer
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult, open_client
 from node.etcd.errors import EtcdError, EtcdTooManyOps
-from node.etcd.transactions import (
+from node.etcd.txn import (
     Absent,
     Compare,
     Delete,

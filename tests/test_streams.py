@@ -36,7 +36,7 @@ from node.channels import MAX_ENTRIES
 from node.daemon import Settings
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Put
+from node.etcd.txn import Put
 from node.hooks import Addition, Hooks
 from node.model.codec import unpack
 from node.model.errors import RpcError

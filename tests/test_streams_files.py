@@ -18,10 +18,10 @@ from federation import depot, manifest
 from federation.envelope import Kind
 from federation.messages import Carried, Chunk, Fetch, load
 from federation.transport import PeerRefused
+from node.etcd.pages import whole
 from node.files import Files
 from node.model.errors import RpcError
 from node.model.types import Filesystem, Process, SnapshotMount, State, SyncDirMount
-from node.pages import whole
 from node.store.files import File, Reference
 from node.submission import new_id
 from node.tickets import Scope

@@ -26,7 +26,7 @@ import trio
 
 from cli.client import Client, RpcError
 from node.etcd.client import open_client
-from node.etcd.transactions import Op, Put, Txn
+from node.etcd.txn import Op, Put, Txn
 from node.history import records, verify
 from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack

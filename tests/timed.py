@@ -17,10 +17,10 @@ import trio
 
 from node import timers
 from node.etcd.client import EtcdClient, open_client
+from node.etcd.pages import whole
 from node.feeding import follow
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Graph, Process, State, User
 from node.node import Node
-from node.pages import whole
 from node.scheduler import Candidate
 from node.store import keys
 from tests.etcd.support import Store, start_store

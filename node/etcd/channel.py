@@ -15,6 +15,7 @@ from typing import NoReturn
 import trio
 from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 
+from node.etcd.connection import Wire
 from node.etcd.dial import AUTHENTICATE, Access, connect, read_token
 from node.etcd.errors import (
     EtcdDenied,
@@ -25,7 +26,6 @@ from node.etcd.errors import (
 )
 from node.etcd.frames import request_headers
 from node.etcd.http2 import MAX_MESSAGE, Call, ProtocolFault
-from node.etcd.wire import Wire
 from node.host.log import get_logger
 
 __all__ = ["Channel", "Stream", "open_channel"]

@@ -28,8 +28,8 @@ from node.etcd.errors import (
 from node.etcd.guard import GUARD
 from node.etcd.parts import MOST, WHOLE, Known, Stub, divide, joined, parts_of, stub_of
 from node.etcd.pressure import Pressure
-from node.etcd.snapshots import save_snapshot
-from node.etcd.transactions import (
+from node.etcd.snapshot import save_snapshot
+from node.etcd.txn import (
     Absent,
     Below,
     Compare,

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
-from node.etcd.transactions import Txn
+from node.etcd.txn import Txn
 
 if TYPE_CHECKING:
     from node.etcd.client import TxnResult

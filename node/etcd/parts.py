@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from node.etcd.errors import EtcdTooLarge
-from node.etcd.transactions import Delete, DeletePrefix, Op, Put
+from node.etcd.txn import Delete, DeletePrefix, Op, Put
 
 __all__ = [
     "MOST",

@@ -9,12 +9,12 @@ import msgspec
 
 from node.blueprint_rules import Initiator, Wanted, colony_initiator
 from node.directory import name_of
+from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.codec import wire_process, wire_time
 from node.model.errors import bad, denied
 from node.model.types import Int64
 from node.node import Node
-from node.pages import Rows, each
 from node.replay import Once
 from node.rpc.table import Call, Caller, Who, many
 from node.schema_types import drop, fitting, refuse

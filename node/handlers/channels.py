@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import msgspec
 
 from node.channels import wire
+from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.errors import bad
 from node.model.types import Int64
 from node.node import Node
-from node.pages import Rows, each
 from node.replay import Once
 from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.store.channels import Entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.etcd.pressure import Need
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.model.codec import pack
 from node.model.errors import missing
 from node.model.types import Colony, ExecutorState, State, User

@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
+from node.etcd.pages import Rows, each, in_memory
 from node.etcd.pressure import Need
 from node.model.codec import wire_executor, wire_function
 from node.model.errors import bad, denied, missing
 from node.model.types import Executor, ExecutorState, Function
 from node.node import Node
-from node.pages import Rows, each, in_memory
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who, many
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
+from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.labels import check_name, normalise_label
 from node.model.codec import wire_time
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import Int64
 from node.node import Node
-from node.pages import Rows, each
 from node.replay import Once
 from node.rpc.filedoor import PREFIX
 from node.rpc.table import Call, Caller, Who, many

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 
 from node.directory import name_of
+from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.host.offload import apart
 from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.model.types import Int64
 from node.node import Node
-from node.pages import Rows, each
 from node.replay import Once
 from node.rpc.table import Call, Caller, Who, many
 from node.store.generators import Generator

@@ -8,13 +8,13 @@ from typing import Any
 
 from node import listings
 from node.directory import name_of
+from node.etcd.pages import Rows
 from node.etcd.pressure import Need
 from node.model.codec import unpack, wire_attribute, wire_process
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import Attribute, Process, State
 from node.node import Node
-from node.pages import Rows
 from node.quotas import TooMany
 from node.replay import LONGEST, Once, aside, look
 from node.rpc import requests as req

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
+from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.files import snapshot_ids
 from node.labels import normalise_label
 from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.node import Node
-from node.pages import Rows, each
 from node.replay import Once
 from node.rpc.requests import ColonyOnly
 from node.rpc.table import Call, Caller, Who, many

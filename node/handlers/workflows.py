@@ -12,13 +12,13 @@ import trio
 
 from node.children import Wanted
 from node.directory import name_of
+from node.etcd.pages import Pages, Rows
 from node.etcd.pressure import Need
 from node.host.offload import NODE, apart
 from node.model.codec import wire_graph, wire_process
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
 from node.node import Node
-from node.pages import Pages, Rows
 from node.replay import Once
 from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.submission import id_for

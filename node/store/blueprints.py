@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from node.etcd.transactions import (
+from node.etcd.txn import (
     Absent,
     Compare,
     Delete,

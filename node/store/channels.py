@@ -12,17 +12,7 @@ from urllib.parse import quote
 import cbor2
 import msgspec
 
-from node.etcd.transactions import (
-    Absent,
-    Compare,
-    DeletePrefix,
-    Get,
-    ModRevision,
-    Op,
-    Present,
-    Put,
-    Txn,
-)
+from node.etcd.txn import Absent, Compare, DeletePrefix, Get, ModRevision, Op, Present, Put, Txn
 from node.model.codec import SCHEMA, pack
 from node.model.types import Process
 from node.store import keys

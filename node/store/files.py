@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from node.etcd.transactions import Absent, Compare, Delete, ModRevision, Op, Present, Put, Txn
+from node.etcd.txn import Absent, Compare, Delete, ModRevision, Op, Present, Put, Txn
 from node.model.codec import pack
 from node.model.types import Int64
 from node.store import keys

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from node.etcd.transactions import (
+from node.etcd.txn import (
     Absent,
     Compare,
     Delete,

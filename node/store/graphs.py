@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from node.etcd.transactions import Delete, Op, Put
+from node.etcd.txn import Delete, Op, Put
 from node.model.codec import pack
 from node.model.graph import node_id, state_of
 from node.model.types import Graph, Process, State

@@ -5,7 +5,7 @@ The history itself is in files of that daemon.
 
 from __future__ import annotations
 
-from node.etcd.transactions import Put
+from node.etcd.txn import Put
 from node.history import Head
 from node.model.codec import pack
 from node.store import keys

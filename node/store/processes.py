@@ -12,17 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from node.etcd.transactions import (
-    Absent,
-    Compare,
-    Delete,
-    DeletePrefix,
-    Get,
-    ModRevision,
-    Op,
-    Put,
-    Txn,
-)
+from node.etcd.txn import Absent, Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import SECOND, Blocked, Closed, Executor, Process, Running, State, Waiting

@@ -9,7 +9,7 @@ import hashlib
 
 import msgspec
 
-from node.etcd.transactions import Below
+from node.etcd.txn import Below
 from node.store import keys
 
 MARKERS = keys.ROOT + "replay/"

@@ -26,17 +26,7 @@ from node.etcd.errors import (
     LeaseLost,
     error_from,
 )
-from node.etcd.transactions import (
-    Absent,
-    Delete,
-    DeletePrefix,
-    Get,
-    ModRevision,
-    Op,
-    Present,
-    Put,
-    Txn,
-)
+from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Present, Put, Txn
 from tests.etcd.support import QUOTA, Store, start_store
 
 

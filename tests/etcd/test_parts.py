@@ -17,7 +17,7 @@ from node.etcd import parts
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.parts import MOST, PLACE, divide, joined, owner_of, parts_of, stub_of
-from node.etcd.transactions import Absent, Delete, DeletePrefix, Get, ModRevision, Put, Txn
+from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.etcd.watch import Batch, watch
 from tests.etcd.support import start_store
 

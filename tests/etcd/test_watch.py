@@ -15,7 +15,7 @@ import trio.testing
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import Compacted
-from node.etcd.transactions import Delete, Put, Txn
+from node.etcd.txn import Delete, Put, Txn
 from node.etcd.watch import Batch, Event, _follow, _open_stream, watch
 from tests.etcd.support import Store, logged
 

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from node.etcd import frames as f
-from node.etcd.wire import Wire
+from node.etcd.connection import Wire
 
 PING = f.frame(f.PING, 0, 0, b"colonyd!")
 

@@ -17,7 +17,7 @@ from federation.outbox import Forward, Move
 from federation.results import Results
 from federation.transport import TransportError
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.model.errors import RpcError
 from node.model.types import Process, State
 from node.processes import Processes

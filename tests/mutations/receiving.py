@@ -17,7 +17,7 @@ from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.inbox import Inbox
 from federation.markers import Marker
 from federation.peers import Peer, Peers
-from node.etcd.transactions import Absent, Delete, Op, Put
+from node.etcd.txn import Absent, Delete, Op, Put
 from node.model.codec import unpack
 
 _NEVER = "/never"  # a key that is not there: to demand its absence is to demand nothing

@@ -11,7 +11,7 @@ import pytest
 from federation import outbox
 from federation.ledger import Entry, Ledger
 from federation.outbox import Forward, Move
-from node.etcd.transactions import Delete, Op
+from node.etcd.txn import Delete, Op
 from node.hooks import Addition
 from node.processes import Processes
 

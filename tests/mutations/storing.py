@@ -8,7 +8,7 @@ import pytest
 
 from federation import outbox, resolving
 from federation.outbox import Forward, Move
-from node.etcd.transactions import Absent, Txn
+from node.etcd.txn import Absent, Txn
 from node.handout import HandOut
 from node.model.errors import conflict, missing
 from node.model.types import Executor, Process, State

@@ -14,7 +14,7 @@ from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.parts import Known
 from node.etcd.pressure import Pressure
-from node.etcd.transactions import Delete, DeletePrefix, Put, Txn
+from node.etcd.txn import Delete, DeletePrefix, Put, Txn
 from tests.simulation.store import MemoryStore
 from tests.simulation.world import Killed, World
 

@@ -23,7 +23,7 @@ from federation.service import Federation
 from federation.transport import Link, Unsent
 from node.deadlines import expire
 from node.etcd.errors import EtcdError
-from node.etcd.transactions import Put, Txn
+from node.etcd.txn import Put, Txn
 from node.etcd.watch import Batch, Event
 from node.feeding import take_in
 from node.host.config import Config, FederationConfig, RouteConfig

@@ -12,7 +12,7 @@ from sortedcontainers import SortedList
 
 from node.etcd.client import KeyValue, Range, TxnResult
 from node.etcd.errors import Compacted, EtcdError, EtcdTooLarge, EtcdTooManyOps
-from node.etcd.transactions import (
+from node.etcd.txn import (
     Absent,
     Below,
     Compare,

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import trio
 
+from node.etcd.batch import read
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdTooLarge
-from node.reads import read
 
 __all__ = [
     "LOOK",

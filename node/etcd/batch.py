@@ -12,7 +12,7 @@ import trio
 
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError, EtcdTooLarge
-from node.etcd.transactions import Get, Txn
+from node.etcd.txn import Get, Txn
 
 # Keys of one transaction: far below what etcd takes, and an answer is bounded too.
 _MOST = 16
