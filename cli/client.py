@@ -19,7 +19,7 @@ import httpx
 import trio
 
 from node.host.keys import PrivateKey, sign_payload
-from node.http_client import TooLong, ask, http_client, reason_of
+from node.http.client import TooLong, ask, http_client, reason_of
 
 __all__ = ["LONGEST_REPLY", "Client", "RpcError", "Unreachable"]
 

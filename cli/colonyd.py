@@ -27,9 +27,9 @@ from node.host.config import Config, ConfigError
 from node.host.home import HomeError, HomeInfo, default_home
 from node.host.keys import IdentityError
 from node.host.log import configure_logging, get_logger
+from node.http.listeners import ListenError
 from node.model.errors import RpcError
 from node.node import Node
-from node.rpc.listeners import ListenError
 from node.rpc.table import Table
 from node.version import VERSION
 

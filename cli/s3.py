@@ -18,7 +18,7 @@ import trio
 
 from cli.session import NOT_FOUND, USAGE, Failure
 from cli.transfer import Content, Meter
-from node.http_client import Reply, ask, http_client
+from node.http.client import Reply, ask, http_client
 
 __all__ = ["S3Settings", "S3Store"]
 

@@ -25,7 +25,7 @@ from cli.client import Client, RpcError, Unreachable, decode
 from cli.session import Failure
 from cli.terminal import printable
 from node.host.fsync import publish
-from node.http_client import ask, http_client, read_body
+from node.http.client import ask, http_client, read_body
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

@@ -17,7 +17,7 @@ from federation.envelope import Refused
 from federation.sealing import Sealer
 from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
 from node.host.log import get_logger
-from node.http_client import ask, http_client, reason_of
+from node.http.client import ask, http_client, reason_of
 
 __all__ = [
     "Found",

@@ -1,6 +1,6 @@
 """The server's end of the wire: the checks of a message in their order, and its way to the inbox.
 
-Sockets and HTTP are `node.rpc.http`'s; what a message does is in `inbox`.
+Sockets and HTTP are `node.http.server`'s; what a message does is in `inbox`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from federation.sparing import Sparing
 from federation.tokens import KNOCK
 from node.etcd.errors import EtcdError, StoreFull
 from node.host.log import get_logger
+from node.http.server import Request, Response
 from node.model.errors import RpcError
-from node.rpc.http import Request, Response
 
 Action = Callable[[Opened, bytes], Awaitable[bytes]]
 

@@ -33,7 +33,7 @@ from federation.transport import (
 )
 from node.host.containment import contained
 from node.host.log import get_logger
-from node.rpc.http import Request, Response
+from node.http.server import Request, Response
 
 __all__ = ["Collector", "Office", "Ways", "pass_on"]
 

@@ -54,11 +54,11 @@ from node.host.config import Config
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
 from node.host.log import get_logger
+from node.http.listeners import addresses_of, bound_port, open_listeners
+from node.http.server import Limits, serve_http
 from node.members import Members
 from node.model.errors import RpcError
 from node.processes import Processes
-from node.rpc.http import Limits, serve_http
-from node.rpc.listeners import addresses_of, bound_port, open_listeners
 
 __all__ = ["Federation"]
 

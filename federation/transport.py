@@ -33,7 +33,7 @@ from federation.sealing import Sealer
 from federation.sizes import ANSWERS, SIZES
 from federation.tls import fingerprint_of
 from node.host.log import get_logger
-from node.http_client import read_body
+from node.http.client import read_body
 from node.model.types import SECOND
 
 __all__ = [

@@ -51,6 +51,7 @@ from node.host.home import Home, HomeError, HomeInfo, init_home, tighten
 from node.host.listening import Listening, announce, withdraw, withdrawn
 from node.host.log import configure_logging, get_logger
 from node.host.systemd import Notifier, watchdog
+from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.indexing import Indexing
 from node.leader import home_identity
 from node.model.types import Colony, Executor, ExecutorState, User
@@ -58,7 +59,6 @@ from node.node import Node
 from node.reload import Reload
 from node.replay import Replays
 from node.retention import Retention
-from node.rpc.listeners import addresses_of, bound_port, open_listeners
 from node.rpc.table import Table
 from node.store import keys
 from node.tickets import Tickets

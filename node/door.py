@@ -14,10 +14,11 @@ from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdTooManyOp
 from node.etcd.pressure import Level
 from node.host.config import Config
 from node.host.log import get_logger
+from node.http import cors
+from node.http.server import Limits, Request, Response, serve_http
 from node.model.errors import RpcError
 from node.node import Node
-from node.rpc import cors, filedoor, pubsub
-from node.rpc.http import Limits, Request, Response, serve_http
+from node.rpc import filedoor, pubsub
 from node.rpc.table import Table, reply
 from node.store import keys
 

@@ -19,10 +19,10 @@ import trio
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Level
 from node.handlers.colonies import statistics
+from node.http.message import Request, Response
 from node.model.errors import RpcError, denied, missing
 from node.model.types import ExecutorState, State
 from node.node import Node
-from node.rpc.message import Request, Response
 from node.rpc.table import Table
 from node.version import VERSION
 

@@ -31,11 +31,11 @@ from node.feeding import follow
 from node.host.config import Config, FederationConfig, PeerConfig
 from node.host.home import Home, HomeInfo
 from node.host.keys import PrivateKey, read_key, write_key
+from node.http.server import Request, Response
 from node.model.codec import unpack
 from node.model.types import Colony as HomeColony
 from node.model.types import Executor, ExecutorState, FunctionSpec, Process, State, User
 from node.node import Node
-from node.rpc.http import Request, Response
 from node.scheduler import Candidate
 from node.store import keys
 from node.submission import build_process, new_id

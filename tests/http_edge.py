@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import h11
 import trio
 
-from node.rpc.http import Handler, Limits, Request, Response, serve_http
-from node.rpc.listeners import Listener, bound_port, open_listeners
+from node.http.listeners import Listener, bound_port, open_listeners
+from node.http.server import Handler, Limits, Request, Response, serve_http
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 

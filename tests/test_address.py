@@ -20,12 +20,7 @@ from cli.session import Session
 from node.host.home import init_home
 from node.host.listening import FILE, Listening, read_listening, url_of
 from node.host.ports import holder_of
-from node.rpc.listeners import (
-    ListenError,
-    addresses_of,
-    bound_port,
-    open_listeners,
-)
+from node.http.listeners import ListenError, addresses_of, bound_port, open_listeners
 from tests.support import REPOSITORY, Daemon, free_port
 
 Make = Callable[..., Daemon]
@@ -248,7 +243,7 @@ echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
 echo 1 >/proc/sys/net/ipv6/conf/lo/disable_ipv6
 exec "$0" -c '
 import trio
-from node.rpc.listeners import addresses_of, open_listeners
+from node.http.listeners import addresses_of, open_listeners
 async def main(host):
     print([each.rpartition(":")[0] for each in addresses_of(await open_listeners(host, 0))])
 trio.run(main, "localhost")
@@ -349,7 +344,7 @@ async def test_an_address_that_this_machine_does_not_have() -> None:
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can give rights up"
 )
 def test_a_port_that_takes_rights_is_named() -> None:
-    code = "import trio; from node.rpc.listeners import open_listeners as o; trio.run(o, '*', 80)"
+    code = "import trio; from node.http.listeners import open_listeners as o; trio.run(o, '*', 80)"
     drop = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service"]
     done = subprocess.run(
         ["unshare", "--net", *drop, sys.executable, "-c", code],

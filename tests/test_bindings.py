@@ -29,10 +29,10 @@ from federation.outbox import QUEUED, Forward
 from federation.relays import Request, local_id
 from node.etcd.txn import Put, Txn
 from node.host.keys import PrivateKey
+from node.http.server import Request as HttpRequest
+from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.types import State
-from node.rpc.http import Request as HttpRequest
-from node.rpc.http import Response
 from tests.colonies import Colony, world
 from tests.support import until
 from tests.test_rotation import follows

@@ -28,10 +28,10 @@ from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Op, Put, Txn
 from node.hooks import Addition
+from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.types import Conditions, FunctionSpec, Process, State
 from node.processes import Processes
-from node.rpc.http import Response
 from node.scheduler import Candidate
 from node.store import keys
 from node.submission import build_process, new_id

@@ -27,8 +27,8 @@ from node.deadlines import expire
 from node.etcd.client import EtcdClient
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
+from node.http.server import Request, Response
 from node.processes import Processes
-from node.rpc.http import Request, Response
 from node.store.crons import Cron
 
 REPOSITORY = Path(__file__).parent.parent

@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from node.door import edge_error
-from node.rpc import cors
-from node.rpc.http import Limits, serve_http
-from node.rpc.listeners import bound_port, open_listeners
-from node.rpc.message import Request
+from node.http import cors
+from node.http.listeners import bound_port, open_listeners
+from node.http.message import Request
+from node.http.server import Limits, serve_http
 from tests.http_edge import Client, echo
 from tests.support import Daemon
 

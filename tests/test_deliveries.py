@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from federation.tls import make_certificate, server_context, trusting
-from node.rpc.delivery import carry
-from node.rpc.http import Request, Response
+from node.http.delivery import carry
+from node.http.server import Request, Response
 from tests.http_edge import GET, Client, Served, serving
 from tests.support import until
 

@@ -22,8 +22,8 @@ from wsproto.events import CloseConnection
 
 from cli.client import RpcError
 from node.host.keys import PrivateKey, sign_payload
-from node.rpc.http import Limits, Request, Response
-from node.rpc.places import source_of
+from node.http.pool import source_of
+from node.http.server import Limits, Request, Response
 from tests.http_edge import GET, Client, post, serving
 from tests.support import Daemon
 from tests.test_pubsub import Raw

@@ -27,10 +27,10 @@ from federation.sealing import Sealer
 from node.etcd.client import EtcdClient, open_client
 from node.hooks import Hooks
 from node.host.keys import PrivateKey
+from node.http.server import Request, Response
 from node.model.codec import pack, unpack
 from node.model.types import Executor, Process, State
 from node.processes import Processes
-from node.rpc.http import Request, Response
 from node.scheduler import Candidate
 from tests.etcd.support import start_store
 

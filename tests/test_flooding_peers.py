@@ -27,9 +27,9 @@ from federation.succession import declare
 from federation.talking import Listener
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey, verify_es256k
+from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.types import State
-from node.rpc.http import Response
 from tests.colonies import world
 from tests.etcd.support import start_store
 from tests.support import until

@@ -23,10 +23,10 @@ from node.etcd.errors import StoreFull
 from node.etcd.pressure import Need, Pressure
 from node.etcd.supervisor import own_limit
 from node.host.keys import PrivateKey
+from node.http.message import Response
 from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, User
-from node.rpc.message import Response
 from node.rpc.table import Call, Caller, Table, Who
 from node.store import keys
 from tests.colonies import world as colonies

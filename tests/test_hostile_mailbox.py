@@ -28,9 +28,9 @@ from federation.sealing import Sealer
 from federation.transport import Answer, Link, Lost
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
+from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import Process, State
-from node.rpc.http import Request
 from tests.support import until
 from tests.test_router import BOTH, Side, nowhere, three
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-from node.rpc.http import Limits, Request, Response
+from node.http.server import Limits, Request, Response
 from tests.http_edge import GET, Client, echo, post, serving
 
 

@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from federation.tls import make_certificate, server_context, trusting
-from node.rpc.http import Limits, Request, Response
-from node.rpc.listeners import bound_port, open_listeners
+from node.http.listeners import bound_port, open_listeners
+from node.http.server import Limits, Request, Response
 from tests.http_edge import GET, Client, echo, post, serving
 
 

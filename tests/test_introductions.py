@@ -20,8 +20,8 @@ from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.sealing import Sealer
 from federation.transport import Answer
 from node.host.keys import PrivateKey
+from node.http.server import Request
 from node.model.types import State
-from node.rpc.http import Request
 from tests.colonies import Colony, World, world
 from tests.support import until
 from tests.test_federation_peers import registry

@@ -38,10 +38,10 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
 from node.host.config import FederationConfig
 from node.host.keys import PrivateKey
+from node.http.listeners import bound_port, open_listeners
+from node.http.server import Limits, Request, Response, serve_http
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
-from node.rpc.http import Limits, Request, Response, serve_http
-from node.rpc.listeners import bound_port, open_listeners
 from tests.etcd.support import start_store
 from tests.support import Daemon, until
 from tests.test_federation import Side

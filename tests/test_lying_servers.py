@@ -26,9 +26,9 @@ from federation.peers import Known, Peer
 from federation.sealing import Sealer
 from federation.tls import fetch_certificate
 from federation.transport import Link, Lost, TransportError, fetch_card
-from node import http_client
 from node.host.keys import PrivateKey
-from node.http_client import ask, read_body
+from node.http import client as http_client
+from node.http.client import ask, read_body
 from tests.cli_server import ColonyServer
 from tests.flooder import announcement
 from tests.lying import BOMB_SIZE, ENCODED, LyingColony, Said, bomb, knows, peak, serve_lies
@@ -290,4 +290,4 @@ def test_clients_are_made_in_one_place() -> None:
         for path in (REPOSITORY / package).rglob("*.py")
         if made.search(path.read_text())
     }
-    assert found == {"node/http_client.py"}
+    assert found == {"node/http/client.py"}

@@ -15,8 +15,8 @@ from federation.sealing import Sealer
 from federation.transport import Answer, Lost, Unsent
 from node.host.config import ConfigError, load_config
 from node.host.keys import PrivateKey
+from node.http.server import Request
 from node.model.types import State
-from node.rpc.http import Request
 from tests.colonies import Colony, world
 from tests.support import until
 from tests.test_federation_peers import registry

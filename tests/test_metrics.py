@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.etcd.client import open_client
+from node.http.message import Request
 from node.metrics import Family, Metrics, is_local, render
 from node.model.errors import RpcError
 from node.node import Node
-from node.rpc.message import Request
 from node.rpc.table import Table
 from tests.support import Daemon, until
 

@@ -14,7 +14,8 @@ import pytest
 
 from node import metrics
 from node.directory import Directory
-from node.rpc import connection, large
+from node.http import connection
+from node.rpc import large
 from tests import test_edge, test_large, test_metrics
 
 Patch = Callable[[pytest.MonkeyPatch], None]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from node.rpc.plain import parse_plain
+from node.http.fastpath import parse_plain
 
 MAX_HEADER, MAX_BODY = 4096, 200
 

@@ -36,11 +36,11 @@ from node.etcd.client import TxnResult, open_client
 from node.etcd.txn import Txn
 from node.host.config import ConfigError, PolicyConfig, Size, load_config
 from node.host.keys import PrivateKey
+from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Conditions, FunctionSpec, State
 from node.processes import Processes
-from node.rpc.http import Response
 from node.scheduler import Candidate
 from node.submission import build_process, new_id
 from tests.etcd.support import start_store

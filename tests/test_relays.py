@@ -36,8 +36,8 @@ from federation.relays import (
     unwrap,
 )
 from node.host.keys import PrivateKey, read_key
+from node.http.server import Request as HttpRequest
 from node.model.types import State
-from node.rpc.http import Request as HttpRequest
 from tests.colonies import Colony, world
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_federation import Side

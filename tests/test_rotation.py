@@ -18,8 +18,8 @@ from federation.sealing import Sealer
 from federation.succession import OVERLAP, declare, prove
 from node.host.home import Home
 from node.host.keys import PrivateKey, read_key, write_key
+from node.http.server import Request
 from node.model.types import State
-from node.rpc.http import Request
 from tests.colonies import Colony, world
 from tests.support import until
 from tests.test_federation_gate import path_of

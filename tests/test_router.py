@@ -24,6 +24,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
 from node.host.config import Config, RouteConfig
 from node.host.keys import PrivateKey
+from node.http.server import Request
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import (
@@ -37,7 +38,6 @@ from node.model.types import (
     State,
 )
 from node.node import Node
-from node.rpc.http import Request
 from node.scheduler import Candidate
 from node.store import keys
 from node.submission import build_process, new_id

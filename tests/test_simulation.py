@@ -38,10 +38,10 @@ from node.etcd.txn import (
     Put,
     Txn,
 )
+from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import SECOND
 from node.processes import Processes
-from node.rpc.http import Request
 from tests.etcd.support import start_store
 from tests.simulation.client import MemoryClient
 from tests.simulation.runner import main, run_seeds

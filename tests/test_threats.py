@@ -34,9 +34,9 @@ from federation.succession import declare
 from federation.transport import Answer, Carrier, Later, Link, PeerRefused, Unsent
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey, sign_payload, verify_es256k
+from node.http.server import Request
 from node.model.codec import unpack
 from node.model.types import State
-from node.rpc.http import Request
 from tests.colonies import FINGERPRINT, Colony, world
 from tests.etcd.support import start_store
 from tests.support import Daemon, until

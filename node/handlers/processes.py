@@ -10,6 +10,7 @@ from node import listings
 from node.directory import name_of
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
+from node.http.delivery import carry
 from node.model.codec import unpack, wire_attribute, wire_process
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.quantities import parse_cpu, parse_memory
@@ -18,7 +19,6 @@ from node.node import Node
 from node.quotas import TooMany
 from node.replay import LONGEST, Once, aside, look
 from node.rpc import requests as req
-from node.rpc.delivery import carry
 from node.rpc.table import SMALL, Call, Caller, Who
 from node.scheduler import Candidate
 from node.store import graphs, keys

@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 from node.handlers.colonies import statistics
 from node.handlers.processes import locate
+from node.http.listeners import ANYWHERE
 from node.model.errors import denied
 from node.model.types import Process, State
 from node.node import Node
 from node.rpc import requests as req
-from node.rpc.listeners import ANYWHERE
 from node.rpc.table import Call, Caller, Who
 from node.standing import Bench, stuck
 from node.version import VERSION

@@ -1,6 +1,6 @@
 """Where the daemon of a home listens, as a file in that home: for commands on the same machine.
 
-Binding addresses is in `rpc.listeners`; whom a command line speaks to is decided there.
+Binding addresses is in `http.listeners`; whom a command line speaks to is decided there.
 """
 
 from __future__ import annotations

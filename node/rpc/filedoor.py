@@ -15,8 +15,8 @@ import trio
 
 from node.etcd.pressure import Need
 from node.files import Files
+from node.http.message import Request, Response
 from node.model.errors import RpcError, bad, missing
-from node.rpc.message import Request, Response
 from node.rpc.table import reply
 from node.tickets import CHECKSUM, Scope
 from node.vault import Vault

@@ -41,12 +41,12 @@ from node.etcd.errors import EtcdError
 from node.handlers.channels import Subscribe
 from node.handlers.processes import locate
 from node.host.log import get_logger
+from node.http.message import Request, Response
 from node.model.codec import wire_process
 from node.model.errors import RpcError, bad, denied
 from node.model.types import Process, State
 from node.node import Node
 from node.rpc import requests as req
-from node.rpc.message import Request, Response
 from node.rpc.table import Call, Caller, Table, Who, decode_envelope, reply
 from node.store.channels import Entry
 from node.subscriptions import Meter, Wanted

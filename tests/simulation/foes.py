@@ -18,7 +18,7 @@ from federation.envelope import MAX_LIFETIME, Kind, inspect
 from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
 from federation.relays import local_id
 from federation.sealing import Sealer
-from node.rpc.http import Request, Response
+from node.http.server import Request, Response
 from tests.simulation.colony import FINGERPRINT, PORT, TYPE, Site
 from tests.simulation.network import Gone, Network
 from tests.simulation.witness import Witness

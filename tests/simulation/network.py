@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, cast
 import trio
 
 from federation.transport import Answer, Link, Lost, Unsent
-from node.rpc.http import Request, Response
+from node.http.server import Request, Response
 from tests.simulation.world import World
 
 __all__ = ["Capture", "Gone", "Network", "Place", "SimulatedLink"]

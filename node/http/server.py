@@ -12,10 +12,10 @@ import trio
 
 from node.host.containment import contained
 from node.host.log import get_logger
-from node.rpc.connection import Connection, Limits, Roster
-from node.rpc.listeners import Listener
-from node.rpc.message import Handler, Request, Response, Upgrade, plain_error
-from node.rpc.prompt import PromptStream
+from node.http.connection import Connection, Limits, Roster
+from node.http.listeners import Listener
+from node.http.message import Handler, Request, Response, Upgrade, plain_error
+from node.http.stream import PromptStream
 
 __all__ = [
     "Handler",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from node.host.log import get_logger
 
 if TYPE_CHECKING:
-    from node.rpc.connection import Connection, Limits
+    from node.http.connection import Connection, Limits
 
 __all__ = ["Places", "source_of"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from node.rpc.message import Request, Response
+from node.http.message import Request, Response
 
 __all__ = ["preflight", "readable", "shared"]
 

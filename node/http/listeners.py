@@ -1,6 +1,6 @@
 """Listeners: an address of the settings becomes sockets, or an error that says what is in the way.
 
-What is served on them is in `http`.
+What is served on them is in `http.server`.
 """
 
 from __future__ import annotations

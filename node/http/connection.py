@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection on a trio stream: parsing, limits, answers, and noticing a vanished peer.
 
-Accepting, counting and draining connections live in `http`; what a request means, in its handler.
+Accepting, counting and draining connections live in `http.server`; what a request means, in its
+handler.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import h11
 import trio
 
 from node.host.log import get_logger
-from node.rpc.delivery import UNTAKEN, Deliveries
-from node.rpc.message import Handler, Request, Response, head
-from node.rpc.places import Places, source_of
-from node.rpc.plain import parse_plain
+from node.http.delivery import UNTAKEN, Deliveries
+from node.http.fastpath import parse_plain
+from node.http.message import Handler, Request, Response, head
+from node.http.pool import Places, source_of
 
 __all__ = ["Connection", "Limits", "Roster"]
 

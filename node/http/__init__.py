@@ -1,0 +1,1 @@
+"""HTTP/1.1 on trio streams, knowing nothing of colonies."""
