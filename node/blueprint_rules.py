@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from node.limits import BLUEPRINT
 from node.model.codec import pack
 from node.model.errors import bad
 from node.model.types import Colony, Conditions, FunctionSpec
 from node.schema import SchemaError, check_schema, conform
 from node.store.blueprints import Blueprint, Definition
+from node.store.limits import BLUEPRINT
 from node.submission import MAX_SECONDS
 
 MAX_NAME = 200  # characters

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, whole
 from node.etcd.txn import Txn
 from node.etcd.watch import Batch, watch
-from node.limits import CHANNEL, MESSAGE
 from node.model.codec import unpack, wire_time
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.types import SECOND, Process
 from node.store import channels as store
 from node.store.channels import Entry, Head, Pulse
+from node.store.directory import Directory
+from node.store.limits import CHANNEL, MESSAGE
 
 if TYPE_CHECKING:
     from node.processes import Processes

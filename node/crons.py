@@ -15,7 +15,6 @@ import msgspec
 
 from node import schedule
 from node.agenda import Index
-from node.directory import Directory
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, values
@@ -30,6 +29,7 @@ from node.model.types import SECOND, State
 from node.quotas import TooMany
 from node.store import crons as store
 from node.store.crons import Cron, Firing
+from node.store.directory import Directory
 from node.submission import MAX_SECONDS, new_id
 from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow

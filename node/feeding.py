@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import trio
 
-from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.watch import Batch, watch
 from node.node import Node
 from node.processes import Processes
 from node.store import keys
+from node.store.directory import Directory
 
 __all__ = ["follow", "take_in"]
 

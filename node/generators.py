@@ -13,7 +13,6 @@ import msgspec
 import trio
 
 from node.agenda import Index
-from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, values
@@ -22,13 +21,14 @@ from node.etcd.txn import Compare, Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
 from node.host.offload import apart
 from node.leader import Leader
-from node.limits import GENERATOR
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND
 from node.quotas import TooMany
 from node.store import generators as store
+from node.store.directory import Directory
 from node.store.generators import Arg, Firing, Generator, Packing
+from node.store.limits import GENERATOR
 from node.submission import MAX_SECONDS, new_id
 from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from node import handover
-from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
@@ -24,6 +23,7 @@ from node.model.types import Colony, Executor, ExecutorState, Process, State, Us
 from node.processes import Processes
 from node.store import keys
 from node.store import processes as store
+from node.store.directory import Directory
 
 _ID = re.compile(r"[0-9a-f]{64}\Z")
 # Of one transaction: etcd takes 128 operations and 1.5 MiB.

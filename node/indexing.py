@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from node.directory import Directory
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pages import below, number_of
@@ -22,6 +21,7 @@ from node.model.errors import RpcError
 from node.model.types import Closed, State
 from node.store import keys
 from node.store import processes as store
+from node.store.directory import Directory
 
 __all__ = ["Indexing"]
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.home import valid_name
@@ -20,6 +19,7 @@ from node.model.names import check_id, check_name
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, User
 from node.quotas import Quotas
 from node.store import blueprints, crons, files, generators, keys
+from node.store.directory import Directory
 from node.submission import new_id
 
 # Heartbeats reach the store at most this often, in ns: flash wears.

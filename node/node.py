@@ -16,7 +16,6 @@ from node.blueprints import Blueprints
 from node.channels import Channels
 from node.crons import Crons
 from node.definitions import Definitions
-from node.directory import Directory
 from node.elsewhere import Elsewhere
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
@@ -35,6 +34,7 @@ from node.processes import Processes
 from node.reconciliation import Reconciliation
 from node.reload import Reload
 from node.retiming import Retiming
+from node.store.directory import Directory
 from node.subscriptions import Subscriptions
 from node.workflows import PATIENCE, Workflows
 

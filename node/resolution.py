@@ -20,7 +20,6 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.parts import MOST as MOST_VALUE
 from node.etcd.txn import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
-from node.limits import INPUT
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad
 from node.model.graph import node_id
@@ -29,6 +28,7 @@ from node.processes import Processes
 from node.store import graphs as store
 from node.store import keys
 from node.store import processes as process_store
+from node.store.limits import INPUT
 
 log = get_logger("workflows")
 

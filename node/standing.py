@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from node.directory import Roster
 from node.model.types import Executor, ExecutorState, Waiting
 from node.scheduler import Queue
+from node.store.directory import Roster
 
 __all__ = ["Bench", "Stuck", "stuck"]
 

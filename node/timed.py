@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from node.directory import Directory
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.model import graph as graphs
 from node.model.errors import RpcError, bad
 from node.model.types import SECOND, ExecutorState, FunctionSpec
+from node.store.directory import Directory
 from node.submission import check_spec
 from node.workflow_specs import read_workflow
 

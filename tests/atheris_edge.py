@@ -15,13 +15,13 @@ import atheris  # type: ignore[import-not-found,unused-ignore]
 with atheris.instrument_imports(include=["node", "msgspec"]):
     from cli.rpc import all_calls
     from federation.calls import calls as federation_calls
-    from node.directory import Directory
     from node.host.keys import PrivateKey
     from node.model.codec import pack
     from node.model.errors import RpcError
     from node.model.types import Colony, User
     from node.rpc.table import Envelope, Table, decode_envelope
     from node.store import keys
+    from node.store.directory import Directory
     from tests.fuzzing import signed
 
 KEY = PrivateKey.generate()

@@ -16,12 +16,12 @@ from pycolonies import Workflow
 
 from cli.client import Client, RpcError, decode, encode
 from node.blueprint_rules import Wanted, colony_initiator, revise, same
-from node.directory import Directory
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import Colony
 from node.store import keys
 from node.store.blueprints import Blueprint, Metadata
+from node.store.directory import Directory
 from node.timed import may_start
 from tests.support import Daemon
 from tests.test_pycolonies import COLONY, Party, field, plain

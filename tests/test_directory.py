@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from node.directory import Directory
 from node.model.codec import pack
 from node.model.types import Function
 from node.store import keys
+from node.store.directory import Directory
 
 
 def offer(directory: Directory, functionid: str, name: str, revision: int) -> None:

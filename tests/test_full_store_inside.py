@@ -17,7 +17,6 @@ from federation.envelope import Kind
 from federation.messages import Cancel, Receipt
 from federation.messages import load as load_message
 from federation.policy import Meter
-from node.directory import Directory
 from node.etcd.client import EtcdClient
 from node.etcd.errors import StoreFull
 from node.etcd.pressure import Need, Pressure
@@ -29,6 +28,7 @@ from node.model.errors import RpcError
 from node.model.types import Colony, User
 from node.rpc.table import Call, Caller, Table, Who
 from node.store import keys
+from node.store.directory import Directory
 from tests.colonies import world as colonies
 from tests.test_crons import cron
 from tests.test_federation_gate import PID, Lab, code, submission

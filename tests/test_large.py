@@ -16,7 +16,6 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.directory import Directory
 from node.handlers.workflows import SubmitWorkflow
 from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
@@ -25,6 +24,7 @@ from node.model.types import Colony, User
 from node.rpc import large, table
 from node.rpc.table import MANY_TOKENS, MAX_DEPTH, Call, Caller, Table, Who, depth_of, reply
 from node.store import keys
+from node.store.directory import Directory
 
 MESSAGE = 8 << 20  # bytes of a request
 OWNER, MEMBER, STRANGER = (PrivateKey.generate() for _ in range(3))

@@ -9,7 +9,6 @@ from typing import cast
 import pytest
 import trio
 
-from node.directory import Directory
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.txn import Txn
 from node.etcd.watch import Batch, Event
@@ -19,6 +18,7 @@ from node.model.types import Colony, User
 from node.node import Node
 from node.processes import Processes
 from node.store import keys
+from node.store.directory import Directory
 from tests.meddled import Meddled
 from tests.processes import make
 from tests.support import until

@@ -14,9 +14,9 @@ import trio
 
 from cli.client import Client, RpcError
 from federation.sizes import FORWARD
-from node import limits
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused
+from node.store import limits
 from node.submission import new_id
 from tests.colonies import world
 from tests.support import REPOSITORY, Daemon, until

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from node import metrics
-from node.directory import Directory
 from node.http import connection
 from node.rpc import large
+from node.store.directory import Directory
 from tests import test_edge, test_large, test_metrics
 
 Patch = Callable[[pytest.MonkeyPatch], None]

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from node import listings
-from node.directory import Directory
 from node.etcd import pages
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Op, Put, Txn
@@ -21,6 +20,7 @@ from node.processes import Processes
 from node.rpc.requests import GetProcesses
 from node.store import keys
 from node.store import processes as store
+from node.store.directory import Directory
 from tests.processes import make
 from tests.support import seeded_dice
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from cli.client import Client, RpcError, encode
 from node.agenda import Index, follow
 from node.crons import due, owner
-from node.directory import Directory
 from node.generators import largest_arg
 from node.hooks import Hooks
 from node.host.config import QuotasConfig
@@ -33,6 +32,7 @@ from node.rpc.table import MAX_CALLS, Call, Caller, Table, Who
 from node.scheduler import Entry, Queue, RunningSet
 from node.store import crons as cron_store
 from node.store import keys
+from node.store.directory import Directory
 from node.submission import build_process, new_id
 from node.workflow_specs import read_workflow
 from tests.support import REPOSITORY, Daemon, until

@@ -18,7 +18,6 @@ import trio
 
 from cli.client import Client, RpcError, encode
 from cli.rpc import all_calls
-from node.directory import Directory
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdNoSpace
@@ -33,6 +32,7 @@ from node.rpc.requests import Empty
 from node.rpc.table import Call, Caller, Table, Who, decode_envelope
 from node.store import keys
 from node.store import replay as store
+from node.store.directory import Directory
 from tests.etcd.support import start_store
 from tests.support import Daemon, until
 from tests.test_cluster import members, serving

@@ -17,13 +17,13 @@ from cli.doctor import check_daemon_clock
 from cli.main import main
 from cli.waiting import words
 from federation.reaching import cannot_be, wrong_peers
-from node.directory import Roster
 from node.etcd.client import EtcdClient
 from node.handlers.status import nobody_takes, standing_of
 from node.host.config import Config, FederationConfig, PeerConfig, RouteConfig
 from node.model.types import Executor, ExecutorState, Waiting
 from node.scheduler import Entry, Queue
 from node.standing import stuck
+from node.store.directory import Roster
 from tests.support import REPOSITORY, Daemon
 from tests.test_router import Side
 

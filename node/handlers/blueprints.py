@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from node.blueprint_rules import Initiator, Wanted, colony_initiator
-from node.directory import name_of
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.codec import wire_process, wire_time
@@ -19,6 +18,7 @@ from node.replay import Once
 from node.rpc.table import Call, Caller, Who, many
 from node.schema_types import drop, fitting, refuse
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
+from node.store.directory import name_of
 from node.submission import id_for
 
 # What upstream's clients send may be null at any place, and then means nothing.

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from node.directory import name_of
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.host.offload import apart
@@ -17,6 +16,7 @@ from node.node import Node
 from node.replay import Once
 from node.rpc.table import Call, Caller, Who, many
 from node.store.crons import Cron
+from node.store.directory import name_of
 from node.submission import id_for
 from node.timed import CHECKER_PERIOD
 from node.workflow_specs import readable

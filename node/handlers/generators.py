@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from node.directory import name_of
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.host.offload import apart
@@ -16,6 +15,7 @@ from node.model.types import Int64
 from node.node import Node
 from node.replay import Once
 from node.rpc.table import Call, Caller, Who, many
+from node.store.directory import name_of
 from node.store.generators import Generator
 from node.submission import id_for
 from node.timed import CHECKER_PERIOD

@@ -7,7 +7,6 @@ from contextlib import aclosing
 from typing import Any
 
 from node import listings
-from node.directory import name_of
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
 from node.http.delivery import carry
@@ -23,6 +22,7 @@ from node.rpc.table import SMALL, Call, Caller, Who
 from node.scheduler import Candidate
 from node.store import graphs, keys
 from node.store import processes as store
+from node.store.directory import name_of
 from node.submission import attribute_id, build_process, id_for
 
 _LIGHT = 4  # that anybody may list at any time, however large they are

@@ -11,7 +11,6 @@ import msgspec
 import trio
 
 from node.children import Wanted
-from node.directory import name_of
 from node.etcd.pages import Pages, Rows
 from node.etcd.pressure import Need
 from node.host.offload import NODE, apart
@@ -21,6 +20,7 @@ from node.model.types import FunctionSpec, Graph, Int64, Process, State
 from node.node import Node
 from node.replay import Once
 from node.rpc.table import MANY_TOKENS, Call, Caller, Who
+from node.store.directory import name_of
 from node.submission import id_for
 from node.workflow_specs import WorkflowSpec
 

@@ -18,9 +18,9 @@ import msgspec
 import trio
 
 from node.host.keys import IdentityError, recover_id
-from node.limits import ANSWER
 from node.model import numbers
 from node.model.errors import bad
+from node.store.limits import ANSWER
 
 __all__ = [
     "Answer",

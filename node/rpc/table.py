@@ -32,7 +32,7 @@ from node.rpc import large
 from node.rpc.large import in_turns
 
 if TYPE_CHECKING:
-    from node.directory import Directory, Member
+    from node.store.directory import Directory, Member
 
 MAX_DEPTH = 64
 # Bytes of a body. Up to here it is read in one piece, whoever signed it; more is read in pieces,
