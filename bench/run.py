@@ -27,8 +27,8 @@ import trio
 
 from bench.load import cpu_seconds
 from node.etcd.client import open_client
-from node.etcd.supervisor import supervise
 from node.etcd.txn import Absent, Put, Txn
+from node.etcdserver.supervisor import supervise
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 40.0  # seconds

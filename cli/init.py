@@ -69,8 +69,8 @@ def init(session: Session, name: str | None, new_store: bool) -> None:
 def _give_up(home: Path) -> Path | None:
     """Have the next start make a store; gives where the old one is, if there was any."""
     from node.etcd.errors import StoreRefused
+    from node.etcdserver.identity import begin_anew
     from node.host.home import Home
-    from node.storeid import begin_anew
 
     try:
         return begin_anew(Home(home))

@@ -18,15 +18,16 @@ from typing import IO
 import cbor2
 import trio
 
-from node import archive, leader, storeid
+from node import archive, leader
 from node.archive import BackupError, Manifest
-from node.cluster import access_of, require
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
-from node.etcd.maintenance import clear_alarm
-from node.etcd.premises import lock_home
-from node.etcd.supervisor import supervise
 from node.etcd.txn import Op, Put, Txn
+from node.etcdserver import identity as storeid
+from node.etcdserver.cluster import access_of, require
+from node.etcdserver.maintenance import clear_alarm
+from node.etcdserver.preflight import lock_home
+from node.etcdserver.supervisor import supervise
 from node.host.config import Config, load_config
 from node.host.configfiles import config_files
 from node.host.fsync import sync_directory

@@ -18,15 +18,18 @@ from pathlib import Path
 
 import trio
 
-from node import cluster, door, feeding, storeid, succession, sweeping, timers
+from node import door, feeding, succession, timers
 from node.deadlines import expire
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
-from node.etcd.maintenance import clear_alarm, maintain, observe, watch_use
-from node.etcd.premises import lock_home
 from node.etcd.pressure import DEFAULT_QUOTA
-from node.etcd.supervisor import supervise
+from node.etcdserver import cluster
+from node.etcdserver import identity as storeid
+from node.etcdserver import sweep as sweeping
+from node.etcdserver.maintenance import clear_alarm, maintain, observe, watch_use
+from node.etcdserver.preflight import lock_home
+from node.etcdserver.supervisor import supervise
 from node.handlers import (
     blueprints,
     channels,

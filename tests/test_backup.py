@@ -28,8 +28,8 @@ from node import backup as backups
 from node.archive import BackupError
 from node.etcd.client import open_client
 from node.etcd.errors import Compacted
-from node.etcd.maintenance import maintain
 from node.etcd.txn import Put, Txn
+from node.etcdserver.maintenance import maintain
 from node.history import Chain, Head, records
 from node.host.home import Home, HomeError, init_home, tighten
 from node.host.keys import PrivateKey

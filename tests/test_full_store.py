@@ -24,9 +24,9 @@ from cli.rpc import all_calls
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdUnavailable
-from node.etcd.premises import environment
 from node.etcd.pressure import Need
-from node.etcd.supervisor import command
+from node.etcdserver.preflight import environment
+from node.etcdserver.supervisor import command
 from tests.support import Daemon, until
 from tests.test_cluster import members, serving
 from tests.test_federation import Side

@@ -20,7 +20,7 @@ from federation.policy import Meter
 from node.etcd.client import EtcdClient
 from node.etcd.errors import StoreFull
 from node.etcd.pressure import Need, Pressure
-from node.etcd.supervisor import own_limit
+from node.etcdserver.supervisor import own_limit
 from node.host.keys import PrivateKey
 from node.http.message import Response
 from node.model.codec import pack

@@ -1,8 +1,8 @@
 """Values that are too large for one request: they lie beside their key, in parts.
 
 The key holds a *stub* that names them, so that all of the value appears and goes with one
-transaction. This module is values in, values out; `client` reads and writes, `sweeping` removes
-what nobody names any more.
+transaction. This module is values in, values out; `client` reads and writes, `etcdserver.sweep`
+removes what nobody names any more.
 
 A larger limit of etcd's (`--max-request-bytes`) is no way out: a log entry of 10 MiB or more is
 written, and keeps etcd 3.4 from ever starting again, and the first releases of 3.5. Parts also need

@@ -1,6 +1,6 @@
 """How full the store is, as one value, and which kinds of writes it still takes.
 
-Nothing here talks to etcd: `maintenance` feeds the value, and who writes asks it first.
+Nothing here talks to etcd: `etcdserver.maintenance` feeds the value, and who writes asks it first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from node.etcd.errors import StoreFull
-from node.etcd.premises import MIN_FREE
+from node.etcdserver.preflight import MIN_FREE
 
 __all__ = ["BATCH", "DEFAULT_QUOTA", "Level", "Need", "Pressure"]
 

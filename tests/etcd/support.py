@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from node.etcd.supervisor import supervise
+from node.etcdserver.supervisor import supervise
 
 QUOTA = 64 * 1024 * 1024
 

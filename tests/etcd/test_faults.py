@@ -15,8 +15,8 @@ import trio
 
 from node.etcd.client import open_client
 from node.etcd.errors import StoreRefused
-from node.etcd.faults import DAMAGE, explain
-from node.etcd.supervisor import supervise
+from node.etcdserver.faults import DAMAGE, explain
+from node.etcdserver.supervisor import supervise
 from tests.etcd.support import QUOTA, start_store
 
 pytestmark = pytest.mark.slow
@@ -142,7 +142,7 @@ async def test_what_is_broken_is_named_with_what_to_do(
 def test_a_file_system_mounted_read_only_is_no_damage(whole: Path, tmp_path: Path) -> None:
     directory = tmp_path / "etcd"
     shutil.copytree(whole, directory)
-    code = "import sys, trio, pathlib; from node.etcd.supervisor import supervise as s\n" + (
+    code = "import sys, trio, pathlib; from node.etcdserver.supervisor import supervise as s\n" + (
         "async def run(): await s(pathlib.Path(sys.argv[1]), quota_bytes=2**26)\ntrio.run(run)"
     )
     script = 'mount --bind "$1/data" "$1/data" && mount -o remount,bind,ro "$1/data" && '
@@ -178,7 +178,7 @@ async def test_a_start_that_never_ends_is_told(
         '#!/bin/sh\n[ "$1" = --version ] && echo "etcd Version: 3.4.1" && exit\nexec sleep 600\n'
     )
     (tmp_path / "silent").chmod(0o700)
-    monkeypatch.setattr("node.etcd.supervisor._READY_TIMEOUT", 0.5)
+    monkeypatch.setattr("node.etcdserver.supervisor._READY_TIMEOUT", 0.5)
     with pytest.raises(StoreRefused, match="did not become ready"), trio.fail_after(60):
         await supervise(tmp_path / "etcd", quota_bytes=QUOTA, binary=str(tmp_path / "silent"))
 

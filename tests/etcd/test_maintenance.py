@@ -14,7 +14,7 @@ import trio.testing
 
 from node.etcd.client import EtcdClient, Status, open_client
 from node.etcd.errors import Compacted, EtcdNoSpace
-from node.etcd.maintenance import Rewriting, maintain
+from node.etcdserver.maintenance import Rewriting, maintain
 from tests.etcd.support import QUOTA, logged, start_store
 from tests.support import until
 

@@ -11,7 +11,6 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import sweeping
 from node.backup import _dump, _load
 from node.etcd import parts
 from node.etcd.client import EtcdClient, open_client
@@ -19,6 +18,7 @@ from node.etcd.errors import EtcdTooLarge
 from node.etcd.parts import MOST, PLACE, divide, joined, owner_of, parts_of, stub_of
 from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.etcd.watch import Batch, watch
+from node.etcdserver import sweep as sweeping
 from tests.etcd.support import start_store
 
 KEY = "/colonyd/process/dev/a"

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node.etcd.errors import StoreFull
-from node.etcd.premises import MIN_FREE
 from node.etcd.pressure import Level, Need, Pressure
+from node.etcdserver.preflight import MIN_FREE
 
 MIB = 2**20
 

@@ -17,10 +17,11 @@ import pytest
 import trio
 import trio.testing
 
-from node.etcd import premises, supervisor
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import StoreRefused
-from node.etcd.supervisor import lock_home, supervise
+from node.etcdserver import preflight as premises
+from node.etcdserver import supervisor
+from node.etcdserver.supervisor import lock_home, supervise
 from tests.etcd.support import (
     QUOTA,
     Store,
@@ -37,7 +38,7 @@ import sys, trio
 from functools import partial
 from pathlib import Path
 from node.etcd.client import open_client
-from node.etcd.supervisor import supervise
+from node.etcdserver.supervisor import supervise
 
 async def main():
     async with trio.open_nursery() as nursery:

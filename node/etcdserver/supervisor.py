@@ -1,6 +1,7 @@
 """The embedded etcd: starts it as a child without any TCP port, restarts it, and stops it last.
 
-What may stand in the way is checked in `premises`; the data inside is none of its business.
+What may stand in the way is checked in `etcdserver.preflight`; the data inside is none of its
+business.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import trio
 
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError, EtcdUnavailable, StoreRefused
-from node.etcd.faults import BEHIND, DAMAGE, DISK_FULL, Fault, explain, is_noise
-from node.etcd.premises import (
+from node.etcd.pressure import BATCH, DEFAULT_QUOTA
+from node.etcdserver.faults import BEHIND, DAMAGE, DISK_FULL, Fault, explain, is_noise
+from node.etcdserver.preflight import (
     Premises,
     environment,
     lock_home,
@@ -26,7 +28,6 @@ from node.etcd.premises import (
     stop_orphan,
     wait_exit,
 )
-from node.etcd.pressure import BATCH, DEFAULT_QUOTA
 from node.host.log import get_logger
 
 __all__ = ["StoreRefused", "lock_home", "supervise"]

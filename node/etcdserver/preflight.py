@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from node.etcd.errors import StoreRefused
-from node.etcd.faults import DAMAGE
+from node.etcdserver.faults import DAMAGE
 from node.host.home import HomeError, require_owner
 from node.host.log import get_logger
 

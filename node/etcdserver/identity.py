@@ -1,7 +1,7 @@
 """Which store belongs to a home: a mark in both, so that one that is gone or another is noticed.
 
 A store that is missing looks like one that was never made; the mark in the home tells them apart.
-What is broken inside a store is told by `etcd.faults`.
+What is broken inside a store is told by `etcdserver.faults`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace, StoreRefused
-from node.etcd.premises import lock_home
 from node.etcd.txn import Absent, Get, Put, Txn
+from node.etcdserver.preflight import lock_home
 from node.host.fsync import sync_directory
 from node.host.home import Home
 from node.host.log import get_logger

@@ -1,0 +1,1 @@
+"""The etcd beneath: our own child process, its upkeep, or a cluster elsewhere."""
