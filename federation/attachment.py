@@ -21,9 +21,9 @@ from federation.policy import MAX_HOPS
 from federation.router import Router
 from federation.sizes import FORWARD, forward_size
 from federation.talking import Talker
-from node.hooks import Addition, Hooks
 from node.model.errors import RpcError
 from node.model.types import Process
+from node.processes.extension import Addition, Hooks
 
 __all__ = ["Attachment"]
 

@@ -21,11 +21,11 @@ from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, Known
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn
-from node.hooks import Addition
 from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import conflict
 from node.model.types import Process, State
+from node.processes.extension import Addition
 from node.store import processes as store
 
 __all__ = ["Endings"]

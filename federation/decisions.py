@@ -13,7 +13,7 @@ from federation.peers import BLOCKED, Known, Peers
 from federation.policy import Policy
 from federation.transport import TransportError
 from node.model.errors import conflict
-from node.processes import Processes
+from node.processes.service import Processes
 
 __all__ = ["PATIENCE", "Decisions"]
 

@@ -22,7 +22,7 @@ from federation.transport import Link, PeerRefused, TransportError
 from node.host.log import get_logger
 from node.members import Members
 from node.model.types import ExecutorState
-from node.processes import Processes
+from node.processes.service import Processes
 
 __all__ = ["Exchange"]
 

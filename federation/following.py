@@ -26,15 +26,15 @@ from node.etcd.errors import EtcdTooLarge
 from node.etcd.pressure import Need
 from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
 from node.host.log import get_logger
-from node.logs import puts
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND, Log, Process
+from node.processes.logs import puts
+from node.processes.spec import attribute_id
 from node.store import channels as store_channels
 from node.store import keys
 from node.store import processes as store
 from node.store.channels import Head
-from node.submission import attribute_id
 
 __all__ = ["Follower"]
 

@@ -30,15 +30,15 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Compare, Get, ModRevision, Put, Txn
-from node.hooks import Addition
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.numbers import beyond_float
 from node.model.types import SECOND, FunctionSpec, Process
-from node.processes import Processes
+from node.processes.extension import Addition
+from node.processes.service import Processes
+from node.processes.spec import build_process
 from node.rpc.table import prune
 from node.store import processes as store
-from node.submission import build_process
 
 __all__ = ["Inbox"]
 

@@ -20,11 +20,11 @@ from federation.peers import Peers
 from federation.sealing import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
-from node.hooks import Addition
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Process, State
-from node.processes import Processes
+from node.processes.extension import Addition
+from node.processes.service import Processes
 from node.store import processes as store
 
 __all__ = ["Bell", "Detour", "Entry", "Ledger"]

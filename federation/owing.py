@@ -27,7 +27,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Delete, Op, Txn
 from node.model.codec import unpack
 from node.model.types import Process, State
-from node.processes import Processes
+from node.processes.service import Processes
 
 __all__ = ["Owing"]
 

@@ -58,7 +58,7 @@ from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.http.server import Limits, serve_http
 from node.members import Members
 from node.model.errors import RpcError
-from node.processes import Processes
+from node.processes.service import Processes
 
 __all__ = ["Federation"]
 

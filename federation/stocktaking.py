@@ -17,7 +17,7 @@ from federation.owing import Owing
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
-from node.processes import Processes
+from node.processes.service import Processes
 
 __all__ = ["Stocktaking"]
 

@@ -20,7 +20,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge
 from node.model.codec import unpack
 from node.model.types import Log, Process, State
-from node.processes import Processes
+from node.processes.service import Processes
 from node.store import keys as node_keys
 
 __all__ = ["Teller"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from federation.highwater import HighWater
 from federation.keys import Keys
 from node.etcd.client import EtcdClient
-from node.processes import Processes
+from node.processes.service import Processes
 
 __all__ = ["Upkeep"]
 

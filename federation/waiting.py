@@ -24,7 +24,7 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
-from node.scheduler import Entry
+from node.processes.queue import Entry
 from node.store import keys
 from node.store import processes as store
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from federation.messages import Said
-from node.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE
 from node.etcd.client import EtcdClient
 from node.handlers.channels import MAX_TYPE
 from node.model.codec import unpack
+from node.processes.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE
 from node.store import channels as store
 from node.store.channels import Entry, Head
 

@@ -18,7 +18,7 @@ from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND
-from node.scheduler import count_owner
+from node.processes.queue import count_owner
 
 T = TypeVar("T")
 

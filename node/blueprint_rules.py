@@ -13,10 +13,10 @@ import msgspec
 from node.model.codec import pack
 from node.model.errors import bad
 from node.model.types import Colony, Conditions, FunctionSpec
+from node.processes.spec import MAX_SECONDS
 from node.schema import SchemaError, check_schema, conform
 from node.store.blueprints import Blueprint, Definition
 from node.store.limits import BLUEPRINT
-from node.submission import MAX_SECONDS
 
 MAX_NAME = 200  # characters
 # Bytes of one blueprint with its status: it must fit into a transaction twice, for its history.

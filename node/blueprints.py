@@ -32,11 +32,11 @@ from node.locations import Locations
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import Process
-from node.processes import Processes
+from node.processes.service import Processes
+from node.processes.spec import new_id
 from node.reconciliation import Followup, Reconciliation
 from node.store import blueprints as store
 from node.store.blueprints import Blueprint, Change, Definition, Draft, Metadata
-from node.submission import new_id
 
 # Bytes of one answer about history; the newest changes that fit.
 _HISTORY_BYTES = 16 * 1024 * 1024

@@ -15,11 +15,11 @@ from node.model import graph as graphs
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.types import FunctionSpec, Graph, Process, State
-from node.processes import Processes
+from node.processes.service import Processes
+from node.processes.spec import build_node
 from node.resolution import Resolution
 from node.store import graphs as store
 from node.store import keys
-from node.submission import build_node
 
 # Children that an inserted node may take over: more do not fit one transaction.
 _MOST_MOVED = 40

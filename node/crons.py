@@ -26,11 +26,11 @@ from node.leader import Leader
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND, State
-from node.quotas import TooMany
+from node.processes.quotas import TooMany
+from node.processes.spec import MAX_SECONDS, new_id
 from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.store.directory import Directory
-from node.submission import MAX_SECONDS, new_id
 from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow
 from node.workflows import Workflows

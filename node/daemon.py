@@ -19,7 +19,6 @@ from pathlib import Path
 import trio
 
 from node import door, feeding, succession, timers
-from node.deadlines import expire
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
@@ -55,10 +54,11 @@ from node.host.listening import Listening, announce, withdraw, withdrawn
 from node.host.log import configure_logging, get_logger
 from node.host.systemd import Notifier, watchdog
 from node.http.listeners import addresses_of, bound_port, open_listeners
-from node.indexing import Indexing
 from node.leader import home_identity
 from node.model.types import Colony, Executor, ExecutorState, User
 from node.node import Node
+from node.processes.deadlines import expire
+from node.processes.indexing import Indexing
 from node.reload import Reload
 from node.replay import Replays
 from node.retention import Retention

@@ -18,10 +18,10 @@ from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, values
 from node.model.codec import unpack
 from node.model.errors import conflict, missing
-from node.quotas import Quotas
+from node.processes.quotas import Quotas
+from node.processes.spec import new_id
 from node.store import blueprints as store
 from node.store.blueprints import Definition
-from node.submission import new_id
 
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 16

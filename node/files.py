@@ -22,11 +22,11 @@ from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
-from node.quotas import Quotas, TooMany
+from node.processes.quotas import Quotas, TooMany
+from node.processes.spec import new_id
 from node.store import files as store
 from node.store import keys
 from node.store.files import File, Held, Holding, Known, Newest, Place, Snapshot
-from node.submission import new_id
 from node.tickets import Tickets
 from node.vault import Vault
 

@@ -24,12 +24,12 @@ from node.leader import Leader
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND
-from node.quotas import TooMany
+from node.processes.quotas import TooMany
+from node.processes.spec import MAX_SECONDS, new_id
 from node.store import generators as store
 from node.store.directory import Directory
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.store.limits import GENERATOR
-from node.submission import MAX_SECONDS, new_id
 from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflow_specs import read_workflow
 from node.workflows import Workflows

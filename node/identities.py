@@ -20,7 +20,7 @@ from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, denied, missing
 from node.model.types import Colony, Executor, ExecutorState, Process, State, User
-from node.processes import Processes
+from node.processes.service import Processes
 from node.store import keys
 from node.store import processes as store
 from node.store.directory import Directory

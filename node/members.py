@@ -17,10 +17,10 @@ from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
 from node.model.names import check_id, check_name
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, User
-from node.quotas import Quotas
+from node.processes.quotas import Quotas
+from node.processes.spec import new_id
 from node.store import blueprints, crons, files, generators, keys
 from node.store.directory import Directory
-from node.submission import new_id
 
 # Heartbeats reach the store at most this often, in ns: flash wears.
 _HEARTBEAT = 60 * SECOND

@@ -13,10 +13,8 @@ import msgspec
 import trio
 
 from node.blueprints import Blueprints
-from node.channels import Channels
 from node.crons import Crons
 from node.definitions import Definitions
-from node.elsewhere import Elsewhere
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.files import Files
@@ -30,12 +28,14 @@ from node.members import Members
 from node.model.errors import RpcError
 from node.model.types import Function, Process
 from node.past import Past
-from node.processes import Processes
+from node.processes.channels import Channels
+from node.processes.remote_changes import Elsewhere
+from node.processes.service import Processes
+from node.processes.subscriptions import Subscriptions
 from node.reconciliation import Reconciliation
 from node.reload import Reload
 from node.retiming import Retiming
 from node.store.directory import Directory
-from node.subscriptions import Subscriptions
 from node.workflows import PATIENCE, Workflows
 
 log = get_logger("node")

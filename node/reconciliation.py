@@ -25,14 +25,14 @@ from node.etcd.txn import Present
 from node.model.codec import unpack
 from node.model.errors import missing
 from node.model.types import Colony, FunctionSpec, Process
-from node.processes import Processes
+from node.processes.service import Processes
+from node.processes.spec import build_process
 from node.store import blueprints as store
 from node.store import crons as cron_store
 from node.store import keys
 from node.store import processes as process_store
 from node.store.blueprints import Blueprint, Definition, Draft
 from node.store.crons import Cron
-from node.submission import build_process
 
 # Seconds between two reconciliations of a kind that names no interval, as upstream.
 INTERVAL = 60

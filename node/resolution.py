@@ -24,7 +24,7 @@ from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad
 from node.model.graph import node_id
 from node.model.types import Graph, Process, State
-from node.processes import Processes
+from node.processes.service import Processes
 from node.store import graphs as store
 from node.store import keys
 from node.store import processes as process_store

@@ -28,8 +28,8 @@ from node.leader import Leader
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
-from node.processes import Processes
-from node.scheduler import Entry
+from node.processes.queue import Entry
+from node.processes.service import Processes
 from node.store import clock as store
 from node.store import processes as transitions
 from node.store.clock import Seen

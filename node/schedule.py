@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from node.model.types import SECOND
-from node.submission import MAX_SECONDS
+from node.processes.spec import MAX_SECONDS
 
 UTC = ZoneInfo("UTC")
 _LONGEST = 256

@@ -11,8 +11,8 @@ from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.model import graph as graphs
 from node.model.errors import RpcError, bad
 from node.model.types import SECOND, ExecutorState, FunctionSpec
+from node.processes.spec import check_spec
 from node.store.directory import Directory
-from node.submission import check_spec
 from node.workflow_specs import read_workflow
 
 # The period that upstream shows for its loops, in ms: how late a start may be there.

@@ -26,13 +26,13 @@ from node.model import graph as graphs
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND, FunctionSpec, Graph, Process, State
-from node.processes import Processes
-from node.quotas import TooMany
+from node.processes.quotas import TooMany
+from node.processes.service import Processes
+from node.processes.spec import build_node
 from node.replay import look
 from node.resolution import BYTES, OPS, Resolution, size_of
 from node.store import graphs as store
 from node.store import keys
-from node.submission import build_node
 
 log = get_logger("workflows")
 

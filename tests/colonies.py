@@ -36,9 +36,9 @@ from node.model.codec import unpack
 from node.model.types import Colony as HomeColony
 from node.model.types import Executor, ExecutorState, FunctionSpec, Process, State, User
 from node.node import Node
-from node.scheduler import Candidate
+from node.processes.queue import Candidate
+from node.processes.spec import build_process, new_id
 from node.store import keys
-from node.submission import build_process, new_id
 from node.succession import finish
 from tests.etcd.support import start_store
 

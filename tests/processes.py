@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from node.model.types import Conditions, FunctionSpec, Process
-from node.submission import build_process, new_id
+from node.processes.spec import build_process, new_id
 
 
 def make(*, origin: str = "", location: str = "", executortype: str = "cli") -> Process:

@@ -27,14 +27,14 @@ from federation.peers import BLOCKED, TRUSTED, Peers
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Op, Put, Txn
-from node.hooks import Addition
 from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.types import Conditions, FunctionSpec, Process, State
-from node.processes import Processes
-from node.scheduler import Candidate
+from node.processes.extension import Addition
+from node.processes.queue import Candidate
+from node.processes.service import Processes
+from node.processes.spec import build_process, new_id
 from node.store import keys
-from node.submission import build_process, new_id
 from node.workflows import Workflows
 from tests.colonies import world
 from tests.etcd.support import start_store

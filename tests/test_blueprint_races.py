@@ -20,9 +20,9 @@ from node.etcd.pages import whole
 from node.model.errors import RpcError
 from node.model.types import Colony
 from node.node import Node
+from node.processes.spec import new_id
 from node.store import keys
 from node.store.blueprints import CLASSES, Blueprint, Definition, Handler, Metadata, Names
-from node.submission import new_id
 from tests.meddled import Meddled
 from tests.support import Daemon
 

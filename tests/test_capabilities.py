@@ -20,7 +20,7 @@ from federation.policy import Policy
 from node.etcd.client import open_client
 from node.members import Members
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, Waiting
-from node.scheduler import Candidate, Entry, Queue
+from node.processes.queue import Candidate, Entry, Queue
 from node.store.directory import Directory
 from tests.etcd.support import start_store
 from tests.test_federation_gate import Lab, code

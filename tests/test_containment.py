@@ -23,12 +23,12 @@ from federation.tending import Tending
 from federation.transport import Link
 from node.agenda import Index, follow
 from node.crons import due, owner
-from node.deadlines import expire
 from node.etcd.client import EtcdClient
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
 from node.http.server import Request, Response
-from node.processes import Processes
+from node.processes.deadlines import expire
+from node.processes.service import Processes
 from node.store.crons import Cron
 
 REPOSITORY = Path(__file__).parent.parent

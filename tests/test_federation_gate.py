@@ -25,13 +25,13 @@ from federation.peers import BLOCKED, PENDING, TRUSTED, Peers
 from federation.relays import local_id
 from federation.sealing import Sealer
 from node.etcd.client import EtcdClient, open_client
-from node.hooks import Hooks
 from node.host.keys import PrivateKey
 from node.http.server import Request, Response
 from node.model.codec import pack, unpack
 from node.model.types import Executor, Process, State
-from node.processes import Processes
-from node.scheduler import Candidate
+from node.processes.extension import Hooks
+from node.processes.queue import Candidate
+from node.processes.service import Processes
 from tests.etcd.support import start_store
 
 PID = "1" * 64

@@ -23,10 +23,10 @@ from node.files import MAX_SNAPSHOT, Files
 from node.labels import check_name, normalise_label
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
+from node.processes.spec import new_id
 from node.store import files as store
 from node.store import keys
 from node.store.files import Newest, Snapshot
-from node.submission import new_id
 from tests.files_party import another_colony, files_of
 from tests.support import Daemon
 

@@ -15,18 +15,18 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from node import handout
-from node.deadlines import expire
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import ModRevision, Txn
 from node.feeding import follow
-from node.hooks import Hooks
 from node.model.errors import RpcError
 from node.model.types import Colony, Executor, Process, State
 from node.node import Node
-from node.processes import Processes
-from node.scheduler import Candidate
+from node.processes import assignment as handout
+from node.processes.deadlines import expire
+from node.processes.extension import Hooks
+from node.processes.queue import Candidate
+from node.processes.service import Processes
 from node.store import keys
 from node.store import processes as process_store
 from tests.meddled import Meddled

@@ -25,7 +25,6 @@ from node.etcd.txn import Txn
 from node.history import Chain, Head, files, records, verify
 from node.host.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
 from node.host.keys import PrivateKey
-from node.logs import write
 from node.model.types import (
     Colony,
     Executor,
@@ -37,10 +36,11 @@ from node.model.types import (
     User,
 )
 from node.node import Node
+from node.processes.logs import write
+from node.processes.spec import build_process, new_id
 from node.retention import Retention
 from node.store import keys
 from node.store import processes as store
-from node.submission import build_process, new_id
 from tests.etcd.support import Store, start_store
 from tests.support import Daemon, seeded_dice, until
 

@@ -28,7 +28,7 @@ from node.model.types import (
     User,
 )
 from node.node import Node
-from node.scheduler import Candidate
+from node.processes.queue import Candidate
 from node.store import crons, generators, keys
 from node.store.crons import Cron
 from node.store.generators import Generator

@@ -16,7 +16,7 @@ from node.feeding import follow, take_in
 from node.model.codec import pack
 from node.model.types import Colony, User
 from node.node import Node
-from node.processes import Processes
+from node.processes.service import Processes
 from node.store import keys
 from node.store.directory import Directory
 from tests.meddled import Meddled

@@ -18,7 +18,7 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, Txn
 from node.model.codec import unpack
 from node.model.types import DAY, State
-from node.processes import Processes
+from node.processes.service import Processes
 from tests.meddled import Meddled
 from tests.test_blocking import Front, Sending
 

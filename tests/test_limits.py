@@ -16,8 +16,8 @@ from cli.client import Client, RpcError
 from federation.sizes import FORWARD
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused
+from node.processes.spec import new_id
 from node.store import limits
-from node.submission import new_id
 from tests.colonies import world
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_rotation import friends

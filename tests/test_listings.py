@@ -15,12 +15,12 @@ import pytest
 import trio
 
 from cli.client import Client, RpcError, encode
-from node import logs
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.txn import Op, Put, Txn
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import SECOND, Log, Process, State, User
+from node.processes import logs
 from node.store import keys
 from node.store import processes as store
 from tests.processes import make

@@ -9,13 +9,13 @@ import pytest
 import trio
 
 from cli.client import RpcError
-from node import logs
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey
 from node.locations import Locations
-from node.logs import search, write
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import DAY, Log
+from node.processes import logs
+from node.processes.logs import search, write
 from node.store import logs as store
 from tests.etcd.support import start_store
 from tests.support import Daemon

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from node.deadlines import expire
 from node.etcd.client import EtcdClient
-from node.handout import Handed, HandOut
 from node.model.types import Process, State
+from node.processes.assignment import Handed, HandOut
+from node.processes.deadlines import expire
 from tests.support import Daemon
 from tests.test_federation import Side
 from tests.test_full_store import doctor

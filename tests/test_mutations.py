@@ -26,7 +26,7 @@ from node.etcd.txn import Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
-from node.processes import Processes
+from node.processes.service import Processes
 from node.store import processes as store
 from tests import plots, test_bindings, test_envelope, test_names, test_router
 from tests import test_federation_outbox as named

@@ -13,7 +13,7 @@ import trio
 from node import schema
 from node.host.fairqueue import Turns
 from node.model.errors import RpcError
-from node.quotas import Quotas
+from node.processes.quotas import Quotas
 from node.rpc.table import Table
 from node.vault import Vault
 from tests import test_file_bytes as files

@@ -21,7 +21,7 @@ from node.host.config import HistoryConfig, RouteConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Log, Process, State
-from node.processes import Processes
+from node.processes.service import Processes
 from node.retention import Retention
 from node.store import keys
 from tests.colonies import Colony, world

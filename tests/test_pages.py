@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from node import listings
 from node.etcd import pages
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Op, Put, Txn
-from node.indexing import Indexing
 from node.model.codec import pack
 from node.model.types import SECOND, Colony, Process, State
-from node.processes import Processes
+from node.processes import listings
+from node.processes.indexing import Indexing
+from node.processes.service import Processes
 from node.rpc.requests import GetProcesses
 from node.store import keys
 from node.store import processes as store

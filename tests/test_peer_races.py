@@ -34,8 +34,8 @@ from node.host.keys import PrivateKey
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.types import Conditions, FunctionSpec
-from node.processes import Processes
-from node.submission import build_process
+from node.processes.service import Processes
+from node.processes.spec import build_process
 from tests.colonies import Colony, world
 from tests.meddled import Meddled
 from tests.support import until

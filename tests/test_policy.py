@@ -40,9 +40,9 @@ from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Conditions, FunctionSpec, State
-from node.processes import Processes
-from node.scheduler import Candidate
-from node.submission import build_process, new_id
+from node.processes.queue import Candidate
+from node.processes.service import Processes
+from node.processes.spec import build_process, new_id
 from tests.etcd.support import start_store
 from tests.test_federation_gate import SPEC, WORKER, Closing, Lab, code, submission
 

@@ -15,8 +15,8 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
 from node.model.codec import pack
 from node.model.types import Executor, Process, State
-from node.processes import Processes
-from node.scheduler import Candidate
+from node.processes.queue import Candidate
+from node.processes.service import Processes
 from node.store import keys
 from node.store import processes as store
 from tests.etcd.support import start_store

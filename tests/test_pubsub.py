@@ -31,7 +31,7 @@ from wsproto.events import (
 )
 
 from node.model.types import Conditions, FunctionSpec, Process, State
-from node.subscriptions import Subscriptions, Wanted
+from node.processes.subscriptions import Subscriptions, Wanted
 from tests.support import Daemon
 from tests.test_pycolonies import COLONY, Party
 

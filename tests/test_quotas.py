@@ -19,21 +19,21 @@ from cli.client import Client, RpcError, encode
 from node.agenda import Index, follow
 from node.crons import due, owner
 from node.generators import largest_arg
-from node.hooks import Hooks
 from node.host.config import QuotasConfig
 from node.host.fairqueue import Turns
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
-from node.quotas import Quotas, TooMany
+from node.processes.extension import Hooks
+from node.processes.queue import Entry, Queue, RunningSet
+from node.processes.quotas import Quotas, TooMany
+from node.processes.spec import build_process, new_id
 from node.rpc.requests import Empty
 from node.rpc.table import MAX_CALLS, Call, Caller, Table, Who
-from node.scheduler import Entry, Queue, RunningSet
 from node.store import crons as cron_store
 from node.store import keys
 from node.store.directory import Directory
-from node.submission import build_process, new_id
 from node.workflow_specs import read_workflow
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_crons import cron

@@ -35,11 +35,11 @@ from node.model.types import (
     State,
 )
 from node.node import Node
+from node.processes.queue import Candidate
+from node.processes.spec import build_process, new_id
 from node.rpc import requests as req
 from node.rpc.table import Caller
-from node.scheduler import Candidate
 from node.store import keys
-from node.submission import build_process, new_id
 from tests.meddled import Meddled
 
 BEE = "b" * 64

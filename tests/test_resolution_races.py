@@ -24,7 +24,6 @@ from node.feeding import take_in
 from node.handlers.processes import remove_by_state as remove_processes
 from node.handlers.workflows import RemoveGraphs
 from node.handlers.workflows import remove_by_state as remove_graphs
-from node.hooks import Hooks
 from node.host.config import Duration, HistoryConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
@@ -40,12 +39,13 @@ from node.model.types import (
     State,
 )
 from node.node import Node
+from node.processes.extension import Hooks
+from node.processes.queue import Candidate
+from node.processes.spec import build_process, new_id
 from node.retention import Retention
 from node.rpc.requests import RemoveAll
-from node.scheduler import Candidate
 from node.store import keys
 from node.store import processes as store
-from node.submission import build_process, new_id
 from tests.etcd.support import logged
 
 BEE = "b" * 64

@@ -27,7 +27,7 @@ from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as NodeError
 from node.model.types import Conditions, FunctionSpec, Process, State
-from node.processes import Processes
+from node.processes.service import Processes
 from node.store import processes as store_processes
 from tests.meddled import Meddled
 from tests.support import REPOSITORY, Daemon, until

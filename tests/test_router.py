@@ -19,7 +19,6 @@ from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
-from node.deadlines import expire
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
 from node.host.config import Config, RouteConfig
@@ -38,9 +37,10 @@ from node.model.types import (
     State,
 )
 from node.node import Node
-from node.scheduler import Candidate
+from node.processes.deadlines import expire
+from node.processes.queue import Candidate
+from node.processes.spec import build_process, new_id
 from node.store import keys
-from node.submission import build_process, new_id
 
 CARD = b"card"
 

@@ -18,8 +18,8 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, ModRevision, Txn
 from node.model.codec import pack
 from node.model.types import Conditions, Executor, FunctionSpec, Process, Running, State, Waiting
-from node.processes import Processes
-from node.scheduler import Candidate, Due, Entry, Queue, RunningSet, matches
+from node.processes.queue import Candidate, Due, Entry, Queue, RunningSet, matches
+from node.processes.service import Processes
 from node.store import keys
 
 NAMES = ["ada", "bob", "cy"]

@@ -41,7 +41,7 @@ from node.etcd.txn import (
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import SECOND
-from node.processes import Processes
+from node.processes.service import Processes
 from tests.etcd.support import start_store
 from tests.simulation.client import MemoryClient
 from tests.simulation.runner import main, run_seeds

@@ -7,7 +7,6 @@ import time
 import trio
 import trio.testing
 
-from node.deadlines import expire
 from node.etcd.client import EtcdClient
 from node.model.types import (
     SECOND,
@@ -18,10 +17,11 @@ from node.model.types import (
     Process,
     State,
 )
-from node.processes import Processes
+from node.processes.deadlines import expire
+from node.processes.service import Processes
+from node.processes.spec import build_process, new_id
 from node.store import keys
 from node.store import processes as store
-from node.submission import build_process, new_id
 from tests.test_router import BOTH, Wire, _age, three, wire
 
 WORKER = Executor("b" * 64, "t", "w", "dev", state=ExecutorState.APPROVED)

@@ -21,8 +21,8 @@ from node.etcd.client import EtcdClient
 from node.handlers.status import nobody_takes, standing_of
 from node.host.config import Config, FederationConfig, PeerConfig, RouteConfig
 from node.model.types import Executor, ExecutorState, Waiting
-from node.scheduler import Entry, Queue
-from node.standing import stuck
+from node.processes.eligibility import stuck
+from node.processes.queue import Entry, Queue
 from node.store.directory import Roster
 from tests.support import REPOSITORY, Daemon
 from tests.test_router import Side

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from cli.doctor import check_steps
 from node import schedule
 from node.crons import next_run
-from node.deadlines import expire
 from node.generators import due
 from node.host.clock import JUMP, Clock, Moment, jumped, place
 from node.model.types import DAY, SECOND, Conditions, FunctionSpec, Process, State
+from node.processes.deadlines import expire
+from node.processes.spec import build_process, new_id
 from node.retiming import retimed_cron, retimed_generator
 from node.store import clock as seen
 from node.store.crons import Cron, Firing
 from node.store.generators import Generator
-from node.submission import build_process, new_id
 from tests.support import until
 from tests.timed import ANN, NOON, Station, World, workflow, world
 

@@ -31,13 +31,11 @@ from federation.messages import (
 )
 from federation.progress import Followed, Pace
 from federation.transport import PeerRefused
-from node import daemon, logs
-from node.channels import MAX_ENTRIES
+from node import daemon
 from node.daemon import Settings
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put
-from node.hooks import Addition, Hooks
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.types import (
@@ -51,10 +49,13 @@ from node.model.types import (
     State,
 )
 from node.node import Node
-from node.scheduler import Candidate
+from node.processes import logs
+from node.processes.channels import MAX_ENTRIES
+from node.processes.extension import Addition, Hooks
+from node.processes.queue import Candidate
+from node.processes.spec import attribute_id, new_id
 from node.store import keys
 from node.store.channels import Entry, Head
-from node.submission import attribute_id, new_id
 from tests.colonies import Colony, World, world
 from tests.etcd.support import start_store
 from tests.support import free_port, until

@@ -22,8 +22,8 @@ from node.etcd.pages import whole
 from node.files import Files
 from node.model.errors import RpcError
 from node.model.types import Filesystem, Process, SnapshotMount, State, SyncDirMount
+from node.processes.spec import new_id
 from node.store.files import File, Reference
-from node.submission import new_id
 from node.tickets import Scope
 from node.vault import Vault
 from tests.colonies import Colony, World, world

@@ -29,10 +29,10 @@ from node.handlers.blueprints import AddDefinition, defined, wire_definition
 from node.model.codec import pack, unpack, wire_executor, wire_function, wire_process
 from node.model.errors import RpcError
 from node.model.types import Executor, Function, FunctionSpec, Process
+from node.processes.spec import build_process
 from node.rpc import requests as req
 from node.rpc.table import parse_payload
 from node.store.blueprints import Definition
-from node.submission import build_process
 from node.workflow_specs import readable
 from tests.etcd.support import start_store
 from tests.poison import dumps, poisoned, raw

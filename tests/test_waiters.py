@@ -21,13 +21,13 @@ from trio.testing import wait_all_tasks_blocked
 from wsproto.events import Ping, Pong, TextMessage
 
 from cli.client import Client, encode
-from node import subscriptions
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State
-from node.processes import Processes
-from node.scheduler import Candidate, Entry, Queue
-from node.subscriptions import Subscriptions, Wanted
+from node.processes import subscriptions
+from node.processes.queue import Candidate, Entry, Queue
+from node.processes.service import Processes
+from node.processes.subscriptions import Subscriptions, Wanted
 from tests.etcd.support import start_store
 from tests.http_edge import Client as Connection
 from tests.http_edge import post

@@ -31,9 +31,9 @@ from node.history import records, verify
 from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
 from node.model.types import Closed, FunctionSpec, State
+from node.processes.spec import build_process
 from node.store import keys
 from node.store.submissions import shrink
-from node.submission import build_process
 from tests.support import Daemon, until
 from tests.test_history import hire
 

@@ -21,7 +21,7 @@ from node.etcd.pages import whole
 from node.feeding import follow
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Graph, Process, State, User
 from node.node import Node
-from node.scheduler import Candidate
+from node.processes.queue import Candidate
 from node.store import keys
 from tests.etcd.support import Store, start_store
 

@@ -14,12 +14,12 @@ from node.model.codec import wire_process, wire_time
 from node.model.errors import bad, denied
 from node.model.types import Int64
 from node.node import Node
+from node.processes.spec import id_for
 from node.replay import Once
 from node.rpc.table import Call, Caller, Who, many
 from node.schema_types import drop, fitting, refuse
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
 from node.store.directory import name_of
-from node.submission import id_for
 
 # What upstream's clients send may be null at any place, and then means nothing.
 Text = str | None

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from node.channels import wire
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.errors import bad
 from node.model.types import Int64
 from node.node import Node
+from node.processes.channels import wire
 from node.replay import Once
 from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.store.channels import Entry

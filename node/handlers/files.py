@@ -16,11 +16,11 @@ from node.model.codec import wire_time
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import Int64
 from node.node import Node
+from node.processes.spec import id_for, new_id
 from node.replay import Once
 from node.rpc.filedoor import PREFIX
 from node.rpc.table import Call, Caller, Who, many
 from node.store.files import File, Reference, S3Object
-from node.submission import id_for, new_id
 from node.tickets import CHECKSUM
 
 MAX_FIELD = 1024

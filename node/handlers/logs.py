@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from node import logs
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
 from node.handlers.processes import locate
 from node.model.errors import bad, denied, missing
 from node.model.types import DAY, Int64, Log
 from node.node import Node
-from node.processes import require_assigned
+from node.processes import logs
+from node.processes.service import require_assigned
 from node.replay import Once
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who

@@ -6,7 +6,6 @@ import hashlib
 from contextlib import aclosing
 from typing import Any
 
-from node import listings
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
 from node.http.delivery import carry
@@ -15,15 +14,16 @@ from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import Attribute, Process, State
 from node.node import Node
-from node.quotas import TooMany
+from node.processes import listings
+from node.processes.queue import Candidate
+from node.processes.quotas import TooMany
+from node.processes.spec import attribute_id, build_process, id_for
 from node.replay import LONGEST, Once, aside, look
 from node.rpc import requests as req
 from node.rpc.table import SMALL, Call, Caller, Who
-from node.scheduler import Candidate
 from node.store import graphs, keys
 from node.store import processes as store
 from node.store.directory import name_of
-from node.submission import attribute_id, build_process, id_for
 
 _LIGHT = 4  # that anybody may list at any time, however large they are
 MAX_POLL = 3600

@@ -16,11 +16,11 @@ from node.labels import normalise_label
 from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.node import Node
+from node.processes.spec import id_for
 from node.replay import Once
 from node.rpc.requests import ColonyOnly
 from node.rpc.table import Call, Caller, Who, many
 from node.store.files import Snapshot
-from node.submission import id_for
 
 MAX_NAME = 256
 

@@ -12,9 +12,9 @@ from node.http.listeners import ANYWHERE
 from node.model.errors import denied
 from node.model.types import Process, State
 from node.node import Node
+from node.processes.eligibility import Bench, stuck
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Who
-from node.standing import Bench, stuck
 from node.version import VERSION
 
 _MOST_STUCK = 16  # reasons why something waits in vain

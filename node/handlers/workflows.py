@@ -18,10 +18,10 @@ from node.model.codec import wire_graph, wire_process
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
 from node.node import Node
+from node.processes.spec import id_for
 from node.replay import Once
 from node.rpc.table import MANY_TOKENS, Call, Caller, Who
 from node.store.directory import name_of
-from node.submission import id_for
 from node.workflow_specs import WorkflowSpec
 
 MAX_COUNT = 100

@@ -36,7 +36,6 @@ from wsproto.events import (
 from wsproto.frame_protocol import FrameProtocol
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
-from node.channels import FRAME, frames, wire
 from node.etcd.errors import EtcdError
 from node.handlers.channels import Subscribe
 from node.handlers.processes import locate
@@ -46,10 +45,11 @@ from node.model.codec import wire_process
 from node.model.errors import RpcError, bad, denied
 from node.model.types import Process, State
 from node.node import Node
+from node.processes.channels import FRAME, frames, wire
+from node.processes.subscriptions import Meter, Wanted
 from node.rpc import requests as req
 from node.rpc.table import Call, Caller, Table, Who, decode_envelope, reply
 from node.store.channels import Entry
-from node.subscriptions import Meter, Wanted
 
 log = get_logger("pubsub")
 

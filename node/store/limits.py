@@ -1,7 +1,7 @@
 """How much one thing may have, in bytes: the table "Limits" of docs/compatibility.md.
 
 A test holds that table and this module together. What a request may have is `rpc.max_body`; how
-many things there may be is in `quotas`.
+many things there may be is in `processes.quotas`.
 """
 
 from __future__ import annotations

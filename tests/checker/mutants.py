@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from cli.colonyd import main
-from node.handout import HandOut
 from node.model.types import Process, State
-from node.processes import Processes
-from node.scheduler import Candidate
+from node.processes.assignment import HandOut
+from node.processes.queue import Candidate
+from node.processes.service import Processes
 
 __all__ = ["MUTANTS"]
 
@@ -77,7 +77,7 @@ def wrong_output() -> None:
 
 def forgotten_line() -> None:
     """A log line is answered, and not stored."""
-    from node import logs
+    from node.processes import logs
 
     write, numbers = logs.write, itertools.count(1)
 

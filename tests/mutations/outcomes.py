@@ -20,7 +20,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
 from node.model.errors import RpcError
 from node.model.types import Process, State
-from node.processes import Processes
+from node.processes.service import Processes
 from node.store import processes as store
 
 

@@ -12,8 +12,8 @@ from federation import outbox
 from federation.ledger import Entry, Ledger
 from federation.outbox import Forward, Move
 from node.etcd.txn import Delete, Op
-from node.hooks import Addition
-from node.processes import Processes
+from node.processes.extension import Addition
+from node.processes.service import Processes
 
 
 def early_again(patch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,11 @@ import pytest
 from federation import outbox, resolving
 from federation.outbox import Forward, Move
 from node.etcd.txn import Absent, Txn
-from node.handout import HandOut
 from node.model.errors import conflict, missing
 from node.model.types import Executor, Process, State
-from node.processes import Processes
-from node.scheduler import Entry as Waiting
+from node.processes.assignment import HandOut
+from node.processes.queue import Entry as Waiting
+from node.processes.service import Processes
 from node.store import processes as store
 
 _NEVER = "/never"  # a key that is not there: to demand its absence is to demand nothing

@@ -21,7 +21,6 @@ from federation.policy import Policy
 from federation.roster import Peer
 from federation.service import Federation
 from federation.transport import Link, Unsent
-from node.deadlines import expire
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
 from node.etcd.watch import Batch, Event
@@ -32,6 +31,7 @@ from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, Executor, ExecutorState, User
 from node.node import Node
+from node.processes.deadlines import expire
 from node.store import keys
 from tests.simulation.client import MemoryClient
 from tests.simulation.network import Gone, Network, SimulatedLink

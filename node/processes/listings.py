@@ -17,9 +17,9 @@ from node.etcd.pages import LOOK, Pages, Rows, below, newest_first, values
 from node.model.codec import unpack, wire_process
 from node.model.errors import bad
 from node.model.types import SECOND, Closed, Process, Running, State
-from node.processes import Processes
+from node.processes.queue import Entry
+from node.processes.service import Processes
 from node.rpc import requests as req
-from node.scheduler import Entry
 from node.store import keys
 from node.store import processes as store
 

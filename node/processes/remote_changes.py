@@ -15,9 +15,9 @@ from node.etcd.errors import EtcdError
 from node.etcd.watch import Batch
 from node.host.log import get_logger
 from node.model.types import Process
-from node.processes import Processes
+from node.processes.service import Processes
+from node.processes.subscriptions import Subscriptions
 from node.store import keys
-from node.subscriptions import Subscriptions
 
 __all__ = ["Elsewhere"]
 

@@ -11,8 +11,6 @@ import secrets
 
 import msgspec
 
-from node.channels import check_names
-from node.hooks import Hooks
 from node.model import graph as graphs
 from node.model.errors import RpcError, bad, conflict
 from node.model.quantities import parse_cpu, parse_memory
@@ -26,6 +24,8 @@ from node.model.types import (
     Graph,
     Process,
 )
+from node.processes.channels import check_names
+from node.processes.extension import Hooks
 
 MAX_PRIORITY = -LOWEST_PRIORITY
 # Longest time limit in seconds: about 31 years, so that every deadline is a date.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from node.model.types import Executor, ExecutorState, Waiting
-from node.scheduler import Queue
+from node.processes.queue import Queue
 from node.store.directory import Roster
 
 __all__ = ["Bench", "Stuck", "stuck"]

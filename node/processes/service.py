@@ -1,7 +1,8 @@
 """Processes of the colonies hosted here: submit, change, close, and read.
 
-The shell around `store.processes` and `scheduler`: it runs transactions and keeps the indexes in
-step. Who may ask is decided by the caller, who gets what by `handout`, what is late by `deadlines`.
+The shell around `store.processes` and `processes.queue`: it runs transactions and keeps the indexes
+in step. Who may ask is decided by the caller, who gets what by `processes.assignment`, what is late
+by `deadlines`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from node.etcd.batch import Reads, read_many
 from node.etcd.client import EtcdClient
 from node.etcd.errors import Compacted
 from node.etcd.txn import Compare, Get, Op, Put, Txn
-from node.handout import HandOut
-from node.hooks import Hooks
 from node.host import clock as steps
 from node.host.clock import Clock
 from node.host.offload import apart
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
-from node.quotas import Quotas
-from node.scheduler import Entry, Queue, RunningSet
+from node.processes.assignment import HandOut
+from node.processes.extension import Hooks
+from node.processes.queue import Entry, Queue, RunningSet
+from node.processes.quotas import Quotas
 from node.store import keys
 from node.store import processes as store
 from node.store.submissions import shrink

@@ -1,6 +1,7 @@
 """Handing waiting processes to executors: who polls for which, and who is woken.
 
-The order is `scheduler`'s, the transaction `store.processes`'; the indexes are `processes`'.
+The order is `processes.queue`'s, the transaction `store.processes`'; the indexes are
+`processes.service`'.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from node.etcd.errors import EtcdError, EtcdUnavailable
 from node.host.log import get_logger
 from node.model.errors import RpcError, missing
 from node.model.types import Executor, Process, State
-from node.scheduler import Candidate, Entry, matches
+from node.processes.queue import Candidate, Entry, matches
 from node.store import keys
 from node.store import processes as store
 
 if TYPE_CHECKING:
-    from node.processes import Processes
+    from node.processes.service import Processes
 
 log = get_logger("handout")
 

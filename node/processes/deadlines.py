@@ -1,6 +1,6 @@
 """What becomes of processes whose deadlines have passed: failed, or back in the queue.
 
-`scheduler` knows which are late, `store.processes` the transactions; the clock is the node's.
+`processes.queue` knows which are late, `store.processes` the transactions; the clock is the node's.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from node.model.types import Process, State
-from node.processes import Processes
+from node.processes.service import Processes
 from node.store import processes as store
 
 

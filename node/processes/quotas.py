@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from node.host.config import QuotasConfig
 from node.model.errors import RpcError
-from node.scheduler import Queue, RunningSet, count_owner
+from node.processes.queue import Queue, RunningSet, count_owner
 
 __all__ = ["Quotas", "TooMany"]
 

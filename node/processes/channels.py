@@ -29,7 +29,7 @@ from node.store.directory import Directory
 from node.store.limits import CHANNEL, MESSAGE
 
 if TYPE_CHECKING:
-    from node.processes import Processes
+    from node.processes.service import Processes
 
 MAX_PAYLOAD = MESSAGE  # bytes of one message
 MAX_ABROAD = 2**20  # ... of a process that another colony has a part in

@@ -1,0 +1,1 @@
+"""A process from submission to its end: queue, assignment, deadlines, channels."""
