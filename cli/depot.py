@@ -146,7 +146,7 @@ def address(target: str) -> dict[str, str]:
 def checked_item(label: str, name: str) -> Item:
     """Label and name in their one spelling. Raises Failure (usage)."""
     from cli.filesync import Item
-    from node.labels import check_name, normalise_label
+    from node.files.labels import check_name, normalise_label
     from node.model.errors import RpcError
 
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cli.transfer import Content, digest, is_partial
-from node.labels import check_name, normalise_label
+from node.files.labels import check_name, normalise_label
 from node.model.errors import RpcError
 
 __all__ = [

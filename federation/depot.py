@@ -28,15 +28,15 @@ from federation.policy import Breach
 from federation.refusals import Refusal
 from federation.transport import Link, PeerRefused, TransportError
 from node.etcd.pages import whole
-from node.files import Files
+from node.files.blobs import Vault
+from node.files.catalog import Files
+from node.files.tickets import Scope
 from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad
 from node.model.types import SECOND, Process
 from node.store import files as store
 from node.store.files import File, Newest, Reference
-from node.tickets import Scope
-from node.vault import Vault
 
 __all__ = ["Depot"]
 

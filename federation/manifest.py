@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from federation.messages import MOST_FILES, Carried
-from node.labels import check_name, normalise_label
+from node.files.labels import check_name, normalise_label
+from node.files.tickets import CHECKSUM
 from node.model.errors import bad
 from node.model.types import Filesystem
-from node.tickets import CHECKSUM
 
 __all__ = [
     "MAX_BYTES",

@@ -29,6 +29,8 @@ from node.etcdserver import sweep as sweeping
 from node.etcdserver.maintenance import clear_alarm, maintain, observe, watch_use
 from node.etcdserver.preflight import lock_home
 from node.etcdserver.supervisor import supervise
+from node.files.blobs import Vault
+from node.files.tickets import Tickets
 from node.handlers import (
     blueprints,
     channels,
@@ -64,8 +66,6 @@ from node.replay import Replays
 from node.retention import Retention
 from node.rpc.table import Table
 from node.store import keys
-from node.tickets import Tickets
-from node.vault import Vault
 
 log = get_logger("daemon")
 

@@ -17,7 +17,7 @@ from node.crons import Crons
 from node.definitions import Definitions
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.files import Files
+from node.files.catalog import Files
 from node.generators import Generators
 from node.host.config import Config
 from node.host.log import get_logger

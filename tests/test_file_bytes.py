@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.client import RpcError, decode
+from node.files.blobs import IDLE, Vault
+from node.files.tickets import Scope, Tickets
 from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND
-from node.tickets import Scope, Tickets
-from node.vault import IDLE, Vault
 from tests.files_party import Files, another_colony, files_of
 from tests.support import Daemon
 

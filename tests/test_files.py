@@ -19,8 +19,8 @@ from pycolonies import Colonies  # type: ignore[import-untyped]
 from cli.client import RpcError, decode, encode
 from node.etcd.client import open_client
 from node.etcd.txn import Put, Txn
-from node.files import MAX_SNAPSHOT, Files
-from node.labels import check_name, normalise_label
+from node.files.catalog import MAX_SNAPSHOT, Files
+from node.files.labels import check_name, normalise_label
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
 from node.processes.spec import new_id
@@ -286,7 +286,7 @@ async def test_a_snapshot_of_ten_thousand_files(lone_daemon: Daemon) -> None:
 async def test_a_snapshot_of_too_many_files_is_refused(
     lone_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.files.MAX_SNAPSHOT", 20)
+    monkeypatch.setattr("node.files.catalog.MAX_SNAPSHOT", 20)
     async with files_of(lone_daemon) as mine:
         files = await another_colony(lone_daemon, mine)
         await _make(lone_daemon, files.colony, "/some", 21)

@@ -19,13 +19,13 @@ from federation.envelope import Kind
 from federation.messages import Carried, Chunk, Fetch, load
 from federation.transport import PeerRefused
 from node.etcd.pages import whole
-from node.files import Files
+from node.files.blobs import Vault
+from node.files.catalog import Files
+from node.files.tickets import Scope
 from node.model.errors import RpcError
 from node.model.types import Filesystem, Process, SnapshotMount, State, SyncDirMount
 from node.processes.spec import new_id
 from node.store.files import File, Reference
-from node.tickets import Scope
-from node.vault import Vault
 from tests.colonies import Colony, World, world
 from tests.test_streams import befriended, close, take
 

@@ -11,7 +11,8 @@ import msgspec
 
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
-from node.labels import check_name, normalise_label
+from node.files.labels import check_name, normalise_label
+from node.files.tickets import CHECKSUM
 from node.model.codec import wire_time
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import Int64
@@ -21,7 +22,6 @@ from node.replay import Once
 from node.rpc.filedoor import PREFIX
 from node.rpc.table import Call, Caller, Who, many
 from node.store.files import File, Reference, S3Object
-from node.tickets import CHECKSUM
 
 MAX_FIELD = 1024
 _PART = 1 << 20

@@ -11,8 +11,8 @@ import msgspec
 
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
-from node.files import snapshot_ids
-from node.labels import normalise_label
+from node.files.catalog import snapshot_ids
+from node.files.labels import normalise_label
 from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.node import Node

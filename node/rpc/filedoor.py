@@ -1,7 +1,7 @@
 """The bytes of files over HTTP: `GET`, `HEAD` and `PUT /files/<sha256>` with a ticket.
 
 A part of an upload is one request within the limit of bodies; a download streams, or gives a
-range. Tickets are made by `handlers.files`, and bytes are kept by `vault`.
+range. Tickets are made by `handlers.files`, and bytes are kept by `files.blobs`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import msgspec
 import trio
 
 from node.etcd.pressure import Need
-from node.files import Files
+from node.files.blobs import Vault
+from node.files.catalog import Files
+from node.files.tickets import CHECKSUM, Scope
 from node.http.message import Request, Response
 from node.model.errors import RpcError, bad, missing
 from node.rpc.table import reply
-from node.tickets import CHECKSUM, Scope
-from node.vault import Vault
 
 PREFIX = "/files/"
 _CHUNK = 1 << 18

@@ -2,7 +2,7 @@
 
 Each change of a colony's files rewrites the colony's sequence key and compares it, so the indexes
 (newest version per name, count per label, references per content) can't drift apart. Reading and
-retrying is in `node.files`.
+retrying is in `node.files.catalog`.
 """
 
 from __future__ import annotations

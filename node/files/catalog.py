@@ -1,7 +1,7 @@
 """Files of the colonies hosted here: versions, labels, snapshots, and who holds the bytes.
 
-The shell around `store.files`: it reads, commits and tries again. The bytes are in `vault`, and who
-may ask is decided by the caller.
+The shell around `store.files`: it reads, commits and tries again. The bytes are in `files.blobs`,
+and who may ask is decided by the caller.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, values
 from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Put, Txn
+from node.files.blobs import Vault
+from node.files.tickets import Tickets
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
@@ -27,8 +29,6 @@ from node.processes.spec import new_id
 from node.store import files as store
 from node.store import keys
 from node.store.files import File, Held, Holding, Known, Newest, Place, Snapshot
-from node.tickets import Tickets
-from node.vault import Vault
 
 log = get_logger("files")
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import trio
 
+from node.files.tickets import CHECKSUM, Scope
 from node.host.fsync import sync_directory
 from node.model.errors import RpcError, bad, conflict
-from node.tickets import CHECKSUM, Scope
 
 _HASHED = 1 << 20
 # What an upload is, its size, and whose it is; the last was not in the names of older releases.

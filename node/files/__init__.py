@@ -1,0 +1,1 @@
+"""Versions of files, and the bytes of those that are kept here."""
