@@ -30,7 +30,7 @@ from node.host.log import configure_logging, get_logger
 from node.http.listeners import ListenError
 from node.model.errors import RpcError
 from node.node import Node
-from node.rpc.table import Table
+from node.rpc.dispatch import Table
 from node.version import VERSION
 
 EXIT_STORE = 69

@@ -17,7 +17,7 @@ from cli.terminal import print_line
 if TYPE_CHECKING:
     from federation.service import Federation
     from node.etcd.client import EtcdClient
-    from node.rpc.table import Call
+    from node.rpc.dispatch import Call
 
 rpc = colony_group("rpc", "The calls that a daemon answers.", "colony rpc ls")
 

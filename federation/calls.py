@@ -38,8 +38,8 @@ from node.host.keys import id_of, verify_es256k
 from node.model.codec import unpack, wire_process, wire_time
 from node.model.errors import bad, missing
 from node.model.types import Process, State
+from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.requests import Empty, ProcessById
-from node.rpc.table import Call, Caller, Who
 from node.store import keys
 
 __all__ = ["ByPeer", "calls", "outcome_view"]

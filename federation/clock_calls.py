@@ -10,9 +10,9 @@ from typing import Any
 from federation.highwater import HighWater
 from federation.service import Federation
 from node.etcd.pressure import Need
-from node.replay import Replays
+from node.rpc.dispatch import Call, Caller, Who
+from node.rpc.replay import Replays
 from node.rpc.requests import Empty
-from node.rpc.table import Call, Caller, Who
 
 __all__ = ["memory_view", "rows"]
 

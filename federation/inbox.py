@@ -37,7 +37,7 @@ from node.model.types import SECOND, FunctionSpec, Process
 from node.processes.extension import Addition
 from node.processes.service import Processes
 from node.processes.spec import build_process
-from node.rpc.table import prune
+from node.rpc.dispatch import prune
 from node.store import processes as store
 
 __all__ = ["Inbox"]

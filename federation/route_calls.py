@@ -18,8 +18,8 @@ from federation.routes import Option, Report, Route, odds
 from node.etcd.pressure import Need
 from node.model.errors import bad
 from node.model.types import FunctionSpec
+from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.requests import Empty
-from node.rpc.table import Call, Caller, Who
 
 if TYPE_CHECKING:
     from federation.service import Federation

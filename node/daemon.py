@@ -62,9 +62,9 @@ from node.node import Node
 from node.processes.deadlines import expire
 from node.processes.indexing import Indexing
 from node.reload import Reload
-from node.replay import Replays
 from node.retention import Retention
-from node.rpc.table import Table
+from node.rpc.dispatch import Table
+from node.rpc.replay import Replays
 from node.store import keys
 
 log = get_logger("daemon")

@@ -19,7 +19,7 @@ from node.http.server import Limits, Request, Response, serve_http
 from node.model.errors import RpcError
 from node.node import Node
 from node.rpc import filedoor, pubsub
-from node.rpc.table import Table, reply
+from node.rpc.dispatch import Table, reply
 from node.store import keys
 
 __all__ = ["GRACE", "edge_error", "http_handler", "serve"]

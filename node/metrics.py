@@ -23,7 +23,7 @@ from node.http.message import Request, Response
 from node.model.errors import RpcError, denied, missing
 from node.model.types import ExecutorState, State
 from node.node import Node
-from node.rpc.table import Table
+from node.rpc.dispatch import Table
 from node.version import VERSION
 
 __all__ = ["Family", "Metrics", "render"]

@@ -15,7 +15,7 @@ from node.model.codec import wire_spec
 from node.model.errors import bad
 from node.model.numbers import beyond_float
 from node.model.types import FunctionSpec
-from node.rpc.table import MAX_DEPTH, depth_of, prune
+from node.rpc.dispatch import MAX_DEPTH, depth_of, prune
 
 _OPAQUE = frozenset({"args", "kwargs"})
 

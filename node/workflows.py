@@ -29,8 +29,8 @@ from node.model.types import SECOND, FunctionSpec, Graph, Process, State
 from node.processes.quotas import TooMany
 from node.processes.service import Processes
 from node.processes.spec import build_node
-from node.replay import look
 from node.resolution import BYTES, OPS, Resolution, size_of
+from node.rpc.replay import look
 from node.store import graphs as store
 from node.store import keys
 

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["node", "msgspec"]):
     from node.model.codec import pack
     from node.model.errors import RpcError
     from node.model.types import Colony, User
-    from node.rpc.table import Envelope, Table, decode_envelope
+    from node.rpc.dispatch import Envelope, Table, decode_envelope
     from node.store import keys
     from node.store.directory import Directory
     from tests.fuzzing import signed

@@ -26,7 +26,7 @@ from node.http.message import Response
 from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, User
-from node.rpc.table import Call, Caller, Table, Who
+from node.rpc.dispatch import Call, Caller, Table, Who
 from node.store import keys
 from node.store.directory import Directory
 from tests.colonies import world as colonies

@@ -21,8 +21,9 @@ from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, User
-from node.rpc import large, table
-from node.rpc.table import MANY_TOKENS, MAX_DEPTH, Call, Caller, Table, Who, depth_of, reply
+from node.rpc import dispatch as table
+from node.rpc import incremental as large
+from node.rpc.dispatch import MANY_TOKENS, MAX_DEPTH, Call, Caller, Table, Who, depth_of, reply
 from node.store import keys
 from node.store.directory import Directory
 

@@ -17,7 +17,7 @@ from node.http.message import Request
 from node.metrics import Family, Metrics, is_local, render
 from node.model.errors import RpcError
 from node.node import Node
-from node.rpc.table import Table
+from node.rpc.dispatch import Table
 from tests.support import Daemon, until
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (-?[0-9.e+-]+)\Z')

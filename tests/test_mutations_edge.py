@@ -14,7 +14,7 @@ import pytest
 
 from node import metrics
 from node.http import connection
-from node.rpc import large
+from node.rpc import incremental as large
 from node.store.directory import Directory
 from tests import test_edge, test_large, test_metrics
 

@@ -11,7 +11,7 @@ import pytest
 from node.etcd.errors import StoreFull
 from node.etcd.pressure import Level, Need, Pressure
 from node.etcdserver import supervisor
-from node.rpc.table import Call, Table
+from node.rpc.dispatch import Call, Table
 from tests import test_full_store, test_full_store_inside
 from tests.etcd import test_pressure
 from tests.mutations.noticing import Patch, must_notice

@@ -15,7 +15,7 @@ from node.files.blobs import Vault
 from node.host.fairqueue import Turns
 from node.model.errors import RpcError
 from node.processes.quotas import Quotas
-from node.rpc.table import Table
+from node.rpc.dispatch import Table
 from tests import test_file_bytes as files
 from tests import test_quotas as quotas
 from tests import test_schema as schemas

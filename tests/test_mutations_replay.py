@@ -12,8 +12,8 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Compare
 from node.model.errors import RpcError
 from node.model.types import SECOND
-from node.replay import Replays
-from node.rpc.table import Table
+from node.rpc.dispatch import Table
+from node.rpc.replay import Replays
 from node.store import replay as store
 from tests import test_replay as named
 

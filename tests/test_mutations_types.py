@@ -14,7 +14,7 @@ from node import workflow_specs
 from node.handlers import blueprints
 from node.model import codec
 from node.model import types as model
-from node.rpc import table
+from node.rpc import dispatch as table
 from tests import test_types as named
 from tests.mutations.noticing import Patch, must_notice
 

@@ -24,8 +24,8 @@ from node.handlers.processes import submit_spec
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError
 from node.model.types import FunctionSpec
+from node.rpc.dispatch import Caller
 from node.rpc.requests import Empty, Submit
-from node.rpc.table import Caller
 from tests.colonies import Colony, world
 from tests.test_federation_peers import peer, registry
 

@@ -12,8 +12,8 @@ from cli.main import main
 from cli.rpc import all_calls
 from federation.calls import calls as federation_calls
 from node.rpc.catalogue import describe, fields_of, markdown, objects, subscriptions
+from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.notes import NOT_CALLED, NOTES
-from node.rpc.table import Call, Caller, Who
 from tests.support import REPOSITORY
 
 # Every payload type of upstream that is called over POST /api.

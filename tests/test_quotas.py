@@ -29,8 +29,8 @@ from node.processes.extension import Hooks
 from node.processes.queue import Entry, Queue, RunningSet
 from node.processes.quotas import Quotas, TooMany
 from node.processes.spec import build_process, new_id
+from node.rpc.dispatch import MAX_CALLS, Call, Caller, Table, Who
 from node.rpc.requests import Empty
-from node.rpc.table import MAX_CALLS, Call, Caller, Table, Who
 from node.store import crons as cron_store
 from node.store import keys
 from node.store.directory import Directory

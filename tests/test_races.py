@@ -38,7 +38,7 @@ from node.node import Node
 from node.processes.queue import Candidate
 from node.processes.spec import build_process, new_id
 from node.rpc import requests as req
-from node.rpc.table import Caller
+from node.rpc.dispatch import Caller
 from node.store import keys
 from tests.meddled import Meddled
 

@@ -26,10 +26,10 @@ from node.host.keys import PrivateKey, sign_payload
 from node.leader import KEY as LEADER
 from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND
-from node.replay import Once, Replays
 from node.rpc.catalogue import subscriptions
+from node.rpc.dispatch import Call, Caller, Table, Who, decode_envelope
+from node.rpc.replay import Once, Replays
 from node.rpc.requests import Empty
-from node.rpc.table import Call, Caller, Table, Who, decode_envelope
 from node.store import keys
 from node.store import replay as store
 from node.store.directory import Directory

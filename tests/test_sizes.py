@@ -45,7 +45,7 @@ from federation.sizes import ANSWERS, QUICK, SIZES
 from federation.transport import Answer, Link, Lost
 from node.host.keys import PrivateKey
 from node.model.types import Executor, ExecutorState, Function, State
-from node.rpc.table import MAX_DEPTH, depth_of
+from node.rpc.dispatch import MAX_DEPTH, depth_of
 from tests.colonies import world
 from tests.lying import LyingColony, Said, knows, peak
 from tests.support import Daemon, until

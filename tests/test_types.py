@@ -31,7 +31,7 @@ from node.model.errors import RpcError
 from node.model.types import Executor, Function, FunctionSpec, Process
 from node.processes.spec import build_process
 from node.rpc import requests as req
-from node.rpc.table import parse_payload
+from node.rpc.dispatch import parse_payload
 from node.store.blueprints import Definition
 from node.workflow_specs import readable
 from tests.etcd.support import start_store

@@ -15,8 +15,8 @@ from node.model.errors import bad, denied
 from node.model.types import Int64
 from node.node import Node
 from node.processes.spec import id_for
-from node.replay import Once
-from node.rpc.table import Call, Caller, Who, many
+from node.rpc.dispatch import Call, Caller, Who, many
+from node.rpc.replay import Once
 from node.schema_types import drop, fitting, refuse
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
 from node.store.directory import name_of

@@ -14,8 +14,8 @@ from node.model.errors import bad
 from node.model.types import Int64
 from node.node import Node
 from node.processes.channels import wire
-from node.replay import Once
-from node.rpc.table import MANY_TOKENS, Call, Caller, Who
+from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Who
+from node.rpc.replay import Once
 from node.store.channels import Entry
 
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]

@@ -11,7 +11,7 @@ from node.model.errors import missing
 from node.model.types import Colony, ExecutorState, State, User
 from node.node import Node
 from node.rpc import requests as req
-from node.rpc.table import Call, Caller, Who
+from node.rpc.dispatch import Call, Caller, Who
 from node.store import keys
 from node.version import VERSION
 

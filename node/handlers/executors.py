@@ -13,7 +13,7 @@ from node.model.errors import bad, denied, missing
 from node.model.types import Executor, ExecutorState, Function
 from node.node import Node
 from node.rpc import requests as req
-from node.rpc.table import Call, Caller, Who, many
+from node.rpc.dispatch import Call, Caller, Who, many
 
 
 def calls(node: Node) -> list[Call[Any]]:

@@ -18,9 +18,9 @@ from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import Int64
 from node.node import Node
 from node.processes.spec import id_for, new_id
-from node.replay import Once
+from node.rpc.dispatch import Call, Caller, Who, many
 from node.rpc.filedoor import PREFIX
-from node.rpc.table import Call, Caller, Who, many
+from node.rpc.replay import Once
 from node.store.files import File, Reference, S3Object
 
 MAX_FIELD = 1024

@@ -14,8 +14,8 @@ from node.model.errors import bad, missing
 from node.model.types import Int64
 from node.node import Node
 from node.processes.spec import id_for
-from node.replay import Once
-from node.rpc.table import Call, Caller, Who, many
+from node.rpc.dispatch import Call, Caller, Who, many
+from node.rpc.replay import Once
 from node.store.directory import name_of
 from node.store.generators import Generator
 from node.timed import CHECKER_PERIOD

@@ -8,7 +8,7 @@ import msgspec
 
 from node.etcd.pressure import Need
 from node.node import Node
-from node.rpc.table import Call, Caller, Who
+from node.rpc.dispatch import Call, Caller, Who
 
 
 class ChangeUserId(msgspec.Struct):

@@ -9,7 +9,7 @@ import msgspec
 from node.etcd.pressure import Need
 from node.node import Node
 from node.rpc import requests as req
-from node.rpc.table import Call, Caller, Who
+from node.rpc.dispatch import Call, Caller, Who
 from node.store.locations import Location
 
 

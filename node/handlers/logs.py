@@ -15,9 +15,9 @@ from node.model.types import DAY, Int64, Log
 from node.node import Node
 from node.processes import logs
 from node.processes.service import require_assigned
-from node.replay import Once
 from node.rpc import requests as req
-from node.rpc.table import Call, Caller, Who
+from node.rpc.dispatch import Call, Caller, Who
+from node.rpc.replay import Once
 from node.store import keys
 
 MAX_COUNT = 500

@@ -18,9 +18,9 @@ from node.processes import listings
 from node.processes.queue import Candidate
 from node.processes.quotas import TooMany
 from node.processes.spec import attribute_id, build_process, id_for
-from node.replay import LONGEST, Once, aside, look
 from node.rpc import requests as req
-from node.rpc.table import SMALL, Call, Caller, Who
+from node.rpc.dispatch import SMALL, Call, Caller, Who
+from node.rpc.replay import LONGEST, Once, aside, look
 from node.store import graphs, keys
 from node.store import processes as store
 from node.store.directory import name_of

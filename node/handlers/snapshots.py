@@ -17,9 +17,9 @@ from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.node import Node
 from node.processes.spec import id_for
-from node.replay import Once
+from node.rpc.dispatch import Call, Caller, Who, many
+from node.rpc.replay import Once
 from node.rpc.requests import ColonyOnly
-from node.rpc.table import Call, Caller, Who, many
 from node.store.files import Snapshot
 
 MAX_NAME = 256

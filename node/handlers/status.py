@@ -14,7 +14,7 @@ from node.model.types import Process, State
 from node.node import Node
 from node.processes.eligibility import Bench, stuck
 from node.rpc import requests as req
-from node.rpc.table import Call, Caller, Who
+from node.rpc.dispatch import Call, Caller, Who
 from node.version import VERSION
 
 _MOST_STUCK = 16  # reasons why something waits in vain

@@ -19,8 +19,8 @@ from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
 from node.node import Node
 from node.processes.spec import id_for
-from node.replay import Once
-from node.rpc.table import MANY_TOKENS, Call, Caller, Who
+from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Who
+from node.rpc.replay import Once
 from node.store.directory import name_of
 from node.workflow_specs import WorkflowSpec
 

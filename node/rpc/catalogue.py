@@ -14,8 +14,8 @@ from msgspec import inspect
 
 from node.handlers import channels
 from node.rpc import requests as req
+from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.notes import NOT_CALLED, NOTES
-from node.rpc.table import Call, Caller, Who
 
 __all__ = ["Field", "Row", "describe", "markdown"]
 

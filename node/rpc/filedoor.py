@@ -19,7 +19,7 @@ from node.files.catalog import Files
 from node.files.tickets import CHECKSUM, Scope
 from node.http.message import Request, Response
 from node.model.errors import RpcError, bad, missing
-from node.rpc.table import reply
+from node.rpc.dispatch import reply
 
 PREFIX = "/files/"
 _CHUNK = 1 << 18

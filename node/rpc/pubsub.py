@@ -48,7 +48,7 @@ from node.node import Node
 from node.processes.channels import FRAME, frames, wire
 from node.processes.subscriptions import Meter, Wanted
 from node.rpc import requests as req
-from node.rpc.table import Call, Caller, Table, Who, decode_envelope, reply
+from node.rpc.dispatch import Call, Caller, Table, Who, decode_envelope, reply
 from node.store.channels import Entry
 
 log = get_logger("pubsub")

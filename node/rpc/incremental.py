@@ -1,7 +1,7 @@
 """Reading and writing large messages in pieces, so that others get their turn in between.
 
 Everything here is a generator that yields after some milliseconds of work at most and returns a
-value; `in_turns` runs one. Who may send how much is decided in `table`.
+value; `in_turns` runs one. Who may send how much is decided in `rpc.dispatch`.
 """
 
 from __future__ import annotations

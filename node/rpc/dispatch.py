@@ -27,9 +27,9 @@ from node.host.keys import IdentityError, recover_payload
 from node.model.errors import RpcError, bad, denied
 from node.model.numbers import beyond_float
 from node.model.types import Executor
-from node.replay import FRESH, Once, Replays
-from node.rpc import large
-from node.rpc.large import in_turns
+from node.rpc import incremental as large
+from node.rpc.incremental import in_turns
+from node.rpc.replay import FRESH, Once, Replays
 
 if TYPE_CHECKING:
     from node.store.directory import Directory, Member
