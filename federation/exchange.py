@@ -20,7 +20,7 @@ from federation.peers import Peers
 from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
 from node.host.log import get_logger
-from node.members import Members
+from node.members.service import Members
 from node.model.types import ExecutorState
 from node.processes.service import Processes
 

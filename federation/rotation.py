@@ -18,7 +18,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.home import Home
 from node.host.log import get_logger
-from node.members import Members
+from node.members.service import Members
 from node.model.codec import pack, unpack
 from node.model.errors import conflict, missing
 from node.model.types import Colony

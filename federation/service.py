@@ -56,7 +56,7 @@ from node.host.keys import PrivateKey
 from node.host.log import get_logger
 from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.http.server import Limits, serve_http
-from node.members import Members
+from node.members.service import Members
 from node.model.errors import RpcError
 from node.processes.service import Processes
 

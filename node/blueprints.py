@@ -28,7 +28,7 @@ from node.blueprint_rules import (
 from node.etcd.batch import read
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.pages import Pages, below, values
-from node.locations import Locations
+from node.members.locations import Locations
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import Process

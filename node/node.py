@@ -21,10 +21,10 @@ from node.files.catalog import Files
 from node.generators import Generators
 from node.host.config import Config
 from node.host.log import get_logger
-from node.identities import Identities
 from node.leader import Leader
-from node.locations import Locations
-from node.members import Members
+from node.members.locations import Locations
+from node.members.rekey import Identities
+from node.members.service import Members
 from node.model.errors import RpcError
 from node.model.types import Function, Process
 from node.past import Past

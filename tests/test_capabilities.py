@@ -18,7 +18,7 @@ from federation.messages import Capabilities, Offer
 from federation.messages import load as load_message
 from federation.policy import Policy
 from node.etcd.client import open_client
-from node.members import Members
+from node.members.service import Members
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, Waiting
 from node.processes.queue import Candidate, Entry, Queue
 from node.store.directory import Directory

@@ -11,7 +11,7 @@ import trio
 from cli.client import RpcError
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey
-from node.locations import Locations
+from node.members.locations import Locations
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import DAY, Log
 from node.processes import logs

@@ -1,7 +1,7 @@
 """Changes of ids: a user, an executor, a colony or the server goes on under another key.
 
 The caller proves the old key by signing; that it holds the new one shows when it uses it. Its crons
-and generators go along (`handover`).
+and generators go along (`members.ownership`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from node import handover
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
+from node.members import ownership as handover
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, denied, missing
 from node.model.types import Colony, Executor, ExecutorState, Process, State, User

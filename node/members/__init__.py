@@ -1,0 +1,1 @@
+"""Colonies, users, executors, functions, locations, and changes of their keys."""
