@@ -32,8 +32,8 @@ from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.store.directory import Directory
 from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
-from node.workflow_specs import read_workflow
-from node.workflows import Workflows
+from node.workflows.service import Workflows
+from node.workflows.spec import read_workflow
 
 log = get_logger("crons")
 

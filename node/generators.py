@@ -31,8 +31,8 @@ from node.store.directory import Directory
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.store.limits import GENERATOR
 from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
-from node.workflow_specs import read_workflow
-from node.workflows import Workflows
+from node.workflows.service import Workflows
+from node.workflows.spec import read_workflow
 
 log = get_logger("generators")
 

@@ -36,7 +36,7 @@ from node.reconciliation import Reconciliation
 from node.reload import Reload
 from node.retiming import Retiming
 from node.store.directory import Directory
-from node.workflows import PATIENCE, Workflows
+from node.workflows.service import PATIENCE, Workflows
 
 log = get_logger("node")
 

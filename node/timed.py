@@ -1,6 +1,6 @@
 """What crons and generators have in common: a name, a workflow to start, and whose it is.
 
-When they start it is theirs; how a workflow becomes processes is in `workflows`.
+When they start it is theirs; how a workflow becomes processes is in `workflows.service`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from node.model.errors import RpcError, bad
 from node.model.types import SECOND, ExecutorState, FunctionSpec
 from node.processes.spec import check_spec
 from node.store.directory import Directory
-from node.workflow_specs import read_workflow
+from node.workflows.spec import read_workflow
 
 # The period that upstream shows for its loops, in ms: how late a start may be there.
 CHECKER_PERIOD = 1000

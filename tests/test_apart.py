@@ -15,7 +15,7 @@ from node.host.offload import NODE, apart
 from node.model import graph as graphs
 from node.model.errors import RpcError
 from node.timed import check_workflow
-from node.workflow_specs import readable
+from node.workflows.spec import readable
 from tests.test_large import Steps
 
 # 4,000 nodes that wait for twenty each.

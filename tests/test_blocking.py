@@ -35,7 +35,7 @@ from node.processes.queue import Candidate
 from node.processes.service import Processes
 from node.processes.spec import build_process, new_id
 from node.store import keys
-from node.workflows import Workflows
+from node.workflows.service import Workflows
 from tests.colonies import world
 from tests.etcd.support import start_store
 from tests.support import Daemon, until

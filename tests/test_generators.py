@@ -22,7 +22,7 @@ from node.model.types import SECOND
 from node.store import generators as store
 from node.store.generators import Firing, Generator, Packing
 from node.timed import LATER
-from node.workflow_specs import read_workflow
+from node.workflows.spec import read_workflow
 from tests.support import until
 from tests.timed import ANN, NOON, World, below, workflow, world
 

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from federation import inbox, progress, results
-from node import workflow_specs
 from node.handlers import blueprints
 from node.model import codec
 from node.model import types as model
 from node.rpc import dispatch as table
+from node.workflows import spec as workflow_specs
 from tests import test_types as named
 from tests.mutations.noticing import Patch, must_notice
 

@@ -34,7 +34,7 @@ from node.rpc.requests import Empty
 from node.store import crons as cron_store
 from node.store import keys
 from node.store.directory import Directory
-from node.workflow_specs import read_workflow
+from node.workflows.spec import read_workflow
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_crons import cron
 from tests.test_generators import generator

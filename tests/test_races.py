@@ -15,7 +15,6 @@ import msgspec
 import pytest
 import trio
 
-from node.children import Wanted
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.handlers import executors
@@ -40,6 +39,7 @@ from node.processes.spec import build_process, new_id
 from node.rpc import requests as req
 from node.rpc.dispatch import Caller
 from node.store import keys
+from node.workflows.children import Wanted
 from tests.meddled import Meddled
 
 BEE = "b" * 64

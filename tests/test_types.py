@@ -33,7 +33,7 @@ from node.processes.spec import build_process
 from node.rpc import requests as req
 from node.rpc.dispatch import parse_payload
 from node.store.blueprints import Definition
-from node.workflow_specs import readable
+from node.workflows.spec import readable
 from tests.etcd.support import start_store
 from tests.poison import dumps, poisoned, raw
 from tests.test_federation_gate import Lab, code

@@ -19,7 +19,7 @@ from node.rpc.replay import Once
 from node.store.crons import Cron
 from node.store.directory import name_of
 from node.timed import CHECKER_PERIOD
-from node.workflow_specs import readable
+from node.workflows.spec import readable
 
 
 class NewCron(msgspec.Struct):

@@ -19,7 +19,7 @@ from node.rpc.replay import Once
 from node.store.directory import name_of
 from node.store.generators import Generator
 from node.timed import CHECKER_PERIOD
-from node.workflow_specs import readable
+from node.workflows.spec import readable
 
 
 class NewGenerator(msgspec.Struct):

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import trio
 
-from node.children import Wanted
 from node.etcd.pages import Pages, Rows
 from node.etcd.pressure import Need
 from node.host.offload import NODE, apart
@@ -22,7 +21,8 @@ from node.processes.spec import id_for
 from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Who
 from node.rpc.replay import Once
 from node.store.directory import name_of
-from node.workflow_specs import WorkflowSpec
+from node.workflows.children import Wanted
+from node.workflows.spec import WorkflowSpec
 
 MAX_COUNT = 100
 _LIGHT = 4  # that anybody may list at any time, however large they are

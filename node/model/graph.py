@@ -1,6 +1,7 @@
 """Process graphs as values: places of nodes from their dependencies, states, and the layout.
 
-No I/O and no clock: `workflows` runs what is decided here, `store.graphs` knows the transactions.
+No I/O and no clock: `workflows.service` runs what is decided here, `store.graphs` knows the
+transactions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The life of a process graph in the store: new values and the operations that make them so.
 
 The states of its nodes are `store.processes`' matter; what follows from them is decided in
-`graphs` and run by `workflows`.
+`graphs` and run by `workflows.service`.
 """
 
 from __future__ import annotations

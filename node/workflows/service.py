@@ -1,7 +1,7 @@
 """Workflows: submitting process graphs, cancelling, removing and reading them.
 
 What a running node adds is in `children`; what follows when a node starts or ends is
-`resolution`'s; who may ask is decided by the caller.
+`workflows.advance`'s; who may ask is decided by the caller.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import trio
 
-from node.children import TRIES, Children, too_fast
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, newest_first, values
@@ -29,10 +28,11 @@ from node.model.types import SECOND, FunctionSpec, Graph, Process, State
 from node.processes.quotas import TooMany
 from node.processes.service import Processes
 from node.processes.spec import build_node
-from node.resolution import BYTES, OPS, Resolution, size_of
 from node.rpc.replay import look
 from node.store import graphs as store
 from node.store import keys
+from node.workflows.advance import BYTES, OPS, Resolution, size_of
+from node.workflows.children import TRIES, Children, too_fast
 
 log = get_logger("workflows")
 

@@ -1,7 +1,7 @@
 """What follows from the steps of process graphs: children unblocked, failures carried on, ends.
 
-A step is written by the transaction that makes it happen and goes with the one that deals with
-it, so a crash between the two loses nothing and repeats nothing. `workflows` makes the graphs.
+A step is written by the transaction that makes it happen and goes with the one that deals with it,
+so a crash between the two loses nothing and repeats nothing. `workflows.service` makes the graphs.
 """
 
 from __future__ import annotations

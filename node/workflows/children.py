@@ -1,6 +1,6 @@
 """Nodes that a running node adds to its own workflow.
 
-Everything else that changes a graph is in `workflows` and `resolution`.
+Everything else that changes a graph is in `workflows.service` and `workflows.advance`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.types import FunctionSpec, Graph, Process, State
 from node.processes.service import Processes
 from node.processes.spec import build_node
-from node.resolution import Resolution
 from node.store import graphs as store
 from node.store import keys
+from node.workflows.advance import Resolution
 
 # Children that an inserted node may take over: more do not fit one transaction.
 _MOST_MOVED = 40

@@ -1,0 +1,1 @@
+"""Process graphs: submit, advance, grow, cancel."""
