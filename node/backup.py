@@ -18,7 +18,7 @@ from typing import IO
 import cbor2
 import trio
 
-from node import archive, leader
+from node import archive
 from node.archive import BackupError, Manifest
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
@@ -33,6 +33,7 @@ from node.host.configfiles import config_files
 from node.host.fsync import sync_directory
 from node.host.home import RESTORING, Home
 from node.store import keys
+from node.timers import election as leader
 
 __all__ = ["backup", "restore"]
 

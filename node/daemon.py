@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from node import door, feeding, succession, timers
+from node import door, feeding, succession
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
@@ -56,7 +56,6 @@ from node.host.listening import Listening, announce, withdraw, withdrawn
 from node.host.log import configure_logging, get_logger
 from node.host.systemd import Notifier, watchdog
 from node.http.listeners import addresses_of, bound_port, open_listeners
-from node.leader import home_identity
 from node.model.types import Colony, Executor, ExecutorState, User
 from node.node import Node
 from node.processes.deadlines import expire
@@ -66,6 +65,8 @@ from node.retention import Retention
 from node.rpc.dispatch import Table
 from node.rpc.replay import Replays
 from node.store import keys
+from node.timers import runner as timers
+from node.timers.election import home_identity
 
 log = get_logger("daemon")
 

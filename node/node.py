@@ -13,15 +13,12 @@ import msgspec
 import trio
 
 from node.blueprints import Blueprints
-from node.crons import Crons
 from node.definitions import Definitions
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.files.catalog import Files
-from node.generators import Generators
 from node.host.config import Config
 from node.host.log import get_logger
-from node.leader import Leader
 from node.members.locations import Locations
 from node.members.rekey import Identities
 from node.members.service import Members
@@ -34,8 +31,11 @@ from node.processes.service import Processes
 from node.processes.subscriptions import Subscriptions
 from node.reconciliation import Reconciliation
 from node.reload import Reload
-from node.retiming import Retiming
 from node.store.directory import Directory
+from node.timers.crons import Crons
+from node.timers.election import Leader
+from node.timers.generators import Generators
+from node.timers.retime import Retiming
 from node.workflows.service import PATIENCE, Workflows
 
 log = get_logger("node")

@@ -18,7 +18,6 @@ from node.blueprint_rules import (
     cron_name,
     reconcile_call,
 )
-from node.crons import Crons, next_run
 from node.etcd.batch import read
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Present
@@ -33,6 +32,7 @@ from node.store import keys
 from node.store import processes as process_store
 from node.store.blueprints import Blueprint, Definition, Draft
 from node.store.crons import Cron
+from node.timers.crons import Crons, next_run
 
 # Seconds between two reconciliations of a kind that names no interval, as upstream.
 INTERVAL = 60

@@ -14,7 +14,7 @@ from node.host import offload as module
 from node.host.offload import NODE, apart
 from node.model import graph as graphs
 from node.model.errors import RpcError
-from node.timed import check_workflow
+from node.timers.trigger import check_workflow
 from node.workflows.spec import readable
 from tests.test_large import Steps
 

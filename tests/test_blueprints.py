@@ -22,7 +22,7 @@ from node.model.types import Colony
 from node.store import keys
 from node.store.blueprints import Blueprint, Metadata
 from node.store.directory import Directory
-from node.timed import may_start
+from node.timers.trigger import may_start
 from tests.support import Daemon
 from tests.test_pycolonies import COLONY, Party, field, plain
 from tests.test_schema import nested

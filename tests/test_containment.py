@@ -21,8 +21,6 @@ from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.tending import Tending
 from federation.transport import Link
-from node.agenda import Index, follow
-from node.crons import due, owner
 from node.etcd.client import EtcdClient
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
@@ -30,6 +28,8 @@ from node.http.server import Request, Response
 from node.processes.deadlines import expire
 from node.processes.service import Processes
 from node.store.crons import Cron
+from node.timers.agenda import Index, follow
+from node.timers.crons import due, owner
 
 REPOSITORY = Path(__file__).parent.parent
 # Tasks whose exception is to end what they belong to, or that can raise none.

@@ -13,15 +13,15 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.agenda import Agenda
-from node.crons import next_run
 from node.etcd.txn import Absent, ModRevision, Txn
-from node.leader import KEY, Holder, home_identity, may_take
 from node.model.errors import RpcError
 from node.model.types import SECOND, State
-from node.schedule import UTC
 from node.store import crons as store
 from node.store.crons import Cron, Firing
+from node.timers.agenda import Agenda
+from node.timers.cronexpr import UTC
+from node.timers.crons import next_run
+from node.timers.election import KEY, Holder, home_identity, may_take
 from tests.support import until
 from tests.timed import ANN, NOON, OWNER, World, below, workflow, world
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
-from node.generators import REMEMBERED, decide, due
 from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.store import generators as store
 from node.store.generators import Firing, Generator, Packing
-from node.timed import LATER
+from node.timers.generators import REMEMBERED, decide, due
+from node.timers.trigger import LATER
 from node.workflows.spec import read_workflow
 from tests.support import until
 from tests.timed import ANN, NOON, World, below, workflow, world

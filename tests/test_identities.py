@@ -32,7 +32,7 @@ from node.processes.queue import Candidate
 from node.store import crons, generators, keys
 from node.store.crons import Cron
 from node.store.generators import Generator
-from node.timed import may_start
+from node.timers.trigger import may_start
 from tests.etcd.support import start_store
 from tests.pairs import two_daemons
 from tests.support import Daemon, until

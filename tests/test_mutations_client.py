@@ -17,8 +17,8 @@ import trio.testing
 
 from federation import cbor, envelope, leading, mailbox, meeting, results, sizes, station, tending
 from federation.envelope import Kind
-from node import agenda
 from node.http import client as http_client
+from node.timers import agenda
 from tests import test_containment as _containment
 from tests import test_leading as _leading
 from tests import test_lying_servers as _lying

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from node import retiming
 from node.etcd.pressure import Pressure
 from node.host import clock as steps
 from node.host.clock import Clock
-from node.retiming import Retiming
+from node.timers import retime as retiming
+from node.timers.retime import Retiming
 from tests import test_steps as named
 from tests.timed import World, world
 

@@ -16,9 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.client import Client, RpcError, encode
-from node.agenda import Index, follow
-from node.crons import due, owner
-from node.generators import largest_arg
 from node.host.config import QuotasConfig
 from node.host.fairqueue import Turns
 from node.host.keys import PrivateKey
@@ -34,6 +31,9 @@ from node.rpc.requests import Empty
 from node.store import crons as cron_store
 from node.store import keys
 from node.store.directory import Directory
+from node.timers.agenda import Index, follow
+from node.timers.crons import due, owner
+from node.timers.generators import largest_arg
 from node.workflows.spec import read_workflow
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_crons import cron

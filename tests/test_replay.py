@@ -23,7 +23,6 @@ from node.etcd.dial import Access
 from node.etcd.errors import EtcdNoSpace
 from node.etcd.txn import Delete, Put, Txn
 from node.host.keys import PrivateKey, sign_payload
-from node.leader import KEY as LEADER
 from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND
 from node.rpc.catalogue import subscriptions
@@ -33,6 +32,7 @@ from node.rpc.requests import Empty
 from node.store import keys
 from node.store import replay as store
 from node.store.directory import Directory
+from node.timers.election import KEY as LEADER
 from tests.etcd.support import start_store
 from tests.support import Daemon, until
 from tests.test_cluster import members, serving

@@ -14,7 +14,6 @@ import pytest
 import trio
 import trio.testing
 
-from node.agenda import Index
 from node.etcd.client import EtcdClient, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
@@ -46,6 +45,7 @@ from node.retention import Retention
 from node.rpc.requests import RemoveAll
 from node.store import keys
 from node.store import processes as store
+from node.timers.agenda import Index
 from tests.etcd.support import logged
 
 BEE = "b" * 64

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.model.types import SECOND
-from node.schedule import UTC, Every, Moments, ScheduleError, local_zone, next_moment, parse
+from node.timers.cronexpr import UTC, Every, Moments, ScheduleError, local_zone, next_moment, parse
 
 DAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
 MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]

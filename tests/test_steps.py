@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.doctor import check_steps
-from node import schedule
-from node.crons import next_run
-from node.generators import due
 from node.host.clock import JUMP, Clock, Moment, jumped, place
 from node.model.types import DAY, SECOND, Conditions, FunctionSpec, Process, State
 from node.processes.deadlines import expire
 from node.processes.spec import build_process, new_id
-from node.retiming import retimed_cron, retimed_generator
 from node.store import clock as seen
 from node.store.crons import Cron, Firing
 from node.store.generators import Generator
+from node.timers import cronexpr as schedule
+from node.timers.crons import next_run
+from node.timers.generators import due
+from node.timers.retime import retimed_cron, retimed_generator
 from tests.support import until
 from tests.timed import ANN, NOON, Station, World, workflow, world
 
@@ -384,7 +384,7 @@ async def test_the_clocks_are_kept_rarely(dev: World, monkeypatch: pytest.Monkey
     await station.node.leader.elected()
     retiming, passed = station.node.retiming, 0.0
     await retiming._look()
-    monkeypatch.setattr("node.retiming.trio.current_time", lambda: 1000.0 + passed)
+    monkeypatch.setattr("node.timers.retime.trio.current_time", lambda: 1000.0 + passed)
 
     async def writes(seconds: float, submits: bool) -> int:
         nonlocal passed

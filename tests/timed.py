@@ -15,7 +15,6 @@ from typing import Any
 
 import trio
 
-from node import timers
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.pages import whole
 from node.feeding import follow
@@ -23,6 +22,7 @@ from node.model.types import SECOND, Colony, Executor, ExecutorState, Graph, Pro
 from node.node import Node
 from node.processes.queue import Candidate
 from node.store import keys
+from node.timers import runner as timers
 from tests.etcd.support import Store, start_store
 
 ANN, OWNER = "a" * 64, "0" * 64

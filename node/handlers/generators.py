@@ -18,7 +18,7 @@ from node.rpc.dispatch import Call, Caller, Who, many
 from node.rpc.replay import Once
 from node.store.directory import name_of
 from node.store.generators import Generator
-from node.timed import CHECKER_PERIOD
+from node.timers.trigger import CHECKER_PERIOD
 from node.workflows.spec import readable
 
 

@@ -1,6 +1,6 @@
 """Crons and generators follow whoever made them to another id, so that they still start.
 
-Who changes an id, and when, is in `members.rekey`; who may start a workflow, in `timed`.
+Who changes an id, and when, is in `members.rekey`; who may start a workflow, in `timers.trigger`.
 """
 
 from __future__ import annotations

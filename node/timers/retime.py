@@ -15,16 +15,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 import trio
 
-from node import schedule
-from node.agenda import Index
-from node.crons import Crons, next_run
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import ModRevision, Put, Txn
-from node.generators import Generators
 from node.host.clock import JUMP, Clock
 from node.host.log import get_logger
-from node.leader import Leader
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
@@ -35,6 +30,11 @@ from node.store import processes as transitions
 from node.store.clock import Seen
 from node.store.crons import Cron
 from node.store.generators import Generator
+from node.timers import cronexpr as schedule
+from node.timers.agenda import Index
+from node.timers.crons import Crons, next_run
+from node.timers.election import Leader
+from node.timers.generators import Generators
 
 __all__ = ["Retiming", "retimed_cron", "retimed_generator"]
 

@@ -1,7 +1,7 @@
 """Crons: workflows that start by the clock, each due time exactly once.
 
-Expressions are read by `schedule`, transactions made by `store.crons`; which daemon follows the
-clock is decided in `timers`.
+Expressions are read by `timers.cronexpr`, transactions made by `store.crons`; which daemon follows
+the clock is decided in `timers.runner`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from node import schedule
-from node.agenda import Index
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, values
@@ -22,7 +20,6 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Compare, ModRevision
 from node.host.log import get_logger
 from node.host.offload import apart
-from node.leader import Leader
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND, State
@@ -31,7 +28,10 @@ from node.processes.spec import MAX_SECONDS, new_id
 from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.store.directory import Directory
-from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
+from node.timers import cronexpr as schedule
+from node.timers.agenda import Index
+from node.timers.election import Leader
+from node.timers.trigger import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflows.service import Workflows
 from node.workflows.spec import read_workflow
 

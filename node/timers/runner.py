@@ -10,16 +10,16 @@ from typing import TypeVar
 
 import trio
 
-from node.agenda import Index, follow
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.watch import Batch, Event, watch
-from node.generators import REMEMBERED
 from node.host.log import get_logger
 from node.model.types import SECOND
 from node.node import Node
 from node.store import keys
 from node.store.crons import CRONS
+from node.timers.agenda import Index, follow
+from node.timers.generators import REMEMBERED
 
 T = TypeVar("T")
 

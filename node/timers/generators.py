@@ -1,7 +1,7 @@
 """Generators: arguments that wait in a queue, and workflows that start with them in order.
 
 Transactions are made by `store.generators`; which daemon looks after the queues is decided in
-`timers`.
+`timers.runner`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from node.agenda import Index
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, values
@@ -20,7 +19,6 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Compare, Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
 from node.host.offload import apart
-from node.leader import Leader
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import SECOND
@@ -30,7 +28,9 @@ from node.store import generators as store
 from node.store.directory import Directory
 from node.store.generators import Arg, Firing, Generator, Packing
 from node.store.limits import GENERATOR
-from node.timed import LATER, Told, check_name, check_workflow, is_final, may_start
+from node.timers.agenda import Index
+from node.timers.election import Leader
+from node.timers.trigger import LATER, Told, check_name, check_workflow, is_final, may_start
 from node.workflows.service import Workflows
 from node.workflows.spec import read_workflow
 

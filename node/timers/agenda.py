@@ -1,6 +1,7 @@
 """What is due when: keys in the order of their moments, and the loop that acts on them.
 
-Values only, and a loop around an action that is handed in; who may act is decided in `timers`.
+Values only, and a loop around an action that is handed in; who may act is decided in
+`timers.runner`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One daemon at a time leads the daemons of a store: it holds a key that hangs on a lease.
 
-What a leader does is in `timers`; a lease is no clock, so whoever acts as leader adds `fence` to
-its transactions.
+What a leader does is in `timers.runner`; a lease is no clock, so whoever acts as leader adds
+`fence` to its transactions.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What starts by the clock, on the one daemon that leads."""
