@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 import trio
 
-from node.blueprints import Blueprints
-from node.definitions import Definitions
+from node.blueprints.definitions import Definitions
+from node.blueprints.reconcile import Reconciliation
+from node.blueprints.service import Blueprints
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.files.catalog import Files
@@ -29,7 +30,6 @@ from node.processes.channels import Channels
 from node.processes.remote_changes import Elsewhere
 from node.processes.service import Processes
 from node.processes.subscriptions import Subscriptions
-from node.reconciliation import Reconciliation
 from node.reload import Reload
 from node.store.directory import Directory
 from node.timers.crons import Crons

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from node.blueprint_rules import Initiator, Wanted
-from node.blueprints import Blueprints
+from node.blueprints.rules import Initiator, Wanted
+from node.blueprints.service import Blueprints
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pycolonies import Workflow
 
 from cli.client import Client, RpcError, decode, encode
-from node.blueprint_rules import Wanted, colony_initiator, revise, same
+from node.blueprints.rules import Wanted, colony_initiator, revise, same
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import Colony

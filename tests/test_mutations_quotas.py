@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from node import schema
+from node.blueprints import schema
 from node.files.blobs import Vault
 from node.host.fairqueue import Turns
 from node.model.errors import RpcError

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.schema import MAX_CHECKED, MAX_DEPTH, MAX_NODES, SchemaError, check_schema, conform
+from node.blueprints.schema import (
+    MAX_CHECKED,
+    MAX_DEPTH,
+    MAX_NODES,
+    SchemaError,
+    check_schema,
+    conform,
+)
 
 NAMES = st.sampled_from(["a", "b", "$ref", "d e"])
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.5, 1.0, "", "x"])

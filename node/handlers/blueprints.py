@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from node.blueprint_rules import Initiator, Wanted, colony_initiator
+from node.blueprints.rules import Initiator, Wanted, colony_initiator
+from node.blueprints.schema_types import drop, fitting, refuse
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.codec import wire_process, wire_time
@@ -17,7 +18,6 @@ from node.node import Node
 from node.processes.spec import id_for
 from node.rpc.dispatch import Call, Caller, Who, many
 from node.rpc.replay import Once
-from node.schema_types import drop, fitting, refuse
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
 from node.store.directory import name_of
 

@@ -1,7 +1,7 @@
 """Blueprints: wanted states that reconcilers bring about, told of each change exactly once.
 
 A call is one transaction, with the processes and crons that follow from it; definitions of kinds
-are in `definitions`, rules in `blueprint_rules`, and who may call is decided in the handlers.
+are in `definitions`, rules in `blueprints.rules`, and who may call is decided in the handlers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
-from node.blueprint_rules import (
+from node.blueprints.reconcile import Followup, Reconciliation
+from node.blueprints.rules import (
     Initiator,
     Wanted,
     call_kwargs,
@@ -34,7 +35,6 @@ from node.model.errors import RpcError, bad, conflict, missing
 from node.model.types import Process
 from node.processes.service import Processes
 from node.processes.spec import new_id
-from node.reconciliation import Followup, Reconciliation
 from node.store import blueprints as store
 from node.store.blueprints import Blueprint, Change, Definition, Draft, Metadata
 

@@ -1,6 +1,6 @@
 """Definitions of blueprints: which kinds a colony knows, their schemas and their reconcilers.
 
-Blueprints themselves are in `blueprints`.
+Blueprints themselves are in `blueprints.service`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
-from node.blueprint_rules import check_definition
+from node.blueprints.rules import check_definition
 from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, values
 from node.model.codec import unpack

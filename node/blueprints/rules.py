@@ -1,6 +1,6 @@
 """What a blueprint may look like, when it is a new generation, and what its reconciler is called.
 
-Values in, values out: `blueprints` does what is decided here.
+Values in, values out: `blueprints.service` does what is decided here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
+from node.blueprints.schema import SchemaError, check_schema, conform
 from node.model.codec import pack
 from node.model.errors import bad
 from node.model.types import Colony, Conditions, FunctionSpec
 from node.processes.spec import MAX_SECONDS
-from node.schema import SchemaError, check_schema, conform
 from node.store.blueprints import Blueprint, Definition
 from node.store.limits import BLUEPRINT
 

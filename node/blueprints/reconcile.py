@@ -1,6 +1,7 @@
 """What follows from a change of a blueprint: processes and crons that join its transaction.
 
-When something changes is decided in `blueprints`, what a process asks for in `blueprint_rules`.
+When something changes is decided in `blueprints.service`, what a process asks for in
+`blueprints.rules`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from node.blueprint_rules import (
+from node.blueprints.rules import (
     Initiator,
     call,
     call_kwargs,

@@ -1,0 +1,1 @@
+"""Wanted states and their reconcilers."""
