@@ -1,6 +1,6 @@
 """`colony backup` and `colony restore`: everything of a colony in one file, and back.
 
-What is in the file is decided in `node.backup`.
+What is in the file is decided in `node.archive.backup`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cli.session import FAILED, UNREACHABLE, USAGE, Failure, Session, colony_com
 from cli.terminal import print_line, print_note
 
 if TYPE_CHECKING:
-    from node.archive import Manifest
+    from node.archive.bundle import Manifest
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def _run(work: Callable[[], Awaitable[T]]) -> T:
     """Run to the end; what can go wrong becomes a Failure."""
     import trio
 
-    from node.archive import BackupError
+    from node.archive.bundle import BackupError
     from node.etcd.errors import EtcdError, StoreRefused
     from node.host.config import ConfigError
     from node.host.home import HomeError
@@ -81,8 +81,8 @@ def backup(session: Session, path: Path, check: bool) -> None:
     user, on its machine. Who has FILE (mode 0600) has the colony's private keys: encrypt it before
     it leaves the machine.
     """
-    from node.archive import inspect
-    from node.backup import backup as save
+    from node.archive.backup import backup as save
+    from node.archive.bundle import inspect
 
     path = path.absolute()
 
@@ -102,7 +102,7 @@ def restore(session: Session, path: Path, force: bool) -> None:
     work that was accepted from other colonies since then may be run again if they send it again.
     Never start the same colony in two places.
     """
-    from node.backup import restore as put_back
+    from node.archive.backup import restore as put_back
 
     path = path.absolute()
     manifest, aside = _run(lambda: put_back(path, session.home, session.environ, force=force))

@@ -1,6 +1,6 @@
 """`colony history`: lists, shows and verifies what has left the store for the home's history files.
 
-The files are written by the daemon; how they look is in `node.history`.
+The files are written by the daemon; how they look is in `node.archive.chain`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _read(
 
     With `newest`, at least that many of those that ended last are among them, and not all.
     """
-    from node.history import HistoryError, records
+    from node.archive.chain import HistoryError, records
 
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     try:
@@ -277,7 +277,7 @@ def verify(session: Session, colony: str | None, digest: str) -> None:
     anew, or cut at its end, only a digest shows that was noted elsewhere: --contains. (The daemon
     notes the last one in its store, and complains at its next record if it is gone.)
     """
-    from node.history import verify as check
+    from node.archive.chain import verify as check
 
     directory = _directory(session, colony)
     try:

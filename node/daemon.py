@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from node import door, feeding, succession
+from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
@@ -61,7 +62,6 @@ from node.node import Node
 from node.processes.deadlines import expire
 from node.processes.indexing import Indexing
 from node.reload import Reload
-from node.retention import Retention
 from node.rpc.dispatch import Table
 from node.rpc.replay import Replays
 from node.store import keys

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import trio
 
+from node.archive.lookup import Past
 from node.blueprints.definitions import Definitions
 from node.blueprints.reconcile import Reconciliation
 from node.blueprints.service import Blueprints
@@ -25,7 +26,6 @@ from node.members.rekey import Identities
 from node.members.service import Members
 from node.model.errors import RpcError
 from node.model.types import Function, Process
-from node.past import Past
 from node.processes.channels import Channels
 from node.processes.remote_changes import Elsewhere
 from node.processes.service import Processes

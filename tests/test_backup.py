@@ -23,14 +23,14 @@ import trio
 from click.testing import CliRunner, Result
 
 from cli.main import main
-from node import archive
-from node import backup as backups
-from node.archive import BackupError
+from node.archive import backup as backups
+from node.archive import bundle as archive
+from node.archive.bundle import BackupError
+from node.archive.chain import Chain, Head, records
 from node.etcd.client import open_client
 from node.etcd.errors import Compacted
 from node.etcd.txn import Put, Txn
 from node.etcdserver.maintenance import maintain
-from node.history import Chain, Head, records
 from node.host.home import Home, HomeError, init_home, tighten
 from node.host.keys import PrivateKey
 from node.store import keys

@@ -20,9 +20,10 @@ from click.testing import CliRunner, Result
 
 from cli.client import RpcError
 from cli.main import main
+from node.archive.chain import Chain, Head, files, records, verify
+from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
-from node.history import Chain, Head, files, records, verify
 from node.host.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
 from node.host.keys import PrivateKey
 from node.model.types import (
@@ -38,7 +39,6 @@ from node.model.types import (
 from node.node import Node
 from node.processes.logs import write
 from node.processes.spec import build_process, new_id
-from node.retention import Retention
 from node.store import keys
 from node.store import processes as store
 from tests.etcd.support import Store, start_store
@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_whole_batches(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("node.history.os.fsync", full)
+        patched.setattr("node.archive.chain.os.fsync", full)
         with pytest.raises(OSError, match="No space"):
             chain.append([entry("b")], JANUARY)
     assert chain.head == head
@@ -303,8 +303,8 @@ def keeping(days: int, *states: Any) -> HistoryConfig:
 async def test_what_is_past_its_time_leaves_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.retention._LINES", 10)
-    monkeypatch.setattr("node.retention._PAGE", 7)
+    monkeypatch.setattr("node.archive.retention._LINES", 10)
+    monkeypatch.setattr("node.archive.retention._PAGE", 7)
     async with place(tmp_path) as (here, _):
         old = await here.closed("old")
         for number in range(31):
@@ -387,7 +387,7 @@ async def test_a_kill_at_any_write_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon dies before or after each of its writes in turn, and a new one goes on."""
-    monkeypatch.setattr("node.retention._OPERATIONS", 5)
+    monkeypatch.setattr("node.archive.retention._OPERATIONS", 5)
     async with place(tmp_path) as (here, etcd):
         expected: set[str] = set()
         deaths = 0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from node.history import Chain, Head, files
-from node.history_index import PLACE, Index
+from node.archive.chain import Chain, Head, files
+from node.archive.index import PLACE, Index
 from tests.test_history import JANUARY, MONTH
 
 BATCH = 7
@@ -43,9 +43,9 @@ def runs(directory: Path) -> list[Path]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few hundred records are many."""
-    monkeypatch.setattr("node.history_index._TAIL", 20)
-    monkeypatch.setattr("node.history_index._FAN", 3)
-    monkeypatch.setattr("node.history_index._PART", 16)
+    monkeypatch.setattr("node.archive.index._TAIL", 20)
+    monkeypatch.setattr("node.archive.index._FAN", 3)
+    monkeypatch.setattr("node.archive.index._PART", 16)
 
 
 def test_each_is_found_over_months_runs_and_restarts(tmp_path: Path) -> None:

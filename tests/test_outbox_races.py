@@ -14,6 +14,7 @@ from federation import following, outbox
 from federation.following import Follower
 from federation.messages import Extra, Line, News, Outcomes, dump
 from federation.progress import Followed
+from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Delete, Txn
@@ -22,7 +23,6 @@ from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Log, Process, State
 from node.processes.service import Processes
-from node.retention import Retention
 from node.store import keys
 from tests.colonies import Colony, world
 from tests.meddled import Meddled

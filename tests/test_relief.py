@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.history import records, verify
+from node.archive.chain import records, verify
+from node.archive.retention import Retention
 from node.host.config import AUTO, HistoryConfig, Keep
-from node.retention import Retention
 from tests.test_history import Place, place
 
 pytestmark = pytest.mark.slow
@@ -34,8 +34,8 @@ def history(tmp_path: Path) -> list[str]:
 async def test_what_ended_first_leaves_a_store_that_is_half_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.relief._SOME", 4)
-    monkeypatch.setattr("node.relief._SEEN", 0.0)
+    monkeypatch.setattr("node.archive.relief._SOME", 4)
+    monkeypatch.setattr("node.archive.relief._SEEN", 0.0)
     async with place(tmp_path) as (here, _):
         ids = []
         for day in range(30):
@@ -67,7 +67,7 @@ async def test_what_ended_first_leaves_a_store_that_is_half_full(
 async def test_what_has_to_stay_does_not_keep_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.relief._SOME", 2)
+    monkeypatch.setattr("node.archive.relief._SOME", 2)
     async with place(tmp_path) as (here, _):
         ids = []
         for day in range(20):

@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
@@ -41,7 +42,6 @@ from node.node import Node
 from node.processes.extension import Hooks
 from node.processes.queue import Candidate
 from node.processes.spec import build_process, new_id
-from node.retention import Retention
 from node.rpc.requests import RemoveAll
 from node.store import keys
 from node.store import processes as store

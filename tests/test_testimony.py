@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from cli.main import main
 from federation.testimony import asked, check
-from node.history import files, records
+from node.archive.chain import files, records
+from node.archive.retention import Retention
 from node.host.config import Duration, HistoryConfig
 from node.model.types import State
-from node.retention import Retention
 from tests.colonies import Colony, world
 from tests.support import until
 from tests.test_rotation import follows

@@ -25,9 +25,9 @@ import pytest
 import trio
 
 from cli.client import Client, RpcError
+from node.archive.chain import records, verify
 from node.etcd.client import open_client
 from node.etcd.txn import Op, Put, Txn
-from node.history import records, verify
 from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
 from node.model.types import Closed, FunctionSpec, State

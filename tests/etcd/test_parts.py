@@ -11,7 +11,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.backup import _dump, _load
+from node.archive.backup import _dump, _load
 from node.etcd import parts
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdTooLarge

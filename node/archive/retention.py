@@ -1,8 +1,8 @@
 """Retention: closed processes, finished workflows and log lines move from the store to history.
 
 What is deleted was written and synced before, so a crash leaves a thing in both places at worst,
-and the next sweep writes it again. How history files look is in `history`, up to which time things
-leave a store that fills up in `relief`.
+and the next sweep writes it again. How history files look is in `archive.chain`, up to which time
+things leave a store that fills up in `relief`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 import msgspec
 import trio
 
+from node.archive import position as places
+from node.archive.chain import Chain, Head
+from node.archive.relief import Relief
 from node.etcd.batch import read_many
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Delete, GetFirst, Op, Txn
-from node.history import Chain, Head
 from node.host.config import Config, HistoryConfig
 from node.host.log import get_logger
 from node.model.codec import pack, unpack, wire_attribute
 from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Log, Process, State
 from node.node import Node
-from node.relief import Relief
 from node.store import graphs as graph_store
-from node.store import history as places
 from node.store import keys
 from node.store import logs as log_store
 from node.store import processes as store

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from node.history import HistoryError, batches, files, find_in
+from node.archive.chain import HistoryError, batches, files, find_in
 from node.host.fsync import sync_directory
 
 __all__ = ["PLACE", "Index"]

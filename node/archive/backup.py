@@ -18,8 +18,8 @@ from typing import IO
 import cbor2
 import trio
 
-from node import archive
-from node.archive import BackupError, Manifest
+from node.archive import bundle as archive
+from node.archive.bundle import BackupError, Manifest
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
 from node.etcd.txn import Op, Put, Txn

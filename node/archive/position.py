@@ -5,8 +5,8 @@ The history itself is in files of that daemon.
 
 from __future__ import annotations
 
+from node.archive.chain import Head
 from node.etcd.txn import Put
-from node.history import Head
 from node.model.codec import pack
 from node.store import keys
 

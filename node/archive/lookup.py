@@ -1,6 +1,6 @@
 """Processes that have left the store, read one at a time from the history files of this home.
 
-What leaves when is in `retention`. Where a record is, is in `history_index`.
+What leaves when is in `retention`. Where a record is, is in `archive.index`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from node.history_index import Index
+from node.archive.index import Index
 from node.host.log import get_logger
 from node.model.repair import mended
 from node.model.types import Process

@@ -20,7 +20,7 @@ from typing import IO, cast
 import cbor2
 import msgspec
 
-from node.history_index import PLACE as INDEX
+from node.archive.index import PLACE as INDEX
 from node.host.fsync import publish, sync_directory
 from node.host.home import RESTORING, valid_name
 from node.host.listening import FILE as LISTENING

@@ -1,0 +1,1 @@
+"""What leaves the store for good, and copies of all of it."""
