@@ -29,8 +29,8 @@ from node.host.keys import IdentityError
 from node.host.log import configure_logging, get_logger
 from node.http.listeners import ListenError
 from node.model.errors import RpcError
-from node.node import Node
 from node.rpc.dispatch import Table
+from node.runtime.node import Node
 from node.version import VERSION
 
 EXIT_STORE = 69

@@ -26,8 +26,8 @@ def all_calls() -> list[Call[Any]]:
     """Every row of the table, federation's and the subscriptions included."""
     from federation.calls import calls as federation_calls
     from node.daemon import HANDLERS
-    from node.node import Node
     from node.rpc.catalogue import subscriptions
+    from node.runtime.node import Node
 
     # Nothing is called: the handlers keep a node they never use.
     node = Node.build(cast("EtcdClient", None), "home", time.time_ns)

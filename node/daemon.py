@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from node import door, feeding, succession
+from node import door, succession
 from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
@@ -58,12 +58,13 @@ from node.host.log import configure_logging, get_logger
 from node.host.systemd import Notifier, watchdog
 from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.model.types import Colony, Executor, ExecutorState, User
-from node.node import Node
 from node.processes.deadlines import expire
 from node.processes.indexing import Indexing
-from node.reload import Reload
 from node.rpc.dispatch import Table
 from node.rpc.replay import Replays
+from node.runtime import feeds as feeding
+from node.runtime.node import Node
+from node.runtime.reload import Reload
 from node.store import keys
 from node.timers import runner as timers
 from node.timers.election import home_identity

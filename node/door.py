@@ -17,9 +17,9 @@ from node.host.log import get_logger
 from node.http import cors
 from node.http.server import Limits, Request, Response, serve_http
 from node.model.errors import RpcError
-from node.node import Node
 from node.rpc import filedoor, pubsub
 from node.rpc.dispatch import Table, reply
+from node.runtime.node import Node
 from node.store import keys
 
 __all__ = ["GRACE", "edge_error", "http_handler", "serve"]

@@ -22,8 +22,8 @@ from node.handlers.colonies import statistics
 from node.http.message import Request, Response
 from node.model.errors import RpcError, denied, missing
 from node.model.types import ExecutorState, State
-from node.node import Node
 from node.rpc.dispatch import Table
+from node.runtime.node import Node
 from node.version import VERSION
 
 __all__ = ["Family", "Metrics", "render"]

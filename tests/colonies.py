@@ -27,7 +27,6 @@ from federation.transport import Answer, Link, Lost, Unsent
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
-from node.feeding import follow
 from node.host.config import Config, FederationConfig, PeerConfig
 from node.host.home import Home, HomeInfo
 from node.host.keys import PrivateKey, read_key, write_key
@@ -35,9 +34,10 @@ from node.http.server import Request, Response
 from node.model.codec import unpack
 from node.model.types import Colony as HomeColony
 from node.model.types import Executor, ExecutorState, FunctionSpec, Process, State, User
-from node.node import Node
 from node.processes.queue import Candidate
 from node.processes.spec import build_process, new_id
+from node.runtime.feeds import follow
+from node.runtime.node import Node
 from node.store import keys
 from node.succession import finish
 from tests.etcd.support import start_store

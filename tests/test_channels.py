@@ -21,8 +21,8 @@ from node.etcd.txn import Txn
 from node.model.codec import unpack
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Process, User
-from node.node import Node
 from node.processes.channels import FRAME, RATE, Rates, _refusal, frames
+from node.runtime.node import Node
 from node.store import channels as store
 from node.store.channels import Entry, Head
 from tests.etcd.support import start_store

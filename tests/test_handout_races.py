@@ -18,15 +18,15 @@ from trio.testing import wait_all_tasks_blocked
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import ModRevision, Txn
-from node.feeding import follow
 from node.model.errors import RpcError
 from node.model.types import Colony, Executor, Process, State
-from node.node import Node
 from node.processes import assignment as handout
 from node.processes.deadlines import expire
 from node.processes.extension import Hooks
 from node.processes.queue import Candidate
 from node.processes.service import Processes
+from node.runtime.feeds import follow
+from node.runtime.node import Node
 from node.store import keys
 from node.store import processes as process_store
 from tests.meddled import Meddled

@@ -36,9 +36,9 @@ from node.model.types import (
     State,
     User,
 )
-from node.node import Node
 from node.processes.logs import write
 from node.processes.spec import build_process, new_id
+from node.runtime.node import Node
 from node.store import keys
 from node.store import processes as store
 from tests.etcd.support import Store, start_store

@@ -27,8 +27,8 @@ from node.model.types import (
     State,
     User,
 )
-from node.node import Node
 from node.processes.queue import Candidate
+from node.runtime.node import Node
 from node.store import crons, generators, keys
 from node.store.crons import Cron
 from node.store.generators import Generator

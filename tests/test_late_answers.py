@@ -12,11 +12,11 @@ import trio
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.txn import Txn
 from node.etcd.watch import Batch, Event
-from node.feeding import follow, take_in
 from node.model.codec import pack
 from node.model.types import Colony, User
-from node.node import Node
 from node.processes.service import Processes
+from node.runtime.feeds import follow, take_in
+from node.runtime.node import Node
 from node.store import keys
 from node.store.directory import Directory
 from tests.meddled import Meddled

@@ -16,8 +16,8 @@ from node.etcd.client import open_client
 from node.http.message import Request
 from node.metrics import Family, Metrics, is_local, render
 from node.model.errors import RpcError
-from node.node import Node
 from node.rpc.dispatch import Table
+from node.runtime.node import Node
 from tests.support import Daemon, until
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (-?[0-9.e+-]+)\Z')

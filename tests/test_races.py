@@ -33,11 +33,11 @@ from node.model.types import (
     Running,
     State,
 )
-from node.node import Node
 from node.processes.queue import Candidate
 from node.processes.spec import build_process, new_id
 from node.rpc import requests as req
 from node.rpc.dispatch import Caller
+from node.runtime.node import Node
 from node.store import keys
 from node.workflows.children import Wanted
 from tests.meddled import Meddled

@@ -20,7 +20,6 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
 from node.etcd.txn import Delete, ModRevision, Put, Txn
 from node.etcd.watch import Batch, Event
-from node.feeding import take_in
 from node.handlers.processes import remove_by_state as remove_processes
 from node.handlers.workflows import RemoveGraphs
 from node.handlers.workflows import remove_by_state as remove_graphs
@@ -38,11 +37,12 @@ from node.model.types import (
     Process,
     State,
 )
-from node.node import Node
 from node.processes.extension import Hooks
 from node.processes.queue import Candidate
 from node.processes.spec import build_process, new_id
 from node.rpc.requests import RemoveAll
+from node.runtime.feeds import take_in
+from node.runtime.node import Node
 from node.store import keys
 from node.store import processes as store
 from node.timers.agenda import Index

@@ -36,10 +36,10 @@ from node.model.types import (
     Process,
     State,
 )
-from node.node import Node
 from node.processes.deadlines import expire
 from node.processes.queue import Candidate
 from node.processes.spec import build_process, new_id
+from node.runtime.node import Node
 from node.store import keys
 
 CARD = b"card"

@@ -48,12 +48,12 @@ from node.model.types import (
     Process,
     State,
 )
-from node.node import Node
 from node.processes import logs
 from node.processes.channels import MAX_ENTRIES
 from node.processes.extension import Addition, Hooks
 from node.processes.queue import Candidate
 from node.processes.spec import attribute_id, new_id
+from node.runtime.node import Node
 from node.store import keys
 from node.store.channels import Entry, Head
 from tests.colonies import Colony, World, world

@@ -17,10 +17,10 @@ import trio
 
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.pages import whole
-from node.feeding import follow
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Graph, Process, State, User
-from node.node import Node
 from node.processes.queue import Candidate
+from node.runtime.feeds import follow
+from node.runtime.node import Node
 from node.store import keys
 from node.timers import runner as timers
 from tests.etcd.support import Store, start_store

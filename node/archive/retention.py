@@ -26,7 +26,7 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack, wire_attribute
 from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Log, Process, State
-from node.node import Node
+from node.runtime.node import Node
 from node.store import graphs as graph_store
 from node.store import keys
 from node.store import logs as log_store

@@ -14,10 +14,10 @@ from node.etcd.pressure import Need
 from node.model.codec import wire_process, wire_time
 from node.model.errors import bad, denied
 from node.model.types import Int64
-from node.node import Node
 from node.processes.spec import id_for
 from node.rpc.dispatch import Call, Caller, Who, many
 from node.rpc.replay import Once
+from node.runtime.node import Node
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
 from node.store.directory import name_of
 

@@ -9,9 +9,9 @@ from node.etcd.txn import Put, Txn
 from node.model.codec import pack
 from node.model.errors import missing
 from node.model.types import Colony, ExecutorState, State, User
-from node.node import Node
 from node.rpc import requests as req
 from node.rpc.dispatch import Call, Caller, Who
+from node.runtime.node import Node
 from node.store import keys
 from node.version import VERSION
 

@@ -12,10 +12,10 @@ from node.host.offload import apart
 from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.model.types import Int64
-from node.node import Node
 from node.processes.spec import id_for
 from node.rpc.dispatch import Call, Caller, Who, many
 from node.rpc.replay import Once
+from node.runtime.node import Node
 from node.store.crons import Cron
 from node.store.directory import name_of
 from node.timers.trigger import CHECKER_PERIOD

@@ -11,9 +11,9 @@ from node.etcd.pressure import Need
 from node.model.codec import wire_executor, wire_function
 from node.model.errors import bad, denied, missing
 from node.model.types import Executor, ExecutorState, Function
-from node.node import Node
 from node.rpc import requests as req
 from node.rpc.dispatch import Call, Caller, Who, many
+from node.runtime.node import Node
 
 
 def calls(node: Node) -> list[Call[Any]]:

@@ -16,11 +16,11 @@ from node.files.tickets import CHECKSUM
 from node.model.codec import wire_time
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import Int64
-from node.node import Node
 from node.processes.spec import id_for, new_id
 from node.rpc.dispatch import Call, Caller, Who, many
 from node.rpc.filedoor import PREFIX
 from node.rpc.replay import Once
+from node.runtime.node import Node
 from node.store.files import File, Reference, S3Object
 
 MAX_FIELD = 1024

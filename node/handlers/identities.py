@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from node.etcd.pressure import Need
-from node.node import Node
 from node.rpc.dispatch import Call, Caller, Who
+from node.runtime.node import Node
 
 
 class ChangeUserId(msgspec.Struct):

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from node.etcd.pressure import Need
-from node.node import Node
 from node.rpc import requests as req
 from node.rpc.dispatch import Call, Caller, Who
+from node.runtime.node import Node
 from node.store.locations import Location
 
 

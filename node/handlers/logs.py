@@ -12,12 +12,12 @@ from node.etcd.pressure import Need
 from node.handlers.processes import locate
 from node.model.errors import bad, denied, missing
 from node.model.types import DAY, Int64, Log
-from node.node import Node
 from node.processes import logs
 from node.processes.service import require_assigned
 from node.rpc import requests as req
 from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.replay import Once
+from node.runtime.node import Node
 from node.store import keys
 
 MAX_COUNT = 500

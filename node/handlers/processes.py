@@ -13,7 +13,6 @@ from node.model.codec import unpack, wire_attribute, wire_process
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import Attribute, Process, State
-from node.node import Node
 from node.processes import listings
 from node.processes.queue import Candidate
 from node.processes.quotas import TooMany
@@ -21,6 +20,7 @@ from node.processes.spec import attribute_id, build_process, id_for
 from node.rpc import requests as req
 from node.rpc.dispatch import SMALL, Call, Caller, Who
 from node.rpc.replay import LONGEST, Once, aside, look
+from node.runtime.node import Node
 from node.store import graphs, keys
 from node.store import processes as store
 from node.store.directory import name_of

@@ -15,11 +15,11 @@ from node.files.catalog import snapshot_ids
 from node.files.labels import normalise_label
 from node.model.codec import wire_time
 from node.model.errors import bad, missing
-from node.node import Node
 from node.processes.spec import id_for
 from node.rpc.dispatch import Call, Caller, Who, many
 from node.rpc.replay import Once
 from node.rpc.requests import ColonyOnly
+from node.runtime.node import Node
 from node.store.files import Snapshot
 
 MAX_NAME = 256

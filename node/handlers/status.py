@@ -11,10 +11,10 @@ from node.handlers.processes import locate
 from node.http.listeners import ANYWHERE
 from node.model.errors import denied
 from node.model.types import Process, State
-from node.node import Node
 from node.processes.eligibility import Bench, stuck
 from node.rpc import requests as req
 from node.rpc.dispatch import Call, Caller, Who
+from node.runtime.node import Node
 from node.version import VERSION
 
 _MOST_STUCK = 16  # reasons why something waits in vain

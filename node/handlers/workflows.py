@@ -16,10 +16,10 @@ from node.host.offload import NODE, apart
 from node.model.codec import wire_graph, wire_process
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
-from node.node import Node
 from node.processes.spec import id_for
 from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Who
 from node.rpc.replay import Once
+from node.runtime.node import Node
 from node.store.directory import name_of
 from node.workflows.children import Wanted
 from node.workflows.spec import WorkflowSpec

@@ -44,11 +44,11 @@ from node.http.message import Request, Response
 from node.model.codec import wire_process
 from node.model.errors import RpcError, bad, denied
 from node.model.types import Process, State
-from node.node import Node
 from node.processes.channels import FRAME, frames, wire
 from node.processes.subscriptions import Meter, Wanted
 from node.rpc import requests as req
 from node.rpc.dispatch import Call, Caller, Table, Who, decode_envelope, reply
+from node.runtime.node import Node
 from node.store.channels import Entry
 
 log = get_logger("pubsub")

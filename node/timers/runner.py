@@ -15,7 +15,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.watch import Batch, Event, watch
 from node.host.log import get_logger
 from node.model.types import SECOND
-from node.node import Node
+from node.runtime.node import Node
 from node.store import keys
 from node.store.crons import CRONS
 from node.timers.agenda import Index, follow

@@ -24,14 +24,14 @@ from federation.transport import Link, Unsent
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
 from node.etcd.watch import Batch, Event
-from node.feeding import take_in
 from node.host.config import Config, FederationConfig, RouteConfig
 from node.http.server import Request, Response
 from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, Executor, ExecutorState, User
-from node.node import Node
 from node.processes.deadlines import expire
+from node.runtime.feeds import take_in
+from node.runtime.node import Node
 from node.store import keys
 from tests.simulation.client import MemoryClient
 from tests.simulation.network import Gone, Network, SimulatedLink

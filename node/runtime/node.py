@@ -30,7 +30,7 @@ from node.processes.channels import Channels
 from node.processes.remote_changes import Elsewhere
 from node.processes.service import Processes
 from node.processes.subscriptions import Subscriptions
-from node.reload import Reload
+from node.runtime.reload import Reload
 from node.store.directory import Directory
 from node.timers.crons import Crons
 from node.timers.election import Leader

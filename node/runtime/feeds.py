@@ -9,8 +9,8 @@ import trio
 
 from node.etcd.client import EtcdClient
 from node.etcd.watch import Batch, watch
-from node.node import Node
 from node.processes.service import Processes
+from node.runtime.node import Node
 from node.store import keys
 from node.store.directory import Directory
 
