@@ -21,7 +21,7 @@ import trio
 from federation.calls import calls
 from federation.policy import of_config
 from federation.service import Federation
-from node.daemon import Settings, load, run
+from node.daemon.main import Settings, load, run
 from node.etcd.errors import EtcdError, StoreRefused
 from node.host.config import Config, ConfigError
 from node.host.home import HomeError, HomeInfo, default_home

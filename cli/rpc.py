@@ -1,6 +1,6 @@
 """`colony rpc`: the calls that a daemon answers, read from the code itself: no daemon is asked.
 
-What the rows say is in `node.rpc.catalogue` and `node.rpc.notes`.
+What the rows say is in `node.daemon.reference` and `node.rpc.notes`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ rpc = colony_group("rpc", "The calls that a daemon answers.", "colony rpc ls")
 def all_calls() -> list[Call[Any]]:
     """Every row of the table, federation's and the subscriptions included."""
     from federation.calls import calls as federation_calls
-    from node.daemon import HANDLERS
-    from node.rpc.catalogue import subscriptions
+    from node.daemon.main import HANDLERS
+    from node.daemon.reference import subscriptions
     from node.runtime.node import Node
 
     # Nothing is called: the handlers keep a node they never use.
@@ -39,7 +39,7 @@ def all_calls() -> list[Call[Any]]:
 @click.option("--markdown", "as_markdown", is_flag=True, help="The whole of docs/protocol.md.")
 def ls(session: Session, as_markdown: bool) -> None:
     """List every call: its fields, who may make it, and what it is for."""
-    from node.rpc.catalogue import describe, markdown
+    from node.daemon.reference import describe, markdown
 
     calls = all_calls()
     if as_markdown:

@@ -66,7 +66,7 @@ class Rotation:
         """Go on under a new key; the old one stays in a file of its own. Raises RpcError 404, 409.
 
         The new key is on disk before the store hears of it, and in its place only after. A crash in
-        between is mended at the next start (`node.succession`): the store's word counts.
+        between is mended at the next start (`node.daemon.recovery`): the store's word counts.
         """
         old, new = self.sealer.key, home.next_key()
         colony_key = node_keys.colony(self.home)

@@ -24,6 +24,7 @@ from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
+from node.daemon.recovery import finish
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
@@ -39,7 +40,6 @@ from node.processes.spec import build_process, new_id
 from node.runtime.feeds import follow
 from node.runtime.node import Node
 from node.store import keys
-from node.succession import finish
 from tests.etcd.support import start_store
 
 PORT = 50081

@@ -34,7 +34,7 @@ from node.timers.crons import due, owner
 REPOSITORY = Path(__file__).parent.parent
 # Tasks whose exception is to end what they belong to, or that can raise none.
 _OF_THEIR_OWNER = {
-    "node/daemon.py": {"_supervise"},  # without a store there is no daemon
+    "node/daemon/main.py": {"_supervise"},  # without a store there is no daemon
 }
 
 
@@ -281,7 +281,7 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
     assert Fake.running.kept == ["one"]
 
 
-@pytest.mark.parametrize("file", ["node/daemon.py", "federation/service.py"])
+@pytest.mark.parametrize("file", ["node/daemon/main.py", "federation/service.py"])
 def test_the_daemons_own_tasks_are_kept_going(file: str) -> None:
     """No task in the nurseries that the daemon stands on can end it."""
     text = (REPOSITORY / file).read_text()

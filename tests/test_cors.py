@@ -11,7 +11,7 @@ import httpx
 import pytest
 import trio
 
-from node.door import edge_error
+from node.daemon.routes import edge_error
 from node.http import cors
 from node.http.listeners import bound_port, open_listeners
 from node.http.message import Request

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.daemon.metrics import Family, Metrics, is_local, render
 from node.etcd.client import open_client
 from node.http.message import Request
-from node.metrics import Family, Metrics, is_local, render
 from node.model.errors import RpcError
 from node.rpc.dispatch import Table
 from node.runtime.node import Node

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from node import metrics
+from node.daemon import metrics
 from node.http import connection
 from node.rpc import incremental as large
 from node.store.directory import Directory

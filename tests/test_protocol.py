@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from cli.main import main
 from cli.rpc import all_calls
 from federation.calls import calls as federation_calls
-from node.rpc.catalogue import describe, fields_of, markdown, objects, subscriptions
+from node.daemon.reference import describe, fields_of, markdown, objects, subscriptions
 from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.notes import NOT_CALLED, NOTES
 from tests.support import REPOSITORY

@@ -18,6 +18,7 @@ import trio
 
 from cli.client import Client, RpcError, encode
 from cli.rpc import all_calls
+from node.daemon.reference import subscriptions
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdNoSpace
@@ -25,7 +26,6 @@ from node.etcd.txn import Delete, Put, Txn
 from node.host.keys import PrivateKey, sign_payload
 from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND
-from node.rpc.catalogue import subscriptions
 from node.rpc.dispatch import Call, Caller, Table, Who, decode_envelope
 from node.rpc.replay import Once, Replays
 from node.rpc.requests import Empty

@@ -31,8 +31,8 @@ from federation.messages import (
 )
 from federation.progress import Followed, Pace
 from federation.transport import PeerRefused
-from node import daemon
-from node.daemon import Settings
+from node.daemon import main as daemon
+from node.daemon.main import Settings
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put

@@ -1,7 +1,7 @@
 """Short-lived signed permissions for one transfer of one file's bytes, as a query string.
 
 Whoever has a ticket may do what it says until it expires: members get theirs by a call, and one
-may be handed to a peer colony with a forwarded process. Serving bytes is in `rpc.filedoor`.
+may be handed to a peer colony with a forwarded process. Serving bytes is in `daemon.blobs`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls about channels: append and read; the subscription is in `rpc.pubsub`."""
+"""Calls about channels: append and read; the subscription is in `daemon.pubsub`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Calls about files: versions, listings, labels, and tickets for their bytes.
 
-Snapshots have their own module; the bytes pass through `rpc.filedoor` or an S3 server.
+Snapshots have their own module; the bytes pass through `daemon.blobs` or an S3 server.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from node.daemon.blobs import PREFIX
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.files.labels import check_name, normalise_label
@@ -18,7 +19,6 @@ from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import Int64
 from node.processes.spec import id_for, new_id
 from node.rpc.dispatch import Call, Caller, Who, many
-from node.rpc.filedoor import PREFIX
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.files import File, Reference, S3Object

@@ -1,6 +1,6 @@
 """The home directory of a daemon: where keys, configuration and the store lie, and how it begins.
 
-Reading configuration is in `config`; what runs in a home is in `daemon`.
+Reading configuration is in `config`; what runs in a home is in `daemon.main`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One line about each call of the table: what it is for, what it answers, and whose right it is.
 
-`catalogue` joins them with the table itself; a test finds calls that have no line here.
+`daemon.reference` joins them with the table itself; a test finds calls that have no line here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One node: the indexes and shells that the calls of the table work on.
 
-It holds no tasks of its own; `daemon` runs what keeps it fed and serves it.
+It holds no tasks of its own; `daemon.main` runs what keeps it fed and serves it.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def subscriptions() -> list[Call[Any]]:
     """The rows of what is sent to `/pubsub`, where a socket makes its own handlers."""
 
     async def by_socket(caller: Caller, request: Any) -> None:
-        raise NotImplementedError("subscriptions are served by node.rpc.pubsub")
+        raise NotImplementedError("subscriptions are served by node.daemon.pubsub")
 
     return [
         Call("subscribeprocessmsg", req.SubscribeProcess, Who.SIGNED, by_socket),

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import trio
 
-from node import door, succession
 from node.archive.retention import Retention
+from node.daemon import recovery as succession
+from node.daemon import routes as door
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError

@@ -1,6 +1,7 @@
 """What the RPC port serves: `POST /api`, subscriptions, metrics, files, health.
 
-Each path's own answer is in `node.rpc` and `node.metrics`; when the port opens, `daemon` says.
+Each path's own answer is in `node.rpc` and `node.daemon.metrics`; when the port opens,
+`daemon.main` says.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from node import metrics
+from node.daemon import blobs as filedoor
+from node.daemon import metrics, pubsub
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdTooManyOps, StoreFull
 from node.etcd.pressure import Level
 from node.host.config import Config
@@ -17,7 +19,6 @@ from node.host.log import get_logger
 from node.http import cors
 from node.http.server import Limits, Request, Response, serve_http
 from node.model.errors import RpcError
-from node.rpc import filedoor, pubsub
 from node.rpc.dispatch import Table, reply
 from node.runtime.node import Node
 from node.store import keys

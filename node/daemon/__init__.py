@@ -1,0 +1,1 @@
+"""The tree of tasks, and what the RPC port serves: calls, WebSocket, bytes, metrics."""
