@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.envelope import Kind
 from federation.peers import Peers
 from federation.policy import Breach, Bucket
-from federation.refusals import Refusal
+from federation.wire.envelope import Kind
+from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue
 
 __all__ = ["Accounts", "Pages", "Stock"]

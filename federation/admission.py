@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from federation.hints import source_of
 from federation.policy import Bucket
-from federation.refusals import Refusal
+from federation.wire.refusals import Refusal
 
 __all__ = ["Admission"]
 

@@ -19,8 +19,8 @@ from federation.ledger import Ledger
 from federation.peers import BLOCKED, Peers
 from federation.policy import MAX_HOPS
 from federation.router import Router
-from federation.sizes import FORWARD, forward_size
 from federation.talking import Talker
+from federation.wire.sizes import FORWARD, forward_size
 from node.model.errors import RpcError
 from node.model.types import Process
 from node.processes.extension import Addition, Hooks

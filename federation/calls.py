@@ -9,20 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation import (
-    chains,
-    clock_calls,
-    outbox,
-    relays,
-    resolving,
-    route_calls,
-    testimony,
-    tokens,
-)
+from federation import chains, clock_calls, outbox, relays, resolving, route_calls, testimony
 from federation.clocks import Clock
-from federation.envelope import Kind, Refused, inspect
-from federation.foreign_json import apart
-from federation.messages import Outcome, load
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known
 from federation.policy import Policy, PolicyError, changed, read
@@ -32,6 +20,10 @@ from federation.results import read_output
 from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport import TransportError
+from federation.wire import invitation as tokens
+from federation.wire.envelope import Kind, Refused, inspect
+from federation.wire.json import apart
+from federation.wire.messages import Outcome, load
 from node.etcd.pressure import Need
 from node.host.home import Home
 from node.host.keys import id_of, verify_es256k

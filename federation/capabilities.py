@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from federation.messages import Capabilities, Offer
 from federation.policy import Policy
+from federation.wire.messages import Capabilities, Offer
 from node.model.types import SECOND, Executor, ExecutorState, Function
 
 __all__ = [

@@ -13,13 +13,13 @@ import msgspec
 import trio
 
 from federation import outbox, relays
-from federation.envelope import Kind, Refused, inspect
-from federation.foreign_json import apart
 from federation.ledger import Entry, Ledger
-from federation.messages import Cancel, Carried, Receipt, Submit, load
 from federation.outbox import Forward
-from federation.sealing import Sealer
 from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent, Untimely
+from federation.wire.envelope import Kind, Refused, inspect
+from federation.wire.json import apart
+from federation.wire.messages import Cancel, Carried, Receipt, Submit, load
+from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.txn import Delete, ModRevision, Txn
 from node.host.log import get_logger

@@ -20,13 +20,13 @@ import trio
 
 from federation import manifest
 from federation.accounts import Pages
-from federation.envelope import Kind, Opened, inspect
 from federation.ledger import Ledger
-from federation.messages import Carried, Chunk, Fetch, Submit, load, load_large
 from federation.outbox import Forward
 from federation.policy import Breach
-from federation.refusals import Refusal
 from federation.transport import Link, PeerRefused, TransportError
+from federation.wire.envelope import Kind, Opened, inspect
+from federation.wire.messages import Carried, Chunk, Fetch, Submit, load, load_large
+from federation.wire.refusals import Refusal
 from node.etcd.pages import whole
 from node.files.blobs import Vault
 from node.files.catalog import Files

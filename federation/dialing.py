@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import httpx
 import trio
 
-from federation.card import CARD_LIMIT, Card, open_card
-from federation.envelope import Refused
-from federation.sealing import Sealer
 from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
+from federation.wire.card import CARD_LIMIT, Card, open_card
+from federation.wire.envelope import Refused
+from federation.wire.signer import Sealer
 from node.host.log import get_logger
 from node.http.client import ask, http_client, reason_of
 

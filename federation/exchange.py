@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.capabilities import LIFETIME, Board, Survey, offers, permitted, same
-from federation.envelope import Kind, Opened, Refused
 from federation.gate import MAX_BODY
 from federation.ledger import Bell
-from federation.messages import Capabilities, Offer, load
 from federation.peers import Peers
-from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
+from federation.wire.envelope import Kind, Opened, Refused
+from federation.wire.messages import Capabilities, Offer, load
+from federation.wire.signer import Sealer
 from node.host.log import get_logger
 from node.members.service import Members
 from node.model.types import ExecutorState

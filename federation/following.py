@@ -16,12 +16,12 @@ import msgspec
 import trio
 
 from federation import outbox, progress, words
-from federation.envelope import Refused
 from federation.ledger import Ledger
-from federation.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load
 from federation.progress import Followed, Pace
 from federation.sparing import Sparing
 from federation.transport import Link
+from federation.wire.envelope import Refused
+from federation.wire.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.pressure import Need
 from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn

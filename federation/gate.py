@@ -16,20 +16,20 @@ import msgspec
 import trio
 
 from federation.admission import Admission
-from federation.card import VERSION, Card, open_card
-from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.heirs import follow
 from federation.hints import source_of
 from federation.inbox import Inbox
 from federation.invitations import Invitations
-from federation.messages import SIGNED, Denial, Hello, Successor, load
 from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
-from federation.refusals import Refusal, refusal_of, store_full
 from federation.refusing import keep
-from federation.sealing import Sealer
-from federation.sizes import SIZES
 from federation.sparing import Sparing
-from federation.tokens import KNOCK
+from federation.wire.card import VERSION, Card, open_card
+from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.wire.invitation import KNOCK
+from federation.wire.messages import SIGNED, Denial, Hello, Successor, load
+from federation.wire.refusals import Refusal, refusal_of, store_full
+from federation.wire.signer import Sealer
+from federation.wire.sizes import SIZES
 from node.etcd.errors import EtcdError, StoreFull
 from node.host.log import get_logger
 from node.http.server import Request, Response

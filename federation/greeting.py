@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 import trio
 
 from federation import heirs, outbox
-from federation.card import open_card
-from federation.envelope import Refused
 from federation.ledger import Bell, Ledger
-from federation.messages import Hello, Successor
 from federation.peers import Known, Peers, Usurped
 from federation.portrait import Portrait
-from federation.refusals import Refusal
 from federation.rotation import Rotation
-from federation.sealing import Sealer
 from federation.transport import Link, TransportError, Unsent, Untimely
+from federation.wire.card import open_card
+from federation.wire.envelope import Refused
+from federation.wire.messages import Hello, Successor
+from federation.wire.refusals import Refusal
+from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
 from node.model.errors import RpcError

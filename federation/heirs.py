@@ -1,6 +1,6 @@
 """A colony that goes on under another key: what was decided about it holds for its heir.
 
-What proves a succession is in `succession`; our own change of keys is `rotation`'s.
+What proves a succession is in `wire.succession`; our own change of keys is `rotation`'s.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from federation.envelope import MAX_LIFETIME, inspect
-from federation.messages import Successor
 from federation.peers import BLOCKED, TRUSTED, Former, Peer, Peers, Usurped
-from federation.refusals import Refusal
-from federation.succession import LIMIT, Heir, prove
+from federation.wire.envelope import MAX_LIFETIME, inspect
+from federation.wire.messages import Successor
+from federation.wire.refusals import Refusal
+from federation.wire.succession import LIMIT, Heir, prove
 from node.host.log import get_logger
 
 __all__ = ["MOST_FORMER", "follow", "succeed"]

@@ -14,18 +14,18 @@ import trio
 
 from federation import relays
 from federation.accounts import Accounts
-from federation.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
-from federation.foreign_json import apart, require_bounded
 from federation.keys import Keys
 from federation.markers import Marker, request_in
-from federation.messages import Cancel, Receipt, Submit, load, load_large
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, explained, onward
-from federation.refusals import Refusal, store_full, trusted_revision
 from federation.relays import Asked, BadPath, Request, local_id
-from federation.sealing import Sealer, cti_of
 from federation.stocktaking import Stocktaking
+from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
+from federation.wire.json import apart, require_bounded
+from federation.wire.messages import Cancel, Receipt, Submit, load, load_large
+from federation.wire.refusals import Refusal, store_full, trusted_revision
+from federation.wire.signer import Sealer, cti_of
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.card import Card
 from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
+from federation.wire.card import Card
 
 __all__ = ["Introduced"]
 

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.card import Card, open_card
-from federation.envelope import Kind, Opened, Refused, inspect
 from federation.introduced import Introduced
 from federation.ledger import Bell
-from federation.messages import DEEPEST, Introduction, Introductions, load
 from federation.peers import PENDING, TRUSTED, Known, Peers
 from federation.policy import Bucket
-from federation.refusals import Refusal
-from federation.sealing import Sealer
 from federation.transport import Link, PeerRefused, TransportError
+from federation.wire.card import Card, open_card
+from federation.wire.envelope import Kind, Opened, Refused, inspect
+from federation.wire.messages import DEEPEST, Introduction, Introductions, load
+from federation.wire.refusals import Refusal
+from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError
 from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger

@@ -1,6 +1,6 @@
 """The inviting side: invitations are made, listed, revoked, and used once by who knows the secret.
 
-What a token holds and what is derived from its secret is in `tokens`, the joining side in
+What a token holds and what is derived from its secret is in `wire.invitation`, the joining side in
 `joining`; the trust that follows is kept by `peers`.
 """
 
@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation import tokens
-from federation.card import Card, open_card
-from federation.envelope import Kind, Opened
 from federation.hints import source_of
 from federation.keys import Keys
-from federation.messages import Join, Welcome, load
 from federation.peers import BLOCKED, Peers
 from federation.policy import Bucket, Policy
 from federation.portrait import Portrait
 from federation.reaching import cannot_be
-from federation.refusals import Refusal
-from federation.sealing import Sealer
-from federation.tokens import Token
+from federation.wire import invitation as tokens
+from federation.wire.card import Card, open_card
+from federation.wire.envelope import Kind, Opened
+from federation.wire.invitation import Token
+from federation.wire.messages import Join, Welcome, load
+from federation.wire.refusals import Refusal
+from federation.wire.signer import Sealer
 from node.etcd.batch import read
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Delete, ModRevision, Put

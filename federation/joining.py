@@ -1,6 +1,6 @@
 """The joining side: a token in, mutual trust out.
 
-What is in a token is read by `tokens`; the other end is `invitations`.
+What is in a token is read by `wire.invitation`; the other end is `invitations`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from federation import tokens
-from federation.card import Card
-from federation.envelope import Kind, Refused
-from federation.messages import Join, Welcome, load
 from federation.peers import Known, Peer, Peers
 from federation.policy import Policy
-from federation.sealing import Sealer
-from federation.tokens import KNOCK, Token, TokenError
 from federation.transport import Link, Lost, PeerRefused, TransportError, Unsent, fetch_card
+from federation.wire import invitation as tokens
+from federation.wire.card import Card
+from federation.wire.envelope import Kind, Refused
+from federation.wire.invitation import KNOCK, Token, TokenError
+from federation.wire.messages import Join, Welcome, load
+from federation.wire.signer import Sealer
 from node.host.log import get_logger
 from node.model.errors import bad, conflict, denied
 

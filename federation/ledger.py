@@ -17,7 +17,7 @@ from federation import outbox
 from federation.keys import Keys
 from federation.outbox import Act, Forward, Move, Way
 from federation.peers import Peers
-from federation.sealing import Sealer
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack

@@ -13,13 +13,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.envelope import Kind, Opened, Refused
 from federation.gate import BROUGHT
-from federation.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
 from federation.peers import TRUSTED, Known, Peers
-from federation.refusals import Refusal
-from federation.sealing import Sealer
-from federation.sizes import SIZES
 from federation.transport import (
     Answer,
     Carrier,
@@ -31,6 +26,11 @@ from federation.transport import (
     Unsent,
     Untimely,
 )
+from federation.wire.envelope import Kind, Opened, Refused
+from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
+from federation.wire.refusals import Refusal
+from federation.wire.signer import Sealer
+from federation.wire.sizes import SIZES
 from node.host.containment import contained
 from node.host.log import get_logger
 from node.http.server import Request, Response

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
-from federation.messages import MOST_FILES, Carried
+from federation.wire.messages import MOST_FILES, Carried
 from node.files.labels import check_name, normalise_label
 from node.files.tickets import CHECKSUM
 from node.model.errors import bad

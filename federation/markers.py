@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.envelope import Opened, Refused
 from federation.relays import Request, request_of
+from federation.wire.envelope import Opened, Refused
 from node.etcd.client import EtcdClient
 from node.store import keys
 

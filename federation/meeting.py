@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import trio
 
 from federation import outbox
-from federation.envelope import Refused
 from federation.gate import is_near
 from federation.hints import Hint, Hints, source_of
 from federation.ledger import Bell
 from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
-from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.transport import TransportError, Unsent, fetch_card, split_address
+from federation.wire.envelope import Refused
+from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError
 from node.host.containment import contained
 from node.host.log import get_logger

@@ -11,9 +11,9 @@ from enum import Enum
 
 import msgspec
 
-from federation.envelope import MAX_LIFETIME, Refused
 from federation.relays import Request, request_of
-from federation.sealing import cti_of
+from federation.wire.envelope import MAX_LIFETIME, Refused
+from federation.wire.signer import cti_of
 from node.model.types import SECOND, Process
 
 __all__ = [

@@ -12,17 +12,17 @@ import msgspec
 import trio
 
 from federation import chains
-from federation.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.keys import Keys
 from federation.markers import Marker, request_in
-from federation.messages import Outcome, Outcomes, Poll, load
 from federation.outbox import Forward
 from federation.peers import Peers
-from federation.refusals import trusted_revision
 from federation.relays import Request
-from federation.sealing import Sealer, cti_of
-from federation.sizes import SIZES
 from federation.telling import Teller
+from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, inspect
+from federation.wire.messages import Outcome, Outcomes, Poll, load
+from federation.wire.refusals import trusted_revision
+from federation.wire.signer import Sealer, cti_of
+from federation.wire.sizes import SIZES
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Delete, Op, Txn
 from node.model.codec import unpack

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.card import Card
 from federation.keys import Keys
 from federation.policy import Policy
 from federation.roster import (
@@ -29,6 +28,7 @@ from federation.roster import (
     Usurped,
 )
 from federation.sparing import Sparing
+from federation.wire.card import Card
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn

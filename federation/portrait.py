@@ -1,6 +1,6 @@
 """Our own card: its addresses, its ever-growing sequence number, and its signature of the day.
 
-Cards of others are in `card` and `peers`.
+Cards of others are in `wire.card` and `peers`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.card import VERSION, Card, is_name, sign_card
-from federation.envelope import MAX_LIFETIME
 from federation.interfaces import ANY, survey
 from federation.keys import Keys
-from federation.sealing import Sealer
+from federation.wire.card import VERSION, Card, is_name, sign_card
+from federation.wire.envelope import MAX_LIFETIME
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace
 from node.host.config import FederationConfig

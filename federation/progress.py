@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.envelope import Refused
-from federation.foreign_json import require_bounded
-from federation.messages import Extra, Follow, Line, News
+from federation.wire.envelope import Refused
+from federation.wire.json import require_bounded
+from federation.wire.messages import Extra, Follow, Line, News
 from node.model.errors import bad
 from node.model.numbers import beyond_float
 from node.model.types import Attribute, Log, Process

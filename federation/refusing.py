@@ -5,12 +5,12 @@ A mailbox has the bytes of what it carries, and may bring them again when the po
 
 from __future__ import annotations
 
-from federation.envelope import MAX_LIFETIME, Opened, Refused
 from federation.inbox import Inbox
 from federation.markers import Kept, Marker
-from federation.messages import Submit, load_large
 from federation.peers import TRUSTED
-from federation.refusals import Refusal
+from federation.wire.envelope import MAX_LIFETIME, Opened, Refused
+from federation.wire.messages import Submit, load_large
+from federation.wire.refusals import Refusal
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack

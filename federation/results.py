@@ -14,16 +14,16 @@ import msgspec
 import trio
 
 from federation import chains, outbox, relays, testimony
-from federation.envelope import Kind, Opened, Refused, open_envelope
 from federation.following import Follower
-from federation.foreign_json import apart, require_bounded
 from federation.ledger import Ledger
-from federation.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
 from federation.outbox import Forward
 from federation.relays import Request
-from federation.sealing import Sealer
-from federation.sizes import SIZES
 from federation.transport import Later, Link, TransportError
+from federation.wire.envelope import Kind, Opened, Refused, open_envelope
+from federation.wire.json import apart, require_bounded
+from federation.wire.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
+from federation.wire.signer import Sealer
+from federation.wire.sizes import SIZES
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.log import get_logger

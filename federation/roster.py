@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from federation.card import VERSION, Card, versions_in
 from federation.clocks import Clock
 from federation.policy import Bucket, Policy
+from federation.wire.card import VERSION, Card, versions_in
 
 __all__ = [
     "BLOCKED",

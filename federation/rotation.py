@@ -1,6 +1,6 @@
 """The home colony changes its key: what peers are told ever after, and what stands in the store.
 
-Key files are `node.host.home`'s; what a succession proves is in `succession`.
+Key files are `node.host.home`'s; what a succession proves is in `wire.succession`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from federation.keys import Keys
-from federation.messages import Successor
-from federation.sealing import Sealer
-from federation.succession import OVERLAP, declare, prove
+from federation.wire.messages import Successor
+from federation.wire.signer import Sealer
+from federation.wire.succession import OVERLAP, declare, prove
 from node.etcd.client import EtcdClient
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.home import Home

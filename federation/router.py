@@ -30,7 +30,7 @@ from federation.routes import (
     matches,
     pick,
 )
-from federation.sizes import FORWARD, forward_size
+from federation.wire.sizes import FORWARD, forward_size
 from node.host.log import get_logger
 from node.model.types import SECOND, ExecutorState, FunctionSpec, Process
 

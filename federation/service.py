@@ -39,7 +39,6 @@ from federation.results import Results
 from federation.rotation import Rotation
 from federation.router import Router
 from federation.routes import read_routes
-from federation.sealing import Sealer
 from federation.surroundings import Surroundings
 from federation.talking import Listener, Talker
 from federation.tending import Tending
@@ -47,6 +46,7 @@ from federation.tls import make_certificate, server_context
 from federation.transport import Link
 from federation.upkeep import Upkeep
 from federation.waiting import Waiting
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need

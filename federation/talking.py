@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import trio
 
 from federation import outbox, words
-from federation.envelope import Kind, Opened, Refused
 from federation.inbox import Inbox
 from federation.ledger import Bell, Ledger
 from federation.markers import SAID, Marker
-from federation.messages import Heard, Say, load
-from federation.refusals import Refusal
 from federation.transport import Later, Link, PeerRefused, TransportError
+from federation.wire.envelope import Kind, Opened, Refused
+from federation.wire.messages import Heard, Say, load
+from federation.wire.refusals import Refusal
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need
 from node.etcd.txn import Get, ModRevision, Put, Txn

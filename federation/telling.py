@@ -14,8 +14,8 @@ import msgspec
 
 from federation import progress, words
 from federation.keys import Keys
-from federation.messages import Follow, Line, News, Poll, Said, dump
 from federation.progress import Followed
+from federation.wire.messages import Follow, Line, News, Poll, Said, dump
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge
 from node.model.codec import unpack

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from federation import chains, relays
-from federation.envelope import Refused, inspect
 from federation.ledger import Ledger
-from federation.messages import Outcome
 from federation.outbox import Forward
 from federation.peers import Peers
+from federation.wire.envelope import Refused, inspect
+from federation.wire.messages import Outcome
 from node.etcd.txn import Get, Txn
 from node.host.keys import id_of
 from node.model.codec import unpack

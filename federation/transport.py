@@ -25,13 +25,13 @@ from federation.dialing import (
     split_address,
     text_of,
 )
-from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.failures import Later, PeerRefused, Untimely
-from federation.messages import SIGNED, Denial, Hello, Successor, load
 from federation.peers import TRUSTED, Known
-from federation.sealing import Sealer
-from federation.sizes import ANSWERS, SIZES
 from federation.tls import fingerprint_of
+from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.wire.messages import SIGNED, Denial, Hello, Successor, load
+from federation.wire.signer import Sealer
+from federation.wire.sizes import ANSWERS, SIZES
 from node.host.log import get_logger
 from node.http.client import read_body
 from node.model.types import SECOND

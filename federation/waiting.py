@@ -13,11 +13,11 @@ import msgspec
 from sortedcontainers import SortedSet
 
 from federation import outbox
-from federation.envelope import Refused, inspect
-from federation.messages import Submit, load_large
 from federation.outbox import Forward, Tried
 from federation.router import Router
 from federation.routes import ALWAYS, Option, Report, Route, Subject, matches
+from federation.wire.envelope import Refused, inspect
+from federation.wire.messages import Submit, load_large
 from node.etcd.batch import read
 from node.etcd.txn import Put
 from node.host.log import get_logger

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from federation.messages import Said
+from federation.wire.messages import Said
 from node.etcd.client import EtcdClient
 from node.handlers.channels import MAX_TYPE
 from node.model.codec import unpack

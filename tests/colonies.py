@@ -16,14 +16,14 @@ from typing import Any, NoReturn, cast
 import msgspec
 import trio
 
-from federation.card import open_card
 from federation.chains import Step, trace
-from federation.envelope import inspect
 from federation.outbox import Forward
 from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
+from federation.wire.card import open_card
+from federation.wire.envelope import inspect
 from node.daemon.recovery import finish
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable

@@ -20,13 +20,13 @@ from msgspec.structs import replace
 
 from cli.process import forward_fields
 from federation import calls
-from federation.card import open_card, sign_card
 from federation.chains import conclusion, trace
-from federation.envelope import Kind, inspect, seal
 from federation.markers import Marker
-from federation.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, load
 from federation.outbox import QUEUED, Forward
 from federation.relays import Request, local_id
+from federation.wire.card import open_card, sign_card
+from federation.wire.envelope import Kind, inspect, seal
+from federation.wire.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, load
 from node.etcd.txn import Put, Txn
 from node.host.keys import PrivateKey
 from node.http.server import Request as HttpRequest

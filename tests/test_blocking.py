@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from cli.client import RpcError as CallError
 from federation import outbox
 from federation.blocking import Endings
-from federation.envelope import Kind
 from federation.inbox import Inbox
 from federation.ledger import Detour, Ledger
 from federation.markers import Marker
-from federation.messages import Poll
 from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, TRUSTED, Peers
+from federation.wire.envelope import Kind
+from federation.wire.messages import Poll
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Op, Put, Txn

@@ -12,11 +12,11 @@ import trio
 import trio.testing
 
 from federation.capabilities import HEARD, STALE, Board, Survey, load, offers, permitted, same
-from federation.envelope import Kind
 from federation.exchange import Exchange
-from federation.messages import Capabilities, Offer
-from federation.messages import load as load_message
 from federation.policy import Policy
+from federation.wire.envelope import Kind
+from federation.wire.messages import Capabilities, Offer
+from federation.wire.messages import load as load_message
 from node.etcd.client import open_client
 from node.members.service import Members
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, Waiting

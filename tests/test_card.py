@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation import cbor
-from federation.card import CARD_LIMIT, Card, newer, open_card, sign_card
-from federation.envelope import MAX_LIFETIME, Kind, Refused, seal
+from federation.wire import cbor
+from federation.wire.card import CARD_LIMIT, Card, newer, open_card, sign_card
+from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, seal
 from node.host.keys import PrivateKey
 
 KEY = PrivateKey.from_hex("ddf7f7791208083b6a9ed975a72684f6406a269cfa36f1b1c32045c0a71fff05")

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation import outbox
-from federation.card import Card, sign_card
 from federation.clocks import MOST, SLACK, Clock, Reading, apart, bridgeable, read, told
-from federation.envelope import Kind
-from federation.messages import Hello, Receipt, Submit, load
 from federation.outbox import DOUBT, QUEUED, Forward
 from federation.peers import PENDING, TRUSTED
 from federation.roster import Known, Peer
-from federation.sealing import Sealer
 from federation.transport import Answer, Link, Lost, PeerRefused, Untimely
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind
+from federation.wire.messages import Hello, Receipt, Submit, load
+from federation.wire.signer import Sealer
 from node.etcd.client import open_client
 from tests.etcd.support import start_store
 from tests.test_federation_gate import PID, SPEC, Lab

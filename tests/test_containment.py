@@ -15,12 +15,12 @@ from federation.keys import Keys
 from federation.ledger import Ledger
 from federation.mailbox import Collector
 from federation.meeting import Meeting
-from federation.messages import Parcel
 from federation.peers import Known, Peer, Peers
-from federation.sealing import Sealer
 from federation.station import Sighting
 from federation.tending import Tending
 from federation.transport import Link
+from federation.wire.messages import Parcel
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey

@@ -9,8 +9,8 @@ from typing import get_args
 
 import msgspec
 
-from federation import envelope, messages
-from federation.envelope import Kind
+from federation.wire import envelope, messages
+from federation.wire.envelope import Kind
 from tests.support import REPOSITORY
 
 DOCS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation import cbor
-from federation.envelope import (
+from federation.wire import cbor
+from federation.wire.envelope import (
     MAX_AHEAD,
     MAX_LIFETIME,
     Kind,

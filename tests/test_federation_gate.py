@@ -13,17 +13,17 @@ import msgspec
 import pytest
 import trio
 
-from federation.card import Card, sign_card
-from federation.envelope import Kind, Opened, open_envelope
 from federation.gate import Gate
 from federation.inbox import Inbox
 from federation.keys import Keys
 from federation.markers import Marker
-from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
-from federation.messages import load as load_message
 from federation.peers import BLOCKED, PENDING, TRUSTED, Peers
 from federation.relays import local_id
-from federation.sealing import Sealer
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind, Opened, open_envelope
+from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
+from federation.wire.messages import load as load_message
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, open_client
 from node.host.keys import PrivateKey
 from node.http.server import Request, Response

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from federation.card import Card
 from federation.gate import is_near
 from federation.keys import Keys
 from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
 from federation.transport import split_address
+from federation.wire.card import Card
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack

@@ -13,18 +13,29 @@ import msgspec
 import pytest
 import trio
 
-from federation import envelope, heirs, succession
-from federation.card import Card, sign_card
-from federation.envelope import Kind
+from federation import heirs
 from federation.inbox import Inbox
 from federation.mailbox import Office
 from federation.markers import Marker
-from federation.messages import Cancel, Collect, Follow, Hello, Poll, Reply, Said, Say, Successor
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Policy
-from federation.sealing import Sealer
-from federation.succession import declare
 from federation.talking import Listener
+from federation.wire import envelope, succession
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind
+from federation.wire.messages import (
+    Cancel,
+    Collect,
+    Follow,
+    Hello,
+    Poll,
+    Reply,
+    Said,
+    Say,
+    Successor,
+)
+from federation.wire.signer import Sealer
+from federation.wire.succession import declare
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey, verify_es256k
 from node.http.server import Response

@@ -16,9 +16,9 @@ import msgspec
 import pytest
 import trio
 
-from federation.card import Card, sign_card
-from federation.envelope import Kind
-from federation.messages import (
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind
+from federation.wire.messages import (
     Cancel,
     Collect,
     Hello,
@@ -28,7 +28,7 @@ from federation.messages import (
     Pass,
     Poll,
 )
-from federation.sealing import Sealer
+from federation.wire.signer import Sealer
 from node.host.keys import PrivateKey
 from tests.support import Daemon, until
 from tests.test_federation import Side

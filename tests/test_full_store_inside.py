@@ -13,10 +13,10 @@ import trio
 
 from cli.client import encode
 from federation import outbox
-from federation.envelope import Kind
-from federation.messages import Cancel, Receipt
-from federation.messages import load as load_message
 from federation.policy import Meter
+from federation.wire.envelope import Kind
+from federation.wire.messages import Cancel, Receipt
+from federation.wire.messages import load as load_message
 from node.etcd.client import EtcdClient
 from node.etcd.errors import StoreFull
 from node.etcd.pressure import Need, Pressure

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from cli.doctor import check_memory
-from federation.envelope import Kind
 from federation.highwater import HighWater
-from federation.sealing import Sealer
+from federation.wire.envelope import Kind
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.model.types import SECOND
 from tests.test_federation_gate import PID, Lab, code, submission

@@ -17,15 +17,15 @@ import pytest
 import trio
 
 from federation import outbox
-from federation.envelope import Kind, inspect
 from federation.gate import BROUGHT
 from federation.mailbox import pass_on
-from federation.messages import Cancel, Denial, Pass, Passed, Submit, load
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known, Peer
 from federation.policy import Policy
-from federation.sealing import Sealer
 from federation.transport import Answer, Link, Lost
+from federation.wire.envelope import Kind, inspect
+from federation.wire.messages import Cancel, Denial, Pass, Passed, Submit, load
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
 from node.http.server import Request

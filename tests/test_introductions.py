@@ -12,13 +12,13 @@ import msgspec
 import pytest
 import trio
 
-from federation.card import Card, open_card, sign_card
-from federation.envelope import Kind
 from federation.introductions import MOST, Introducer, chosen
-from federation.messages import DEEPEST, Introduction, Introductions
 from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
-from federation.sealing import Sealer
 from federation.transport import Answer
+from federation.wire.card import Card, open_card, sign_card
+from federation.wire.envelope import Kind
+from federation.wire.messages import DEEPEST, Introduction, Introductions
+from federation.wire.signer import Sealer
 from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.types import State

@@ -19,20 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.client import RpcError as CallError
-from federation import tokens
-from federation.card import Card, sign_card
-from federation.envelope import Kind, Opened, open_envelope
 from federation.invitations import Invitation, Invitations, Used
 from federation.joining import Joining
 from federation.keys import Keys
-from federation.messages import Hello, Join, Welcome
-from federation.messages import load as load_message
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Policy
 from federation.portrait import Portrait
-from federation.sealing import Sealer
 from federation.tls import make_certificate, server_context
-from federation.tokens import Token, TokenError, read_token, write_token
+from federation.wire import invitation as tokens
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind, Opened, open_envelope
+from federation.wire.invitation import Token, TokenError, read_token, write_token
+from federation.wire.messages import Hello, Join, Welcome
+from federation.wire.messages import load as load_message
+from federation.wire.signer import Sealer
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from cli.client import Client, RpcError
-from federation.sizes import FORWARD
+from federation.wire.sizes import FORWARD
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused
 from node.processes.spec import new_id

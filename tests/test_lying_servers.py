@@ -21,11 +21,11 @@ from cli.client import LONGEST_REPLY, Client, RpcError, Unreachable
 from cli.s3 import S3Settings, S3Store
 from cli.session import Failure
 from cli.transfer import Content, DaemonStore, fetch
-from federation.envelope import Kind
 from federation.peers import Known, Peer
-from federation.sealing import Sealer
 from federation.tls import fetch_certificate
 from federation.transport import Link, Lost, TransportError, fetch_card
+from federation.wire.envelope import Kind
+from federation.wire.signer import Sealer
 from node.host.keys import PrivateKey
 from node.http import client as http_client
 from node.http.client import ask, read_body

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.envelope import Kind
 from federation.mailbox import Office
-from federation.messages import Collect, Parcel, Parcels, Pass, Reply, load
 from federation.peers import TRUSTED, Peer
-from federation.sealing import Sealer
 from federation.transport import Answer, Lost, Unsent
+from federation.wire.envelope import Kind
+from federation.wire.messages import Collect, Parcel, Parcels, Pass, Reply, load
+from federation.wire.signer import Sealer
 from node.host.config import ConfigError, load_config
 from node.host.keys import PrivateKey
 from node.http.server import Request
@@ -37,8 +37,8 @@ class Post:
         self.arrived: list[str] = []
 
     async def collect(self, wait: int, *answers: Reply) -> list[Parcel]:
-        from federation.envelope import Opened, inspect
-        from federation.messages import dump
+        from federation.wire.envelope import Opened, inspect
+        from federation.wire.messages import dump
 
         wish = Collect(wait, list(answers))
         opened = Opened(self.away.id, self.me.id, b"c", 0, 9, dump(wish), b"")

@@ -7,8 +7,8 @@ from typing import Any
 import cbor2
 import pytest
 
-from federation.envelope import Refused
-from federation.messages import Outcome, Poll, Submit, dump, load
+from federation.wire.envelope import Refused
+from federation.wire.messages import Outcome, Poll, Submit, dump, load
 
 PID = "a" * 64
 SUBMIT = {"pid": PID, "attempt": 1, "spec": b"{}", "initiator": "", "hops": 1, "path": []}

@@ -12,15 +12,15 @@ import trio
 from federation import heirs
 from federation.accounts import Accounts, Stock
 from federation.admission import Admission
-from federation.envelope import Kind
 from federation.invitations import Invitations
 from federation.keys import Keys
 from federation.peers import BLOCKED, TRUSTED, Former, Peer
 from federation.policy import Bucket, Policy
-from federation.refusals import Refusal
 from federation.sparing import Sparing
-from federation.succession import Heir
-from federation.tokens import key_of, knock, name_of
+from federation.wire.envelope import Kind
+from federation.wire.invitation import key_of, knock, name_of
+from federation.wire.refusals import Refusal
+from federation.wire.succession import Heir
 from tests.test_federation_peers import registry
 
 PEER = "a" * 64

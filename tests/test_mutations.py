@@ -20,7 +20,7 @@ from federation.ledger import Ledger
 from federation.outbox import Forward
 from federation.peers import Peers
 from federation.resolving import resolve
-from federation.sealing import Sealer
+from federation.wire.signer import Sealer
 from node.etcd.client import KeyValue
 from node.etcd.txn import Put, Txn
 from node.model.codec import pack, unpack

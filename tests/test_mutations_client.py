@@ -15,8 +15,9 @@ import pytest
 import trio
 import trio.testing
 
-from federation import cbor, envelope, leading, mailbox, meeting, results, sizes, station, tending
-from federation.envelope import Kind
+from federation import leading, mailbox, meeting, results, station, tending
+from federation.wire import cbor, envelope, sizes
+from federation.wire.envelope import Kind
 from node.http import client as http_client
 from node.timers import agenda
 from tests import test_containment as _containment

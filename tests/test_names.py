@@ -13,13 +13,13 @@ import msgspec
 import pytest
 import trio
 
-from federation import cbor
 from federation.calls import calls
-from federation.card import Card, is_name, open_card, sign_card
-from federation.envelope import MAX_LIFETIME, Kind, Refused, seal
 from federation.peers import PENDING, TRUSTED, Peer
 from federation.roster import BLOCKED
 from federation.routes import Other, Route, _reached
+from federation.wire import cbor
+from federation.wire.card import Card, is_name, open_card, sign_card
+from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, seal
 from node.handlers.processes import submit_spec
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError

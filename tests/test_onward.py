@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.messages import Capabilities, Offer
 from federation.policy import Policy
 from federation.routes import read_routes
+from federation.wire.messages import Capabilities, Offer
 from node.host.config import RouteConfig
 from node.model.types import State
 from tests.colonies import Colony, world

@@ -12,8 +12,8 @@ import trio
 
 from federation import following, outbox
 from federation.following import Follower
-from federation.messages import Extra, Line, News, Outcomes, dump
 from federation.progress import Followed
+from federation.wire.messages import Extra, Line, News, Outcomes, dump
 from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable

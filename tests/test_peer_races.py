@@ -11,21 +11,21 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from federation.card import Card, open_card
 from federation.depot import Depot
-from federation.envelope import Opened, inspect
 from federation.keys import Keys
 from federation.ledger import Entry, Ledger
-from federation.messages import Chunk, Fetch, dump, load
 from federation.outbox import Forward
 from federation.peers import BLOCKED, TRUSTED, Peer, Peers
 from federation.policy import Policy
 from federation.portrait import Portrait
-from federation.refusals import Refusal
-from federation.sealing import Sealer
 from federation.tending import Tending
 from federation.transport import Link
 from federation.upkeep import Upkeep
+from federation.wire.card import Card, open_card
+from federation.wire.envelope import Opened, inspect
+from federation.wire.messages import Chunk, Fetch, dump, load
+from federation.wire.refusals import Refusal
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn

@@ -16,7 +16,6 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.envelope import Kind
 from federation.inbox import Inbox
 from federation.peers import TRUSTED, Peers
 from federation.policy import (
@@ -31,7 +30,8 @@ from federation.policy import (
     opening,
     read,
 )
-from federation.sealing import Sealer
+from federation.wire.envelope import Kind
+from federation.wire.signer import Sealer
 from node.etcd.client import TxnResult, open_client
 from node.etcd.txn import Txn
 from node.host.config import ConfigError, PolicyConfig, Size, load_config

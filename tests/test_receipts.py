@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from federation import cbor, outbox
-from federation.envelope import Kind, inspect, seal
+from federation import outbox
 from federation.outbox import Forward
 from federation.relays import local_id
-from federation.sealing import cti_of
 from federation.transport import Answer
+from federation.wire import cbor
+from federation.wire.envelope import Kind, inspect, seal
+from federation.wire.signer import cti_of
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
 from node.model.types import Process, State

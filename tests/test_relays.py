@@ -22,8 +22,6 @@ import trio
 from federation import chains, relays
 from federation.chains import carried, conclusion, trace
 from federation.clocks import MOST
-from federation.envelope import Kind, Opened, inspect, seal
-from federation.messages import Outcome, Submit, dump, load
 from federation.policy import Policy
 from federation.relays import (
     Asked,
@@ -35,6 +33,8 @@ from federation.relays import (
     passed_on,
     unwrap,
 )
+from federation.wire.envelope import Kind, Opened, inspect, seal
+from federation.wire.messages import Outcome, Submit, dump, load
 from node.host.keys import PrivateKey, read_key
 from node.http.server import Request as HttpRequest
 from node.model.types import State

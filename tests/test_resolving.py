@@ -20,7 +20,7 @@ from federation.keys import Keys
 from federation.ledger import Ledger
 from federation.peers import Peers
 from federation.resolving import resolve
-from federation.sealing import Sealer
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.keys import PrivateKey

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 import trio
 
-from federation.card import Card, sign_card
-from federation.envelope import Kind, Refused
-from federation.messages import Hello, Submit, Successor
 from federation.peers import TRUSTED, Former, Peer
-from federation.sealing import Sealer
-from federation.succession import OVERLAP, declare, prove
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind, Refused
+from federation.wire.messages import Hello, Submit, Successor
+from federation.wire.signer import Sealer
+from federation.wire.succession import OVERLAP, declare, prove
 from node.host.home import Home
 from node.host.keys import PrivateKey, read_key, write_key
 from node.http.server import Request

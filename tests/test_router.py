@@ -12,13 +12,13 @@ import pytest
 import trio
 
 from federation import outbox
-from federation.card import Card
-from federation.messages import Capabilities, Offer
 from federation.outbox import Forward
 from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
+from federation.wire.card import Card
+from federation.wire.messages import Capabilities, Offer
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
 from node.host.config import Config, RouteConfig

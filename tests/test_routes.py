@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.capabilities import STALE, Statement
-from federation.messages import Capabilities, Offer
 from federation.routes import (
     ALWAYS,
     NO_EXECUTOR,
@@ -29,6 +28,7 @@ from federation.routes import (
     pick,
     read_routes,
 )
+from federation.wire.messages import Capabilities, Offer
 from node.host.config import ConfigError, RouteConfig, load_config
 
 SUBJECT = Subject("upper", "cli", "red", age=10.0)

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from federation.messages import DEEPEST
+from federation.wire.messages import DEEPEST
 from tests.simulation.runner import main
 from tests.simulation.scale import ALL, Traffic, measure
 

@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation import inbox
-from federation.envelope import Kind, inspect
 from federation.gate import Gate
 from federation.keys import Keys
-from federation.messages import Outcomes, Poll, Submit, load
 from federation.peers import TRUSTED, Peers
 from federation.roster import Peer
-from federation.sealing import Sealer
+from federation.wire.envelope import Kind, inspect
+from federation.wire.messages import Outcomes, Poll, Submit, load
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult, open_client
 from node.etcd.errors import EtcdError, EtcdTooManyOps
 from node.etcd.txn import (

@@ -17,12 +17,17 @@ import trio.lowlevel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation import cbor, messages, progress
+from federation import progress
 from federation.capabilities import Survey, offers
-from federation.envelope import Kind, Refused, inspect, open_envelope, seal
-from federation.foreign_json import MOST_CONTAINERS, require_bounded
 from federation.gate import Gate
-from federation.messages import (
+from federation.peers import Known, Peer
+from federation.progress import Followed
+from federation.results import read_output
+from federation.transport import Answer, Link, Lost
+from federation.wire import cbor, messages
+from federation.wire.envelope import Kind, Refused, inspect, open_envelope, seal
+from federation.wire.json import MOST_CONTAINERS, require_bounded
+from federation.wire.messages import (
     MOST_FILES,
     MOST_FOLLOWED,
     Capabilities,
@@ -37,12 +42,8 @@ from federation.messages import (
     load_large,
     most_items,
 )
-from federation.peers import Known, Peer
-from federation.progress import Followed
-from federation.results import read_output
-from federation.sealing import Sealer
-from federation.sizes import ANSWERS, QUICK, SIZES
-from federation.transport import Answer, Link, Lost
+from federation.wire.signer import Sealer
+from federation.wire.sizes import ANSWERS, QUICK, SIZES
 from node.host.keys import PrivateKey
 from node.model.types import Executor, ExecutorState, Function, State
 from node.rpc.dispatch import MAX_DEPTH, depth_of

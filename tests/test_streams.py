@@ -14,9 +14,11 @@ import pytest
 import trio
 
 from federation import progress, words
-from federation.envelope import Kind
 from federation.following import Follower
-from federation.messages import (
+from federation.progress import Followed, Pace
+from federation.transport import PeerRefused
+from federation.wire.envelope import Kind
+from federation.wire.messages import (
     Extra,
     Follow,
     Heard,
@@ -29,8 +31,6 @@ from federation.messages import (
     dump,
     load,
 )
-from federation.progress import Followed, Pace
-from federation.transport import PeerRefused
 from node.daemon import main as daemon
 from node.daemon.main import Settings
 from node.etcd.client import open_client

@@ -15,9 +15,9 @@ import pytest
 import trio
 
 from federation import depot, manifest
-from federation.envelope import Kind
-from federation.messages import Carried, Chunk, Fetch, load
 from federation.transport import PeerRefused
+from federation.wire.envelope import Kind
+from federation.wire.messages import Carried, Chunk, Fetch, load
 from node.etcd.pages import whole
 from node.files.blobs import Vault
 from node.files.catalog import Files

@@ -20,18 +20,18 @@ import pytest
 import trio
 
 from cli.client import RpcError, decode
-from federation import cbor, envelope
-from federation.card import Card, sign_card
-from federation.envelope import Kind, Refused, inspect, seal
 from federation.hints import Hint, Hints
-from federation.messages import Cancel, Follow, Hello, Outcome, Outcomes, Poll, Receipt, load
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known, Peer
 from federation.policy import Policy
 from federation.relays import local_id
-from federation.sealing import Sealer
-from federation.succession import declare
 from federation.transport import Answer, Carrier, Later, Link, PeerRefused, Unsent
+from federation.wire import cbor, envelope
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind, Refused, inspect, seal
+from federation.wire.messages import Cancel, Follow, Hello, Outcome, Outcomes, Poll, Receipt, load
+from federation.wire.signer import Sealer
+from federation.wire.succession import declare
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey, sign_payload, verify_es256k
 from node.http.server import Request

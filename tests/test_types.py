@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.calls import late_output
-from federation.envelope import Kind, Refused
 from federation.inbox import parse_input, parse_spec
 from federation.manifest import needs_files
-from federation.messages import Submit
 from federation.progress import output_of
-from federation.refusals import Refusal
 from federation.results import read_output
+from federation.wire.envelope import Kind, Refused
+from federation.wire.messages import Submit
+from federation.wire.refusals import Refusal
 from node.etcd.client import open_client
 from node.handlers.blueprints import AddDefinition, defined, wire_definition
 from node.model.codec import pack, unpack, wire_executor, wire_function, wire_process

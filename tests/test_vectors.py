@@ -19,13 +19,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from federation import cbor, chains, manifest, messages, progress, relays, tokens
-from federation.card import Card, open_card, sign_card
-from federation.envelope import Code, Kind, Opened, Refused, inspect, open_envelope, seal
-from federation.messages import dump, load
+from federation import chains, manifest, progress, relays
 from federation.relays import BadPath
-from federation.sealing import cti_of
-from federation.succession import declare, prove
+from federation.wire import cbor, messages
+from federation.wire import invitation as tokens
+from federation.wire.card import Card, open_card, sign_card
+from federation.wire.envelope import Code, Kind, Opened, Refused, inspect, open_envelope, seal
+from federation.wire.messages import dump, load
+from federation.wire.signer import cti_of
+from federation.wire.succession import declare, prove
 from node.host.keys import PrivateKey, id_of
 from tests import vectors
 

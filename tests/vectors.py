@@ -15,12 +15,14 @@ from typing import Any
 
 import msgspec
 
-from federation import cbor, chains, manifest, messages, progress, relays, tokens
-from federation.card import Card, sign_card
-from federation.envelope import MAX_LIFETIME, Kind, inspect, seal
-from federation.messages import dump
-from federation.sealing import cti_of
-from federation.succession import declare
+from federation import chains, manifest, progress, relays
+from federation.wire import cbor, messages
+from federation.wire import invitation as tokens
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import MAX_LIFETIME, Kind, inspect, seal
+from federation.wire.messages import dump
+from federation.wire.signer import cti_of
+from federation.wire.succession import declare
 from node.host.keys import PrivateKey
 
 __all__ = ["ANT", "BEE", "CAT", "DIRECTORY", "NOW", "build", "main"]

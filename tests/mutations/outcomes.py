@@ -11,11 +11,11 @@ import pytest
 import trio
 
 from federation import chains, outbox, results
-from federation.envelope import Refused, inspect
-from federation.messages import Outcome, load
 from federation.outbox import Forward, Move
 from federation.results import Results
 from federation.transport import TransportError
+from federation.wire.envelope import Refused, inspect
+from federation.wire.messages import Outcome, load
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
 from node.model.errors import RpcError

@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-import federation.card
-from federation import envelope, gate, inbox, owing, policy, relays, stocktaking
+import federation.wire.card
+from federation import gate, inbox, owing, policy, relays, stocktaking
 from federation.attachment import Attachment
-from federation.card import Card
-from federation.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.inbox import Inbox
 from federation.markers import Marker
 from federation.peers import Peer, Peers
+from federation.wire import envelope
+from federation.wire.card import Card
+from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
 from node.etcd.txn import Absent, Delete, Op, Put
 from node.model.codec import unpack
 
@@ -162,4 +163,4 @@ def chosen_name(patch: pytest.MonkeyPatch) -> None:
 
 def any_name(patch: pytest.MonkeyPatch) -> None:
     """A colony may be called anything."""
-    patch.setattr(federation.card, "is_name", bool)
+    patch.setattr(federation.wire.card, "is_name", bool)

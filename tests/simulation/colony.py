@@ -13,14 +13,14 @@ from typing import Any, Literal, TypeVar
 
 import trio
 
-from federation.card import VERSION, Card, sign_card
-from federation.envelope import MAX_LIFETIME
 from federation.keys import Keys
 from federation.peers import TRUSTED, Known
 from federation.policy import Policy
 from federation.roster import Peer
 from federation.service import Federation
 from federation.transport import Link, Unsent
+from federation.wire.card import VERSION, Card, sign_card
+from federation.wire.envelope import MAX_LIFETIME
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
 from node.etcd.watch import Batch, Event

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from federation.card import VERSION, Card, sign_card
-from federation.envelope import MAX_LIFETIME, Kind, inspect
-from federation.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
 from federation.relays import local_id
-from federation.sealing import Sealer
+from federation.wire.card import VERSION, Card, sign_card
+from federation.wire.envelope import MAX_LIFETIME, Kind, inspect
+from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
+from federation.wire.signer import Sealer
 from node.http.server import Request, Response
 from tests.simulation.colony import FINGERPRINT, PORT, TYPE, Site
 from tests.simulation.network import Gone, Network

@@ -13,7 +13,7 @@ from typing import Any
 import trio
 import trio.testing
 
-from federation import cbor, envelope
+from federation.wire import cbor, envelope
 
 __all__ = ["stage"]
 

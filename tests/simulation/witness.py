@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from federation.envelope import MAX_LIFETIME
 from federation.markers import Marker
 from federation.outbox import CANCELLING, Forward
 from federation.peers import BLOCKED, TRUSTED
 from federation.policy import Policy
 from federation.relays import local_id
 from federation.roster import Peer
+from federation.wire.envelope import MAX_LIFETIME
 from node.model.codec import unpack
 from node.model.types import SECOND, Process, State
 from node.store import keys

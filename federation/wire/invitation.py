@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from federation import cbor
 from federation.transport import split_address
+from federation.wire import cbor
 
 __all__ = [
     "KNOCK",

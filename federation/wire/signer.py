@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.envelope import MAX_LIFETIME, Kind, seal
-from federation.messages import dump
+from federation.wire.envelope import MAX_LIFETIME, Kind, seal
+from federation.wire.messages import dump
 from node.host.keys import PrivateKey
 
 __all__ = ["Sealer", "cti_of"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.envelope import Kind
+from federation.wire.envelope import Kind
 from node.model.types import Process
 
 __all__ = ["ANSWERS", "FORWARD", "MOST_ITEMS", "QUICK", "SIZES", "Size", "forward_size"]

@@ -11,8 +11,8 @@ import re
 
 import msgspec
 
-from federation import cbor
-from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
+from federation.wire import cbor
+from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
 from node.host.home import valid_name
 from node.host.keys import PrivateKey, id_of
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.envelope import MAX_LIFETIME, Kind, Refused, inspect, seal
-from federation.messages import Succession, Successor, dump, load
-from federation.sealing import cti_of
+from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, inspect, seal
+from federation.wire.messages import Succession, Successor, dump, load
+from federation.wire.signer import cti_of
 from node.host.keys import PrivateKey, id_of, verify_es256k
 
 __all__ = ["LIMIT", "OVERLAP", "Heir", "declare", "prove"]

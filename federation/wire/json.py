@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from federation.envelope import Refused
+from federation.wire.envelope import Refused
 from node.host.offload import apart as by_size
 from node.rpc.dispatch import MAX_DEPTH
 

@@ -10,9 +10,9 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 import trio
 
-from federation import cbor
-from federation.envelope import Kind, Refused
-from federation.sizes import QUICK, SIZES
+from federation.wire import cbor
+from federation.wire.envelope import Kind, Refused
+from federation.wire.sizes import QUICK, SIZES
 
 __all__ = [
     "DEEPEST",

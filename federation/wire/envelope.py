@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from federation import cbor
+from federation.wire import cbor
 from node.host.keys import PrivateKey, id_of, verify_es256k
 
 __all__ = [

@@ -5,8 +5,8 @@ Which refusals are kept to for good is in `refusing`.
 
 from __future__ import annotations
 
-from federation.envelope import Refused
 from federation.peers import BLOCKED, TRUSTED, Peers
+from federation.wire.envelope import Refused
 
 __all__ = ["Refusal", "refusal_of", "store_full", "trusted_revision"]
 

@@ -1,0 +1,1 @@
+"""The signed wire without I/O: CBOR, envelope, messages, card."""
