@@ -10,7 +10,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from federation.hints import source_of
+from federation.network.candidates import source_of
 from federation.policy import Bucket
 from federation.wire.refusals import Refusal
 

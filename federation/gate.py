@@ -17,9 +17,9 @@ import trio
 
 from federation.admission import Admission
 from federation.heirs import follow
-from federation.hints import source_of
 from federation.inbox import Inbox
 from federation.invitations import Invitations
+from federation.network.candidates import source_of
 from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
 from federation.refusing import keep
 from federation.sparing import Sparing

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.hints import source_of
 from federation.keys import Keys
+from federation.network.candidates import source_of
 from federation.peers import BLOCKED, Peers
 from federation.policy import Bucket, Policy
 from federation.portrait import Portrait

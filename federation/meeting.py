@@ -1,6 +1,7 @@
 """Meeting other colonies: what discovery hears, and what the configuration names, until a card.
 
-Addresses are hints (`hints` bounds what they cost); who a card makes known is in `peers`.
+Addresses are hints (`network.candidates` bounds what they cost); who a card makes known is in
+`peers`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import trio
 
 from federation import outbox
 from federation.gate import is_near
-from federation.hints import Hint, Hints, source_of
 from federation.ledger import Bell
+from federation.network.candidates import Hint, Hints, source_of
+from federation.network.mdns import Sighting
 from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
-from federation.station import Sighting
 from federation.transport import TransportError, Unsent, fetch_card, split_address
 from federation.wire.envelope import Refused
 from federation.wire.signer import Sealer

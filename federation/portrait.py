@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.interfaces import ANY, survey
 from federation.keys import Keys
+from federation.network.interfaces import ANY, survey
 from federation.wire.card import VERSION, Card, is_name, sign_card
 from federation.wire.envelope import MAX_LIFETIME
 from federation.wire.signer import Sealer

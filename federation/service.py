@@ -19,7 +19,6 @@ from federation.capabilities import Board
 from federation.decisions import Decisions
 from federation.delivery import Delivery
 from federation.depot import Depot
-from federation.discovery import Advert, discover
 from federation.exchange import Exchange
 from federation.gate import MAX_BODY, Gate
 from federation.greeting import Greeter
@@ -28,10 +27,12 @@ from federation.introductions import Introducer
 from federation.invitations import Invitations
 from federation.joining import Joining
 from federation.keys import Keys
-from federation.leading import is_loopback, ways_to
 from federation.ledger import Ledger
 from federation.mailbox import Collector, Office, Ways
 from federation.meeting import Meeting
+from federation.network.addresses import is_loopback, ways_to
+from federation.network.discovery import Advert, discover
+from federation.network.monitor import Surroundings
 from federation.peers import BLOCKED, TRUSTED, Known, Peers
 from federation.policy import of_config
 from federation.portrait import Portrait
@@ -39,7 +40,6 @@ from federation.results import Results
 from federation.rotation import Rotation
 from federation.router import Router
 from federation.routes import read_routes
-from federation.surroundings import Surroundings
 from federation.talking import Listener, Talker
 from federation.tending import Tending
 from federation.tls import make_certificate, server_context

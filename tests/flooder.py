@@ -15,7 +15,7 @@ from zeroconf._dns import DNSAddress, DNSPointer, DNSService, DNSText
 from zeroconf._protocol.outgoing import DNSOutgoing
 from zeroconf.const import _CLASS_IN, _CLASS_UNIQUE, _FLAGS_AA, _FLAGS_QR_RESPONSE
 
-from federation.station import SERVICE, instance_name
+from federation.network.mdns import SERVICE, instance_name
 
 _TTL = 4500
 _A, _PTR, _TXT, _SRV = 1, 12, 16, 33

@@ -15,8 +15,8 @@ from federation.keys import Keys
 from federation.ledger import Ledger
 from federation.mailbox import Collector
 from federation.meeting import Meeting
+from federation.network.mdns import Sighting
 from federation.peers import Known, Peer, Peers
-from federation.station import Sighting
 from federation.tending import Tending
 from federation.transport import Link
 from federation.wire.messages import Parcel

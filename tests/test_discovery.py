@@ -11,9 +11,16 @@ import trio
 import trio.testing
 from zeroconf import ServiceListener, Zeroconf
 
-from federation.discovery import SERVICE, Advert, Sighting, discover, instance_name, sightings
-from federation.interfaces import Network
-from federation.surroundings import Surroundings
+from federation.network.discovery import (
+    SERVICE,
+    Advert,
+    Sighting,
+    discover,
+    instance_name,
+    sightings,
+)
+from federation.network.interfaces import Network
+from federation.network.monitor import Surroundings
 
 LOOPBACK = ["127.0.0.1"]
 ALPHA = Advert("a1" * 32, "0a" * 32, 50081)

@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from federation.dialing import Unsent, find
-from federation.interfaces import Network, survey
-from federation.leading import is_loopback, problem_of, ways_to
-from federation.station import sightings
+from federation.network.addresses import is_loopback, problem_of, ways_to
+from federation.network.interfaces import Network, survey
+from federation.network.mdns import sightings
 from tests.lying import LyingColony, knows
 from tests.support import Daemon, free_port, until
 

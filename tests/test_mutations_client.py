@@ -15,7 +15,9 @@ import pytest
 import trio
 import trio.testing
 
-from federation import leading, mailbox, meeting, results, station, tending
+from federation import mailbox, meeting, results, tending
+from federation.network import addresses as leading
+from federation.network import mdns as station
 from federation.wire import cbor, envelope, sizes
 from federation.wire.envelope import Kind
 from node.http import client as http_client

@@ -10,10 +10,10 @@ import pytest
 import trio
 from zeroconf import DNSPointer, RecordUpdate, Zeroconf
 
-from federation.interfaces import Network
+from federation.network.interfaces import Network
+from federation.network.mdns import Box, Counter, sightings
+from federation.network.monitor import Surroundings
 from federation.roster import Known, Peer
-from federation.station import Box, Counter, sightings
-from federation.surroundings import Surroundings
 from node.host.clock import Moment
 
 NETWORK = Network(("192.0.2.1", 2), ("192.0.2.1",), ("192.0.2.0/24",), (2,), (("eth0", 2),), False)

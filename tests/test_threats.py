@@ -20,7 +20,7 @@ import pytest
 import trio
 
 from cli.client import RpcError, decode
-from federation.hints import Hint, Hints
+from federation.network.candidates import Hint, Hints
 from federation.outbox import Forward
 from federation.peers import TRUSTED, Known, Peer
 from federation.policy import Policy

@@ -1,7 +1,7 @@
 """Steps of the wall clock: noticed by a clock that has none, and what they make of deadlines.
 
 Values in, values out, beside the reading of the clocks. Which stored times are then written anew
-is decided in `timers.retime`; what federation makes of a step in `federation.surroundings`.
+is decided in `timers.retime`; what federation makes of a step in `federation.network.monitor`.
 """
 
 from __future__ import annotations

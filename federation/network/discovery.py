@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import trio
 
-from federation.interfaces import Network
 from federation.ledger import Bell
-from federation.station import (
+from federation.network.interfaces import Network
+from federation.network.mdns import (
     SERVICE,
     Advert,
     Box,
@@ -25,7 +25,7 @@ from federation.station import (
     instance_name,
     sightings,
 )
-from federation.surroundings import Surroundings
+from federation.network.monitor import Surroundings
 from node.host.log import get_logger
 from node.host.ports import holder_of
 

@@ -25,8 +25,8 @@ from zeroconf import (
     Zeroconf,
 )
 
-from federation.interfaces import Network
-from federation.leading import problem_of
+from federation.network.addresses import problem_of
+from federation.network.interfaces import Network
 from node.host.log import get_logger
 
 __all__ = [

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.interfaces import Network, survey
 from federation.ledger import Bell
-from federation.netlink import NetlinkError, watch_socket
+from federation.network.interfaces import Network, survey
+from federation.network.netlink import NetlinkError, watch_socket
 from node.host.clock import SET, Moment, jumped, moment
 from node.host.log import get_logger
 

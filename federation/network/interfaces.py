@@ -1,7 +1,7 @@
 """Which of the machine's interfaces and addresses count for finding colonies and being found.
 
 Values in, values out; what the kernel says is read by `netlink`, changes are noticed by
-`surroundings`.
+`network.monitor`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import ifaddr
 import msgspec
 
-from federation.netlink import (
+from federation.network.netlink import (
     LOOPBACK,
     MULTICAST,
     RUNNING,

@@ -13,7 +13,7 @@ import socket
 import trio
 
 from federation.dialing import Unsent, split_address
-from federation.interfaces import Network
+from federation.network.interfaces import Network
 
 __all__ = ["is_loopback", "problem_of", "ways_to"]
 

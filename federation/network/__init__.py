@@ -1,0 +1,1 @@
+"""The machine's networks, and mDNS: where colonies may be."""
