@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from federation import relays, testimony
+from federation import testimony
 from federation.blocking import Endings
 from federation.exchange import Exchange
+from federation.forward import path as relays
 from federation.inbox import Inbox
 from federation.ledger import Ledger
 from federation.peers import BLOCKED, Peers

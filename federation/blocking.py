@@ -1,7 +1,7 @@
 """The end of all that a blocked colony has here and we have there, taken up again until it is done.
 
 That it is blocked stands in the store before the first end (`peers.Peers.block`); what becomes of
-each forward is `outbox`'s to say.
+each forward is `forward.machine`'s to say.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation import outbox
 from federation.accounts import Pages
+from federation.forward import machine as outbox
+from federation.forward.machine import Act, Forward
+from federation.forward.marker import Marker
 from federation.ledger import Bell, Entry, Ledger
-from federation.markers import Marker
-from federation.outbox import Act, Forward
 from federation.peers import BLOCKED, Known
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn

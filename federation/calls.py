@@ -1,6 +1,6 @@
 """The rows that federation adds to the table of calls: peers, and the way of a forward.
 
-Rights are the table's; what a call does is in `decisions` and `outbox`.
+Rights are the table's; what a call does is in `decisions` and `forward.machine`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation import chains, clock_calls, outbox, relays, resolving, route_calls, testimony
+from federation import clock_calls, resolving, route_calls, testimony
 from federation.clocks import Clock
-from federation.outbox import Forward
+from federation.forward import chain as chains
+from federation.forward import machine as outbox
+from federation.forward import path as relays
+from federation.forward.machine import Forward
+from federation.forward.path import Request
 from federation.peers import TRUSTED, Known
 from federation.policy import Policy, PolicyError, changed, read
 from federation.reaching import cannot_be
-from federation.relays import Request
 from federation.results import read_output
 from federation.rotation import Rotated
 from federation.service import Federation

@@ -1,6 +1,6 @@
 """Sends forwards and cancels: one loop for each peer, a window of messages, back-off, deadlines.
 
-What an event means for a forward is decided by `outbox`; what is stored, by `ledger`.
+What an event means for a forward is decided by `forward.machine`; what is stored, by `ledger`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation import outbox, relays
+from federation.forward import machine as outbox
+from federation.forward import path as relays
+from federation.forward.machine import Forward
 from federation.ledger import Entry, Ledger
-from federation.outbox import Forward
 from federation.transport import Later, Link, Lost, PeerRefused, TransportError, Unsent, Untimely
 from federation.wire.envelope import Kind, Refused, inspect
 from federation.wire.json import apart

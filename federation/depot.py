@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 import trio
 
-from federation import manifest
 from federation.accounts import Pages
+from federation.forward import attachments as manifest
+from federation.forward.machine import Forward
 from federation.ledger import Ledger
-from federation.outbox import Forward
 from federation.policy import Breach
 from federation.transport import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, inspect

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation import heirs, outbox
+from federation import heirs
+from federation.forward import machine as outbox
 from federation.ledger import Bell, Ledger
 from federation.peers import Known, Peers, Usurped
 from federation.portrait import Portrait

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from federation import relays
 from federation.accounts import Accounts
+from federation.forward import path as relays
+from federation.forward.marker import Marker, request_in
+from federation.forward.path import Asked, BadPath, Request, local_id
 from federation.keys import Keys
-from federation.markers import Marker, request_in
 from federation.owing import Owing
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Breach, Meter, breach, explained, onward
-from federation.relays import Asked, BadPath, Request, local_id
 from federation.stocktaking import Stocktaking
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.wire.json import apart, require_bounded

@@ -1,7 +1,7 @@
 """The forwards under way, in the store and in memory, and every transaction that changes one.
 
-What an event means for a forward is decided by `outbox`; messages are sent by `delivery` and
-fetched by `results`.
+What an event means for a forward is decided by `forward.machine`; messages are sent by `delivery`
+and fetched by `results`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation import outbox
+from federation.forward import machine as outbox
+from federation.forward.machine import Act, Forward, Move, Way
 from federation.keys import Keys
-from federation.outbox import Act, Forward, Move, Way
 from federation.peers import Peers
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient

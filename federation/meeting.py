@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation import outbox
+from federation.forward import machine as outbox
 from federation.gate import is_near
 from federation.ledger import Bell
 from federation.network.candidates import Hint, Hints, source_of

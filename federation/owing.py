@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation import chains
+from federation.forward import chain as chains
+from federation.forward.machine import Forward
+from federation.forward.marker import Marker, request_in
+from federation.forward.path import Request
 from federation.keys import Keys
-from federation.markers import Marker, request_in
-from federation.outbox import Forward
 from federation.peers import Peers
-from federation.relays import Request
 from federation.telling import Teller
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.wire.messages import Outcome, Outcomes, Poll, load

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from federation import relays
 from federation.capabilities import Statement
-from federation.outbox import Forward
+from federation.forward import path as relays
+from federation.forward.machine import Forward
 from federation.policy import opening
 from federation.routes import Option, Report, Route, odds
 from node.etcd.pressure import Need

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from federation import outbox
 from federation.capabilities import Board, present
 from federation.exchange import Exchange
+from federation.forward import machine as outbox
+from federation.forward.machine import Move, Tried, Way
 from federation.ledger import Detour, Ledger
-from federation.outbox import Move, Tried, Way
 from federation.peers import Peers
 from federation.routes import (
     Decision,

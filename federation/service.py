@@ -12,7 +12,6 @@ from pathlib import Path
 
 import trio
 
-from federation import outbox
 from federation.attachment import Attachment
 from federation.blocking import Endings
 from federation.capabilities import Board
@@ -20,6 +19,7 @@ from federation.decisions import Decisions
 from federation.delivery import Delivery
 from federation.depot import Depot
 from federation.exchange import Exchange
+from federation.forward import machine as outbox
 from federation.gate import MAX_BODY, Gate
 from federation.greeting import Greeter
 from federation.inbox import Inbox

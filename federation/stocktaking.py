@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 from federation.accounts import Accounts, Pages, Stock
+from federation.forward.marker import SAID, Marker
 from federation.keys import Keys
-from federation.markers import SAID, Marker
 from federation.owing import Owing
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn

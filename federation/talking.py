@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation import outbox, words
+from federation.forward import channels as words
+from federation.forward import machine as outbox
+from federation.forward.marker import SAID, Marker
 from federation.inbox import Inbox
 from federation.ledger import Bell, Ledger
-from federation.markers import SAID, Marker
 from federation.transport import Later, Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Heard, Say, load

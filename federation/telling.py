@@ -1,7 +1,7 @@
 """Tells colonies what is new of their processes here, as the answers to their polls.
 
-What fits and what is new is decided by `progress`; the origin keeps all cursors, so nothing is
-stored here, and an answer that is lost is simply told again.
+What fits and what is new is decided by `forward.updates`; the origin keeps all cursors, so nothing
+is stored here, and an answer that is lost is simply told again.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from federation import progress, words
+from federation.forward import channels as words
+from federation.forward import updates as progress
+from federation.forward.updates import Followed
 from federation.keys import Keys
-from federation.progress import Followed
 from federation.wire.messages import Follow, Line, News, Poll, Said, dump
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge

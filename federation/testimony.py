@@ -2,7 +2,7 @@
 
 Sealed messages hold those below them and their keys; beside them stand the key of the peer itself
 and the ids under which each colony was known then, so that nobody need be asked. How outcomes fit
-together is `chains`', how requests do, `relays`'.
+together is `forward.chain`', how requests do, `forward.path`'.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from federation import chains, relays
+from federation.forward import chain as chains
+from federation.forward import path as relays
+from federation.forward.machine import Forward
 from federation.ledger import Ledger
-from federation.outbox import Forward
 from federation.peers import Peers
 from federation.wire.envelope import Refused, inspect
 from federation.wire.messages import Outcome

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import msgspec
 from sortedcontainers import SortedSet
 
-from federation import outbox
-from federation.outbox import Forward, Tried
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward, Tried
 from federation.router import Router
 from federation.routes import ALWAYS, Option, Report, Route, Subject, matches
 from federation.wire.envelope import Refused, inspect

@@ -16,8 +16,8 @@ from typing import Any, NoReturn, cast
 import msgspec
 import trio
 
-from federation.chains import Step, trace
-from federation.outbox import Forward
+from federation.forward.chain import Step, trace
+from federation.forward.machine import Forward
 from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation

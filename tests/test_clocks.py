@@ -11,9 +11,9 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation import outbox
 from federation.clocks import MOST, SLACK, Clock, Reading, apart, bridgeable, read, told
-from federation.outbox import DOUBT, QUEUED, Forward
+from federation.forward import machine as outbox
+from federation.forward.machine import DOUBT, QUEUED, Forward
 from federation.peers import PENDING, TRUSTED
 from federation.roster import Known, Peer
 from federation.transport import Answer, Link, Lost, PeerRefused, Untimely

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 import trio
 
+from federation.forward.marker import Marker
+from federation.forward.path import local_id
 from federation.gate import Gate
 from federation.inbox import Inbox
 from federation.keys import Keys
-from federation.markers import Marker
 from federation.peers import BLOCKED, PENDING, TRUSTED, Peers
-from federation.relays import local_id
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit

@@ -7,8 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation import outbox
-from federation.outbox import Act, Forward
+from federation.forward import machine as outbox
+from federation.forward.machine import Act, Forward
 from node.model.codec import pack, unpack
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
 

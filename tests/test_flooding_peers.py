@@ -14,9 +14,9 @@ import pytest
 import trio
 
 from federation import heirs
+from federation.forward.marker import Marker
 from federation.inbox import Inbox
 from federation.mailbox import Office
-from federation.markers import Marker
 from federation.peers import BLOCKED, TRUSTED, Peers
 from federation.policy import Policy
 from federation.talking import Listener

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from cli.client import encode
-from federation import outbox
+from federation.forward import machine as outbox
 from federation.policy import Meter
 from federation.wire.envelope import Kind
 from federation.wire.messages import Cancel, Receipt

@@ -16,10 +16,10 @@ import msgspec
 import pytest
 import trio
 
-from federation import outbox
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward
 from federation.gate import BROUGHT
 from federation.mailbox import pass_on
-from federation.outbox import Forward
 from federation.peers import TRUSTED, Known, Peer
 from federation.policy import Policy
 from federation.transport import Answer, Link, Lost

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.outbox import Forward
+from federation.forward.machine import Forward
 from federation.transport import Unsent
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable

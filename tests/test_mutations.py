@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 
-from federation import outbox
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward
 from federation.keys import Keys
 from federation.ledger import Ledger
-from federation.outbox import Forward
 from federation.peers import Peers
 from federation.resolving import resolve
 from federation.wire.signer import Sealer

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation import inbox, progress, results
+from federation import inbox, results
+from federation.forward import updates as progress
 from node.handlers import blueprints
 from node.model import codec
 from node.model import types as model

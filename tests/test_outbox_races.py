@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import trio
 
-from federation import following, outbox
+from federation import following
 from federation.following import Follower
-from federation.progress import Followed
+from federation.forward import machine as outbox
+from federation.forward.updates import Followed
 from federation.wire.messages import Extra, Line, News, Outcomes, dump
 from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult

@@ -12,9 +12,9 @@ import trio
 from trio.testing import MockClock
 
 from federation.depot import Depot
+from federation.forward.machine import Forward
 from federation.keys import Keys
 from federation.ledger import Entry, Ledger
-from federation.outbox import Forward
 from federation.peers import BLOCKED, TRUSTED, Peer, Peers
 from federation.policy import Policy
 from federation.portrait import Portrait

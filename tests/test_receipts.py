@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from federation import outbox
-from federation.outbox import Forward
-from federation.relays import local_id
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward
+from federation.forward.path import local_id
 from federation.transport import Answer
 from federation.wire import cbor
 from federation.wire.envelope import Kind, inspect, seal

@@ -19,11 +19,11 @@ import msgspec
 import pytest
 import trio
 
-from federation import chains, relays
-from federation.chains import carried, conclusion, trace
 from federation.clocks import MOST
-from federation.policy import Policy
-from federation.relays import (
+from federation.forward import chain as chains
+from federation.forward import path as relays
+from federation.forward.chain import carried, conclusion, trace
+from federation.forward.path import (
     Asked,
     BadPath,
     Request,
@@ -33,6 +33,7 @@ from federation.relays import (
     passed_on,
     unwrap,
 )
+from federation.policy import Policy
 from federation.wire.envelope import Kind, Opened, inspect, seal
 from federation.wire.messages import Outcome, Submit, dump, load
 from node.host.keys import PrivateKey, read_key

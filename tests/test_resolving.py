@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from cli.client import RpcError
-from federation import outbox
+from federation.forward import machine as outbox
 from federation.keys import Keys
 from federation.ledger import Ledger
 from federation.peers import Peers

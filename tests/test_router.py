@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import trio
 
-from federation import outbox
-from federation.outbox import Forward
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward
 from federation.peers import Known
 from federation.policy import Policy
 from federation.service import Federation

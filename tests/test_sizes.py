@@ -17,11 +17,11 @@ import trio.lowlevel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation import progress
 from federation.capabilities import Survey, offers
+from federation.forward import updates as progress
+from federation.forward.updates import Followed
 from federation.gate import Gate
 from federation.peers import Known, Peer
-from federation.progress import Followed
 from federation.results import read_output
 from federation.transport import Answer, Link, Lost
 from federation.wire import cbor, messages

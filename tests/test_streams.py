@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import trio
 
-from federation import progress, words
 from federation.following import Follower
-from federation.progress import Followed, Pace
+from federation.forward import channels as words
+from federation.forward import updates as progress
+from federation.forward.updates import Followed, Pace
 from federation.transport import PeerRefused
 from federation.wire.envelope import Kind
 from federation.wire.messages import (

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 import trio
 
-from federation import depot, manifest
+from federation import depot
+from federation.forward import attachments as manifest
 from federation.transport import PeerRefused
 from federation.wire.envelope import Kind
 from federation.wire.messages import Carried, Chunk, Fetch, load

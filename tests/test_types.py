@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.calls import late_output
+from federation.forward.attachments import needs_files
+from federation.forward.updates import output_of
 from federation.inbox import parse_input, parse_spec
-from federation.manifest import needs_files
-from federation.progress import output_of
 from federation.results import read_output
 from federation.wire.envelope import Kind, Refused
 from federation.wire.messages import Submit

@@ -19,8 +19,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from federation import chains, manifest, progress, relays
-from federation.relays import BadPath
+from federation.forward import attachments as manifest
+from federation.forward import chain as chains
+from federation.forward import path as relays
+from federation.forward import updates as progress
+from federation.forward.path import BadPath
 from federation.wire import cbor, messages
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, open_card, sign_card

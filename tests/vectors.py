@@ -15,7 +15,10 @@ from typing import Any
 
 import msgspec
 
-from federation import chains, manifest, progress, relays
+from federation.forward import attachments as manifest
+from federation.forward import chain as chains
+from federation.forward import path as relays
+from federation.forward import updates as progress
 from federation.wire import cbor, messages
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card

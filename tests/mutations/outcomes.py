@@ -10,8 +10,10 @@ import msgspec
 import pytest
 import trio
 
-from federation import chains, outbox, results
-from federation.outbox import Forward, Move
+from federation import results
+from federation.forward import chain as chains
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward, Move
 from federation.results import Results
 from federation.transport import TransportError
 from federation.wire.envelope import Refused, inspect

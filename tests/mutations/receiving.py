@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 import federation.wire.card
-from federation import gate, inbox, owing, policy, relays, stocktaking
+from federation import gate, inbox, owing, policy, stocktaking
 from federation.attachment import Attachment
+from federation.forward import path as relays
+from federation.forward.marker import Marker
 from federation.inbox import Inbox
-from federation.markers import Marker
 from federation.peers import Peer, Peers
 from federation.wire import envelope
 from federation.wire.card import Card

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation import outbox
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward, Move
 from federation.ledger import Entry, Ledger
-from federation.outbox import Forward, Move
 from node.etcd.txn import Delete, Op
 from node.processes.extension import Addition
 from node.processes.service import Processes

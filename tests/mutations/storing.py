@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from federation import outbox, resolving
-from federation.outbox import Forward, Move
+from federation import resolving
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward, Move
 from node.etcd.txn import Absent, Txn
 from node.model.errors import conflict, missing
 from node.model.types import Executor, Process, State

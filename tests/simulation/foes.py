@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from federation.relays import local_id
+from federation.forward.path import local_id
 from federation.wire.card import VERSION, Card, sign_card
 from federation.wire.envelope import MAX_LIFETIME, Kind, inspect
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load

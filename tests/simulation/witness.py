@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from federation.markers import Marker
-from federation.outbox import CANCELLING, Forward
+from federation.forward.machine import CANCELLING, Forward
+from federation.forward.marker import Marker
+from federation.forward.path import local_id
 from federation.peers import BLOCKED, TRUSTED
 from federation.policy import Policy
-from federation.relays import local_id
 from federation.roster import Peer
 from federation.wire.envelope import MAX_LIFETIME
 from node.model.codec import unpack

@@ -11,7 +11,7 @@ from enum import Enum
 
 import msgspec
 
-from federation.relays import Request, request_of
+from federation.forward.path import Request, request_of
 from federation.wire.envelope import MAX_LIFETIME, Refused
 from federation.wire.signer import cti_of
 from node.model.types import SECOND, Process

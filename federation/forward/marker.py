@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.relays import Request, request_of
+from federation.forward.path import Request, request_of
 from federation.wire.envelope import Opened, Refused
 from node.etcd.client import EtcdClient
 from node.store import keys

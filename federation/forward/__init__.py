@@ -1,0 +1,1 @@
+"""Forwards as values: state machine, path, chain of outcomes, updates."""
