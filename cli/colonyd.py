@@ -19,7 +19,7 @@ from typing import Any
 import trio
 
 from federation.calls import calls
-from federation.policy import of_config
+from federation.peers.policy import of_config
 from federation.service import Federation
 from node.daemon.main import Settings, load, run
 from node.etcd.errors import EtcdError, StoreRefused

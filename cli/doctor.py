@@ -88,7 +88,7 @@ def check_clock(now: float) -> Check:
 def check_steps(told: dict[str, Any]) -> Iterator[Check]:
     """What the daemon says of its clock: behind what the store saw, or set in the last week."""
     from cli.peers import moment
-    from federation.clocks import told as words
+    from federation.peers.clock import told as words
 
     behind, by, at = (int(told.get(name) or 0) for name in ("behind", "steppedby", "steppedat"))
     mended = ", ".join(
@@ -161,7 +161,7 @@ def check_config(session: Session) -> Check:
 
 def check_peer_settings(session: Session) -> Iterator[Check]:
     """Whether the addresses under [[peers]] can be those of other colonies."""
-    from federation.reaching import wrong_peers
+    from federation.peers.reachability import wrong_peers
 
     with suppress(Failure):  # reported by check_config
         for url, why in wrong_peers(session.config()).items():
@@ -358,7 +358,7 @@ def check_work(status: dict[str, Any]) -> Iterator[Check]:
 def check_daemon_clock(told: float | None, asked: float, heard: float) -> Iterator[Check]:
     """Whether the daemon's clock (Unix s) shows what this host's did while it was asked."""
     from cli.peers import SAME_CLOCK
-    from federation.clocks import told as words
+    from federation.peers.clock import told as words
 
     if told is None:
         return  # a version that does not tell
@@ -410,8 +410,8 @@ def check_silent(silent: dict[str, Any]) -> Check:
 def check_memory(told: dict[str, Any]) -> Check:
     """Whether the daemon judges messages by a later time than its clock's."""
     from cli.peers import SAME_CLOCK, moment
-    from federation.clocks import MOST
-    from federation.clocks import told as words
+    from federation.peers.clock import MOST
+    from federation.peers.clock import told as words
 
     behind = int(told.get("behind") or 0)
     if behind <= SAME_CLOCK:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.peers import Peers
-from federation.policy import Breach, Bucket
+from federation.peers.policy import Breach, Bucket
+from federation.peers.registry import Peers
 from federation.wire.envelope import Kind
 from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from federation.network.candidates import source_of
-from federation.policy import Bucket
+from federation.peers.policy import Bucket
 from federation.wire.refusals import Refusal
 
 __all__ = ["Admission"]

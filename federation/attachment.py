@@ -17,8 +17,8 @@ from federation.exchange import Exchange
 from federation.forward import path as relays
 from federation.inbox import Inbox
 from federation.ledger import Ledger
-from federation.peers import BLOCKED, Peers
-from federation.policy import MAX_HOPS
+from federation.peers.policy import MAX_HOPS
+from federation.peers.registry import BLOCKED, Peers
 from federation.router import Router
 from federation.talking import Talker
 from federation.wire.sizes import FORWARD, forward_size

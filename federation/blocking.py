@@ -18,7 +18,7 @@ from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker
 from federation.ledger import Bell, Entry, Ledger
-from federation.peers import BLOCKED, Known
+from federation.peers.registry import BLOCKED, Known
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn
 from node.host.log import get_logger

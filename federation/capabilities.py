@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from federation.policy import Policy
+from federation.peers.policy import Policy
 from federation.wire.messages import Capabilities, Offer
 from node.model.types import SECOND, Executor, ExecutorState, Function
 

@@ -1,13 +1,13 @@
 """The calls about our own clock, for the owner: what it is judged by, and how that is put right.
 
-What is remembered, and why, is in `highwater`.
+What is remembered, and why, is in `peers.highwater`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from federation.highwater import HighWater
+from federation.peers.highwater import HighWater
 from federation.service import Federation
 from node.etcd.pressure import Need
 from node.rpc.dispatch import Call, Caller, Who

@@ -9,8 +9,8 @@ from typing import Protocol
 import trio
 
 from federation.blocking import Endings
-from federation.peers import BLOCKED, Known, Peers
-from federation.policy import Policy
+from federation.peers.policy import Policy
+from federation.peers.registry import BLOCKED, Known, Peers
 from federation.transport import TransportError
 from node.model.errors import conflict
 from node.processes.service import Processes

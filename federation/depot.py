@@ -22,7 +22,7 @@ from federation.accounts import Pages
 from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
 from federation.ledger import Ledger
-from federation.policy import Breach
+from federation.peers.policy import Breach
 from federation.transport import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load, load_large

@@ -14,7 +14,7 @@ import trio
 from federation.capabilities import LIFETIME, Board, Survey, offers, permitted, same
 from federation.gate import MAX_BODY
 from federation.ledger import Bell
-from federation.peers import Peers
+from federation.peers.registry import Peers
 from federation.transport import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Capabilities, Offer, load

@@ -20,7 +20,7 @@ from federation.forward import machine as outbox
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
 from federation.ledger import Ledger
-from federation.sparing import Sparing
+from federation.peers.log_limit import Sparing
 from federation.transport import Link
 from federation.wire.envelope import Refused
 from federation.wire.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load

@@ -16,13 +16,13 @@ import msgspec
 import trio
 
 from federation.admission import Admission
-from federation.heirs import follow
 from federation.inbox import Inbox
 from federation.invitations import Invitations
 from federation.network.candidates import source_of
-from federation.peers import BLOCKED, TRUSTED, Peers, Usurped
+from federation.peers.heirs import follow
+from federation.peers.log_limit import Sparing
+from federation.peers.registry import BLOCKED, TRUSTED, Peers, Usurped
 from federation.refusing import keep
-from federation.sparing import Sparing
 from federation.wire.card import VERSION, Card, open_card
 from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.wire.invitation import KNOCK

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation import heirs
 from federation.forward import machine as outbox
 from federation.ledger import Bell, Ledger
-from federation.peers import Known, Peers, Usurped
-from federation.portrait import Portrait
+from federation.peers import heirs
+from federation.peers.owncard import Portrait
+from federation.peers.registry import Known, Peers, Usurped
 from federation.rotation import Rotation
 from federation.transport import Link, TransportError, Unsent, Untimely
 from federation.wire.card import open_card

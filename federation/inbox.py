@@ -16,10 +16,10 @@ from federation.accounts import Accounts
 from federation.forward import path as relays
 from federation.forward.marker import Marker, request_in
 from federation.forward.path import Asked, BadPath, Request, local_id
-from federation.keys import Keys
 from federation.owing import Owing
-from federation.peers import BLOCKED, TRUSTED, Peers
-from federation.policy import Breach, Meter, breach, explained, onward
+from federation.peers.keys import Keys
+from federation.peers.policy import Breach, Meter, breach, explained, onward
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.stocktaking import Stocktaking
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.wire.json import apart, require_bounded

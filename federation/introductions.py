@@ -2,7 +2,7 @@
 
 A card proves itself, so an introduction is an address and no more than that; whom to trust stays
 the owner's decision, unless the configuration says otherwise. Who introduced whom is kept by
-`introduced`.
+`peers.introduced`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.introduced import Introduced
 from federation.ledger import Bell
-from federation.peers import PENDING, TRUSTED, Known, Peers
-from federation.policy import Bucket
+from federation.peers.introduced import Introduced
+from federation.peers.policy import Bucket
+from federation.peers.registry import PENDING, TRUSTED, Known, Peers
 from federation.transport import Link, PeerRefused, TransportError
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, Opened, Refused, inspect

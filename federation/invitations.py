@@ -1,7 +1,7 @@
 """The inviting side: invitations are made, listed, revoked, and used once by who knows the secret.
 
 What a token holds and what is derived from its secret is in `wire.invitation`, the joining side in
-`joining`; the trust that follows is kept by `peers`.
+`joining`; the trust that follows is kept by `peers.registry`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.keys import Keys
 from federation.network.candidates import source_of
-from federation.peers import BLOCKED, Peers
-from federation.policy import Bucket, Policy
-from federation.portrait import Portrait
-from federation.reaching import cannot_be
+from federation.peers.keys import Keys
+from federation.peers.owncard import Portrait
+from federation.peers.policy import Bucket, Policy
+from federation.peers.reachability import cannot_be
+from federation.peers.registry import BLOCKED, Peers
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, Opened

@@ -10,8 +10,8 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from federation.peers import Known, Peer, Peers
-from federation.policy import Policy
+from federation.peers.policy import Policy
+from federation.peers.registry import Known, Peer, Peers
 from federation.transport import Link, Lost, PeerRefused, TransportError, Unsent, fetch_card
 from federation.wire import invitation as tokens
 from federation.wire.card import Card

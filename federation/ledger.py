@@ -15,8 +15,8 @@ import trio
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward, Move, Way
-from federation.keys import Keys
-from federation.peers import Peers
+from federation.peers.keys import Keys
+from federation.peers.registry import Peers
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.gate import BROUGHT
-from federation.peers import TRUSTED, Known, Peers
+from federation.peers.registry import TRUSTED, Known, Peers
 from federation.transport import (
     Answer,
     Carrier,

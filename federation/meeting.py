@@ -1,7 +1,7 @@
 """Meeting other colonies: what discovery hears, and what the configuration names, until a card.
 
 Addresses are hints (`network.candidates` bounds what they cost); who a card makes known is in
-`peers`.
+`peers.registry`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from federation.gate import is_near
 from federation.ledger import Bell
 from federation.network.candidates import Hint, Hints, source_of
 from federation.network.mdns import Sighting
-from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
+from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
 from federation.transport import TransportError, Unsent, fetch_card, split_address
 from federation.wire.envelope import Refused
 from federation.wire.signer import Sealer

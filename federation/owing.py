@@ -15,8 +15,8 @@ from federation.forward import chain as chains
 from federation.forward.machine import Forward
 from federation.forward.marker import Marker, request_in
 from federation.forward.path import Request
-from federation.keys import Keys
-from federation.peers import Peers
+from federation.peers.keys import Keys
+from federation.peers.registry import Peers
 from federation.telling import Teller
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.wire.messages import Outcome, Outcomes, Poll, load

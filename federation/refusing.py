@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from federation.forward.marker import Kept, Marker
 from federation.inbox import Inbox
-from federation.peers import TRUSTED
+from federation.peers.registry import TRUSTED
 from federation.wire.envelope import MAX_LIFETIME, Opened, Refused
 from federation.wire.messages import Submit, load_large
 from federation.wire.refusals import Refusal

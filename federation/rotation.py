@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from federation.keys import Keys
+from federation.peers.keys import Keys
 from federation.wire.messages import Successor
 from federation.wire.signer import Sealer
 from federation.wire.succession import OVERLAP, declare, prove

@@ -13,7 +13,7 @@ import msgspec
 from federation.capabilities import Statement
 from federation.forward import path as relays
 from federation.forward.machine import Forward
-from federation.policy import opening
+from federation.peers.policy import opening
 from federation.routes import Option, Report, Route, odds
 from node.etcd.pressure import Need
 from node.model.errors import bad

@@ -16,7 +16,7 @@ from federation.exchange import Exchange
 from federation.forward import machine as outbox
 from federation.forward.machine import Move, Tried, Way
 from federation.ledger import Detour, Ledger
-from federation.peers import Peers
+from federation.peers.registry import Peers
 from federation.routes import (
     Decision,
     Here,

@@ -26,16 +26,16 @@ from federation.inbox import Inbox
 from federation.introductions import Introducer
 from federation.invitations import Invitations
 from federation.joining import Joining
-from federation.keys import Keys
 from federation.ledger import Ledger
 from federation.mailbox import Collector, Office, Ways
 from federation.meeting import Meeting
 from federation.network.addresses import is_loopback, ways_to
 from federation.network.discovery import Advert, discover
 from federation.network.monitor import Surroundings
-from federation.peers import BLOCKED, TRUSTED, Known, Peers
-from federation.policy import of_config
-from federation.portrait import Portrait
+from federation.peers.keys import Keys
+from federation.peers.owncard import Portrait
+from federation.peers.policy import of_config
+from federation.peers.registry import BLOCKED, TRUSTED, Known, Peers
 from federation.results import Results
 from federation.rotation import Rotation
 from federation.router import Router

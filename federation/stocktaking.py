@@ -12,8 +12,8 @@ import msgspec
 
 from federation.accounts import Accounts, Pages, Stock
 from federation.forward.marker import SAID, Marker
-from federation.keys import Keys
 from federation.owing import Owing
+from federation.peers.keys import Keys
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn
 from node.model.codec import pack, unpack

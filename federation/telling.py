@@ -15,7 +15,7 @@ import msgspec
 from federation.forward import channels as words
 from federation.forward import updates as progress
 from federation.forward.updates import Followed
-from federation.keys import Keys
+from federation.peers.keys import Keys
 from federation.wire.messages import Follow, Line, News, Poll, Said, dump
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge

@@ -12,7 +12,7 @@ from functools import partial
 import trio
 
 from federation.ledger import Ledger
-from federation.peers import Known
+from federation.peers.registry import Known
 from federation.transport import Link
 from node.host.containment import contained, keep_going
 

@@ -13,7 +13,6 @@ import httpx
 import msgspec
 import trio
 
-from federation.clocks import MOST, Reading, apart, bridgeable, read, told
 from federation.dialing import (
     Lost,
     TransportError,
@@ -26,7 +25,8 @@ from federation.dialing import (
     text_of,
 )
 from federation.failures import Later, PeerRefused, Untimely
-from federation.peers import TRUSTED, Known
+from federation.peers.clock import MOST, Reading, apart, bridgeable, read, told
+from federation.peers.registry import TRUSTED, Known
 from federation.tls import fingerprint_of
 from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.wire.messages import SIGNED, Denial, Hello, Successor, load

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from federation.highwater import HighWater
-from federation.keys import Keys
+from federation.peers.highwater import HighWater
+from federation.peers.keys import Keys
 from node.etcd.client import EtcdClient
 from node.processes.service import Processes
 

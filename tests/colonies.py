@@ -18,8 +18,8 @@ import trio
 
 from federation.forward.chain import Step, trace
 from federation.forward.machine import Forward
-from federation.peers import Known
-from federation.policy import Policy
+from federation.peers.policy import Policy
+from federation.peers.registry import Known
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
 from federation.wire.card import open_card

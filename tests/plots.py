@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 
-from federation.policy import Policy
+from federation.peers.policy import Policy
 from node.host.config import RouteConfig
 from tests.simulation.actors import Job
 from tests.simulation.foes import EVE

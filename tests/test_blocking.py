@@ -21,7 +21,7 @@ from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker
 from federation.inbox import Inbox
 from federation.ledger import Detour, Ledger
-from federation.peers import BLOCKED, TRUSTED, Peers
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.wire.envelope import Kind
 from federation.wire.messages import Poll
 from node.etcd.client import open_client

@@ -13,7 +13,7 @@ import trio.testing
 
 from federation.capabilities import HEARD, STALE, Board, Survey, load, offers, permitted, same
 from federation.exchange import Exchange
-from federation.policy import Policy
+from federation.peers.policy import Policy
 from federation.wire.envelope import Kind
 from federation.wire.messages import Capabilities, Offer
 from federation.wire.messages import load as load_message

@@ -11,11 +11,11 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.clocks import MOST, SLACK, Clock, Reading, apart, bridgeable, read, told
 from federation.forward import machine as outbox
 from federation.forward.machine import DOUBT, QUEUED, Forward
-from federation.peers import PENDING, TRUSTED
-from federation.roster import Known, Peer
+from federation.peers.clock import MOST, SLACK, Clock, Reading, apart, bridgeable, read, told
+from federation.peers.record import Known, Peer
+from federation.peers.registry import PENDING, TRUSTED
 from federation.transport import Answer, Link, Lost, PeerRefused, Untimely
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind

@@ -11,12 +11,12 @@ import pytest
 import trio
 import trio.testing
 
-from federation.keys import Keys
 from federation.ledger import Ledger
 from federation.mailbox import Collector
 from federation.meeting import Meeting
 from federation.network.mdns import Sighting
-from federation.peers import Known, Peer, Peers
+from federation.peers.keys import Keys
+from federation.peers.registry import Known, Peer, Peers
 from federation.tending import Tending
 from federation.transport import Link
 from federation.wire.messages import Parcel

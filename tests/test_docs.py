@@ -78,7 +78,7 @@ def codes_in_the_code() -> Iterator[str]:
                 if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
                     yield inner.value
     # The one place where codes are in a table that is looped over.
-    policy = (REPOSITORY / "federation" / "policy.py").read_text("utf-8")
+    policy = (REPOSITORY / "federation" / "peers" / "policy.py").read_text("utf-8")
     yield from re.findall(r'"(policy_\w+)"', policy)
     yield from get_args(envelope.Code)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from federation.gate import is_near
-from federation.keys import Keys
-from federation.peers import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
+from federation.peers.keys import Keys
+from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
 from federation.transport import split_address
 from federation.wire.card import Card
 from node.etcd.client import EtcdClient

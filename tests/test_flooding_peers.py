@@ -13,12 +13,12 @@ import msgspec
 import pytest
 import trio
 
-from federation import heirs
 from federation.forward.marker import Marker
 from federation.inbox import Inbox
 from federation.mailbox import Office
-from federation.peers import BLOCKED, TRUSTED, Peers
-from federation.policy import Policy
+from federation.peers import heirs
+from federation.peers.policy import Policy
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.talking import Listener
 from federation.wire import envelope, succession
 from federation.wire.card import Card, sign_card

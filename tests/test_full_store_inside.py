@@ -13,7 +13,7 @@ import trio
 
 from cli.client import encode
 from federation.forward import machine as outbox
-from federation.policy import Meter
+from federation.peers.policy import Meter
 from federation.wire.envelope import Kind
 from federation.wire.messages import Cancel, Receipt
 from federation.wire.messages import load as load_message

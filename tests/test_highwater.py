@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cli.doctor import check_memory
-from federation.highwater import HighWater
+from federation.peers.highwater import HighWater
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from federation.introductions import MOST, Introducer, chosen
-from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
+from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.transport import Answer
 from federation.wire.card import Card, open_card, sign_card
 from federation.wire.envelope import Kind

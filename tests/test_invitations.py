@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from cli.client import RpcError as CallError
 from federation.invitations import Invitation, Invitations, Used
 from federation.joining import Joining
-from federation.keys import Keys
-from federation.peers import BLOCKED, TRUSTED, Peers
-from federation.policy import Policy
-from federation.portrait import Portrait
+from federation.peers.keys import Keys
+from federation.peers.owncard import Portrait
+from federation.peers.policy import Policy
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.tls import make_certificate, server_context
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card

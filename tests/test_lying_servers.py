@@ -21,7 +21,7 @@ from cli.client import LONGEST_REPLY, Client, RpcError, Unreachable
 from cli.s3 import S3Settings, S3Store
 from cli.session import Failure
 from cli.transfer import Content, DaemonStore, fetch
-from federation.peers import Known, Peer
+from federation.peers.registry import Known, Peer
 from federation.tls import fetch_certificate
 from federation.transport import Link, Lost, TransportError, fetch_card
 from federation.wire.envelope import Kind

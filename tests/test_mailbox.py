@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from federation.mailbox import Office
-from federation.peers import TRUSTED, Peer
+from federation.peers.registry import TRUSTED, Peer
 from federation.transport import Answer, Lost, Unsent
 from federation.wire.envelope import Kind
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Reply, load

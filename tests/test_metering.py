@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import trio
 
-from federation import heirs
 from federation.accounts import Accounts, Stock
 from federation.admission import Admission
 from federation.invitations import Invitations
-from federation.keys import Keys
-from federation.peers import BLOCKED, TRUSTED, Former, Peer
-from federation.policy import Bucket, Policy
-from federation.sparing import Sparing
+from federation.peers import heirs
+from federation.peers.keys import Keys
+from federation.peers.log_limit import Sparing
+from federation.peers.policy import Bucket, Policy
+from federation.peers.registry import BLOCKED, TRUSTED, Former, Peer
 from federation.wire.envelope import Kind
 from federation.wire.invitation import key_of, knock, name_of
 from federation.wire.refusals import Refusal

@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
-from federation.keys import Keys
 from federation.ledger import Ledger
-from federation.peers import Peers
+from federation.peers.keys import Keys
+from federation.peers.registry import Peers
 from federation.resolving import resolve
 from federation.wire.signer import Sealer
 from node.etcd.client import KeyValue

@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from federation.calls import calls
-from federation.peers import PENDING, TRUSTED, Peer
-from federation.roster import BLOCKED
+from federation.peers.record import BLOCKED
+from federation.peers.registry import PENDING, TRUSTED, Peer
 from federation.routes import Other, Route, _reached
 from federation.wire import cbor
 from federation.wire.card import Card, is_name, open_card, sign_card

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.policy import Policy
+from federation.peers.policy import Policy
 from federation.routes import read_routes
 from federation.wire.messages import Capabilities, Offer
 from node.host.config import RouteConfig

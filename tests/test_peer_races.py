@@ -13,11 +13,11 @@ from trio.testing import MockClock
 
 from federation.depot import Depot
 from federation.forward.machine import Forward
-from federation.keys import Keys
 from federation.ledger import Entry, Ledger
-from federation.peers import BLOCKED, TRUSTED, Peer, Peers
-from federation.policy import Policy
-from federation.portrait import Portrait
+from federation.peers.keys import Keys
+from federation.peers.owncard import Portrait
+from federation.peers.policy import Policy
+from federation.peers.registry import BLOCKED, TRUSTED, Peer, Peers
 from federation.tending import Tending
 from federation.transport import Link
 from federation.upkeep import Upkeep

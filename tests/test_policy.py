@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.inbox import Inbox
-from federation.peers import TRUSTED, Peers
-from federation.policy import (
+from federation.peers.policy import (
     Bucket,
     Meter,
     Policy,
@@ -30,6 +29,7 @@ from federation.policy import (
     opening,
     read,
 )
+from federation.peers.registry import TRUSTED, Peers
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer
 from node.etcd.client import TxnResult, open_client

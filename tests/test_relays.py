@@ -19,7 +19,6 @@ import msgspec
 import pytest
 import trio
 
-from federation.clocks import MOST
 from federation.forward import chain as chains
 from federation.forward import path as relays
 from federation.forward.chain import carried, conclusion, trace
@@ -33,7 +32,8 @@ from federation.forward.path import (
     passed_on,
     unwrap,
 )
-from federation.policy import Policy
+from federation.peers.clock import MOST
+from federation.peers.policy import Policy
 from federation.wire.envelope import Kind, Opened, inspect, seal
 from federation.wire.messages import Outcome, Submit, dump, load
 from node.host.keys import PrivateKey, read_key

@@ -16,9 +16,9 @@ import trio
 
 from cli.client import RpcError
 from federation.forward import machine as outbox
-from federation.keys import Keys
 from federation.ledger import Ledger
-from federation.peers import Peers
+from federation.peers.keys import Keys
+from federation.peers.registry import Peers
 from federation.resolving import resolve
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue

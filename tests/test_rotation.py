@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from federation.peers import TRUSTED, Former, Peer
+from federation.peers.registry import TRUSTED, Former, Peer
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind, Refused
 from federation.wire.messages import Hello, Submit, Successor

@@ -13,8 +13,8 @@ import trio
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
-from federation.peers import Known
-from federation.policy import Policy
+from federation.peers.policy import Policy
+from federation.peers.registry import Known
 from federation.service import Federation
 from federation.transport import Answer, Link, Lost, Unsent
 from federation.wire.card import Card

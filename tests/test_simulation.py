@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from federation import inbox
 from federation.gate import Gate
-from federation.keys import Keys
-from federation.peers import TRUSTED, Peers
-from federation.roster import Peer
+from federation.peers.keys import Keys
+from federation.peers.record import Peer
+from federation.peers.registry import TRUSTED, Peers
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Outcomes, Poll, Submit, load
 from federation.wire.signer import Sealer

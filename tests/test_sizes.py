@@ -21,7 +21,7 @@ from federation.capabilities import Survey, offers
 from federation.forward import updates as progress
 from federation.forward.updates import Followed
 from federation.gate import Gate
-from federation.peers import Known, Peer
+from federation.peers.registry import Known, Peer
 from federation.results import read_output
 from federation.transport import Answer, Link, Lost
 from federation.wire import cbor, messages

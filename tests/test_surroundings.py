@@ -13,7 +13,7 @@ from zeroconf import DNSPointer, RecordUpdate, Zeroconf
 from federation.network.interfaces import Network
 from federation.network.mdns import Box, Counter, sightings
 from federation.network.monitor import Surroundings
-from federation.roster import Known, Peer
+from federation.peers.record import Known, Peer
 from node.host.clock import Moment
 
 NETWORK = Network(("192.0.2.1", 2), ("192.0.2.1",), ("192.0.2.0/24",), (2,), (("eth0", 2),), False)

@@ -23,8 +23,8 @@ from cli.client import RpcError, decode
 from federation.forward.machine import Forward
 from federation.forward.path import local_id
 from federation.network.candidates import Hint, Hints
-from federation.peers import TRUSTED, Known, Peer
-from federation.policy import Policy
+from federation.peers.policy import Policy
+from federation.peers.registry import TRUSTED, Known, Peer
 from federation.transport import Answer, Carrier, Later, Link, PeerRefused, Unsent
 from federation.wire import cbor, envelope
 from federation.wire.card import Card, sign_card

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from federation.forward.path import Request, keyring, local_id
-from federation.policy import MAX_HOPS
+from federation.peers.policy import MAX_HOPS
 from federation.wire.envelope import Kind, Refused, inspect
 from federation.wire.messages import Outcome, load
 from node.host.keys import id_of, verify_es256k

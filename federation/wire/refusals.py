@@ -5,7 +5,7 @@ Which refusals are kept to for good is in `refusing`.
 
 from __future__ import annotations
 
-from federation.peers import BLOCKED, TRUSTED, Peers
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.wire.envelope import Refused
 
 __all__ = ["Refusal", "refusal_of", "store_full", "trusted_revision"]

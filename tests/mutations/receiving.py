@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 import federation.wire.card
-from federation import gate, inbox, owing, policy, stocktaking
+from federation import gate, inbox, owing, stocktaking
 from federation.attachment import Attachment
 from federation.forward import path as relays
 from federation.forward.marker import Marker
 from federation.inbox import Inbox
-from federation.peers import Peer, Peers
+from federation.peers import policy
+from federation.peers.registry import Peer, Peers
 from federation.wire import envelope
 from federation.wire.card import Card
 from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope

@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar
 
 import trio
 
-from federation.keys import Keys
-from federation.peers import TRUSTED, Known
-from federation.policy import Policy
-from federation.roster import Peer
+from federation.peers.keys import Keys
+from federation.peers.policy import Policy
+from federation.peers.record import Peer
+from federation.peers.registry import TRUSTED, Known
 from federation.service import Federation
 from federation.transport import Link, Unsent
 from federation.wire.card import VERSION, Card, sign_card

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
-from federation.policy import Policy
+from federation.peers.policy import Policy
 from node.host.config import RouteConfig
 from node.model.errors import RpcError
 from tests.simulation.actors import Job, Worker, patiently, submit_and_watch

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from federation.forward.machine import CANCELLING, Forward
 from federation.forward.marker import Marker
 from federation.forward.path import local_id
-from federation.peers import BLOCKED, TRUSTED
-from federation.policy import Policy
-from federation.roster import Peer
+from federation.peers.policy import Policy
+from federation.peers.record import Peer
+from federation.peers.registry import BLOCKED, TRUSTED
 from federation.wire.envelope import MAX_LIFETIME
 from node.model.codec import unpack
 from node.model.types import SECOND, Process, State

@@ -1,6 +1,7 @@
 """What a trusted colony may do here: its policy, and whether one submission keeps to it.
 
-Values in, values out: the inbox counts, asks and refuses; who is trusted at all is in `peers`.
+Values in, values out: the inbox counts, asks and refuses; who is trusted at all is in
+`peers.registry`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is kept of another colony, and the list in which it is found under each of its ids.
 
-What becomes of it is decided in `peers` (trust), `introduced` and `heirs` (a new key).
+What becomes of it is decided in `peers.registry` (trust), `introduced` and `heirs` (a new key).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from federation.clocks import Clock
-from federation.policy import Bucket, Policy
+from federation.peers.clock import Clock
+from federation.peers.policy import Bucket, Policy
 from federation.wire.card import VERSION, Card, versions_in
 
 __all__ = [

@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Collection
 
 from federation.dialing import split_address
-from federation.portrait import own_addresses
+from federation.peers.owncard import own_addresses
 from node.host.config import Config
 
 __all__ = ["cannot_be", "wrong_peers"]

@@ -1,6 +1,6 @@
 """Who introduced whom: what a peer's word makes known, and what is forgotten when it is taken back.
 
-Messages are exchanged by `introductions`; what is decided about a colony is in `peers`.
+Messages are exchanged by `introductions`; what is decided about a colony is in `peers.registry`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.peers import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
+from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.wire.card import Card
 
 __all__ = ["Introduced"]

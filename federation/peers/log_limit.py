@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from federation.policy import Bucket
+from federation.peers.policy import Bucket
 
 __all__ = ["Sparing"]
 

@@ -1,6 +1,6 @@
 """Our own card: its addresses, its ever-growing sequence number, and its signature of the day.
 
-Cards of others are in `wire.card` and `peers`.
+Cards of others are in `wire.card` and `peers.registry`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.keys import Keys
 from federation.network.interfaces import ANY, survey
+from federation.peers.keys import Keys
 from federation.wire.card import VERSION, Card, is_name, sign_card
 from federation.wire.envelope import MAX_LIFETIME
 from federation.wire.signer import Sealer

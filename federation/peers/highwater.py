@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.keys import Keys
+from federation.peers.keys import Keys
 from node.etcd.client import EtcdClient
 from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger

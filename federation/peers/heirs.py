@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from federation.peers import BLOCKED, TRUSTED, Former, Peer, Peers, Usurped
+from federation.peers.registry import BLOCKED, TRUSTED, Former, Peer, Peers, Usurped
 from federation.wire.envelope import MAX_LIFETIME, inspect
 from federation.wire.messages import Successor
 from federation.wire.refusals import Refusal

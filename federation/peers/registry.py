@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.keys import Keys
-from federation.policy import Policy
-from federation.roster import (
+from federation.peers.keys import Keys
+from federation.peers.log_limit import Sparing
+from federation.peers.policy import Policy
+from federation.peers.record import (
     BLOCKED,
     PENDING,
     SEEN,
@@ -27,7 +28,6 @@ from federation.roster import (
     Roster,
     Usurped,
 )
-from federation.sparing import Sparing
 from federation.wire.card import Card
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
