@@ -22,7 +22,7 @@ from federation.peers.registry import TRUSTED, Known
 from federation.results import read_output
 from federation.rotation import Rotated
 from federation.service import Federation
-from federation.transport import TransportError
+from federation.transport.link import TransportError
 from federation.wire import invitation as tokens
 from federation.wire.envelope import Kind, Refused, inspect
 from federation.wire.json import apart

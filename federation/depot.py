@@ -23,7 +23,7 @@ from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
 from federation.ledger import Ledger
 from federation.peers.policy import Breach
-from federation.transport import Link, PeerRefused, TransportError
+from federation.transport.link import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load, load_large
 from federation.wire.refusals import Refusal

@@ -15,7 +15,7 @@ from federation.capabilities import LIFETIME, Board, Survey, offers, permitted, 
 from federation.gate import MAX_BODY
 from federation.ledger import Bell
 from federation.peers.registry import Peers
-from federation.transport import Link, PeerRefused, TransportError
+from federation.transport.link import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Capabilities, Offer, load
 from federation.wire.signer import Sealer

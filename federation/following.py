@@ -21,7 +21,7 @@ from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
 from federation.ledger import Ledger
 from federation.peers.log_limit import Sparing
-from federation.transport import Link
+from federation.transport.link import Link
 from federation.wire.envelope import Refused
 from federation.wire.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load
 from node.etcd.errors import EtcdTooLarge

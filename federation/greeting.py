@@ -18,7 +18,7 @@ from federation.peers import heirs
 from federation.peers.owncard import Portrait
 from federation.peers.registry import Known, Peers, Usurped
 from federation.rotation import Rotation
-from federation.transport import Link, TransportError, Unsent, Untimely
+from federation.transport.link import Link, TransportError, Unsent, Untimely
 from federation.wire.card import open_card
 from federation.wire.envelope import Refused
 from federation.wire.messages import Hello, Successor

@@ -19,7 +19,7 @@ from federation.ledger import Bell
 from federation.peers.introduced import Introduced
 from federation.peers.policy import Bucket
 from federation.peers.registry import PENDING, TRUSTED, Known, Peers
-from federation.transport import Link, PeerRefused, TransportError
+from federation.transport.link import Link, PeerRefused, TransportError
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, Opened, Refused, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load

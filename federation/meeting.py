@@ -18,7 +18,7 @@ from federation.ledger import Bell
 from federation.network.candidates import Hint, Hints, source_of
 from federation.network.mdns import Sighting
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
-from federation.transport import TransportError, Unsent, fetch_card, split_address
+from federation.transport.link import TransportError, Unsent, fetch_card, split_address
 from federation.wire.envelope import Refused
 from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError

@@ -21,7 +21,7 @@ from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.forward.path import Request
 from federation.ledger import Ledger
-from federation.transport import Later, Link, TransportError
+from federation.transport.link import Later, Link, TransportError
 from federation.wire.envelope import Kind, Opened, Refused, open_envelope
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Attempt, Outcome, Outcomes, Pid, Poll, load

@@ -27,7 +27,6 @@ from federation.introductions import Introducer
 from federation.invitations import Invitations
 from federation.joining import Joining
 from federation.ledger import Ledger
-from federation.mailbox import Collector, Office, Ways
 from federation.meeting import Meeting
 from federation.network.addresses import is_loopback, ways_to
 from federation.network.discovery import Advert, discover
@@ -42,8 +41,9 @@ from federation.router import Router
 from federation.routes import read_routes
 from federation.talking import Listener, Talker
 from federation.tending import Tending
-from federation.tls import make_certificate, server_context
-from federation.transport import Link
+from federation.transport.link import Link
+from federation.transport.mailbox import Collector, Office, Ways
+from federation.transport.tls import make_certificate, server_context
 from federation.upkeep import Upkeep
 from federation.waiting import Waiting
 from federation.wire.signer import Sealer

@@ -20,7 +20,7 @@ from federation.forward import machine as outbox
 from federation.forward.marker import SAID, Marker
 from federation.inbox import Inbox
 from federation.ledger import Bell, Ledger
-from federation.transport import Later, Link, PeerRefused, TransportError
+from federation.transport.link import Later, Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Heard, Say, load
 from federation.wire.refusals import Refusal

@@ -13,7 +13,7 @@ import trio
 
 from federation.ledger import Ledger
 from federation.peers.registry import Known
-from federation.transport import Link
+from federation.transport.link import Link
 from node.host.containment import contained, keep_going
 
 __all__ = ["Tending"]

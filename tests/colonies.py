@@ -21,7 +21,7 @@ from federation.forward.machine import Forward
 from federation.peers.policy import Policy
 from federation.peers.registry import Known
 from federation.service import Federation
-from federation.transport import Answer, Link, Lost, Unsent
+from federation.transport.link import Answer, Link, Lost, Unsent
 from federation.wire.card import open_card
 from federation.wire.envelope import inspect
 from node.daemon.recovery import finish

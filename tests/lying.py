@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
-from federation.tls import make_certificate, server_context
+from federation.transport.tls import make_certificate, server_context
 from federation.wire.card import VERSION, Card, sign_card
 from federation.wire.envelope import MAX_LIFETIME, Kind, seal
 from node.host.keys import PrivateKey

@@ -16,7 +16,7 @@ from federation.forward.machine import DOUBT, QUEUED, Forward
 from federation.peers.clock import MOST, SLACK, Clock, Reading, apart, bridgeable, read, told
 from federation.peers.record import Known, Peer
 from federation.peers.registry import PENDING, TRUSTED
-from federation.transport import Answer, Link, Lost, PeerRefused, Untimely
+from federation.transport.link import Answer, Link, Lost, PeerRefused, Untimely
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind
 from federation.wire.messages import Hello, Receipt, Submit, load

@@ -12,13 +12,13 @@ import trio
 import trio.testing
 
 from federation.ledger import Ledger
-from federation.mailbox import Collector
 from federation.meeting import Meeting
 from federation.network.mdns import Sighting
 from federation.peers.keys import Keys
 from federation.peers.registry import Known, Peer, Peers
 from federation.tending import Tending
-from federation.transport import Link
+from federation.transport.link import Link
+from federation.transport.mailbox import Collector
 from federation.wire.messages import Parcel
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient

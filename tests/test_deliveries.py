@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.tls import make_certificate, server_context, trusting
+from federation.transport.tls import make_certificate, server_context, trusting
 from node.http.delivery import carry
 from node.http.server import Request, Response
 from tests.http_edge import GET, Client, Served, serving

@@ -15,11 +15,11 @@ import trio
 
 from federation.forward.marker import Marker
 from federation.inbox import Inbox
-from federation.mailbox import Office
 from federation.peers import heirs
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.talking import Listener
+from federation.transport.mailbox import Office
 from federation.wire import envelope, succession
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind

@@ -19,10 +19,10 @@ import trio
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
 from federation.gate import BROUGHT
-from federation.mailbox import pass_on
 from federation.peers.policy import Policy
 from federation.peers.registry import TRUSTED, Known, Peer
-from federation.transport import Answer, Link, Lost
+from federation.transport.link import Answer, Link, Lost
+from federation.transport.mailbox import pass_on
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Cancel, Denial, Pass, Passed, Submit, load
 from federation.wire.signer import Sealer

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.tls import make_certificate, server_context, trusting
+from federation.transport.tls import make_certificate, server_context, trusting
 from node.http.listeners import bound_port, open_listeners
 from node.http.server import Limits, Request, Response
 from tests.http_edge import GET, Client, echo, post, serving

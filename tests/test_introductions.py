@@ -14,7 +14,7 @@ import trio
 
 from federation.introductions import MOST, Introducer, chosen
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
-from federation.transport import Answer
+from federation.transport.link import Answer
 from federation.wire.card import Card, open_card, sign_card
 from federation.wire.envelope import Kind
 from federation.wire.messages import DEEPEST, Introduction, Introductions

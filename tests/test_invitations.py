@@ -25,7 +25,7 @@ from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
-from federation.tls import make_certificate, server_context
+from federation.transport.tls import make_certificate, server_context
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind, Opened, open_envelope

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import trio
 
-from federation.dialing import Unsent, find
 from federation.network.addresses import is_loopback, problem_of, ways_to
 from federation.network.interfaces import Network, survey
 from federation.network.mdns import sightings
+from federation.transport.dial import Unsent, find
 from tests.lying import LyingColony, knows
 from tests.support import Daemon, free_port, until
 
@@ -117,7 +117,7 @@ async def test_what_is_checked_is_what_is_connected_to(monkeypatch: pytest.Monke
         tried.append(host)
         return b"der"
 
-    monkeypatch.setattr("federation.dialing.fetch_certificate", certificate)
+    monkeypatch.setattr("federation.transport.dial.fetch_certificate", certificate)
     found = await find(["evil.example:7"], "", lambda each: ways_to(each, HOME, NAMES))
     assert tried == ["203.0.113.9"]
     assert found.others == [("203.0.113.9:7", b"der")]

@@ -22,8 +22,8 @@ from cli.s3 import S3Settings, S3Store
 from cli.session import Failure
 from cli.transfer import Content, DaemonStore, fetch
 from federation.peers.registry import Known, Peer
-from federation.tls import fetch_certificate
-from federation.transport import Link, Lost, TransportError, fetch_card
+from federation.transport.link import Link, Lost, TransportError, fetch_card
+from federation.transport.tls import fetch_certificate
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer
 from node.host.keys import PrivateKey

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.mailbox import Office
 from federation.peers.registry import TRUSTED, Peer
-from federation.transport import Answer, Lost, Unsent
+from federation.transport.link import Answer, Lost, Unsent
+from federation.transport.mailbox import Office
 from federation.wire.envelope import Kind
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Reply, load
 from federation.wire.signer import Sealer

@@ -15,9 +15,10 @@ import pytest
 import trio
 import trio.testing
 
-from federation import mailbox, meeting, results, tending
+from federation import meeting, results, tending
 from federation.network import addresses as leading
 from federation.network import mdns as station
+from federation.transport import mailbox
 from federation.wire import cbor, envelope, sizes
 from federation.wire.envelope import Kind
 from node.http import client as http_client

@@ -19,7 +19,7 @@ from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peer, Peers
 from federation.tending import Tending
-from federation.transport import Link
+from federation.transport.link import Link
 from federation.upkeep import Upkeep
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Opened, inspect

@@ -8,7 +8,7 @@ from typing import Any
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
 from federation.forward.path import local_id
-from federation.transport import Answer
+from federation.transport.link import Answer
 from federation.wire import cbor
 from federation.wire.envelope import Kind, inspect, seal
 from federation.wire.signer import cti_of

@@ -16,7 +16,7 @@ from federation.forward.machine import Forward
 from federation.peers.policy import Policy
 from federation.peers.registry import Known
 from federation.service import Federation
-from federation.transport import Answer, Link, Lost, Unsent
+from federation.transport.link import Answer, Link, Lost, Unsent
 from federation.wire.card import Card
 from federation.wire.messages import Capabilities, Offer
 from node.etcd.client import EtcdClient

@@ -23,7 +23,7 @@ from federation.forward.updates import Followed
 from federation.gate import Gate
 from federation.peers.registry import Known, Peer
 from federation.results import read_output
-from federation.transport import Answer, Link, Lost
+from federation.transport.link import Answer, Link, Lost
 from federation.wire import cbor, messages
 from federation.wire.envelope import Kind, Refused, inspect, open_envelope, seal
 from federation.wire.json import MOST_CONTAINERS, require_bounded

@@ -17,7 +17,7 @@ from federation.following import Follower
 from federation.forward import channels as words
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
-from federation.transport import PeerRefused
+from federation.transport.link import PeerRefused
 from federation.wire.envelope import Kind
 from federation.wire.messages import (
     Extra,

@@ -16,7 +16,7 @@ import trio
 
 from federation import depot
 from federation.forward import attachments as manifest
-from federation.transport import PeerRefused
+from federation.transport.link import PeerRefused
 from federation.wire.envelope import Kind
 from federation.wire.messages import Carried, Chunk, Fetch, load
 from node.etcd.pages import whole

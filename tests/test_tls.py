@@ -14,7 +14,7 @@ import pytest
 import trio
 from cryptography import x509
 
-from federation.tls import (
+from federation.transport.tls import (
     TlsError,
     fetch_certificate,
     fingerprint_of,

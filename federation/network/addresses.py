@@ -12,8 +12,8 @@ import socket
 
 import trio
 
-from federation.dialing import Unsent, split_address
 from federation.network.interfaces import Network
+from federation.transport.dial import Unsent, split_address
 
 __all__ = ["is_loopback", "problem_of", "ways_to"]
 

@@ -1,6 +1,7 @@
 """Addresses at which no colony can be reached from elsewhere, and why: values in, values out.
 
-What an address leads to is found out by `dialing`; here is what needs no connection to be told.
+What an address leads to is found out by `transport.dial`; here is what needs no connection to be
+told.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection
 
-from federation.dialing import split_address
 from federation.peers.owncard import own_addresses
+from federation.transport.dial import split_address
 from node.host.config import Config
 
 __all__ = ["cannot_be", "wrong_peers"]

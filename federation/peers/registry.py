@@ -2,7 +2,7 @@
 
 Decisions (trusted, blocked) are in the store; hints, pending cards and liveness only in memory,
 so strangers cannot fill the store. Whom peers introduce is in `introduced`, what becomes of one
-that changes its key in `heirs`, who speaks to a peer in `transport`.
+that changes its key in `heirs`, who speaks to a peer in `transport.link`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from federation.transport import split_address
+from federation.transport.link import split_address
 from federation.wire import cbor
 
 __all__ = [

@@ -15,7 +15,7 @@ from federation.forward import chain as chains
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
 from federation.results import Results
-from federation.transport import TransportError
+from federation.transport.link import TransportError
 from federation.wire.envelope import Refused, inspect
 from federation.wire.messages import Outcome, load
 from node.etcd.errors import EtcdError

@@ -15,7 +15,7 @@ import trio
 
 from federation.gate import BROUGHT
 from federation.peers.registry import TRUSTED, Known, Peers
-from federation.transport import (
+from federation.transport.link import (
     Answer,
     Carrier,
     Later,

@@ -1,11 +1,11 @@
 """What a message came to that was answered, but not as asked, and how certain that is.
 
-That no answer came, or no connection, is in `dialing`.
+That no answer came, or no connection, is in `transport.dial`.
 """
 
 from __future__ import annotations
 
-from federation.dialing import TransportError
+from federation.transport.dial import TransportError
 
 __all__ = ["Later", "PeerRefused", "Untimely"]
 

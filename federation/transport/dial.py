@@ -1,6 +1,6 @@
 """Finding where a colony is to be reached: its addresses tried, its certificate compared, its card.
 
-What is said over a connection, and to whom, is `transport`'s.
+What is said over a connection, and to whom, is `transport.link`'s.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 import trio
 
-from federation.tls import TlsError, fetch_certificate, fingerprint_of, trusting
+from federation.transport.tls import TlsError, fetch_certificate, fingerprint_of, trusting
 from federation.wire.card import CARD_LIMIT, Card, open_card
 from federation.wire.envelope import Refused
 from federation.wire.signer import Sealer

@@ -13,7 +13,9 @@ import httpx
 import msgspec
 import trio
 
-from federation.dialing import (
+from federation.peers.clock import MOST, Reading, apart, bridgeable, read, told
+from federation.peers.registry import TRUSTED, Known
+from federation.transport.dial import (
     Lost,
     TransportError,
     Unsent,
@@ -24,10 +26,8 @@ from federation.dialing import (
     split_address,
     text_of,
 )
-from federation.failures import Later, PeerRefused, Untimely
-from federation.peers.clock import MOST, Reading, apart, bridgeable, read, told
-from federation.peers.registry import TRUSTED, Known
-from federation.tls import fingerprint_of
+from federation.transport.errors import Later, PeerRefused, Untimely
+from federation.transport.tls import fingerprint_of
 from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.wire.messages import SIGNED, Denial, Hello, Successor, load
 from federation.wire.signer import Sealer

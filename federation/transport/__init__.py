@@ -1,0 +1,1 @@
+"""Pinned TLS to one peer, and the ways around."""
