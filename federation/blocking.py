@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.accounts import Pages
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker
 from federation.ledger import Bell, Entry, Ledger
+from federation.limits.accounts import Pages
 from federation.peers.registry import BLOCKED, Known
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn

@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 import trio
 
-from federation.accounts import Pages
 from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
 from federation.ledger import Ledger
+from federation.limits.accounts import Pages
 from federation.peers.policy import Breach
 from federation.transport.link import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, inspect

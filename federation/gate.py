@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.admission import Admission
 from federation.inbox import Inbox
 from federation.invitations import Invitations
+from federation.limits.admission import Admission
 from federation.network.candidates import source_of
 from federation.peers.heirs import follow
 from federation.peers.log_limit import Sparing

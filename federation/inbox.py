@@ -12,10 +12,10 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from federation.accounts import Accounts
 from federation.forward import path as relays
 from federation.forward.marker import Marker, request_in
 from federation.forward.path import Asked, BadPath, Request, local_id
+from federation.limits.accounts import Accounts
 from federation.owing import Owing
 from federation.peers.keys import Keys
 from federation.peers.policy import Breach, Meter, breach, explained, onward

@@ -1,4 +1,4 @@
-"""What other colonies left in the store: counted for `accounts`, forgotten when its time is over.
+"""What other colonies left in the store: counted for `limits.accounts`, forgotten in time.
 
 What is written, and when it may be, is decided by those who write: `inbox`, `refusing`, `talking`.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.accounts import Accounts, Pages, Stock
 from federation.forward.marker import SAID, Marker
+from federation.limits.accounts import Accounts, Pages, Stock
 from federation.owing import Owing
 from federation.peers.keys import Keys
 from node.etcd.client import EtcdClient, KeyValue

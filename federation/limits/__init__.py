@@ -1,0 +1,1 @@
+"""What peers and strangers may cost here."""
