@@ -210,7 +210,7 @@ def _forward(record: dict[str, Any]) -> list[tuple[str, object]]:
     told = record.get("forward")
     if not told:
         return []
-    from federation.testimony import Verdict, asked, check
+    from federation.outbox.evidence import Verdict, asked, check
 
     def signed(verdict: Verdict) -> str:
         held = f"NOT VALID: {verdict.problem}" if verdict.problem else "valid"

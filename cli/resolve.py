@@ -1,6 +1,6 @@
 """`colony process resolve`: a person decides about a process of which a peer tells nothing.
 
-What a decision does is in `federation.resolving`; the other commands are in `cli.process`.
+What a decision does is in `federation.outbox.resolve`; the other commands are in `cli.process`.
 """
 
 from __future__ import annotations

@@ -11,16 +11,16 @@ from typing import Any
 
 import msgspec
 
-from federation import testimony
-from federation.blocking import Endings
 from federation.exchange import Exchange
 from federation.forward import path as relays
 from federation.inbox import Inbox
-from federation.ledger import Ledger
+from federation.outbox import evidence as testimony
+from federation.outbox.channels import Talker
+from federation.outbox.ledger import Ledger
+from federation.outbox.revoke import Endings
 from federation.peers.policy import MAX_HOPS
 from federation.peers.registry import BLOCKED, Peers
 from federation.router import Router
-from federation.talking import Talker
 from federation.wire.sizes import FORWARD, forward_size
 from node.model.errors import RpcError
 from node.model.types import Process

@@ -9,17 +9,19 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation import clock_calls, resolving, route_calls, testimony
+from federation import clock_calls, route_calls
 from federation.forward import chain as chains
 from federation.forward import machine as outbox
 from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.forward.path import Request
+from federation.outbox import evidence as testimony
+from federation.outbox import resolve as resolving
+from federation.outbox.outcomes import read_output
 from federation.peers.clock import Clock
 from federation.peers.policy import Policy, PolicyError, changed, read
 from federation.peers.reachability import cannot_be
 from federation.peers.registry import TRUSTED, Known
-from federation.results import read_output
 from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport.link import TransportError

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import trio
 
-from federation.blocking import Endings
+from federation.outbox.revoke import Endings
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, Known, Peers
 from federation.transport.link import TransportError

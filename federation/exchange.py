@@ -13,7 +13,7 @@ import trio
 
 from federation.capabilities import LIFETIME, Board, Survey, offers, permitted, same
 from federation.gate import MAX_BODY
-from federation.ledger import Bell
+from federation.outbox.ledger import Bell
 from federation.peers.registry import Peers
 from federation.transport.link import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused

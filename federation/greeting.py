@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.forward import machine as outbox
-from federation.ledger import Bell, Ledger
+from federation.outbox.ledger import Bell, Ledger
 from federation.peers import heirs
 from federation.peers.owncard import Portrait
 from federation.peers.registry import Known, Peers, Usurped

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.ledger import Bell
+from federation.outbox.ledger import Bell
 from federation.peers.introduced import Introduced
 from federation.peers.policy import Bucket
 from federation.peers.registry import PENDING, TRUSTED, Known, Peers

@@ -14,9 +14,9 @@ import trio
 
 from federation.forward import machine as outbox
 from federation.gate import is_near
-from federation.ledger import Bell
 from federation.network.candidates import Hint, Hints, source_of
 from federation.network.mdns import Sighting
+from federation.outbox.ledger import Bell
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
 from federation.transport.link import TransportError, Unsent, fetch_card, split_address
 from federation.wire.envelope import Refused

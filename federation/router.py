@@ -15,7 +15,7 @@ from federation.capabilities import Board, present
 from federation.exchange import Exchange
 from federation.forward import machine as outbox
 from federation.forward.machine import Move, Tried, Way
-from federation.ledger import Detour, Ledger
+from federation.outbox.ledger import Detour, Ledger
 from federation.peers.registry import Peers
 from federation.routes import (
     Decision,

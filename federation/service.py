@@ -13,11 +13,8 @@ from pathlib import Path
 import trio
 
 from federation.attachment import Attachment
-from federation.blocking import Endings
 from federation.capabilities import Board
 from federation.decisions import Decisions
-from federation.delivery import Delivery
-from federation.depot import Depot
 from federation.exchange import Exchange
 from federation.forward import machine as outbox
 from federation.gate import MAX_BODY, Gate
@@ -26,20 +23,23 @@ from federation.inbox import Inbox
 from federation.introductions import Introducer
 from federation.invitations import Invitations
 from federation.joining import Joining
-from federation.ledger import Ledger
 from federation.meeting import Meeting
 from federation.network.addresses import is_loopback, ways_to
 from federation.network.discovery import Advert, discover
 from federation.network.monitor import Surroundings
+from federation.outbox.channels import Listener, Talker
+from federation.outbox.files import Depot
+from federation.outbox.ledger import Ledger
+from federation.outbox.outcomes import Results
+from federation.outbox.revoke import Endings
+from federation.outbox.sender import Delivery
 from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import of_config
 from federation.peers.registry import BLOCKED, TRUSTED, Known, Peers
-from federation.results import Results
 from federation.rotation import Rotation
 from federation.router import Router
 from federation.routes import read_routes
-from federation.talking import Listener, Talker
 from federation.tending import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector, Office, Ways

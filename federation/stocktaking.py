@@ -1,6 +1,7 @@
 """What other colonies left in the store: counted for `limits.accounts`, forgotten in time.
 
-What is written, and when it may be, is decided by those who write: `inbox`, `refusing`, `talking`.
+What is written, and when it may be, is decided by those who write: `inbox`, `refusing`,
+`outbox.channels`.
 """
 
 from __future__ import annotations

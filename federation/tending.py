@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from federation.ledger import Ledger
+from federation.outbox.ledger import Ledger
 from federation.peers.registry import Known
 from federation.transport.link import Link
 from node.host.containment import contained, keep_going

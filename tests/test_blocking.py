@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.client import RpcError as CallError
-from federation.blocking import Endings
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker
 from federation.inbox import Inbox
-from federation.ledger import Detour, Ledger
+from federation.outbox.ledger import Detour, Ledger
+from federation.outbox.revoke import Endings
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.wire.envelope import Kind
 from federation.wire.messages import Poll

@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from federation.ledger import Ledger
 from federation.meeting import Meeting
 from federation.network.mdns import Sighting
+from federation.outbox.ledger import Ledger
 from federation.peers.keys import Keys
 from federation.peers.registry import Known, Peer, Peers
 from federation.tending import Tending

@@ -15,10 +15,10 @@ import trio
 
 from federation.forward.marker import Marker
 from federation.inbox import Inbox
+from federation.outbox.channels import Listener
 from federation.peers import heirs
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
-from federation.talking import Listener
 from federation.transport.mailbox import Office
 from federation.wire import envelope, succession
 from federation.wire.card import Card, sign_card

@@ -9,10 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from federation.delivery import Delivery
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
-from federation.ledger import Entry, Ledger
+from federation.outbox.ledger import Entry, Ledger
+from federation.outbox.sender import Delivery
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, Txn

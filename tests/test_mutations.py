@@ -16,10 +16,10 @@ from msgspec.structs import replace
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
-from federation.ledger import Ledger
+from federation.outbox.ledger import Ledger
+from federation.outbox.resolve import resolve
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
-from federation.resolving import resolve
 from federation.wire.signer import Sealer
 from node.etcd.client import KeyValue
 from node.etcd.txn import Put, Txn

@@ -15,9 +15,10 @@ import pytest
 import trio
 import trio.testing
 
-from federation import meeting, results, tending
+from federation import meeting, tending
 from federation.network import addresses as leading
 from federation.network import mdns as station
+from federation.outbox import outcomes as results
 from federation.transport import mailbox
 from federation.wire import cbor, envelope, sizes
 from federation.wire.envelope import Kind

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation import inbox, results
+from federation import inbox
 from federation.forward import updates as progress
+from federation.outbox import outcomes as results
 from node.handlers import blueprints
 from node.model import codec
 from node.model import types as model

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 
-from federation import following
-from federation.following import Follower
 from federation.forward import machine as outbox
 from federation.forward.updates import Followed
+from federation.outbox import updates as following
+from federation.outbox.updates import Follower
 from federation.wire.messages import Extra, Line, News, Outcomes, dump
 from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult

@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from federation.depot import Depot
 from federation.forward.machine import Forward
-from federation.ledger import Entry, Ledger
+from federation.outbox.files import Depot
+from federation.outbox.ledger import Entry, Ledger
 from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy

@@ -16,10 +16,10 @@ import trio
 
 from cli.client import RpcError
 from federation.forward import machine as outbox
-from federation.ledger import Ledger
+from federation.outbox.ledger import Ledger
+from federation.outbox.resolve import resolve
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
-from federation.resolving import resolve
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Delete, Op, Put, Txn

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 import trio
 
-from federation.following import Follower
 from federation.forward import channels as words
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
+from federation.outbox.updates import Follower
 from federation.transport.link import PeerRefused
 from federation.wire.envelope import Kind
 from federation.wire.messages import (

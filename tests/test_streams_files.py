@@ -14,8 +14,8 @@ import msgspec
 import pytest
 import trio
 
-from federation import depot
 from federation.forward import attachments as manifest
+from federation.outbox import files as depot
 from federation.transport.link import PeerRefused
 from federation.wire.envelope import Kind
 from federation.wire.messages import Carried, Chunk, Fetch, load

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from cli.main import main
-from federation.testimony import asked, check
+from federation.outbox.evidence import asked, check
 from node.archive.chain import files, records
 from node.archive.retention import Retention
 from node.host.config import Duration, HistoryConfig

@@ -20,7 +20,7 @@ from federation.calls import late_output
 from federation.forward.attachments import needs_files
 from federation.forward.updates import output_of
 from federation.inbox import parse_input, parse_spec
-from federation.results import read_output
+from federation.outbox.outcomes import read_output
 from federation.wire.envelope import Kind, Refused
 from federation.wire.messages import Submit
 from federation.wire.refusals import Refusal

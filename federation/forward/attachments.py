@@ -1,8 +1,8 @@
 """The files that a spec's mounts need: which ones, and where a colony that was sent them has them.
 
-Values in, values out; `depot` reads, fetches and stores. A mount is found here under a label of
-its own, `/forwarded/<process id>/...`, so nothing of ours is read or written by it; the spec that
-an executor gets names that label, and executors need to know nothing.
+Values in, values out; `outbox.files` reads, fetches and stores. A mount is found here under a label
+of its own, `/forwarded/<process id>/...`, so nothing of ours is read or written by it; the spec
+that an executor gets names that label, and executors need to know nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The chain of signed outcomes from the colony that ran a process back to its origin.
 
-Values in, values out: outcomes are fetched, kept and acted upon by `results` and `inbox`.
+Values in, values out: outcomes are fetched, kept and acted upon by `outbox.outcomes` and `inbox`.
 """
 
 from __future__ import annotations

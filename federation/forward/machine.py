@@ -1,6 +1,6 @@
 """A forward at its origin, as a state machine without I/O: what happened, what follows.
 
-Sending, storing and closing processes is done by `delivery`; nothing here waits or writes.
+Sending, storing and closing processes is done by `outbox.sender`; nothing here waits or writes.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import trio
 
-from federation.ledger import Bell
 from federation.network.interfaces import Network
 from federation.network.mdns import (
     SERVICE,
@@ -26,6 +25,7 @@ from federation.network.mdns import (
     sightings,
 )
 from federation.network.monitor import Surroundings
+from federation.outbox.ledger import Bell
 from node.host.log import get_logger
 from node.host.ports import holder_of
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.ledger import Bell
 from federation.network.interfaces import Network, survey
 from federation.network.netlink import NetlinkError, watch_socket
+from federation.outbox.ledger import Bell
 from node.host.clock import SET, Moment, jumped, moment
 from node.host.log import get_logger
 

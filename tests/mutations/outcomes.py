@@ -10,11 +10,11 @@ import msgspec
 import pytest
 import trio
 
-from federation import results
 from federation.forward import chain as chains
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
-from federation.results import Results
+from federation.outbox import outcomes as results
+from federation.outbox.outcomes import Results
 from federation.transport.link import TransportError
 from federation.wire.envelope import Refused, inspect
 from federation.wire.messages import Outcome, load

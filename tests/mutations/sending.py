@@ -10,7 +10,7 @@ import pytest
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
-from federation.ledger import Entry, Ledger
+from federation.outbox.ledger import Entry, Ledger
 from node.etcd.txn import Delete, Op
 from node.processes.extension import Addition
 from node.processes.service import Processes

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from federation import resolving
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
+from federation.outbox import resolve as resolving
 from node.etcd.txn import Absent, Txn
 from node.model.errors import conflict, missing
 from node.model.types import Executor, Process, State

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from federation.resolving import resolve
+from federation.outbox.resolve import resolve
 from node.etcd.errors import EtcdError
 from node.handlers.processes import submit_spec
 from node.model.errors import RpcError

@@ -16,8 +16,8 @@ import trio
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker
-from federation.ledger import Bell, Entry, Ledger
 from federation.limits.accounts import Pages
+from federation.outbox.ledger import Bell, Entry, Ledger
 from federation.peers.registry import BLOCKED, Known
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn

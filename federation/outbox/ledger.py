@@ -1,7 +1,7 @@
 """The forwards under way, in the store and in memory, and every transaction that changes one.
 
-What an event means for a forward is decided by `forward.machine`; messages are sent by `delivery`
-and fetched by `results`.
+What an event means for a forward is decided by `forward.machine`; messages are sent by
+`outbox.sender` and fetched by `outbox.outcomes`.
 """
 
 from __future__ import annotations

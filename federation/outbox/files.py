@@ -20,8 +20,8 @@ import trio
 
 from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
-from federation.ledger import Ledger
 from federation.limits.accounts import Pages
+from federation.outbox.ledger import Ledger
 from federation.peers.policy import Breach
 from federation.transport.link import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, inspect

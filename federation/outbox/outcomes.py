@@ -13,14 +13,14 @@ from functools import partial
 import msgspec
 import trio
 
-from federation import testimony
-from federation.following import Follower
 from federation.forward import chain as chains
 from federation.forward import machine as outbox
 from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.forward.path import Request
-from federation.ledger import Ledger
+from federation.outbox import evidence as testimony
+from federation.outbox.ledger import Ledger
+from federation.outbox.updates import Follower
 from federation.transport.link import Later, Link, TransportError
 from federation.wire.envelope import Kind, Opened, Refused, open_envelope
 from federation.wire.json import apart, require_bounded

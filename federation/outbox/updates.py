@@ -1,9 +1,9 @@
 """Follows what peers run for us: their news become our own logs, attributes and output, once.
 
 What is new, and how much of it is kept, is decided by `forward.updates`; polls are made by
-`results`. Each piece of news is stored with the cursor that it moves, in one transaction that
-compares the cursor: a crash before it leaves both as they were, and news that come twice, or to two
-daemons of this colony, find the cursor moved.
+`outbox.outcomes`. Each piece of news is stored with the cursor that it moves, in one transaction
+that compares the cursor: a crash before it leaves both as they were, and news that come twice, or
+to two daemons of this colony, find the cursor moved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from federation.forward import channels as words
 from federation.forward import machine as outbox
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
-from federation.ledger import Ledger
+from federation.outbox.ledger import Ledger
 from federation.peers.log_limit import Sparing
 from federation.transport.link import Link
 from federation.wire.envelope import Refused

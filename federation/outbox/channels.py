@@ -1,7 +1,7 @@
 """Channels over a hop: what is said at a process's origin reaches the colony that runs it.
 
-The way back is in the news that answer polls (`telling`, `following`). The receiver keeps how many
-entries of the sender's channel it has been told of, in the transaction that stores them: so a
+The way back is in the news that answer polls (`telling`, `outbox.updates`). The receiver keeps how
+many entries of the sender's channel it has been told of, in the transaction that stores them: so a
 message that comes twice, or that a crash lost, is neither stored twice nor left out, and the order
 stays that of the sender.
 """
@@ -19,7 +19,7 @@ from federation.forward import channels as words
 from federation.forward import machine as outbox
 from federation.forward.marker import SAID, Marker
 from federation.inbox import Inbox
-from federation.ledger import Bell, Ledger
+from federation.outbox.ledger import Bell, Ledger
 from federation.transport.link import Later, Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Heard, Say, load

@@ -16,7 +16,7 @@ import msgspec
 from federation.forward import chain as chains
 from federation.forward import path as relays
 from federation.forward.machine import Forward
-from federation.ledger import Ledger
+from federation.outbox.ledger import Ledger
 from federation.peers.registry import Peers
 from federation.wire.envelope import Refused, inspect
 from federation.wire.messages import Outcome

@@ -15,7 +15,7 @@ import trio
 from federation.forward import machine as outbox
 from federation.forward import path as relays
 from federation.forward.machine import Forward
-from federation.ledger import Entry, Ledger
+from federation.outbox.ledger import Entry, Ledger
 from federation.transport.link import (
     Later,
     Link,

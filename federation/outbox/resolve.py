@@ -1,7 +1,7 @@
 """A person decides about a process in doubt: it has failed, or it is to run here after all.
 
 What may be decided is `forward.machine`'s to say; the peer is told to stop either way, by
-`delivery`.
+`outbox.sender`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import msgspec
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
-from federation.ledger import Ledger
+from federation.outbox.ledger import Ledger
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack

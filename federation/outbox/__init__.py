@@ -1,0 +1,1 @@
+"""The origin's end: durable outbox, sender, outcomes, updates."""
