@@ -13,7 +13,7 @@ import msgspec
 
 from federation.exchange import Exchange
 from federation.forward import path as relays
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
 from federation.outbox import evidence as testimony
 from federation.outbox.channels import Talker
 from federation.outbox.ledger import Ledger

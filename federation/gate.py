@@ -1,6 +1,6 @@
 """The server's end of the wire: the checks of a message in their order, and its way to the inbox.
 
-Sockets and HTTP are `node.http.server`'s; what a message does is in `inbox`.
+Sockets and HTTP are `node.http.server`'s; what a message does is in `inbox.accept`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
+from federation.inbox.tombstones import keep
 from federation.invitations import Invitations
 from federation.limits.admission import Admission
 from federation.network.candidates import source_of
 from federation.peers.heirs import follow
 from federation.peers.log_limit import Sparing
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, Usurped
-from federation.refusing import keep
 from federation.wire.card import VERSION, Card, open_card
 from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.wire.invitation import KNOCK

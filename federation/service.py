@@ -19,7 +19,7 @@ from federation.exchange import Exchange
 from federation.forward import machine as outbox
 from federation.gate import MAX_BODY, Gate
 from federation.greeting import Greeter
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
 from federation.introductions import Introducer
 from federation.invitations import Invitations
 from federation.joining import Joining

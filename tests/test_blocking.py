@@ -18,7 +18,7 @@ from cli.client import RpcError as CallError
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
 from federation.outbox.ledger import Detour, Ledger
 from federation.outbox.revoke import Endings
 from federation.peers.registry import BLOCKED, TRUSTED, Peers

@@ -16,7 +16,7 @@ import trio
 from federation.forward.marker import Marker
 from federation.forward.path import local_id
 from federation.gate import Gate
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peers
 from federation.wire.card import Card, sign_card

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from federation.forward.marker import Marker
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
 from federation.outbox.channels import Listener
 from federation.peers import heirs
 from federation.peers.policy import Policy

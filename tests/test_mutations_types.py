@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation import inbox
 from federation.forward import updates as progress
+from federation.inbox import accept as inbox
 from federation.outbox import outcomes as results
 from node.handlers import blueprints
 from node.model import codec

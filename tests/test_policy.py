@@ -16,7 +16,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
 from federation.peers.policy import (
     Bucket,
     Meter,

@@ -15,8 +15,8 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation import inbox
 from federation.gate import Gate
+from federation.inbox import accept as inbox
 from federation.peers.keys import Keys
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Peers

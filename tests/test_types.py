@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from federation.calls import late_output
 from federation.forward.attachments import needs_files
 from federation.forward.updates import output_of
-from federation.inbox import parse_input, parse_spec
+from federation.inbox.accept import parse_input, parse_spec
 from federation.outbox.outcomes import read_output
 from federation.wire.envelope import Kind, Refused
 from federation.wire.messages import Submit

@@ -1,6 +1,7 @@
 """The chain of signed outcomes from the colony that ran a process back to its origin.
 
-Values in, values out: outcomes are fetched, kept and acted upon by `outbox.outcomes` and `inbox`.
+Values in, values out: outcomes are fetched, kept and acted upon by `outbox.outcomes` and
+`inbox.accept`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Messages of a channel as they cross a hop: which ones, how many at once, and what is acceptable.
 
-`telling` and `outbox.channels` send them, `outbox.updates` and `outbox.channels` store them.
+`inbox.updates` and `outbox.channels` send them, `outbox.updates` and `outbox.channels` store them.
 """
 
 from __future__ import annotations

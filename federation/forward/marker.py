@@ -1,6 +1,6 @@
 """What a colony notes of each message about a process that came from another one.
 
-Written by `inbox` and `refusing`, each time in the transaction that decides.
+Written by `inbox.accept` and `inbox.tombstones`, each time in the transaction that decides.
 """
 
 from __future__ import annotations

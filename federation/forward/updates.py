@@ -1,6 +1,6 @@
 """What colonies tell each other of a process while it runs: how much, how often, and what is new.
 
-Values in, values out. `telling` reads what is told, `outbox.updates` stores what was heard.
+Values in, values out. `inbox.updates` reads what is told, `outbox.updates` stores what was heard.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Channels over a hop: what is said at a process's origin reaches the colony that runs it.
 
-The way back is in the news that answer polls (`telling`, `outbox.updates`). The receiver keeps how
-many entries of the sender's channel it has been told of, in the transaction that stores them: so a
-message that comes twice, or that a crash lost, is neither stored twice nor left out, and the order
-stays that of the sender.
+The way back is in the news that answer polls (`inbox.updates`, `outbox.updates`). The receiver
+keeps how many entries of the sender's channel it has been told of, in the transaction that stores
+them: so a message that comes twice, or that a crash lost, is neither stored twice nor left out, and
+the order stays that of the sender.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import trio
 from federation.forward import channels as words
 from federation.forward import machine as outbox
 from federation.forward.marker import SAID, Marker
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
 from federation.outbox.ledger import Bell, Ledger
 from federation.transport.link import Later, Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused

@@ -1,6 +1,6 @@
 """How a message is turned away: what the gate answers, whoever refuses.
 
-Which refusals are kept to for good is in `refusing`.
+Which refusals are kept to for good is in `inbox.tombstones`.
 """
 
 from __future__ import annotations

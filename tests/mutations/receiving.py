@@ -10,11 +10,14 @@ import msgspec
 import pytest
 
 import federation.wire.card
-from federation import gate, inbox, owing, stocktaking
+from federation import gate
 from federation.attachment import Attachment
 from federation.forward import path as relays
 from federation.forward.marker import Marker
-from federation.inbox import Inbox
+from federation.inbox import accept as inbox
+from federation.inbox import outcomes as owing
+from federation.inbox import usage as stocktaking
+from federation.inbox.accept import Inbox
 from federation.peers import policy
 from federation.peers.registry import Peer, Peers
 from federation.wire import envelope

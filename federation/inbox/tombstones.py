@@ -6,7 +6,7 @@ A mailbox has the bytes of what it carries, and may bring them again when the po
 from __future__ import annotations
 
 from federation.forward.marker import Kept, Marker
-from federation.inbox import Inbox
+from federation.inbox.accept import Inbox
 from federation.peers.registry import TRUSTED
 from federation.wire.envelope import MAX_LIFETIME, Opened, Refused
 from federation.wire.messages import Submit, load_large

@@ -1,4 +1,4 @@
-"""The receiving end of forwards: accept once, cancel; `owing` tells of the end.
+"""The receiving end of forwards: accept once, cancel; `inbox.outcomes` tells of the end.
 
 A message gets here opened and from a trusted colony; each acceptance is one transaction.
 """
@@ -15,12 +15,12 @@ import trio
 from federation.forward import path as relays
 from federation.forward.marker import Marker, request_in
 from federation.forward.path import Asked, BadPath, Request, local_id
+from federation.inbox.outcomes import Owing
+from federation.inbox.usage import Stocktaking
 from federation.limits.accounts import Accounts
-from federation.owing import Owing
 from federation.peers.keys import Keys
 from federation.peers.policy import Breach, Meter, breach, explained, onward
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
-from federation.stocktaking import Stocktaking
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Cancel, Receipt, Submit, load, load_large

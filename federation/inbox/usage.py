@@ -1,7 +1,7 @@
 """What other colonies left in the store: counted for `limits.accounts`, forgotten in time.
 
-What is written, and when it may be, is decided by those who write: `inbox`, `refusing`,
-`outbox.channels`.
+What is written, and when it may be, is decided by those who write: `inbox.accept`,
+`inbox.tombstones`, `outbox.channels`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import msgspec
 
 from federation.forward.marker import SAID, Marker
+from federation.inbox.outcomes import Owing
 from federation.limits.accounts import Accounts, Pages, Stock
-from federation.owing import Owing
 from federation.peers.keys import Keys
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn

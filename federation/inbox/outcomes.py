@@ -1,6 +1,6 @@
 """Outcomes and news that are owed to other colonies, until they acknowledge them.
 
-They ask for them (`/v2/outcomes`); what they submit and cancel is `inbox`'s.
+They ask for them (`/v2/outcomes`); what they submit and cancel is `inbox.accept`'s.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from federation.forward import chain as chains
 from federation.forward.machine import Forward
 from federation.forward.marker import Marker, request_in
 from federation.forward.path import Request
+from federation.inbox.updates import Teller
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
-from federation.telling import Teller
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.wire.messages import Outcome, Outcomes, Poll, load
 from federation.wire.refusals import trusted_revision

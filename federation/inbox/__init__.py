@@ -1,0 +1,1 @@
+"""The executor's end: accept once, owe the outcome, tell what is new."""
