@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from federation.exchange import Exchange
 from federation.forward import path as relays
 from federation.inbox.accept import Inbox
 from federation.outbox import evidence as testimony
@@ -20,7 +19,8 @@ from federation.outbox.ledger import Ledger
 from federation.outbox.revoke import Endings
 from federation.peers.policy import MAX_HOPS
 from federation.peers.registry import BLOCKED, Peers
-from federation.router import Router
+from federation.routing.exchange import Exchange
+from federation.routing.router import Router
 from federation.wire.sizes import FORWARD, forward_size
 from node.model.errors import RpcError
 from node.model.types import Process

@@ -1,6 +1,6 @@
 """The calls about routes: list them, and explain where a spec would go and why.
 
-What is decided is `routes`'; nothing here sends anything anywhere.
+What is decided is `routing.rules`'; nothing here sends anything anywhere.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from federation.capabilities import Statement
 from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.peers.policy import opening
-from federation.routes import Option, Report, Route, odds
+from federation.routing.capabilities import Statement
+from federation.routing.rules import Option, Report, Route, odds
 from node.etcd.pressure import Need
 from node.model.errors import bad
 from node.model.types import FunctionSpec

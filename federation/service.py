@@ -13,9 +13,7 @@ from pathlib import Path
 import trio
 
 from federation.attachment import Attachment
-from federation.capabilities import Board
 from federation.decisions import Decisions
-from federation.exchange import Exchange
 from federation.forward import machine as outbox
 from federation.gate import MAX_BODY, Gate
 from federation.greeting import Greeter
@@ -38,14 +36,16 @@ from federation.peers.owncard import Portrait
 from federation.peers.policy import of_config
 from federation.peers.registry import BLOCKED, TRUSTED, Known, Peers
 from federation.rotation import Rotation
-from federation.router import Router
-from federation.routes import read_routes
+from federation.routing.capabilities import Board
+from federation.routing.exchange import Exchange
+from federation.routing.requeue import Waiting
+from federation.routing.router import Router
+from federation.routing.rules import read_routes
 from federation.tending import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector, Office, Ways
 from federation.transport.tls import make_certificate, server_context
 from federation.upkeep import Upkeep
-from federation.waiting import Waiting
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError

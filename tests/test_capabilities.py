@@ -11,9 +11,18 @@ import pytest
 import trio
 import trio.testing
 
-from federation.capabilities import HEARD, STALE, Board, Survey, load, offers, permitted, same
-from federation.exchange import Exchange
 from federation.peers.policy import Policy
+from federation.routing.capabilities import (
+    HEARD,
+    STALE,
+    Board,
+    Survey,
+    load,
+    offers,
+    permitted,
+    same,
+)
+from federation.routing.exchange import Exchange
 from federation.wire.envelope import Kind
 from federation.wire.messages import Capabilities, Offer
 from federation.wire.messages import load as load_message

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from federation.peers.policy import Policy
-from federation.routes import read_routes
+from federation.routing.rules import read_routes
 from federation.wire.messages import Capabilities, Offer
 from node.host.config import RouteConfig
 from node.model.types import State

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.capabilities import STALE, Statement
-from federation.routes import (
+from federation.routing.capabilities import STALE, Statement
+from federation.routing.rules import (
     ALWAYS,
     NO_EXECUTOR,
     Here,

@@ -1,6 +1,7 @@
 """What colonies offer each other: our own statement, and those of the peers as long as they hold.
 
-Values in, values out: statements are sent by `exchange`, and what they lead to is in `routes`.
+Values in, values out: statements are sent by `exchange`, and what they lead to is in
+`routing.rules`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Decides where a process goes: by a route when it is submitted, and elsewhere if a peer refuses.
 
-What is decided is `routes`'; what waits in our own queue is looked at by `waiting`.
+What is decided is `routing.rules`'; what waits in our own queue is looked at by `routing.requeue`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from federation.capabilities import Board, present
-from federation.exchange import Exchange
 from federation.forward import machine as outbox
 from federation.forward.machine import Move, Tried, Way
 from federation.outbox.ledger import Detour, Ledger
 from federation.peers.registry import Peers
-from federation.routes import (
+from federation.routing.capabilities import Board, present
+from federation.routing.exchange import Exchange
+from federation.routing.rules import (
     Decision,
     Here,
     Option,

@@ -1,6 +1,7 @@
 """Tells peers what we offer them, and hears what they offer us, in one signed exchange.
 
-What a statement says is decided in `capabilities`; who is given work because of it, in `routes`.
+What a statement says is decided in `capabilities`; who is given work because of it, in
+`routing.rules`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.capabilities import LIFETIME, Board, Survey, offers, permitted, same
 from federation.gate import MAX_BODY
 from federation.outbox.ledger import Bell
 from federation.peers.registry import Peers
+from federation.routing.capabilities import LIFETIME, Board, Survey, offers, permitted, same
 from federation.transport.link import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Capabilities, Offer, load

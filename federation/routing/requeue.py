@@ -14,8 +14,8 @@ from sortedcontainers import SortedSet
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Tried
-from federation.router import Router
-from federation.routes import ALWAYS, Option, Report, Route, Subject, matches
+from federation.routing.router import Router
+from federation.routing.rules import ALWAYS, Option, Report, Route, Subject, matches
 from federation.wire.envelope import Refused, inspect
 from federation.wire.messages import Submit, load_large
 from node.etcd.batch import read

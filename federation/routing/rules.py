@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from federation.capabilities import STALE, Statement, fits, load
+from federation.routing.capabilities import STALE, Statement, fits, load
 from node.host.config import WAITING, RouteConfig
 
 __all__ = [

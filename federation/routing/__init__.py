@@ -1,0 +1,1 @@
+"""Where a process goes that names no colony."""
