@@ -1,6 +1,6 @@
 """`colony peers invite` and `join`: a token on one side, mutual trust on both.
 
-How the secret is proven is in `federation.invitations` and `federation.joining`.
+How the secret is proven is in `federation.membership.invitations` and `federation.membership.join`.
 """
 
 from __future__ import annotations

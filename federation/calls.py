@@ -1,6 +1,6 @@
 """The rows that federation adds to the table of calls: peers, and the way of a forward.
 
-Rights are the table's; what a call does is in `decisions` and `forward.machine`.
+Rights are the table's; what a call does is in `membership.trust` and `forward.machine`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from federation.forward import machine as outbox
 from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.forward.path import Request
+from federation.membership.rotation import Rotated
 from federation.outbox import evidence as testimony
 from federation.outbox import resolve as resolving
 from federation.outbox.outcomes import read_output
@@ -22,7 +23,6 @@ from federation.peers.clock import Clock
 from federation.peers.policy import Policy, PolicyError, changed, read
 from federation.peers.reachability import cannot_be
 from federation.peers.registry import TRUSTED, Known
-from federation.rotation import Rotated
 from federation.service import Federation
 from federation.transport.link import TransportError
 from federation.wire import invitation as tokens

@@ -17,8 +17,8 @@ import trio
 
 from federation.inbox.accept import Inbox
 from federation.inbox.tombstones import keep
-from federation.invitations import Invitations
 from federation.limits.admission import Admission
+from federation.membership.invitations import Invitations
 from federation.network.candidates import source_of
 from federation.peers.heirs import follow
 from federation.peers.log_limit import Sparing

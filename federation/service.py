@@ -13,15 +13,16 @@ from pathlib import Path
 import trio
 
 from federation.attachment import Attachment
-from federation.decisions import Decisions
 from federation.forward import machine as outbox
 from federation.gate import MAX_BODY, Gate
-from federation.greeting import Greeter
 from federation.inbox.accept import Inbox
-from federation.introductions import Introducer
-from federation.invitations import Invitations
-from federation.joining import Joining
-from federation.meeting import Meeting
+from federation.membership.gossip import Introducer
+from federation.membership.invitations import Invitations
+from federation.membership.join import Joining
+from federation.membership.meeting import Meeting
+from federation.membership.probe import Greeter
+from federation.membership.rotation import Rotation
+from federation.membership.trust import Decisions
 from federation.network.addresses import is_loopback, ways_to
 from federation.network.discovery import Advert, discover
 from federation.network.monitor import Surroundings
@@ -35,7 +36,6 @@ from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import of_config
 from federation.peers.registry import BLOCKED, TRUSTED, Known, Peers
-from federation.rotation import Rotation
 from federation.routing.capabilities import Board
 from federation.routing.exchange import Exchange
 from federation.routing.requeue import Waiting

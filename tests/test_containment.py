@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from federation.meeting import Meeting
+from federation.membership.meeting import Meeting
 from federation.network.mdns import Sighting
 from federation.outbox.ledger import Ledger
 from federation.peers.keys import Keys
@@ -142,7 +142,7 @@ async def test_one_address_that_breaks_us_ends_its_own_look(
         looked.append(address)
         raise MemoryError
 
-    monkeypatch.setattr("federation.meeting.fetch_card", fetch)
+    monkeypatch.setattr("federation.membership.meeting.fetch_card", fetch)
     peers = Peers(cast(EtcdClient, None), Keys("home"), "a" * 64)
     sealer = Sealer(PrivateKey.generate(), lambda: 0)
     meeting = Meeting(sealer, peers, lambda: 0.0, lambda peerid: None)

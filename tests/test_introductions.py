@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import trio
 
-from federation.introductions import MOST, Introducer, chosen
+from federation.membership.gossip import MOST, Introducer, chosen
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.transport.link import Answer
 from federation.wire.card import Card, open_card, sign_card

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.client import RpcError as CallError
-from federation.invitations import Invitation, Invitations, Used
-from federation.joining import Joining
+from federation.membership.invitations import Invitation, Invitations, Used
+from federation.membership.join import Joining
 from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy

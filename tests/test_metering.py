@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trio
 
-from federation.invitations import Invitations
 from federation.limits.accounts import Accounts, Stock
 from federation.limits.admission import Admission
+from federation.membership.invitations import Invitations
 from federation.peers import heirs
 from federation.peers.keys import Keys
 from federation.peers.log_limit import Sparing

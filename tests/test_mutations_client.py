@@ -15,7 +15,8 @@ import pytest
 import trio
 import trio.testing
 
-from federation import meeting, tending
+from federation import tending
+from federation.membership import meeting
 from federation.network import addresses as leading
 from federation.network import mdns as station
 from federation.outbox import outcomes as results

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from federation.invitations import Invitations
 from federation.limits import accounts, admission
 from federation.limits.accounts import Accounts
 from federation.limits.admission import Admission
+from federation.membership.invitations import Invitations
 from federation.peers import heirs
 from tests import test_metering as named
 from tests.mutations.noticing import Patch, must_notice

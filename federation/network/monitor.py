@@ -1,6 +1,7 @@
 """Notices when the machine's network changes, or its clock is set, or it was asleep.
 
-What follows from that is done by those who listen: `discovery` announces anew, `greeting` greets.
+What follows from that is done by those who listen: `discovery` announces anew, `membership.probe`
+greets.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A colony that goes on under another key: what was decided about it holds for its heir.
 
-What proves a succession is in `wire.succession`; our own change of keys is `rotation`'s.
+What proves a succession is in `wire.succession`; our own change of keys is `membership.rotation`'s.
 """
 
 from __future__ import annotations

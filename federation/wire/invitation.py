@@ -1,6 +1,7 @@
 """The text of an invitation, what is derived from its secret, and the proofs that it is known.
 
-Values in, values out. What an invitation allows, and that it counts once, is in `invitations`.
+Values in, values out. What an invitation allows, and that it counts once, is in
+`membership.invitations`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The succession of keys: a colony goes on under another id, as both its keys say together.
 
-Values in, values out: `rotation` makes it happen at home, `peers.heirs` follows it elsewhere.
+Values in, values out: `membership.rotation` makes it happen at home, `peers.heirs` follows it
+elsewhere.
 """
 
 from __future__ import annotations

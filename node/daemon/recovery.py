@@ -1,6 +1,6 @@
 """The end of a change of the home colony's key that a crash cut short: the store's word counts.
 
-A change is begun by `federation.rotation`; key files are `home`'s.
+A change is begun by `federation.membership.rotation`; key files are `home`'s.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.forward import machine as outbox
+from federation.membership.rotation import Rotation
 from federation.outbox.ledger import Bell, Ledger
 from federation.peers import heirs
 from federation.peers.owncard import Portrait
 from federation.peers.registry import Known, Peers, Usurped
-from federation.rotation import Rotation
 from federation.transport.link import Link, TransportError, Unsent, Untimely
 from federation.wire.card import open_card
 from federation.wire.envelope import Refused

@@ -1,7 +1,7 @@
 """The inviting side: invitations are made, listed, revoked, and used once by who knows the secret.
 
 What a token holds and what is derived from its secret is in `wire.invitation`, the joining side in
-`joining`; the trust that follows is kept by `peers.registry`.
+`membership.join`; the trust that follows is kept by `peers.registry`.
 """
 
 from __future__ import annotations

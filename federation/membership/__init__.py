@@ -1,0 +1,1 @@
+"""How colonies meet, trust, introduce, change keys and part."""
