@@ -18,9 +18,9 @@ from typing import Any
 
 import trio
 
-from federation.calls import calls
 from federation.peers.policy import of_config
-from federation.service import Federation
+from federation.service.main import Federation
+from federation.service.rpc_peers import calls
 from node.daemon.main import Settings, load, run
 from node.etcd.errors import EtcdError, StoreRefused
 from node.host.config import Config, ConfigError

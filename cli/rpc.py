@@ -15,7 +15,7 @@ from cli.session import Session, colony_command, colony_group
 from cli.terminal import print_line
 
 if TYPE_CHECKING:
-    from federation.service import Federation
+    from federation.service.main import Federation
     from node.etcd.client import EtcdClient
     from node.rpc.dispatch import Call
 
@@ -24,7 +24,7 @@ rpc = colony_group("rpc", "The calls that a daemon answers.", "colony rpc ls")
 
 def all_calls() -> list[Call[Any]]:
     """Every row of the table, federation's and the subscriptions included."""
-    from federation.calls import calls as federation_calls
+    from federation.service.rpc_peers import calls as federation_calls
     from node.daemon.main import HANDLERS
     from node.daemon.reference import subscriptions
     from node.runtime.node import Node

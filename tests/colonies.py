@@ -20,7 +20,7 @@ from federation.forward.chain import Step, trace
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
 from federation.peers.registry import Known
-from federation.service import Federation
+from federation.service.main import Federation
 from federation.transport.link import Answer, Link, Lost, Unsent
 from federation.wire.card import open_card
 from federation.wire.envelope import inspect

@@ -19,11 +19,11 @@ import trio
 from msgspec.structs import replace
 
 from cli.process import forward_fields
-from federation import calls
 from federation.forward.chain import conclusion, trace
 from federation.forward.machine import QUEUED, Forward
 from federation.forward.marker import Marker
 from federation.forward.path import Request, local_id
+from federation.service import rpc_peers as calls
 from federation.wire.card import open_card, sign_card
 from federation.wire.envelope import Kind, inspect, seal
 from federation.wire.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, load

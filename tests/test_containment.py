@@ -16,7 +16,7 @@ from federation.network.mdns import Sighting
 from federation.outbox.ledger import Ledger
 from federation.peers.keys import Keys
 from federation.peers.registry import Known, Peer, Peers
-from federation.tending import Tending
+from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector
 from federation.wire.messages import Parcel
@@ -281,7 +281,7 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
     assert Fake.running.kept == ["one"]
 
 
-@pytest.mark.parametrize("file", ["node/daemon/main.py", "federation/service.py"])
+@pytest.mark.parametrize("file", ["node/daemon/main.py", "federation/service/main.py"])
 def test_the_daemons_own_tasks_are_kept_going(file: str) -> None:
     """No task in the nurseries that the daemon stands on can end it."""
     text = (REPOSITORY / file).read_text()

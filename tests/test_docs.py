@@ -128,7 +128,7 @@ def test_every_kind_and_path_is_in_the_specification() -> None:
     text = read("federation.md")
     section = text.split("\n## Kinds\n")[1].split("\n## ")[0]
     assert set(re.findall(r"`(\w+)`", section)) == {kind.value for kind in Kind}
-    source = (REPOSITORY / "federation" / "gate.py").read_text("utf-8")
+    source = (REPOSITORY / "federation" / "service" / "server.py").read_text("utf-8")
     paths = set(re.findall(r'"(/v\d/\w+)"', source))
     assert paths == set(re.findall(r"^\| `(?:GET )?(/v\d/\w+)` \|", text, re.M))
 

@@ -15,10 +15,10 @@ import trio
 
 from federation.forward.marker import Marker
 from federation.forward.path import local_id
-from federation.gate import Gate
 from federation.inbox.accept import Inbox
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peers
+from federation.service.server import Gate
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit

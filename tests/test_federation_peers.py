@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from federation.gate import is_near
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
+from federation.service.server import is_near
 from federation.transport.link import split_address
 from federation.wire.card import Card
 from node.etcd.client import EtcdClient

@@ -18,9 +18,9 @@ import trio
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
-from federation.gate import BROUGHT
 from federation.peers.policy import Policy
 from federation.peers.registry import TRUSTED, Known, Peer
+from federation.service.server import BROUGHT
 from federation.transport.link import Answer, Link, Lost
 from federation.transport.mailbox import pass_on
 from federation.wire.envelope import Kind, inspect

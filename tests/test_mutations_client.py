@@ -15,11 +15,11 @@ import pytest
 import trio
 import trio.testing
 
-from federation import tending
 from federation.membership import meeting
 from federation.network import addresses as leading
 from federation.network import mdns as station
 from federation.outbox import outcomes as results
+from federation.service import sessions as tending
 from federation.transport import mailbox
 from federation.wire import cbor, envelope, sizes
 from federation.wire.envelope import Kind

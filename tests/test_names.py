@@ -13,10 +13,10 @@ import msgspec
 import pytest
 import trio
 
-from federation.calls import calls
 from federation.peers.record import BLOCKED
 from federation.peers.registry import PENDING, TRUSTED, Peer
 from federation.routing.rules import Other, Route, _reached
+from federation.service.rpc_peers import calls
 from federation.wire import cbor
 from federation.wire.card import Card, is_name, open_card, sign_card
 from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, seal

@@ -18,9 +18,9 @@ from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peer, Peers
-from federation.tending import Tending
+from federation.service.janitor import Upkeep
+from federation.service.sessions import Tending
 from federation.transport.link import Link
-from federation.upkeep import Upkeep
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Opened, inspect
 from federation.wire.messages import Chunk, Fetch, dump, load

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from cli.main import main
 from cli.rpc import all_calls
-from federation.calls import calls as federation_calls
+from federation.service.rpc_peers import calls as federation_calls
 from node.daemon.reference import describe, fields_of, markdown, objects, subscriptions
 from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.notes import NOT_CALLED, NOTES

@@ -15,7 +15,7 @@ from federation.forward import machine as outbox
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
 from federation.peers.registry import Known
-from federation.service import Federation
+from federation.service.main import Federation
 from federation.transport.link import Answer, Link, Lost, Unsent
 from federation.wire.card import Card
 from federation.wire.messages import Capabilities, Offer

@@ -15,11 +15,11 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation.gate import Gate
 from federation.inbox import accept as inbox
 from federation.peers.keys import Keys
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Peers
+from federation.service.server import Gate
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Outcomes, Poll, Submit, load
 from federation.wire.signer import Sealer

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from federation.forward import updates as progress
 from federation.forward.updates import Followed
-from federation.gate import Gate
 from federation.outbox.outcomes import read_output
 from federation.peers.registry import Known, Peer
 from federation.routing.capabilities import Survey, offers
+from federation.service.server import Gate
 from federation.transport.link import Answer, Link, Lost
 from federation.wire import cbor, messages
 from federation.wire.envelope import Kind, Refused, inspect, open_envelope, seal

@@ -1,7 +1,7 @@
 """What those who are not trusted may cost: signature checks, bounded by address and in all.
 
-Values in, values out: `gate` asks before it checks a signature. What trusted colonies may cost is
-in `accounts`, attempts to join are counted by `membership.invitations`.
+Values in, values out: `service.server` asks before it checks a signature. What trusted colonies may
+cost is in `accounts`, attempts to join are counted by `membership.invitations`.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.forward import machine as outbox
-from federation.gate import is_near
 from federation.network.candidates import Hint, Hints, source_of
 from federation.network.mdns import Sighting
 from federation.outbox.ledger import Bell
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
+from federation.service.server import is_near
 from federation.transport.link import TransportError, Unsent, fetch_card, split_address
 from federation.wire.envelope import Refused
 from federation.wire.signer import Sealer

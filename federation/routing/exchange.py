@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.gate import MAX_BODY
 from federation.outbox.ledger import Bell
 from federation.peers.registry import Peers
 from federation.routing.capabilities import LIFETIME, Board, Survey, offers, permitted, same
+from federation.service.server import MAX_BODY
 from federation.transport.link import Link, PeerRefused, TransportError
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Capabilities, Offer, load

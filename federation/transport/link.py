@@ -1,6 +1,7 @@
 """The client's end of the wire: one pinned HTTPS connection pool per peer, every answer verified.
 
-Which message to send when, and what an answer means, is decided by the callers; `gate` serves.
+Which message to send when, and what an answer means, is decided by the callers; `service.server`
+serves.
 """
 
 from __future__ import annotations

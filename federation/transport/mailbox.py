@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.gate import BROUGHT
 from federation.peers.registry import TRUSTED, Known, Peers
+from federation.service.server import BROUGHT
 from federation.transport.link import (
     Answer,
     Carrier,

@@ -10,8 +10,6 @@ import msgspec
 import pytest
 
 import federation.wire.card
-from federation import gate
-from federation.attachment import Attachment
 from federation.forward import path as relays
 from federation.forward.marker import Marker
 from federation.inbox import accept as inbox
@@ -20,6 +18,8 @@ from federation.inbox import usage as stocktaking
 from federation.inbox.accept import Inbox
 from federation.peers import policy
 from federation.peers.registry import Peer, Peers
+from federation.service import server as gate
+from federation.service.extension import Attachment
 from federation.wire import envelope
 from federation.wire.card import Card
 from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope

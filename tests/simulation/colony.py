@@ -17,7 +17,7 @@ from federation.peers.keys import Keys
 from federation.peers.policy import Policy
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Known
-from federation.service import Federation
+from federation.service.main import Federation
 from federation.transport.link import Link, Unsent
 from federation.wire.card import VERSION, Card, sign_card
 from federation.wire.envelope import MAX_LIFETIME

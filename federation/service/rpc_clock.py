@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from federation.peers.highwater import HighWater
-from federation.service import Federation
+from federation.service.main import Federation
 from node.etcd.pressure import Need
 from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.replay import Replays

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import trio
 
-from federation.attachment import Attachment
 from federation.forward import machine as outbox
-from federation.gate import MAX_BODY, Gate
 from federation.inbox.accept import Inbox
 from federation.membership.gossip import Introducer
 from federation.membership.invitations import Invitations
@@ -41,11 +39,13 @@ from federation.routing.exchange import Exchange
 from federation.routing.requeue import Waiting
 from federation.routing.router import Router
 from federation.routing.rules import read_routes
-from federation.tending import Tending
+from federation.service.extension import Attachment
+from federation.service.janitor import Upkeep
+from federation.service.server import MAX_BODY, Gate
+from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector, Office, Ways
 from federation.transport.tls import make_certificate, server_context
-from federation.upkeep import Upkeep
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation import clock_calls, route_calls
 from federation.forward import chain as chains
 from federation.forward import machine as outbox
 from federation.forward import path as relays
@@ -23,7 +22,9 @@ from federation.peers.clock import Clock
 from federation.peers.policy import Policy, PolicyError, changed, read
 from federation.peers.reachability import cannot_be
 from federation.peers.registry import TRUSTED, Known
-from federation.service import Federation
+from federation.service import rpc_clock as clock_calls
+from federation.service import rpc_routes as route_calls
+from federation.service.main import Federation
 from federation.transport.link import TransportError
 from federation.wire import invitation as tokens
 from federation.wire.envelope import Kind, Refused, inspect

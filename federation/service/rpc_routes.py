@@ -22,7 +22,7 @@ from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.requests import Empty
 
 if TYPE_CHECKING:
-    from federation.service import Federation
+    from federation.service.main import Federation
 
 __all__ = ["ExplainRoute", "rows", "statement_view", "tried_view"]
 
