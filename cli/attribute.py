@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from cli.output import print_done, print_value
-from cli.session import Session, as_executor, colony_command, colony_group
+from cli.core.output import print_done, print_value
+from cli.core.session import Session, as_executor, colony_command, colony_group
 
 _TYPES = ("in", "out", "err", "env")
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cli.output import print_json
-from cli.session import FAILED, UNREACHABLE, USAGE, Failure, Session, colony_command
-from cli.terminal import print_line, print_note
+from cli.core.output import print_json
+from cli.core.session import FAILED, UNREACHABLE, USAGE, Failure, Session, colony_command
+from cli.core.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from node.archive.bundle import Manifest

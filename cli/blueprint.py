@@ -11,18 +11,10 @@ from typing import Any
 import click
 
 from cli.blueprint_doctor import doctor, log
-from cli.inputs import read_object
-from cli.output import (
-    cell_text,
-    print_done,
-    print_json,
-    print_rows,
-    print_value,
-    short,
-    when,
-)
-from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
-from cli.terminal import json_text
+from cli.core.inputs import read_object
+from cli.core.output import cell_text, print_done, print_json, print_rows, print_value, short, when
+from cli.core.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+from cli.core.terminal import json_text
 
 blueprint = colony_group(
     "blueprint",

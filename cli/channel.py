@@ -14,16 +14,9 @@ from typing import Any
 import click
 import trio
 
-from cli.output import print_done, print_json
-from cli.session import (
-    FAILED,
-    Failure,
-    Session,
-    as_executor,
-    colony_command,
-    colony_group,
-)
-from cli.terminal import print_note, print_result
+from cli.core.output import print_done, print_json
+from cli.core.session import FAILED, Failure, Session, as_executor, colony_command, colony_group
+from cli.core.terminal import print_note, print_result
 
 _POLL = 0.5  # seconds
 _CLOSED = 2

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cli.output import print_json, print_table
-from cli.session import Session, colony_command, colony_group
+from cli.core.output import print_json, print_table
+from cli.core.session import Session, colony_command, colony_group
 
 cluster = colony_group(
     "cluster", "The daemons that serve one store together.", "colony cluster info"

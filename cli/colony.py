@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from cli.keyfiles import accepts, check_id, check_name, key_path, read_or_make, rotate
-from cli.output import STATES, print_done, print_fields, print_json, print_rows, print_value
-from cli.session import Session, colony_command, colony_group, confirm
-from cli.terminal import print_note
+from cli.core.keyfiles import accepts, check_id, check_name, key_path, read_or_make, rotate
+from cli.core.output import STATES, print_done, print_fields, print_json, print_rows, print_value
+from cli.core.session import Session, colony_command, colony_group, confirm
+from cli.core.terminal import print_note
 from cli.user import tell_environment
 
 colony = colony_group(

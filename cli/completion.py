@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import click
 
-from cli.session import Session, colony_command
-from cli.terminal import print_line
+from cli.core.session import Session, colony_command
+from cli.core.terminal import print_line
 
 
 @colony_command(

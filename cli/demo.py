@@ -19,10 +19,10 @@ from typing import Any
 import click
 import trio
 
-from cli.client import Client, Unreachable
-from cli.output import print_json
-from cli.session import Failure, Session, colony_command
-from cli.terminal import print_line
+from cli.core.client import Client, Unreachable
+from cli.core.output import print_json
+from cli.core.session import Failure, Session, colony_command
+from cli.core.terminal import print_line
 from node.host.keys import PrivateKey, read_key
 from node.host.listening import read_listening
 

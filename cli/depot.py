@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.session import USAGE, Failure, Session
+from cli.core.session import USAGE, Failure, Session
 
 if TYPE_CHECKING:
-    from cli.client import Client
+    from cli.core.client import Client
     from cli.filesync import Item, Plan, Scan
     from cli.transfer import Content, Meter, Store
     from node.host.keys import PrivateKey

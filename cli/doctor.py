@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cli.output import print_json
-from cli.session import FAILED, OK, Failure, Session, colony_command, finish
-from cli.terminal import print_line
+from cli.core.output import print_json
+from cli.core.session import FAILED, OK, Failure, Session, colony_command, finish
+from cli.core.terminal import print_line
 
 _MIB = 2**20
 _MOST_NAMED = 5  # files of other users that are named one by one
@@ -253,7 +253,7 @@ def owners(proc: Path, inodes: set[str]) -> set[str]:
 
 def check_daemon(session: Session) -> Iterator[Check]:
     """Whether the daemon answers, knows this user, and reaches its peers."""
-    from cli.client import RpcError, Unreachable
+    from cli.core.client import RpcError, Unreachable
 
     try:
         url = session.url()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.core.output import print_done, print_json, print_rows, print_table, print_value, when
+from cli.core.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+from cli.core.terminal import print_line, print_note
 from cli.depot import Depot, address, checked_item, depot
-from cli.output import print_done, print_json, print_rows, print_table, print_value, when
-from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
 from cli.snapshot import snapshot
-from cli.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from cli.filesync import Item, Plan, Scan

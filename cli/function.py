@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from cli.inputs import pick, read_object
-from cli.output import print_done, print_rows, short
+from cli.core.inputs import pick, read_object
+from cli.core.output import print_done, print_rows, short
+from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.run import called
-from cli.session import Session, as_executor, colony_command, colony_group
 
 function = colony_group(
     "function",

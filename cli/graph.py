@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from cli.output import cell_text, short, state_name
+from cli.core.output import cell_text, short, state_name
 
 Graph = Mapping[str, Any]
 Processes = Mapping[str, Mapping[str, Any]]

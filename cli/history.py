@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from cli.output import (
+from cli.core.output import (
     STATES,
     ago,
     cell_text,
@@ -23,8 +23,16 @@ from cli.output import (
     short,
     state_name,
 )
-from cli.session import FAILED, NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
-from cli.terminal import print_line, print_note
+from cli.core.session import (
+    FAILED,
+    NOT_FOUND,
+    USAGE,
+    Failure,
+    Session,
+    colony_command,
+    colony_group,
+)
+from cli.core.terminal import print_line, print_note
 
 history = colony_group(
     "history",

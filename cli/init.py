@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from cli.keyfiles import own_home
-from cli.output import print_fields, print_json
-from cli.session import UNREACHABLE, Failure, Session, colony_command
-from cli.terminal import print_note
+from cli.core.keyfiles import own_home
+from cli.core.output import print_fields, print_json
+from cli.core.session import UNREACHABLE, Failure, Session, colony_command
+from cli.core.terminal import print_note
 
 
 @colony_command("init", "colony init", "colony init --name lab-42 --home /srv/colonyd")

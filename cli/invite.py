@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from cli.output import ago, print_done, print_json, print_rows, span
-from cli.policy import policy_fields, policy_options, wish
-from cli.session import EXIT_CODES, Session, colony_command, shared_options
-from cli.terminal import print_line, print_note
+from cli.core.output import ago, print_done, print_json, print_rows, span
+from cli.core.policy import policy_fields, policy_options, wish
+from cli.core.session import EXIT_CODES, Session, colony_command, shared_options
+from cli.core.terminal import print_line, print_note
 
 __all__ = ["invite", "join"]
 

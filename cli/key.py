@@ -1,6 +1,6 @@
 """`colony key`: makes private keys and tells their ids.
 
-A key never travels: ids are what others are given. Which key signs a call is in `cli.session`.
+A key never travels: ids are what others are given. Which key signs a call is in `cli.core.session`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from cli.inputs import read_text
-from cli.output import print_fields, print_json, print_rows, short
-from cli.session import (
+from cli.core.inputs import read_text
+from cli.core.output import print_fields, print_json, print_rows, short
+from cli.core.session import (
     NOT_FOUND,
     USAGE,
     Failure,
@@ -22,7 +22,7 @@ from cli.session import (
     colony_group,
     confirm,
 )
-from cli.terminal import print_line, print_note
+from cli.core.terminal import print_line, print_note
 
 key = colony_group(
     "key",

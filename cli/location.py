@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from cli.output import print_done, print_rows, print_value
-from cli.session import Session, colony_command, colony_group
+from cli.core.output import print_done, print_rows, print_value
+from cli.core.session import Session, colony_command, colony_group
 
 location = colony_group(
     "location",

@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from cli.client import Client
-from cli.inputs import since as moment
-from cli.output import print_done, print_json, print_table, short
-from cli.session import (
-    USAGE,
-    Failure,
-    Session,
-    as_executor,
-    colony_command,
-    colony_group,
-)
-from cli.terminal import json_text, print_line, print_result
+from cli.core.client import Client
+from cli.core.inputs import since as moment
+from cli.core.output import print_done, print_json, print_table, short
+from cli.core.session import USAGE, Failure, Session, as_executor, colony_command, colony_group
+from cli.core.terminal import json_text, print_line, print_result
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

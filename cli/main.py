@@ -16,8 +16,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from cli.session import EXIT_CODES, Failure, Session, shared_options
-from cli.terminal import json_text, print_line, print_note
+from cli.core.session import EXIT_CODES, Failure, Session, shared_options
+from cli.core.terminal import json_text, print_line, print_note
 
 Command = tuple[str, str, str]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
+from cli.core.output import ago, print_fields, print_json, print_table, short, span
+from cli.core.policy import policy_fields, policy_options, wish
+from cli.core.session import USAGE, Failure, Session, colony_command, colony_group, confirm
+from cli.core.terminal import print_line, print_note
 from cli.invite import invite, join
-from cli.output import ago, print_fields, print_json, print_table, short, span
-from cli.policy import policy_fields, policy_options, wish
-from cli.session import USAGE, Failure, Session, colony_command, colony_group, confirm
-from cli.terminal import print_line, print_note
 
 SAME_CLOCK = 10  # seconds between clocks that nobody need care about
 

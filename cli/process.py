@@ -13,8 +13,8 @@ import click
 import trio
 
 from cli import log as log_lines
-from cli.client import Client, RpcError, Unreachable
-from cli.output import (
+from cli.core.client import Client, RpcError, Unreachable
+from cli.core.output import (
     STATES,
     ago,
     cell_text,
@@ -26,7 +26,7 @@ from cli.output import (
     short,
     state_name,
 )
-from cli.session import (
+from cli.core.session import (
     FAILED,
     NOT_FOUND,
     OK,
@@ -38,7 +38,7 @@ from cli.session import (
     colony_group,
     finish,
 )
-from cli.terminal import print_line, print_result
+from cli.core.terminal import print_line, print_result
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

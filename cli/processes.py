@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cli.output import (
+from cli.core.output import (
     STATES,
     print_done,
     print_json,
@@ -19,11 +19,11 @@ from cli.output import (
     state_name,
     when,
 )
+from cli.core.session import Session, as_executor, colony_command, confirm
+from cli.core.terminal import print_line
 from cli.process import call_about, process, process_fields
 from cli.resolve import resolve
 from cli.run import argument, called
-from cli.session import Session, as_executor, colony_command, confirm
-from cli.terminal import print_line
 
 __all__ = ["process"]
 
@@ -182,7 +182,7 @@ def add_child(
     executor: str | None,
 ) -> None:
     """Add a node to a running workflow, as the executor that runs its parent (full ids)."""
-    from cli.inputs import read_object
+    from cli.core.inputs import read_object
 
     spec = read_object(file, "spec")
     spec.setdefault("conditions", {}).setdefault("colonyname", session.colony())

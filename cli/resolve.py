@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from cli.output import print_done, state_name
+from cli.core.output import print_done, state_name
+from cli.core.session import USAGE, Failure, Session, colony_command, confirm
 from cli.process import full_id
-from cli.session import USAGE, Failure, Session, colony_command, confirm
 
 __all__ = ["resolve"]
 

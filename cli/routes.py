@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from cli.inputs import read_object
-from cli.output import print_json, print_rows, print_table, short
-from cli.session import Session, colony_command, colony_group
-from cli.terminal import print_line
+from cli.core.inputs import read_object
+from cli.core.output import print_json, print_rows, print_table, short
+from cli.core.session import Session, colony_command, colony_group
+from cli.core.terminal import print_line
 
 routes = colony_group(
     "routes",

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from cli.output import print_json, print_table
-from cli.session import Session, colony_command, colony_group
-from cli.terminal import print_line
+from cli.core.output import print_json, print_table
+from cli.core.session import Session, colony_command, colony_group
+from cli.core.terminal import print_line
 
 if TYPE_CHECKING:
     from federation.service.main import Federation

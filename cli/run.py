@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from cli.client import Client, RpcError, Unreachable
-from cli.inputs import read_object, refuse_unknown
+from cli.core.client import Client, RpcError, Unreachable
+from cli.core.inputs import read_object, refuse_unknown
+from cli.core.output import output_lines, print_json
+from cli.core.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
+from cli.core.terminal import print_line, print_note, print_result
 from cli.log import drain
-from cli.output import output_lines, print_json
 from cli.process import explain_end
-from cli.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
-from cli.terminal import print_line, print_note, print_result
 from cli.waiting import wait_told
 from node.model.types import FunctionSpec
 

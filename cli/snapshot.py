@@ -10,8 +10,16 @@ from typing import Any
 
 import click
 
-from cli.output import print_done, print_rows, print_value, short, when
-from cli.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group, confirm
+from cli.core.output import print_done, print_rows, print_value, short, when
+from cli.core.session import (
+    NOT_FOUND,
+    USAGE,
+    Failure,
+    Session,
+    colony_command,
+    colony_group,
+    confirm,
+)
 
 snapshot = colony_group(
     "snapshot",
@@ -89,7 +97,7 @@ def download(session: Session, name: str, to: Path, force: bool) -> None:
     async def work() -> dict[str, Any]:
         import trio
 
-        from cli.client import RpcError
+        from cli.core.client import RpcError
 
         versions: dict[Item, dict[str, Any]] = {}
         lost = []

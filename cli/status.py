@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cli.output import print_fields, print_json, span
-from cli.session import Session, colony_command
+from cli.core.output import print_fields, print_json, span
+from cli.core.session import Session, colony_command
 
 
 @colony_command("status", "colony status", "colony status --json")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from cli.client import Client, RpcError, Unreachable
+from cli.core.client import Client, RpcError, Unreachable
+from cli.core.output import STATES, ago, cell_text, parse_time, print_json, short, span
+from cli.core.session import Failure, Session, colony_command
+from cli.core.terminal import printable
 from cli.executor import state_name as executor_state
-from cli.output import STATES, ago, cell_text, parse_time, print_json, short, span
-from cli.session import Failure, Session, colony_command
 from cli.status import counts
-from cli.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

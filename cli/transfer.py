@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 import trio
 
-from cli.client import Client, RpcError, Unreachable, decode
-from cli.session import Failure
-from cli.terminal import printable
+from cli.core.client import Client, RpcError, Unreachable, decode
+from cli.core.session import Failure
+from cli.core.terminal import printable
 from node.host.fsync import publish
 from node.http.client import ask, http_client, read_body
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from cli.session import Session, colony_command, finish
+from cli.core.session import Session, colony_command, finish
 
 
 @colony_command("up", "colony up", "colony up --port 50090 --federation-port 50091")

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from cli.keyfiles import accepts, check_id, check_member_name, key_path, read_or_make, rotate
-from cli.output import print_done, print_rows, print_value, short
-from cli.session import Session, colony_command, colony_group
-from cli.terminal import print_note
+from cli.core.keyfiles import accepts, check_id, check_member_name, key_path, read_or_make, rotate
+from cli.core.output import print_done, print_rows, print_value, short
+from cli.core.session import Session, colony_command, colony_group
+from cli.core.terminal import print_note
 
 user = colony_group(
     "user",

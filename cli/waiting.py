@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cli.client import Client, RpcError, Unreachable
-from cli.output import short
+from cli.core.client import Client, RpcError, Unreachable
+from cli.core.output import short
+from cli.core.terminal import print_note
 from cli.process import wait_closed
-from cli.terminal import print_note
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

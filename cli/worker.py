@@ -19,17 +19,10 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from cli.keyfiles import own_home
-from cli.output import short
-from cli.session import (
-    FAILED,
-    NOT_FOUND,
-    USAGE,
-    Failure,
-    Session,
-    colony_command,
-)
-from cli.terminal import print_line, print_note
+from cli.core.keyfiles import own_home
+from cli.core.output import short
+from cli.core.session import FAILED, NOT_FOUND, USAGE, Failure, Session, colony_command
+from cli.core.terminal import print_line, print_note
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

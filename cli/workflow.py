@@ -1,6 +1,6 @@
 """`colony workflow`: submits graphs of functions, shows and awaits them, cancels and removes them.
 
-How a graph is drawn is in `cli.graph`; files are read by `cli.inputs`.
+How a graph is drawn is in `cli.graph`; files are read by `cli.core.inputs`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from cli.client import Client, Unreachable
-from cli.graph import leaves, progress, tree
-from cli.inputs import pick, workflow_spec
-from cli.output import (
+from cli.core.client import Client, Unreachable
+from cli.core.inputs import pick, workflow_spec
+from cli.core.output import (
     STATES,
     ago,
     output_lines,
@@ -27,8 +26,17 @@ from cli.output import (
     state_name,
     when,
 )
-from cli.session import FAILED, TIMEOUT, Failure, Session, colony_command, colony_group, confirm
-from cli.terminal import print_line, print_result
+from cli.core.session import (
+    FAILED,
+    TIMEOUT,
+    Failure,
+    Session,
+    colony_command,
+    colony_group,
+    confirm,
+)
+from cli.core.terminal import print_line, print_result
+from cli.graph import leaves, progress, tree
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from cli.client import Client, RpcError, Unreachable
+from cli.core.client import Client, RpcError, Unreachable
+from cli.core.output import parse_time
+from cli.core.session import DENIED, Failure
 from cli.livelog import Feed, relay
-from cli.output import parse_time
-from cli.session import DENIED, Failure
 from cli.shell import Ending, Guard, Hearing, run_command
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import trio
 
-from cli.client import Client, RpcError
+from cli.core.client import Client, RpcError
 from node.host.keys import PrivateKey, sign_payload
 from tests.support import REPOSITORY, Daemon
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from cli.client import Client
+from cli.core.client import Client
 from node.host.keys import PrivateKey
 from tests.support import Daemon
 

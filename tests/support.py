@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 import trio
 
-from cli.client import Client
+from cli.core.client import Client
 from node.host.keys import PrivateKey, read_key
 
 REPOSITORY = Path(__file__).parent.parent

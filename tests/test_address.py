@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from cli.client import Client, Unreachable
-from cli.session import Session
+from cli.core.client import Client, Unreachable
+from cli.core.session import Session
 from node.host.home import init_home
 from node.host.listening import FILE, Listening, read_listening, url_of
 from node.host.ports import holder_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from node.host.config import ConfigError, load_config
 from node.host.keys import PrivateKey
 from tests.support import Daemon

@@ -14,7 +14,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.client import RpcError as CallError
+from cli.core.client import RpcError as CallError
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker

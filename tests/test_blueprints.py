@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycolonies import Workflow
 
-from cli.client import Client, RpcError, decode, encode
+from cli.core.client import Client, RpcError, decode, encode
 from node.blueprints.rules import Wanted, colony_initiator, revise, same
 from node.host.keys import PrivateKey
 from node.model.codec import pack

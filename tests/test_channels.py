@@ -15,7 +15,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.client import RpcError, decode, encode
+from cli.core.client import RpcError, decode, encode
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
 from node.model.codec import unpack

@@ -18,13 +18,13 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.client import decode, encode
+from cli.core.client import decode, encode
+from cli.core.inputs import refuse_unknown
+from cli.core.output import ago, output_lines, parse_time, span
+from cli.core.session import Failure, Session, rpc_failure
 from cli.doctor import check_clock, check_keys, check_peer, judge_etcd, sockets_on
-from cli.inputs import refuse_unknown
 from cli.main import COMMANDS, main
-from cli.output import ago, output_lines, parse_time, span
 from cli.run import argument, keyword
-from cli.session import Failure, Session, rpc_failure
 from node.host.home import init_home
 from node.host.keys import PrivateKey, read_key
 from node.model.types import FunctionSpec

@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.core.session import Failure
 from cli.depot import address
 from cli.filesync import Item, plan, scan
 from cli.main import main
-from cli.session import Failure
 from cli.transfer import Store, Taken, fetch
 from tests.support import Daemon
 

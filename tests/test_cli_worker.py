@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from cli.client import Client
-from cli.session import Failure
+from cli.core.client import Client
+from cli.core.session import Failure
 from cli.shell import open_guard, output_of, run_command
 from cli.worker import default_name, parse_function
 from cli.working import Settings, Worker

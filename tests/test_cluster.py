@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from etcd3.etcdrpc import rpc_pb2 as pb
 
-from cli.client import Client, RpcError, Unreachable, encode
+from cli.core.client import Client, RpcError, Unreachable, encode
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access, tls_context
 from node.etcd.errors import EtcdDenied, EtcdError, EtcdUnavailable

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 
-from cli.client import RpcError, decode, encode
+from cli.core.client import RpcError, decode, encode
 from node.host.keys import PrivateKey
 from tests.network import House, enter, require, town
 from tests.support import until

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 
-from cli.client import Client, RpcError, encode
+from cli.core.client import Client, RpcError, encode
 from node.host.keys import PrivateKey, sign_payload
 from tests.support import REPOSITORY, Daemon, until
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trio
 
-from cli.client import RpcError, encode
+from cli.core.client import RpcError, encode
 from tests.support import Daemon, seeded_dice, until
 from tests.test_workflows import Party, kill_at, party, patient, post
 

@@ -20,7 +20,7 @@ import pytest
 import trio
 from wsproto.events import CloseConnection
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from node.host.keys import PrivateKey, sign_payload
 from node.http.pool import source_of
 from node.http.server import Limits, Request, Response

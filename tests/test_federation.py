@@ -10,7 +10,7 @@ import httpx
 import pytest
 import trio
 
-from cli.client import Client, RpcError, Unreachable, decode
+from cli.core.client import Client, RpcError, Unreachable, decode
 from node.host.keys import PrivateKey
 from tests.support import Daemon, until
 

@@ -19,7 +19,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.client import RpcError, decode
+from cli.core.client import RpcError, decode
 from node.files.blobs import IDLE, Vault
 from node.files.tickets import Scope, Tickets
 from node.model.errors import RpcError as Refusal

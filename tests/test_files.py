@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycolonies import Colonies  # type: ignore[import-untyped]
 
-from cli.client import RpcError, decode, encode
+from cli.core.client import RpcError, decode, encode
 from node.etcd.client import open_client
 from node.etcd.txn import Put, Txn
 from node.files.catalog import MAX_SNAPSHOT, Files

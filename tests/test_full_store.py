@@ -18,7 +18,7 @@ import trio
 from click.testing import CliRunner
 from pycolonies import Colonies, func_spec  # type: ignore[import-untyped]
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from cli.main import main
 from cli.rpc import all_calls
 from node.etcd.client import EtcdClient, open_client

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 
-from cli.client import encode
+from cli.core.client import encode
 from federation.forward import machine as outbox
 from federation.peers.policy import Meter
 from federation.wire.envelope import Kind

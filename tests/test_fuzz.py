@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cli.client import decode, encode
+from cli.core.client import decode, encode
 from cli.rpc import all_calls
 from node.host.keys import PrivateKey
 from tests.fuzzing import Known, bodies, poisonous

@@ -18,7 +18,7 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from cli.main import main
 from node.archive.chain import Chain, Head, files, records, verify
 from node.archive.retention import Retention

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from cli.client import Client, RpcError
+from cli.core.client import Client, RpcError
 from node.etcd.client import open_client
 from node.etcd.txn import Txn
 from node.host.keys import PrivateKey

@@ -18,7 +18,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.client import RpcError as CallError
+from cli.core.client import RpcError as CallError
 from federation.membership.invitations import Invitation, Invitations, Used
 from federation.membership.join import Joining
 from federation.peers.keys import Keys

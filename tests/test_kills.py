@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from cli.client import encode
+from cli.core.client import encode
 from tests.support import Daemon, seeded_dice
 from tests.test_federation import Side, pair
 

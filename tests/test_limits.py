@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from cli.client import Client, RpcError
+from cli.core.client import Client, RpcError
 from federation.wire.sizes import FORWARD
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused

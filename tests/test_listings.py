@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from cli.client import Client, RpcError, encode
+from cli.core.client import Client, RpcError, encode
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.txn import Op, Put, Txn
 from node.host.keys import PrivateKey

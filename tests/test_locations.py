@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey
 from node.members.locations import Locations

@@ -17,9 +17,9 @@ import httpx
 import pytest
 import trio
 
-from cli.client import LONGEST_REPLY, Client, RpcError, Unreachable
+from cli.core.client import LONGEST_REPLY, Client, RpcError, Unreachable
+from cli.core.session import Failure
 from cli.s3 import S3Settings, S3Store
-from cli.session import Failure
 from cli.transfer import Content, DaemonStore, fetch
 from federation.peers.registry import Known, Peer
 from federation.transport.link import Link, Lost, TransportError, fetch_card
@@ -213,7 +213,7 @@ async def test_a_reply_without_end_is_not_kept(
 ) -> None:
     """A server that is not ours can't fill the memory of who calls it."""
     assert LONGEST_REPLY <= 2**28
-    monkeypatch.setattr("cli.client.LONGEST_REPLY", 1000)
+    monkeypatch.setattr("cli.core.client.LONGEST_REPLY", 1000)
     port = await serve_lies(nursery, lambda path, body: Said(b"x" * 1001))
     with pytest.raises(RpcError, match="longer than 1000 bytes; ask for fewer"):
         await _rpc(port, Path())

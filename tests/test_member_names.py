@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused
 from node.model.names import check_name, in_key, of_key

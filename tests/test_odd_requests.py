@@ -11,7 +11,7 @@ import httpx
 import pytest
 from wsproto.events import CloseConnection, Ping
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from node.host.keys import sign_payload
 from tests.support import Daemon
 from tests.test_pubsub import Raw

@@ -15,7 +15,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.client import Client, RpcError, encode
+from cli.core.client import Client, RpcError, encode
 from node.host.config import QuotasConfig
 from node.host.fairqueue import Turns
 from node.host.keys import PrivateKey

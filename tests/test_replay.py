@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import trio
 
-from cli.client import Client, RpcError, encode
+from cli.core.client import Client, RpcError, encode
 from cli.rpc import all_calls
 from node.daemon.reference import subscriptions
 from node.etcd.client import EtcdClient, open_client

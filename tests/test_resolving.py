@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from federation.forward import machine as outbox
 from federation.outbox.ledger import Ledger
 from federation.outbox.resolve import resolve

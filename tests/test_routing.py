@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from cli.client import RpcError
+from cli.core.client import RpcError
 from node.host.keys import PrivateKey
 from tests.support import REPOSITORY, Daemon, until
 from tests.test_federation import Side

@@ -21,9 +21,9 @@ import pytest
 from click.testing import CliRunner, Result
 from pycolonies import Colonies  # type: ignore[import-untyped]
 
+from cli.core.session import Failure
 from cli.main import main
 from cli.s3 import S3Settings
-from cli.session import Failure
 from tests.support import REPOSITORY, Daemon, free_port
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 
-from cli.client import RpcError, Unreachable
+from cli.core.client import RpcError, Unreachable
 from tests.support import REPOSITORY, Daemon, seeded_dice, until
 from tests.test_federation import Side, pair
 from tests.test_pubsub import Raw

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.client import encode
+from cli.core.client import encode
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.types import FunctionSpec, Process

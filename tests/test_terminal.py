@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cli.terminal import json_text, printable
+from cli.core.terminal import json_text, printable
 from tests.support import REPOSITORY, Daemon
 
 # Clipboard (OSC 52), title, C1 forms of the same, cursor, colours, DEL, bidi, line separator.

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 import trio
 
-from cli.client import RpcError, decode
+from cli.core.client import RpcError, decode
 from federation.forward.machine import Forward
 from federation.forward.path import local_id
 from federation.network.candidates import Hint, Hints

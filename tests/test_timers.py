@@ -14,7 +14,7 @@ import trio
 from model import Conditions, FuncSpec, Workflow  # type: ignore[import-untyped]
 from pycolonies import Colonies  # type: ignore[import-untyped]
 
-from cli.client import RpcError, Unreachable, decode, encode
+from cli.core.client import RpcError, Unreachable, decode, encode
 from node.host.keys import PrivateKey
 from node.model.types import SECOND
 from node.store import crons

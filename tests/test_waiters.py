@@ -20,7 +20,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 from wsproto.events import Ping, Pong, TextMessage
 
-from cli.client import Client, encode
+from cli.core.client import Client, encode
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State

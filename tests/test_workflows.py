@@ -10,7 +10,7 @@ import httpx
 import pytest
 import trio
 
-from cli.client import Client, RpcError, decode, encode
+from cli.core.client import Client, RpcError, decode, encode
 from node.host.keys import PrivateKey
 from tests.support import Daemon, seeded_dice, until
 

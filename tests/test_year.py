@@ -24,7 +24,7 @@ import msgspec
 import pytest
 import trio
 
-from cli.client import Client, RpcError
+from cli.core.client import Client, RpcError
 from node.archive.chain import records, verify
 from node.etcd.client import open_client
 from node.etcd.txn import Op, Put, Txn

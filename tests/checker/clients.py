@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import trio
 
-from cli.client import RpcError, decode
+from cli.core.client import RpcError, decode
 from node.host.keys import PrivateKey
 from tests.checker.comparer import Final, output_of
 from tests.checker.journal import Journal, Kind

@@ -1,6 +1,6 @@
 """What all commands share: home, server address, keys, options, exit codes, errors for people.
 
-How values are drawn is in `cli.output`; the calls are in the module of each command group.
+How values are drawn is in `cli.core.output`; the calls are in the module of each command group.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.terminal import print_note
+from cli.core.terminal import print_note
 
 if TYPE_CHECKING:
-    from cli.client import Client
+    from cli.core.client import Client
     from node.host.config import Config
     from node.host.keys import PrivateKey
 
@@ -145,13 +145,13 @@ class Session:
 
     def client(self) -> Client:
         """A client of the daemon this session speaks to."""
-        from cli.client import Client
+        from cli.core.client import Client
 
         url, audience = self.url(), self.environ.get("COLONIES_SERVER_ID", "")
         again = self.url if self.own else None
         if not url.lower().startswith("https://"):
             return Client(url, audience=audience, again=again)
-        from cli.trust import verification
+        from cli.core.tls import verification
 
         return Client(url, verification(self, url), audience=audience, again=again)
 
@@ -229,8 +229,8 @@ class Session:
         """Run async `work` to its end; known errors become Failures with exit codes."""
         import trio
 
-        from cli.answering import denied_by_another, not_reachable
-        from cli.client import RpcError, Unreachable
+        from cli.core.client import RpcError, Unreachable
+        from cli.core.endpoint import denied_by_another, not_reachable
 
         async def main() -> T:
             return await work()

@@ -1,6 +1,6 @@
 """Who answers where the daemon of a home is looked for: nobody, or the daemon of another colony.
 
-Which address that is decides `cli.session`.
+Which address that is decides `cli.core.session`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 
 import trio
 
-from cli.client import RpcError, Unreachable
-from cli.session import DENIED, UNREACHABLE, Failure
+from cli.core.client import RpcError, Unreachable
+from cli.core.session import DENIED, UNREACHABLE, Failure
 from node.host.home import Home
 from node.host.keys import IdentityError, read_key
 from node.host.listening import read_listening
 from node.host.ports import holder_of
 
 if TYPE_CHECKING:
-    from cli.session import Session
+    from cli.core.session import Session
 
 __all__ = ["denied_by_another", "not_reachable"]
 
@@ -77,7 +77,7 @@ async def _server_at(session: Session) -> str:
 
 def _who(url: str) -> str:
     """The program at an address of this machine, if it is shown to this user."""
-    from cli.trust import is_local
+    from cli.core.tls import is_local
 
     parts = urlsplit(url)
     if parts.port is None or not is_local(parts.hostname or ""):

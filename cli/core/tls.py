@@ -1,6 +1,6 @@
 """Which certificate of a daemon the command line accepts: a pinned one, the home's, or any signed.
 
-Connections are made by `cli.client`.
+Connections are made by `cli.core.client`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cli.session import DENIED, UNREACHABLE, USAGE, Failure
+from cli.core.session import DENIED, UNREACHABLE, USAGE, Failure
 
 if TYPE_CHECKING:
-    from cli.session import Session
+    from cli.core.session import Session
 
 PIN = "COLONIES_SERVER_PIN"
 _PATIENCE = 5.0  # seconds

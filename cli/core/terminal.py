@@ -1,6 +1,6 @@
 """The one way to a reader's eyes: text on stdout and stderr that cannot command a terminal.
 
-Tables, fields and the shapes of replies are in `cli.output`. Nothing else in `cli` writes.
+Tables, fields and the shapes of replies are in `cli.core.output`. Nothing else in `cli` writes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The RPC client: signs payloads, posts envelopes to `/api`, turns replies into values or errors.
 
-What to do about an error, and how to show it to people, is decided in `cli.session`.
+What to do about an error, and how to show it to people, is decided in `cli.core.session`.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cli.terminal import json_text, print_line, print_note, printable
+from cli.core.terminal import json_text, print_line, print_note, printable
 
 if TYPE_CHECKING:
-    from cli.session import Session
+    from cli.core.session import Session
 
 STATES = ("waiting", "running", "successful", "failed", "cancelled")
 _PIPE_WIDTH = 240  # columns when stdout is no terminal: nothing a script reads gets folded

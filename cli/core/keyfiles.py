@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.session import USAGE, Failure, Session
+from cli.core.session import USAGE, Failure, Session
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
@@ -105,7 +105,7 @@ def rotate(
 
 def accepts(session: Session, payloadtype: str, fields: dict[str, Any]) -> Callable[..., bool]:
     """A probe for `rotate`: whether a call signed by a key is let in."""
-    from cli.session import DENIED
+    from cli.core.session import DENIED
 
     def probe(key: PrivateKey) -> bool:
         try:

@@ -1,0 +1,1 @@
+"""What commands share: session, client, output, inputs, TLS, key files."""
