@@ -11,12 +11,12 @@ from typing import Any
 import click
 import trio
 
-from cli import log as log_lines
 from cli.core.client import Client
 from cli.core.output import print_json, short
 from cli.core.session import FAILED, NOT_FOUND, OK, Failure, Session, colony_command, finish
 from cli.core.terminal import print_line, print_note
 from cli.doctor import Check
+from cli.work import log as log_lines
 
 _POLL = 1.0  # seconds
 _RECENT = 100  # processes of a state looked at for a blueprint's name

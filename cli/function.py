@@ -1,6 +1,6 @@
 """`colony function`: what executors say they can do, and how long that took so far.
 
-Running a function is `cli.run`'s work.
+Running a function is `cli.work.run`'s work.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import click
 from cli.core.inputs import pick, read_object
 from cli.core.output import print_done, print_rows, short
 from cli.core.session import Session, as_executor, colony_command, colony_group
-from cli.run import called
+from cli.work.run import called
 
 function = colony_group(
     "function",

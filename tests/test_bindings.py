@@ -18,7 +18,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from cli.process import forward_fields
+from cli.work.process import forward_fields
 from federation.forward.chain import conclusion, trace
 from federation.forward.machine import QUEUED, Forward
 from federation.forward.marker import Marker

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from cli.doctor import check_daemon_clock
 from cli.main import main
-from cli.waiting import words
+from cli.work.waiting import words
 from federation.peers.reachability import cannot_be, wrong_peers
 from node.etcd.client import EtcdClient
 from node.handlers.status import nobody_takes, standing_of

@@ -1,4 +1,4 @@
-"""The whole of `colony process`: adds assigning, closing, removing and counting to `cli.process`.
+"""All of `colony process`: adds assigning, closing, removing, counting to `cli.work.process`.
 
 An executor's commands are signed by its key: --as, or the SDKs' variables.
 """
@@ -21,9 +21,9 @@ from cli.core.output import (
 )
 from cli.core.session import Session, as_executor, colony_command, confirm
 from cli.core.terminal import print_line
-from cli.process import call_about, process, process_fields
-from cli.resolve import resolve
-from cli.run import argument, called
+from cli.work.process import call_about, process, process_fields
+from cli.work.resolve import resolve
+from cli.work.run import argument, called
 
 __all__ = ["process"]
 

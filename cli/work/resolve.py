@@ -1,6 +1,7 @@
 """`colony process resolve`: a person decides about a process of which a peer tells nothing.
 
-What a decision does is in `federation.outbox.resolve`; the other commands are in `cli.process`.
+What a decision does is in `federation.outbox.resolve`; the other commands are in
+`cli.work.process`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import click
 
 from cli.core.output import print_done, state_name
 from cli.core.session import USAGE, Failure, Session, colony_command, confirm
-from cli.process import full_id
+from cli.work.process import full_id
 
 __all__ = ["resolve"]
 

@@ -65,7 +65,7 @@ def send(
     reply_to: int,
 ) -> None:
     """Send MESSAGE (or stdin) into a channel of a process."""
-    from cli.process import call_about
+    from cli.work.process import call_about
 
     if message is None:
         data = b"" if kind == "end" else sys.stdin.buffer.read()
@@ -84,7 +84,7 @@ def send(
 def _read(
     session: Session, processid: str, name: str, executor: str | None, after: int, follow: bool
 ) -> None:
-    from cli.process import full_id
+    from cli.work.process import full_id
 
     key = session.signer(executor)
     kept: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
 """What `run --wait` says while it waits: what the process waits for, and when nobody can take it.
 
-Waiting itself is in `cli.process`.
+Waiting itself is in `cli.work.process`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import trio
 from cli.core.client import Client, RpcError, Unreachable
 from cli.core.output import short
 from cli.core.terminal import print_note
-from cli.process import wait_closed
+from cli.work.process import wait_closed
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

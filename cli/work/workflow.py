@@ -1,6 +1,6 @@
 """`colony workflow`: submits graphs of functions, shows and awaits them, cancels and removes them.
 
-How a graph is drawn is in `cli.graph`; files are read by `cli.core.inputs`.
+How a graph is drawn is in `cli.work.graph`; files are read by `cli.core.inputs`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cli.core.session import (
     confirm,
 )
 from cli.core.terminal import print_line, print_result
-from cli.graph import leaves, progress, tree
+from cli.work.graph import leaves, progress, tree
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

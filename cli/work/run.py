@@ -1,6 +1,6 @@
 """`colony run`: submits a function spec and, when asked, waits for its output.
 
-Watching processes submitted earlier is in `cli.process`.
+Watching processes submitted earlier is in `cli.work.process`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from cli.core.inputs import read_object, refuse_unknown
 from cli.core.output import output_lines, print_json
 from cli.core.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
 from cli.core.terminal import print_line, print_note, print_result
-from cli.log import drain
-from cli.process import explain_end
-from cli.waiting import wait_told
+from cli.work.log import drain
+from cli.work.process import explain_end
+from cli.work.waiting import wait_told
 from node.model.types import FunctionSpec
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """How a workflow is drawn: its nodes in the order they run, indented by how deep they stand.
 
-Values in, rows out; the calls are in `cli.workflow`.
+Values in, rows out; the calls are in `cli.work.workflow`.
 """
 
 from __future__ import annotations

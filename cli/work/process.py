@@ -1,6 +1,6 @@
 """`colony process`: lists, shows, awaits and cancels processes, and prints their logs.
 
-Submitting is in `cli.run`.
+Submitting is in `cli.work.run`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from cli import log as log_lines
 from cli.core.client import Client, RpcError, Unreachable
 from cli.core.output import (
     STATES,
@@ -39,6 +38,7 @@ from cli.core.session import (
     finish,
 )
 from cli.core.terminal import print_line, print_result
+from cli.work import log as log_lines
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
@@ -363,7 +363,7 @@ def origin_fields(asked: list[dict[str, Any]]) -> list[tuple[str, object]]:
 @click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
 def wait(session: Session, processid: str, timeout: float | None) -> None:
     """Wait for a process, print its output; exit 0 if successful, 1 if failed or cancelled."""
-    from cli.waiting import wait_told
+    from cli.work.waiting import wait_told
 
     key = session.member_key()
 

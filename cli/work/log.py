@@ -97,7 +97,7 @@ def get(
 
     With --follow and --json each line is a JSON document of its own.
     """
-    from cli.process import full_id
+    from cli.work.process import full_id
 
     if (processid is None) == (executorname is None):
         raise Failure("give --process or --executor, one of them", code=USAGE)
@@ -148,7 +148,7 @@ async def _closed(client: Client, key: PrivateKey, processid: str) -> bool:
 @as_executor
 def add(session: Session, processid: str, message: str, executor: str | None) -> None:
     """Log a line about a running process, as the executor that runs it."""
-    from cli.process import call_about
+    from cli.work.process import call_about
 
     key = session.signer(executor)
     full = call_about(session, key, processid, "addlogmsg", {"message": message})
