@@ -43,7 +43,7 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         "workflow": ("cli.work.workflow", "workflow", "Graphs of functions: submit, show, await."),
         "cron": ("cli.cron", "cron", "Workflows that start by the clock."),
         "generator": ("cli.generator", "generator", "Workflows that start with enough arguments."),
-        "file": ("cli.file", "file", "Files that processes share."),
+        "file": ("cli.files.file", "file", "Files that processes share."),
         "log": ("cli.work.log", "log", "What executors logged: get, search, add."),
         "channel": ("cli.work.channel", "channel", "Messages between submitter and executor."),
         "attribute": ("cli.work.attribute", "attribute", "Keys and values of a process."),

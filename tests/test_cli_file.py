@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.core.session import Failure
-from cli.depot import address
-from cli.filesync import Item, plan, scan
+from cli.files.session import address
+from cli.files.syncplan import Item, plan, scan
+from cli.files.transfer import Store, Taken, fetch
 from cli.main import main
-from cli.transfer import Store, Taken, fetch
 from tests.support import Daemon
 
 Run = Callable[..., Result]

@@ -19,8 +19,8 @@ import trio
 
 from cli.core.client import LONGEST_REPLY, Client, RpcError, Unreachable
 from cli.core.session import Failure
-from cli.s3 import S3Settings, S3Store
-from cli.transfer import Content, DaemonStore, fetch
+from cli.files.s3 import S3Settings, S3Store
+from cli.files.transfer import Content, DaemonStore, fetch
 from federation.peers.registry import Known, Peer
 from federation.transport.link import Link, Lost, TransportError, fetch_card
 from federation.transport.tls import fetch_certificate

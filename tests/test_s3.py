@@ -22,8 +22,8 @@ from click.testing import CliRunner, Result
 from pycolonies import Colonies  # type: ignore[import-untyped]
 
 from cli.core.session import Failure
+from cli.files.s3 import S3Settings
 from cli.main import main
-from cli.s3 import S3Settings
 from tests.support import REPOSITORY, Daemon, free_port
 
 pytestmark = pytest.mark.slow

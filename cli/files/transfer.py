@@ -1,7 +1,7 @@
 """Moves the bytes of files between this machine and where a colony keeps them.
 
-Bytes go to the daemon's own directory or, in `cli.s3`, to an S3 server; every download is checked
-against the checksum the colony has. Which files are moved is decided in `cli.file`.
+Bytes go to the daemon's own directory or, in `cli.files.s3`, to an S3 server; every download is
+checked against the checksum the colony has. Which files are moved is decided in `cli.files.file`.
 """
 
 from __future__ import annotations

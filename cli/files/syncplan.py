@@ -1,6 +1,6 @@
 """Compares a directory with a label: what to upload, what to download, what clashes.
 
-Values in, a plan out; carrying it out is in `cli.file`.
+Values in, a plan out; carrying it out is in `cli.files.file`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cli.transfer import Content, digest, is_partial
+from cli.files.transfer import Content, digest, is_partial
 from node.files.labels import check_name, normalise_label
 from node.model.errors import RpcError
 

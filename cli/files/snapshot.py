@@ -1,6 +1,6 @@
 """`colony file snapshot`: the files below a label as they were at one moment.
 
-Single files are in `cli.file`.
+Single files are in `cli.files.file`.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def info(session: Session, name: str) -> None:
 @click.option("--force", is_flag=True, help="Replace files there that differ.")
 def download(session: Session, name: str, to: Path, force: bool) -> None:
     """Write the files of a snapshot to a directory; what is there with the same bytes stays."""
-    from cli.depot import checked_item, depot
-    from cli.filesync import Item, plan, scan, settle
+    from cli.files.session import checked_item, depot
+    from cli.files.syncplan import Item, plan, scan, settle
 
     if to.exists() and not to.is_dir():
         raise Failure(f"{to}: not a directory", code=USAGE)

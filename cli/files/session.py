@@ -1,6 +1,7 @@
 """What commands about files share: calls, the places of bytes, and the spelling of names.
 
-The commands are in `cli.file` and `cli.snapshot`, moving bytes in `cli.transfer` and `cli.s3`.
+The commands are in `cli.files.file` and `cli.files.snapshot`, moving bytes in `cli.files.transfer`
+and `cli.files.s3`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from cli.core.session import USAGE, Failure, Session
 
 if TYPE_CHECKING:
     from cli.core.client import Client
-    from cli.filesync import Item, Plan, Scan
-    from cli.transfer import Content, Meter, Store
+    from cli.files.syncplan import Item, Plan, Scan
+    from cli.files.transfer import Content, Meter, Store
     from node.host.keys import PrivateKey
 
 _ID = 64
@@ -85,7 +86,7 @@ class Depot:
         may_replace: Callable[[Path], bool] = lambda path: False,
     ) -> None:
         """Download a version to a path; what is there stays unless `may_replace` allows it."""
-        from cli.transfer import fetch
+        from cli.files.transfer import fetch
 
         await fetch(self.keeper(version), version, target, progress, may_replace)
 
@@ -98,7 +99,7 @@ class Depot:
         version: Callable[[Item], Awaitable[dict[str, Any]]],
     ) -> None:
         """Do what a plan says about downloads; who loses a place meanwhile joins its clashes."""
-        from cli.transfer import Taken, digest, meter
+        from cli.files.transfer import Taken, digest, meter
 
         def unchanged(path: Path) -> bool:
             # Changed since it was compared: that was not in the plan.
@@ -121,8 +122,8 @@ async def depot(session: Session) -> AsyncIterator[Depot]:
     """Open what file commands need. Raises Failure when the S3 settings are incomplete."""
     from contextlib import AsyncExitStack
 
-    from cli.s3 import S3Settings, S3Store
-    from cli.transfer import DaemonStore
+    from cli.files.s3 import S3Settings, S3Store
+    from cli.files.transfer import DaemonStore
 
     colony, key = session.colony(), session.member_key()
     settings = S3Settings.from_environ(session.environ)
@@ -145,7 +146,7 @@ def address(target: str) -> dict[str, str]:
 
 def checked_item(label: str, name: str) -> Item:
     """Label and name in their one spelling. Raises Failure (usage)."""
-    from cli.filesync import Item
+    from cli.files.syncplan import Item
     from node.files.labels import check_name, normalise_label
     from node.model.errors import RpcError
 

@@ -17,7 +17,7 @@ import httpx
 import trio
 
 from cli.core.session import NOT_FOUND, USAGE, Failure
-from cli.transfer import Content, Meter
+from cli.files.transfer import Content, Meter
 from node.http.client import Reply, ask, http_client
 
 __all__ = ["S3Settings", "S3Store"]

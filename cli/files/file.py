@@ -1,6 +1,7 @@
 """`colony file`: put files under labels, get them back, keep a directory in step, snapshots.
 
-The bytes move in `cli.transfer` and `cli.s3`; the commands of snapshots are in `cli.snapshot`.
+The bytes move in `cli.files.transfer` and `cli.files.s3`; the commands of snapshots are in
+`cli.files.snapshot`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import click
 from cli.core.output import print_done, print_json, print_rows, print_table, print_value, when
 from cli.core.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
 from cli.core.terminal import print_line, print_note
-from cli.depot import Depot, address, checked_item, depot
-from cli.snapshot import snapshot
+from cli.files.session import Depot, address, checked_item, depot
+from cli.files.snapshot import snapshot
 
 if TYPE_CHECKING:
-    from cli.filesync import Item, Plan, Scan
+    from cli.files.syncplan import Item, Plan, Scan
 
 file = colony_group(
     "file",
@@ -51,7 +52,7 @@ def full_name(row: dict[str, Any]) -> str:
 @click.option("--name", default=None, help="Name there [the file's].")
 def put(session: Session, path: Path, label: str, name: str | None) -> None:
     """Upload PATH as the newest version of a file."""
-    from cli.transfer import digest, meter
+    from cli.files.transfer import digest, meter
 
     item = checked_item(label, name or path.name)
     if not path.is_file():
@@ -80,7 +81,7 @@ def put(session: Session, path: Path, label: str, name: str | None) -> None:
 @click.option("--force", is_flag=True, help="Replace what is there.")
 def get(session: Session, target: str, to: Path, force: bool) -> None:
     """Download a file; it appears only when whole and checked."""
-    from cli.transfer import meter
+    from cli.files.transfer import meter
 
     async def work() -> tuple[dict[str, Any], Path]:
         async with depot(session) as ours:
@@ -197,7 +198,7 @@ def sync(session: Session, directory: Path, label: str | None, keep: str | None,
     file of the colony that has no place in DIRECTORY: a link or directory is there, or another file
     of the colony. With --keep-local or --keep-remote all but the clashes is done.
     """
-    from cli.filesync import plan, read_marker, settle, write_marker
+    from cli.files.syncplan import plan, read_marker, settle, write_marker
 
     label = label or read_marker(directory)
     if label is None:
@@ -269,7 +270,7 @@ async def _compare(
     """What a directory and the colony have under a label."""
     import trio
 
-    from cli.filesync import scan
+    from cli.files.syncplan import scan
 
     local = await trio.to_thread.run_sync(scan, directory, root)
     remote: dict[Item, dict[str, Any]] = {}
@@ -282,7 +283,7 @@ async def _compare(
 
 
 async def _carry_out(ours: Depot, directory: Path, root: str, made: Plan, local: Scan) -> None:
-    from cli.transfer import meter
+    from cli.files.transfer import meter
 
     total = sum(local.files[item].size for item in made.upload)
     with meter("upload", total) as progress:

@@ -1,0 +1,1 @@
+"""Commands about files: sync plan, transfers, S3."""
