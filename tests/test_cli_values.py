@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.blueprint import set_path
-from cli.blueprint_doctor import check
+from cli.automation.blueprint import set_path
+from cli.automation.blueprint_doctor import check
 from cli.config import flat, without_secrets
 from cli.core.inputs import pick, read_object, since, workflow_spec
 from cli.core.keyfiles import check_id, check_name, read_or_make, rotate

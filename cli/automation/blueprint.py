@@ -1,6 +1,6 @@
 """`colony blueprint`: wanted states that executors make real, their definitions and history.
 
-Looking for what keeps a blueprint from becoming real is in `cli.blueprint_doctor`.
+Looking for what keeps a blueprint from becoming real is in `cli.automation.blueprint_doctor`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cli.blueprint_doctor import doctor, log
+from cli.automation.blueprint_doctor import doctor, log
 from cli.core.inputs import read_object
 from cli.core.output import cell_text, print_done, print_json, print_rows, print_value, short, when
 from cli.core.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group

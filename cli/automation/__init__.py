@@ -1,0 +1,1 @@
+"""Commands about crons, generators and blueprints."""
