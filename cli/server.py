@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from cli.colony import print_statistics
 from cli.core.keyfiles import accepts, check_id, key_path, rotate
 from cli.core.output import print_done, print_json, print_value
 from cli.core.session import FAILED, Failure, Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line
-from cli.user import tell_environment
+from cli.members.colony import print_statistics
+from cli.members.user import tell_environment
 
 server = colony_group(
     "server",

@@ -16,7 +16,7 @@ from cli.core.client import Client, RpcError, Unreachable
 from cli.core.output import STATES, ago, cell_text, parse_time, print_json, short, span
 from cli.core.session import Failure, Session, colony_command
 from cli.core.terminal import printable
-from cli.executor import state_name as executor_state
+from cli.members.executor import state_name as executor_state
 from cli.status import counts
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """`colony executor`: the colony's executors: added, approved, rejected, shown, removed.
 
-Being an executor is `cli.worker`'s work; the functions of executors are in `cli.function`.
+Being an executor is `cli.worker`'s work; the functions of executors are in `cli.members.function`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`colony colony`: the colonies that a server hosts: added, shown, counted, removed.
 
-The home colony is made by `cli.init`; members are in `cli.user` and `cli.executor`.
+The home colony is made by `cli.init`; members are in `cli.members.user` and `cli.members.executor`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cli.core.keyfiles import accepts, check_id, check_name, key_path, read_or_m
 from cli.core.output import STATES, print_done, print_fields, print_json, print_rows, print_value
 from cli.core.session import Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_note
-from cli.user import tell_environment
+from cli.members.user import tell_environment
 
 colony = colony_group(
     "colony",

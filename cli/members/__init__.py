@@ -1,0 +1,1 @@
+"""Commands about colonies, users, executors, functions and locations."""
