@@ -1,6 +1,6 @@
 """`colony cluster`: the daemons that serve one store together.
 
-Peers, which are other colonies, are in `cli.peers`.
+Peers, which are other colonies, are in `cli.peers.peers`.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def check_clock(now: float) -> Check:
 
 def check_steps(told: dict[str, Any]) -> Iterator[Check]:
     """What the daemon says of its clock: behind what the store saw, or set in the last week."""
-    from cli.peers import moment
+    from cli.peers.peers import moment
     from federation.peers.clock import told as words
 
     behind, by, at = (int(told.get(name) or 0) for name in ("behind", "steppedby", "steppedat"))
@@ -357,7 +357,7 @@ def check_work(status: dict[str, Any]) -> Iterator[Check]:
 
 def check_daemon_clock(told: float | None, asked: float, heard: float) -> Iterator[Check]:
     """Whether the daemon's clock (Unix s) shows what this host's did while it was asked."""
-    from cli.peers import SAME_CLOCK
+    from cli.peers.peers import SAME_CLOCK
     from federation.peers.clock import told as words
 
     if told is None:
@@ -409,7 +409,7 @@ def check_silent(silent: dict[str, Any]) -> Check:
 
 def check_memory(told: dict[str, Any]) -> Check:
     """Whether the daemon judges messages by a later time than its clock's."""
-    from cli.peers import SAME_CLOCK, moment
+    from cli.peers.peers import SAME_CLOCK, moment
     from federation.peers.clock import MOST
     from federation.peers.clock import told as words
 
@@ -432,7 +432,7 @@ def check_memory(told: dict[str, Any]) -> Check:
 
 def check_peer_clock(name: str, reading: dict[str, Any] | None) -> Iterator[Check]:
     """Whether a peer's clock shows what ours does, if it was measured."""
-    from cli.peers import SAME_CLOCK, clock
+    from cli.peers.peers import SAME_CLOCK, clock
 
     if not reading:
         return

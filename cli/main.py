@@ -68,8 +68,12 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         "user": ("cli.members.user", "user", "People who may submit work."),
         "colony": ("cli.members.colony", "colony", "The colonies that a server hosts."),
         "location": ("cli.members.location", "location", "Named places where executors stand."),
-        "peers": ("cli.peers", "peers", "Other colonies: list, trust, block, ping."),
-        "routes": ("cli.routes", "routes", "Where processes go that name no colony, and why."),
+        "peers": ("cli.peers.peers", "peers", "Other colonies: list, trust, block, ping."),
+        "routes": (
+            "cli.peers.routes",
+            "routes",
+            "Where processes go that name no colony, and why.",
+        ),
     },
     "The server": {
         "server": ("cli.server", "server", "The server: info, counters, alive or not."),

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.invite import _drawn
 from cli.main import main
+from cli.peers.invite import _drawn
 from node.host.home import init_home
 from node.host.keys import read_key
 from tests.cli_server import ColonyServer

@@ -14,7 +14,7 @@ from cli.core.output import ago, print_fields, print_json, print_table, short, s
 from cli.core.policy import policy_fields, policy_options, wish
 from cli.core.session import USAGE, Failure, Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line, print_note
-from cli.invite import invite, join
+from cli.peers.invite import invite, join
 
 SAME_CLOCK = 10  # seconds between clocks that nobody need care about
 
