@@ -58,7 +58,11 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         ),
     },
     "Who and where": {
-        "worker": ("cli.worker", "worker", "Run shell commands as an executor's functions."),
+        "worker": (
+            "cli.worker.command",
+            "worker",
+            "Run shell commands as an executor's functions.",
+        ),
         "executor": (
             "cli.members.executor",
             "executor",

@@ -15,9 +15,9 @@ import trio
 
 from cli.core.client import Client
 from cli.core.session import Failure
-from cli.shell import open_guard, output_of, run_command
-from cli.worker import default_name, parse_function
-from cli.working import Settings, Worker
+from cli.worker.command import default_name, parse_function
+from cli.worker.engine import Settings, Worker
+from cli.worker.subprocess import open_guard, output_of, run_command
 from node.host.home import init_home, valid_name
 from node.host.keys import PrivateKey
 from tests.cli_server import ColonyServer, Queue, Refuse

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cli.livelog import MOST_LINE, Feed
+from cli.worker.livelog import MOST_LINE, Feed
 from tests.support import REPOSITORY, Daemon
 
 COLONY = [sys.executable, "-m", "cli.main"]

@@ -1,6 +1,7 @@
 """`colony executor`: the colony's executors: added, approved, rejected, shown, removed.
 
-Being an executor is `cli.worker`'s work; the functions of executors are in `cli.members.function`.
+Being an executor is `cli.worker.command`'s work; the functions of executors are in
+`cli.members.function`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The engine of `colony worker`: registers an executor, takes processes, runs commands, closes.
 
-Commands themselves run in `cli.shell`; options, signals and printing are in `cli.worker`.
+Commands themselves run in `cli.worker.subprocess`; options, signals and printing are in
+`cli.worker.command`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import trio
 from cli.core.client import Client, RpcError, Unreachable
 from cli.core.output import parse_time
 from cli.core.session import DENIED, Failure
-from cli.livelog import Feed, relay
-from cli.shell import Ending, Guard, Hearing, run_command
+from cli.worker.livelog import Feed, relay
+from cli.worker.subprocess import Ending, Guard, Hearing, run_command
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

@@ -1,6 +1,6 @@
 """`colony worker`: runs shell commands as the functions of an executor.
 
-Options, the executor's key, signals and printing are here; the work is in `cli.working`.
+Options, the executor's key, signals and printing are here; the work is in `cli.worker.engine`.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def worker(
     lines written to $COLONYD_PROGRESS as progress: echo 40% > $COLONYD_PROGRESS. On SIGTERM the
     commands in hand are finished, for --grace seconds.
     """
-    from cli.shell import open_guard
-    from cli.working import Settings, Worker
+    from cli.worker.engine import Settings, Worker
+    from cli.worker.subprocess import open_guard
     from node.host.home import Home, valid_name
 
     name = name or default_name(kind)
@@ -115,7 +115,7 @@ def parse_function(text: str) -> tuple[str, str]:
 
 def command_environment(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     """Return the environment of commands. Raises Failure (usage) for a name that is not set."""
-    from cli.shell import environment
+    from cli.worker.subprocess import environment
 
     for name in names:
         if name not in environ:

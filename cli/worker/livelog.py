@@ -1,6 +1,7 @@
 """What a running command tells: lines of stderr and progress, gathered into bounded log messages.
 
-`Feed` is values only; `relay` sends what it gives. Running the command is in `cli.shell`.
+`Feed` is values only; `relay` sends what it gives. Running the command is in
+`cli.worker.subprocess`.
 """
 
 from __future__ import annotations
