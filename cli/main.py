@@ -25,17 +25,25 @@ Command = tuple[str, str, str]
 # everything.
 SECTIONS: Mapping[str, Mapping[str, Command]] = {
     "A daemon of one's own": {
-        "init": ("cli.init", "init", "Create a home directory: keys and a colony."),
-        "up": ("cli.up", "up", "Run the daemon in the foreground."),
-        "demo": ("cli.demo", "demo", "Two colonies on this machine, one forwarded function."),
+        "init": ("cli.daemon.init", "init", "Create a home directory: keys and a colony."),
+        "up": ("cli.daemon.up", "up", "Run the daemon in the foreground."),
+        "demo": (
+            "cli.daemon.demo",
+            "demo",
+            "Two colonies on this machine, one forwarded function.",
+        ),
         "status": ("cli.status", "status", "Show how the daemon is."),
         "top": ("cli.top", "top", "Watch queue, running work, executors and peers."),
         "doctor": ("cli.doctor", "doctor", "Look for what is wrong and say what to do."),
-        "backup": ("cli.backup", "backup", "Save everything of the colony to one file."),
-        "restore": ("cli.backup", "restore", "Bring a saved colony back."),
-        "history": ("cli.history", "history", "What has left the store: list, show, verify."),
-        "config": ("cli.config", "config", "Show the settings in force."),
-        "key": ("cli.key", "key", "Make private keys, tell their ids."),
+        "backup": ("cli.daemon.backup", "backup", "Save everything of the colony to one file."),
+        "restore": ("cli.daemon.backup", "restore", "Bring a saved colony back."),
+        "history": (
+            "cli.daemon.history",
+            "history",
+            "What has left the store: list, show, verify.",
+        ),
+        "config": ("cli.daemon.config", "config", "Show the settings in force."),
+        "key": ("cli.daemon.key", "key", "Make private keys, tell their ids."),
     },
     "Work": {
         "run": ("cli.work.run", "run", "Submit a function to run, here or in another colony."),
@@ -83,7 +91,7 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         "server": ("cli.server", "server", "The server: info, counters, alive or not."),
         "cluster": ("cli.cluster", "cluster", "The daemons that serve one store together."),
         "rpc": ("cli.rpc", "rpc", "The calls that a daemon answers."),
-        "version": ("cli.config", "version", "Show the versions of command and daemon."),
+        "version": ("cli.daemon.config", "version", "Show the versions of command and daemon."),
         "completion": ("cli.completion", "completion", "Print a shell's completion script."),
     },
 }

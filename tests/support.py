@@ -25,7 +25,7 @@ from cli.core.client import Client
 from node.host.keys import PrivateKey, read_key
 
 REPOSITORY = Path(__file__).parent.parent
-_COLONYD = [sys.executable, "-m", "cli.colonyd"]
+_COLONYD = [sys.executable, "-m", "cli.daemon.colonyd"]
 
 
 # Each worker of a test run takes ports from its own slice, below those that connections get:

@@ -189,7 +189,7 @@ async def test_a_wrong_password_is_refused_at_the_start(tmp_path: Path, make_dae
 
 async def start_in_vain(home: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
     base = {k: v for k, v in os.environ.items() if not k.startswith(("COLONIES_", "COLONYD_"))}
-    command = [sys.executable, "-m", "cli.colonyd", "--home", str(home), "--name", "dev"]
+    command = [sys.executable, "-m", "cli.daemon.colonyd", "--home", str(home), "--name", "dev"]
     return await trio.run_process(
         [*command, "--port", "0"],
         env=base | environ,

@@ -258,7 +258,7 @@ async def test_nothing_is_lost_by_a_kill(make_daemon: Make, victim: str) -> None
 def test_a_second_daemon_on_the_home_is_refused(make_daemon: Make) -> None:
     daemon = make_daemon("dev", **ALONE).start()
     again = subprocess.run(
-        [sys.executable, "-m", "cli.colonyd", "--home", str(daemon.home), "--port", "0"],
+        [sys.executable, "-m", "cli.daemon.colonyd", "--home", str(daemon.home), "--port", "0"],
         cwd=REPOSITORY,
         env=dict(os.environ) | ALONE,
         capture_output=True,
@@ -276,7 +276,7 @@ def test_a_bad_setting_is_named_and_exits_78(tmp_path: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("[rpc]\nprot = 1\n")
     result = subprocess.run(
-        [sys.executable, "-m", "cli.colonyd", "--home", str(home)],
+        [sys.executable, "-m", "cli.daemon.colonyd", "--home", str(home)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -27,7 +27,7 @@ COMMANDS = [
 
 
 def run(home: Path, program: str, *args: str) -> subprocess.CompletedProcess[str]:
-    module = {"colony": "cli.main", "colonyd": "cli.colonyd"}[program]
+    module = {"colony": "cli.main", "colonyd": "cli.daemon.colonyd"}[program]
     return subprocess.run(
         [sys.executable, "-m", module, "--home", str(home), *args],
         capture_output=True,

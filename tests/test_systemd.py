@@ -222,7 +222,7 @@ def _install(scratch: Path) -> None:
     (packages / "libraries.pth").write_text("/opt/libraries\n")
     (home / "pyvenv.cfg").write_text("home = /opt/python/bin\n")
     (home / "bin/python").symlink_to(f"/opt/python/bin/{version}")
-    for name, module in {"colony": "cli.main", "colonyd": "cli.colonyd"}.items():
+    for name, module in {"colony": "cli.main", "colonyd": "cli.daemon.colonyd"}.items():
         script = home / "bin" / name
         script.write_text(
             f"#!/opt/colonyd/bin/python\nimport sys\nfrom {module} import main\nsys.exit(main())\n"

@@ -1,6 +1,7 @@
 """`colony colony`: the colonies that a server hosts: added, shown, counted, removed.
 
-The home colony is made by `cli.init`; members are in `cli.members.user` and `cli.members.executor`.
+The home colony is made by `cli.daemon.init`; members are in `cli.members.user` and
+`cli.members.executor`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cli.colonyd import main
+from cli.daemon.colonyd import main
 from node.model.types import Process, State
 from node.processes.assignment import HandOut
 from node.processes.queue import Candidate

@@ -179,7 +179,7 @@ def _spec() -> dict[str, Any]:
 
 def _start(colony: _Colony, program: str, arguments: list[str]) -> subprocess.Popen[bytes]:
     colony.home.mkdir(mode=0o700, exist_ok=True)
-    module = {"colonyd": "cli.colonyd", "colony": "cli.main"}[program]
+    module = {"colonyd": "cli.daemon.colonyd", "colony": "cli.main"}[program]
     with (colony.home / "log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],

@@ -1,6 +1,6 @@
 """`colony up`: runs the daemon in the foreground.
 
-What the daemon is made of is in `cli.colonyd` and `node.daemon.main`.
+What the daemon is made of is in `cli.daemon.colonyd` and `node.daemon.main`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def up(
 
     A home that doesn't exist yet is created as by `colony init`.
     """
-    from cli.colonyd import run_daemon
+    from cli.daemon.colonyd import run_daemon
 
     given: dict[str, object] = {
         "node.name": name,
