@@ -32,9 +32,9 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
             "demo",
             "Two colonies on this machine, one forwarded function.",
         ),
-        "status": ("cli.status", "status", "Show how the daemon is."),
-        "top": ("cli.top", "top", "Watch queue, running work, executors and peers."),
-        "doctor": ("cli.doctor", "doctor", "Look for what is wrong and say what to do."),
+        "status": ("cli.ops.status", "status", "Show how the daemon is."),
+        "top": ("cli.ops.top", "top", "Watch queue, running work, executors and peers."),
+        "doctor": ("cli.ops.doctor", "doctor", "Look for what is wrong and say what to do."),
         "backup": ("cli.daemon.backup", "backup", "Save everything of the colony to one file."),
         "restore": ("cli.daemon.backup", "restore", "Bring a saved colony back."),
         "history": (
@@ -88,11 +88,11 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         ),
     },
     "The server": {
-        "server": ("cli.server", "server", "The server: info, counters, alive or not."),
-        "cluster": ("cli.cluster", "cluster", "The daemons that serve one store together."),
-        "rpc": ("cli.rpc", "rpc", "The calls that a daemon answers."),
+        "server": ("cli.ops.server", "server", "The server: info, counters, alive or not."),
+        "cluster": ("cli.ops.cluster", "cluster", "The daemons that serve one store together."),
+        "rpc": ("cli.ops.rpc", "rpc", "The calls that a daemon answers."),
         "version": ("cli.daemon.config", "version", "Show the versions of command and daemon."),
-        "completion": ("cli.completion", "completion", "Print a shell's completion script."),
+        "completion": ("cli.ops.completion", "completion", "Print a shell's completion script."),
     },
 }
 COMMANDS: Mapping[str, Command] = {

@@ -13,7 +13,7 @@ from typing import Any
 import atheris  # type: ignore[import-not-found,unused-ignore]
 
 with atheris.instrument_imports(include=["node", "msgspec"]):
-    from cli.rpc import all_calls
+    from cli.ops.rpc import all_calls
     from federation.service.rpc_peers import calls as federation_calls
     from node.host.keys import PrivateKey
     from node.model.codec import pack

@@ -22,8 +22,8 @@ from cli.core.client import decode, encode
 from cli.core.inputs import refuse_unknown
 from cli.core.output import ago, output_lines, parse_time, span
 from cli.core.session import Failure, Session, rpc_failure
-from cli.doctor import check_clock, check_keys, check_peer, judge_etcd, sockets_on
 from cli.main import COMMANDS, main
+from cli.ops.doctor import check_clock, check_keys, check_peer, judge_etcd, sockets_on
 from cli.work.run import argument, keyword
 from node.host.home import init_home
 from node.host.keys import PrivateKey, read_key

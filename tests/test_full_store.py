@@ -20,7 +20,7 @@ from pycolonies import Colonies, func_spec  # type: ignore[import-untyped]
 
 from cli.core.client import RpcError
 from cli.main import main
-from cli.rpc import all_calls
+from cli.ops.rpc import all_calls
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdUnavailable

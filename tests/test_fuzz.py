@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cli.core.client import decode, encode
-from cli.rpc import all_calls
+from cli.ops.rpc import all_calls
 from node.host.keys import PrivateKey
 from tests.fuzzing import Known, bodies, poisonous
 from tests.support import Daemon

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cli.doctor import check_memory
+from cli.ops.doctor import check_memory
 from federation.peers.highwater import HighWater
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer

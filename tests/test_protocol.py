@@ -9,7 +9,7 @@ import msgspec
 from click.testing import CliRunner
 
 from cli.main import main
-from cli.rpc import all_calls
+from cli.ops.rpc import all_calls
 from federation.service.rpc_peers import calls as federation_calls
 from node.daemon.reference import describe, fields_of, markdown, objects, subscriptions
 from node.rpc.dispatch import Call, Caller, Who

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from cli.core.client import Client, RpcError, encode
-from cli.rpc import all_calls
+from cli.ops.rpc import all_calls
 from node.daemon.reference import subscriptions
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access

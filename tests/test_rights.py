@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import websocket  # type: ignore[import-untyped]
 
-from cli.rpc import all_calls
+from cli.ops.rpc import all_calls
 from node.host.keys import PrivateKey, sign_payload
 from tests.rights import (
     CALLERS,

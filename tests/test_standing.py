@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.doctor import check_daemon_clock
 from cli.main import main
+from cli.ops.doctor import check_daemon_clock
 from cli.work.waiting import words
 from federation.peers.reachability import cannot_be, wrong_peers
 from node.etcd.client import EtcdClient

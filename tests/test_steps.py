@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.doctor import check_steps
+from cli.ops.doctor import check_steps
 from node.host.clock import JUMP, Clock, Moment, jumped, place
 from node.model.types import DAY, SECOND, Conditions, FunctionSpec, Process, State
 from node.processes.deadlines import expire

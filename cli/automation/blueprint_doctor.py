@@ -15,7 +15,7 @@ from cli.core.client import Client
 from cli.core.output import print_json, short
 from cli.core.session import FAILED, NOT_FOUND, OK, Failure, Session, colony_command, finish
 from cli.core.terminal import print_line, print_note
-from cli.doctor import Check
+from cli.ops.doctor import Check
 from cli.work import log as log_lines
 
 _POLL = 1.0  # seconds

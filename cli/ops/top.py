@@ -17,7 +17,7 @@ from cli.core.output import STATES, ago, cell_text, parse_time, print_json, shor
 from cli.core.session import Failure, Session, colony_command
 from cli.core.terminal import printable
 from cli.members.executor import state_name as executor_state
-from cli.status import counts
+from cli.ops.status import counts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

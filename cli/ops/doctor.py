@@ -345,7 +345,7 @@ def check_store(etcd: dict[str, Any]) -> Check:
 
 def check_work(status: dict[str, Any]) -> Iterator[Check]:
     """Whether work is handed out, and somebody can take what waits."""
-    from cli.status import vain
+    from cli.ops.status import vain
 
     if status.get("paused"):
         name = status.get("colonyname")

@@ -1,6 +1,6 @@
 """`colony status`: how the daemon is, at a glance.
 
-Looking for causes of trouble is `cli.doctor`'s work.
+Looking for causes of trouble is `cli.ops.doctor`'s work.
 """
 
 from __future__ import annotations
