@@ -10,8 +10,8 @@ import trio
 from hypothesis import HealthCheck, settings
 
 from node.etcd.client import EtcdClient, open_client
-from tests.etcd.support import start_store
-from tests.support import Daemon
+from tests.node.etcd.support import start_store
+from tests.support.daemons import Daemon
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile(
@@ -23,7 +23,7 @@ settings.load_profile("patient")
 _LONGEST = (
     "test_many_seeds.py",
     "test_kills.py",
-    "test_networks.py",
+    "test_netns.py",
     "test_mutations.py",
     "test_fuzz.py",
     "test_checker.py",

@@ -71,7 +71,7 @@ class Used(msgspec.Struct, frozen=True):
 
 @dataclass
 class Invitations:
-    """The invitations of the colony whose key `sealer` has; its card is `portrait`'s."""
+    """The invitations of the colony whose key `sealer` has; its card is `peers.owncard`'s."""
 
     client: EtcdClient
     keys: Keys

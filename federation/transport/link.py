@@ -257,7 +257,7 @@ class Link:
         self.entry.lastseen, self.entry.error = self.sealer.seconds, ""
         return opened, answer.data
 
-    # -- time, see `clocks` ----------------------------------------------------------------
+    # -- time, see `peers.clock` ------------------------------------------------------------
 
     @property
     def _translates(self) -> bool:

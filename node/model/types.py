@@ -157,7 +157,7 @@ class Process(msgspec.Struct):
     puts, so that whoever owes the outcome to another colony finds it. `peer` is the id of the
     colony the process was forwarded to, `origin` the id of the one it came from, `hops` how many
     further colonies one that came from another may be passed on to. A node of a process graph
-    knows its place there; `parents` and `children` are places, too (`graphs`).
+    knows its place there; `parents` and `children` are places, too (`model.graph`).
     """
 
     processid: str

@@ -19,9 +19,9 @@ from cli.core.client import RpcError, decode
 from node.host.keys import PrivateKey
 from tests.checker.comparer import Final, output_of
 from tests.checker.journal import Journal, Kind
-from tests.clocked import signed_at
-from tests.support import Daemon
-from tests.test_pubsub import Raw
+from tests.node.http.test_pubsub import Raw
+from tests.support.daemons import Daemon
+from tests.support.faketime_daemons import signed_at
 
 __all__ = ["Colony", "Crowd"]
 

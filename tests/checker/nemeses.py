@@ -18,8 +18,8 @@ from pathlib import Path
 import trio
 
 from node.host.keys import PrivateKey, read_key
-from tests.clocked import clocked, faketime, set_clock
-from tests.support import REPOSITORY, Daemon
+from tests.support.daemons import REPOSITORY, Daemon
+from tests.support.faketime_daemons import clocked, faketime, set_clock
 
 __all__ = ["NEMESES", "Host", "Nemesis", "host"]
 

@@ -14,7 +14,7 @@ from tests.checker.clients import Colony, Crowd
 from tests.checker.comparer import compare
 from tests.checker.journal import Journal, Kind, read
 from tests.checker.nemeses import NEMESES, Host, able, host
-from tests.support import until
+from tests.support.daemons import until
 
 __all__ = ["Report", "storm"]
 

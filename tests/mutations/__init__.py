@@ -1,1 +1,1 @@
-"""Checks of federation that can be broken here; `tests.test_mutations` shows who notices."""
+"""Checks taken out one at a time: a named test must notice each."""

@@ -1,6 +1,6 @@
 """The network between colonies: it loses, delays, repeats, reorders, splits and heals.
 
-A link is `transport`'s with another way of carrying bytes; what is in them is nobody's business.
+A link is `transport.link`'s with another way of carrying bytes; what is in them is nobody's matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Capture", "Gone", "Network", "Place", "SimulatedLink"]
 
 T = TypeVar("T")
 
-_CONNECT = 5.0  # seconds, as `transport` has it
+_CONNECT = 5.0  # seconds, as `transport.link` has it
 _ANSWER = 15.0
 _CAPTURES = 200
 

@@ -1,6 +1,6 @@
 """One seed is one story: drawn from it, played in virtual time, healed, and judged.
 
-What can happen is drawn here; how it happens is in `colony`, `actors` and `network`.
+What can happen is drawn here; how it happens is in `colony`, `actors` and `support.netns`.
 """
 
 from __future__ import annotations

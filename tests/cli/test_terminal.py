@@ -1,0 +1,153 @@
+"""Results that other people wrote, read on a real terminal, through a pipe, and as JSON."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.core.terminal import json_text, printable
+from tests.support.daemons import REPOSITORY, Daemon
+
+# Clipboard (OSC 52), title, C1 forms of the same, cursor, colours, DEL, bidi, line separator.
+HOSTILE = (
+    "\x1b]52;c;ZXZpbA==\x07 \x1b]0;title\x07 \x9d52;c;ZXZpbA==\x9c \x9b2J \x1b[31mred\x1b[0m"
+    " back\x08space \x7f \u202eevil\u2066 line\u2028end \rover"
+)
+
+
+def run(daemon: Daemon, *args: str, terminal: bool = False) -> tuple[bytes, bytes]:
+    """Standard output and error of `colony`, on a terminal or in pipes."""
+    command = [sys.executable, "-m", "cli.main", "--home", str(daemon.home)]
+    command += ["--server", f"127.0.0.1:{daemon.port}", *args]
+    environ = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm"}
+    environ |= {"PYTHONPATH": str(REPOSITORY)}
+    if not terminal:
+        done = subprocess.run(command, capture_output=True, env=environ, cwd="/", check=False)
+        return done.stdout, done.stderr
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environ, cwd="/") as process:
+        os.close(theirs)
+        read = b""
+        try:
+            while chunk := os.read(ours, 65_536):
+                read += chunk
+        except OSError:
+            pass  # Linux says EIO when the other end is closed
+        process.wait(60)
+    os.close(ours)
+    return read.replace(b"\r\n", b"\n"), b""
+
+
+def obeyed(shown: bytes) -> set[str]:
+    """The characters of `shown` that a terminal takes for commands."""
+    return {c for c in shown.decode() if not c.isprintable() and c not in "\n\t"}
+
+
+@pytest.fixture(scope="module")
+def ended(lone_daemon: Daemon) -> str:
+    """A process with a hostile output and a hostile log, closed by its executor."""
+
+    def colony(*args: str) -> str:
+        out, err = run(lone_daemon, *args)
+        assert out or not err, err
+        return out.decode().strip()
+
+    colony("executor", "create", "terminal-1", "--type", "terminal")
+    processid = colony("run", "--func", "f", "--executor-type", "terminal")
+    colony("process", "assign", "--as", "terminal-1")
+    colony("log", "add", processid, "--as", "terminal-1", HOSTILE)
+    colony("process", "close", processid, "--as", "terminal-1", HOSTILE)
+    return processid
+
+
+READERS = [["process", "wait"], ["process", "show"], ["process", "logs"], ["log", "get", "-p"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", READERS, ids=" ".join)
+def test_a_terminal_is_shown_controls_and_obeys_none(
+    lone_daemon: Daemon, ended: str, command: list[str]
+) -> None:
+    shown, _ = run(lone_daemon, *command, ended, terminal=True)
+    assert not obeyed(shown)
+    assert rb"\x1b]52;c;ZXZpbA==\x07" in shown.replace(b"\n", b"").replace(b" ", b"")
+    assert rb"\u202e" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*READERS, ["process", "ls", "--json"]], ids=" ".join)
+def test_json_has_no_character_that_commands(
+    lone_daemon: Daemon, ended: str, command: list[str]
+) -> None:
+    names = [] if "ls" in command else [ended]
+    for terminal in (True, False):
+        shown, _ = run(lone_daemon, *command, *names, "--json", terminal=terminal)
+        assert not obeyed(shown)
+        if terminal is False and command[:2] != ["process", "ls"]:
+            assert HOSTILE in strings(json.loads(shown))
+
+
+@pytest.mark.slow
+def test_a_pipe_gets_the_result_byte_for_byte(lone_daemon: Daemon, ended: str) -> None:
+    for command in (["process", "wait"], ["process", "logs"]):
+        out, _ = run(lone_daemon, *command, ended)
+        assert out == HOSTILE.encode() + b"\n"
+
+
+@pytest.mark.slow
+def test_a_log_line_stays_one_entry(lone_daemon: Daemon, ended: str) -> None:
+    forged = "all well\n2026-01-01 00:00:00.000000 boss: approved"
+    out, err = run(lone_daemon, "executor", "log", "--as", "terminal-1", forged)
+    assert not err, out
+    for args in (
+        ["log", "get", "-e", "terminal-1", "-t"],
+        ["log", "search", "approved", "--print"],
+    ):
+        shown, _ = run(lone_daemon, *args)
+        assert b"boss: approved" in shown
+        assert not any(line.startswith(b"2026-01-01") for line in shown.splitlines())
+
+
+def strings(value: Any) -> set[str]:
+    """All strings in a JSON value."""
+    if isinstance(value, str):
+        return {value}
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {text for each in inner for text in strings(each)}
+
+
+def test_every_character_that_commands_is_escaped() -> None:
+    for number in range(0x110000):
+        character = chr(number)
+        if character.isprintable() or character in "\n\t":
+            continue
+        assert printable(character).isascii()
+        text = json_text([character])
+        assert text.isprintable()
+        assert json.loads(text) == [character]
+
+
+def test_visible_characters_stay() -> None:
+    assert json_text({"ü": "日本 ✓ 😀"}) == '{"ü": "日本 ✓ 😀"}'
+    assert printable("ü 日本 ✓ 😀\n\tx\r\ny") == "ü 日本 ✓ 😀\n\tx\ny"
+
+
+def test_one_module_prints() -> None:
+    """A new command that prints past it could let a result command the reader's terminal."""
+    printers = {
+        f"{path.name}:{node.lineno}"
+        for path in Path(REPOSITORY, "cli").rglob("*.py")
+        if path.name not in ("terminal.py", "colonyd.py")  # the daemon's own words at its start
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("click.echo", "click.secho", "print", "sys.stdout.write")
+    }
+    assert printers == set()

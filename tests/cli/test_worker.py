@@ -1,0 +1,337 @@
+"""`colony worker`: running commands, settling earlier lives, lost connections, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import trio
+
+from cli.core.client import Client
+from cli.core.session import Failure
+from cli.worker.command import default_name, parse_function
+from cli.worker.engine import Settings, Worker
+from cli.worker.subprocess import open_guard, output_of, run_command
+from node.host.home import init_home, valid_name
+from node.host.keys import PrivateKey
+from tests.support.rpc_server import ColonyServer, Queue, Refuse
+
+
+@pytest.fixture
+def server() -> Iterator[ColonyServer]:
+    with ColonyServer() as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server: ColonyServer) -> AsyncIterator[Client]:
+    async with Client(f"http://{server.address}") as client:
+        yield client
+
+
+class Rig:
+    """A worker whose reports the test can wait for; it stops at the event the test names."""
+
+    def __init__(self, client: Client, results: Path, until: str, **functions: str) -> None:
+        self.until = until
+        self.events: list[tuple[str, Mapping[str, object]]] = []
+        self.stop = trio.Event()
+        self.key = PrivateKey.generate()
+        owner = PrivateKey.generate()
+        results.mkdir(exist_ok=True)
+        settings = Settings("dev", "w", "cli", functions, 1, results, True)
+        self.worker = Worker(client, settings, self.key, lambda: owner, self.report, self.stop)
+
+    def report(self, event: str, details: Mapping[str, object]) -> None:
+        self.events.append((event, details))
+        if event == self.until:
+            self.stop.set()
+
+    async def run(self) -> list[str]:
+        with trio.fail_after(50):
+            await self.worker.work()
+        return [event for event, _ in self.events]
+
+
+async def test_a_process_from_registration_to_close(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    processid = queue.add("up", ["a", "b"])
+    rig = Rig(client, tmp_path / "r", "successful", up="tr a-z A-Z")
+    assert await rig.run() == ["registered", "ready", "started", "successful"]
+    assert queue.processes[processid]["state"] == 2
+    assert queue.processes[processid]["out"] == ["A", "B"]  # a JSON array came out of tr
+    assert queue.executors["w"]["state"] == 1
+    assert [function["funcname"] for function in queue.functions] == ["up"]
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+async def test_failing_and_unknown_functions(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    bad, unknown = queue.add("bad"), queue.add("what")
+    rig = Rig(client, tmp_path / "r", "never", bad="echo no luck >&2; exit 3")
+    seen = iter(("failed", "failed"))
+
+    def report(event: str, details: Mapping[str, object]) -> None:
+        if event == "failed":
+            next(seen)
+            if queue.processes[unknown]["state"] == 3:
+                rig.stop.set()
+
+    rig.worker.report = report
+    await rig.run()
+    assert queue.processes[bad]["errors"] == ["the command ended with status 3", "no luck"]
+    assert "no function 'what'; it has: bad" in queue.processes[unknown]["errors"][0]
+
+
+async def test_a_result_survives_lost_close_replies(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    processid = queue.add("f")
+    server.drop["closesuccessfulmsg"] = 2
+    rig = Rig(client, tmp_path / "r", "successful", f="echo done")
+    assert (await rig.run()).count("unreachable") == 2
+    assert queue.processes[processid]["out"] == ["done"]
+
+
+async def test_an_assign_whose_reply_is_lost_is_run(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    processid = queue.add("f")
+    server.drop["assignprocessmsg"] = 1
+    rig = Rig(client, tmp_path / "r", "successful", f="echo done")
+    await rig.run()
+    assert queue.processes[processid]["out"] == ["done"]
+
+
+@pytest.mark.parametrize("state", [0, 1])
+async def test_a_server_can_not_have_files_written_elsewhere(
+    server: ColonyServer, client: Client, tmp_path: Path, state: int
+) -> None:
+    """Results are kept under the ids of processes, and those the server chooses."""
+    queue = Queue(server)
+    results = tmp_path / "r"
+    rig = Rig(client, results, "refused", f="echo done")
+    elsewhere = tmp_path / "kept.json"
+    elsewhere.write_text("mine")
+    there = queue.add("f", state=state, assignedexecutorid=rig.key.id if state else "")
+    queue.processes[there]["processid"] = f"{results}/../kept"
+    events = await rig.run()
+    assert "started" not in events
+    assert elsewhere.read_text() == "mine"
+    assert "closesuccessfulmsg" not in server.kinds()
+    assert "closefailedmsg" not in server.kinds()
+
+
+async def test_what_an_earlier_life_left(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    rig = Rig(client, tmp_path / "r", "ready", f="echo done")
+    kept = queue.add("f", state=1, assignedexecutorid=rig.key.id)
+    broken = queue.add("f", state=1, assignedexecutorid=rig.key.id)
+    other = queue.add("f", state=1, assignedexecutorid="another")
+    (tmp_path / "r" / f"{kept}.json").write_text(json.dumps({"out": ["kept"], "errors": []}))
+    await rig.run()
+    assert queue.processes[kept]["out"] == ["kept"]
+    assert "stopped before" in queue.processes[broken]["errors"][0]
+    assert queue.processes[other]["state"] == 1
+    assert not list((tmp_path / "r").iterdir())
+
+
+@pytest.mark.parametrize("command", ["echo done", "false"])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (403, "the process is not assigned to this executor"),
+        (400, "the process is failed, not running"),
+    ],
+)
+async def test_a_result_not_wanted_is_dropped(
+    server: ColonyServer, client: Client, tmp_path: Path, status: int, message: str, command: str
+) -> None:
+    queue = Queue(server)
+    queue.add("f")
+
+    def refuse(payload: object, caller: str) -> object:
+        raise Refuse(status, message)
+
+    server.answers |= dict.fromkeys(("closesuccessfulmsg", "closefailedmsg"), refuse)
+    rig = Rig(client, tmp_path / "r", "refused", f=command)
+    assert "successful" not in await rig.run()
+    assert not list((tmp_path / "r").iterdir())
+
+
+async def test_a_rejected_executor_leaves(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    rig = Rig(client, tmp_path / "r", "ready", f="true")
+    queue.executors["w"] = {"executorid": rig.key.id, "executortype": "cli", "state": 2}
+    with pytest.raises(Failure, match="rejected") as caught:
+        await rig.run()
+    assert caught.value.exit_code == 4
+
+
+async def test_cancellation_of_a_command_reports_it(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    processid = queue.add("f")
+    rig = Rig(client, tmp_path / "r", "never", f="sleep 60")
+    with trio.CancelScope() as scope:
+        started = rig.report
+
+        def report(event: str, details: Mapping[str, object]) -> None:
+            started(event, details)
+            if event == "started":
+                scope.cancel()
+
+        rig.worker.report = report
+        await rig.run()
+    assert queue.processes[processid]["state"] == 3
+
+
+async def test_command_environment_and_streams() -> None:
+    environ = {"COLONYD_KWARGS": '{"k": 1}', "COLONYD_FUNCTION": "f", "COLONYD_PROCESS_ID": "p"}
+    command = 'read -r args; echo "$args|$COLONYD_KWARGS|$COLONYD_FUNCTION|$COLONYD_PROCESS_ID"'
+    ending = await run_command(command, ["ä", 1], environ)
+    assert ending.out == ['["\\u00e4", 1]|{"k": 1}|f|p']
+    assert (await run_command("kill -9 $$", [], {})).errors == ["the command ended with signal 9"]
+    assert (
+        await run_command("true", ["x" * 1_000_000], {})
+    ).ok  # stdin unread and larger than a pipe
+
+
+async def test_command_output_is_bounded() -> None:
+    ending = await run_command("yes", [], {}, most_output=10_000)
+    assert "larger than 10000" in ending.errors[0]
+
+
+async def test_a_cancelled_command_takes_its_children_along(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    os.mkfifo(pid_file)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_command, f"sleep 60 & echo $! > {pid_file}; wait", [], {})
+        child = os.pidfd_open(int(await trio.Path(pid_file).read_text()))
+        nursery.cancel_scope.cancel()
+    try:
+        with trio.fail_after(50):
+            await trio.lowlevel.wait_readable(child)  # readable once the process has ended
+    finally:
+        os.close(child)
+
+
+@pytest.mark.parametrize(
+    ("stdout", "out"),
+    [
+        (b"", [""]),
+        (b"a\n", ["a"]),
+        (b"a\n\n", ["a\n"]),
+        (b'["a", 1]\n', ["a", 1]),
+        (b"[not json", ["[not json"]),
+        (b'{"a": 1}', ['{"a": 1}']),
+        (b"\xff", ["\N{REPLACEMENT CHARACTER}"]),
+    ],
+)
+def test_output_of(stdout: bytes, out: list[object]) -> None:
+    assert output_of(stdout) == out
+
+
+async def test_the_guard_kills_only_what_it_still_has_to_watch() -> None:
+    """Also after it was told to forget what it never watched: a command cancelled at its start."""
+    argv = ["/bin/sh", "-c", "exec sleep 60"]
+    children = [await trio.lowlevel.open_process(argv, start_new_session=True) for _ in "ab"]
+    watched, ended = children
+    try:
+        async with open_guard() as guard:
+            for child in children:
+                await guard.watch(child.pid)
+            await guard.forget(2**22 + 1)
+            await guard.forget(ended.pid)
+        with trio.fail_after(10):
+            assert await watched.wait() == -signal.SIGKILL
+        assert ended.poll() is None
+    finally:
+        with trio.CancelScope(shield=True):
+            for child in children:
+                child.kill()
+                await child.wait()
+
+
+def test_options() -> None:
+    assert parse_function("a=b=c d") == ("a", "b=c d")
+    for text in ("a", "=b", "a=", "a= "):
+        with pytest.raises(Failure) as caught:
+            parse_function(text)
+        assert caught.value.exit_code == 2
+    assert valid_name(default_name("cli"))
+
+
+def test_sigterm_finishes_the_command_in_hand(server: ColonyServer, tmp_path: Path) -> None:
+    queue = Queue(server)
+    processid = queue.add("f")
+    init_home(tmp_path / "home", "dev", {})
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    command = [sys.executable, "-m", "cli.main", "--home", str(tmp_path / "home"), "--server"]
+    command += [server.address, "--json", "worker", "--name", "w", "--func", f"f=cat {gate}"]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("COLON")}
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root, env=environ
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        for line in worker.stdout:
+            if json.loads(line)["event"] == "started":
+                break
+        worker.send_signal(signal.SIGTERM)
+        assert b"finishing" in worker.stderr.readline()
+        gate.write_text("done\n")
+        worker.communicate(timeout=90)
+    assert worker.returncode == 0
+    assert queue.processes[processid]["out"] == ["done"]
+
+
+def test_a_command_gets_no_keys_of_the_workers_environment(
+    server: ColonyServer, tmp_path: Path
+) -> None:
+    queue = Queue(server)
+    processid = queue.add("f")
+    init_home(tmp_path / "home", "dev", {})
+    command = [sys.executable, "-m", "cli.main", "--home", str(tmp_path / "home"), "--server"]
+    command += [server.address, "--json", "worker", "--name", "w", "--func", "f=env"]
+    secrets = dict.fromkeys(
+        ("COLONIES_COLONY_PRVKEY", "AWS_S3_SECRETKEY", "DATABASE_URL"), PrivateKey.generate().hex
+    )
+    environ = {"PATH": os.environ["PATH"], "LC_CTYPE": "C.UTF-8", "CAMERA": "2", **secrets}
+    root = str(Path(__file__).parents[2])
+    unset = subprocess.run(
+        [*command, "--env", "CAM"], capture_output=True, cwd=root, env=environ, check=False
+    )
+    assert (unset.returncode, b"CAM: not set" in unset.stderr) == (2, True)
+    with subprocess.Popen(
+        [*command, "--env", "CAMERA"], stdout=subprocess.PIPE, cwd=root, env=environ
+    ) as worker:
+        assert worker.stdout is not None
+        assert any(json.loads(line)["event"] == "successful" for line in worker.stdout)
+        worker.send_signal(signal.SIGTERM)
+    out = queue.processes[processid]["out"][0]
+    names = {line.partition("=")[0] for line in out.splitlines()}
+    assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == {
+        "PATH", "LC_CTYPE", "CAMERA", "COLONYD_PROCESS_ID", "COLONYD_FUNCTION", "COLONYD_KWARGS",
+        "COLONYD_PROGRESS",
+    }  # fmt: skip
+    assert not any(secret in out for secret in secrets.values())

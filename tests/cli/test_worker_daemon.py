@@ -1,0 +1,229 @@
+"""`colony worker` beside a real daemon: odd output, killed workers, broken results, a live log."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.worker.livelog import MOST_LINE, Feed
+from tests.support.daemons import REPOSITORY, Daemon
+
+COLONY = [sys.executable, "-m", "cli.main"]
+ENVIRON = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": str(REPOSITORY)}
+
+
+class Worker:
+    """A `colony worker` process; `event` waits for what it says."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRON, cwd="/"
+        )
+        self.seen: list[dict[str, Any]] = []
+
+    def event(self, *names: str) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.seen.append(json.loads(line))
+            if self.seen[-1]["event"] in names:
+                return self.seen[-1]
+        raise AssertionError(f"no {names} in {self.seen}")
+
+
+Start = Callable[..., Worker]
+
+
+def colony(daemon: Daemon, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [*COLONY, "--home", str(daemon.home), "--server", f"127.0.0.1:{daemon.port}", *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRON, cwd="/", check=False, timeout=120
+    )
+
+
+@pytest.fixture
+def start(lone_daemon: Daemon, request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Starts a worker of the test's own type with one function."""
+    name = f"w{abs(hash(request.node.name)) % 10**8}"
+    workers: list[Worker] = []
+
+    def make(command: str, *more: str) -> Worker:
+        words = [*COLONY, "--home", str(lone_daemon.home), "--json"]
+        words += ["--server", f"127.0.0.1:{lone_daemon.port}", "worker", "--func", f"f={command}"]
+        workers.append(Worker([*words, "--name", name, "--type", name, *more]))
+        workers[-1].event("ready")
+        return workers[-1]
+
+    make.name = name  # type: ignore[attr-defined]
+    yield make
+    for worker in workers:
+        worker.process.terminate()
+        worker.process.communicate(timeout=60)
+
+
+def submit(daemon: Daemon, start: Start, *args: str) -> str:
+    kind = str(vars(start)["name"])
+    done = colony(daemon, "run", "--func", "f", "--executor-type", kind, *args)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def shown(daemon: Daemon, processid: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        colony(daemon, "process", "show", processid, "--json").stdout
+    )
+    return found
+
+
+ODD = ["[NaN]", "[1e999]", '["\\ud800"]', "[9223372036854775808]", "[" * 100 + "]" * 100]
+
+
+@pytest.mark.slow
+def test_an_array_that_the_daemon_would_refuse_is_a_text(
+    lone_daemon: Daemon, start: Start, tmp_path: Path
+) -> None:
+    worker = start(f"cat {tmp_path}/out")
+    for text in ODD:
+        (tmp_path / "out").write_text(text)
+        processid = submit(lone_daemon, start)
+        assert worker.event("successful", "failed", "refused")["event"] == "successful"
+        found = shown(lone_daemon, processid)
+        assert (found["state"], found["out"]) == (2, [text])
+
+
+@pytest.mark.slow
+def test_a_refused_close_fails_the_process_with_the_reason(
+    lone_daemon: Daemon, start: Start
+) -> None:
+    """One that fits a message but is refused must not run again, or for ever."""
+    worker = start("python3 -c 'print([0] * 333_000)'")
+    processid = submit(lone_daemon, start, "--max-exec", "60", "--max-retries", "3")
+    ended = worker.event("successful", "failed")
+    found = shown(lone_daemon, processid)
+    if ended["event"] == "successful":
+        assert (found["state"], len(found["out"])) == (2, 333_000)
+        return
+    assert (found["state"], found["retries"]) == (3, 0)
+    assert "the colony refused the output" in found["errors"][0]
+
+
+@pytest.mark.slow
+def test_what_a_command_started_dies_with_a_killed_worker(
+    lone_daemon: Daemon, start: Start, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    os.mkfifo(pids)
+    worker = start(f"(sleep 1000 & echo $! >{pids}; wait) & wait")
+    submit(lone_daemon, start)
+    child = os.pidfd_open(int(pids.read_text()))
+    try:
+        worker.process.kill()
+        readable, _, _ = select.select([child], [], [], 60)
+        assert readable, "the command goes on without its worker"
+    finally:
+        os.close(child)
+
+
+@pytest.mark.slow
+def test_a_broken_result_is_set_aside_and_told(
+    lone_daemon: Daemon, start: Start, tmp_path: Path
+) -> None:
+    results = lone_daemon.home / "results" / str(vars(start)["name"])
+    results.mkdir(parents=True)
+    contents = {"a": b"", "b": b"\xff", "c": b"[]", "d": b'{"out": 3, "errors": []}'}
+    for name, data in contents.items():
+        (results / f"{name}.json").write_bytes(data)
+    worker = start("echo done")
+    told = [seen["file"] for seen in worker.seen if seen["event"] == "set aside"]
+    assert sorted(told) == [str(results / f"{name}.unusable") for name in contents]
+    assert {path.name: path.read_bytes() for path in results.iterdir()} == {
+        f"{name}.unusable": data for name, data in contents.items()
+    }
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_no_worker(lone_daemon: Daemon, start: Start) -> None:
+    """Its other slots go on, and the result is offered from memory."""
+    worker = start("echo done", "--slots", "2")
+    # As a full disk does: no write to a file succeeds.
+    resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (0, 0))
+    for _ in range(3):
+        processid = submit(lone_daemon, start)
+        assert worker.event("not kept")["next"] == "free the disk"
+        worker.event("successful")
+        assert shown(lone_daemon, processid)["out"] == ["done"]
+
+
+@contextmanager
+def following(daemon: Daemon, *args: str) -> Iterator[subprocess.Popen[str]]:
+    command = [*COLONY, "--home", str(daemon.home), "--server", f"127.0.0.1:{daemon.port}", *args]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRON, cwd="/"
+    ) as process:
+        yield process
+
+
+@pytest.mark.slow
+def test_stderr_and_progress_are_seen_while_the_command_runs(
+    lone_daemon: Daemon, start: Start, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    start(f"echo begun >&2; echo 40% >$COLONYD_PROGRESS; cat {gate}; echo over >&2; printf end >&2")
+    kind = str(vars(start)["name"])
+    run = ["run", "--func", "f", "--executor-type", kind, "--follow"]
+    with following(lone_daemon, *run) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        live = [process.stderr.readline(), process.stderr.readline()]
+        assert live == ["begun\n", "progress: 40%\n"]
+        newest = json.loads(
+            colony(lone_daemon, "process", "ls", "--executor-type", kind, "--json").stdout
+        )[0]
+        assert newest["state"] == 1
+        with following(lone_daemon, "process", "logs", "-f", newest["processid"]) as logs:
+            assert logs.stdout is not None
+            assert [logs.stdout.readline() for _ in range(2)] == live
+            gate.write_text("done\n")
+            assert process.stderr.readlines() == ["over\n", "end\n"]
+            assert process.stdout.read() == "done\n"
+            assert logs.stdout.readlines() == ["over\n", "end\n"]
+            assert logs.wait(60) == 0
+        assert process.wait(60) == 0
+
+
+def test_a_feed_is_bounded() -> None:
+    feed = Feed(most_message=100, most_process=300)
+    feed.stderr(b"x" * 50 + b"\n")
+    feed.stderr(b"y" * 60 + b"\nz\n")
+    assert feed.take() == "x" * 50 + "\nz\n(1 lines left out: more than is logged of a second)"
+    assert feed.take() == ""
+    for percent in range(100):
+        feed.progress(b"%d%%\n" % percent)
+    assert feed.take() == "progress: 99%"
+    feed.stderr(b"w" * 10 * MOST_LINE)
+    assert feed.take() == ""
+    feed.stderr(b"a\n" * 40)
+    feed.take()
+    feed.stderr(b"b\n" * 40)
+    assert feed.take().endswith("it has logged enough)")
+    feed.stderr(b"c\n")
+    assert feed.take() == ""
+
+
+def test_a_feed_takes_what_has_no_newline() -> None:
+    feed = Feed()
+    feed.stderr("ä".encode()[:1])
+    feed.stderr("ä".encode()[1:] + b"\r\nend")
+    assert feed.take() == "ä"
+    feed.finish()
+    assert feed.take() == "end"

@@ -1,0 +1,1 @@
+"""Tests of the executor's end, relays and updates."""

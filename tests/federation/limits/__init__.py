@@ -1,0 +1,1 @@
+"""Tests of what peers and strangers may cost."""

@@ -1,0 +1,517 @@
+"""What strangers, a blocked colony and a trusted peer can cost by sending much, at the gate.
+
+A real store is behind it. Floods of real daemons are in `federation.limits.test_floods_live`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from federation.forward.marker import Marker
+from federation.inbox.accept import Inbox
+from federation.outbox.channels import Listener
+from federation.peers import heirs
+from federation.peers.policy import Policy
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
+from federation.transport.mailbox import Office
+from federation.wire import envelope, succession
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind
+from federation.wire.messages import (
+    Cancel,
+    Collect,
+    Follow,
+    Hello,
+    Poll,
+    Reply,
+    Said,
+    Say,
+    Successor,
+)
+from federation.wire.signer import Sealer
+from federation.wire.succession import declare
+from node.etcd.client import open_client
+from node.host.keys import PrivateKey, verify_es256k
+from node.http.server import Response
+from node.model.codec import pack, unpack
+from node.model.types import State
+from tests.federation.inbox.test_server import SPEC, Lab, code, submission
+from tests.federation.inbox.test_updates import befriended, take, write
+from tests.node.etcd.support import start_store
+from tests.support.colonies import world
+from tests.support.daemons import until
+
+HOME = "10.0.0.2"
+
+
+@pytest.fixture
+async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
+    store = await start_store(nursery, tmp_path / "etcd")
+    async with open_client(store.target, timeout=60) as client:
+        lab = Lab(client)
+        # Time stands still, so that a slow machine lets no more through.
+        lab.gate.clock = lab.inbox.accounts.clock = lambda: 1000.0
+        yield lab
+
+
+def greeting(key: PrivateKey, to: str, *successors: Successor, sequence: int = 1) -> bytes:
+    """A hello of whoever has a key."""
+    now = int(time.time())
+    card = Card(key.id, key.public_key, "stranger", sequence, "e" * 64, [], [1], now + 3600)
+    hello = Hello(sign_card(key, card, issued=now), successors=list(successors))
+    return Sealer(key, time.time_ns).seal(Kind.HELLO, to, hello)
+
+
+async def stored(lab: Lab) -> int:
+    """Bytes of all that federation has in the store."""
+    items, _ = await lab.client.range_all(lab.keys.root)
+    return sum(len(item.key) + len(item.value) for item in items)
+
+
+async def revision(lab: Lab) -> int:
+    """How often anything was written."""
+    return (await lab.client.range(lab.keys.root, limit=1)).revision
+
+
+# -- a blocked colony ------------------------------------------------------------------------
+
+
+def chain(key: PrivateKey, count: int) -> tuple[list[Successor], PrivateKey]:
+    """A colony changes its key many times; and its last one."""
+    made: list[Successor] = []
+    for _ in range(count):
+        following = PrivateKey.generate()
+        made.append(declare(key, following, int(time.time())))
+        key = following
+    return made, key
+
+
+async def test_a_chain_of_successions_of_a_blocked_colony_writes_next_to_nothing(lab: Lab) -> None:
+    """Any stranger can bring it; the colony stays blocked, under the keys that it showed first."""
+    await lab.befriend()
+    await lab.peers.block(lab.other.id)
+    before, began = await stored(lab), await revision(lab)
+    last = lab.other
+    codes: set[str] = set()
+    for _ in range(20):
+        made, last = chain(last, 8)
+        bearer = PrivateKey.generate()
+        body = greeting(bearer, lab.key.id, *made)
+        codes.add(code(await lab.raw("hello", body, "10.0.0.66")))
+        if len(codes) == 1:
+            assert codes == {"untrusted"}, "the bearer itself is a stranger"
+    assert codes <= {"untrusted", "blocked"}
+    assert await stored(lab) - before < 4096
+    assert await revision(lab) - began <= 8
+    entry = lab.peers.get(lab.other.id)
+    assert entry is not None
+    assert (entry.peer.state, len(entry.peer.former)) == (BLOCKED, 8)
+    assert lab.peers.state(entry.peer.wire) == BLOCKED
+    again = Peers(lab.client, lab.keys, lab.key.id)
+    await again.load()
+    assert again.state(entry.peer.wire) == BLOCKED, "and so it is after a restart"
+
+
+async def test_a_blocked_colony_stays_blocked_under_its_next_keys(lab: Lab) -> None:
+    await lab.befriend()
+    await lab.peers.block(lab.other.id)
+    made, last = chain(lab.other, 3)
+    assert code(await lab.raw("hello", greeting(last, lab.key.id, *made))) == "blocked"
+    # One more than is kept: refused as well, and nothing is written for it.
+    more, beyond = chain(last, 6)
+    assert code(await lab.raw("hello", greeting(beyond, lab.key.id, *more))) == "blocked"
+    began = await revision(lab)
+    assert code(await lab.raw("hello", greeting(beyond, lab.key.id, *more))) == "blocked"
+    assert await revision(lab) == began
+
+
+async def test_a_trusted_colony_changes_its_key_so_often_a_day_and_keeps_so_many(lab: Lab) -> None:
+    """Its record stays small, and a key that was let go is worth nothing."""
+    await lab.befriend()
+    last, told = lab.other, []
+    for number in range(30):
+        following = PrivateKey.generate()
+        told = [*told, declare(last, following, int(time.time()))][-8:]
+        last = following
+        answer = await lab.raw("hello", greeting(last, lab.key.id, *told), "10.0.0.3")
+        if number < 8:
+            assert answer.status == 200
+            continue
+        if number == 8:
+            assert code(answer) == "succession_rate"
+            assert int(dict(answer.headers)["retry-after"]) > 3600
+        entry = lab.peers.get(lab.other.id)
+        assert entry is not None
+        entry.changes.level = None  # another day
+        lab.inbox.accounts._cards.clear()
+        answer = await lab.raw("hello", greeting(last, lab.key.id, *told), "10.0.0.3")
+        assert answer.status == 200
+    entry = lab.peers.get(lab.other.id)
+    assert entry is not None
+    assert (entry.peer.wire, len(entry.peer.former)) == (last.id, heirs.MOST_FORMER)
+    found = await lab.client.get(lab.keys.peer(lab.other.id))
+    assert found is not None
+    assert len(found.value) < 8192
+    thief = greeting(lab.other, lab.key.id, sequence=2**40)
+    assert code(await lab.raw("hello", thief)) == "superseded", "its first key, long let go"
+
+
+async def test_successions_that_concern_nobody_are_not_checked(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost a stranger's hello no signature check, and known ones a peer's none again."""
+    calls = 0
+
+    def counted(*arguments: bytes) -> bool:
+        nonlocal calls
+        calls += 1
+        return verify_es256k(*arguments)
+
+    for module in (envelope, succession):
+        monkeypatch.setattr(module, "verify_es256k", counted)
+    made, last = chain(PrivateKey.generate(), 8)
+    assert code(await lab.raw("hello", greeting(last, lab.key.id, *made))) == "untrusted"
+    assert calls == 2, "the hello, and its card"
+    await lab.befriend()
+    made, last = chain(lab.other, 3)
+    body = greeting(last, lab.key.id, *made)
+    assert (await lab.raw("hello", body)).status == 200
+    calls = 0
+    assert (await lab.raw("hello", body)).status == 200
+    assert calls == 2
+
+
+# -- strangers -------------------------------------------------------------------------------
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count signature checks."""
+    calls = [0]
+
+    def counted(*arguments: bytes) -> bool:
+        calls[0] += 1
+        return verify_es256k(*arguments)
+
+    monkeypatch.setattr(envelope, "verify_es256k", counted)
+    return calls
+
+
+async def test_a_flood_of_hellos_is_checked_and_logged_within_bounds(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From one address, from a whole /64, from everywhere; a peer is heard all the same."""
+    await lab.befriend()
+    calls = counting(monkeypatch)
+    caplog.set_level("INFO", logger="colonyd")
+    keys = [PrivateKey.generate() for _ in range(100)]
+    bodies = [greeting(key, lab.key.id) for key in keys]
+
+    async def flood(count: int, remote: str) -> list[str]:
+        return [
+            code(await lab.raw("hello", bodies[n % 100], remote.format(n=n, high=n // 250)))
+            for n in range(count)
+        ]
+
+    codes = await flood(200, "10.0.0.66")
+    # One went to the hello with which the peer introduced itself.
+    assert codes == ["untrusted"] * 60 + ["stranger_rate"] * 140
+    assert calls[0] == 2 * 60, "the hello, and its card"
+    codes = await flood(200, "2001:db8::{n:x}")
+    assert codes == ["untrusted"] * 60 + ["stranger_rate"] * 140, "a /64 is one address"
+    codes = await flood(1000, "10.1.{high}.{n}")
+    assert codes == ["untrusted"] * 479 + ["stranger_rate"] * 521
+    refused = await lab.raw("hello", bodies[0], "10.2.0.1")
+    assert (refused.status, code(refused)) == (429, "stranger_rate")
+    assert int(dict(refused.headers)["retry-after"]) > 0
+    assert "signed" not in msgspec.json.decode(refused.body), "nor does a refusal cost a signature"
+    lines = [record for record in caplog.records if "proved itself" in record.getMessage()]
+    assert len(lines) < 40
+    assert (await lab.introduce()).status == 200, "a peer does not wait for strangers"
+    assert (await lab.raw("submit", lab.seal(Kind.SUBMIT, submission()), "10.0.0.66")).status == 200
+
+
+async def test_false_signatures_in_the_name_of_a_peer_are_checked_within_bounds(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids are known to all: an address that makes them up is heard no more, a peer there is."""
+    await lab.befriend()
+    assert (await lab.introduce()).status == 200
+    calls = counting(monkeypatch)
+    sealed = lab.seal(Kind.CANCEL, Cancel("2" * 64, 1))
+    false = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    kinds = len(Kind)
+    codes = [code(await lab.raw("cancel", false, "10.0.0.66")) for _ in range(200)]
+    assert codes == ["bad_signature"] * 60 + ["stranger_rate"] * 140
+    assert calls[0] == 60 * kinds
+    # From where the peer itself is heard, it goes on being heard.
+    for _ in range(100):
+        assert code(await lab.raw("cancel", false, HOME)) == "bad_signature"
+    assert (await lab.raw("cancel", sealed, HOME)).status == 200
+    # From everywhere: one check each, and no more.
+    for number in range(700):
+        await lab.raw("cancel", false, f"10.3.{number // 250}.{number % 250}")
+    calls[0] = 0
+    for number in range(50):
+        await lab.raw("cancel", false, f"10.4.0.{number}")
+    assert calls[0] == 50
+    assert (await lab.raw("cancel", sealed, "10.5.0.1")).status == 200, "a peer that moved"
+
+
+# -- a peer that is trusted a little -----------------------------------------------------------
+
+TIGHT = Policy(
+    functions=["nothing"], max_waiting=1, max_running=1, rate=1, max_body=1000, messages=600
+)
+
+
+async def cancel(lab: Lab, number: int) -> Response:
+    """Cancel a process that never was."""
+    return await lab.post("cancel", Kind.CANCEL, Cancel(f"{number:064x}", 1))
+
+
+async def send(lab: Lab, number: int, spec: bytes = SPEC) -> Response:
+    message = msgspec.structs.replace(submission(spec=spec), pid=f"{number:064x}")
+    return await lab.raw("submit", lab.seal(Kind.SUBMIT, message))
+
+
+async def test_cancels_of_what_never_was_leave_no_more_than_submissions(lab: Lab) -> None:
+    """Under the tightest policy, one mark a minute; what is known is cancelled all the same."""
+    await lab.befriend()
+    await lab.peers.set_policy(lab.other.id, TIGHT)
+    before = await stored(lab)
+    codes = [(await cancel(lab, number)).status for number in range(300)]
+    assert codes == [200] + [429] * 299
+    refused = await cancel(lab, 999)
+    assert code(refused) == "policy_rate"
+    assert b"policy.rate" in refused.body
+    assert int(dict(refused.headers)["retry-after"]) > 0
+    assert await stored(lab) - before < 5000
+    assert (await cancel(lab, 0)).status == 200, "a repeat leaves nothing more"
+    await lab.peers.set_policy(lab.other.id, msgspec.structs.replace(TIGHT, functions=[]))
+    assert (await send(lab, 1000)).status == 200
+    assert (await cancel(lab, 1000)).status == 200, "what it has here, it can end"
+    loaded = await lab.poll()
+    assert [outcome.state for outcome in loaded] == [State.CANCELLED]
+
+
+async def test_what_a_peer_may_leave_in_all_has_a_bound(lab: Lab) -> None:
+    """In entries and in bytes; a restart comes to the same sum, and it goes when its time is up."""
+    await lab.befriend()
+    await lab.peers.set_policy(lab.other.id, Policy(max_entries=20))
+    for number in range(10):
+        assert (await cancel(lab, number)).status == 200
+    for number in range(10, 20):
+        assert (await send(lab, number)).status == 200
+    refused = await cancel(lab, 20)
+    assert (refused.status, code(refused)) == (429, "policy_entries")
+    assert b"20 (policy.max_entries)" in refused.body
+    assert code(await send(lab, 21)) == "policy_entries"
+    assert (await send(lab, 10)).status == 409, "an id that was used, as before"
+    assert (await cancel(lab, 10)).status == 200, "what is there can be ended"
+    again = Inbox("lab", lab.inbox.sealer, lab.client, lab.processes, lab.peers, lab.keys)
+    await again.sweep()
+    assert again.accounts.stock(lab.other.id).entries == 20
+    known, counted = (each.accounts.stock(lab.other.id).size for each in (lab.inbox, again))
+    assert abs(known - counted) < counted / 2
+    # Their time is over: there is room again.
+    items, _ = await lab.client.range_all(lab.keys.markers)
+    for item in items:
+        old = msgspec.structs.replace(unpack(item.value, Marker), expires=1)
+        await lab.client.put(item.key, pack(old))
+    await lab.inbox.sweep()
+    left = lab.inbox.accounts.stock(lab.other.id).entries
+    assert left == 10, "those with an open process, or with an end that was not fetched"
+    assert (await cancel(lab, 30)).status == 200
+
+
+async def test_bytes_that_a_peer_leaves_have_a_bound(lab: Lab) -> None:
+    await lab.befriend()
+    await lab.peers.set_policy(lab.other.id, Policy(max_kept=300_000))
+    lab.gate.channels = Listener(lab.inbox, time.time_ns).hear
+    spec = msgspec.json.decode(SPEC)
+    spec["args"], spec["channels"] = ["x" * 30_000], ["talk"]
+    large = msgspec.json.encode(spec)
+    codes = [(await send(lab, number, large)).status for number in range(20)]
+    assert codes.count(200) == 4
+    refused = await send(lab, 50, large)
+    assert (refused.status, code(refused)) == (429, "policy_kept")
+    assert b"300000 (policy.max_kept)" in refused.body
+    assert await stored(lab) < 400_000
+    # What is said in a channel is kept as well.
+    said = [Said("talk", 0, b"y" * 60_000)]
+    say = Say(f"{0:064x}", 1, "talk", 0, 1, said)
+    assert code(await lab.post("say", Kind.SAY, say)) == "policy_kept"
+    said = [Said("talk", 0, b"y" * 20_000)]
+    say = Say(f"{0:064x}", 1, "talk", 0, 1, said)
+    assert (await lab.post("say", Kind.SAY, say)).status == 200
+    before = lab.inbox.accounts.stock(lab.other.id).size
+    await lab.inbox.sweep()
+    counted = lab.inbox.accounts.stock(lab.other.id).size
+    assert abs(counted - before) < 5000, "what was said is counted again"
+    # A process that left the store weighs no more.
+    processes, _ = await lab.client.range_all("/colonyd/process/lab/")
+    for item in processes:
+        await lab.client.delete(item.key)
+    await lab.inbox.sweep()
+    assert lab.inbox.accounts.stock(lab.other.id).size < 40_000
+    await lab.peers.set_policy(lab.other.id, Policy(max_kept=2**40))
+    assert (await send(lab, 51, large)).status == 200
+
+
+async def test_what_a_mailbox_brought_in_vain_is_kept_within_bounds(lab: Lab) -> None:
+    """Each refusal that is kept to leaves a mark, like a cancel."""
+    await lab.befriend()
+    await lab.peers.set_policy(lab.other.id, TIGHT)
+    before = await stored(lab)
+    for number in range(60):
+        message = msgspec.structs.replace(submission(), pid=f"{number:064x}")
+        answer = await lab.raw("submit", lab.seal(Kind.SUBMIT, message), "")
+        assert code(answer) == "policy_function"
+    assert await stored(lab) - before < 5000
+
+
+async def test_messages_of_every_kind_are_counted(lab: Lab) -> None:
+    await lab.befriend()
+    await lab.peers.set_policy(lab.other.id, Policy(messages=30))
+    statuses = [(await lab.post("outcomes", Kind.POLL, Poll(0, []))).status for _ in range(20)]
+    assert statuses == [200] * 20
+    statuses = [(await cancel(lab, number % 3)).status for number in range(30)]
+    assert statuses[:8] == [200] * 8
+    assert statuses[-1] == 429
+    for answer in (
+        await lab.introduce(),
+        await send(lab, 5),
+        await lab.post("mail", Kind.COLLECT, Collect(0, [])),
+    ):
+        assert code(answer) == "policy_messages"
+        assert b"policy.messages" in answer.body
+
+
+async def test_what_a_poll_asks_about_and_hellos_are_counted_as_well(lab: Lab) -> None:
+    """A poll about many processes costs as much as many messages; a hello wakes much."""
+    await lab.befriend()
+    await lab.peers.set_policy(lab.other.id, Policy(messages=200))
+    poll = Poll(0, [], [Follow(f"{number:064x}", 1) for number in range(128)])
+    codes = [
+        code(answer)
+        for _ in range(30)
+        if (answer := await lab.post("outcomes", Kind.POLL, poll)).status != 200
+    ]
+    assert codes == ["policy_messages"] * 19, "17 each, for the message and 128 processes"
+    await lab.peers.set_policy(lab.other.id, Policy(messages=0))
+    answers = [await lab.introduce() for _ in range(130)]
+    codes = [code(answer) for answer in answers if answer.status != 200]
+    assert codes == ["peer_rate"] * 10
+
+
+async def test_polls_that_wait_are_bounded_and_others_go_on(lab: Lab) -> None:
+    """Each holds a connection: one colony can not take those of all."""
+    await lab.befriend()
+    codes: list[str] = []
+
+    async def poll() -> None:
+        answer = await lab.post("outcomes", Kind.POLL, Poll(30, []))
+        codes.append("" if answer.status == 200 else code(answer))
+
+    async def refused() -> bool:
+        return len(codes) == 24
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(40):
+            nursery.start_soon(poll)
+        await until(20, refused)
+        assert codes == ["peer_at_once"] * 24
+        assert (await send(lab, 1)).status == 200
+        lab.inbox.owing.drain()
+    assert codes[24:] == [""] * 16
+    assert not lab.inbox.accounts._under_way
+
+
+async def test_newer_cards_are_written_so_often_a_minute(lab: Lab) -> None:
+    await lab.befriend()
+    began = await revision(lab)
+    codes = [
+        code(answer)
+        for number in range(40)
+        if (
+            answer := await lab.raw("hello", greeting(lab.other, lab.key.id, sequence=2 + number))
+        ).status
+        != 200
+    ]
+    assert set(codes) == {"card_rate"}
+    assert await revision(lab) - began <= 15
+    assert lab.peers.state(lab.other.id) == TRUSTED
+
+
+async def test_news_that_a_peer_tells_have_a_bound_a_day(tmp_path: Path) -> None:
+    """What it makes up of our processes stays with them; its end is taken in all the same."""
+    with trio.fail_after(100):
+        async with world(tmp_path, ("ant", "bee")) as there:
+            ant, bee = await befriended(there)
+            await ant.fed.peers.set_policy(bee.key.id, Policy(max_kept=30_000))
+            pid = await ant.submit("bee")
+            far = await take(bee)
+            for number in range(60):
+                await write(bee, far, f"{number} " + "x" * 1000)
+            follower = ant.fed.results.follower
+            while not follower.counters["unfit"]:
+                await ant.changed.wait()
+            assert bee.node is not None
+            await bee.node.processes.close(
+                "bee", far.processid, bee.worker.executorid, State.SUCCESSFUL, output=["done"]
+            )
+            assert (await ant.closed(pid)).output == ["done"]
+            items, _ = await ant.client.range_all(f"/colonyd/log/ant/{pid}/")
+            assert sum(len(item.value) for item in items) < 40_000
+            assert ant.fed.inbox.accounts.told(bee.key.id) > 0
+
+
+# -- a mailbox -----------------------------------------------------------------------------------
+
+
+async def test_a_mailbox_is_bounded_over_all_colonies_and_in_what_answers_bring(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair of colonies that sends and answers without end fills no memory."""
+    await lab.befriend()
+    office = Office(lab.inbox.sealer, lab.peers)
+    lab.gate.mail = office.collect
+    results: list[str] = []
+
+    async def carry() -> None:
+        try:
+            await office.carry(lab.other.id, "me", "/v1/hello", b"x", 5)
+            results.append("")
+        except Exception as error:
+            results.append(type(error).__name__)
+
+    assert (await lab.post("mail", Kind.COLLECT, Collect(0, []))).status == 200
+    async with trio.open_nursery() as nursery:
+        for _ in range(16):
+            nursery.start_soon(carry)
+        await trio.testing.wait_all_tasks_blocked()
+        held = dict(office._boxes[lab.other.id].held)
+        part = b"y" * 1_000_000
+        for name in held:
+            for _ in range(5):
+                reply = Reply(name, 200, "", part, True)
+                assert (await lab.post("mail", Kind.COLLECT, Collect(0, [reply]))).status == 200
+        assert office._bytes <= 17_000_000
+        await trio.testing.wait_all_tasks_blocked()
+        assert "Unsent" in results, "of some, the answer is too much"
+        nursery.cancel_scope.cancel()
+    assert (office._bytes, office._boxes[lab.other.id].parts) == (0, 0)
+    results.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(carry)
+        await trio.testing.wait_all_tasks_blocked()
+        (name,) = office._boxes[lab.other.id].held
+        answer = Reply(name, 200, "", b"end")
+        assert (await lab.post("mail", Kind.COLLECT, Collect(0, [answer]))).status == 200
+    assert results == [""], "and then it goes on"

@@ -1,0 +1,1 @@
+"""Tests of meeting, trust and keys."""

@@ -1,0 +1,278 @@
+"""What is in the outbox is in memory for everybody who asks, also while it is being read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward
+from federation.outbox.ledger import Entry, Ledger
+from federation.outbox.sender import Delivery
+from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdUnavailable
+from node.etcd.txn import Get, Txn
+from node.model.codec import unpack
+from node.model.types import DAY, State
+from node.processes.service import Processes
+from tests.federation.outbox.test_revoke import Front, Sending
+from tests.support.interleaved import Meddled
+
+
+class Slow:
+    """Holds the next read of an outbox until `go`, then gives its answer or fails."""
+
+    def __init__(self, front: Front) -> None:
+        self.reads, self.go, self.lost = trio.Event(), trio.Event(), False
+        commit = front.client.commit
+
+        async def slow(txn: Txn) -> Any:
+            if any(isinstance(op, Get) and "/outbox/" in op.key for op in txn.success):
+                self.reads.set()
+                await self.go.wait()
+                if self.lost:
+                    raise EtcdUnavailable("no answer from the store")
+            return await commit(txn)
+
+        front.client.commit = slow  # type: ignore[method-assign]
+
+
+async def lab(client: EtcdClient) -> tuple[Front, str, Slow]:
+    """A colony that forwarded a process, of which memory does not know yet."""
+    front = Front(client)
+    await front.befriend()
+    pid = await front.forward(outbox.QUEUED)
+    del front.ledger.entries[pid]
+    front.ledger.look_for(pid, front.other.id)
+    return front, pid, Slow(front)
+
+
+async def test_who_sends_waits_for_what_another_task_reads(client: EtcdClient) -> None:
+    """Or it would plan without it, and sleep for a minute."""
+    front, pid, slow = await lab(client)
+    seen: list[bool] = []
+
+    async def plan() -> None:
+        await front.ledger.refresh(front.other.id)
+        seen.append(pid in front.ledger.entries)
+
+    with trio.fail_after(50):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(front.ledger.refresh_all)
+            await slow.reads.wait()
+            nursery.start_soon(plan)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert front.ledger.outstanding(front.other.id) == 1
+            slow.go.set()
+    assert seen == [True]
+
+
+async def test_the_sender_is_woken_when_another_task_has_read(client: EtcdClient) -> None:
+    front, pid, slow = await lab(client)
+    slow.go.set()
+    event = front.ledger.bell(front.other.id).event
+    await front.ledger.refresh_all()
+    assert pid in front.ledger.entries
+    assert event.is_set()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "no answer"])
+async def test_a_read_that_comes_to_nothing_is_made_again(client: EtcdClient, how: str) -> None:
+    front, pid, slow = await lab(client)
+    with trio.fail_after(50):
+        async with trio.open_nursery() as nursery:
+            if how == "cancelled":
+                nursery.start_soon(front.ledger.refresh, front.other.id)
+                await slow.reads.wait()
+                nursery.cancel_scope.cancel()
+            else:
+                slow.lost = True
+                slow.go.set()
+                with pytest.raises(EtcdUnavailable):
+                    await front.ledger.refresh(front.other.id)
+        slow.lost = False
+        slow.go.set()
+        assert front.ledger.outstanding(front.other.id) == 1
+        await front.ledger.refresh(front.other.id)
+    assert pid in front.ledger.entries
+
+
+async def test_the_end_waits_for_what_is_being_read(client: EtcdClient) -> None:
+    """A daemon that stops must not leave as if nothing were on its way."""
+    front, pid, slow = await lab(client)
+    idle = trio.Event()
+
+    async def wait() -> None:
+        await front.ledger.wait_idle()
+        idle.set()
+
+    with trio.fail_after(50):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(front.ledger.refresh, front.other.id)
+            await slow.reads.wait()
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not idle.is_set()
+            slow.go.set()
+            await idle.wait()
+    assert pid in front.ledger.entries
+
+
+# -- several daemons on one store ----------------------------------------------------------
+
+
+async def beside(front: Front, *, knows: bool = True) -> tuple[Processes, Ledger]:
+    """Another daemon of the same colony, which `knows` what was in the outbox by now."""
+    processes = Processes(front.client, time.time_ns)
+    inbox = front.inbox
+    ledger = Ledger("lab", inbox.sealer, front.client, processes, front.peers, front.keys)
+    processes.hooks = Sending(inbox, ledger)
+    if knows:
+        await ledger.load()
+    return processes, ledger
+
+
+async def stored(front: Front, pid: str) -> Forward:
+    """A forward as the store has it."""
+    found = await front.client.get(front.keys.forward(front.other.id, pid))
+    assert found is not None
+    return unpack(found.value, Forward)
+
+
+@pytest.mark.parametrize("how", ["no answer", "cancelled"])
+async def test_a_write_that_may_have_happened_is_looked_for(client: EtcdClient, how: str) -> None:
+    front = Front(client)
+    await front.befriend()
+    pid = await front.forward(outbox.QUEUED)
+    await front.ledger.refresh_all()
+    entry = front.ledger.entries[pid]
+    meddled = Meddled(client)
+    front.ledger.client = meddled  # type: ignore[assignment]
+    sending = outbox.sending(entry.forward, b"sealed", 1)
+    if how == "no answer":
+        meddled.lost = True
+        with pytest.raises(EtcdUnavailable):
+            await front.ledger.save(entry, sending, entry.forward)
+    else:
+        with trio.CancelScope() as scope:
+
+            async def cancel() -> None:
+                scope.cancel()
+
+            meddled.first = cancel
+            await front.ledger.save(entry, sending, entry.forward)
+        assert scope.cancelled_caught
+    assert list(front.ledger.stale) == [(pid, front.other.id)]
+    await front.ledger.refresh(front.other.id)
+    assert entry.forward == await stored(front, pid)
+    assert entry.forward.state == (outbox.DOUBT if how == "no answer" else outbox.QUEUED)
+
+
+@pytest.mark.parametrize("state", [outbox.QUEUED, outbox.ACCEPTED])
+async def test_an_end_without_an_answer_is_looked_for(client: EtcdClient, state: str) -> None:
+    front = Front(client)
+    await front.befriend()
+    pid = await front.forward(state)
+    await front.ledger.refresh_all()
+    entry = front.ledger.entries[pid]
+    meddled = Meddled(client)
+    front.ledger.client = front.processes.client = meddled  # type: ignore[assignment]
+    meddled.lost = True
+    move = outbox.deadline_passed(entry.forward, 2**62, "field", "")
+    assert move is not None
+    with pytest.raises(EtcdUnavailable):
+        await front.ledger.apply(entry, move, entry.forward)
+    assert list(front.ledger.stale) == [(pid, front.other.id)]
+    assert (await front.process(pid)).state == State.FAILED
+
+
+async def test_a_cancel_is_not_refused_for_what_another_daemon_sent(client: EtcdClient) -> None:
+    """Memory has it as never sent."""
+    front = Front(client)
+    await front.befriend()
+    pid = await front.forward(outbox.QUEUED)
+    processes, _ = await beside(front)
+    entry = front.ledger.entries[pid]
+    await front.ledger.save(entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward)
+    await processes.cancel("lab", pid)
+    assert (await stored(front, pid)).state == outbox.CANCELLING
+
+
+async def test_what_never_left_is_withdrawn_without_a_word(client: EtcdClient) -> None:
+    front = Front(client)
+    await front.befriend()
+    pid = await front.forward(outbox.QUEUED)
+    await front.processes.cancel("lab", pid)
+    assert await client.get(front.keys.forward(front.other.id, pid)) is None
+
+
+async def test_a_cancel_names_the_attempt_that_another_daemon_started(client: EtcdClient) -> None:
+    front = Front(client)
+    await front.befriend()
+    pid = await front.forward(outbox.ACCEPTED)
+    processes, _ = await beside(front, knows=False)
+    await processes.cancel("lab", pid)
+    forward = await stored(front, pid)
+    assert (forward.state, forward.attempt) == (outbox.CANCELLING, 1)
+
+
+async def test_a_deadline_of_old_memory_does_not_end_what_runs(client: EtcdClient) -> None:
+    front = Front(client)
+    await front.befriend()
+    pid = await front.forward(outbox.QUEUED)
+    _, ledger = await beside(front)
+    mine, theirs = front.ledger.entries[pid], ledger.entries[pid]
+    await front.ledger.save(mine, outbox.sending(mine.forward, b"sealed", 1), mine.forward)
+    receipt = outbox.received(mine.forward, "accepted", "9" * 64, b"receipt")
+    await front.ledger.apply(mine, receipt, mine.forward)
+    move = outbox.deadline_passed(theirs.forward, theirs.forward.deliver + 1, "field", "")
+    assert move is not None
+    assert not await ledger.apply(theirs, move, theirs.forward)
+    assert (await front.process(pid)).state == State.RUNNING
+    assert list(ledger.stale) == [(pid, front.other.id)]
+    await ledger.refresh_all()
+    assert theirs.forward.state == outbox.ACCEPTED
+
+
+async def test_a_late_mark_for_one_peer_leaves_that_for_another(client: EtcdClient) -> None:
+    front, pid, slow = await lab(client)
+    slow.go.set()
+    front.ledger.look_for(pid, "3" * 64)
+    await front.ledger.refresh(front.other.id)
+    assert pid in front.ledger.entries
+    await front.ledger.refresh_all()
+    assert not front.ledger.stale
+
+
+async def test_a_clock_that_is_set_moves_every_forward_once(client: EtcdClient) -> None:
+    """Also when the store fails half-way and it is done again."""
+    front = Front(client)
+    await front.befriend()
+    pids = [await front.forward(outbox.QUEUED) for _ in range(3)]
+    await front.ledger.refresh_all()
+    given = [(await stored(front, pid)).deliver for pid in pids]
+    delivery, year = Delivery(front.ledger, front.inbox.sealer), 365 * DAY
+    before = time.time_ns()
+    save, saves = front.ledger.save, 0
+
+    async def failing(entry: Entry, forward: Forward, known: Forward) -> bool:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            raise EtcdUnavailable("away")
+        return await save(entry, forward, known)
+
+    front.ledger.save = failing  # type: ignore[method-assign]
+    with pytest.raises(EtcdUnavailable):
+        await delivery.clock_set(year, before)
+    await delivery.clock_set(year, before)
+    assert [(await stored(front, pid)).deliver - year for pid in pids] == given
+    delivery.late = lambda: before + year
+    await delivery.expire()
+    assert set(front.ledger.entries) == set(pids), "nothing was left of none"
+    await delivery.clock_set(-year, before + year)
+    assert [(await stored(front, pid)).deliver for pid in pids] == given

@@ -1,0 +1,501 @@
+"""A block ends everything at once: here, there, across crashes, and between real daemons."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.core.client import RpcError as CallError
+from federation.forward import machine as outbox
+from federation.forward.machine import Act, Forward
+from federation.forward.marker import Marker
+from federation.inbox.accept import Inbox
+from federation.outbox.ledger import Detour, Ledger
+from federation.outbox.revoke import Endings
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
+from federation.wire.envelope import Kind
+from federation.wire.messages import Poll
+from node.etcd.client import open_client
+from node.etcd.errors import EtcdUnavailable
+from node.etcd.txn import Op, Put, Txn
+from node.http.server import Response
+from node.model.codec import pack, unpack
+from node.model.types import Conditions, FunctionSpec, Process, State
+from node.processes.extension import Addition
+from node.processes.queue import Candidate
+from node.processes.service import Processes
+from node.processes.spec import build_process, new_id
+from node.store import keys
+from node.workflows.service import Workflows
+from tests.federation.inbox.test_server import WORKER, Closing, Lab, code, submission
+from tests.federation.membership.test_invitations import joined
+from tests.node.etcd.support import start_store
+from tests.support.colonies import world
+from tests.support.daemons import Daemon, until
+
+Make = Callable[..., Daemon]
+
+# -- the rule ----------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from([outbox.QUEUED, outbox.DOUBT, outbox.ACCEPTED, outbox.CANCELLING]),
+    st.integers(0, 3),
+)
+def test_only_what_never_left_is_said_not_to_have_run(state: str, sent: int) -> None:
+    forward = Forward("1" * 64, "2" * 64, 1, 9, 9, 9, state=state, sent=sent)
+    move = outbox.blocked(forward, "bee", 5)
+    assert move.stays is False
+    assert move.certain == (state == outbox.QUEUED)
+    assert "bee" in move.forward.lasterror
+    assert "block" in move.forward.lasterror
+    if state == outbox.CANCELLING:
+        assert move.act is Act.NOTHING
+        return
+    assert move.act is Act.FAIL
+    assert ("in doubt" in move.errors[0]) == (state != outbox.QUEUED)
+    assert move.forward.state == (outbox.CLOSED if state == outbox.QUEUED else outbox.DOUBT)
+
+
+# -- with a store ------------------------------------------------------------------------
+
+
+class Sending(Closing):
+    """Forwards and closes, as the service does."""
+
+    def __init__(self, inbox: Inbox, ledger: Ledger) -> None:
+        super().__init__(inbox)
+        self.ledger = ledger
+
+    def forwarding(self, process: Process) -> Addition:
+        """As `Attachment.forwarding`."""
+        return self.ledger.forwarding(process)
+
+    def cancelling(self, process: Process) -> Addition:
+        """As `Attachment.cancelling`."""
+        return self.ledger.cancelling(process)
+
+    def submitted(self, process: Process) -> None:
+        """As `Attachment.submitted`."""
+        self.ledger.touched(process)
+
+
+class Front(Lab):
+    """The colony `lab`, which also forwards, before and after a restart."""
+
+    def __init__(self, client: Any) -> None:
+        super().__init__(client)
+        self.start()
+
+    def start(self) -> None:
+        """Everything in memory is new; the keys of both colonies stay."""
+        sealer = self.inbox.sealer
+        self.peers = Peers(self.client, self.keys, self.key.id)
+        self.processes = Processes(self.client, time.time_ns)
+        self.inbox = Inbox("lab", sealer, self.client, self.processes, self.peers, self.keys)
+        self.ledger = Ledger("lab", sealer, self.client, self.processes, self.peers, self.keys)
+        self.processes.hooks = Sending(self.inbox, self.ledger)
+        self.endings = Endings(self.ledger, time.time_ns)
+        self.gate.peers, self.gate.inbox = self.peers, self.inbox
+
+    async def restart(self) -> None:
+        self.start()
+        await self.peers.load()
+        await self.inbox.owing.load()
+        await self.ledger.load()
+
+    async def forward(self, state: str) -> str:
+        """A process of ours on its way to the peer, as far as `state`."""
+        spec = FunctionSpec(funcname="f", conditions=Conditions("field", executortype="t"))
+        process = build_process(
+            spec, processid=new_id(), initiatorid=self.key.id, initiatorname="me",
+            colonyname="lab", now=time.time_ns(), peer=self.other.id,
+        )  # fmt: skip
+        await self.processes.submit(process, b"")
+        pid = process.processid
+        await self.ledger.refresh(self.other.id)
+        entry = self.ledger.entries[pid]
+        if state != outbox.QUEUED:
+            await self.ledger.save(
+                entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward
+            )
+        if state in (outbox.ACCEPTED, outbox.CANCELLING):
+            move = outbox.received(entry.forward, "accepted", "9" * 64, b"receipt")
+            await self.ledger.apply(entry, move, entry.forward)
+            await self.ledger.refresh(self.other.id)
+        if state == outbox.CANCELLING:
+            await self.processes.cancel("lab", pid)
+            await self.ledger.refresh(self.other.id)
+        assert self.ledger.entries[pid].forward.state == state
+        return pid
+
+    async def process(self, pid: str) -> Process:
+        loaded = await self.processes.load("lab", pid)
+        assert loaded is not None
+        return loaded[0]
+
+    async def record(self, pid: str) -> Forward:
+        found = await self.client.get(self.keys.proof(pid))
+        assert found is not None
+        return unpack(found.value, Forward)
+
+    async def accept(self, number: int) -> Response:
+        message = msgspec.structs.replace(submission(), pid=f"{number:064x}")
+        return await self.raw("submit", self.seal(Kind.SUBMIT, message))
+
+    async def taken(self) -> Process:
+        candidate = Candidate("lab", "t", "w", "", None, None)
+        return await self.processes.handout.assign(candidate, WORKER, 0)
+
+
+@pytest.fixture
+async def front(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Front]:
+    store = await start_store(nursery, tmp_path / "etcd")
+    async with open_client(store.target, timeout=60) as client:
+        front = Front(client)
+        await front.befriend()
+        yield front
+
+
+async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
+    states = (outbox.QUEUED, outbox.DOUBT, outbox.ACCEPTED, outbox.CANCELLING)
+    pids = {state: await front.forward(state) for state in states}
+    entry = await front.peers.block(front.other.id)
+    assert (entry.peer.state, entry.peer.ending) == (BLOCKED, True)
+    assert front.endings.due() == {front.other.id}
+    await front.endings.sweep(front.other.id)
+    assert entry.peer.ending is False
+    expected = {
+        outbox.QUEUED: (State.FAILED, "before this was sent: it never ran", outbox.CLOSED),
+        outbox.DOUBT: (State.FAILED, "in doubt, the peer may still run it", outbox.DOUBT),
+        outbox.ACCEPTED: (State.FAILED, "in doubt, the peer may still run it", outbox.DOUBT),
+        outbox.CANCELLING: (State.CANCELLED, "", outbox.CLOSED),
+    }
+    for state, (ends, told, recorded) in expected.items():
+        process, record = await front.process(pids[state]), await front.record(pids[state])
+        assert process.state == ends
+        assert told in " ".join(process.errors)
+        assert record.state == recorded
+    listing = await front.client.range(front.keys.outbox)
+    assert listing.items == []
+    await front.ledger.refresh_all()
+    assert front.ledger.entries == {}
+    assert front.endings.due() == set()
+
+
+async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) -> None:
+    pids = [await front.forward(state) for state in (outbox.QUEUED, outbox.DOUBT)]
+    for pid in pids:
+        entry = front.ledger.entries[pid]
+        await front.ledger.save(
+            entry, msgspec.structs.replace(entry.forward, retry=True), entry.forward
+        )
+    other = "3" * 64
+
+    def elsewhere(process: Process, move: outbox.Move) -> Detour:
+        return Detour(other, msgspec.structs.replace(move.forward, peer=other, state="queued"))
+
+    front.ledger.elsewhere = elsewhere
+    await front.peers.block(front.other.id)
+    await front.endings.sweep(front.other.id)
+    moved, doubtful = [await front.process(pid) for pid in pids]
+    assert (moved.state, moved.peer) == (State.WAITING, other)
+    assert (doubtful.state, doubtful.peer) == (State.FAILED, front.other.id)
+    listing = await front.client.range(front.keys.outbox)
+    assert [item.key for item in listing.items] == [front.keys.forward(other, pids[0])]
+
+
+async def test_what_it_has_here_is_cancelled_and_owed_but_not_served(front: Front) -> None:
+    for number in range(2):
+        assert (await front.accept(number)).status == 200
+    running = await front.taken()
+    await front.run_one()
+    await front.accept(3)
+    await front.peers.block(front.other.id)
+    await front.endings.sweep(front.other.id)
+    ended = await front.process(running.processid)
+    assert ended.state == State.CANCELLED
+    assert ended.errors == ["colony field, where this came from, was blocked"]
+    with pytest.raises(Exception, match="cancelled, not running"):
+        await front.processes.close(
+            "lab", running.processid, WORKER.executorid, State.SUCCESSFUL, output=[1]
+        )
+    assert front.processes.queue.count_of(front.other.id) == 0
+    assert front.processes.running.count_of(front.other.id) == 0
+    refused = await front.post("outcomes", Kind.POLL, Poll(0, []))
+    assert code(refused) == "blocked"
+    assert len(front.inbox.owing.owed[front.other.id]) == 3
+    await front.peers.trust(front.other.id)
+    states = sorted(outcome.state for outcome in await front.poll())
+    assert states == [State.SUCCESSFUL, State.CANCELLED, State.CANCELLED]
+    assert (await front.accept(9)).status == 200
+
+
+async def test_what_it_has_in_a_workflow_here_ends_and_the_workflow_with_it(front: Front) -> None:
+    workflows = Workflows(front.client, front.processes, time.time_ns)
+    conditions = Conditions("lab", executortype="t")
+    after = msgspec.structs.replace(conditions, dependencies=["one"])
+    specs = [
+        FunctionSpec(nodename="one", funcname="f", conditions=conditions),
+        FunctionSpec(nodename="two", funcname="f", conditions=after),
+    ]
+    graph = await workflows.submit(
+        "lab", specs, graphid=new_id(), initiatorid=front.other.id, initiatorname="colony/field"
+    )
+    one, two = await workflows.nodes(graph)
+    pid, place = "5" * 64, keys.process("lab", one.processid)
+    theirs = msgspec.structs.replace(
+        one, origin=front.other.id, notify=front.keys.owed(front.other.id, pid)
+    )
+    marker = Marker(b"", 1, one.processid, b"", 0)
+    ops: list[Op] = [
+        Put(place, pack(theirs)),
+        Put(front.keys.marker(front.other.id, pid), pack(marker)),
+    ]
+    await front.client.commit(Txn([], ops))
+    await front.restart()
+    await front.peers.block(front.other.id)
+    await front.endings.sweep(front.other.id)
+    ended = await front.process(one.processid)
+    assert (ended.state, ended.errors) == (
+        State.CANCELLED,
+        ["colony field, where this came from, was blocked"],
+    )
+    again = Workflows(front.client, front.processes, time.time_ns)
+    again.resolution.stepped("lab", graph.processgraphid, 2**40)
+    found = await again.load("lab", graph.processgraphid)
+    assert found is not None
+    assert found.state == State.CANCELLED
+    assert (await front.process(two.processid)).state == State.CANCELLED
+
+
+async def test_a_workflow_ends_whose_nodes_a_blocked_colony_has(tmp_path: Path) -> None:
+    async with world(tmp_path, ["ant", "bee"]) as colonies:
+        ant, bee = colonies.values()
+        await ant.trust(bee)
+        await bee.trust(ant)
+
+        def spec(name: str, colony: str, *dependencies: str) -> FunctionSpec:
+            conditions = Conditions(colony, executortype="t", dependencies=list(dependencies))
+            return FunctionSpec(nodename=name, funcname="f", conditions=conditions)
+
+        async def submit(*specs: FunctionSpec) -> tuple[str, list[str]]:
+            assert ant.node is not None
+            graph = await ant.node.workflows.submit(
+                "ant", specs, graphid=new_id(), initiatorid=ant.key.id, initiatorname="me"
+            )
+            nodes = await ant.node.workflows.nodes(graph)
+            return graph.processgraphid, [node.processid for node in nodes]
+
+        # One is there, and one gets there once what it waits for has ended.
+        first, nodes = await submit(spec("a", "bee"), spec("b", "ant", "a"))
+        second, later = await submit(spec("a", "ant"), spec("b", "bee", "a"))
+        with trio.fail_after(50):
+            await bee.until(lambda: bool(bee.waiting()))
+            await ant.fed.decisions.block(bee.key.id)
+            assert (await ant.closed(nodes[0])).state == State.FAILED
+            assert (await ant.closed(nodes[1])).state == State.FAILED
+            await ant.work("X")
+            last = await ant.closed(later[1])
+        assert last.state == State.FAILED
+        assert "it never ran" in last.errors[0]
+        assert ant.node is not None
+        for graphid in (first, second):
+            graph = await ant.node.workflows.load("ant", graphid)
+            assert graph is not None
+            assert graph.state == State.FAILED
+
+
+async def test_a_poll_that_waits_is_refused_at_once(front: Front) -> None:
+    await front.accept(1)
+    answers: list[Response] = []
+
+    async def wait() -> None:
+        answers.append(await front.post("outcomes", Kind.POLL, Poll(30, [])))
+
+    with trio.fail_after(50):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            while not front.inbox.owing.bells:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await front.peers.block(front.other.id)
+            front.inbox.owing.blocked(front.other.id)
+    assert code(answers[0]) == "blocked"
+
+
+async def test_a_copy_that_leaves_during_the_sweep_is_in_doubt(front: Front) -> None:
+    pid = await front.forward(outbox.QUEUED)
+    await front.peers.block(front.other.id)
+    entry = front.ledger.entries[pid]
+    commit = front.client.commit
+    raced = False
+
+    async def racing(txn: Txn) -> Any:
+        nonlocal raced
+        if not raced:
+            raced = True
+            await front.ledger.save(
+                entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward
+            )
+        return await commit(txn)
+
+    front.client.commit = racing  # type: ignore[method-assign]
+    await front.endings.sweep(front.other.id)
+    assert "in doubt" in (await front.process(pid)).errors[0]
+    assert (await front.record(pid)).state == outbox.DOUBT
+
+
+async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(front: Front) -> None:
+    """The store fails at the n-th call, before or after it did what was asked."""
+    runs = 0
+    commit = front.client.commit
+    for after in (False, True):
+        for cut in range(1, 40):
+            states = (outbox.QUEUED, outbox.ACCEPTED, outbox.CANCELLING)
+            pids = [await front.forward(state) for state in states]
+            mine = 2 * (100 * after + cut)
+            await front.accept(mine)
+            await front.accept(mine + 1)
+            running = await front.taken()
+            await front.peers.block(front.other.id)
+            calls = 0
+
+            async def failing(txn: Txn, after: bool = after, cut: int = cut) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls < cut:
+                    return await commit(txn)
+                if calls == cut and after:
+                    await commit(txn)
+                raise EtcdUnavailable("power cut")
+
+            front.client.commit = failing  # type: ignore[method-assign]
+            whole = True
+            try:
+                await front.endings.sweep(front.other.id)
+            except EtcdUnavailable:
+                whole = False
+            front.client.commit = commit  # type: ignore[method-assign]
+            await front.restart()
+            assert whole or front.endings.due() == {front.other.id} or after
+            for peerid in front.endings.due():
+                await front.endings.sweep(peerid)
+            ended = [await front.process(pid) for pid in (*pids, running.processid)]
+            assert [process.state for process in ended] == [
+                State.FAILED,
+                State.FAILED,
+                State.CANCELLED,
+                State.CANCELLED,
+            ]
+            assert front.endings.due() == set()
+            assert (await front.client.range(front.keys.outbox)).items == []
+            found = front.peers.get(front.other.id)
+            assert found is not None
+            assert found.peer.ending is False
+            await front.peers.trust(front.other.id)
+            runs += 1
+            if whole:
+                break
+    assert runs > 10, "the sweep takes several transactions, and each was cut off"
+
+
+async def test_trust_stops_what_is_left_of_a_sweep(front: Front) -> None:
+    pids = [await front.forward(outbox.QUEUED) for _ in range(3)]
+    await front.peers.block(front.other.id)
+    settle = front.processes.settle
+
+    def first(process: Process, revision: int) -> None:
+        settle(process, revision)
+        entry = front.peers.get(front.other.id)
+        assert entry is not None
+        entry.peer = msgspec.structs.replace(entry.peer, state=TRUSTED, ending=False)
+
+    front.processes.settle = first  # type: ignore[method-assign]
+    await front.endings.sweep(front.other.id)
+    states = [(await front.process(pid)).state for pid in pids]
+    assert sorted(states) == [State.WAITING, State.WAITING, State.FAILED]
+
+
+async def test_what_a_block_overtook_is_due_again(front: Front) -> None:
+    await front.peers.block(front.other.id)
+    await front.endings.sweep(front.other.id)
+    assert front.endings.due() == set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(front.endings.run)
+        # Its submitter had found the peer trusted a moment before.
+        pid = await front.forward(outbox.QUEUED)
+        front.endings.begin()
+
+        async def failed() -> bool:
+            return (await front.process(pid)).state == State.FAILED
+
+        await until(50, failed)
+        nursery.cancel_scope.cancel()
+
+
+# -- between daemons ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_a_block_ends_everything_at_once(make_daemon: Make) -> None:
+    async with joined(make_daemon) as (ant, bee):
+        # Something runs there, something waits there, something of theirs waits here.
+        await ant.call("trustpeermsg", ant.owner, peer=bee.owner.id, change={"max_waiting": 5})
+        running, waiting = await ant.submit("bee"), await ant.submit("bee")
+        fields = {"colonyname": "bee", "timeout": 30}
+        there = await bee.call("assignprocessmsg", bee.worker, **fields)
+        theirs = await bee.submit("ant")
+
+        async def here() -> bool:
+            found = await ant.call("getprocessesmsg", colonyname="ant", count=9, state=0)
+            started = await ant.call("getprocessesmsg", colonyname="ant", count=9, state=1)
+            return len(found) == 1 and len(started) == 2
+
+        await until(50, here)
+        bee.daemon.kill()
+        unsent = await ant.submit("bee")
+        begin = time.monotonic()
+        blocked = await ant.call("blockpeermsg", ant.owner, peer=bee.owner.id)
+        assert blocked["state"] == "blocked"
+
+        async def over() -> bool:
+            peer = await ant.call("getpeermsg", ant.owner, peer=bee.owner.id)
+            return (peer["ending"], peer["outstanding"]) == (False, 0)
+
+        await until(20, over)
+        for pid, told in ((running, "in doubt"), (waiting, "in doubt"), (unsent, "never ran")):
+            process = await ant.call("getprocessmsg", processid=pid)
+            assert process["state"] == 3
+            assert told in process["errors"][0]
+            assert "bee was blocked here" in process["errors"][0]
+        assert (await ant.forward(running))["state"] == "doubt"
+        assert await ant.call("getprocessesmsg", colonyname="ant", count=9, state=0) == []
+        assert time.monotonic() - begin < 25
+        with pytest.raises(CallError, match="neither here nor a trusted peer"):
+            await ant.submit("bee")
+        # It comes back and says how it went: it is refused, and nothing here changes.
+        await trio.to_thread.run_sync(bee.daemon.start)
+        done = {"processid": there["processid"], "out": ["X"]}
+        await bee.patient("closesuccessfulmsg", bee.worker, **done)
+        assert (await bee.patient("getprocessmsg", processid=theirs))["state"] == 1
+        assert (await ant.call("getprocessmsg", processid=running))["state"] == 3
+        # Trusted again: what was owed is served, the policy is as it was, work goes both ways.
+        again = await ant.call("trustpeermsg", ant.owner, peer=bee.owner.id)
+        assert (again["state"], again["policy"]["max_waiting"]) == ("trusted", 5)
+        ended = await bee.closed(theirs)
+        assert ended["state"] == 4
+        assert "was blocked" in ended["errors"][0]
+        processid = await ant.submit("bee")
+        await bee.work("one that nobody waits for any more")
+        await bee.work("Y")
+        assert (await ant.closed(processid))["out"] == ["Y"]

@@ -1,0 +1,268 @@
+"""Clocks that are apart: measured by who connects, made up for with trusted peers, and bounded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.forward import machine as outbox
+from federation.forward.machine import DOUBT, QUEUED, Forward
+from federation.peers.clock import MOST, SLACK, Clock, Reading, apart, bridgeable, read, told
+from federation.peers.record import Known, Peer
+from federation.peers.registry import PENDING, TRUSTED
+from federation.transport.link import Answer, Link, Lost, PeerRefused, Untimely
+from federation.wire.card import Card, sign_card
+from federation.wire.envelope import Kind
+from federation.wire.messages import Hello, Receipt, Submit, load
+from federation.wire.signer import Sealer
+from node.etcd.client import open_client
+from tests.federation.inbox.test_server import PID, SPEC, Lab
+from tests.node.etcd.support import start_store
+
+HOUR = 3600
+NOW = 1_700_000_000
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(-MOST, MOST), st.floats(0, 30), st.floats(0, 30))
+def test_a_reading_is_right_within_what_it_says(ahead: int, there: float, back: float) -> None:
+    """Whatever the ways there and back take, the truth is within the uncertainty told."""
+    sent = float(NOW)
+    received = sent + there + back
+    clock = int(sent + there + ahead)  # whole seconds, when it answers
+    reading = read(clock, 0, sent, received)
+    assert abs(reading.ahead - ahead) <= reading.within + 1
+    assert reading.judging == reading.ahead
+
+
+def test_a_remembered_time_is_judged_by() -> None:
+    """A host whose clock was set back judges by what it remembers, and issues by its clock."""
+    reading = read(NOW - 60, NOW + HOUR, NOW, NOW)
+    assert (reading.ahead, reading.judging) == (-60, HOUR)
+
+
+def reading(ahead: int, judging: int | None = None) -> Reading:
+    return Reading(ahead, ahead if judging is None else judging, NOW, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "used"),
+    [
+        *((0, 0), (SLACK, 0), (-SLACK, 0), (SLACK + 1, SLACK + 1), (-HOUR, -HOUR), (MOST, MOST)),
+        *((MOST + 1, 0), (-MOST - 1, 0), (10**9, 0)),
+    ],
+)
+def test_what_is_made_up_for(ahead: int, used: int) -> None:
+    """Nothing of a small difference, and nothing of one that is beyond all bounds."""
+    clock = Clock(reading(ahead, 0))
+    assert (clock.issuing, clock.judging) == (used, 0)
+    clock = Clock(reading(0, ahead))
+    assert (clock.issuing, clock.judging) == (0, used)
+    assert (Clock().issuing, Clock().judging) == (0, 0)
+
+
+def test_learning() -> None:
+    """It tells when there is something new to be told."""
+    clock = Clock()
+    assert not clock.learn(reading(1))
+    assert clock.learn(reading(HOUR))
+    assert not clock.learn(reading(HOUR + 1))
+    assert clock.learn(reading(0))
+
+
+def test_words() -> None:
+    """Both clocks, the difference, and which is ahead."""
+    assert apart(NOW + HOUR + 61, NOW) == (
+        "its clock says 2023-11-14T23:14:21Z, ours 2023-11-14T22:13:20Z: 1 h 1 min ahead of ours"
+    )
+    assert apart(NOW - 5, NOW).endswith(": 5 s behind ours")
+    assert apart(2**39, NOW).startswith("its clock says 549755813888 s since 1970")
+    assert (told(0), told(2 * 86_400 + 5)) == ("0 s", "2 d 5 s")
+    assert bridgeable(NOW + HOUR, NOW)
+    assert not bridgeable(NOW + MOST + 1, NOW)
+    assert not bridgeable(NOW - MOST - 1, NOW)
+
+
+# -- a link to a gate with another clock ---------------------------------------------------------
+
+
+class Direct(Link):
+    """The way to a gate in this process; `replay` is an answer that somebody plays back."""
+
+    lab: Lab
+    replay: Answer | None = None
+    last: Answer
+
+    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
+        if self.replay is not None:
+            return self.replay
+        response = await self.lab.raw(path.rpartition("/")[2], body)
+        self.last = Answer(response.status, "", bytes(response.body))
+        return self.last
+
+
+class Pair:
+    """We, with the right time, and the colony `lab` whose clock is `ahead`; it trusts us."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.measured = 0
+        peer = Peer(lab.key.id, TRUSTED, "lab", lab.key.public_key)
+        self.link = Direct(Known(peer), lab.sealer, self._renew, lambda: 0.0, measure=self._measure)
+        self.link.lab = lab
+
+    async def _renew(self, address: str) -> None:
+        raise AssertionError("there are no certificates here")
+
+    def _measure(self) -> None:
+        self.measured += 1
+
+    def set_clock(self, ahead: int) -> None:
+        sealer = Sealer(self.lab.key, lambda: time.time_ns() + ahead * 1_000_000_000)
+        self.lab.gate.sealer = self.lab.inbox.sealer = sealer
+
+    @property
+    def clock(self) -> Clock:
+        return self.link.entry.clock
+
+    def expect(self, ahead: int, judging: int | None = None) -> None:
+        """What was measured is right within what it says."""
+        found = self.clock.reading
+        assert found is not None
+        assert abs(found.ahead - ahead) <= found.within + 1
+        assert abs(found.judging - (ahead if judging is None else judging)) <= found.within + 1
+
+    async def greet(self, nonce: bytes = b"0123456789abcdef") -> Hello:
+        # As `peers.owncard` signs it: good for a day on either side.
+        key, now = self.lab.other, int(time.time())
+        card = Card(key.id, key.public_key, "field", 1, "f" * 64, [], [2], now + 6 * 86_400)
+        return await self.link.greet(Hello(sign_card(key, card), nonce))
+
+    async def measure(self) -> None:
+        try:
+            await self.greet()
+        except Untimely:
+            await self.greet()
+
+    def submission(self, seconds: int = 30) -> bytes:
+        submit = Submit(PID, 1, SPEC, "me", 1, [])
+        return self.link.seal(Kind.SUBMIT, submit, cti=b"c", expires=int(time.time()) + seconds)
+
+    async def submit(self, body: bytes) -> Receipt:
+        opened, _ = await self.link.post("/v2/submit", body, Kind.RECEIPT)
+        return load(opened.payload, Receipt)
+
+
+@pytest.fixture
+async def pair(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Pair]:
+    store = await start_store(nursery, tmp_path / "etcd")
+    async with open_client(store.target, timeout=60) as client:
+        lab = Lab(client)
+        await lab.befriend()
+        yield Pair(lab)
+
+
+@pytest.mark.parametrize("ahead", [0, HOUR, -HOUR, MOST - 60, 60 - MOST])
+async def test_clocks_apart(pair: Pair, ahead: int) -> None:
+    """Measured by a hello; then even what holds for half a minute only is taken, and answered."""
+    pair.set_clock(ahead)
+    await pair.measure()
+    pair.expect(ahead)
+    assert (await pair.submit(pair.submission())).status == "accepted"
+
+
+async def test_before_it_is_measured(pair: Pair) -> None:
+    """The refusal is signed, and wakes a measurement; the next try holds."""
+    pair.set_clock(-HOUR)
+    with pytest.raises(Untimely, match="3600 s ahead") as caught:
+        await pair.submit(pair.submission())
+    assert caught.value.signed
+    assert pair.measured == 1
+    await pair.measure()
+    assert (await pair.submit(pair.submission())).status == "accepted"
+
+
+async def test_a_clock_that_was_set_back(pair: Pair) -> None:
+    """Who remembers a later time judges by that: what is short-lived must hold by it."""
+    pair.lab.gate.high_water = lambda: time.time() + HOUR
+    with pytest.raises(Untimely, match="expired"):
+        await pair.submit(pair.submission())
+    await pair.measure()
+    assert pair.clock.issuing == 0
+    pair.expect(0, judging=HOUR)
+    assert (await pair.submit(pair.submission())).status == "accepted"
+
+
+async def test_strangers_get_no_favour(pair: Pair) -> None:
+    """Towards a colony that we don't trust, our own clock is the only one."""
+    pair.set_clock(-HOUR)
+    peer = pair.link.entry.peer
+    pair.link.entry.peer = Peer(peer.id, PENDING, peer.name, peer.public_key)
+    with pytest.raises(PeerRefused, match="not_yet_valid"):
+        await pair.greet()
+    pair.expect(-HOUR)  # known, not used
+    with pytest.raises(PeerRefused, match="3600 s ahead"):
+        await pair.submit(pair.submission())
+    assert pair.measured == 0
+    pair.set_clock(HOUR)
+    with pytest.raises(Lost, match="not_yet_valid"):
+        await pair.submit(pair.submission(2 * HOUR))
+
+
+@pytest.mark.parametrize("ahead", [2 * MOST, -2 * MOST])
+async def test_beyond_a_day_both_clocks_are_told(pair: Pair, ahead: int) -> None:
+    pair.set_clock(ahead)
+    word = "ahead of" if ahead > 0 else "behind"
+    with pytest.raises(PeerRefused, match=f"its clock says .*, ours .*: 1 d 2[12] h {word} ours"):
+        await pair.greet()
+    with pytest.raises((PeerRefused, Lost), match="our clock says"):
+        await pair.submit(pair.submission(3 * 86_400))
+
+
+async def test_an_old_answer_teaches_nothing(pair: Pair) -> None:
+    """Neither a hello to another nonce nor the refusal of another one: they may be years old."""
+    pair.set_clock(HOUR)
+    await pair.measure()
+    old = pair.link.last
+    pair.set_clock(0)
+    await pair.measure()
+    assert pair.clock.issuing == 0
+    pair.link.replay = old
+    with pytest.raises(Lost, match="not_yet_valid"):
+        await pair.greet(b"another nonce 16")
+    assert pair.clock.issuing == 0
+    pair.link.replay = None
+    pair.set_clock(-HOUR)
+    with pytest.raises(Untimely):
+        await pair.greet()
+    refusal = pair.link.last
+    pair.set_clock(0)
+    await pair.measure()
+    pair.link.replay = refusal
+    with pytest.raises(Untimely):
+        await pair.greet(b"another nonce 17")
+    assert pair.clock.issuing == 0
+
+
+# -- what becomes of a forward ---------------------------------------------------------------------
+
+
+def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
+    """Any other stays the same bytes: an earlier one may have arrived."""
+    forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
+    once = outbox.sending(forward, b"bytes", 5)
+    after = outbox.untimely(once, "late", True)
+    assert (after.state, after.envelope, after.sent, after.lasterror) == (QUEUED, b"", 0, "late")
+    twice = outbox.sending(once, b"bytes", 6)
+    for before, signed in ((once, False), (twice, True)):
+        after = outbox.untimely(before, "late", signed)
+        assert (after.state, after.envelope, after.sent) == (DOUBT, b"bytes", before.sent)

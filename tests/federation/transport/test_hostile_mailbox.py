@@ -1,0 +1,313 @@
+"""A mailbox that lies about what it carried: work never runs elsewhere on its word.
+
+The mailbox is ours to play; all else is as it runs: routes, the outbox, the way by a mailbox, and
+the gate of the colony behind it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward
+from federation.peers.policy import Policy
+from federation.peers.registry import TRUSTED, Known, Peer
+from federation.service.server import BROUGHT
+from federation.transport.link import Answer, Link, Lost
+from federation.transport.mailbox import pass_on
+from federation.wire.envelope import Kind, inspect
+from federation.wire.messages import Cancel, Denial, Pass, Passed, Submit, load
+from federation.wire.signer import Sealer
+from node.etcd.client import EtcdClient
+from node.host.keys import PrivateKey
+from node.http.server import Request
+from node.model.codec import pack
+from node.model.types import Process, State
+from tests.federation.routing.test_router import BOTH, Side, nowhere, three
+from tests.support.daemons import until
+
+Say = Callable[[Answer], Awaitable[Answer]]
+
+
+class Mailbox(Link):
+    """The way from ant to the mailbox that bee polls. It keeps what it carried.
+
+    `say` makes the mailbox's answer of bee's; `carries` is whether it hands anything to bee at all.
+    """
+
+    key: PrivateKey
+    bee: Side
+    say: Say
+    carries = True
+    remote = BROUGHT
+    kept: list[tuple[str, bytes]]
+    asked = b""
+
+    async def connect(self) -> Any:
+        """Always there."""
+
+    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
+        """As `Link.exchange`."""
+        self.asked = body
+        wish = load(inspect(body, limit=len(body)).payload, Pass)
+        if not self.carries:
+            return Answer(429, "5", b'{"code":"mailbox_absent"}')
+        self.kept.append((wish.path, wish.body))
+        return await self.say(await self.bring(wish.path, wish.body))
+
+    async def bring(self, path: str, body: bytes) -> Answer:
+        """Hand a message to bee; its answer."""
+        request = Request("POST", path, "", {}, body, self.remote)
+        response = await self.bee.federation.gate.handle(request)
+        after = dict(response.headers).get("retry-after", "")
+        return Answer(response.status, after, bytes(response.body))
+
+    async def passed(self, answer: Answer) -> Answer:
+        """An answer of bee, as an honest mailbox gives it to ant."""
+        message = Passed(answer.status, answer.retry_after, answer.data)
+        sealer = Sealer(self.key, time.time_ns)
+        return Answer(200, "", sealer.seal(Kind.PASSED, self.sealer.key.id, message))
+
+    def signed(self, told: Answer) -> Answer:
+        """A refusal under which the mailbox puts its own name, as a peer does."""
+        said = msgspec.json.decode(told.data)
+        digest = hashlib.sha256(self.asked).digest()
+        denial = Denial(said["code"], "no", digest, path="/v1/pass", kept=True)
+        sealed = Sealer(self.key, time.time_ns).seal(Kind.REFUSAL, self.sealer.key.id, denial)
+        return Answer(told.status, "", msgspec.json.encode(said | {"signed": sealed}))
+
+
+class Scene:
+    """ant, which would send work to bee or else to cat, and reaches bee by a mailbox only."""
+
+    def __init__(self, ant: Side, bee: Side, cat: Side) -> None:
+        self.ant, self.bee, self.cat = ant, bee, cat
+        key = PrivateKey.generate()
+        peer = Peer(key.id, TRUSTED, "mailbox", key.public_key, fingerprint="e" * 64)
+        self.mailbox = Mailbox(Known(peer), ant.federation.sealer, nowhere, lambda: 0.0)
+        self.mailbox.key, self.mailbox.bee, self.mailbox.kept = key, bee, []
+        self.mailbox.say = self.mailbox.passed
+        carry = functools.partial(pass_on, self.mailbox, bee.key.id)
+        entry = ant.federation.peers.known[bee.key.id]
+        self.link = Link(entry, ant.federation.sealer, nowhere, lambda: 0.0, lambda: carry)
+
+    async def deliver(self, process: Process) -> None:
+        """Send what is due for this process, once."""
+        ledger = self.ant.federation.ledger
+        await ledger.refresh(self.bee.key.id)
+        ledger.entries[process.processid].busy = True
+        await self.ant.federation.delivery._deliver(self.link, ledger.entries[process.processid])
+
+    async def forward(self, process: Process) -> Forward:
+        """The forward to bee."""
+        found = await self.ant.forward(self.bee, process)
+        assert found is not None
+        return found
+
+    async def impatient(self, process: Process) -> None:
+        """The time that bee was to be waited for, if nothing left, is over."""
+        federation = self.ant.federation
+        forward = msgspec.structs.replace(await self.forward(process), share=1)
+        key = federation.keys.forward(self.bee.key.id, process.processid)
+        await self.ant.client.put(key, pack(forward))
+        federation.ledger.look_for(process.processid, self.bee.key.id)
+        await federation.delivery.expire()
+
+    def another(self, body: bytes) -> bytes:
+        """The next attempt of the process that a submission was about."""
+        submit = load(inspect(body, limit=len(body)).payload, Submit)
+        again = msgspec.structs.replace(submit, attempt=submit.attempt + 1)
+        return self.ant.federation.sealer.seal(Kind.SUBMIT, self.bee.key.id, again)
+
+
+async def play(client: EtcdClient) -> Scene:
+    return Scene(*await three(client, BOTH))
+
+
+def refusal(status: int, code: str) -> Answer:
+    return Answer(status, "5", msgspec.json.encode({"code": code, "clock": int(time.time())}))
+
+
+async def unsaid(answer: Answer) -> Answer:
+    raise Lost("no answer")
+
+
+LIES: dict[str, tuple[bool, Answer]] = {
+    # In its own name. Unsigned, it may be that of anybody who can answer for the mailbox.
+    "it was not there": (False, refusal(429, "mailbox_absent")),
+    "it has no room": (False, refusal(429, "mailbox_full")),
+    "it does not trust us": (False, refusal(403, "untrusted")),
+    "it holds no mail": (False, refusal(404, "not_found")),
+    "we are too late": (False, refusal(400, "expired")),
+    "it has trouble": (False, refusal(503, "busy")),
+    # As if the colony behind it had said so.
+    "that has no room": (True, refusal(429, "policy_waiting")),
+    "that does not trust us": (True, refusal(403, "untrusted")),
+    "that has it already": (True, refusal(409, "id_reuse")),
+    "that was asked too late": (True, refusal(400, "expired")),
+}
+
+
+@pytest.mark.parametrize("signed", [False, True])
+async def test_what_was_delivered_and_denied_runs_nowhere_else(
+    client: EtcdClient, signed: bool
+) -> None:
+    """The message is delivered and bee runs it; the mailbox says otherwise, whatever it can."""
+    scene = await play(client)
+    for number, (lie, (behind, told)) in enumerate(LIES.items(), 1):
+        scene.mailbox.say = functools.partial(deny, scene, behind, told, signed)
+        process = await scene.ant.submit()
+        for copies in (1, 2):
+            await scene.deliver(process)
+            forward = await scene.forward(process)
+            assert (forward.state, forward.sent) == (outbox.DOUBT, copies), lie
+            await scene.impatient(process)
+            assert (await scene.ant.load(process)).peer == scene.bee.key.id, lie
+        assert await scene.ant.forward(scene.cat, process) is None, lie
+        assert len(scene.bee.processes.queue.entries) == number, lie
+        assert len(set(scene.mailbox.kept)) == number, "every copy is the same bytes"
+        # Once it tells the truth, the doubt is over.
+        scene.mailbox.say = scene.mailbox.passed
+        await scene.deliver(process)
+        assert (await scene.forward(process)).state == outbox.ACCEPTED, lie
+        assert (await scene.ant.load(process)).state == State.RUNNING, lie
+
+
+async def deny(scene: Scene, behind: bool, told: Answer, signed: bool, answer: Answer) -> Answer:
+    """bee took it, and said so."""
+    assert answer.status == 200
+    lie = scene.mailbox.signed(told) if signed else told
+    return await scene.mailbox.passed(lie) if behind else lie
+
+
+async def test_a_refusal_that_the_colony_keeps_to_ends_the_doubt(client: EtcdClient) -> None:
+    """bee signs that it takes no copy, ever: so ant may go to cat, and the mailbox come again."""
+    scene = await play(client)
+    bee, ant = scene.bee, scene.ant
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    process = await ant.submit()
+    scene.mailbox.say = unsaid
+    await scene.deliver(process)
+    assert (await scene.forward(process)).state == outbox.DOUBT
+    scene.mailbox.say = scene.mailbox.passed
+    await scene.deliver(process)
+    assert (await ant.load(process)).peer == scene.cat.key.id
+    await bee.federation.peers.set_policy(ant.key.id, Policy())
+    (first, body), *_ = scene.mailbox.kept
+    for remote in (BROUGHT, "10.0.0.9"):
+        scene.mailbox.remote = remote
+        again = await scene.mailbox.bring(first, body)
+        assert (again.status, b"policy_function" in again.data) == (403, True)
+    assert not bee.processes.queue.entries
+    # The id as such is free: another attempt would be taken.
+    assert (await scene.mailbox.bring(first, scene.another(body))).status == 200
+    assert b"id_reuse" in (await scene.mailbox.bring(first, body)).data
+    assert len(bee.processes.queue.entries) == 1
+
+
+@pytest.mark.parametrize("why", ["from elsewhere", "after it was taken"])
+async def test_a_signed_refusal_that_lasts_for_no_longer_is_no_way_out(
+    client: EtcdClient, why: str
+) -> None:
+    """bee says no to one of several copies that the mailbox made, or for now only."""
+    scene = await play(client)
+    bee, ant = scene.bee, scene.ant
+    process = await ant.submit()
+    if why == "from elsewhere":
+        # Brought as by a client of bee, it is refused without being kept.
+        scene.mailbox.remote = "10.0.0.9"
+        await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    else:
+
+        async def again(answer: Answer) -> Answer:
+            assert answer.status == 200
+            await bee.federation.peers.block(ant.key.id)
+            return await scene.mailbox.passed(await scene.mailbox.bring(*scene.mailbox.kept[0]))
+
+        scene.mailbox.say = again
+    await scene.deliver(process)
+    found = await ant.load(process)
+    assert (found.state, found.peer) == (State.FAILED, bee.key.id)
+    assert "in doubt, the peer may still run it" in found.errors[0]
+    assert await ant.forward(scene.cat, process) is None
+
+
+async def test_a_cancel_beats_a_refusal_that_was_kept(client: EtcdClient) -> None:
+    """Whatever else comes under the id of a cancel is cancelled, the refused bytes as well."""
+    scene = await play(client)
+    bee, ant = scene.bee, scene.ant
+    await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
+    process = await ant.submit()
+    await scene.deliver(process)
+    cancel = ant.federation.sealer.seal(Kind.CANCEL, bee.key.id, Cancel(process.processid, 1))
+    assert (await scene.mailbox.bring("/v2/cancel", cancel)).status == 200
+    await bee.federation.peers.set_policy(ant.key.id, Policy())
+    path, body = scene.mailbox.kept[0]
+    for each in (body, scene.another(body)):
+        answer = await scene.mailbox.bring(path, each)
+        assert (answer.status, b"cancelled" in answer.data) == (200, True)
+    assert not bee.processes.queue.entries
+
+
+async def test_a_mailbox_can_not_end_a_cancel(client: EtcdClient) -> None:
+    """It is sent until bee itself has answered."""
+    scene = await play(client)
+    ant, bee = scene.ant, scene.bee
+    process = await ant.submit()
+    await scene.deliver(process)
+    await ant.processes.cancel("ant", process.processid)
+
+    told = refusal(403, "untrusted")
+    scene.mailbox.say = functools.partial(deny, scene, True, told, False)
+    await scene.deliver(process)
+    assert (await scene.forward(process)).state == outbox.CANCELLING
+    assert not (await scene.forward(process)).receipt
+    scene.mailbox.say = scene.mailbox.passed
+    await scene.deliver(process)
+    assert (await scene.forward(process)).receipt
+    assert not bee.processes.queue.entries
+
+
+async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
+    client: EtcdClient,
+) -> None:
+    """What has not left is in no doubt: it goes elsewhere when its time is over."""
+    scene = await play(client)
+    for side in (scene.ant, scene.bee):
+        await side.federation.portrait.start(50081, "f" * 64)
+    scene.mailbox.carries = False
+    process = await scene.ant.submit()
+    delivery, entry = scene.ant.federation.delivery, scene.link.entry
+
+    async def sent() -> bool:
+        return (await scene.forward(process)).state == outbox.ACCEPTED
+
+    async def failed() -> bool:
+        return "mailbox_absent" in entry.error
+
+    async with trio.open_nursery() as sending:
+        sending.start_soon(delivery.send_forever, scene.link)
+        await until(50, failed, step=0.02)
+        assert (await scene.forward(process)).state == outbox.QUEUED
+        sending.cancel_scope.cancel()
+    await scene.impatient(process)
+    assert (await scene.ant.load(process)).peer == scene.cat.key.id
+    # There, it gets what the next one asks for.
+    scene.mailbox.carries = True
+    scene.ant.hear(scene.bee, 2)
+    process = await scene.ant.submit()
+    scene.ant.federation.ledger.retry_now(scene.bee.key.id)
+    async with trio.open_nursery() as sending:
+        sending.start_soon(delivery.send_forever, scene.link)
+        await until(50, sent, step=0.02)
+        sending.cancel_scope.cancel()
+    paths = [path for path, _ in scene.mailbox.kept]
+    assert paths == ["/v1/hello", "/v2/submit"]

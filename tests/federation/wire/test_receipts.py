@@ -1,0 +1,124 @@
+"""What a peer may answer to a submission and to a cancel; all else is no answer: doubt stays."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from federation.forward import machine as outbox
+from federation.forward.machine import Forward
+from federation.forward.path import local_id
+from federation.transport.link import Answer
+from federation.wire import cbor
+from federation.wire.envelope import Kind, inspect, seal
+from federation.wire.signer import cti_of
+from node.etcd.client import EtcdClient
+from node.host.keys import PrivateKey
+from node.model.types import Process, State
+from tests.federation.routing.test_router import BOTH, Side, Wire, deliver, nowhere, three
+
+
+class Liar(Wire):
+    """The way to a peer that takes what it is sent, and signs whatever it likes as the receipt."""
+
+    key: PrivateKey
+    said: dict[str, Any] | None = None
+
+    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
+        """As `Link.exchange`."""
+        answer = await super().exchange(path, body, wait)
+        if self.said is None or answer.status != 200:
+            return answer
+        truth = cbor.decode(inspect(answer.data, limit=10_000).payload)
+        now = int(time.time())
+        payload = cbor.encode({**truth, **self.said})
+        me = self.sealer.key.id
+        name = cti_of("lie")
+        return Answer(
+            200,
+            "",
+            seal(self.key, Kind.RECEIPT, me, payload, cti=name, issued=now, expires=now + 60),
+        )
+
+
+async def liar(client: EtcdClient) -> tuple[Side, Side, Liar, Process]:
+    """ant, its peer bee, the way between them, and a process that is to go there."""
+    ant, bee, _ = await three(client, BOTH)
+    entry = ant.federation.peers.known[bee.key.id]
+    link = Liar(entry, ant.federation.sealer, nowhere, lambda: 0.0)
+    link.to, link.key = bee, bee.key
+    return ant, bee, link, await ant.submit()
+
+
+async def of(ant: Side, bee: Side, process: Process) -> Forward:
+    found = await ant.forward(bee, process)
+    assert found is not None
+    return found
+
+
+async def test_a_receipt_for_a_submission_names_the_very_process(client: EtcdClient) -> None:
+    ant, bee, link, process = await liar(client)
+    there = local_id(ant.key.id, process.processid, 1)
+    lies: list[dict[str, Any]] = [
+        {"remote": local_id(ant.key.id, process.processid, 2)},
+        {"remote": "f" * 64},
+        {"remote": there.upper()},
+        {"remote": ""},
+        {"status": "cancelled"},
+        {"status": "already_closed"},
+        {"status": "already_closed", "remote": ""},
+        {"status": "declined", "remote": ""},
+        {"status": ""},
+        {"status": 1},
+        {"attempt": 2},
+        {"pid": "f" * 64},
+        {"asked": b"\0" * 32},
+        {"asked": b""},
+        {"origin": bee.key.id},
+    ]
+    for copies, lie in enumerate(lies, 1):
+        link.said = lie
+        await deliver(ant, bee, link, process)
+        forward = await of(ant, bee, process)
+        assert (forward.state, forward.sent, forward.receipt) == (outbox.DOUBT, copies, b""), lie
+        assert (await ant.load(process)).state == State.WAITING, lie
+        assert link.entry.error.startswith("the receipt is"), lie
+    link.said = None
+    await deliver(ant, bee, link, process)
+    forward = await of(ant, bee, process)
+    assert (forward.state, forward.remoteprocessid) == (outbox.ACCEPTED, there)
+
+
+async def test_a_receipt_for_a_cancel_is_not_that_of_the_submission(client: EtcdClient) -> None:
+    """Else whoever carries messages could show that one again, and the peer would never stop."""
+    ant, bee, link, process = await liar(client)
+    await deliver(ant, bee, link, process)
+    await ant.processes.cancel("ant", process.processid)
+    for lie in (
+        {"status": "accepted"},
+        {"remote": "f" * 64},
+        {"status": "already_closed", "remote": ""},
+        {"asked": b"\0" * 32},
+        {"origin": bee.key.id},
+    ):
+        link.said = lie
+        await deliver(ant, bee, link, process)
+        forward = await of(ant, bee, process)
+        assert (forward.state, forward.receipt) == (outbox.CANCELLING, b""), lie
+    link.said = None
+    await deliver(ant, bee, link, process)
+    assert (await of(ant, bee, process)).receipt, "closed by now, which it may say"
+
+
+async def test_a_process_keeps_its_id_there_when_we_change_our_key(client: EtcdClient) -> None:
+    """What was sent under the key before is known by it, whatever we are called when we ask."""
+    ant, bee, link, process = await liar(client)
+    before = ant.key.id
+    link.said = {"status": "declined"}
+    await deliver(ant, bee, link, process)
+    ant.federation.sealer.succeed(PrivateKey.generate())
+    link.said = None
+    await deliver(ant, bee, link, process)
+    forward = await of(ant, bee, process)
+    assert forward.state == outbox.ACCEPTED
+    assert forward.remoteprocessid == local_id(before, process.processid, 1)

@@ -1,0 +1,1 @@
+"""Tests of members and changes of ids."""

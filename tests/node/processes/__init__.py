@@ -1,0 +1,1 @@
+"""Tests of the queue, assignment, quotas, channels and subscriptions."""

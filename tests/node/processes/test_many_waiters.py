@@ -1,0 +1,366 @@
+"""A thousand workers wait on one daemon, beside two hundred subscriptions: real connections all.
+
+What one waiter is told is in `sdk.test_pycolonies`, what one subscription sends in
+`node.http.test_pubsub`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+from wsproto.events import Ping, Pong, TextMessage
+
+from cli.core.client import Client, encode
+from node.etcd.client import open_client
+from node.host.keys import PrivateKey
+from node.model.types import Conditions, Executor, FunctionSpec, Process, State
+from node.processes import subscriptions
+from node.processes.queue import Candidate, Entry, Queue
+from node.processes.service import Processes
+from node.processes.subscriptions import Subscriptions, Wanted
+from tests.node.etcd.support import start_store
+from tests.node.http.test_pubsub import Raw
+from tests.support.daemons import Daemon, until
+from tests.support.http_edge import Client as Connection
+from tests.support.http_edge import post
+from tests.support.processes import make
+
+TYPES = 20
+WAITERS = 1000
+EACH = WAITERS // TYPES
+SUBSCRIPTIONS = 200
+RUNNING = 1
+_SHELLS = 1024  # the open files that a login shell allows, unless told otherwise
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that is started with a login shell's limit; the test itself needs more files."""
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4 * WAITERS:
+        pytest.skip(f"only {hard} open files are allowed here, {4 * WAITERS} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, _SHELLS), hard))
+    running = Daemon(tmp_path / "dev", "dev", {"COLONYD_FEDERATION__ENABLED": "false"})
+    try:
+        running.start()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        yield running
+        assert running.stop() == 0
+    finally:
+        if running.process is not None and running.process.poll() is None:
+            running.kill()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def kind(number: int) -> str:
+    return f"kind-{number}"
+
+
+def spec(number: int) -> dict[str, Any]:
+    conditions = {"colonyname": "dev", "executortype": kind(number)}
+    return {"spec": {"funcname": "f", "conditions": conditions}}
+
+
+def assign(key: PrivateKey, timeout: int) -> bytes:
+    return post(encode("assignprocessmsg", {"colonyname": "dev", "timeout": timeout}, key))
+
+
+def payload(body: bytes | str) -> Any:
+    return json.loads(base64.b64decode(json.loads(body)["payload"]))
+
+
+async def register(client: Client, daemon: Daemon, number: int) -> PrivateKey:
+    """An approved executor of the type `number`."""
+    key = PrivateKey.generate()
+    executor = {
+        "executorid": key.id,
+        "executorname": kind(number),
+        "executortype": kind(number),
+        "colonyname": "dev",
+    }
+    owner = daemon.key("colony")
+    await client.call("addexecutormsg", {"executor": executor}, owner)
+    name = {"colonyname": "dev", "executorname": kind(number)}
+    await client.call("approveexecutormsg", name, owner)
+    return key
+
+
+class Watched:
+    """What the kernel says of the daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        assert daemon.process is not None
+        self._proc = Path(f"/proc/{daemon.process.pid}")
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        return int((self._proc / "statm").read_text().split()[1]) * resource.getpagesize()
+
+    async def serves_all(self) -> bool:
+        """Whether it holds a connection for each waiter."""
+        return len(list((self._proc / "fd").iterdir())) > WAITERS
+
+    def worked(self) -> float:
+        """Seconds of CPU time used."""
+        times = (self._proc / "stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, times)) / 100
+
+    async def at_rest(self) -> None:
+        """Return when it has dealt with all that it was sent: it uses no CPU time for a while."""
+        last = -1.0
+
+        async def unchanged() -> bool:
+            nonlocal last
+            before, last = last, self.worked()
+            return last - before <= 0.01
+
+        await until(50, unchanged, step=0.25)
+
+
+class Waiters:
+    """Connections that each poll for one process; what they got, in order."""
+
+    def __init__(self, connections: list[Connection], keys: list[PrivateKey]) -> None:
+        self.connections = connections
+        self.keys = keys
+        self.got: list[tuple[int, int, Any]] = []  # type, status, payload
+        self.answered = trio.Event()
+
+    async def poll(self, nursery: trio.Nursery, timeout: int) -> None:
+        """Send a poll of `timeout` seconds on each connection; the answers arrive by themselves."""
+        self.got.clear()
+        for at, connection in enumerate(self.connections):
+            await connection.send(assign(self.keys[at % TYPES], timeout))
+            nursery.start_soon(self._await, at % TYPES, connection)
+
+    async def _await(self, number: int, connection: Connection) -> None:
+        status, _, body = await connection.reply("POST")
+        self.got.append((number, status, payload(body)))
+        self.answered.set()
+
+    async def have(self, count: int) -> None:
+        """Wait for `count` answers in all."""
+        while len(self.got) < count:
+            self.answered = trio.Event()
+            await self.answered.wait()
+
+
+async def submit_all(daemon: Daemon, numbers: list[int]) -> Counter[str]:
+    """Submit a process for each entry, over a few connections; ids and how often each came."""
+    ids: Counter[str] = Counter()
+    user = daemon.key("user")
+    queue = iter(numbers)
+
+    async def some() -> None:
+        connection = Connection(await trio.open_tcp_stream("127.0.0.1", daemon.port))
+        async with connection.stream:
+            for number in queue:
+                await connection.send(post(encode("submitfuncspecmsg", spec(number), user)))
+                status, _, body = await connection.reply("POST")
+                assert status == 200, body
+                ids[payload(body)["processid"]] += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(some)
+    return ids
+
+
+async def subscribe(daemon: Daemon, number: int) -> Raw:
+    """A WebSocket with a subscription to the processes of a type that start to run."""
+    raw = await Raw.connect(daemon.port)
+    fields = {"colonyname": "dev", "executortype": kind(number), "state": RUNNING, "timeout": 600}
+    envelope = encode("subscribeprocessesmsg", fields, daemon.key("user"))
+    await raw.send(TextMessage(data=envelope.decode()))
+    # Frames are taken in order: once the ping is answered, the subscription stands.
+    await raw.send(Ping())
+    assert isinstance(await raw.next(), Pong)
+    return raw
+
+
+async def events(raw: Raw, count: int, told: list[list[str]]) -> None:
+    """Read `count` events, and add the process ids to `told`."""
+    ids: list[str] = []
+    text = ""
+    while len(ids) < count:
+        raw.ws.receive_data(bytes(await raw.stream.receive_some(65536)))
+        for event in raw.ws.events():
+            if isinstance(event, Ping):
+                await raw.send(event.response())
+                continue
+            assert isinstance(event, TextMessage), event
+            text += event.data
+            if event.message_finished:
+                ids.append(payload(text)["processid"])
+                text = ""
+    told.append(ids)
+
+
+@pytest.mark.slow
+async def test_a_thousand_wait_and_each_gets_its_own(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = Watched(daemon)
+    figures: list[str] = []
+    with trio.fail_after(600):
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(daemon.client())
+            keys = [await register(client, daemon, number) for number in range(TYPES)]
+            # Once, so that what is loaded on first use is not counted as the waiters'.
+            warm = Connection(await trio.open_tcp_stream("127.0.0.1", daemon.port))
+            async with warm.stream:
+                assert (await warm.ask(assign(keys[0], -1)))[0] == 404
+            empty = watched.memory()
+
+            connections = []
+            for _ in range(WAITERS):
+                stream = await trio.open_tcp_stream("127.0.0.1", daemon.port)
+                connections.append(Connection(await stack.enter_async_context(stream)))
+            waiters = Waiters(connections, keys)
+            async with trio.open_nursery() as nursery:
+                await waiters.poll(nursery, 550)
+                await watched.at_rest()
+                waiting = watched.memory()
+                figures.append(f"{(waiting - empty) / WAITERS / 1024:.1f} KiB a waiter")
+                await until(50, watched.serves_all)
+
+                sockets = []
+                for at in range(SUBSCRIPTIONS):
+                    raw = await subscribe(daemon, at % TYPES)
+                    sockets.append(await stack.enter_async_context(_open(raw)))
+                await watched.at_rest()
+                each = (watched.memory() - waiting) / SUBSCRIPTIONS / 1024
+                figures.append(f"{each:.1f} KiB a subscription")
+                told: list[list[str]] = []
+                for raw in sockets:
+                    nursery.start_soon(events, raw, EACH, told)
+
+                # Nobody has got anything yet, and one process is for one waiter of its type.
+                assert waiters.got == []
+                idle = watched.worked()
+                began = time.perf_counter()
+                first = await submit_all(daemon, [7])
+                await waiters.have(1)
+                figures.append(f"first hand-out {(time.perf_counter() - began) * 1e3:.1f} ms")
+                await watched.at_rest()
+                figures.append(f"{watched.worked() - idle:.2f} s CPU for it")
+                assert [(n, s, p["processid"]) for n, s, p in waiters.got] == [(7, 200, *first)]
+
+                # All the others: each gets one, of its own type.
+                began = time.perf_counter()
+                rest = [at % TYPES for at in range(WAITERS)]
+                rest.remove(7)
+                ids = first + await submit_all(daemon, rest)
+                await waiters.have(WAITERS)
+                figures.append(f"all in {time.perf_counter() - began:.1f} s")
+            handed = Counter(process["processid"] for _, _, process in waiters.got)
+            assert len(handed) == WAITERS
+            assert handed == ids
+            for number, status, process in waiters.got:
+                assert (status, process["state"]) == (200, RUNNING)
+                assert process["spec"]["conditions"]["executortype"] == kind(number)
+                assert process["assignedexecutorid"] == keys[number].id
+
+            # Each subscription has heard of all processes of its type, once each.
+            assert len(told) == SUBSCRIPTIONS
+            assert Counter(id for ids_of_one in told for id in ids_of_one) == Counter(
+                dict.fromkeys(handed, SUBSCRIPTIONS // TYPES)
+            )
+            assert {len(set(ids_of_one)) for ids_of_one in told} == {EACH}
+
+            # And when there is no work, each is told so in time.
+            async with trio.open_nursery() as nursery:
+                await waiters.poll(nursery, 2)
+            assert Counter(status for _, status, _ in waiters.got) == {404: WAITERS}
+    with capsys.disabled():
+        print("\n  waiters: " + ", ".join(figures))
+    assert not [line for line in daemon.events if "level=error" in line or "Traceback" in line]
+
+
+class _open:
+    """The stream of a raw WebSocket, closed with the stack."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+
+    async def __aenter__(self) -> Raw:
+        return self._raw
+
+    async def __aexit__(self, *_: object) -> None:
+        await trio.aclose_forcefully(self._raw.stream)
+
+
+class CountingQueue(Queue):
+    """The queue, and how often a waiter has looked into it."""
+
+    looks = 0
+
+    def find(self, candidate: Candidate) -> Entry | None:
+        self.looks += 1
+        return super().find(candidate)
+
+
+async def test_a_submit_wakes_one_waiter_of_its_type(nursery: trio.Nursery, tmp_path: Path) -> None:
+    queue, taken = CountingQueue(), trio.Event()
+    got: list[tuple[int, str]] = []
+    target = (await start_store(nursery, tmp_path / "etcd")).target
+    async with open_client(target) as client, trio.open_nursery() as waiting:
+        processes = Processes(client, time.time_ns, queue=queue)
+
+        async def wait(number: int, name: str) -> None:
+            candidate = Candidate("dev", kind(number), name)
+            executor = Executor(name * 64, kind(number), name, "dev")
+            process = await processes.handout.assign(candidate, executor, 60)
+            got.append((number, process.processid))
+            taken.set()
+
+        for number in range(5):
+            for name in "abcdefghij" * 4:
+                waiting.start_soon(wait, number, name)
+        await wait_all_tasks_blocked()
+        for number in (3, 3, 0):
+            before = queue.looks
+            process = make(executortype=kind(number))
+            taken = trio.Event()
+            await processes.submit(process, b"")
+            with trio.fail_after(50):
+                await taken.wait()
+            await wait_all_tasks_blocked()
+            assert got.pop() == (number, process.processid)
+            assert got == []
+            assert queue.looks - before == 1
+        waiting.cancel_scope.cancel()
+
+
+def test_what_was_told_is_not_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscriptions, "REMEMBERED", 3)
+
+    def run(pid: str) -> Process:
+        spec = FunctionSpec(conditions=Conditions(executortype="t"))
+        return Process(pid, "", "", "dev", spec, 0, 0, State.RUNNING, attempt=1)
+
+    registry = Subscriptions()
+    with registry.open(Wanted(frozenset({"dev"}), State.RUNNING)) as told:
+        for pid in "abc":
+            registry.changed(run(pid))
+        registry.changed(run("a"))  # has output by now
+        for pid in "de":
+            registry.changed(run(pid))
+        registry.changed(run("a"))
+        assert [told.receive_nowait().processid for _ in range(5)] == list("abcde")
+        with pytest.raises(trio.WouldBlock):
+            told.receive_nowait()
+    assert len(registry._told) == 3

@@ -1,0 +1,1 @@
+"""Tests of calls: rights, replay, large messages."""

@@ -1,0 +1,1 @@
+"""Tests of crons and generators."""

@@ -1,0 +1,1 @@
+"""Tests of others' clients, and of the documents."""

@@ -1,0 +1,1 @@
+"""Checks of federation, to be broken; `tests.simulation.test_mutations` shows who notices."""

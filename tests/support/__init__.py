@@ -1,0 +1,1 @@
+"""What tests share: daemons, clients, networks, clocks."""
