@@ -16,7 +16,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from cli.core.session import EXIT_CODES, Failure, Session, shared_options
+from cli.core.errors import EXIT_CODES, Failure
+from cli.core.session import Session, shared_options
 from cli.core.terminal import json_text, print_line, print_note
 
 Command = tuple[str, str, str]

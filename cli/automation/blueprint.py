@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from cli.automation.blueprint_doctor import doctor, log
+from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.core.inputs import read_object
 from cli.core.output import cell_text, print_done, print_json, print_rows, print_value, short, when
-from cli.core.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import json_text
 
 blueprint = colony_group(

@@ -12,10 +12,10 @@ import click
 import trio
 
 from cli.core.client import Client
-from cli.core.output import print_json, short
-from cli.core.session import FAILED, NOT_FOUND, OK, Failure, Session, colony_command, finish
+from cli.core.errors import FAILED, NOT_FOUND, OK, Failure
+from cli.core.output import Check, print_json, short
+from cli.core.session import Session, colony_command, finish
 from cli.core.terminal import print_line, print_note
-from cli.ops.doctor import Check
 from cli.work import log as log_lines
 
 _POLL = 1.0  # seconds

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from cli.core.errors import USAGE, Failure
 from cli.core.inputs import pick, workflow_spec
 from cli.core.output import print_done, print_rows, print_value, short, when
-from cli.core.session import USAGE, Failure, Session, colony_command, colony_group
+from cli.core.session import Session, colony_command, colony_group
 
 _MOST = 1000  # crons listed
 

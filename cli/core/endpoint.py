@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import trio
 
 from cli.core.client import RpcError, Unreachable
-from cli.core.session import DENIED, UNREACHABLE, Failure
+from cli.core.errors import DENIED, UNREACHABLE, Failure
 from node.host.home import Home
 from node.host.keys import IdentityError, read_key
 from node.host.listening import read_listening

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from cli.core.session import NOT_FOUND, USAGE, Failure
+from cli.core.errors import NOT_FOUND, USAGE, Failure
 from node.model.types import FunctionSpec
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.core.session import USAGE, Failure, Session
+from cli.core.errors import USAGE, Failure
+from cli.core.session import Session
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
@@ -27,7 +28,7 @@ def check_id(text: str) -> str:
 
 def check_name(text: str) -> str:
     """A name as given on the command line. Raises Failure (usage)."""
-    from node.host.home import valid_name
+    from node.model.ids import valid_name
 
     if not valid_name(text):
         raise Failure(f"{text!r}: use letters, digits, '_', '-' and '.'", code=USAGE)
@@ -105,7 +106,7 @@ def rotate(
 
 def accepts(session: Session, payloadtype: str, fields: dict[str, Any]) -> Callable[..., bool]:
     """A probe for `rotate`: whether a call signed by a key is let in."""
-    from cli.core.session import DENIED
+    from cli.core.errors import DENIED
 
     def probe(key: PrivateKey) -> bool:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -151,3 +152,13 @@ def state_name(state: object) -> str:
 def output_lines(out: Sequence[object] | None) -> list[str]:
     """One line for each element of a process's output: strings raw, the rest as JSON."""
     return [value if isinstance(value, str) else json_text(value) for value in out or []]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `ok` is True, False, or None for what may matter but need not."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    next: str = ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from cli.core.session import USAGE, Failure
+from cli.core.errors import USAGE, Failure
 
 __all__ = ["policy_fields", "policy_options", "wish"]
 

@@ -15,21 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.core.terminal import print_note
+from cli.core.errors import DENIED, EXIT_CODES, FAILED, NOT_FOUND, OK, TIMEOUT, USAGE, Failure
 
 if TYPE_CHECKING:
     from cli.core.client import Client
     from node.host.config import Config
     from node.host.keys import PrivateKey
 
-__all__ = ["EXIT_CODES", "Failure", "Session", "colony_command", "colony_group"]
+__all__ = ["Session", "colony_command", "colony_group"]
 
-OK, FAILED, USAGE, NOT_FOUND, DENIED, TIMEOUT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
 
-EXIT_CODES = (
-    "0 ok, 1 failed (or the process failed), 2 wrong usage, 3 not found, 4 denied, "
-    "5 timeout, 69 daemon not reachable."
-)
 _BY_STATUS = {403: DENIED, 404: NOT_FOUND, 408: TIMEOUT}
 _NEXT_BY_STATUS = {
     400: "correct the request: the message names what is wrong",
@@ -67,21 +62,6 @@ _LISTS = (
 )
 
 T = TypeVar("T")
-
-
-class Failure(click.ClickException):
-    """An error for people: what happened, what to do next, and the exit code."""
-
-    def __init__(self, message: str, *, code: int = FAILED, next_step: str = "") -> None:
-        super().__init__(message)
-        vars(self)["exit_code"] = code  # a class variable in click's types, read per instance
-        self.next_step = next_step
-
-    def show(self, file: Any = None) -> None:
-        """Print to stderr; stdout carries results only."""
-        print_note(f"error: {self.message}")
-        if self.next_step:
-            print_note(f"  next: {self.next_step}")
 
 
 @dataclass

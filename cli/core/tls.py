@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cli.core.session import DENIED, UNREACHABLE, USAGE, Failure
+from cli.core.errors import DENIED, UNREACHABLE, USAGE, Failure
 
 if TYPE_CHECKING:
     from cli.core.session import Session

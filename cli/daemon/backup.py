@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from cli.core.errors import FAILED, UNREACHABLE, USAGE, Failure
 from cli.core.output import print_json
-from cli.core.session import FAILED, UNREACHABLE, USAGE, Failure, Session, colony_command
+from cli.core.session import Session, colony_command
 from cli.core.terminal import print_line, print_note
 
 if TYPE_CHECKING:

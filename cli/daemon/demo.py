@@ -20,8 +20,9 @@ import click
 import trio
 
 from cli.core.client import Client, Unreachable
+from cli.core.errors import Failure
 from cli.core.output import print_json
-from cli.core.session import Failure, Session, colony_command
+from cli.core.session import Session, colony_command
 from cli.core.terminal import print_line
 from node.host.keys import PrivateKey, read_key
 from node.host.listening import read_listening

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from cli.core.errors import FAILED, NOT_FOUND, USAGE, Failure
 from cli.core.output import (
     STATES,
     ago,
@@ -23,15 +24,7 @@ from cli.core.output import (
     short,
     state_name,
 )
-from cli.core.session import (
-    FAILED,
-    NOT_FOUND,
-    USAGE,
-    Failure,
-    Session,
-    colony_command,
-    colony_group,
-)
+from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line, print_note
 
 history = colony_group(
@@ -47,7 +40,7 @@ _colony = click.option("--colony", default=None, help="A colony hosted here [the
 
 
 def _directory(session: Session, colony: str | None) -> Path:
-    from node.host.home import valid_name
+    from node.model.ids import valid_name
 
     name = colony or session.colony()
     if not valid_name(name):

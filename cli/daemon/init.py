@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
+from cli.core.errors import UNREACHABLE, Failure
 from cli.core.keyfiles import own_home
 from cli.core.output import print_fields, print_json
-from cli.core.session import UNREACHABLE, Failure, Session, colony_command
+from cli.core.session import Session, colony_command
 from cli.core.terminal import print_note
 
 

@@ -11,17 +11,10 @@ from typing import Any
 
 import click
 
+from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.core.inputs import read_text
 from cli.core.output import print_fields, print_json, print_rows, short
-from cli.core.session import (
-    NOT_FOUND,
-    USAGE,
-    Failure,
-    Session,
-    colony_command,
-    colony_group,
-    confirm,
-)
+from cli.core.session import Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line, print_note
 
 key = colony_group(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.core.output import print_done, print_json, print_rows, print_table, print_value, when
-from cli.core.session import NOT_FOUND, USAGE, Failure, Session, colony_command, colony_group
+from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line, print_note
 from cli.files.session import Depot, address, checked_item, depot
 from cli.files.snapshot import snapshot

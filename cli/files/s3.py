@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import trio
 
-from cli.core.session import NOT_FOUND, USAGE, Failure
+from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.files.transfer import Content, Meter
 from node.http.client import Reply, ask, http_client
 

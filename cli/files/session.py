@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.core.session import USAGE, Failure, Session
+from cli.core.errors import USAGE, Failure
+from cli.core.session import Session
 
 if TYPE_CHECKING:
     from cli.core.client import Client

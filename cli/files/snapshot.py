@@ -10,16 +10,9 @@ from typing import Any
 
 import click
 
+from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.core.output import print_done, print_rows, print_value, short, when
-from cli.core.session import (
-    NOT_FOUND,
-    USAGE,
-    Failure,
-    Session,
-    colony_command,
-    colony_group,
-    confirm,
-)
+from cli.core.session import Session, colony_command, colony_group, confirm
 
 snapshot = colony_group(
     "snapshot",

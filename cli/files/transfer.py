@@ -22,7 +22,7 @@ import httpx
 import trio
 
 from cli.core.client import Client, RpcError, Unreachable, decode
-from cli.core.session import Failure
+from cli.core.errors import Failure
 from cli.core.terminal import printable
 from node.host.fsync import publish
 from node.http.client import ask, http_client, read_body

@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
+from cli.core.errors import USAGE, Failure
 from cli.core.inputs import read_object
 from cli.core.keyfiles import accepts, check_id, check_member_name, key_path, read_or_make, rotate
 from cli.core.output import ago, parse_time, print_done, print_rows, print_value, short, when
-from cli.core.session import USAGE, Failure, Session, as_executor, colony_command, colony_group
+from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.core.terminal import print_note
 
 STATES = ("pending", "approved", "rejected", "unregistered")

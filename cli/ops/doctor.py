@@ -12,13 +12,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cli.core.output import print_json
-from cli.core.session import FAILED, OK, Failure, Session, colony_command, finish
+from cli.core.errors import FAILED, OK, Failure
+from cli.core.output import Check, print_json
+from cli.core.session import Session, colony_command, finish
 from cli.core.terminal import print_line
 
 _MIB = 2**20
@@ -29,16 +30,6 @@ _STEP_DAYS = 7  # for which a step of the clock is told
 _MDNS_PORT = 5353
 # These releases can corrupt data (etcd issue 13766 and its kin).
 _CORRUPTING = re.compile(r"etcd Version: (3\.5\.[0-2])\b")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. `ok` is True, False, or None for what may matter but need not."""
-
-    name: str
-    ok: bool | None
-    detail: str
-    next: str = ""
 
 
 @colony_command("doctor", "colony doctor", "colony doctor --json")
@@ -410,8 +401,8 @@ def check_silent(silent: dict[str, Any]) -> Check:
 def check_memory(told: dict[str, Any]) -> Check:
     """Whether the daemon judges messages by a later time than its clock's."""
     from cli.peers.peers import SAME_CLOCK, moment
-    from federation.peers.clock import MOST
     from federation.peers.clock import told as words
+    from federation.wire.messages import MOST
 
     behind = int(told.get("behind") or 0)
     if behind <= SAME_CLOCK:

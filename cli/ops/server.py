@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from cli.core.errors import FAILED, Failure
 from cli.core.keyfiles import accepts, check_id, key_path, rotate
 from cli.core.output import print_done, print_json, print_value
-from cli.core.session import FAILED, Failure, Session, colony_command, colony_group, confirm
+from cli.core.session import Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line
 from cli.members.colony import print_statistics
 from cli.members.user import tell_environment

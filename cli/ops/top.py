@@ -13,8 +13,9 @@ import click
 import trio
 
 from cli.core.client import Client, RpcError, Unreachable
+from cli.core.errors import Failure
 from cli.core.output import STATES, ago, cell_text, parse_time, print_json, short, span
-from cli.core.session import Failure, Session, colony_command
+from cli.core.session import Session, colony_command
 from cli.core.terminal import printable
 from cli.members.executor import state_name as executor_state
 from cli.ops.status import counts

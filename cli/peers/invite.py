@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from cli.core.errors import EXIT_CODES
 from cli.core.output import ago, print_done, print_json, print_rows, span
 from cli.core.policy import policy_fields, policy_options, wish
-from cli.core.session import EXIT_CODES, Session, colony_command, shared_options
+from cli.core.session import Session, colony_command, shared_options
 from cli.core.terminal import print_line, print_note
 
 __all__ = ["invite", "join"]

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from cli.core.errors import USAGE, Failure
 from cli.core.output import ago, print_fields, print_json, print_table, short, span
 from cli.core.policy import policy_fields, policy_options, wish
-from cli.core.session import USAGE, Failure, Session, colony_command, colony_group, confirm
+from cli.core.session import Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line, print_note
 from cli.peers.invite import invite, join
 

@@ -32,7 +32,7 @@ def add(
     session: Session, processid: str, key: str, value: str, kind: str, executor: str | None
 ) -> None:
     """Add an attribute to a running process, as the executor that runs it; prints its id."""
-    from cli.work.process import full_id
+    from cli.core.lookup import full_id
 
     signer = session.signer(executor)
 

@@ -14,8 +14,9 @@ from typing import Any
 import click
 import trio
 
+from cli.core.errors import FAILED, Failure
 from cli.core.output import print_done, print_json
-from cli.core.session import FAILED, Failure, Session, as_executor, colony_command, colony_group
+from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.core.terminal import print_note, print_result
 
 _POLL = 0.5  # seconds
@@ -65,7 +66,7 @@ def send(
     reply_to: int,
 ) -> None:
     """Send MESSAGE (or stdin) into a channel of a process."""
-    from cli.work.process import call_about
+    from cli.core.lookup import call_about
 
     if message is None:
         data = b"" if kind == "end" else sys.stdin.buffer.read()
@@ -84,7 +85,7 @@ def send(
 def _read(
     session: Session, processid: str, name: str, executor: str | None, after: int, follow: bool
 ) -> None:
-    from cli.work.process import full_id
+    from cli.core.lookup import full_id
 
     key = session.signer(executor)
     kept: list[dict[str, Any]] = []

@@ -13,9 +13,10 @@ import click
 import trio
 
 from cli.core.client import Client
+from cli.core.errors import USAGE, Failure
 from cli.core.inputs import since as moment
 from cli.core.output import print_done, print_json, print_table, short
-from cli.core.session import USAGE, Failure, Session, as_executor, colony_command, colony_group
+from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.core.terminal import json_text, print_line, print_result
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def get(
 
     With --follow and --json each line is a JSON document of its own.
     """
-    from cli.work.process import full_id
+    from cli.core.lookup import full_id
 
     if (processid is None) == (executorname is None):
         raise Failure("give --process or --executor, one of them", code=USAGE)
@@ -148,7 +149,7 @@ async def _closed(client: Client, key: PrivateKey, processid: str) -> bool:
 @as_executor
 def add(session: Session, processid: str, message: str, executor: str | None) -> None:
     """Log a line about a running process, as the executor that runs it."""
-    from cli.work.process import call_about
+    from cli.core.lookup import call_about
 
     key = session.signer(executor)
     full = call_about(session, key, processid, "addlogmsg", {"message": message})

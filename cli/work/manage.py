@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from cli.core.lookup import call_about
 from cli.core.output import (
     STATES,
     print_done,
@@ -21,7 +22,7 @@ from cli.core.output import (
 )
 from cli.core.session import Session, as_executor, colony_command, confirm
 from cli.core.terminal import print_line
-from cli.work.process import call_about, process, process_fields
+from cli.work.process import process, process_fields
 from cli.work.resolve import resolve
 from cli.work.run import argument, called
 

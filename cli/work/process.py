@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from cli.core.client import Client, RpcError, Unreachable
+from cli.core.client import RpcError
+from cli.core.errors import TIMEOUT, USAGE, Failure
+from cli.core.lookup import _PAGE, _POLL_MOST, SUCCESSFUL, _list, call_about, explain_end, full_id
 from cli.core.output import (
     STATES,
     ago,
@@ -25,27 +27,13 @@ from cli.core.output import (
     short,
     state_name,
 )
-from cli.core.session import (
-    FAILED,
-    NOT_FOUND,
-    OK,
-    TIMEOUT,
-    USAGE,
-    Failure,
-    Session,
-    colony_command,
-    colony_group,
-    finish,
-)
+from cli.core.session import Session, colony_command, colony_group, finish
 from cli.core.terminal import print_line, print_result
 from cli.work import log as log_lines
 
 if TYPE_CHECKING:
-    from node.host.keys import PrivateKey
+    pass
 
-SUCCESSFUL = 2
-_POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds between polls of a process
-_PAGE = 100  # the most processes one call returns
 
 process = colony_group(
     "process",
@@ -54,73 +42,6 @@ process = colony_group(
     "colony process ls --state running",
     "colony process show 3fa2b1c09d7e",
 )
-
-
-async def wait_closed(
-    client: Client, key: PrivateKey, processid: str, timeout: float | None
-) -> dict[str, Any]:
-    """Poll until the process is closed; `timeout` in seconds. Raises TimeoutError, RpcError.
-
-    A daemon that restarts meanwhile is waited for: the process outlives it.
-    """
-    pause = _POLL_FIRST
-    with trio.move_on_after(float("inf") if timeout is None else timeout):
-        while True:
-            try:
-                found: dict[str, Any] = await client.call(
-                    "getprocessmsg", {"processid": processid}, key
-                )
-                if found["state"] >= SUCCESSFUL:
-                    return found
-            except Unreachable:
-                pause = _POLL_MOST
-            await trio.sleep(pause)
-            pause = min(pause * 1.5, _POLL_MOST)
-    raise TimeoutError(processid)
-
-
-def explain_end(found: dict[str, Any]) -> int:
-    """Say on stderr how a process ended, unless it went well; return the exit code."""
-    if found["state"] == SUCCESSFUL:
-        return OK
-    errors = "; ".join(cell_text(error) for error in found.get("errors") or [])
-    raise Failure(
-        f"process {short(found['processid'])} {state_name(found['state'])}"
-        + (f": {errors}" if errors else ""),
-        code=FAILED,
-        next_step=f"`colony process show {short(found['processid'])}`",
-    )
-
-
-async def find_id(client: Client, key: PrivateKey, colony: str, text: str) -> str:
-    """Complete the prefix of an id from the last processes of each state; full ids pass."""
-    if len(text) == 64:
-        return text
-    found = {
-        row["processid"]
-        for rows in [await _list(client, key, colony, state, _PAGE) for state in range(5)]
-        for row in rows
-        if row["processid"].startswith(text.lower())
-    }
-    if len(found) == 1:
-        return str(found.pop())
-    if found:
-        raise Failure(
-            f"{len(found)} processes begin with {text!r}", code=USAGE, next_step="give more of it"
-        )
-    raise Failure(
-        f"no recent process begins with {text!r}",
-        code=NOT_FOUND,
-        next_step="`colony process ls`, or give all 64 characters",
-    )
-
-
-async def _list(
-    client: Client, key: PrivateKey, colony: str, state: int, count: int, **filters: str
-) -> list[dict[str, Any]]:
-    fields: dict[str, Any] = {"colonyname": colony, "count": count, "state": state}
-    fields |= {"executortype": "", "label": "", "initiator": ""} | filters
-    return await client.call("getprocessesmsg", fields, key) or []
 
 
 @colony_command("ls", "colony process ls", "colony process ls --state failed --count 5")
@@ -213,34 +134,6 @@ def show(session: Session, processid: str) -> None:
         return
     fields = process_fields(found) + (forward_fields(forward) if forward else [])
     print_fields(fields + origin_fields(asked))
-
-
-async def full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:
-    """Complete an id of the session's colony; full ids pass without asking."""
-    colony = "" if len(text) == 64 else session.colony()
-    return await find_id(client, key, colony, text)
-
-
-def call_about(
-    session: Session,
-    key: PrivateKey,
-    processid: str,
-    payloadtype: str,
-    fields: dict[str, Any],
-    **how: Any,
-) -> str:
-    """Make one call about a process whose id may be cut short; returns the whole id.
-
-    `how` goes to `Client.call`.
-    """
-
-    async def work() -> str:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            await client.call(payloadtype, {"processid": full, **fields}, key, **how)
-            return full
-
-    return session.run(work)
 
 
 def process_fields(found: dict[str, Any]) -> list[tuple[str, object]]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from cli.core.errors import USAGE, Failure
+from cli.core.lookup import full_id
 from cli.core.output import print_done, state_name
-from cli.core.session import USAGE, Failure, Session, colony_command, confirm
-from cli.work.process import full_id
+from cli.core.session import Session, colony_command, confirm
 
 __all__ = ["resolve"]
 

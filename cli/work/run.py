@@ -15,12 +15,13 @@ import click
 import trio
 
 from cli.core.client import Client, RpcError, Unreachable
+from cli.core.errors import TIMEOUT, USAGE, Failure
 from cli.core.inputs import read_object, refuse_unknown
+from cli.core.lookup import explain_end
 from cli.core.output import output_lines, print_json
-from cli.core.session import TIMEOUT, USAGE, Failure, Session, colony_command, finish
+from cli.core.session import Session, colony_command, finish
 from cli.core.terminal import print_line, print_note, print_result
 from cli.work.log import drain
-from cli.work.process import explain_end
 from cli.work.waiting import wait_told
 from node.model.types import FunctionSpec
 

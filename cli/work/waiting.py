@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from cli.core.client import Client, RpcError, Unreachable
+from cli.core.lookup import wait_closed
 from cli.core.output import short
 from cli.core.terminal import print_note
-from cli.work.process import wait_closed
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey

@@ -11,6 +11,7 @@ import click
 import trio
 
 from cli.core.client import Client, Unreachable
+from cli.core.errors import FAILED, TIMEOUT, Failure
 from cli.core.inputs import pick, workflow_spec
 from cli.core.output import (
     STATES,
@@ -26,15 +27,7 @@ from cli.core.output import (
     state_name,
     when,
 )
-from cli.core.session import (
-    FAILED,
-    TIMEOUT,
-    Failure,
-    Session,
-    colony_command,
-    colony_group,
-    confirm,
-)
+from cli.core.session import Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line, print_result
 from cli.work.graph import leaves, progress, tree
 

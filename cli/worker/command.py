@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
+from cli.core.errors import FAILED, NOT_FOUND, USAGE, Failure
 from cli.core.keyfiles import own_home
 from cli.core.output import short
-from cli.core.session import FAILED, NOT_FOUND, USAGE, Failure, Session, colony_command
+from cli.core.session import Session, colony_command
 from cli.core.terminal import print_line, print_note
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def worker(
     """
     from cli.worker.engine import Settings, Worker
     from cli.worker.subprocess import open_guard
-    from node.host.home import Home, valid_name
+    from node.host.home import Home
+    from node.model.ids import valid_name
 
     name = name or default_name(kind)
     if not valid_name(name):

@@ -22,8 +22,8 @@ import msgspec
 import trio
 
 from cli.core.client import Client, RpcError, Unreachable
+from cli.core.errors import DENIED, Failure
 from cli.core.output import parse_time
-from cli.core.session import DENIED, Failure
 from cli.worker.livelog import Feed, relay
 from cli.worker.subprocess import Ending, Guard, Hearing, run_command
 

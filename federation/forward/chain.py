@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import msgspec
 
 from federation.forward.path import Request, keyring, local_id
-from federation.peers.policy import MAX_HOPS
 from federation.wire.envelope import Kind, Refused, inspect
-from federation.wire.messages import Outcome, load
+from federation.wire.messages import MAX_HOPS, Outcome, load
 from node.host.keys import id_of, verify_es256k
 from node.model.types import State
 

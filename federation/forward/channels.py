@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from federation.wire.messages import Said
 from node.etcd.client import EtcdClient
-from node.handlers.channels import MAX_TYPE
 from node.model.codec import unpack
-from node.processes.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE
+from node.processes.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE, MAX_TYPE
 from node.store import channels as store
 from node.store.channels import Entry, Head
 

@@ -11,10 +11,8 @@ import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from federation.peers.clock import MOST
-from federation.peers.policy import MAX_HOPS
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
-from federation.wire.messages import Submit, load
+from federation.wire.messages import MAX_HOPS, MOST, Submit, load
 from node.host.keys import id_of, verify_es256k
 
 __all__ = [

@@ -20,11 +20,11 @@ from federation.inbox.usage import Stocktaking
 from federation.limits.accounts import Accounts
 from federation.peers.keys import Keys
 from federation.peers.policy import Breach, Meter, breach, explained, onward
-from federation.peers.registry import BLOCKED, TRUSTED, Peers
+from federation.peers.registry import BLOCKED, TRUSTED, Peers, trusted_revision
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Cancel, Receipt, Submit, load, load_large
-from federation.wire.refusals import Refusal, store_full, trusted_revision
+from federation.wire.refusals import Refusal, store_full
 from federation.wire.signer import Sealer, cti_of
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
@@ -32,12 +32,12 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Compare, Get, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
+from node.model.json import prune
 from node.model.numbers import beyond_float
 from node.model.types import SECOND, FunctionSpec, Process
 from node.processes.extension import Addition
 from node.processes.service import Processes
 from node.processes.spec import build_process
-from node.rpc.dispatch import prune
 from node.store import processes as store
 
 __all__ = ["Inbox"]

@@ -17,10 +17,9 @@ from federation.forward.marker import Marker, request_in
 from federation.forward.path import Request
 from federation.inbox.updates import Teller
 from federation.peers.keys import Keys
-from federation.peers.registry import Peers
+from federation.peers.registry import Peers, trusted_revision
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.wire.messages import Outcome, Outcomes, Poll, load
-from federation.wire.refusals import trusted_revision
 from federation.wire.signer import Sealer, cti_of
 from federation.wire.sizes import SIZES
 from node.etcd.client import EtcdClient

@@ -10,8 +10,8 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from federation.network.candidates import source_of
 from federation.peers.policy import Bucket
+from federation.wire.address import source_of
 from federation.wire.refusals import Refusal
 
 __all__ = ["Admission"]

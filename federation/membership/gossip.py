@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.outbox.ledger import Bell
 from federation.peers.introduced import Introduced
 from federation.peers.policy import Bucket
 from federation.peers.registry import PENDING, TRUSTED, Known, Peers
-from federation.transport.link import Link, PeerRefused, TransportError
+from federation.transport.errors import TransportError
+from federation.transport.link import Link, PeerRefused
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, Opened, Refused, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load
@@ -28,6 +28,7 @@ from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError
 from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger
+from node.host.sync import Bell
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 

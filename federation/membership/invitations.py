@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from federation.network.candidates import source_of
 from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Bucket, Policy
 from federation.peers.reachability import cannot_be
 from federation.peers.registry import BLOCKED, Peers
 from federation.wire import invitation as tokens
+from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, Opened
 from federation.wire.invitation import Token

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from federation.peers.policy import Policy
 from federation.peers.registry import Known, Peer, Peers
-from federation.transport.link import Link, Lost, PeerRefused, TransportError, Unsent, fetch_card
+from federation.transport.errors import Lost, TransportError, Unsent
+from federation.transport.link import Link, PeerRefused, fetch_card
 from federation.wire import invitation as tokens
 from federation.wire.card import Card
 from federation.wire.envelope import Kind, Refused

@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.forward import machine as outbox
-from federation.network.candidates import Hint, Hints, source_of
+from federation.network.candidates import Hint, Hints
 from federation.network.mdns import Sighting
-from federation.outbox.ledger import Bell
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
-from federation.service.server import is_near
-from federation.transport.link import TransportError, Unsent, fetch_card, split_address
+from federation.transport.errors import TransportError, Unsent
+from federation.transport.link import fetch_card
+from federation.wire.address import is_near, source_of, split_address
 from federation.wire.envelope import Refused
 from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError
 from node.host.containment import contained
 from node.host.log import get_logger
+from node.host.sync import Bell
 from node.model.errors import RpcError
 
 __all__ = ["Meeting"]

@@ -14,11 +14,12 @@ import trio
 
 from federation.forward import machine as outbox
 from federation.membership.rotation import Rotation
-from federation.outbox.ledger import Bell, Ledger
+from federation.outbox.ledger import Ledger
 from federation.peers import heirs
 from federation.peers.owncard import Portrait
 from federation.peers.registry import Known, Peers, Usurped
-from federation.transport.link import Link, TransportError, Unsent, Untimely
+from federation.transport.errors import TransportError, Unsent
+from federation.transport.link import Link, Untimely
 from federation.wire.card import open_card
 from federation.wire.envelope import Refused
 from federation.wire.messages import Hello, Successor
@@ -26,6 +27,7 @@ from federation.wire.refusals import Refusal
 from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
+from node.host.sync import Bell
 from node.model.errors import RpcError
 
 __all__ = ["Greeter"]

@@ -11,7 +11,7 @@ import trio
 from federation.outbox.revoke import Endings
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, Known, Peers
-from federation.transport.link import TransportError
+from federation.transport.errors import TransportError
 from node.model.errors import conflict
 from node.processes.service import Processes
 

@@ -13,7 +13,8 @@ import socket
 import trio
 
 from federation.network.interfaces import Network
-from federation.transport.dial import Unsent, split_address
+from federation.transport.errors import Unsent
+from federation.wire.address import split_address
 
 __all__ = ["is_loopback", "problem_of", "ways_to"]
 

@@ -6,13 +6,14 @@ looks a second, how often one address or one host is tried. Values in, values ou
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import msgspec
 
-__all__ = ["Hint", "Hints", "host_of", "source_of"]
+from federation.wire.address import host_of, source_of
+
+__all__ = ["Hint", "Hints"]
 
 _BACKOFF = (20.0, 600.0)  # seconds until an address is looked at again that showed no card
 _AGAIN = 60.0  # ... that showed one
@@ -23,23 +24,6 @@ class Hint(msgspec.Struct, frozen=True):
 
     id: str
     address: str  # "host:port", "[v6%scope]:port"
-
-
-def host_of(address: str) -> str:
-    """The host in "host:port"."""
-    return address.rpartition(":")[0].removeprefix("[").removesuffix("]")
-
-
-def source_of(host: str) -> str:
-    """Whose address it is: a host has a whole /64 of IPv6, and is to count as one."""
-    try:
-        parsed = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    if parsed.version == 4 or mapped or parsed.is_link_local:
-        return str(mapped or parsed)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 @dataclass

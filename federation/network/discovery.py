@@ -25,9 +25,9 @@ from federation.network.mdns import (
     sightings,
 )
 from federation.network.monitor import Surroundings
-from federation.outbox.ledger import Bell
 from node.host.log import get_logger
 from node.host.ports import holder_of
+from node.host.sync import Bell
 
 __all__ = ["SERVICE", "Advert", "Sighting", "discover", "instance_name", "sightings"]
 

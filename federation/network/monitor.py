@@ -15,9 +15,9 @@ import trio
 
 from federation.network.interfaces import Network, survey
 from federation.network.netlink import NetlinkError, watch_socket
-from federation.outbox.ledger import Bell
 from node.host.clock import SET, Moment, jumped, moment
 from node.host.log import get_logger
+from node.host.sync import Bell
 
 __all__ = ["Damper", "Surroundings"]
 

@@ -23,7 +23,8 @@ from federation.forward.machine import Forward
 from federation.limits.accounts import Pages
 from federation.outbox.ledger import Ledger
 from federation.peers.policy import Breach
-from federation.transport.link import Link, PeerRefused, TransportError
+from federation.transport.errors import TransportError
+from federation.transport.link import Link, PeerRefused
 from federation.wire.envelope import Kind, Opened, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load, load_large
 from federation.wire.refusals import Refusal

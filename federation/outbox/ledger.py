@@ -20,6 +20,7 @@ from federation.peers.registry import Peers
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
+from node.host.sync import Bell
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Process, State
@@ -27,21 +28,9 @@ from node.processes.extension import Addition
 from node.processes.service import Processes
 from node.store import processes as store
 
-__all__ = ["Bell", "Detour", "Entry", "Ledger"]
+__all__ = ["Detour", "Entry", "Ledger"]
 
 _BATCH = 60  # entries read in one transaction
-
-
-class Bell:
-    """Wakes those who wait. Take `event` before looking at what may change, then wait for it."""
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-
-    def ring(self) -> None:
-        """Wake all."""
-        self.event.set()
-        self.event = trio.Event()
 
 
 @dataclass(frozen=True)

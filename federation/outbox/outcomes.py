@@ -21,7 +21,8 @@ from federation.forward.path import Request
 from federation.outbox import evidence as testimony
 from federation.outbox.ledger import Ledger
 from federation.outbox.updates import Follower
-from federation.transport.link import Later, Link, TransportError
+from federation.transport.errors import TransportError
+from federation.transport.link import Later, Link
 from federation.wire.envelope import Kind, Opened, Refused, open_envelope
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Attempt, Outcome, Outcomes, Pid, Poll, load

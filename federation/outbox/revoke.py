@@ -17,11 +17,12 @@ from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker
 from federation.limits.accounts import Pages
-from federation.outbox.ledger import Bell, Entry, Ledger
+from federation.outbox.ledger import Entry, Ledger
 from federation.peers.registry import BLOCKED, Known
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
+from node.host.sync import Bell
 from node.model.codec import unpack
 from node.model.errors import conflict
 from node.model.types import Process, State

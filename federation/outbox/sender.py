@@ -16,15 +16,8 @@ from federation.forward import machine as outbox
 from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.outbox.ledger import Entry, Ledger
-from federation.transport.link import (
-    Later,
-    Link,
-    Lost,
-    PeerRefused,
-    TransportError,
-    Unsent,
-    Untimely,
-)
+from federation.transport.errors import Lost, TransportError, Unsent
+from federation.transport.link import Later, Link, PeerRefused, Untimely
 from federation.wire.envelope import Kind, Refused, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Cancel, Carried, Receipt, Submit, load

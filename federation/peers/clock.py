@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["MOST", "SLACK", "Clock", "Reading", "apart", "bridgeable", "read", "told"]
+from federation.wire.messages import MOST
 
-MOST = 86_400 - 3600  # seconds; a card is issued a day ago
+__all__ = ["SLACK", "Clock", "Reading", "apart", "bridgeable", "read", "told"]
+
 SLACK = 5  # seconds that clocks are apart without being set wrong; whole seconds are told
 
 

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from federation.wire.messages import MAX_HOPS
 from node.host.config import PolicyConfig
 from node.model.types import FunctionSpec
 
 __all__ = [
-    "MAX_HOPS",
     "Breach",
     "Bucket",
     "Meter",
@@ -33,7 +33,6 @@ __all__ = [
     "read",
 ]
 
-MAX_HOPS = 4  # that any policy may allow
 _FULL_AGAIN = 5  # seconds after which a peer may ask whether there is room again
 
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Collection
 
 from federation.peers.owncard import own_addresses
-from federation.transport.dial import split_address
+from federation.wire.address import split_address
 from node.host.config import Config
 
 __all__ = ["cannot_be", "wrong_peers"]

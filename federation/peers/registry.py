@@ -29,6 +29,7 @@ from federation.peers.record import (
     Usurped,
 )
 from federation.wire.card import Card
+from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
@@ -36,7 +37,18 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
 
-__all__ = ["BLOCKED", "PENDING", "SEEN", "TRUSTED", "Former", "Known", "Peer", "Peers", "Usurped"]
+__all__ = [
+    "BLOCKED",
+    "PENDING",
+    "SEEN",
+    "TRUSTED",
+    "Former",
+    "Known",
+    "Peer",
+    "Peers",
+    "Usurped",
+    "trusted_revision",
+]
 
 _MAX_STRANGERS = 64  # of each of seen and pending; the oldest makes room
 _MAX_LAN = 256  # trusted ones, after which `trust = "lan"` trusts no more
@@ -516,3 +528,13 @@ class Peers:
             self._adopt(peer, result.revision)
         else:
             await self.reload(peerid)
+
+
+def trusted_revision(peers: Peers, issuer: str) -> int:
+    """The revision of a trusted colony's record. Raises Refusal (blocked, untrusted)."""
+    entry = peers.get(issuer)
+    if entry is not None and entry.peer.state == BLOCKED:
+        raise Refusal(403, "blocked", "this colony blocks yours")
+    if entry is None or entry.peer.state != TRUSTED:
+        raise Refusal(403, "untrusted", "this colony does not trust yours")
+    return entry.revision

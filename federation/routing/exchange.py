@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.outbox.ledger import Bell
 from federation.peers.registry import Peers
 from federation.routing.capabilities import LIFETIME, Board, Survey, offers, permitted, same
-from federation.service.server import MAX_BODY
-from federation.transport.link import Link, PeerRefused, TransportError
+from federation.transport.errors import TransportError
+from federation.transport.link import Link, PeerRefused
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Capabilities, Offer, load
 from federation.wire.signer import Sealer
+from federation.wire.sizes import MAX_BODY
 from node.host.log import get_logger
+from node.host.sync import Bell
 from node.members.service import Members
 from node.model.types import ExecutorState
 from node.processes.service import Processes

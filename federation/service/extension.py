@@ -17,10 +17,10 @@ from federation.outbox import evidence as testimony
 from federation.outbox.channels import Talker
 from federation.outbox.ledger import Ledger
 from federation.outbox.revoke import Endings
-from federation.peers.policy import MAX_HOPS
 from federation.peers.registry import BLOCKED, Peers
 from federation.routing.exchange import Exchange
 from federation.routing.router import Router
+from federation.wire.messages import MAX_HOPS
 from federation.wire.sizes import FORWARD, forward_size
 from node.model.errors import RpcError
 from node.model.types import Process

@@ -14,6 +14,7 @@ import trio
 
 from federation.forward import machine as outbox
 from federation.inbox.accept import Inbox
+from federation.inbox.channels import Listener
 from federation.membership.gossip import Introducer
 from federation.membership.invitations import Invitations
 from federation.membership.join import Joining
@@ -24,7 +25,7 @@ from federation.membership.trust import Decisions
 from federation.network.addresses import is_loopback, ways_to
 from federation.network.discovery import Advert, discover
 from federation.network.monitor import Surroundings
-from federation.outbox.channels import Listener, Talker
+from federation.outbox.channels import Talker
 from federation.outbox.files import Depot
 from federation.outbox.ledger import Ledger
 from federation.outbox.outcomes import Results
@@ -41,12 +42,13 @@ from federation.routing.router import Router
 from federation.routing.rules import read_routes
 from federation.service.extension import Attachment
 from federation.service.janitor import Upkeep
-from federation.service.server import MAX_BODY, Gate
+from federation.service.server import Gate
 from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector, Office, Ways
 from federation.transport.tls import make_certificate, server_context
 from federation.wire.signer import Sealer
+from federation.wire.sizes import MAX_BODY
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Need

@@ -9,15 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation.forward import chain as chains
-from federation.forward import machine as outbox
-from federation.forward import path as relays
-from federation.forward.machine import Forward
-from federation.forward.path import Request
 from federation.membership.rotation import Rotated
-from federation.outbox import evidence as testimony
 from federation.outbox import resolve as resolving
-from federation.outbox.outcomes import read_output
 from federation.peers.clock import Clock
 from federation.peers.policy import Policy, PolicyError, changed, read
 from federation.peers.reachability import cannot_be
@@ -25,22 +18,18 @@ from federation.peers.registry import TRUSTED, Known
 from federation.service import rpc_clock as clock_calls
 from federation.service import rpc_routes as route_calls
 from federation.service.main import Federation
-from federation.transport.link import TransportError
+from federation.service.rpc_forwards import _asked, _forward
+from federation.transport.errors import TransportError
 from federation.wire import invitation as tokens
-from federation.wire.envelope import Kind, Refused, inspect
-from federation.wire.json import apart
-from federation.wire.messages import Outcome, load
+from federation.wire.envelope import Refused
 from node.etcd.pressure import Need
 from node.host.home import Home
-from node.host.keys import id_of, verify_es256k
-from node.model.codec import unpack, wire_process, wire_time
-from node.model.errors import bad, missing
-from node.model.types import Process, State
+from node.model.codec import wire_process
+from node.model.errors import bad
 from node.rpc.dispatch import Call, Caller, Who
 from node.rpc.requests import Empty, ProcessById
-from node.store import keys
 
-__all__ = ["ByPeer", "calls", "outcome_view"]
+__all__ = ["ByPeer", "calls"]
 
 
 class ByPeer(msgspec.Struct):
@@ -254,206 +243,9 @@ def left_view(federation: Federation, peerid: str) -> dict[str, int]:
     return {"entries": stock.entries, "bytes": stock.size, "news": told}
 
 
-async def _forward(federation: Federation, processid: str) -> dict[str, Any]:
-    """How far a forwarded process is. Raises RpcError 404."""
-    loaded = await federation.ledger.processes.load(federation.home, processid)
-    if loaded is None:
-        raise missing(f"process {processid} was not forwarded from this colony")
-    process, places = loaded[0], federation.keys
-    found = None
-    if process.peer:
-        found = await federation.client.get(places.forward(process.peer, processid))
-    if found is None:
-        # Without a peer it may have come back from one.
-        found = await federation.client.get(places.proof(processid))
-    if found is None:
-        raise missing(f"no forward of process {processid} is known")
-    forward = unpack(found.value, Forward)
-    entry = federation.ledger.entries.get(processid)
-    if entry is not None and entry.revision == found.mod_revision:
-        forward = entry.forward  # knows the latest tries as well
-    state = forward.state
-    if state == outbox.CANCELLING and process.state == State.FAILED:
-        state = outbox.DOUBT  # given up by its deadline; the peer is being told
-    peer = federation.peers.get(forward.peer)
-    waiting = state in (outbox.QUEUED, outbox.DOUBT, outbox.CANCELLING)
-    return {
-        "processid": processid,
-        "peer": forward.peer,
-        "peername": federation.peers.name(forward.peer),
-        "state": state,
-        "attempts": forward.attempts,
-        "lasterror": forward.lasterror
-        or ((peer.error or peer.peer.mismatch) if peer and waiting else ""),
-        "remoteprocessid": forward.remoteprocessid,
-        "there": _there(federation, forward, process),
-        "outcome": outcome_view(
-            forward.outcome,
-            *testimony.signer(federation.peers, forward.outcome, forward.peer),
-            forward.request,
-        ),
-        "asked": _asked_view(forward.request),
-        "named": _named(federation, forward, process),
-        "chain": await _chain(federation, forward),
-        "late": await _late(federation, forward),
-        "route": forward.route,
-        "tried": route_calls.tried_view(federation, forward),
-    }
-
-
-def _there(federation: Federation, forward: Forward, process: Process) -> dict[str, Any] | None:
-    """How the process fares at the peer, as that last told; None when it has not, or it ended."""
-    known = federation.results.follower.of(forward.processid)
-    if process.closed or known is None or known[0].peer != forward.peer:
-        return None
-    told = known[0]
-    return {
-        "state": told.state,
-        "executor": told.executor,
-        "starttime": wire_time(told.start),
-        "lines": told.lines,
-    }
-
-
-def _asked_view(request: Request | None) -> dict[str, str] | None:
-    """What the peer has to answer: the SHA-256 of the origin's submission, and who signed it."""
-    return {"sha256": request.digest.hex(), "by": request.origin} if request else None
-
-
-def _named(federation: Federation, forward: Forward, process: Process) -> list[dict[str, Any]]:
-    """The colonies beyond the peer that the target names, and the ids that each may have.
-
-    Without ids nothing was checked: no trusted colony has that name, so it may be anybody's.
-    """
-    wanted = testimony.beyond(federation.ledger, process, forward.peer)
-    meant = testimony.meant(federation.ledger, process, forward, wanted)
-    return [
-        {"name": name, "ids": meant.get(name) or ([name] if len(name) == 64 else [])}
-        for name in wanted
-    ]
-
-
-async def _late(federation: Federation, record: Forward) -> dict[str, Any] | None:
-    """What a peer told of the process when nobody waited for that any more, verified now."""
-    found = await federation.client.get(federation.keys.late(record.processid))
-    if found is None:
-        return None
-    seen = inspect(found.value, limit=len(found.value))
-    peers, outcome = federation.peers, load(seen.payload, Outcome)
-    root = peers.roster.root(seen.issuer)
-    signer = testimony.signer(federation.peers, found.value, root)
-    view = outcome_view(found.value, *signer, testimony.request_to(record, root))
-    return {
-        **(view or {}),
-        "name": peers.name_if_known(seen.issuer),
-        "processid": outcome.localpid,
-        "state": outcome.state,
-        "out": late_output(outcome.out),
-        "errors": list(outcome.errors),
-    }
-
-
-def late_output(data: bytes) -> list[Any]:
-    """What a late outcome gives as output; nothing of one that is no JSON: it is kept unread."""
-    try:
-        return read_output(data) if data else []
-    except Refused:
-        return []
-
-
-async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any]]:
-    """Every signed outcome from the peer's down to that of who ran it, each verified now."""
-    sealed, peers = forward.outcome, federation.peers
-    if not sealed:
-        found = await federation.client.get(federation.keys.apart(forward.processid))
-        sealed = found.value if found else b""
-    issuer, key = testimony.signer(federation.peers, sealed, forward.peer)
-    steps = await apart(
-        sealed,
-        lambda data: chains.trace(
-            data, issuer, key, federation.sealer.ids, peers.ids, forward.request
-        ),
-    )
-    return [
-        {
-            "issuer": step.issuer,
-            "name": peers.name_if_known(step.issuer),
-            "issued": step.issued,
-            "signaturevalid": step.signed,
-            "problem": step.problem,
-            "processid": step.outcome.localpid if step.outcome else "",
-            "state": step.outcome.state if step.outcome else -1,
-        }
-        for step in steps
-    ]
-
-
-async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]:
-    """Who asked for a process that came from another colony, the origin first, verified now.
-
-    Raises RpcError 404.
-    """
-    loaded = await federation.ledger.processes.load(federation.home, processid)
-    found = None
-    if loaded is not None and loaded[0].origin:
-        found = await federation.client.get(keys.submission(federation.home, processid))
-    if loaded is None or found is None:
-        raise missing(f"process {processid} did not come from another colony")
-    peers = federation.peers
-    issuer, key = testimony.signer(federation.peers, found.value, loaded[0].origin)
-    hops, valid = await apart(found.value, lambda data: relays.way(data, issuer, key))
-    return [
-        {
-            "issuer": hop.issuer,
-            "name": peers.name_if_known(hop.issuer),
-            "issued": hop.issued,
-            "initiator": hop.submit.initiator,
-            "processid": hop.submit.pid,
-            "signaturevalid": valid,
-        }
-        for hop in hops
-    ]
-
-
 def clock_view(clock: Clock) -> dict[str, Any] | None:
     """How many seconds a peer's clock is ahead of ours, give or take `within`; None if unknown."""
     reading = clock.reading
     if reading is None:
         return None
     return {"ahead": reading.ahead, "within": round(reading.within, 1), "measured": reading.at}
-
-
-def outcome_view(
-    sealed: bytes, peer: str, public_key: bytes, request: Request | None = None
-) -> dict[str, Any] | None:
-    """Who signed an outcome, when, and whether the signature holds: verified now, not remembered.
-
-    `answers` is whether it names the very submission that was sent (`request`), None where that is
-    not known any more. None when there is no outcome.
-    """
-    if not sealed:
-        return None
-    try:
-        seen = inspect(sealed, limit=len(sealed))
-    except Refused:
-        return {"issuer": "", "issued": 0, "signaturevalid": False, "answers": False}
-    valid = (
-        seen.issuer == peer
-        and bool(public_key)
-        and id_of(public_key) == peer
-        and verify_es256k(public_key, seen.signed_bytes(Kind.OUTCOME), seen.signature)
-    )
-    return {
-        "issuer": seen.issuer,
-        "issued": seen.issued,
-        "signaturevalid": valid,
-        "answers": _answers(seen.payload, request),
-    }
-
-
-def _answers(payload: bytes, request: Request | None) -> bool | None:
-    try:
-        outcome = load(payload, Outcome)
-    except Refused:
-        return False
-    return None if request is None else not chains.unbound(outcome, request)

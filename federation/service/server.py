@@ -6,7 +6,6 @@ Sockets and HTTP are `node.http.server`'s; what a message does is in `inbox.acce
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,17 +18,17 @@ from federation.inbox.accept import Inbox
 from federation.inbox.tombstones import keep
 from federation.limits.admission import Admission
 from federation.membership.invitations import Invitations
-from federation.network.candidates import source_of
 from federation.peers.heirs import follow
 from federation.peers.log_limit import Sparing
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, Usurped
+from federation.wire.address import is_near, source_of
 from federation.wire.card import VERSION, Card, open_card
 from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
 from federation.wire.invitation import KNOCK
 from federation.wire.messages import SIGNED, Denial, Hello, Successor, load
-from federation.wire.refusals import Refusal, refusal_of, store_full
+from federation.wire.refusals import BROUGHT, Refusal, refusal_of, store_full
 from federation.wire.signer import Sealer
-from federation.wire.sizes import SIZES
+from federation.wire.sizes import MAX_BODY, SIZES
 from node.etcd.errors import EtcdError, StoreFull
 from node.host.log import get_logger
 from node.http.server import Request, Response
@@ -37,10 +36,8 @@ from node.model.errors import RpcError
 
 Action = Callable[[Opened, bytes], Awaitable[bytes]]
 
-__all__ = ["BROUGHT", "MAX_BODY", "Gate", "is_near"]
+__all__ = ["Gate"]
 
-MAX_BODY = SIZES[Kind.SUBMIT].bytes  # of one message, of whatever kind
-BROUGHT = ""  # the host that a message came from which a mailbox held
 # Where version 1 of the protocol had forwards: its answers name ids only, and prove too little.
 _FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
 _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card
@@ -58,16 +55,6 @@ async def _no_mailbox(opened: Opened, data: bytes) -> bytes:
 
 async def _nothing(opened: Opened, data: bytes) -> bytes:
     raise Refusal(404, "not_found", "this colony tells nobody what it offers")
-
-
-def is_near(host: str) -> bool:
-    """Whether an address is on this machine or a private network."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_private)
 
 
 @dataclass

@@ -12,53 +12,22 @@ from dataclasses import dataclass, field
 import httpx
 import trio
 
+from federation.transport.errors import TransportError, Unsent
 from federation.transport.tls import TlsError, fetch_certificate, fingerprint_of, trusting
+from federation.wire.address import split_address
 from federation.wire.card import CARD_LIMIT, Card, open_card
 from federation.wire.envelope import Refused
 from federation.wire.signer import Sealer
 from node.host.log import get_logger
 from node.http.client import ask, http_client, reason_of
 
-__all__ = [
-    "Found",
-    "Lost",
-    "TransportError",
-    "Unsent",
-    "client",
-    "fetch_card",
-    "find",
-    "itself",
-    "split_address",
-    "text_of",
-]
+__all__ = ["Found", "client", "fetch_card", "find", "itself", "text_of"]
 
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
 _STAGGER = 0.3  # seconds between two tries of a peer's addresses
 
 log = get_logger("dialing")
-
-
-class TransportError(Exception):
-    """A message got no valid answer; what that means for it, the subclass tells."""
-
-
-class Unsent(TransportError):
-    """No byte of it reached the peer."""
-
-
-class Lost(TransportError):
-    """It may have reached the peer."""
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of "host:port", "[v6]:port" or an https URL. Raises ValueError."""
-    text = address.removeprefix("https://").rstrip("/")
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is not host:port")
-    return host, int(port)
 
 
 def _url(host: str, port: int) -> str:

@@ -5,9 +5,19 @@ That no answer came, or no connection, is in `transport.dial`.
 
 from __future__ import annotations
 
-from federation.transport.dial import TransportError
+__all__ = ["Later", "Lost", "PeerRefused", "TransportError", "Unsent", "Untimely"]
 
-__all__ = ["Later", "PeerRefused", "Untimely"]
+
+class TransportError(Exception):
+    """A message got no valid answer; what that means for it, the subclass tells."""
+
+
+class Unsent(TransportError):
+    """No byte of it reached the peer."""
+
+
+class Lost(TransportError):
+    """It may have reached the peer."""
 
 
 class Later(TransportError):

@@ -14,41 +14,21 @@ import httpx
 import msgspec
 import trio
 
-from federation.peers.clock import MOST, Reading, apart, bridgeable, read, told
+from federation.peers.clock import Reading, apart, bridgeable, read, told
 from federation.peers.registry import TRUSTED, Known
-from federation.transport.dial import (
-    Lost,
-    TransportError,
-    Unsent,
-    client,
-    fetch_card,
-    find,
-    itself,
-    split_address,
-    text_of,
-)
-from federation.transport.errors import Later, PeerRefused, Untimely
+from federation.transport.dial import client, fetch_card, find, itself, text_of
+from federation.transport.errors import Later, Lost, PeerRefused, TransportError, Unsent, Untimely
 from federation.transport.tls import fingerprint_of
+from federation.wire.address import split_address
 from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
-from federation.wire.messages import SIGNED, Denial, Hello, Successor, load
+from federation.wire.messages import MOST, SIGNED, Denial, Hello, Successor, load
 from federation.wire.signer import Sealer
 from federation.wire.sizes import ANSWERS, SIZES
 from node.host.log import get_logger
 from node.http.client import read_body
 from node.model.types import SECOND
 
-__all__ = [
-    "Answer",
-    "Later",
-    "Link",
-    "Lost",
-    "PeerRefused",
-    "TransportError",
-    "Unsent",
-    "Untimely",
-    "fetch_card",
-    "split_address",
-]
+__all__ = ["Answer", "Later", "Link", "PeerRefused", "Untimely", "fetch_card"]
 
 _REFUSAL_LIMIT = 4096
 _LARGE = 1_000_000  # bytes of an answer that is opened in a thread

@@ -14,21 +14,11 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.peers.registry import TRUSTED, Known, Peers
-from federation.service.server import BROUGHT
-from federation.transport.link import (
-    Answer,
-    Carrier,
-    Later,
-    Link,
-    Lost,
-    PeerRefused,
-    TransportError,
-    Unsent,
-    Untimely,
-)
+from federation.transport.errors import Lost, TransportError, Unsent
+from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused, Untimely
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
-from federation.wire.refusals import Refusal
+from federation.wire.refusals import BROUGHT, Refusal
 from federation.wire.signer import Sealer
 from federation.wire.sizes import SIZES
 from node.host.containment import contained

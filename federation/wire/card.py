@@ -13,8 +13,8 @@ import msgspec
 
 from federation.wire import cbor
 from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
-from node.host.home import valid_name
 from node.host.keys import PrivateKey, id_of
+from node.model.ids import valid_name
 
 __all__ = [
     "CARD_LIMIT",

@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from federation.transport.link import split_address
 from federation.wire import cbor
+from federation.wire.address import split_address
 
 __all__ = [
     "KNOCK",

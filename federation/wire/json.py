@@ -14,7 +14,7 @@ import msgspec
 
 from federation.wire.envelope import Refused
 from node.host.offload import apart as by_size
-from node.rpc.dispatch import MAX_DEPTH
+from node.model.json import MAX_DEPTH
 
 __all__ = ["MOST_CONTAINERS", "apart", "require_bounded"]
 

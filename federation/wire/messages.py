@@ -16,6 +16,8 @@ from federation.wire.sizes import QUICK, SIZES
 
 __all__ = [
     "DEEPEST",
+    "MAX_HOPS",
+    "MOST",
     "MOST_FILES",
     "MOST_FOLLOWED",
     "SIGNED",
@@ -56,6 +58,10 @@ __all__ = [
     "load_large",
     "most_items",
 ]
+
+MOST = 86_400 - 3600  # seconds; a card is issued a day ago
+
+MAX_HOPS = 4  # that any policy may allow
 
 _DEPTH = 4
 DEEPEST = 3  # hops that an introduction may have come

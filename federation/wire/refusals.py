@@ -5,10 +5,11 @@ Which refusals are kept to for good is in `inbox.tombstones`.
 
 from __future__ import annotations
 
-from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.wire.envelope import Refused
 
-__all__ = ["Refusal", "refusal_of", "store_full", "trusted_revision"]
+__all__ = ["BROUGHT", "Refusal", "refusal_of", "store_full"]
+
+BROUGHT = ""  # the host that a message came from which a mailbox held
 
 _ROOM_AGAIN = 30  # seconds until a sender whom a full store refused comes again
 
@@ -35,13 +36,3 @@ def refusal_of(refused: Refused) -> Refusal:
     """The HTTP status of a failed check."""
     statuses = {"too_large": 413, "unknown_issuer": 401, "bad_signature": 401}
     return Refusal(statuses.get(refused.code, 400), refused.code, refused.message)
-
-
-def trusted_revision(peers: Peers, issuer: str) -> int:
-    """The revision of a trusted colony's record. Raises Refusal (blocked, untrusted)."""
-    entry = peers.get(issuer)
-    if entry is not None and entry.peer.state == BLOCKED:
-        raise Refusal(403, "blocked", "this colony blocks yours")
-    if entry is None or entry.peer.state != TRUSTED:
-        raise Refusal(403, "untrusted", "this colony does not trust yours")
-    return entry.revision

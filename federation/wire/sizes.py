@@ -12,7 +12,7 @@ import msgspec
 from federation.wire.envelope import Kind
 from node.model.types import Process
 
-__all__ = ["ANSWERS", "FORWARD", "MOST_ITEMS", "QUICK", "SIZES", "Size", "forward_size"]
+__all__ = ["ANSWERS", "FORWARD", "MAX_BODY", "MOST_ITEMS", "QUICK", "SIZES", "Size", "forward_size"]
 
 QUICK = 8_192  # items that are decoded on the event loop in one piece; more, in a thread
 MOST_ITEMS = 27_000  # of any kind: a submission with all its files
@@ -66,6 +66,8 @@ SIZES: dict[Kind, Size] = {
     Kind.FETCH: Size(4_096, 64),
     Kind.CHUNK: Size(2**20 + 4_096, 64),
 }
+
+MAX_BODY = SIZES[Kind.SUBMIT].bytes  # of one message, of whatever kind
 # Of which kind the answer to what is posted to a path is.
 ANSWERS = {
     "/v1/hello": Kind.HELLO,

@@ -22,8 +22,9 @@ import msgspec
 
 from node.archive.index import PLACE as INDEX
 from node.host.fsync import publish, sync_directory
-from node.host.home import RESTORING, valid_name
+from node.host.home import RESTORING
 from node.host.listening import FILE as LISTENING
+from node.model.ids import valid_name
 from node.store import keys
 from node.version import VERSION
 

@@ -18,8 +18,8 @@ from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, values
 from node.model.codec import unpack
 from node.model.errors import conflict, missing
+from node.model.ids import new_id
 from node.processes.quotas import Quotas
-from node.processes.spec import new_id
 from node.store import blueprints as store
 from node.store.blueprints import Definition
 

@@ -13,8 +13,8 @@ import msgspec
 from node.blueprints.schema import SchemaError, check_schema, conform
 from node.model.codec import pack
 from node.model.errors import bad
+from node.model.ids import MAX_SECONDS
 from node.model.types import Colony, Conditions, FunctionSpec
-from node.processes.spec import MAX_SECONDS
 from node.store.blueprints import Blueprint, Definition
 from node.store.limits import BLUEPRINT
 

@@ -32,9 +32,9 @@ from node.etcd.pages import Pages, below, values
 from node.members.locations import Locations
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
+from node.model.ids import new_id
 from node.model.types import Process
 from node.processes.service import Processes
-from node.processes.spec import new_id
 from node.store import blueprints as store
 from node.store.blueprints import Blueprint, Change, Definition, Draft, Metadata
 

@@ -16,12 +16,11 @@ import trio
 from node.etcd.pressure import Need
 from node.files.blobs import Vault
 from node.files.catalog import Files
-from node.files.tickets import CHECKSUM, Scope
+from node.files.tickets import CHECKSUM, PREFIX, Scope
 from node.http.message import Request, Response
 from node.model.errors import RpcError, bad, missing
 from node.rpc.dispatch import reply
 
-PREFIX = "/files/"
 _CHUNK = 1 << 18
 # Up to this size an answer is one write; above it streams, and ends the connection.
 _WHOLE = 1 << 20

@@ -14,6 +14,7 @@ from node.daemon import blobs as filedoor
 from node.daemon import metrics, pubsub
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdTooManyOps, StoreFull
 from node.etcd.pressure import Level
+from node.files.tickets import PREFIX
 from node.host.config import Config
 from node.host.log import get_logger
 from node.http import cors
@@ -113,7 +114,7 @@ def http_handler(
                 return await numbers.answer(request)
             except RpcError as error:
                 return Response(error.status, f"{error.message}\n".encode())
-        if request.path.startswith(filedoor.PREFIX):
+        if request.path.startswith(PREFIX):
             try:
                 return await filedoor.answer(node.files, request)
             except EtcdError as error:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 import trio
 
 from node.etcd.errors import StoreFull
-from node.etcdserver.preflight import MIN_FREE
 
-__all__ = ["BATCH", "DEFAULT_QUOTA", "Level", "Need", "Pressure"]
+__all__ = ["BATCH", "DEFAULT_QUOTA", "MIN_FREE", "Level", "Need", "Pressure"]
+
+# etcd allocates its write-ahead log in files of 64 MB, two of them at the start.
+MIN_FREE = 160 * 1024 * 1024
 
 DEFAULT_QUOTA = 2 * 2**30  # bytes: what etcd itself takes for a quota of 0
 BATCH = 2  # seconds for which our own etcd gathers writes before they are in its file

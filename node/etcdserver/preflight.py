@@ -20,14 +20,13 @@ from pathlib import Path
 import trio
 
 from node.etcd.errors import StoreRefused
+from node.etcd.pressure import MIN_FREE
 from node.etcdserver.faults import DAMAGE
 from node.host.home import HomeError, require_owner
 from node.host.log import get_logger
 
 log = get_logger("etcd")
 
-# etcd allocates its write-ahead log in files of 64 MB, two of them at the start.
-MIN_FREE = 160 * 1024 * 1024
 _SOCKET, _PEER_SOCKET = "localhost:1", "localhost:2"
 _PID_FILE = "etcd.pid"
 _VERSION_FILE = "etcd.version"

@@ -24,8 +24,8 @@ from node.files.tickets import Tickets
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
+from node.model.ids import new_id
 from node.processes.quotas import Quotas, TooMany
-from node.processes.spec import new_id
 from node.store import files as store
 from node.store import keys
 from node.store.files import File, Held, Holding, Known, Newest, Place, Snapshot

@@ -18,6 +18,8 @@ import msgspec
 from node.model.errors import bad, denied
 from node.model.types import SECOND
 
+PREFIX = "/files/"
+
 # Seconds that a ticket holds unless it is made for longer.
 LIFETIME = 900
 CHECKSUM = re.compile(r"[0-9a-f]{64}\Z")

@@ -12,14 +12,13 @@ from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.errors import bad
 from node.model.types import Int64
-from node.processes.channels import wire
+from node.processes.channels import MAX_TYPE, wire
 from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Who
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.channels import Entry
 
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
-MAX_TYPE = 64  # characters
 _LIGHT = 4  # entries that anybody may read at any time
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import msgspec
 
-from node.daemon.blobs import PREFIX
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.files.labels import check_name, normalise_label
-from node.files.tickets import CHECKSUM
+from node.files.tickets import CHECKSUM, PREFIX
 from node.model.codec import wire_time
 from node.model.errors import RpcError, bad, denied, missing
+from node.model.ids import new_id
 from node.model.types import Int64
-from node.processes.spec import id_for, new_id
+from node.processes.spec import id_for
 from node.rpc.dispatch import Call, Caller, Who, many
 from node.rpc.replay import Once
 from node.runtime.node import Node

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from node.host.fsync import sync_directory
 from node.host.keys import IdentityError, PrivateKey, read_key, write_key
+from node.model.ids import valid_name
 from node.model.names import in_key
 
 # Below a home whose restore from a backup did not come to its end.
 RESTORING = "restoring"
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}\Z")
 
 
 class HomeError(Exception):
@@ -185,11 +185,6 @@ def default_home(environ: Mapping[str, str]) -> Path:
             return Path(environ[variable])
     base = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local/share")
     return Path(base) / "colonyd"
-
-
-def valid_name(name: str) -> bool:
-    """Whether `name` can name a colony, user or executor: no '/', ':' or control characters."""
-    return NAME.match(name) is not None
 
 
 def _directory(path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import msgspec
 
-from node.host.home import NAME
 from node.host.log import get_logger
+from node.model.ids import NAME
 
 __all__ = ["FILE", "Listening", "announce", "read_listening", "url_of", "withdraw", "withdrawn"]
 

@@ -11,9 +11,9 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import bad, missing
+from node.model.ids import new_id
 from node.model.names import check_name
 from node.processes.quotas import Quotas
-from node.processes.spec import new_id
 from node.store import locations as store
 from node.store.locations import Location
 

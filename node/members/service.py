@@ -12,13 +12,12 @@ import msgspec
 
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
-from node.host.home import valid_name
 from node.model.codec import pack, unpack
 from node.model.errors import bad, conflict, missing
+from node.model.ids import new_id, valid_name
 from node.model.names import check_id, check_name
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, User
 from node.processes.quotas import Quotas
-from node.processes.spec import new_id
 from node.store import blueprints, crons, files, generators, keys
 from node.store.directory import Directory
 

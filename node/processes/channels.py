@@ -31,6 +31,8 @@ from node.store.limits import CHANNEL, MESSAGE
 if TYPE_CHECKING:
     from node.processes.service import Processes
 
+MAX_TYPE = 64  # characters
+
 MAX_PAYLOAD = MESSAGE  # bytes of one message
 MAX_ABROAD = 2**20  # ... of a process that another colony has a part in
 MAX_ENTRIES = 10_000  # in one channel

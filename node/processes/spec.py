@@ -7,12 +7,12 @@ workflow, which is for home or for a peer.
 from __future__ import annotations
 
 import hashlib
-import secrets
 
 import msgspec
 
 from node.model import graph as graphs
 from node.model.errors import RpcError, bad, conflict
+from node.model.ids import MAX_SECONDS, new_id
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import (
     DAY,
@@ -28,15 +28,8 @@ from node.processes.channels import check_names
 from node.processes.extension import Hooks
 
 MAX_PRIORITY = -LOWEST_PRIORITY
-# Longest time limit in seconds: about 31 years, so that every deadline is a date.
-MAX_SECONDS = 1_000_000_000
 # Together with the other keys of a submission this stays under etcd's 128 operations.
 MAX_ENV = 100
-
-
-def new_id() -> str:
-    """A fresh id: 64 random hex characters, which is what upstream's look like."""
-    return secrets.token_hex(32)
 
 
 def id_for(identity: str, nonce: str) -> str:

@@ -25,6 +25,7 @@ from node.etcd.pressure import Need, Pressure
 from node.host.fairqueue import Turns
 from node.host.keys import IdentityError, recover_payload
 from node.model.errors import RpcError, bad, denied
+from node.model.json import _OPAQUE, _TYPED, MAX_DEPTH, prune
 from node.model.numbers import beyond_float
 from node.model.types import Executor
 from node.rpc import incremental as large
@@ -34,7 +35,6 @@ from node.rpc.replay import FRESH, Once, Replays
 if TYPE_CHECKING:
     from node.store.directory import Directory, Member
 
-MAX_DEPTH = 64
 # Bytes of a body. Up to here it is read in one piece, whoever signed it; more is read in pieces,
 # and only for a signer that has a role here.
 SMALL = 65_536
@@ -62,23 +62,7 @@ _READS = frozenset(
 )
 # Calls of one signer that are dealt with at a time; more wait, and keep nobody else waiting.
 MAX_CALLS = 32
-# Below these keys null means null: they hold the user's own data, or objects with types for null.
-_OPAQUE = frozenset(
-    {
-        "args",
-        "kwargs",
-        "out",
-        "in",
-        "payload",
-        "blueprint",
-        "blueprintdefinition",
-        "status",
-    }
-)
 
-# A function to be registered: its `args` describe arguments, and are none.
-_TYPED = "fun"
-_NESTED = frozenset({dict, list})
 
 R = TypeVar("R")
 _to_json = msgspec.json.Encoder().encode
@@ -518,37 +502,6 @@ def parse_payload(payload: str) -> dict[str, Any]:
         raise bad("payload: a number beyond what a 64-bit float holds")
     pruned: dict[str, Any] = prune(value) if b"null" in text else value
     return pruned
-
-
-def depth_of(value: Any) -> int:
-    """How deep objects and arrays are nested."""
-    deepest, stack = 0, [(value, 1)]
-    while stack:
-        current, depth = stack.pop()
-        deepest = max(deepest, depth)
-        if isinstance(current, dict):
-            stack.extend((inner, depth + 1) for inner in current.values())
-        elif isinstance(current, list):
-            stack.extend((inner, depth + 1) for inner in current)
-    return deepest
-
-
-def prune(value: Any, opaque: frozenset[str] = _OPAQUE) -> Any:
-    """Drop keys whose value is null: to upstream's JSON reader, null means the zero value.
-
-    What is below an `opaque` key stays as it is.
-    """
-    if isinstance(value, dict):
-        return {
-            key: prune(inner, opaque if key != _TYPED else frozenset())
-            if type(inner) in _NESTED and key not in opaque
-            else inner
-            for key, inner in value.items()
-            if inner is not None
-        }
-    if isinstance(value, list):
-        return [prune(inner, opaque) if type(inner) in _NESTED else inner for inner in value]
-    return value
 
 
 def _convert(fields: dict[str, Any], kind: type[R]) -> R:

@@ -16,8 +16,8 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from node.model.ids import MAX_SECONDS
 from node.model.types import SECOND
-from node.processes.spec import MAX_SECONDS
 
 UTC = ZoneInfo("UTC")
 _LONGEST = 256

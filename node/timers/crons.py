@@ -22,9 +22,9 @@ from node.host.log import get_logger
 from node.host.offload import apart
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
+from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND, State
 from node.processes.quotas import TooMany
-from node.processes.spec import MAX_SECONDS, new_id
 from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.store.directory import Directory

@@ -21,7 +21,7 @@ from node.etcd.txn import Absent, Compare, ModRevision, Put, Txn
 from node.etcd.watch import Batch, watch
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.processes.spec import new_id
+from node.model.ids import new_id
 from node.store.keys import ROOT
 
 log = get_logger("leader")

@@ -21,9 +21,9 @@ from node.host.log import get_logger
 from node.host.offload import apart
 from node.model.codec import unpack
 from node.model.errors import RpcError, bad, conflict, missing
+from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND
 from node.processes.quotas import TooMany
-from node.processes.spec import MAX_SECONDS, new_id
 from node.store import generators as store
 from node.store.directory import Directory
 from node.store.generators import Arg, Firing, Generator, Packing

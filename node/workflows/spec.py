@@ -13,9 +13,9 @@ import msgspec
 from node.model import types as model
 from node.model.codec import wire_spec
 from node.model.errors import bad
+from node.model.json import MAX_DEPTH, depth_of, prune
 from node.model.numbers import beyond_float
 from node.model.types import FunctionSpec
-from node.rpc.dispatch import MAX_DEPTH, depth_of, prune
 
 _OPAQUE = frozenset({"args", "kwargs"})
 

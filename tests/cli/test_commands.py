@@ -19,9 +19,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.core.client import decode, encode
+from cli.core.errors import Failure
 from cli.core.inputs import refuse_unknown
 from cli.core.output import ago, output_lines, parse_time, span
-from cli.core.session import Failure, Session, rpc_failure
+from cli.core.session import Session, rpc_failure
 from cli.main import COMMANDS, main
 from cli.ops.doctor import check_clock, check_keys, check_peer, judge_etcd, sockets_on
 from cli.work.run import argument, keyword

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.core.session import Failure
+from cli.core.errors import Failure
 from cli.files.session import address
 from cli.files.syncplan import Item, plan, scan
 from cli.files.transfer import Store, Taken, fetch

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from cli.automation.blueprint import set_path
 from cli.automation.blueprint_doctor import check
+from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.core.inputs import pick, read_object, since, workflow_spec
 from cli.core.keyfiles import check_id, check_name, read_or_make, rotate
-from cli.core.session import NOT_FOUND, USAGE, Failure, Session
+from cli.core.session import Session
 from cli.daemon.config import flat, without_secrets
 from cli.main import COMMANDS, main
 from cli.work.graph import leaves, order, progress, tree

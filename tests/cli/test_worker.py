@@ -14,12 +14,13 @@ import pytest
 import trio
 
 from cli.core.client import Client
-from cli.core.session import Failure
+from cli.core.errors import Failure
 from cli.worker.command import default_name, parse_function
 from cli.worker.engine import Settings, Worker
 from cli.worker.subprocess import open_guard, output_of, run_command
-from node.host.home import init_home, valid_name
+from node.host.home import init_home
 from node.host.keys import PrivateKey
+from node.model.ids import valid_name
 from tests.support.rpc_server import ColonyServer, Queue, Refuse
 
 

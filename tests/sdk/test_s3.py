@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 from pycolonies import Colonies  # type: ignore[import-untyped]
 
-from cli.core.session import Failure
+from cli.core.errors import Failure
 from cli.files.s3 import S3Settings
 from cli.main import main
 from tests.support.daemons import REPOSITORY, Daemon, free_port

@@ -21,7 +21,7 @@ from federation.forward.attachments import needs_files
 from federation.forward.updates import output_of
 from federation.inbox.accept import parse_input, parse_spec
 from federation.outbox.outcomes import read_output
-from federation.service.rpc_peers import late_output
+from federation.service.rpc_forwards import late_output
 from federation.wire.envelope import Kind, Refused
 from federation.wire.messages import Submit
 from federation.wire.refusals import Refusal

@@ -18,7 +18,8 @@ from federation.peers.policy import Policy
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Known
 from federation.service.main import Federation
-from federation.transport.link import Link, Unsent
+from federation.transport.errors import Unsent
+from federation.transport.link import Link
 from federation.wire.card import VERSION, Card, sign_card
 from federation.wire.envelope import MAX_LIFETIME
 from node.etcd.errors import EtcdError

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 import trio
 
-from federation.transport.link import Answer, Link, Lost, Unsent
+from federation.transport.errors import Lost, Unsent
+from federation.transport.link import Answer, Link
 from node.http.server import Request, Response
 from tests.simulation.world import World
 

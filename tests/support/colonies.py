@@ -21,7 +21,8 @@ from federation.forward.machine import Forward
 from federation.peers.policy import Policy
 from federation.peers.registry import Known
 from federation.service.main import Federation
-from federation.transport.link import Answer, Link, Lost, Unsent
+from federation.transport.errors import Lost, Unsent
+from federation.transport.link import Answer, Link
 from federation.wire.card import open_card
 from federation.wire.envelope import inspect
 from node.daemon.recovery import finish
@@ -33,10 +34,11 @@ from node.host.home import Home, HomeInfo
 from node.host.keys import PrivateKey, read_key, write_key
 from node.http.server import Request, Response
 from node.model.codec import unpack
+from node.model.ids import new_id
 from node.model.types import Colony as HomeColony
 from node.model.types import Executor, ExecutorState, FunctionSpec, Process, State, User
 from node.processes.queue import Candidate
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.runtime.feeds import follow
 from node.runtime.node import Node
 from node.store import keys

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
+from node.model.ids import new_id
 from node.model.types import Conditions, FunctionSpec, Process
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 
 
 def make(*, origin: str = "", location: str = "", executortype: str = "cli") -> Process:

@@ -32,10 +32,9 @@ from federation.forward.path import (
     passed_on,
     unwrap,
 )
-from federation.peers.clock import MOST
 from federation.peers.policy import Policy
 from federation.wire.envelope import Kind, Opened, inspect, seal
-from federation.wire.messages import Outcome, Submit, dump, load
+from federation.wire.messages import MOST, Outcome, Submit, dump, load
 from node.host.keys import PrivateKey, read_key
 from node.http.server import Request as HttpRequest
 from node.model.types import State

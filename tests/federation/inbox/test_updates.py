@@ -39,6 +39,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.txn import Put
 from node.model.codec import unpack
 from node.model.errors import RpcError
+from node.model.ids import new_id
 from node.model.types import (
     Attribute,
     Executor,
@@ -53,7 +54,7 @@ from node.processes import logs
 from node.processes.channels import MAX_ENTRIES
 from node.processes.extension import Addition, Hooks
 from node.processes.queue import Candidate
-from node.processes.spec import attribute_id, new_id
+from node.processes.spec import attribute_id
 from node.runtime.node import Node
 from node.store import keys
 from node.store.channels import Entry, Head

@@ -15,7 +15,7 @@ import trio
 
 from federation.forward.marker import Marker
 from federation.inbox.accept import Inbox
-from federation.outbox.channels import Listener
+from federation.inbox.channels import Listener
 from federation.peers import heirs
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers

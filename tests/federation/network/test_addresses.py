@@ -14,7 +14,8 @@ import trio
 from federation.network.addresses import is_loopback, problem_of, ways_to
 from federation.network.interfaces import Network, survey
 from federation.network.mdns import sightings
-from federation.transport.dial import Unsent, find
+from federation.transport.dial import find
+from federation.transport.errors import Unsent
 from tests.support.daemons import Daemon, free_port, until
 from tests.support.lying_servers import LyingColony, knows
 

@@ -23,7 +23,7 @@ from federation.forward.chain import conclusion, trace
 from federation.forward.machine import QUEUED, Forward
 from federation.forward.marker import Marker
 from federation.forward.path import Request, local_id
-from federation.service import rpc_peers as calls
+from federation.service.rpc_forwards import _forward
 from federation.wire.card import open_card, sign_card
 from federation.wire.envelope import Kind, inspect, seal
 from federation.wire.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, load
@@ -133,7 +133,7 @@ async def three(path: Path, *, known: bool = False) -> AsyncIterator[tuple[Colon
 
 async def page(at: Colony, processid: str) -> str:
     """What `colony process show` says of a forward."""
-    view = await calls._forward(at.fed, processid)
+    view = await _forward(at.fed, processid)
     return "\n".join(f"{name}: {value}" for name, value in forward_fields(view) if value)
 
 
@@ -193,7 +193,7 @@ async def test_what_is_checked_is_on_the_page(tmp_path: Path) -> None:
             await follows(one, other)
         await cat.work("X")
         process = await ant.closed(processid)
-        view = await calls._forward(ant.fed, processid)
+        view = await _forward(ant.fed, processid)
         shown = await page(ant, processid)
     assert process.output == ["X"]
     assert "outcome: ✓ signature valid, for the very submission that was sent" in shown

@@ -24,8 +24,8 @@ from node.files.blobs import Vault
 from node.files.catalog import Files
 from node.files.tickets import Scope
 from node.model.errors import RpcError
+from node.model.ids import new_id
 from node.model.types import Filesystem, Process, SnapshotMount, State, SyncDirMount
-from node.processes.spec import new_id
 from node.store.files import File, Reference
 from tests.federation.inbox.test_updates import befriended, close, take
 from tests.support.colonies import Colony, World, world

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from federation.forward.machine import Forward
-from federation.transport.link import Unsent
+from federation.transport.errors import Unsent
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Put, Txn

@@ -29,11 +29,12 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Op, Put, Txn
 from node.http.server import Response
 from node.model.codec import pack, unpack
+from node.model.ids import new_id
 from node.model.types import Conditions, FunctionSpec, Process, State
 from node.processes.extension import Addition
 from node.processes.queue import Candidate
 from node.processes.service import Processes
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.store import keys
 from node.workflows.service import Workflows
 from tests.federation.inbox.test_server import WORKER, Closing, Lab, code, submission

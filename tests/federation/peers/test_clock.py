@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from federation.forward import machine as outbox
 from federation.forward.machine import DOUBT, QUEUED, Forward
-from federation.peers.clock import MOST, SLACK, Clock, Reading, apart, bridgeable, read, told
+from federation.peers.clock import SLACK, Clock, Reading, apart, bridgeable, read, told
 from federation.peers.record import Known, Peer
 from federation.peers.registry import PENDING, TRUSTED
-from federation.transport.link import Answer, Link, Lost, PeerRefused, Untimely
+from federation.transport.errors import Lost
+from federation.transport.link import Answer, Link, PeerRefused, Untimely
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind
-from federation.wire.messages import Hello, Receipt, Submit, load
+from federation.wire.messages import MOST, Hello, Receipt, Submit, load
 from federation.wire.signer import Sealer
 from node.etcd.client import open_client
 from tests.federation.inbox.test_server import PID, SPEC, Lab

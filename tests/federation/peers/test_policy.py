@@ -39,10 +39,11 @@ from node.host.keys import PrivateKey
 from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
+from node.model.ids import new_id
 from node.model.types import Conditions, FunctionSpec, State
 from node.processes.queue import Candidate
 from node.processes.service import Processes
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from tests.federation.inbox.test_server import SPEC, WORKER, Closing, Lab, code, submission
 from tests.node.etcd.support import start_store
 

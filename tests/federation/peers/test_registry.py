@@ -6,8 +6,7 @@ import pytest
 
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
-from federation.service.server import is_near
-from federation.transport.link import split_address
+from federation.wire.address import is_near, split_address
 from federation.wire.card import Card
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey

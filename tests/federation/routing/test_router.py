@@ -16,7 +16,8 @@ from federation.forward.machine import Forward
 from federation.peers.policy import Policy
 from federation.peers.registry import Known
 from federation.service.main import Federation
-from federation.transport.link import Answer, Link, Lost, Unsent
+from federation.transport.errors import Lost, Unsent
+from federation.transport.link import Answer, Link
 from federation.wire.card import Card
 from federation.wire.messages import Capabilities, Offer
 from node.etcd.client import EtcdClient
@@ -26,6 +27,7 @@ from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
+from node.model.ids import new_id
 from node.model.types import (
     SECOND,
     Colony,
@@ -38,7 +40,7 @@ from node.model.types import (
 )
 from node.processes.deadlines import expire
 from node.processes.queue import Candidate
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.runtime.node import Node
 from node.store import keys
 

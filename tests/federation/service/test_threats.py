@@ -25,7 +25,8 @@ from federation.forward.path import local_id
 from federation.network.candidates import Hint, Hints
 from federation.peers.policy import Policy
 from federation.peers.registry import TRUSTED, Known, Peer
-from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused, Unsent
+from federation.transport.errors import Unsent
+from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused
 from federation.wire import cbor, envelope
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind, Refused, inspect, seal

@@ -20,11 +20,12 @@ from federation.forward import machine as outbox
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
 from federation.peers.registry import TRUSTED, Known, Peer
-from federation.service.server import BROUGHT
-from federation.transport.link import Answer, Link, Lost
+from federation.transport.errors import Lost
+from federation.transport.link import Answer, Link
 from federation.transport.mailbox import pass_on
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Cancel, Denial, Pass, Passed, Submit, load
+from federation.wire.refusals import BROUGHT
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey

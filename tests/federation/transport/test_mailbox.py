@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from federation.peers.registry import TRUSTED, Peer
-from federation.transport.link import Answer, Lost, Unsent
+from federation.transport.errors import Lost, Unsent
+from federation.transport.link import Answer
 from federation.transport.mailbox import Office
 from federation.wire.envelope import Kind
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Reply, load

@@ -23,7 +23,8 @@ from federation.outbox.outcomes import read_output
 from federation.peers.registry import Known, Peer
 from federation.routing.capabilities import Survey, offers
 from federation.service.server import Gate
-from federation.transport.link import Answer, Link, Lost
+from federation.transport.errors import Lost
+from federation.transport.link import Answer, Link
 from federation.wire import cbor, messages
 from federation.wire.envelope import Kind, Refused, inspect, open_envelope, seal
 from federation.wire.json import MOST_CONTAINERS, require_bounded
@@ -45,8 +46,8 @@ from federation.wire.messages import (
 from federation.wire.signer import Sealer
 from federation.wire.sizes import ANSWERS, QUICK, SIZES
 from node.host.keys import PrivateKey
+from node.model.json import MAX_DEPTH, depth_of
 from node.model.types import Executor, ExecutorState, Function, State
-from node.rpc.dispatch import MAX_DEPTH, depth_of
 from tests.federation.membership.test_rotation import friends
 from tests.support.colonies import world
 from tests.support.daemons import Daemon, until

@@ -26,6 +26,7 @@ from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
 from node.host.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
 from node.host.keys import PrivateKey
+from node.model.ids import new_id
 from node.model.types import (
     Colony,
     Executor,
@@ -37,7 +38,7 @@ from node.model.types import (
     User,
 )
 from node.processes.logs import write
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.runtime.node import Node
 from node.store import keys
 from node.store import processes as store

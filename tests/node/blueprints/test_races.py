@@ -18,8 +18,8 @@ from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
 from node.model.errors import RpcError
+from node.model.ids import new_id
 from node.model.types import Colony
-from node.processes.spec import new_id
 from node.runtime.node import Node
 from node.store import keys
 from node.store.blueprints import CLASSES, Blueprint, Definition, Handler, Metadata, Names

@@ -7,8 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node.etcd.errors import StoreFull
-from node.etcd.pressure import Level, Need, Pressure
-from node.etcdserver.preflight import MIN_FREE
+from node.etcd.pressure import MIN_FREE, Level, Need, Pressure
 
 MIB = 2**20
 

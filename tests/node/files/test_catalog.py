@@ -23,7 +23,7 @@ from node.files.catalog import MAX_SNAPSHOT, Files
 from node.files.labels import check_name, normalise_label
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
-from node.processes.spec import new_id
+from node.model.ids import new_id
 from node.store import files as store
 from node.store import keys
 from node.store.files import Newest, Snapshot

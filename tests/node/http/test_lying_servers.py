@@ -18,11 +18,12 @@ import pytest
 import trio
 
 from cli.core.client import LONGEST_REPLY, Client, RpcError, Unreachable
-from cli.core.session import Failure
+from cli.core.errors import Failure
 from cli.files.s3 import S3Settings, S3Store
 from cli.files.transfer import Content, DaemonStore, fetch
 from federation.peers.registry import Known, Peer
-from federation.transport.link import Link, Lost, TransportError, fetch_card
+from federation.transport.errors import Lost, TransportError
+from federation.transport.link import Link, fetch_card
 from federation.transport.tls import fetch_certificate
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer

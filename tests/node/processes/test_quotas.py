@@ -21,11 +21,12 @@ from node.host.fairqueue import Turns
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
+from node.model.ids import new_id
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
 from node.processes.extension import Hooks
 from node.processes.queue import Entry, Queue, RunningSet
 from node.processes.quotas import Quotas, TooMany
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.rpc.dispatch import MAX_CALLS, Call, Caller, Table, Who
 from node.rpc.requests import Empty
 from node.store import crons as cron_store

@@ -20,6 +20,7 @@ from node.etcd.errors import EtcdUnavailable
 from node.handlers import executors
 from node.model.codec import unpack
 from node.model.errors import RpcError
+from node.model.ids import new_id
 from node.model.types import (
     Allocations,
     Colony,
@@ -34,7 +35,7 @@ from node.model.types import (
     State,
 )
 from node.processes.queue import Candidate
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.rpc import requests as req
 from node.rpc.dispatch import Caller
 from node.runtime.node import Node

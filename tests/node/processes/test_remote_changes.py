@@ -14,10 +14,11 @@ from wsproto.events import Ping, Pong
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.watch import Batch, Event
+from node.model.ids import new_id
 from node.model.types import Conditions, Executor, ExecutorState, FunctionSpec, Process, State
 from node.processes import remote_changes as elsewhere
 from node.processes.queue import Candidate
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.processes.subscriptions import Wanted
 from node.runtime import feeds as feeding
 from node.runtime.node import Node

@@ -8,6 +8,7 @@ import trio
 import trio.testing
 
 from node.etcd.client import EtcdClient
+from node.model.ids import new_id
 from node.model.types import (
     SECOND,
     Conditions,
@@ -19,7 +20,7 @@ from node.model.types import (
 )
 from node.processes.deadlines import expire
 from node.processes.service import Processes
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.store import keys
 from node.store import processes as store
 from tests.federation.routing.test_router import BOTH, Wire, _age, three, wire

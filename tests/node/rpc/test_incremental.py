@@ -20,10 +20,11 @@ from node.handlers.workflows import SubmitWorkflow
 from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
 from node.model.errors import RpcError
+from node.model.json import _OPAQUE, MAX_DEPTH, depth_of, prune
 from node.model.types import Colony, User
 from node.rpc import dispatch as table
 from node.rpc import incremental as large
-from node.rpc.dispatch import MANY_TOKENS, MAX_DEPTH, Call, Caller, Table, Who, depth_of, reply
+from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Table, Who, reply
 from node.store import keys
 from node.store.directory import Directory
 
@@ -121,8 +122,8 @@ def test_depth_has_one_bound_in_one_piece_and_in_many(depth: int) -> None:
 def test_nulls_are_pruned_alike(value: Any) -> None:
     again = [copy.deepcopy(value) for _ in range(2)]
     fields = {"a": value, "args": again[0], "b": [again[1], {"kwargs": {"x": None}, "y": None}]}
-    wanted = table.prune(copy.deepcopy(fields))
-    run(large.prune(fields, table._OPAQUE))
+    wanted = prune(copy.deepcopy(fields))
+    run(large.prune(fields, _OPAQUE))
     assert fields == wanted
 
 

@@ -16,7 +16,7 @@ from cli.core.client import Client, RpcError
 from federation.wire.sizes import FORWARD
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused
-from node.processes.spec import new_id
+from node.model.ids import new_id
 from node.store import limits
 from tests.federation.membership.test_rotation import friends
 from tests.support.colonies import world

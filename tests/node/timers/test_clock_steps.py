@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from cli.ops.doctor import check_steps
 from node.host.clock import JUMP, Clock, Moment, jumped, place
+from node.model.ids import new_id
 from node.model.types import DAY, SECOND, Conditions, FunctionSpec, Process, State
 from node.processes.deadlines import expire
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.store import clock as seen
 from node.store.crons import Cron, Firing
 from node.store.generators import Generator

@@ -27,6 +27,7 @@ from node.host.config import Duration, HistoryConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.graph import node_id
+from node.model.ids import new_id
 from node.model.types import (
     Colony,
     Conditions,
@@ -39,7 +40,7 @@ from node.model.types import (
 )
 from node.processes.extension import Hooks
 from node.processes.queue import Candidate
-from node.processes.spec import build_process, new_id
+from node.processes.spec import build_process
 from node.rpc.requests import RemoveAll
 from node.runtime.feeds import take_in
 from node.runtime.node import Node

@@ -15,7 +15,7 @@ from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
 from federation.outbox import outcomes as results
 from federation.outbox.outcomes import Results
-from federation.transport.link import TransportError
+from federation.transport.errors import TransportError
 from federation.wire.envelope import Refused, inspect
 from federation.wire.messages import Outcome, load
 from node.etcd.errors import EtcdError
