@@ -157,3 +157,30 @@ def test_links_to_headings_lead_to_one() -> None:
         for link, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text("utf-8")):
             there = page.parent / link if link else page
             assert anchor in anchors(there.read_text("utf-8")), f"{page.name}: {link}#{anchor}"
+
+
+# -- the map --------------------------------------------------------------------------------------
+
+
+def test_the_map_has_every_package() -> None:
+    """Each package of the product has a line, and no line is about another one."""
+    shown = read("architecture.md").split("\n## The map\n")[1].split("```")[1]
+    top, told = "", set[str]()
+    for line in shown.strip().splitlines():
+        name = line.split()[0].rstrip("/")
+        if not line.startswith(" "):
+            top = name
+        told.add(name if name == top else f"{top}/{name}")
+    there = {
+        str(path.relative_to(REPOSITORY)).removesuffix(".py")
+        for top in ("cli", "federation", "node")
+        for path in [REPOSITORY / top, *(REPOSITORY / top).iterdir()]
+        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").exists()
+    }
+    assert told == there
+
+
+def test_what_the_map_leads_to_exists() -> None:
+    section = read("architecture.md").split("\n## The map\n")[1].split("\n## ")[0]
+    for path in re.findall(r"`((?:cli|federation|node|tests)/[\w/.]*)`", section):
+        assert (REPOSITORY / path).exists(), path
