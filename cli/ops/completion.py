@@ -24,10 +24,9 @@ def completion(session: Session, shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from cli.main import main
-
     kind = get_completion_class(shell)
     assert kind is not None
-    made = kind(main, {}, "colony", "_COLONY_COMPLETE")
+    root = click.get_current_context().find_root().command
+    made = kind(root, {}, "colony", "_COLONY_COMPLETE")
     # Not source(): it asks the installed bash for its version, and may be piped to another host.
     print_line(made.source_template % made.source_vars())

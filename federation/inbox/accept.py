@@ -18,12 +18,13 @@ from federation.forward.path import Asked, BadPath, Request, local_id
 from federation.inbox.outcomes import Owing
 from federation.inbox.usage import Stocktaking
 from federation.limits.accounts import Accounts
+from federation.limits.decoding import load_large
 from federation.peers.keys import Keys
 from federation.peers.policy import Breach, Meter, breach, explained, onward
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, trusted_revision
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.wire.json import apart, require_bounded
-from federation.wire.messages import Cancel, Receipt, Submit, load, load_large
+from federation.wire.messages import Cancel, Receipt, Submit, load
 from federation.wire.refusals import Refusal, store_full
 from federation.wire.signer import Sealer, cti_of
 from node.etcd.client import EtcdClient

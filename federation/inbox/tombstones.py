@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from federation.forward.marker import Kept, Marker
 from federation.inbox.accept import Inbox
+from federation.limits.decoding import load_large
 from federation.peers.registry import TRUSTED
 from federation.wire.envelope import MAX_LIFETIME, Opened, Refused
-from federation.wire.messages import Submit, load_large
+from federation.wire.messages import Submit
 from federation.wire.refusals import Refusal
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Get, Put, Txn

@@ -8,18 +8,11 @@ names, in the configuration or by a token, does not come here.
 from __future__ import annotations
 
 import ipaddress
-import socket
-
-import trio
 
 from federation.network.interfaces import Network
-from federation.transport.errors import Unsent
-from federation.wire.address import split_address
 
-__all__ = ["is_loopback", "problem_of", "ways_to"]
+__all__ = ["is_loopback", "problem_of"]
 
-_RESOLVE = 3.0  # seconds that a name may take
-_MOST = 4  # addresses of one name
 # Where machines in data centres get credentials and settings from.
 _METADATA = frozenset(
     {"169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "fd00:ec2::254"}
@@ -65,40 +58,3 @@ def problem_of(host: str, network: Network | None, *, loopback: bool = False) ->
     if address.is_link_local and (network is None or not network.is_on_link(host)):
         return "is link-local, and not on a link of ours"
     return ""
-
-
-async def ways_to(
-    address: str, network: Network | None, names: trio.CapacityLimiter, *, loopback: bool = False
-) -> list[str]:
-    """Return "host:port" with IP addresses for an address that others told us of.
-
-    A name is resolved here, once, so that what is checked is what is connected to. The lookup takes
-    at most 3 s, and keeps its thread of `names` for as long as the resolver hangs. Raises Unsent,
-    which says why there is no way, or ValueError.
-    """
-    host, port = split_address(address)
-    try:
-        hosts = [str(ipaddress.ip_address(host))]
-    except ValueError:
-        hosts = await _resolve(host, port, names)
-    problems = {each: problem_of(each, network, loopback=loopback) for each in hosts}
-    good = [each for each, problem in problems.items() if not problem]
-    if not good:
-        told = "; ".join(f"{each} {problem}" for each, problem in problems.items())
-        raise Unsent(f"{address} is not tried: {told}")
-    return [f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in good]
-
-
-async def _resolve(host: str, port: int, names: trio.CapacityLimiter) -> list[str]:
-    try:
-        with trio.fail_after(_RESOLVE):
-            found = await trio.to_thread.run_sync(
-                lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-                abandon_on_cancel=True,
-                limiter=names,
-            )
-    except trio.TooSlowError:
-        raise Unsent(f"{host}: the name was not resolved within {_RESOLVE:g} s") from None
-    except (OSError, UnicodeError) as error:
-        raise Unsent(f"{host}: the name can't be resolved: {error}") from None
-    return list(dict.fromkeys(str(each[4][0]) for each in found))[:_MOST]

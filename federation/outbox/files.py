@@ -21,12 +21,13 @@ import trio
 from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
 from federation.limits.accounts import Pages
+from federation.limits.decoding import load_large
 from federation.outbox.ledger import Ledger
 from federation.peers.policy import Breach
 from federation.transport.errors import TransportError
 from federation.transport.link import Link, PeerRefused
 from federation.wire.envelope import Kind, Opened, inspect
-from federation.wire.messages import Carried, Chunk, Fetch, Submit, load, load_large
+from federation.wire.messages import Carried, Chunk, Fetch, Submit, load
 from federation.wire.refusals import Refusal
 from node.etcd.pages import whole
 from node.files.blobs import Vault

@@ -14,10 +14,11 @@ from sortedcontainers import SortedSet
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Tried
+from federation.limits.decoding import load_large
 from federation.routing.router import Router
 from federation.routing.rules import ALWAYS, Option, Report, Route, Subject, matches
 from federation.wire.envelope import Refused, inspect
-from federation.wire.messages import Submit, load_large
+from federation.wire.messages import Submit
 from node.etcd.batch import read
 from node.etcd.txn import Put
 from node.host.log import get_logger

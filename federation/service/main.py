@@ -22,7 +22,7 @@ from federation.membership.meeting import Meeting
 from federation.membership.probe import Greeter
 from federation.membership.rotation import Rotation
 from federation.membership.trust import Decisions
-from federation.network.addresses import is_loopback, ways_to
+from federation.network.addresses import is_loopback
 from federation.network.discovery import Advert, discover
 from federation.network.monitor import Surroundings
 from federation.outbox.channels import Talker
@@ -46,6 +46,7 @@ from federation.service.server import Gate
 from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector, Office, Ways
+from federation.transport.resolve import ways_to
 from federation.transport.tls import make_certificate, server_context
 from federation.wire.signer import Sealer
 from federation.wire.sizes import MAX_BODY

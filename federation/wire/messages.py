@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-import trio
 
 from federation.wire import cbor
 from federation.wire.envelope import Kind, Refused
-from federation.wire.sizes import QUICK, SIZES
+from federation.wire.sizes import SIZES
 
 __all__ = [
     "DEEPEST",
@@ -55,7 +54,6 @@ __all__ = [
     "Welcome",
     "dump",
     "load",
-    "load_large",
     "most_items",
 ]
 
@@ -476,21 +474,7 @@ def load(payload: bytes, kind: type[M], *, items: int = 0) -> M:
     try:
         return _load(payload, kind, items or most_items(kind))
     except (cbor.CborError, msgspec.ValidationError) as error:
-        raise Refused("malformed", f"payload: {error}") from None
-
-
-async def load_large(payload: bytes, kind: type[M]) -> M:
-    """Decode a payload that may have very many values, which then does not hold the event loop.
-
-    Raises Refused (malformed).
-    """
-    most = most_items(kind)
-    try:
-        return _load(payload, kind, min(QUICK, most))
-    except (cbor.CborError, msgspec.ValidationError) as error:
-        if most > QUICK and isinstance(error, cbor.TooMany):
-            return await trio.to_thread.run_sync(load, payload, kind)
-        raise Refused("malformed", f"payload: {error}") from None
+        raise Refused("malformed", f"payload: {error}") from error
 
 
 def _load(payload: bytes, kind: type[M], items: int) -> M:

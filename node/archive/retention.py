@@ -17,8 +17,10 @@ import trio
 
 from node.archive import position as places
 from node.archive.chain import Chain, Head
+from node.archive.lookup import Past
 from node.archive.relief import Relief
 from node.etcd.batch import read_many
+from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Delete, GetFirst, Op, Txn
 from node.host.config import Config, HistoryConfig
@@ -26,12 +28,15 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack, wire_attribute
 from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Log, Process, State
-from node.runtime.node import Node
+from node.processes.service import Processes
 from node.store import graphs as graph_store
 from node.store import keys
 from node.store import logs as log_store
 from node.store import processes as store
+from node.store.directory import Directory
 from node.store.submissions import grow
+from node.timers.election import Leader
+from node.workflows.service import Workflows
 
 log = get_logger("history")
 
@@ -69,16 +74,22 @@ class Retention:
     `freed` is how many bytes of the store were moved, about, since a relief began.
     """
 
-    node: Node
+    workflows: Workflows
+    directory: Directory
+    leader: Leader
+    past: Past
     home: Path
     config: HistoryConfig
+    client: EtcdClient = field(init=False)
+    processes: Processes = field(init=False)
     _reconfigured: trio.Event = field(default_factory=trio.Event)
     _chains: dict[str, Chain] = field(default_factory=dict)
     _relief: Relief = field(init=False)
     freed: int = 0
 
     def __post_init__(self) -> None:
-        self._relief = Relief(self.node.client, self.node.now)
+        self.processes, self.client = self.workflows.processes, self.workflows.client
+        self._relief = Relief(self.client, self.processes.now)
 
     def configure(self, config: Config) -> None:
         """Go on with the settings of a new configuration."""
@@ -87,7 +98,7 @@ class Retention:
 
     async def run(self) -> None:
         """Sweep now and then while this daemon leads, until cancelled."""
-        leader = self.node.leader
+        leader = self.leader
         while True:
             await leader.elected()
             async with trio.open_nursery() as nursery:
@@ -104,7 +115,7 @@ class Retention:
                     await self.relieve()
                 elif keep:
                     pause = min(_SWEEPS, max(1.0, keep / 20))
-                    await self.sweep(self.node.now() - keep * SECOND)
+                    await self.sweep(self.processes.now() - keep * SECOND)
             except (EtcdError, RpcError, OSError) as error:
                 log.warning("history waits", error=error)
             self._reconfigured = trio.Event()
@@ -153,7 +164,7 @@ class Retention:
         return moved
 
     def _colonies(self) -> list[str]:
-        return [name for name, it in self.node.directory.rosters.items() if it.colony]
+        return [name for name, it in self.directory.rosters.items() if it.colony]
 
     def _states(self) -> list[State]:
         return [State[name.upper()] for name in self.config.states]
@@ -170,10 +181,10 @@ class Retention:
 
     async def _write(self, colony: str, entries: Sequence[dict[str, Any]]) -> None:
         """Have records on the disk, and tell the store how far its history goes."""
-        key = places.head(colony, self.node.leader.identity)
+        key = places.head(colony, self.leader.identity)
         chain = self._chains.pop(colony, None)
         if chain is None:
-            found = await self.node.client.get(key)
+            found = await self.client.get(key)
             known = unpack(found.value, Head) if found is not None else Head()
             chain = await trio.to_thread.run_sync(Chain.open, self.home / "history" / colony, known)
             if chain.trouble:
@@ -183,11 +194,11 @@ class Retention:
                     because=chain.trouble,
                 )
         # Kept only once written: after a failure it is read again from the disk.
-        head = await trio.to_thread.run_sync(chain.append, entries, self.node.now())
+        head = await trio.to_thread.run_sync(chain.append, entries, self.processes.now())
         self._chains[colony] = chain
-        await self.node.client.commit(Txn([], [places.put_head(key, head)]))
+        await self.client.commit(Txn([], [places.put_head(key, head)]))
         # Before it leaves the store: who reads it meanwhile finds it in one of both.
-        await self.node.past.catch_up(colony)
+        await self.past.catch_up(colony)
 
     async def _record(
         self, process: Process, submission: bytes, *, logged: bool = True
@@ -207,13 +218,13 @@ class Retention:
             # Of another colony it is no text, and kept by the hook.
             "submission": "" if process.origin else _signed(process, submission),
         }
-        if beyond := await self.node.processes.hooks.record(process):
+        if beyond := await self.processes.hooks.record(process):
             entry["forward"] = beyond
         return [*entries, entry]
 
     async def _lines(self, process: Process) -> list[dict[str, Any]]:
         prefix = keys.process_logs(process.colonyname, process.processid)
-        items, _ = await self.node.client.range_all(prefix, page=_PAGE)
+        items, _ = await self.client.range_all(prefix, page=_PAGE)
         return [msgspec.to_builtins(unpack(item.value, Log)) for item in items]
 
     # -- processes -----------------------------------------------------------------------
@@ -239,7 +250,7 @@ class Retention:
 
     async def _page(self, prefix: str, start: str) -> tuple[list[str], str]:
         """Ids of an index by time, newest first, and where the next page begins, or ""."""
-        page = await self.node.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
+        page = await self.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
         ids = [item.key.rpartition("/")[2] for item in page.items]
         return ids, page.items[-1].key + "\0" if page.more else ""
 
@@ -248,7 +259,7 @@ class Retention:
         entries: list[dict[str, Any]] = []
         # Most have no lines: one read tells which have some.
         lines = [GetFirst(keys.process_logs(colony, it.process.processid)) for it in found]
-        logged = (await self.node.client.commit(Txn([], lines))).responses
+        logged = (await self.client.commit(Txn([], lines))).responses
         for it, some in zip(found, logged, strict=True):
             entries.extend(await self._record(it.process, it.submission, logged=bool(some)))
         await self._write(colony, entries)
@@ -258,24 +269,24 @@ class Retention:
                 [compare for _, txn in group for compare in txn.compare],
                 [op for _, txn in group for op in txn.success],
             )
-            if (await self.node.client.commit(together)).succeeded:
+            if (await self.client.commit(together)).succeeded:
                 self._gone([it for it, _ in group])
                 continue
             # One that changed meanwhile stays, and is written again in its time.
             for it, txn in group:
-                if (await self.node.client.commit(txn)).succeeded:
+                if (await self.client.commit(txn)).succeeded:
                     self._gone([it])
         return len(entries)
 
     def _gone(self, found: Sequence[_Found]) -> None:
         for it in found:
-            self.node.processes.forget(it.process.processid)
+            self.processes.forget(it.process.processid)
             self.freed += it.size + _OVERHEAD
 
     async def _unowed(self, found: list[_Found]) -> list[_Found]:
         """Those of them whose end no other colony has to fetch yet, as the store says."""
         marks = [it.process.notify for it in found if it.process.notify]
-        owed = {kv.key for kv in await read_many(self.node.client, marks, _BATCH) if kv}
+        owed = {kv.key for kv in await read_many(self.client, marks, _BATCH) if kv}
         return [it for it in found if it.process.notify not in owed]
 
     def _due(self, process: Process, limit: int) -> bool:
@@ -283,7 +294,7 @@ class Retention:
             process.closed
             and 0 < process.endtime <= limit
             and not process.processgraphid
-            and not self.node.processes.hooks.removable(process)
+            and not self.processes.hooks.removable(process)
         )
 
     async def _load(self, colony: str, ids: Sequence[str]) -> list[_Found]:
@@ -291,7 +302,7 @@ class Retention:
         processes = [keys.process(colony, pid) for pid in ids]
         submissions = [keys.submission(colony, pid) for pid in ids]
         # Fewer at once where they are large.
-        found = await read_many(self.node.client, [*processes, *submissions], 2 * _BATCH)
+        found = await read_many(self.client, [*processes, *submissions], 2 * _BATCH)
         return [
             _Found(
                 unpack(one.value, Process),
@@ -325,14 +336,14 @@ class Retention:
         return moved
 
     async def _graph(self, colony: str, graphid: str, limit: int) -> int:
-        graph = await self.node.workflows.load(colony, graphid)
+        graph = await self.workflows.load(colony, graphid)
         if graph is None or sum(graph.ended.values()) < graph.count or not graph.released:
             return 0
         if not 0 < graph.endtime <= limit:
             return 0
         # In full, as they are kept.
-        nodes = await self.node.processes.load_many(graph.colonyname, graph_store.ids(graph))
-        if any(self.node.processes.hooks.removable(node) for node in nodes):
+        nodes = await self.processes.load_many(graph.colonyname, graph_store.ids(graph))
+        if any(self.processes.hooks.removable(node) for node in nodes):
             return 0
         written, size = 1, 0
         for at in range(0, len(nodes), _BATCH):
@@ -346,7 +357,7 @@ class Retention:
             await self._rest(began)
         await self._write(colony, [await self._whole(graph)])
         try:
-            await self.node.workflows.remove(colony, graphid)
+            await self.workflows.remove(colony, graphid)
         except RpcError as error:
             # Somebody else's call came between: what is still there stays for the next sweep.
             log.info("a workflow stays", graph=graphid, because=error)
@@ -355,7 +366,7 @@ class Retention:
 
     async def _whole(self, graph: Graph) -> dict[str, Any]:
         key = keys.submission(graph.colonyname, graph.processgraphid)
-        found = await self.node.client.get(key)
+        found = await self.client.get(key)
         return {
             "kind": "workflow",
             "id": graph.processgraphid,
@@ -374,7 +385,7 @@ class Retention:
         prefix, start = log_store.until(colony, limit)
         while True:
             began = trio.current_time()
-            page = await self.node.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
+            page = await self.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
             if not page.items:
                 return moved
             moved += await self._move_lines(colony, [item.key for item in page.items])
@@ -388,7 +399,7 @@ class Retention:
         gone: list[Op] = []
         lines: dict[str, Log] = {}
         line_keys = [self._line_key(colony, mark) for mark in marks]
-        for kv in await read_many(self.node.client, line_keys, _DELETED):
+        for kv in await read_many(self.client, line_keys, _DELETED):
             if kv is not None:
                 lines[kv.key] = unpack(kv.value, Log)
         alive = await self._alive(colony, {it.processid for it in lines.values() if it.processid})
@@ -408,7 +419,7 @@ class Retention:
             await self._write(colony, entries)
         for at in range(0, len(ops), _DELETED):
             some_ops = [op for each in ops[at : at + _DELETED] for op in each]
-            await self.node.client.commit(Txn([], some_ops))
+            await self.client.commit(Txn([], some_ops))
         # A line is in the store twice, and once more as a place in time.
         self.freed += sum(2 * len(line.message) + _OVERHEAD for line in lines.values())
         return len(entries)
@@ -421,7 +432,7 @@ class Retention:
     async def _alive(self, colony: str, ids: set[str]) -> set[str]:
         """Which of these processes are in the store."""
         wanted = [keys.process(colony, pid) for pid in sorted(ids)]
-        found = await read_many(self.node.client, wanted, _BATCH)
+        found = await read_many(self.client, wanted, _BATCH)
         return {kv.key.rpartition("/")[2] for kv in found if kv is not None}
 
 

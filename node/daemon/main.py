@@ -248,7 +248,7 @@ async def _serve(
         async with _extended(extension, node, table, info, config):
             # Not before: what is ready by now may have to go to another colony, and hooks know.
             await nursery.start(keep_going, "workflows", node.workflows.run)
-            await nursery.start(keep_going, "timers", partial(timers.run, node))
+            await nursery.start(keep_going, "timers", partial(timers.run, node.retiming))
             drained = trio.Event()
             await nursery.start(door.serve, node, table, config, listeners, drained)
             where = _where(node, info, config, addresses_of(listeners))
@@ -265,7 +265,14 @@ async def _serve(
             nursery.start_soon(keep_going, "clock", node.retiming.run)
             nursery.start_soon(keep_going, "watchdog", partial(_watchdog, node, notifier))
             # After the extension: its hooks say what must stay.
-            retention = Retention(node, settings.home, config.history)
+            retention = Retention(
+                node.workflows,
+                node.directory,
+                node.leader,
+                node.past,
+                settings.home,
+                config.history,
+            )
             nursery.start_soon(keep_going, "retention", retention.run)
             node.reload.appliers["history"] = retention.configure
             # Modules and the first listing stay, and requests leave hardly any cycles: looking for

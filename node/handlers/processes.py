@@ -8,12 +8,12 @@ from typing import Any
 
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
+from node.handlers import listings
 from node.http.delivery import carry
 from node.model.codec import unpack, wire_attribute, wire_process
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import Attribute, Process, State
-from node.processes import listings
 from node.processes.queue import Candidate
 from node.processes.quotas import TooMany
 from node.processes.spec import attribute_id, build_process, id_for

@@ -15,11 +15,11 @@ from node.etcd.errors import EtcdError
 from node.etcd.watch import Batch, Event, watch
 from node.host.log import get_logger
 from node.model.types import SECOND
-from node.runtime.node import Node
 from node.store import keys
 from node.store.crons import CRONS
 from node.timers.agenda import Index, follow
 from node.timers.generators import REMEMBERED
+from node.timers.retime import Retiming
 
 T = TypeVar("T")
 
@@ -29,62 +29,64 @@ _AGAIN = 1.0  # seconds until a store that did not answer is asked again
 _TIMED = keys.ROOT + "timed/"
 
 
-async def run(node: Node, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def run(
+    timed: Retiming, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     """Keep the indexes of crons and generators, and act on them while this daemon leads.
 
     Runs until cancelled; started once the indexes are filled.
     """
     async with trio.open_nursery() as nursery:
-        await nursery.start(_index, node)
-        nursery.start_soon(node.leader.run)
-        nursery.start_soon(_terms, node)
+        await nursery.start(_index, timed)
+        nursery.start_soon(timed.leader.run)
+        nursery.start_soon(_terms, timed)
         task_status.started()
 
 
-async def _terms(node: Node) -> None:
+async def _terms(timed: Retiming) -> None:
     """Act while this daemon leads; what is under way ends with its term."""
     while True:
-        await node.leader.elected()
+        await timed.leader.elected()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_follow, node)
-            nursery.start_soon(_sweep, node)
-            await node.leader.deposed()
+            nursery.start_soon(_follow, timed)
+            nursery.start_soon(_sweep, timed)
+            await timed.leader.deposed()
             nursery.cancel_scope.cancel()
 
 
-async def _follow(node: Node) -> None:
+async def _follow(timed: Retiming) -> None:
     while True:
         try:
-            await node.retiming.begin_term()
+            await timed.begin_term()
             break
         except EtcdError as error:
             log.warning("timers begin later", error=error)
             await trio.sleep(_AGAIN)
     # Not by the wall clock: what it says after a step is looked at before anything follows from it.
-    late = node.processes.clock.late
+    late = timed.clock.late
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(follow, node.crons.index, late, node.crons.act)
-        nursery.start_soon(follow, node.generators.index, late, node.generators.act)
+        nursery.start_soon(follow, timed.crons.index, late, timed.crons.act)
+        nursery.start_soon(follow, timed.generators.index, late, timed.generators.act)
 
 
-async def _sweep(node: Node) -> None:
+async def _sweep(timed: Retiming) -> None:
     while True:
         try:
-            await node.generators.sweep()
+            await timed.generators.sweep()
         except EtcdError as error:
             log.warning("sweep later", error=error)
         await trio.sleep(REMEMBERED / SECOND / 2)
 
 
 async def _index(
-    node: Node, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    timed: Retiming, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     sender, receiver = trio.open_memory_channel[Batch](64)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, node.client, sender)
+        nursery.start_soon(_watch, timed.client, sender)
         first = True
         async for batch in receiver:
-            _take_in(node, batch)
+            _take_in(timed, batch)
             if first:
                 first = False
                 task_status.started()
@@ -94,11 +96,11 @@ async def _watch(client: EtcdClient, sender: trio.MemorySendChannel[Batch]) -> N
     await watch(client, _TIMED, sender)
 
 
-def _take_in(node: Node, batch: Batch) -> None:
+def _take_in(timed: Retiming, batch: Batch) -> None:
     crons = [event for event in batch.events if event.key.startswith(CRONS)]
     others = [event for event in batch.events if not event.key.startswith(CRONS)]
-    _apply(node.crons.index, batch.snapshot, crons)
-    _apply(node.generators.index, batch.snapshot, others)
+    _apply(timed.crons.index, batch.snapshot, crons)
+    _apply(timed.generators.index, batch.snapshot, others)
 
 
 def _apply(index: Index[T], snapshot: bool, events: Sequence[Event]) -> None:

@@ -100,7 +100,7 @@ class World:
                     await nursery.start(follow, node, keys.MEMBERS)
                     await nursery.start(follow, node, keys.LIVE)
                     await nursery.start(node.workflows.run)
-                    await nursery.start(partial(timers.run, node))
+                    await nursery.start(partial(timers.run, node.retiming))
                     task_status.started()
         finally:
             station.ended.set()

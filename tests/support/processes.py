@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+from node.archive.retention import Retention
+from node.host.config import HistoryConfig
 from node.model.ids import new_id
 from node.model.types import Conditions, FunctionSpec, Process
 from node.processes.spec import build_process
+from node.runtime.node import Node
 
 
 def make(*, origin: str = "", location: str = "", executortype: str = "cli") -> Process:
@@ -22,3 +26,8 @@ def make(*, origin: str = "", location: str = "", executortype: str = "cli") -> 
     )
     process.origin = origin
     return process
+
+
+def retention(node: Node, home: Path, config: HistoryConfig) -> Retention:
+    """What moves closed things of a node to the history files below `home`."""
+    return Retention(node.workflows, node.directory, node.leader, node.past, home, config)

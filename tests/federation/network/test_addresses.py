@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import trio
 
-from federation.network.addresses import is_loopback, problem_of, ways_to
+from federation.network.addresses import is_loopback, problem_of
 from federation.network.interfaces import Network, survey
 from federation.network.mdns import sightings
 from federation.transport.dial import find
 from federation.transport.errors import Unsent
+from federation.transport.resolve import ways_to
 from tests.support.daemons import Daemon, free_port, until
 from tests.support.lying_servers import LyingColony, knows
 

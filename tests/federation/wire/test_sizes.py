@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from federation.forward import updates as progress
 from federation.forward.updates import Followed
+from federation.limits.decoding import load_large
 from federation.outbox.outcomes import read_output
 from federation.peers.registry import Known, Peer
 from federation.routing.capabilities import Survey, offers
@@ -40,7 +41,6 @@ from federation.wire.messages import (
     Submit,
     dump,
     load,
-    load_large,
     most_items,
 )
 from federation.wire.signer import Sealer

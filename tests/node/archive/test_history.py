@@ -44,6 +44,7 @@ from node.store import keys
 from node.store import processes as store
 from tests.node.etcd.support import Store, start_store
 from tests.support.daemons import Daemon, seeded_dice, until
+from tests.support.processes import retention as retention_of
 
 JANUARY = 1_767_225_600 * 10**9  # 2026-01-01 in Unix ns
 MONTH = 31 * 86_400 * 10**9
@@ -315,7 +316,7 @@ async def test_what_is_past_its_time_leaves_whole(
         here.days = 3
         young = await here.closed("young")
         await here.log(young.processid, "young line")
-        retention = Retention(here.node, tmp_path, keeping(1, "successful"))
+        retention = retention_of(here.node, tmp_path, keeping(1, "successful"))
         await sweep(retention)
         assert await sweep(retention) == 0
         found = list(records(tmp_path / "history" / "dev"))
@@ -360,7 +361,7 @@ async def test_a_workflow_leaves_as_a_whole_once_all_of_it_is_over(tmp_path: Pat
             initiatorname="u",
             submission=b"signed graph",
         )
-        retention = Retention(here.node, tmp_path, keeping(1))
+        retention = retention_of(here.node, tmp_path, keeping(1))
         nodes = await here.node.workflows.nodes(graph)
         pid = nodes[0].processid
         await here.node.processes.change(
@@ -403,7 +404,7 @@ async def test_a_kill_at_any_write_loses_nothing(
                     mortal = Mortal(plain._channel, 5.0)
                     node = await here.adopt(here.another(mortal))
                     mortal.at, mortal.before, mortal.writes = at, before, 0
-                    retention = Retention(node, tmp_path, keeping(1))
+                    retention = retention_of(node, tmp_path, keeping(1))
                     try:
                         await sweep(retention)
                     except Died:
@@ -411,7 +412,7 @@ async def test_a_kill_at_any_write_loses_nothing(
             if mortal.writes < at:
                 break
         here.days += 3
-        await sweep(Retention(await here.adopt(here.another(here.client)), tmp_path, keeping(1)))
+        await sweep(retention_of(await here.adopt(here.another(here.client)), tmp_path, keeping(1)))
         directory = tmp_path / "history" / "dev"
         found = [r for r in records(directory) if r["kind"] == "process"]
         assert {r["id"] for r in found} == expected
@@ -434,7 +435,7 @@ async def test_what_federation_still_needs_stays(tmp_path: Path) -> None:
             return {"outcome": b"\1\2"}
 
         hooks.record = record  # type: ignore[method-assign]
-        retention = Retention(here.node, tmp_path, keeping(1))
+        retention = retention_of(here.node, tmp_path, keeping(1))
         assert await sweep(retention) == 0
         assert await here.node.processes.load("dev", process.processid) is not None
         owed[0] = ""

@@ -8,9 +8,9 @@ import pytest
 import trio
 
 from node.archive.chain import records, verify
-from node.archive.retention import Retention
 from node.host.config import AUTO, HistoryConfig, Keep
 from tests.node.archive.test_history import Place, place
+from tests.support.processes import retention as retention_of
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ async def test_what_ended_first_leaves_a_store_that_is_half_full(
         for day in range(30):
             here.days = day
             ids.append((await here.closed(str(day))).processid)
-        retention = Retention(here.node, tmp_path, HistoryConfig(keep=AUTO))
+        retention = retention_of(here.node, tmp_path, HistoryConfig(keep=AUTO))
         full(here, 49)
         assert await retention.relieve() == 0
         full(here, 50)
@@ -78,7 +78,7 @@ async def test_what_has_to_stay_does_not_keep_the_rest(
         hooks.removable = (  # type: ignore[method-assign]
             lambda process: "owed" if process.processid in stays else ""
         )
-        retention = Retention(here.node, tmp_path, HistoryConfig(keep=AUTO))
+        retention = retention_of(here.node, tmp_path, HistoryConfig(keep=AUTO))
         full(here, 55)
         assert await retention.relieve() > 0
         assert set(history(tmp_path)) <= set(ids[10:])
@@ -87,7 +87,7 @@ async def test_what_has_to_stay_does_not_keep_the_rest(
 async def test_the_young_leave_only_when_work_would_be_refused(tmp_path: Path) -> None:
     async with place(tmp_path) as (here, _):
         one = (await here.closed("one")).processid
-        retention = Retention(here.node, tmp_path, HistoryConfig(keep=AUTO))
+        retention = retention_of(here.node, tmp_path, HistoryConfig(keep=AUTO))
         full(here, 60)
         assert await retention.relieve() == 0
         assert history(tmp_path) == []
@@ -100,7 +100,7 @@ async def test_the_young_leave_only_when_work_would_be_refused(tmp_path: Path) -
 async def test_forever_is_for_ever(tmp_path: Path) -> None:
     async with place(tmp_path) as (here, _), trio.open_nursery() as nursery:
         one = (await here.closed("one")).processid
-        retention = Retention(here.node, tmp_path, HistoryConfig(keep=Keep(0)))
+        retention = retention_of(here.node, tmp_path, HistoryConfig(keep=Keep(0)))
         here.days = 4000
         full(here, 94)
         with trio.move_on_after(1):

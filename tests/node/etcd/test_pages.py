@@ -12,9 +12,9 @@ import pytest
 from node.etcd import pages
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Op, Put, Txn
+from node.handlers import listings
 from node.model.codec import pack
 from node.model.types import SECOND, Colony, Process, State
-from node.processes import listings
 from node.processes.indexing import Indexing
 from node.processes.service import Processes
 from node.rpc.requests import GetProcesses

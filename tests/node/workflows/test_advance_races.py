@@ -14,7 +14,6 @@ import pytest
 import trio
 import trio.testing
 
-from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
@@ -48,6 +47,7 @@ from node.store import keys
 from node.store import processes as store
 from node.timers.agenda import Index
 from tests.node.etcd.support import logged
+from tests.support.processes import retention as retention_of
 
 BEE = "b" * 64
 PEER = "c" * 64
@@ -298,7 +298,7 @@ async def test_what_follows_from_an_end_may_lose_every_race_for_now(
     config = HistoryConfig(keep=Duration(86_400), states=["failed"])
     with logged("history waits", "history") as history_waits, trio.fail_after(30):
         nursery.start_soon(bench.one.leader.run)
-        nursery.start_soon(Retention(bench.one, tmp_path, config).run)
+        nursery.start_soon(retention_of(bench.one, tmp_path, config).run)
         await history_waits.wait()
     bench.trouble.end()
     await bench.settle(graph)
