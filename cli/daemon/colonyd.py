@@ -23,6 +23,7 @@ from federation.service.main import Federation
 from federation.service.rpc_peers import calls
 from node.daemon.main import Settings, load, run
 from node.etcd.errors import EtcdError, StoreRefused
+from node.handlers.status import clock_calls
 from node.host.config import Config, ConfigError
 from node.host.home import HomeError, HomeInfo, default_home
 from node.host.keys import IdentityError
@@ -46,6 +47,8 @@ async def federated(
 ) -> AsyncIterator[None]:
     """Plug federation into a node that is about to open its doors."""
     if not config.federation.enabled:
+        for call in clock_calls(node):
+            table.add(call)
         yield
         return
     federation = Federation(

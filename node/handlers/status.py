@@ -6,14 +6,16 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+from node.etcd.pressure import Need
 from node.handlers.colonies import statistics
 from node.handlers.processes import locate
 from node.http.listeners import ANYWHERE
 from node.model.errors import denied
-from node.model.types import Process, State
+from node.model.types import SECOND, Process, State
 from node.processes.eligibility import Bench, stuck
 from node.rpc import requests as req
 from node.rpc.dispatch import Call, Caller, Who
+from node.rpc.replay import Replays
 from node.runtime.node import Node
 from node.version import VERSION
 
@@ -145,3 +147,30 @@ def this_node(node: Node) -> dict[str, Any]:
         "relayport": 0,
         "apiport": node.rpc_port,
     }
+
+
+def clock_calls(node: Node) -> list[Call[Any]]:
+    """The rows about the clock, for a daemon without peers: with them, federation has its own."""
+    replays = Replays(node.client, node.now)
+
+    def home(_: object) -> str:
+        return node.home
+
+    async def view() -> dict[str, int]:
+        clock, latest = round(node.now() / SECOND), await replays.latest()
+        return {"clock": clock, "latest": max(clock, latest), "behind": max(0, latest - clock)}
+
+    async def get_clock(caller: Caller, request: req.Empty) -> dict[str, int]:
+        return await view()
+
+    async def reset_clock(caller: Caller, request: req.Empty) -> dict[str, int]:
+        before = (await view())["latest"]
+        await replays.forget()
+        return await view() | {"before": before}
+
+    return [
+        Call("getclockmsg", req.Empty, Who.OWNER, get_clock, home),
+        Call(
+            "resetclockmsg", req.Empty, Who.OWNER, reset_clock, home, lasting=True, need=Need.FREES
+        ),
+    ]

@@ -145,7 +145,8 @@ class Claim:
             if (last := int(floor[0].value)) >= self.span:
                 raise denied(
                     f"issuedat: what was signed before {(last + 1) * store.SPAN} is not known to"
-                    " this store any more: the request waited too long, or a clock was set back"
+                    " this store any more: the request waited too long, or a clock was set back;"
+                    " if this host's clock is right now, `colony peers clock --reset` (as owner)"
                 )
             return TxnResult(False, result.revision, responses)
 
@@ -266,6 +267,11 @@ class Replays:
                     log.warning("refusal not kept", error=error)
             raise refusal
         return value
+
+    async def latest(self) -> int:
+        """The time of issue (Unix s) up to which markers are forgotten, and so nothing is taken."""
+        found = await self.client.get(store.FLOOR)
+        return (int(found.value) + 1) * store.SPAN if found is not None else 0
 
     async def forget(self) -> None:
         """Take what is signed from now on, though the store has forgotten markers of later times.

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 import trio
 
 from cli.core.client import Client, RpcError, encode
+from node.etcd.client import open_client
 from node.host.keys import PrivateKey, sign_payload
+from node.store.replay import FLOOR, SPAN, number, span
 from tests.support.daemons import REPOSITORY, Daemon, until
 
 Make = Callable[..., Daemon]
@@ -144,6 +147,27 @@ async def test_a_stale_request_tells_both_clocks(lone_daemon: Daemon) -> None:
     assert status == 403
     assert "issuedat: 1 is -" in failure["message"]
     assert "this server's clock" in failure["message"]
+
+
+async def test_without_peers_the_owner_may_end_what_a_clock_that_was_ahead_left(
+    lone_daemon: Daemon,
+) -> None:
+    """Else nothing that is signed is taken until the clock has come that far, a year later."""
+    owner = lone_daemon.key("colony")
+    async with open_client(f"unix:{lone_daemon.home}/etcd/localhost:1") as store:
+        await store.put(FLOOR, number(span(time.time() + 86_400)))
+    spec = encode("submitfuncspecmsg", {"spec": SPEC}, lone_daemon.key("user"))
+    status, failure = post(lone_daemon, spec)
+    assert status == 403
+    assert "colony peers clock --reset" in failure["message"]
+    told = post(lone_daemon, encode("getclockmsg", {}, owner))[1]
+    assert 86_000 < told["behind"] <= 86_500
+    assert post(lone_daemon, encode("resetclockmsg", {}, owner))[1]["behind"] <= 60
+    # What was signed in the last minute is not known any more; what is signed from then on is.
+    fields = {"msgtype": "submitfuncspecmsg", "spec": SPEC, "nonce": "m" * 16}
+    payload = json.dumps(fields | {"issuedat": int(time.time()) + SPAN}).encode()
+    body = envelope(lone_daemon, payload, "submitfuncspecmsg", lone_daemon.key("user"))
+    assert post(lone_daemon, json.dumps(body).encode())[0] == 200
 
 
 def test_health_and_unknown_paths(lone_daemon: Daemon) -> None:
