@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -118,6 +118,7 @@ class Guard:
     """
 
     _stdin: trio.abc.SendStream
+    _turn: trio.Lock = field(default_factory=trio.Lock)
 
     async def watch(self, group: int) -> None:
         """Have a process group killed if this process ends before `forget`."""
@@ -128,8 +129,10 @@ class Guard:
         await self._tell(f"- {group}\n")
 
     async def _tell(self, line: str) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):  # somebody killed it: work goes on
-            await self._stdin.send_all(line.encode())
+        # Each slot tells of its own command, and a stream takes one sender at a time.
+        async with self._turn:
+            with contextlib.suppress(trio.BrokenResourceError):  # somebody killed it: work goes on
+                await self._stdin.send_all(line.encode())
 
 
 @contextlib.asynccontextmanager

@@ -163,6 +163,16 @@ def test_a_full_disk_ends_no_worker(lone_daemon: Daemon, start: Start) -> None:
         assert shown(lone_daemon, processid)["out"] == ["done"]
 
 
+@pytest.mark.slow
+def test_slots_start_their_commands_at_the_same_time(lone_daemon: Daemon, start: Start) -> None:
+    """A full queue is there before the worker is."""
+    processids = [submit(lone_daemon, start) for _ in range(8)]
+    worker = start("echo done", "--slots", "4")
+    for _ in processids:
+        worker.event("successful")
+    assert [shown(lone_daemon, processid)["state"] for processid in processids] == [2] * 8
+
+
 @contextmanager
 def following(daemon: Daemon, *args: str) -> Iterator[subprocess.Popen[str]]:
     command = [*COLONY, "--home", str(daemon.home), "--server", f"127.0.0.1:{daemon.port}", *args]

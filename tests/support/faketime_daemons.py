@@ -64,9 +64,11 @@ def clocked(clock: Path) -> dict[str, str]:
     """
     library = faketime()
     assert library is not None
+    here = Path(__file__).with_name("faketime")
+    assert (here / "sitecustomize.py").exists(), here
     return {
         "LD_PRELOAD": library,
-        "PYTHONPATH": f"{REPOSITORY / 'tests/faketime'}:{REPOSITORY}",
+        "PYTHONPATH": f"{here}:{REPOSITORY}",
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_NO_CACHE": "1",
         "DONT_FAKE_MONOTONIC": "1",
