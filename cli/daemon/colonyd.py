@@ -20,7 +20,7 @@ import trio
 
 from federation.peers.policy import of_config
 from federation.service.main import Federation
-from federation.service.rpc_peers import calls
+from federation.service.rpc import calls
 from node.daemon.main import Settings, load, run
 from node.etcd.errors import EtcdError, StoreRefused
 from node.handlers.status import clock_calls
@@ -47,7 +47,7 @@ async def federated(
 ) -> AsyncIterator[None]:
     """Plug federation into a node that is about to open its doors."""
     if not config.federation.enabled:
-        for call in clock_calls(node):
+        for call in clock_calls.of(node):
             table.add(call)
         yield
         return

@@ -1,11 +1,10 @@
 """`colony rpc`: the calls that a daemon answers, read from the code itself: no daemon is asked.
 
-What the rows say is in `node.daemon.reference` and `node.rpc.notes`.
+How they are described is in `node.daemon.reference`.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -15,24 +14,21 @@ from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line
 
 if TYPE_CHECKING:
-    from federation.service.main import Federation
-    from node.etcd.client import EtcdClient
-    from node.rpc.dispatch import Call
+    from node.rpc.calls import Call
 
 rpc = colony_group("rpc", "The calls that a daemon answers.", "colony rpc ls")
 
 
 def all_calls() -> list[Call[Any]]:
     """Every row of the table, federation's and the subscriptions included."""
-    from federation.service.rpc_peers import calls as federation_calls
+    from federation.service.rpc import calls as federation_calls
+    from node.daemon import pubsub
     from node.daemon.main import HANDLERS
-    from node.daemon.reference import subscriptions
-    from node.runtime.node import Node
 
-    # Nothing is called: the handlers keep a node they never use.
-    node = Node.build(cast("EtcdClient", None), "home", time.time_ns)
-    rows = [call for module in HANDLERS for call in module.calls(node)]
-    return rows + subscriptions() + federation_calls(cast("Federation", None))
+    # Nothing is called: what the handlers are bound to may be nothing.
+    nothing = cast("Any", None)
+    rows = [call for module in (*HANDLERS, pubsub) for call in module.calls.of(nothing)]
+    return rows + federation_calls(nothing)
 
 
 @colony_command("ls", "colony rpc ls", "colony rpc ls --markdown > docs/protocol.md")

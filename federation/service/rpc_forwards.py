@@ -1,8 +1,10 @@
-"""The way of a forward, as the calls about it show it."""
+"""The calls about a forward: its way and its outcome, who asked for it, and the end of a doubt."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from federation.forward import chain as chains
 from federation.forward import machine as outbox
@@ -10,23 +12,44 @@ from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.forward.path import Request
 from federation.outbox import evidence as testimony
+from federation.outbox import resolve as resolving
 from federation.outbox.outcomes import read_output
 from federation.service import rpc_routes as route_calls
 from federation.service.main import Federation
 from federation.wire.envelope import Kind, Refused, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Outcome, load
+from node.etcd.pressure import Need
 from node.host.keys import id_of, verify_es256k
-from node.model.codec import unpack, wire_time
+from node.model.codec import unpack, wire_process, wire_time
 from node.model.errors import missing
 from node.model.types import Process, State
+from node.rpc.calls import Caller, Calls, Who
+from node.rpc.requests import ProcessById
 from node.store import keys
 
 __all__ = ["late_output", "outcome_view"]
 
 
-async def _forward(federation: Federation, processid: str) -> dict[str, Any]:
-    """How far a forwarded process is. Raises RpcError 404."""
+class Resolve(msgspec.Struct):
+    """End the doubt about a process."""
+
+    processid: str
+    decision: Literal["failed", "requeue"]
+
+
+calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home)
+
+
+@calls.row("getforwardmsg", ProcessById, Who.BOTH, reply="Forward")
+async def get_forward(
+    federation: Federation, caller: Caller, request: ProcessById
+) -> dict[str, Any]:
+    """How far a forwarded process is, and its outcome.
+
+    Raises RpcError 404.
+    """
+    processid = request.processid
     loaded = await federation.ledger.processes.load(federation.home, processid)
     if loaded is None:
         raise missing(f"process {processid} was not forwarded from this colony")
@@ -159,11 +182,24 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
     ]
 
 
-async def _asked(federation: Federation, processid: str) -> list[dict[str, Any]]:
-    """Who asked for a process that came from another colony, the origin first, verified now.
+@calls.row("resolveprocessmsg", Resolve, Who.OWNER, reply="Process", need=Need.FREES)
+async def resolve(federation: Federation, caller: Caller, request: Resolve) -> dict[str, Any]:
+    """Decide about a process in doubt: failed, or requeue it here."""
+    requeue = request.decision == "requeue"
+    return wire_process(
+        await resolving.resolve(federation.ledger, request.processid, requeue=requeue)
+    )
 
-    Raises RpcError 404.
+
+@calls.row("getoriginmsg", ProcessById, Who.BOTH, reply="Hop[]")
+async def get_origin(
+    federation: Federation, caller: Caller, request: ProcessById
+) -> list[dict[str, Any]]:
+    """The colonies that asked for a process, each verified.
+
+    The origin comes first. Raises RpcError 404.
     """
+    processid = request.processid
     loaded = await federation.ledger.processes.load(federation.home, processid)
     found = None
     if loaded is not None and loaded[0].origin:

@@ -18,13 +18,13 @@ from federation.routing.rules import Option, Report, Route, odds
 from node.etcd.pressure import Need
 from node.model.errors import bad
 from node.model.types import FunctionSpec
-from node.rpc.dispatch import Call, Caller, Who
+from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import Empty
 
 if TYPE_CHECKING:
     from federation.service.main import Federation
 
-__all__ = ["ExplainRoute", "rows", "statement_view", "tried_view"]
+__all__ = ["ExplainRoute", "calls", "statement_view", "tried_view"]
 
 
 class ExplainRoute(msgspec.Struct):
@@ -34,26 +34,32 @@ class ExplainRoute(msgspec.Struct):
     age: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
 
 
-def rows(federation: Federation) -> list[Call[Any]]:
-    """The rows; routes are for the owner of the home colony to see."""
+calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home)
 
-    def home(_: object) -> str:
-        return federation.home
 
-    async def get_routes(caller: Caller, request: Empty) -> list[dict[str, Any]]:
-        sent = federation.router.counters
-        return [
-            route_view(route) | {"sent": sent.get(route.number, 0)}
-            for route in federation.router.routes
-        ]
-
-    async def explain(caller: Caller, request: ExplainRoute) -> dict[str, Any]:
-        return explanation(federation, request.spec, request.age)
-
+@calls.row("getroutesmsg", Empty, Who.OWNER, reply="Route[]")
+async def get_routes(
+    federation: Federation, caller: Caller, request: Empty
+) -> list[dict[str, Any]]:
+    """The routes of the configuration."""
+    sent = federation.router.counters
     return [
-        Call("getroutesmsg", Empty, Who.OWNER, get_routes, home),
-        Call("explainroutemsg", ExplainRoute, Who.OWNER, explain, home, need=Need.FREES),
+        route_view(route) | {"sent": sent.get(route.number, 0)}
+        for route in federation.router.routes
     ]
+
+
+@calls.row(
+    "explainroutemsg",
+    ExplainRoute,
+    Who.OWNER,
+    reply="{stays, why, choices, routes}",
+    need=Need.FREES,
+    reads=True,
+)
+async def explain(federation: Federation, caller: Caller, request: ExplainRoute) -> dict[str, Any]:
+    """Where a spec would go now, and why."""
+    return explanation(federation, request.spec, request.age)
 
 
 def route_view(route: Route) -> dict[str, Any]:

@@ -72,21 +72,22 @@ from node.timers.election import home_identity
 
 log = get_logger("daemon")
 
-# Every module with rows of the table; each new capability adds its own here.
+# Every module with rows of the table, as the documentation has them; each new capability adds its
+# own here.
 HANDLERS = (
     colonies,
+    status,
+    locations,
     executors,
+    identities,
     processes,
     logs,
     workflows,
-    files,
-    snapshots,
     crons,
     generators,
-    status,
+    files,
+    snapshots,
     channels,
-    identities,
-    locations,
     blueprints,
 )
 
@@ -216,7 +217,7 @@ async def _serve(
     node.leader.identity = home_identity(settings.home)
     await node.retiming.load()
     for module in HANDLERS:
-        for call in module.calls(node):
+        for call in module.calls.of(node):
             table.add(call)
     info = await succession.finish(client, Home(settings.home), info, node.now())
     node.directory.serverid = await node.members.adopt(

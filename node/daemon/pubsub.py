@@ -47,7 +47,8 @@ from node.model.types import Process, State
 from node.processes.channels import FRAME, frames, wire
 from node.processes.subscriptions import Meter, Wanted
 from node.rpc import requests as req
-from node.rpc.dispatch import Call, Caller, Table, Who, decode_envelope, reply
+from node.rpc.calls import MINE, PARTY, Call, Caller, Calls, Who
+from node.rpc.dispatch import Table, decode_envelope, reply
 from node.runtime.node import Node
 from node.store.channels import Entry
 
@@ -128,6 +129,10 @@ class Frames:
         return made
 
 
+# The rows of what is sent to a socket, bound to it.
+calls: Calls[_Socket] = Calls("WebSocket")
+
+
 class _Socket:
     """One WebSocket: a reader, a task that pings, and a task for each subscription."""
 
@@ -158,14 +163,7 @@ class _Socket:
         self._active = 0
         self._idle_since = trio.current_time()
         self._heard = trio.current_time()
-        self._calls: dict[str, Call[Any]] = {
-            call.payloadtype: call
-            for call in (
-                Call(_TYPE, req.SubscribeProcess, Who.SIGNED, self._follow_one),
-                Call("subscribeprocessesmsg", req.SubscribeProcesses, Who.SIGNED, self._follow_any),
-                Call(_CHANNEL, Subscribe, Who.SIGNED, self._follow_channel),
-            )
-        }
+        self._calls: dict[str, Call[Any]] = {call.payloadtype: call for call in calls.of(self)}
 
     async def run(self, accept: bytes, ahead: bytes) -> None:
         """Serve the socket to its end; a drain cancels this, and the peer is told."""
@@ -376,8 +374,12 @@ class _Socket:
         if scope.cancelled_caught:
             self._end(_NORMAL, "timeout")
 
+    @calls.row(_TYPE, req.SubscribeProcess, Who.SIGNED, reply="Process, as often", rights=MINE)
     async def _follow_one(self, caller: Caller, request: req.SubscribeProcess) -> None:
-        """Tell each time a process enters a state, and of its end: the subscription's end, too."""
+        """Told each time a process enters a state, and of its end.
+
+        The end of the process is the subscription's end, too.
+        """
         colonies = frozenset(self._node.directory.colonies_of(caller.id))
         wanted = Wanted(colonies, request.state, request.processid)
         last = (-1, -1)
@@ -411,8 +413,15 @@ class _Socket:
                     if await (look() if process is None else told_all(process)):
                         return
 
+    @calls.row(
+        "subscribeprocessesmsg",
+        req.SubscribeProcesses,
+        Who.SIGNED,
+        reply="Process, as often",
+        rights="member of the colony",
+    )
     async def _follow_any(self, caller: Caller, request: req.SubscribeProcesses) -> None:
-        """Tell of each process of an executor type that enters a state."""
+        """Told of each process of an executor type that enters a state; one frame each."""
         if request.colonyname:
             self._require_member(caller, request.colonyname)
             colonies = [request.colonyname]
@@ -431,9 +440,11 @@ class _Socket:
                 self._require_member(caller, process.colonyname)
                 await self._tell(process)
 
+    @calls.row(_CHANNEL, Subscribe, Who.SIGNED, reply="MsgEntry[], as often", rights=PARTY)
     async def _follow_channel(self, caller: Caller, request: Subscribe) -> None:
-        """Send what is in a channel and what comes, then an empty array; the socket stays open.
+        """Told of each message.
 
+        That is what is in a channel and what comes, then an empty array; the socket stays open.
         Each look goes on from the last entry that was sent: nothing is buffered, missed or sent
         twice, and who reads slowly gets more entries in a frame.
         """

@@ -1,7 +1,6 @@
 """The table of calls as documentation: one row for each, with the fields of its request.
 
-The rows come from the table itself and the lines of `notes`; how they are printed is decided by
-the command line.
+The rows come from the table itself; how they are printed is decided by the command line.
 """
 
 from __future__ import annotations
@@ -12,12 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from node.handlers import channels
-from node.rpc import requests as req
-from node.rpc.dispatch import Call, Caller, Who
-from node.rpc.notes import NOT_CALLED, NOTES
-
-__all__ = ["Field", "Row", "describe", "markdown"]
+from node.rpc.calls import Call
 
 _PLAIN = {
     inspect.AnyType: "any",
@@ -51,6 +45,16 @@ caller's own colonies only: what belongs to others is 404, like what isn't there
 """
 
 
+# Payload types that upstream's code names and no server answers a call of.
+NOT_CALLED = {
+    "pausestatusreplymsg": "the type of the reply to getpausestatusmsg",
+    "error": "the type of every refusal",
+    "getnodemsg": "declared upstream, without a handler there or here: 403",
+    "getnodesmsg": "declared upstream, without a handler there or here: 403",
+    "getnodesbylocationmsg": "declared upstream, without a handler there or here: 403",
+}
+
+
 class Field(msgspec.Struct, frozen=True):
     """A field of a request. `optional` ones may be left out."""
 
@@ -70,35 +74,17 @@ class Row(msgspec.Struct, frozen=True):
     about: str
 
 
-def subscriptions() -> list[Call[Any]]:
-    """The rows of what is sent to `/pubsub`, where a socket makes its own handlers."""
-
-    async def by_socket(caller: Caller, request: Any) -> None:
-        raise NotImplementedError("subscriptions are served by node.daemon.pubsub")
-
-    return [
-        Call("subscribeprocessmsg", req.SubscribeProcess, Who.SIGNED, by_socket),
-        Call("subscribeprocessesmsg", req.SubscribeProcesses, Who.SIGNED, by_socket),
-        Call("subscribechannelmsg", channels.Subscribe, Who.SIGNED, by_socket),
-    ]
-
-
 def describe(calls: Iterable[Call[Any]]) -> list[Row]:
-    """The rows of `calls`, in the order of the documentation; calls without a note come last."""
-    table = {call.payloadtype: call for call in calls}
-    rows = []
-    for section, notes in NOTES.items():
-        for payloadtype, note in notes.items():
-            if payloadtype in table:
-                call = table.pop(payloadtype)
-                who = note.rights or call.who.value
-                fields = fields_of(call.request)
-                rows.append(Row(section, payloadtype, fields, who, note.reply, note.about))
-    rows += [
-        Row("Ours", call.payloadtype, fields_of(call.request), call.who.value, "", "")
-        for call in table.values()
-    ]
-    return rows
+    """The rows of `calls`, by sections in the order of their first calls; our own come last."""
+    sections: dict[str, list[Row]] = {}
+    for call in calls:
+        who = call.rights or call.who.value
+        row = Row(
+            call.section, call.payloadtype, fields_of(call.request), who, call.reply, call.about
+        )
+        sections.setdefault(call.section, []).append(row)
+    ours = sections.pop("Ours", [])
+    return [row for rows in sections.values() for row in rows] + ours
 
 
 def fields_of(kind: type) -> list[Field]:

@@ -15,7 +15,7 @@ from node.model.codec import wire_process, wire_time
 from node.model.errors import bad, denied
 from node.model.types import Int64
 from node.processes.spec import id_for
-from node.rpc.dispatch import Call, Caller, Who, many
+from node.rpc.calls import MINE, Caller, Calls, Who, every
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
@@ -281,112 +281,153 @@ def wire_change(row: Change) -> dict[str, Any]:
 # -- the calls ---------------------------------------------------------------------------
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for blueprints."""
-    directory, blueprints, definitions = node.directory, node.blueprints, node.definitions
+calls: Calls[Node] = Calls("Blueprints")
 
-    def initiator(caller: Caller) -> Initiator:
-        """The member who calls, or the colony when its owner does."""
-        if caller.member is not None:
-            return Initiator(caller.id, name_of(caller.member))
-        colony = directory.colony(caller.colony)
-        if colony is None:
-            raise denied(f"colony {caller.colony!r} is not hosted here")
-        return colony_initiator(colony)
 
-    async def define(caller: Caller, request: AddDefinition) -> dict[str, Any]:
-        return wire_definition(await definitions.add(defined(request.blueprintdefinition)))
+def initiator(node: Node, caller: Caller) -> Initiator:
+    """The member who calls, or the colony when its owner does."""
+    if caller.member is not None:
+        return Initiator(caller.id, name_of(caller.member))
+    colony = node.directory.colony(caller.colony)
+    if colony is None:
+        raise denied(f"colony {caller.colony!r} is not hosted here")
+    return colony_initiator(colony)
 
-    async def get_definition(caller: Caller, request: DefinitionNamed) -> dict[str, Any]:
-        return wire_definition(await definitions.get(request.colonyname, request.name))
 
-    async def get_definitions(caller: Caller, request: ColonyDefinitions) -> Rows:
-        return each(definitions.listing(request.colonyname), wire_definition)
+def of_sent(request: AddBlueprint | UpdateBlueprint) -> str:
+    meta = request.blueprint.metadata
+    return (meta.colonyname if meta else None) or ""
 
-    async def remove_definition(caller: Caller, request: Named) -> None:
-        await definitions.remove(request.namespace, request.name)
 
-    async def add(caller: Caller, request: AddBlueprint) -> dict[str, Any]:
-        new = wanted(request.blueprint)
-        if caller.nonce and not new.blueprintid:
-            new.blueprintid, new.repeatable = id_for(caller.id, caller.nonce), True
-        return wire_blueprint(await blueprints.add(new, initiator(caller)))
+def of_definition(request: AddDefinition) -> str:
+    meta = request.blueprintdefinition.metadata
+    return (meta.colonyname if meta else None) or ""
 
-    async def get(caller: Caller, request: Named) -> dict[str, Any]:
-        return wire_blueprint(await blueprints.get(request.namespace, request.name))
 
-    async def get_many(caller: Caller, request: GetBlueprints) -> Rows:
-        found = blueprints.listing(request.namespace, request.kind, request.locationname)
-        return each(found, wire_blueprint)
+@calls.row(
+    "addblueprintdefinitionmsg",
+    AddDefinition,
+    Who.OWNER,
+    reply="BlueprintDefinition",
+    colony=of_definition,
+)
+async def define(node: Node, caller: Caller, request: AddDefinition) -> dict[str, Any]:
+    """Add a kind of blueprints."""
+    return wire_definition(await node.definitions.add(defined(request.blueprintdefinition)))
 
-    async def update(caller: Caller, request: UpdateBlueprint) -> dict[str, Any]:
-        changed = await blueprints.update(
-            wanted(request.blueprint), initiator(caller), force=request.forcegeneration
-        )
-        return wire_blueprint(changed)
 
-    async def remove(caller: Caller, request: Named) -> None:
-        await blueprints.remove(request.namespace, request.name, initiator(caller))
+@calls.row("getblueprintdefinitionmsg", DefinitionNamed, Who.BOTH, reply="BlueprintDefinition")
+async def get_definition(node: Node, caller: Caller, request: DefinitionNamed) -> dict[str, Any]:
+    """A kind by name."""
+    return wire_definition(await node.definitions.get(request.colonyname, request.name))
 
-    async def set_status(caller: Caller, request: UpdateStatus) -> None:
-        name = request.blueprintname
-        await blueprints.set_status(request.colonyname, name, request.status or {})
 
-    async def reconcile(caller: Caller, request: Reconcile) -> dict[str, Any]:
-        process = await blueprints.reconcile(
-            request.namespace,
-            request.name,
-            initiator(caller),
-            force=request.force,
-            processid=id_for(caller.id, caller.nonce),
-        )
-        return wire_process(process)
+@calls.row(
+    "getblueprintdefinitionsmsg",
+    ColonyDefinitions,
+    Who.BOTH,
+    reply="BlueprintDefinition[]",
+    heavy=every,
+)
+async def get_definitions(node: Node, caller: Caller, request: ColonyDefinitions) -> Rows:
+    """List the kinds."""
+    return each(node.definitions.listing(request.colonyname), wire_definition)
 
-    async def history(caller: Caller, request: GetHistory) -> list[dict[str, Any]]:
-        colonies = set(directory.colonies_of(caller.id))
-        for name, roster in directory.rosters.items():
-            if roster.colony is not None and roster.colony.colonyid == caller.id:
-                colonies.add(name)
-        if not colonies:
-            raise denied("the caller is a member or the owner of no colony here")
-        rows = await blueprints.history(sorted(colonies), request.blueprintid, request.limit)
-        return [wire_change(row) for row in rows]
 
-    def of(request: Any) -> str:
-        return str(request.colonyname)
+@calls.row("removeblueprintdefinitionmsg", Named, Who.OWNER, colony="namespace", need=Need.FREES)
+async def remove_definition(node: Node, caller: Caller, request: Named) -> None:
+    """Remove a kind of which there are none."""
+    await node.definitions.remove(request.namespace, request.name)
 
-    def of_named(request: Any) -> str:
-        return str(request.namespace)
 
-    def of_sent(request: AddBlueprint | UpdateBlueprint) -> str:
-        meta = request.blueprint.metadata
-        return (meta.colonyname if meta else None) or ""
+@calls.row(
+    "addblueprintmsg", AddBlueprint, Who.BOTH, reply="Blueprint", colony=of_sent, once=Once.RESUMED
+)
+async def add(node: Node, caller: Caller, request: AddBlueprint) -> dict[str, Any]:
+    """Add a blueprint."""
+    new = wanted(request.blueprint)
+    if caller.nonce and not new.blueprintid:
+        new.blueprintid, new.repeatable = id_for(caller.id, caller.nonce), True
+    return wire_blueprint(await node.blueprints.add(new, initiator(node, caller)))
 
-    def of_definition(request: AddDefinition) -> str:
-        meta = request.blueprintdefinition.metadata
-        return (meta.colonyname if meta else None) or ""
 
-    both = Who.BOTH
-    return [
-        Call("addblueprintdefinitionmsg", AddDefinition, Who.OWNER, define, of_definition),
-        Call("getblueprintdefinitionmsg", DefinitionNamed, both, get_definition, of),
-        Call(
-            "getblueprintdefinitionsmsg", ColonyDefinitions, both, get_definitions, of, heavy=many
-        ),
-        Call(
-            "removeblueprintdefinitionmsg",
-            Named,
-            Who.OWNER,
-            remove_definition,
-            of_named,
-            need=Need.FREES,
-        ),
-        Call("addblueprintmsg", AddBlueprint, both, add, of_sent, Once.RESUMED),
-        Call("getblueprintmsg", Named, both, get, of_named),
-        Call("getblueprintsmsg", GetBlueprints, both, get_many, of_named, heavy=many),
-        Call("updateblueprintmsg", UpdateBlueprint, both, update, of_sent),
-        Call("removeblueprintmsg", Named, both, remove, of_named, need=Need.FREES),
-        Call("updateblueprintstatusmsg", UpdateStatus, Who.MEMBER, set_status, of, need=Need.WORKS),
-        Call("reconcileblueprintmsg", Reconcile, Who.MEMBER, reconcile, of_named, Once.RESUMED),
-        Call("getblueprinthistorymsg", GetHistory, Who.SIGNED, history, heavy=many),
-    ]
+@calls.row("getblueprintmsg", Named, Who.BOTH, reply="Blueprint", colony="namespace")
+async def get(node: Node, caller: Caller, request: Named) -> dict[str, Any]:
+    """A blueprint by name."""
+    return wire_blueprint(await node.blueprints.get(request.namespace, request.name))
+
+
+@calls.row(
+    "getblueprintsmsg",
+    GetBlueprints,
+    Who.BOTH,
+    reply="Blueprint[]",
+    colony="namespace",
+    heavy=every,
+)
+async def get_many(node: Node, caller: Caller, request: GetBlueprints) -> Rows:
+    """Blueprints, of one kind, at one location."""
+    found = node.blueprints.listing(request.namespace, request.kind, request.locationname)
+    return each(found, wire_blueprint)
+
+
+@calls.row("updateblueprintmsg", UpdateBlueprint, Who.BOTH, reply="Blueprint", colony=of_sent)
+async def update(node: Node, caller: Caller, request: UpdateBlueprint) -> dict[str, Any]:
+    """Replace a blueprint's spec."""
+    changed = await node.blueprints.update(
+        wanted(request.blueprint), initiator(node, caller), force=request.forcegeneration
+    )
+    return wire_blueprint(changed)
+
+
+@calls.row("removeblueprintmsg", Named, Who.BOTH, colony="namespace", need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: Named) -> None:
+    """Remove a blueprint; its executors clean up."""
+    await node.blueprints.remove(request.namespace, request.name, initiator(node, caller))
+
+
+@calls.row("updateblueprintstatusmsg", UpdateStatus, Who.MEMBER, need=Need.WORKS)
+async def set_status(node: Node, caller: Caller, request: UpdateStatus) -> None:
+    """Replace a blueprint's status."""
+    name = request.blueprintname
+    await node.blueprints.set_status(request.colonyname, name, request.status or {})
+
+
+@calls.row(
+    "reconcileblueprintmsg",
+    Reconcile,
+    Who.MEMBER,
+    reply="Process",
+    colony="namespace",
+    once=Once.RESUMED,
+)
+async def reconcile(node: Node, caller: Caller, request: Reconcile) -> dict[str, Any]:
+    """Make a blueprint real now."""
+    process = await node.blueprints.reconcile(
+        request.namespace,
+        request.name,
+        initiator(node, caller),
+        force=request.force,
+        processid=id_for(caller.id, caller.nonce),
+    )
+    return wire_process(process)
+
+
+@calls.row(
+    "getblueprinthistorymsg",
+    GetHistory,
+    Who.SIGNED,
+    reply="BlueprintHistory[]",
+    rights=MINE,
+    heavy=every,
+)
+async def history(node: Node, caller: Caller, request: GetHistory) -> list[dict[str, Any]]:
+    """What it was, newest first."""
+    colonies = set(node.directory.colonies_of(caller.id))
+    for name, roster in node.directory.rosters.items():
+        if roster.colony is not None and roster.colony.colonyid == caller.id:
+            colonies.add(name)
+    if not colonies:
+        raise denied("the caller is a member or the owner of no colony here")
+    rows = await node.blueprints.history(sorted(colonies), request.blueprintid, request.limit)
+    return [wire_change(row) for row in rows]

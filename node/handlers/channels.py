@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -13,7 +13,7 @@ from node.etcd.pressure import Need
 from node.model.errors import bad
 from node.model.types import Int64
 from node.processes.channels import MAX_TYPE, wire
-from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Who
+from node.rpc.calls import MANY_TOKENS, PARTY, Caller, Calls, Who
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.channels import Entry
@@ -51,46 +51,41 @@ class Subscribe(msgspec.Struct):
     timeout: Int64 = 0
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for channels."""
-    channels = node.channels
+calls: Calls[Node] = Calls("Channels")
 
-    async def append(caller: Caller, request: Append) -> None:
-        if len(request.payloadtype) > MAX_TYPE:
-            raise bad(f"payloadtype: at most {MAX_TYPE} characters")
-        said = Entry(
-            senderid=caller.id,
-            sequence=request.sequence,
-            inreplyto=request.inreplyto,
-            timestamp=0,
-            type=request.payloadtype or "data",
-            payload=_bytes(request.payload),
-        )
-        await channels.append(request.processid, request.name, said, caller.nonce)
 
-    async def read(caller: Caller, request: Read) -> Rows:
-        process, _ = await channels.find(caller.id, request.processid, request.name)
-        return each(channels.pages(process, request.name, request.afterseq, request.limit), wire)
+@calls.row(
+    "channelappendmsg", Append, Who.SIGNED, rights=PARTY, once=Once.TOGETHER, tokens=MANY_TOKENS
+)
+async def append(node: Node, caller: Caller, request: Append) -> None:
+    """Send a message."""
+    if len(request.payloadtype) > MAX_TYPE:
+        raise bad(f"payloadtype: at most {MAX_TYPE} characters")
+    said = Entry(
+        senderid=caller.id,
+        sequence=request.sequence,
+        inreplyto=request.inreplyto,
+        timestamp=0,
+        type=request.payloadtype or "data",
+        payload=_bytes(request.payload),
+    )
+    await node.channels.append(request.processid, request.name, said, caller.nonce)
 
-    return [
-        Call(
-            "channelappendmsg",
-            Append,
-            Who.SIGNED,
-            append,
-            None,
-            Once.TOGETHER,
-            tokens=MANY_TOKENS,
-        ),
-        Call(
-            "channelreadmsg",
-            Read,
-            Who.SIGNED,
-            read,
-            need=Need.FREES,
-            heavy=lambda request: not 0 < request.limit <= _LIGHT,
-        ),
-    ]
+
+@calls.row(
+    "channelreadmsg",
+    Read,
+    Who.SIGNED,
+    reply="MsgEntry[]",
+    rights=PARTY,
+    need=Need.FREES,
+    heavy=lambda request: not 0 < request.limit <= _LIGHT,
+    reads=True,
+)
+async def read(node: Node, caller: Caller, request: Read) -> Rows:
+    """Messages after so many."""
+    process, _ = await node.channels.find(caller.id, request.processid, request.name)
+    return each(node.channels.pages(process, request.name, request.afterseq, request.limit), wire)
 
 
 def _bytes(payload: str | list[Byte] | None) -> bytes:

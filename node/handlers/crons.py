@@ -13,7 +13,7 @@ from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.model.types import Int64
 from node.processes.spec import id_for
-from node.rpc.dispatch import Call, Caller, Who, many
+from node.rpc.calls import MINE, Caller, Calls, Who, every
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.crons import Cron
@@ -71,79 +71,78 @@ def wire_cron(cron: Cron, workflowspec: str) -> dict[str, Any]:
     return wire | ({"skipped": cron.skipped} if cron.skipped else {})
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for crons."""
-    crons = node.crons
+calls: Calls[Node] = Calls("Crons")
 
-    async def wire(cron: Cron) -> dict[str, Any]:
-        return wire_cron(cron, await crons.spec(cron))
 
-    async def locate(caller: Caller, cronid: str) -> Cron:
-        """A cron in one of the caller's colonies: others' can't be told from nothing."""
-        known = await node.directory.seek(caller.id, lambda colony: crons.load(colony, cronid))
-        if known is not None:
-            return known[0]
-        raise missing(f"cronid: no cron {cronid[:80]!r} in the caller's colonies")
+async def wire(node: Node, cron: Cron) -> dict[str, Any]:
+    return wire_cron(cron, await node.crons.spec(cron))
 
-    async def add(caller: Caller, request: AddCron) -> dict[str, Any]:
-        """Start a workflow by the clock, at the times of an expression or of an interval."""
-        assert caller.member is not None
-        asked = request.cron
-        text, place = asked.workflowspec, "cron.workflowspec"
-        workflow = await apart(len(text), readable, text, asked.colonyname, place)
-        cron = Cron(
-            cronid=id_for(caller.id, caller.nonce),
-            colonyname=asked.colonyname,
-            name=asked.name,
-            initiatorid=caller.id,
-            initiatorname=name_of(caller.member),
-            cronexpression=asked.cronexpression,
-            interval=asked.interval,
-            random=asked.random,
-            waitforprevprocessgraph=asked.waitforprevprocessgraph or asked.waitforprevprocessgrap,
-        )
-        return wire_cron(await crons.add(cron, workflow), workflow)
 
-    async def get(caller: Caller, request: CronById) -> dict[str, Any]:
-        """One cron, with its next and last run."""
-        return await wire(await locate(caller, request.cronid))
+async def locate(node: Node, caller: Caller, cronid: str) -> Cron:
+    """A cron in one of the caller's colonies: others' can't be told from nothing."""
+    known = await node.directory.seek(caller.id, lambda colony: node.crons.load(colony, cronid))
+    if known is not None:
+        return known[0]
+    raise missing(f"cronid: no cron {cronid[:80]!r} in the caller's colonies")
 
-    async def get_many(caller: Caller, request: GetCrons) -> Rows:
-        """The crons of a colony, by name."""
-        if request.count < 0:
-            raise bad("count: 0 or more")
-        found = await crons.listing(request.colonyname, request.count)
-        return each(crons.with_specs(found), lambda pair: wire_cron(*pair))
 
-    async def run(caller: Caller, request: CronById) -> dict[str, Any]:
-        """Start the workflow of a cron now; not while the previous one runs, if it waits for it."""
-        cron = await locate(caller, request.cronid)
-        token = id_for(caller.id, caller.nonce)
-        return await wire(await crons.run_now(cron.colonyname, cron.cronid, token))
+@calls.row(
+    "addcronmsg", AddCron, Who.MEMBER, reply="Cron", colony="cron.colonyname", once=Once.RESUMED
+)
+async def add(node: Node, caller: Caller, request: AddCron) -> dict[str, Any]:
+    """Start a workflow by the clock.
 
-    async def remove(caller: Caller, request: CronById) -> None:
-        """Remove a cron; what it started stays."""
-        cron = await locate(caller, request.cronid)
-        await crons.remove(cron.colonyname, cron.cronid)
+    It starts at the times of an expression or of an interval.
+    """
+    assert caller.member is not None
+    asked = request.cron
+    text, place = asked.workflowspec, "cron.workflowspec"
+    workflow = await apart(len(text), readable, text, asked.colonyname, place)
+    cron = Cron(
+        cronid=id_for(caller.id, caller.nonce),
+        colonyname=asked.colonyname,
+        name=asked.name,
+        initiatorid=caller.id,
+        initiatorname=name_of(caller.member),
+        cronexpression=asked.cronexpression,
+        interval=asked.interval,
+        random=asked.random,
+        waitforprevprocessgraph=asked.waitforprevprocessgraph or asked.waitforprevprocessgrap,
+    )
+    return wire_cron(await node.crons.add(cron, workflow), workflow)
 
-    return [
-        Call(
-            "addcronmsg",
-            AddCron,
-            Who.MEMBER,
-            add,
-            lambda request: request.cron.colonyname,
-            Once.RESUMED,
-        ),
-        Call("getcronmsg", CronById, Who.SIGNED, get),
-        Call(
-            "getcronsmsg",
-            GetCrons,
-            Who.MEMBER,
-            get_many,
-            lambda request: request.colonyname,
-            heavy=many,
-        ),
-        Call("runcronmsg", CronById, Who.SIGNED, run, None, Once.RESUMED),
-        Call("removecronmsg", CronById, Who.SIGNED, remove, need=Need.FREES),
-    ]
+
+@calls.row("getcronmsg", CronById, Who.SIGNED, reply="Cron", rights=MINE)
+async def get(node: Node, caller: Caller, request: CronById) -> dict[str, Any]:
+    """A cron by id."""
+    return await wire(node, await locate(node, caller, request.cronid))
+
+
+@calls.row("getcronsmsg", GetCrons, Who.MEMBER, reply="Cron[]", heavy=every)
+async def get_many(node: Node, caller: Caller, request: GetCrons) -> Rows:
+    """List the crons."""
+    if request.count < 0:
+        raise bad("count: 0 or more")
+    found = await node.crons.listing(request.colonyname, request.count)
+    return each(node.crons.with_specs(found), lambda pair: wire_cron(*pair))
+
+
+@calls.row("runcronmsg", CronById, Who.SIGNED, reply="Cron", rights=MINE, once=Once.RESUMED)
+async def run(node: Node, caller: Caller, request: CronById) -> dict[str, Any]:
+    """Start a cron's workflow now.
+
+    Not while the previous one runs, if the cron waits for it.
+    """
+    cron = await locate(node, caller, request.cronid)
+    token = id_for(caller.id, caller.nonce)
+    return await wire(node, await node.crons.run_now(cron.colonyname, cron.cronid, token))
+
+
+@calls.row("removecronmsg", CronById, Who.SIGNED, rights=MINE, need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: CronById) -> None:
+    """Remove a cron.
+
+    What it started stays.
+    """
+    cron = await locate(node, caller, request.cronid)
+    await node.crons.remove(cron.colonyname, cron.cronid)

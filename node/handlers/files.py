@@ -18,7 +18,7 @@ from node.model.errors import RpcError, bad, denied, missing
 from node.model.ids import new_id
 from node.model.types import Int64
 from node.processes.spec import id_for
-from node.rpc.dispatch import Call, Caller, Who, many
+from node.rpc.calls import Caller, Calls, Who, every
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.files import File, Reference, S3Object
@@ -82,95 +82,106 @@ def _is_heavy(request: GetFile) -> bool:
     return not request.fileid and not request.latest
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for files."""
-    files = node.files
+calls: Calls[Node] = Calls("Files")
 
-    async def add(caller: Caller, request: AddFile) -> dict[str, Any]:
-        file = _checked(request.file)
-        if caller.nonce:
-            # A repeat of the same request, after a lost reply, adds nothing.
-            file.fileid = id_for(caller.id, caller.nonce)
-        added = await files.add(file)
-        if _content(added) != _content(file):
-            raise denied("nonce: used already for another file")
-        return wire_file(added)
 
-    async def added(caller: Caller, request: AddFile, place: str) -> dict[str, Any]:
-        found = await files.get(request.file.colonyname, id_for(caller.id, caller.nonce))
-        if found is None:
-            raise missing("nonce: the file that this request added was removed")
-        return wire_file(found)
+async def added(node: Node, caller: Caller, request: AddFile, place: str) -> dict[str, Any]:
+    found = await node.files.get(request.file.colonyname, id_for(caller.id, caller.nonce))
+    if found is None:
+        raise missing("nonce: the file that this request added was removed")
+    return wire_file(found)
 
-    async def get(caller: Caller, request: GetFile) -> list[dict[str, Any]] | Rows:
-        colony = request.colonyname
-        if request.fileid:
-            file = await files.get(colony, request.fileid)
-            found = [file] if file else []
-        elif request.label and request.name:
-            label = normalise_label(request.label, "label")
-            name = check_name(request.name, "name")
-            found = await files.newest(colony, label, name)
-            if found and not request.latest:
-                return each(files.versions(colony, label, name), wire_file)
-        else:
-            raise bad("fileid, label: an id is needed, or a label and a name")
-        if not found:
-            raise missing("fileid, label, name: no such file in this colony")
-        return [wire_file(file) for file in found]
 
-    async def get_many(caller: Caller, request: GetFiles) -> Rows:
-        return files.listing(request.colonyname, normalise_label(request.label, "label"))
+@calls.row(
+    "addfilemsg",
+    AddFile,
+    Who.MEMBER,
+    reply="File",
+    colony="file.colonyname",
+    once=Once.TOGETHER,
+    again=added,
+)
+async def add(node: Node, caller: Caller, request: AddFile) -> dict[str, Any]:
+    """Add a revision of a file; its bytes lie elsewhere."""
+    file = _checked(request.file)
+    if caller.nonce:
+        # A repeat of the same request, after a lost reply, adds nothing.
+        file.fileid = id_for(caller.id, caller.nonce)
+    added = await node.files.add(file)
+    if _content(added) != _content(file):
+        raise denied("nonce: used already for another file")
+    return wire_file(added)
 
-    async def labels(caller: Caller, request: GetLabels) -> Rows:
-        if request.exact and request.name:
-            name = normalise_label(request.name, "name")
-            return files.labels_below(request.colonyname, name)
-        prefix = "/" + request.name.lstrip("/")
-        return files.labels(request.colonyname, prefix)
 
-    async def remove(caller: Caller, request: RemoveFile) -> None:
-        if request.fileid:
-            await files.remove(request.colonyname, request.fileid)
-        elif request.label and request.name:
-            label = normalise_label(request.label, "label")
-            name = check_name(request.name, "name")
-            await files.remove_all(request.colonyname, label, name)
-        else:
-            raise bad("fileid, label: an id is needed, or a label and a name")
+@calls.row("getfilemsg", GetFile, Who.MEMBER, reply="File[]", heavy=_is_heavy)
+async def get(node: Node, caller: Caller, request: GetFile) -> list[dict[str, Any]] | Rows:
+    """Revisions of a file, by id or by label and name."""
+    colony = request.colonyname
+    if request.fileid:
+        file = await node.files.get(colony, request.fileid)
+        found = [file] if file else []
+    elif request.label and request.name:
+        label = normalise_label(request.label, "label")
+        name = check_name(request.name, "name")
+        found = await node.files.newest(colony, label, name)
+        if found and not request.latest:
+            return each(node.files.versions(colony, label, name), wire_file)
+    else:
+        raise bad("fileid, label: an id is needed, or a label and a name")
+    if not found:
+        raise missing("fileid, label, name: no such file in this colony")
+    return [wire_file(file) for file in found]
 
-    async def ticket(caller: Caller, request: Ticket) -> dict[str, Any]:
-        if request.method == "PUT":
-            node.client.pressure.demand(Need.GROWS)
-        return await _ticket(node, caller, request, renew=True)
 
-    async def ticket_again(caller: Caller, request: Ticket, place: str) -> dict[str, Any]:
-        return await _ticket(node, caller, request, renew=False)
+@calls.row("getfilesmsg", GetFiles, Who.MEMBER, reply="FileData[]", heavy=every)
+async def get_many(node: Node, caller: Caller, request: GetFiles) -> Rows:
+    """The newest revision of each file under a label."""
+    return node.files.listing(request.colonyname, normalise_label(request.label, "label"))
 
-    def of(request: Any) -> str:
-        return str(request.colonyname)
 
-    def of_file(request: AddFile) -> str:
-        return request.file.colonyname
+@calls.row("getfilelabelsmsg", GetLabels, Who.MEMBER, reply="Label[]", heavy=every)
+async def labels(node: Node, caller: Caller, request: GetLabels) -> Rows:
+    """List labels."""
+    if request.exact and request.name:
+        name = normalise_label(request.name, "name")
+        return node.files.labels_below(request.colonyname, name)
+    prefix = "/" + request.name.lstrip("/")
+    return node.files.labels(request.colonyname, prefix)
 
-    return [
-        Call("addfilemsg", AddFile, Who.MEMBER, add, of_file, Once.TOGETHER, added),
-        Call("getfilemsg", GetFile, Who.MEMBER, get, of, heavy=_is_heavy),
-        Call("getfilesmsg", GetFiles, Who.MEMBER, get_many, of, heavy=many),
-        Call("getfilelabelsmsg", GetLabels, Who.MEMBER, labels, of, heavy=many),
-        Call("removefilemsg", RemoveFile, Who.MEMBER, remove, of, need=Need.FREES),
-        Call(
-            "fileticketmsg",
-            Ticket,
-            Who.MEMBER,
-            ticket,
-            of,
-            Once.TOGETHER,
-            ticket_again,
-            lambda request: request.method == "GET",
-            need=Need.FREES,
-        ),
-    ]
+
+@calls.row("removefilemsg", RemoveFile, Who.MEMBER, need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: RemoveFile) -> None:
+    """Remove a revision, or all of a file."""
+    if request.fileid:
+        await node.files.remove(request.colonyname, request.fileid)
+    elif request.label and request.name:
+        label = normalise_label(request.label, "label")
+        name = check_name(request.name, "name")
+        await node.files.remove_all(request.colonyname, label, name)
+    else:
+        raise bad("fileid, label: an id is needed, or a label and a name")
+
+
+async def ticket_again(node: Node, caller: Caller, request: Ticket, place: str) -> dict[str, Any]:
+    return await _ticket(node, caller, request, renew=False)
+
+
+@calls.row(
+    "fileticketmsg",
+    Ticket,
+    Who.MEMBER,
+    reply="{method, url, expires, size, offset, complete, partsize}",
+    section="Ours",
+    once=Once.TOGETHER,
+    again=ticket_again,
+    harmless=lambda request: request.method == "GET",
+    need=Need.FREES,
+)
+async def ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]:
+    """Leave to fetch or to store the bytes of a file in the node's own directory."""
+    if request.method == "PUT":
+        node.client.pressure.demand(Need.GROWS)
+    return await _ticket(node, caller, request, renew=True)
 
 
 async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -> dict[str, Any]:

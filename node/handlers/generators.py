@@ -13,7 +13,7 @@ from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.model.types import Int64
 from node.processes.spec import id_for
-from node.rpc.dispatch import Call, Caller, Who, many
+from node.rpc.calls import MINE, Caller, Calls, Who, every
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.directory import name_of
@@ -73,86 +73,99 @@ def wire_generator(generator: Generator, workflowspec: str) -> dict[str, Any]:
     }
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for generators."""
-    generators = node.generators
+calls: Calls[Node] = Calls("Generators")
 
-    async def wire(generator: Generator) -> dict[str, Any]:
-        return wire_generator(generator, await generators.spec(generator))
 
-    async def locate(caller: Caller, generatorid: str) -> Generator:
-        """A generator in one of the caller's colonies: others' can't be told from nothing."""
-        known = await node.directory.seek(
-            caller.id, lambda colony: generators.load(colony, generatorid)
-        )
-        if known is not None:
-            return known[0]
-        raise missing(f"generatorid: no generator {generatorid[:80]!r} in the caller's colonies")
+async def wire(node: Node, generator: Generator) -> dict[str, Any]:
+    return wire_generator(generator, await node.generators.spec(generator))
 
-    async def add(caller: Caller, request: AddGenerator) -> dict[str, Any]:
-        """Start a workflow whenever so many arguments are packed, or some waited long enough."""
-        assert caller.member is not None
-        asked = request.generator
-        text, place = asked.workflowspec, "generator.workflowspec"
-        workflow = await apart(len(text), readable, text, asked.colonyname, place)
-        generator = Generator(
-            generatorid=id_for(caller.id, caller.nonce),
-            colonyname=asked.colonyname,
-            name=asked.name,
-            initiatorid=caller.id,
-            initiatorname=name_of(caller.member),
-            trigger=asked.trigger,
-            timeout=asked.timeout,
-        )
-        added = await generators.add(generator, workflow)
-        return wire_generator(added, workflow)
 
-    async def get(caller: Caller, request: GeneratorById) -> dict[str, Any]:
-        """One generator, with the size of its queue."""
-        return await wire(await locate(caller, request.generatorid))
+async def locate(node: Node, caller: Caller, generatorid: str) -> Generator:
+    """A generator in one of the caller's colonies: others' can't be told from nothing."""
+    known = await node.directory.seek(
+        caller.id, lambda colony: node.generators.load(colony, generatorid)
+    )
+    if known is not None:
+        return known[0]
+    raise missing(f"generatorid: no generator {generatorid[:80]!r} in the caller's colonies")
 
-    async def resolve(caller: Caller, request: ResolveGenerator) -> dict[str, Any]:
-        """The generator with a name."""
-        found = await generators.find(request.colonyname, request.generatorname)
-        if found is None:
-            raise missing(f"generatorname: no generator {request.generatorname[:80]!r}")
-        return await wire(found)
 
-    async def get_many(caller: Caller, request: GetGenerators) -> Rows:
-        """The generators of a colony, by name."""
-        if request.count < 0:
-            raise bad("count: 0 or more")
-        found = await generators.listing(request.colonyname, request.count)
-        return each(generators.with_specs(found), lambda pair: wire_generator(*pair))
+@calls.row(
+    "addgeneratormsg",
+    AddGenerator,
+    Who.MEMBER,
+    reply="Generator",
+    colony="generator.colonyname",
+    once=Once.RESUMED,
+)
+async def add(node: Node, caller: Caller, request: AddGenerator) -> dict[str, Any]:
+    """Start a workflow for so many arguments.
 
-    async def pack(caller: Caller, request: PackGenerator) -> None:
-        """Add an argument to the queue of a generator."""
-        colonies = node.directory.colonies_of(caller.id)
-        if len(colonies) != 1:
-            colonies = [(await locate(caller, request.generatorid)).colonyname]
-        token = id_for(caller.id, caller.nonce) if caller.nonce else ""
-        await generators.pack(colonies[0], request.generatorid, request.arg, token)
+    It starts, too, once some waited long enough.
+    """
+    assert caller.member is not None
+    asked = request.generator
+    text, place = asked.workflowspec, "generator.workflowspec"
+    workflow = await apart(len(text), readable, text, asked.colonyname, place)
+    generator = Generator(
+        generatorid=id_for(caller.id, caller.nonce),
+        colonyname=asked.colonyname,
+        name=asked.name,
+        initiatorid=caller.id,
+        initiatorname=name_of(caller.member),
+        trigger=asked.trigger,
+        timeout=asked.timeout,
+    )
+    added = await node.generators.add(generator, workflow)
+    return wire_generator(added, workflow)
 
-    async def remove(caller: Caller, request: GeneratorById) -> None:
-        """Remove a generator and its queue; what it started stays."""
-        generator = await locate(caller, request.generatorid)
-        await generators.remove(generator.colonyname, generator.generatorid)
 
-    def of(request: Any) -> str:
-        return str(request.colonyname)
+@calls.row("getgeneratormsg", GeneratorById, Who.SIGNED, reply="Generator", rights=MINE)
+async def get(node: Node, caller: Caller, request: GeneratorById) -> dict[str, Any]:
+    """A generator by id, with what waits in it."""
+    return await wire(node, await locate(node, caller, request.generatorid))
 
-    return [
-        Call(
-            "addgeneratormsg",
-            AddGenerator,
-            Who.MEMBER,
-            add,
-            lambda request: request.generator.colonyname,
-            Once.RESUMED,
-        ),
-        Call("getgeneratormsg", GeneratorById, Who.SIGNED, get),
-        Call("resolvegeneratormsg", ResolveGenerator, Who.MEMBER, resolve, of, need=Need.FREES),
-        Call("getgeneratorsmsg", GetGenerators, Who.MEMBER, get_many, of, heavy=many),
-        Call("packgeneratormsg", PackGenerator, Who.SIGNED, pack, None, Once.RESUMED),
-        Call("removegeneratormsg", GeneratorById, Who.SIGNED, remove, need=Need.FREES),
-    ]
+
+@calls.row(
+    "resolvegeneratormsg",
+    ResolveGenerator,
+    Who.MEMBER,
+    reply="Generator",
+    need=Need.FREES,
+    reads=True,
+)
+async def resolve(node: Node, caller: Caller, request: ResolveGenerator) -> dict[str, Any]:
+    """A generator by name."""
+    found = await node.generators.find(request.colonyname, request.generatorname)
+    if found is None:
+        raise missing(f"generatorname: no generator {request.generatorname[:80]!r}")
+    return await wire(node, found)
+
+
+@calls.row("getgeneratorsmsg", GetGenerators, Who.MEMBER, reply="Generator[]", heavy=every)
+async def get_many(node: Node, caller: Caller, request: GetGenerators) -> Rows:
+    """List the generators."""
+    if request.count < 0:
+        raise bad("count: 0 or more")
+    found = await node.generators.listing(request.colonyname, request.count)
+    return each(node.generators.with_specs(found), lambda pair: wire_generator(*pair))
+
+
+@calls.row("packgeneratormsg", PackGenerator, Who.SIGNED, rights=MINE, once=Once.RESUMED)
+async def pack(node: Node, caller: Caller, request: PackGenerator) -> None:
+    """Add an argument to a generator."""
+    colonies = node.directory.colonies_of(caller.id)
+    if len(colonies) != 1:
+        colonies = [(await locate(node, caller, request.generatorid)).colonyname]
+    token = id_for(caller.id, caller.nonce) if caller.nonce else ""
+    await node.generators.pack(colonies[0], request.generatorid, request.arg, token)
+
+
+@calls.row("removegeneratormsg", GeneratorById, Who.SIGNED, rights=MINE, need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: GeneratorById) -> None:
+    """Remove a generator and what waits in it.
+
+    What it started stays.
+    """
+    generator = await locate(node, caller, request.generatorid)
+    await node.generators.remove(generator.colonyname, generator.generatorid)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from node.etcd.pressure import Need
-from node.rpc.dispatch import Call, Caller, Who
+from node.rpc.calls import SELF, Caller, Calls, Who
 from node.runtime.node import Node
 
 
@@ -30,35 +30,64 @@ class ChangeServerId(msgspec.Struct):
     serverid: str
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for changes of ids."""
-    identities = node.identities
+calls: Calls[Node] = Calls("Users")
 
-    async def user(caller: Caller, request: ChangeUserId) -> dict[str, Any]:
-        await identities.change_user(request.colonyname, caller.id, request.userid)
-        return _echo("changeuseridmsg", request)
 
-    async def executor(caller: Caller, request: ChangeExecutorId) -> dict[str, Any]:
-        await identities.change_executor(request.colonyname, caller.id, request.executorid)
-        return _echo("changeexecutoridmsg", request)
+@calls.row(
+    "changeserveridmsg",
+    ChangeServerId,
+    Who.SERVER,
+    reply="the request",
+    section="Server",
+    need=Need.FREES,
+)
+async def change_server(node: Node, caller: Caller, request: ChangeServerId) -> dict[str, Any]:
+    """Give the server's owner another id."""
+    await node.identities.change_server(request.serverid)
+    return _echo("changeserveridmsg", request)
 
-    async def colony(caller: Caller, request: ChangeColonyId) -> dict[str, Any]:
-        await identities.change_colony(request.colonyname, request.colonyid)
-        return _echo("changecolonyidmsg", request)
 
-    async def server(caller: Caller, request: ChangeServerId) -> dict[str, Any]:
-        await identities.change_server(request.serverid)
-        return _echo("changeserveridmsg", request)
+@calls.row(
+    "changecolonyidmsg",
+    ChangeColonyId,
+    Who.OWNER,
+    reply="the request",
+    section="Colonies",
+    need=Need.FREES,
+)
+async def change_colony(node: Node, caller: Caller, request: ChangeColonyId) -> dict[str, Any]:
+    """Give the colony's owner another id."""
+    await node.identities.change_colony(request.colonyname, request.colonyid)
+    return _echo("changecolonyidmsg", request)
 
-    def of(request: Any) -> str:
-        return str(request.colonyname)
 
-    return [
-        Call("changeuseridmsg", ChangeUserId, Who.LOOSE, user, of, need=Need.FREES),
-        Call("changeexecutoridmsg", ChangeExecutorId, Who.LOOSE, executor, of, need=Need.FREES),
-        Call("changecolonyidmsg", ChangeColonyId, Who.OWNER, colony, of, need=Need.FREES),
-        Call("changeserveridmsg", ChangeServerId, Who.SERVER, server, need=Need.FREES),
-    ]
+@calls.row(
+    "changeuseridmsg",
+    ChangeUserId,
+    Who.LOOSE,
+    reply="the request",
+    rights="the user",
+    need=Need.FREES,
+)
+async def change_user(node: Node, caller: Caller, request: ChangeUserId) -> dict[str, Any]:
+    """Give oneself another id."""
+    await node.identities.change_user(request.colonyname, caller.id, request.userid)
+    return _echo("changeuseridmsg", request)
+
+
+@calls.row(
+    "changeexecutoridmsg",
+    ChangeExecutorId,
+    Who.LOOSE,
+    reply="the request",
+    rights=SELF,
+    section="Executors",
+    need=Need.FREES,
+)
+async def change_executor(node: Node, caller: Caller, request: ChangeExecutorId) -> dict[str, Any]:
+    """Give oneself another id, as an executor."""
+    await node.identities.change_executor(request.colonyname, caller.id, request.executorid)
+    return _echo("changeexecutoridmsg", request)
 
 
 def _echo(msgtype: str, request: msgspec.Struct) -> dict[str, Any]:

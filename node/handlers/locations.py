@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from node.etcd.pressure import Need
 from node.rpc import requests as req
-from node.rpc.dispatch import Call, Caller, Who
+from node.rpc.calls import Caller, Calls, Who
 from node.runtime.node import Node
 from node.store.locations import Location
 
@@ -17,31 +15,28 @@ class AddLocation(msgspec.Struct):
     location: Location
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for locations."""
-    locations = node.locations
+calls: Calls[Node] = Calls("Locations")
 
-    async def add(caller: Caller, request: AddLocation) -> Location:
-        return await locations.add(request.location)
 
-    async def remove(caller: Caller, request: req.Named) -> None:
-        await locations.remove(request.colonyname, request.name)
+@calls.row("addlocationmsg", AddLocation, Who.OWNER, reply="Location", colony="location.colonyname")
+async def add(node: Node, caller: Caller, request: AddLocation) -> Location:
+    """Name a place where executors stand."""
+    return await node.locations.add(request.location)
 
-    async def get(caller: Caller, request: req.Named) -> Location:
-        return await locations.get(request.colonyname, request.name)
 
-    async def get_all(caller: Caller, request: req.ColonyOnly) -> list[Location]:
-        return await locations.all_of(request.colonyname)
+@calls.row("removelocationmsg", req.Named, Who.OWNER, need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: req.Named) -> None:
+    """Forget a place."""
+    await node.locations.remove(request.colonyname, request.name)
 
-    def of(request: Any) -> str:
-        return str(request.colonyname)
 
-    def of_location(request: AddLocation) -> str:
-        return request.location.colonyname
+@calls.row("getlocationsmsg", req.ColonyOnly, Who.LOOSE, reply="Location[]")
+async def get_all(node: Node, caller: Caller, request: req.ColonyOnly) -> list[Location]:
+    """List the places."""
+    return await node.locations.all_of(request.colonyname)
 
-    return [
-        Call("addlocationmsg", AddLocation, Who.OWNER, add, of_location),
-        Call("removelocationmsg", req.Named, Who.OWNER, remove, of, need=Need.FREES),
-        Call("getlocationmsg", req.Named, Who.LOOSE, get, of),
-        Call("getlocationsmsg", req.ColonyOnly, Who.LOOSE, get_all, of),
-    ]
+
+@calls.row("getlocationmsg", req.Named, Who.LOOSE, reply="Location")
+async def get(node: Node, caller: Caller, request: req.Named) -> Location:
+    """A place by name."""
+    return await node.locations.get(request.colonyname, request.name)

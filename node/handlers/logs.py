@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 
@@ -15,7 +14,7 @@ from node.model.types import DAY, Int64, Log
 from node.processes import logs
 from node.processes.service import require_assigned
 from node.rpc import requests as req
-from node.rpc.dispatch import Call, Caller, Who
+from node.rpc.calls import ASSIGNED, SELF, Caller, Calls, Who, every
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store import keys
@@ -37,89 +36,85 @@ def _is_heavy(request: req.GetLogs) -> bool:
     return request.count > _LIGHT
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for logs."""
+calls: Calls[Node] = Calls("Logs")
 
-    async def add(caller: Caller, request: req.AddLog) -> None:
-        process = await locate(node, caller, request.processid)
-        require_assigned(process, caller.id)
-        executor = node.directory.executor_of(process.colonyname, caller.id)
-        if executor is None:
-            raise denied("only the assigned executor may log")
-        node.processes.quotas.count_line(process.processid)
-        await logs.write(
-            node.client,
-            Log(
-                process.processid,
-                process.colonyname,
-                executor.executorname,
-                request.message,
-                node.tick(),
-            ),
-        )
-        if process.origin:
-            node.processes.hooks.progressed(process)
 
-    async def add_executor(caller: Caller, request: req.AddExecutorLog) -> None:
-        if caller.executor.executorname != request.executorname:
-            raise denied("executorname: an executor may log for itself only")
-        name, message = request.executorname, request.message
-        line = Log("", request.colonyname, name, message, node.tick())
-        await logs.write(node.client, line)
+async def rows(node: Node, prefix: str, request: req.GetLogs) -> Rows:
+    some, now = False, node.now()
+    count, since, latest = request.count, request.since, request.latest
+    lines = logs.lines(node.client, prefix, count, since=since, now=now, latest=latest)
+    async with aclosing(lines) as pages:
+        async for page in pages:
+            some = True
+            yield page
+    if some:
+        return
+    # Nothing was logged, or there is nothing that could have been.
+    if request.executorname:
+        node.members.executor(request.colonyname, request.executorname)
+    elif await node.processes.load(request.colonyname, request.processid) is None:
+        raise missing(f"processid: no process {request.processid[:80]!r} in the colony")
 
-    async def get(caller: Caller, request: req.GetLogs) -> Rows:
-        if not 0 <= request.count <= MAX_COUNT:
-            raise denied(f"count: between 0 and {MAX_COUNT}")
-        if request.executorname:
-            prefix = keys.executor_logs(request.colonyname, request.executorname)
-        elif request.processid and "/" not in request.processid:
-            prefix = keys.process_logs(request.colonyname, request.processid)
-        else:
-            raise missing("processid or executorname: one is needed")
-        return rows(prefix, request)
 
-    async def rows(prefix: str, request: req.GetLogs) -> Rows:
-        some, now = False, node.now()
-        count, since, latest = request.count, request.since, request.latest
-        lines = logs.lines(node.client, prefix, count, since=since, now=now, latest=latest)
-        async with aclosing(lines) as pages:
-            async for page in pages:
-                some = True
-                yield page
-        if some:
-            return
-        # Nothing was logged, or there is nothing that could have been.
-        if request.executorname:
-            node.members.executor(request.colonyname, request.executorname)
-        elif await node.processes.load(request.colonyname, request.processid) is None:
-            raise missing(f"processid: no process {request.processid[:80]!r} in the colony")
-
-    async def search(caller: Caller, request: SearchLogs) -> list[Log]:
-        if not 0 <= request.count <= MAX_FOUND:
-            raise bad(f"count: between 0 and {MAX_FOUND}")
-        if not 0 <= request.days <= MAX_DAYS:
-            raise bad(f"days: between 0 and {MAX_DAYS}")
-        if request.count == 0 or request.days == 0:
-            return []
-        until = node.tick()
-        since = until - request.days * DAY
-        colony, text = request.colonyname, request.text
-        return await logs.search(node.client, colony, text, request.count, since=since, until=until)
-
-    def of(request: Any) -> str:
-        return str(request.colonyname)
-
-    return [
-        Call("addlogmsg", req.AddLog, Who.SIGNED, add, None, Once.TOGETHER),
-        Call("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, add_executor, of, Once.TOGETHER),
-        Call("getlogsmsg", req.GetLogs, Who.MEMBER, get, of, heavy=_is_heavy),
-        Call(
-            "searchlogsmsg",
-            SearchLogs,
-            Who.MEMBER,
-            search,
-            of,
-            need=Need.FREES,
-            heavy=lambda request: True,
+@calls.row("addlogmsg", req.AddLog, Who.SIGNED, rights=ASSIGNED, once=Once.TOGETHER)
+async def add(node: Node, caller: Caller, request: req.AddLog) -> None:
+    """Log a line about a process."""
+    process = await locate(node, caller, request.processid)
+    require_assigned(process, caller.id)
+    executor = node.directory.executor_of(process.colonyname, caller.id)
+    if executor is None:
+        raise denied("only the assigned executor may log")
+    node.processes.quotas.count_line(process.processid)
+    await logs.write(
+        node.client,
+        Log(
+            process.processid,
+            process.colonyname,
+            executor.executorname,
+            request.message,
+            node.tick(),
         ),
-    ]
+    )
+    if process.origin:
+        node.processes.hooks.progressed(process)
+
+
+@calls.row("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, rights=SELF, once=Once.TOGETHER)
+async def add_executor(node: Node, caller: Caller, request: req.AddExecutorLog) -> None:
+    """Log a line about oneself, as an executor."""
+    if caller.executor.executorname != request.executorname:
+        raise denied("executorname: an executor may log for itself only")
+    name, message = request.executorname, request.message
+    line = Log("", request.colonyname, name, message, node.tick())
+    await logs.write(node.client, line)
+
+
+@calls.row("getlogsmsg", req.GetLogs, Who.MEMBER, reply="Log[]", heavy=_is_heavy)
+async def get(node: Node, caller: Caller, request: req.GetLogs) -> Rows:
+    """Lines of a process or an executor, oldest first."""
+    if not 0 <= request.count <= MAX_COUNT:
+        raise denied(f"count: between 0 and {MAX_COUNT}")
+    if request.executorname:
+        prefix = keys.executor_logs(request.colonyname, request.executorname)
+    elif request.processid and "/" not in request.processid:
+        prefix = keys.process_logs(request.colonyname, request.processid)
+    else:
+        raise missing("processid or executorname: one is needed")
+    return rows(node, prefix, request)
+
+
+@calls.row(
+    "searchlogsmsg", SearchLogs, Who.MEMBER, reply="Log[]", need=Need.FREES, heavy=every, reads=True
+)
+async def search(node: Node, caller: Caller, request: SearchLogs) -> list[Log]:
+    """Lines that contain a text."""
+    if not 0 <= request.count <= MAX_FOUND:
+        raise bad(f"count: between 0 and {MAX_FOUND}")
+    if not 0 <= request.days <= MAX_DAYS:
+        raise bad(f"days: between 0 and {MAX_DAYS}")
+    if request.count == 0 or request.days == 0:
+        return []
+    until = node.tick()
+    since = until - request.days * DAY
+    colony, text = request.colonyname, request.text
+    return await logs.search(node.client, colony, text, request.count, since=since, until=until)

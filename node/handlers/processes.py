@@ -8,9 +8,10 @@ from typing import Any
 
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
+from node.etcd.txn import Put, Txn
 from node.handlers import listings
 from node.http.delivery import carry
-from node.model.codec import unpack, wire_attribute, wire_process
+from node.model.codec import pack, unpack, wire_attribute, wire_process
 from node.model.errors import RpcError, bad, conflict, denied, missing
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import Attribute, Process, State
@@ -18,7 +19,8 @@ from node.processes.queue import Candidate
 from node.processes.quotas import TooMany
 from node.processes.spec import attribute_id, build_process, id_for
 from node.rpc import requests as req
-from node.rpc.dispatch import SMALL, Call, Caller, Who
+from node.rpc.calls import ASSIGNED, MINE, Caller, Calls, Who
+from node.rpc.dispatch import SMALL
 from node.rpc.replay import LONGEST, Once, aside, look
 from node.runtime.node import Node
 from node.store import graphs, keys
@@ -35,177 +37,30 @@ def _is_heavy(request: Any) -> bool:
     return not 0 < getattr(request, "count", 0) <= _LIGHT
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for processes and their attributes."""
-    directory, processes = node.directory, node.processes
-
-    async def submit(caller: Caller, request: req.Submit) -> dict[str, Any]:
-        return await submit_spec(node, caller, request)
-
-    async def assign(caller: Caller, request: req.Assign) -> dict[str, Any]:
-        if request.timeout == 0:
-            raise bad("timeout: seconds to wait, or a negative number for none; 0 is neither")
-        executor = caller.executor
-        try:
-            cpu = parse_cpu(request.availablecpu) if request.availablecpu else None
-            mem = parse_memory(request.availablemem) if request.availablemem else None
-        except ValueError as error:
-            raise bad(f"availablecpu, availablemem: {error}") from None
-        candidate = Candidate(
-            request.colonyname,
-            executor.executortype,
-            executor.executorname,
-            executor.locationname,
-            cpu,
-            mem,
-        )
-        await look()
-        with aside():
-            await node.members.heard_from(executor)
-        timeout = min(request.timeout, LONGEST if caller.nonce else MAX_POLL)
-        process = await processes.handout.assign(candidate, executor, timeout)
-        carry(processes.handout.deliver(process))
-        return wire_process(process)
-
-    async def submitted(caller: Caller, request: req.Submit, place: str) -> dict[str, Any]:
-        found = await node.client.get(place)
-        if found is None:
-            raise missing("nonce: the process that this request submitted was removed")
-        return wire_process(unpack(found.value, Process))
-
-    async def assigned(caller: Caller, request: req.Assign, place: str) -> dict[str, Any]:
-        found = await node.client.get(place)
-        process = unpack(found.value, Process) if found is not None else None
-        if (
-            process is None
-            or process.state != State.RUNNING
-            or process.assignedexecutorid != caller.id
-            or processes.handout.doubts(process.processid)
-        ):
-            raise missing("nonce: the process that this request was given is not the caller's now")
-        carry(processes.handout.deliver(process))
-        return wire_process(process)
-
-    async def get(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
-        try:
-            return wire_process(await locate(node, caller, request.processid))
-        except RpcError as error:
-            if error.status != 404 or "/" in request.processid:
-                raise
-            unknown = error
-
-        async def look(colony: str) -> Process | None:
-            return await node.past.find(colony, request.processid)
-
-        if (found := await directory.seek(caller.id, look)) is None:
-            raise unknown
-        return wire_process(found)
-
-    async def get_many(caller: Caller, request: req.GetProcesses) -> Rows:
-        return _told(node, caller, await list_processes(node, request))
-
-    async def set_output(caller: Caller, request: req.Output) -> None:
-        if not request.out:
-            return
-        colony = (await locate(node, caller, request.processid)).colonyname
-        await processes.set_output(colony, request.processid, caller.id, request.out)
-
-    async def close_ok(caller: Caller, request: req.Output) -> None:
-        colony = await colony_of(node, caller, request.processid)
-        # Without a new output the one that was set before the close stays.
-        process = await processes.close(
-            colony,
-            request.processid,
-            caller.id,
-            State.SUCCESSFUL,
-            output=request.out or None,
-            ended=lambda process: node.count_function(process, caller.id),
-        )
-        await node.settle(process)
-
-    async def close_failed(caller: Caller, request: req.CloseFailed) -> None:
-        colony = await colony_of(node, caller, request.processid)
-        process = await processes.close(
-            colony, request.processid, caller.id, State.FAILED, errors=request.errors
-        )
-        await node.settle(process)
-
-    async def cancel(caller: Caller, request: req.ProcessById) -> None:
-        colony = await colony_of(node, caller, request.processid)
-        await processes.cancel(colony, request.processid)
-
-    async def remove(caller: Caller, request: req.ProcessById) -> None:
-        colony = await colony_of(node, caller, request.processid)
-        await processes.remove(colony, request.processid)
-
-    async def remove_all(caller: Caller, request: req.RemoveAll) -> None:
-        await remove_by_state(node, request)
-
-    async def history(caller: Caller, request: req.GetHistory) -> Rows:
-        return await listings.submitted_since(processes, request, node.now())
-
-    async def add_attribute(caller: Caller, request: req.AddAttribute) -> dict[str, Any]:
-        asked = request.attribute
-        colony = await colony_of(node, caller, asked.targetid)
-        attribute = Attribute(
-            targetid=asked.targetid,
-            key=asked.key,
-            value=asked.value,
-            attributetype=asked.attributetype,
-            attributeid=attribute_id(asked.targetid, asked.key, asked.attributetype),
-            targetcolonyname=colony,
-        )
-        await processes.add_attribute(caller.id, attribute)
-        return wire_attribute(attribute, State.RUNNING)
-
-    async def get_attribute(caller: Caller, request: req.AttributeById) -> dict[str, Any]:
-        for colony in directory.colonies_of(caller.id):
-            found = await node.client.get(keys.attribute(colony, request.attributeid))
-            known = await processes.load(colony, found.value.decode()) if found else None
-            if known is None:
-                continue
-            for attribute in known[0].attributes:
-                if attribute.attributeid == request.attributeid:
-                    return wire_attribute(attribute, known[0].state)
-        raise missing("attributeid: no attribute of the caller's colonies has this id")
-
-    def of(request: Any) -> str:
-        return str(request.colonyname)
-
-    together, ends = Once.TOGETHER, Need.ENDS
-    return [
-        Call("submitfuncspecmsg", req.Submit, Who.SIGNED, submit, None, together, submitted),
-        Call(
-            "assignprocessmsg",
-            req.Assign,
-            Who.MEMBER,
-            assign,
-            of,
-            together,
-            assigned,
-            need=Need.WORKS,
-            most=SMALL,
-        ),
-        Call("getprocessmsg", req.ProcessById, Who.SIGNED, get),
-        Call("getprocessesmsg", req.GetProcesses, Who.MEMBER, get_many, of, heavy=_is_heavy),
-        Call("getprocesshistmsg", req.GetHistory, Who.MEMBER, history, of, heavy=_is_heavy),
-        Call("setoutputmsg", req.Output, Who.SIGNED, set_output, None, together, need=Need.WORKS),
-        Call("closesuccessfulmsg", req.Output, Who.SIGNED, close_ok, None, together, need=ends),
-        Call(
-            "closefailedmsg", req.CloseFailed, Who.SIGNED, close_failed, None, together, need=ends
-        ),
-        Call("cancelprocessmsg", req.ProcessById, Who.SIGNED, cancel, need=Need.FREES),
-        Call("removeprocessmsg", req.ProcessById, Who.SIGNED, remove, need=Need.FREES),
-        Call("removeallprocessesmsg", req.RemoveAll, Who.OWNER, remove_all, of, need=Need.FREES),
-        Call("addattributemsg", req.AddAttribute, Who.SIGNED, add_attribute),
-        Call("getattributemsg", req.AttributeById, Who.SIGNED, get_attribute),
-    ]
+calls: Calls[Node] = Calls("Processes")
 
 
+async def submitted(node: Node, caller: Caller, request: req.Submit, place: str) -> dict[str, Any]:
+    found = await node.client.get(place)
+    if found is None:
+        raise missing("nonce: the process that this request submitted was removed")
+    return wire_process(unpack(found.value, Process))
+
+
+@calls.row(
+    "submitfuncspecmsg",
+    req.Submit,
+    Who.SIGNED,
+    reply="Process",
+    rights="member of the colony in spec.conditions, or of the home colony for a peer's",
+    once=Once.TOGETHER,
+    again=submitted,
+    keeps=True,
+)
 async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[str, Any]:
-    """Submit to a hosted colony, or to the trusted peer that the spec names.
+    """Submit a function spec; an equal submit with a nonce returns the first process.
 
-    A repeat of a submit that carries a nonce returns the process of the first.
+    It goes to a hosted colony, or to the trusted peer that the spec names.
     """
     spec = request.spec
     colony, peer = spec.conditions.colonyname, ""
@@ -248,6 +103,219 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
     if stored.nonce != process.nonce:
         raise denied("nonce: used already for another submission")
     return wire_process(stored)
+
+
+async def assigned(node: Node, caller: Caller, request: req.Assign, place: str) -> dict[str, Any]:
+    found = await node.client.get(place)
+    process = unpack(found.value, Process) if found is not None else None
+    if (
+        process is None
+        or process.state != State.RUNNING
+        or process.assignedexecutorid != caller.id
+        or node.processes.handout.doubts(process.processid)
+    ):
+        raise missing("nonce: the process that this request was given is not the caller's now")
+    carry(node.processes.handout.deliver(process))
+    return wire_process(process)
+
+
+@calls.row(
+    "assignprocessmsg",
+    req.Assign,
+    Who.MEMBER,
+    reply="Process",
+    rights="approved executor",
+    once=Once.TOGETHER,
+    again=assigned,
+    need=Need.WORKS,
+    most=SMALL,
+    polls=lambda request: request.timeout > 0,
+)
+async def assign(node: Node, caller: Caller, request: req.Assign) -> dict[str, Any]:
+    """Take the next process, waiting for one."""
+    if request.timeout == 0:
+        raise bad("timeout: seconds to wait, or a negative number for none; 0 is neither")
+    executor = caller.executor
+    try:
+        cpu = parse_cpu(request.availablecpu) if request.availablecpu else None
+        mem = parse_memory(request.availablemem) if request.availablemem else None
+    except ValueError as error:
+        raise bad(f"availablecpu, availablemem: {error}") from None
+    candidate = Candidate(
+        request.colonyname,
+        executor.executortype,
+        executor.executorname,
+        executor.locationname,
+        cpu,
+        mem,
+    )
+    await look()
+    with aside():
+        await node.members.heard_from(executor)
+    timeout = min(request.timeout, LONGEST if caller.nonce else MAX_POLL)
+    process = await node.processes.handout.assign(candidate, executor, timeout)
+    carry(node.processes.handout.deliver(process))
+    return wire_process(process)
+
+
+@calls.row("getprocessmsg", req.ProcessById, Who.SIGNED, reply="Process", rights=MINE)
+async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str, Any]:
+    """A process by id."""
+    try:
+        return wire_process(await locate(node, caller, request.processid))
+    except RpcError as error:
+        if error.status != 404 or "/" in request.processid:
+            raise
+        unknown = error
+
+    async def look(colony: str) -> Process | None:
+        return await node.past.find(colony, request.processid)
+
+    if (found := await node.directory.seek(caller.id, look)) is None:
+        raise unknown
+    return wire_process(found)
+
+
+@calls.row("getprocessesmsg", req.GetProcesses, Who.MEMBER, reply="Process[]", heavy=_is_heavy)
+async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Rows:
+    """Processes in one state."""
+    return _told(node, caller, await list_processes(node, request))
+
+
+@calls.row("getprocesshistmsg", req.GetHistory, Who.MEMBER, reply="Process[]", heavy=_is_heavy)
+async def history(node: Node, caller: Caller, request: req.GetHistory) -> Rows:
+    """Processes of the last seconds in one state."""
+    return await listings.submitted_since(node.processes, request, node.now())
+
+
+@calls.row(
+    "setoutputmsg", req.Output, Who.SIGNED, rights=ASSIGNED, once=Once.TOGETHER, need=Need.WORKS
+)
+async def set_output(node: Node, caller: Caller, request: req.Output) -> None:
+    """Set the output of a process that goes on."""
+    if not request.out:
+        return
+    colony = (await locate(node, caller, request.processid)).colonyname
+    await node.processes.set_output(colony, request.processid, caller.id, request.out)
+
+
+@calls.row(
+    "closesuccessfulmsg",
+    req.Output,
+    Who.SIGNED,
+    rights=ASSIGNED,
+    once=Once.TOGETHER,
+    need=Need.ENDS,
+)
+async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
+    """Report success, with the output."""
+    colony = await colony_of(node, caller, request.processid)
+    # Without a new output the one that was set before the close stays.
+    process = await node.processes.close(
+        colony,
+        request.processid,
+        caller.id,
+        State.SUCCESSFUL,
+        output=request.out or None,
+        ended=lambda process: node.count_function(process, caller.id),
+    )
+    await node.settle(process)
+
+
+@calls.row(
+    "closefailedmsg",
+    req.CloseFailed,
+    Who.SIGNED,
+    rights=ASSIGNED,
+    once=Once.TOGETHER,
+    need=Need.ENDS,
+)
+async def close_failed(node: Node, caller: Caller, request: req.CloseFailed) -> None:
+    """Report failure, with errors."""
+    colony = await colony_of(node, caller, request.processid)
+    process = await node.processes.close(
+        colony, request.processid, caller.id, State.FAILED, errors=request.errors
+    )
+    await node.settle(process)
+
+
+@calls.row("cancelprocessmsg", req.ProcessById, Who.SIGNED, rights=MINE, need=Need.FREES)
+async def cancel(node: Node, caller: Caller, request: req.ProcessById) -> None:
+    """Cancel what waits or runs."""
+    colony = await colony_of(node, caller, request.processid)
+    await node.processes.cancel(colony, request.processid)
+
+
+@calls.row("removeprocessmsg", req.ProcessById, Who.SIGNED, rights=MINE, need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: req.ProcessById) -> None:
+    """Remove a process that doesn't run."""
+    colony = await colony_of(node, caller, request.processid)
+    await node.processes.remove(colony, request.processid)
+
+
+@calls.row("removeallprocessesmsg", req.RemoveAll, Who.OWNER, need=Need.FREES)
+async def remove_all(node: Node, caller: Caller, request: req.RemoveAll) -> None:
+    """Remove the processes in one state; -1 means all."""
+    await remove_by_state(node, request)
+
+
+@calls.row("pauseassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
+async def pause(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
+    """Hand out no more work."""
+    await node.client.commit(Txn([], [Put(keys.paused(request.colonyname), pack(True))]))
+    node.processes.handout.paused.add(request.colonyname)
+
+
+@calls.row("resumeassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
+async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
+    """Hand out work again."""
+    await node.client.delete(keys.paused(request.colonyname))
+    node.processes.handout.resume(request.colonyname)
+
+
+@calls.row(
+    "getpausestatusmsg",
+    req.ColonyOnly,
+    Who.LOOSE,
+    reply="{colonyname, ispaused}",
+    answers="pausestatusreplymsg",
+)
+async def pause_status(node: Node, caller: Caller, request: req.ColonyOnly) -> dict[str, Any]:
+    """Whether work is handed out; answers as pausestatusreplymsg."""
+    name = request.colonyname
+    paused = name in node.processes.handout.paused
+    return {"colonyname": name, "ispaused": paused, "msgtype": "pausestatusreplymsg"}
+
+
+@calls.row("addattributemsg", req.AddAttribute, Who.SIGNED, reply="Attribute", rights=ASSIGNED)
+async def add_attribute(node: Node, caller: Caller, request: req.AddAttribute) -> dict[str, Any]:
+    """Add a key and value to a process."""
+    asked = request.attribute
+    colony = await colony_of(node, caller, asked.targetid)
+    attribute = Attribute(
+        targetid=asked.targetid,
+        key=asked.key,
+        value=asked.value,
+        attributetype=asked.attributetype,
+        attributeid=attribute_id(asked.targetid, asked.key, asked.attributetype),
+        targetcolonyname=colony,
+    )
+    await node.processes.add_attribute(caller.id, attribute)
+    return wire_attribute(attribute, State.RUNNING)
+
+
+@calls.row("getattributemsg", req.AttributeById, Who.SIGNED, reply="Attribute", rights=MINE)
+async def get_attribute(node: Node, caller: Caller, request: req.AttributeById) -> dict[str, Any]:
+    """An attribute by id."""
+    for colony in node.directory.colonies_of(caller.id):
+        found = await node.client.get(keys.attribute(colony, request.attributeid))
+        known = await node.processes.load(colony, found.value.decode()) if found else None
+        if known is None:
+            continue
+        for attribute in known[0].attributes:
+            if attribute.attributeid == request.attributeid:
+                return wire_attribute(attribute, known[0].state)
+    raise missing("attributeid: no attribute of the caller's colonies has this id")
 
 
 async def colony_of(node: Node, caller: Caller, processid: str) -> str:

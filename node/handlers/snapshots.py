@@ -16,7 +16,7 @@ from node.files.labels import normalise_label
 from node.model.codec import wire_time
 from node.model.errors import bad, missing
 from node.processes.spec import id_for
-from node.rpc.dispatch import Call, Caller, Who, many
+from node.rpc.calls import Caller, Calls, Who, every
 from node.rpc.replay import Once
 from node.rpc.requests import ColonyOnly
 from node.runtime.node import Node
@@ -37,60 +37,73 @@ class OneSnapshot(msgspec.Struct):
     name: str = ""
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for snapshots."""
-    files = node.files
+calls: Calls[Node] = Calls("Files")
 
-    async def create(caller: Caller, request: CreateSnapshot) -> dict[str, Any]:
-        name, snapshotid = request.name, ""
-        if not 0 < len(name) <= MAX_NAME or "/" in name or not name.isprintable():
-            raise bad(f"name: 1 to {MAX_NAME} characters, no '/' and no control characters")
-        if caller.nonce:
-            # A repeat of the same request, after a lost reply, gives the first one's snapshot.
-            snapshotid = id_for(caller.id, caller.nonce)
-        label = normalise_label(request.label, "label")
-        return _wire(await files.create_snapshot(request.colonyname, label, name, snapshotid))
 
-    async def created(caller: Caller, request: CreateSnapshot, place: str) -> dict[str, Any]:
-        found = await files.snapshot(request.colonyname, id_for(caller.id, caller.nonce))
-        if found is None:
-            raise missing("nonce: the snapshot that this request made was removed")
-        return _wire(found)
+async def find(node: Node, request: OneSnapshot) -> Snapshot | None:
+    if request.snapshotid:
+        return await node.files.snapshot(request.colonyname, request.snapshotid)
+    if request.name:
+        return await node.files.snapshot_named(request.colonyname, request.name)
+    raise bad("snapshotid, name: one is needed")
 
-    async def find(request: OneSnapshot) -> Snapshot | None:
-        if request.snapshotid:
-            return await files.snapshot(request.colonyname, request.snapshotid)
-        if request.name:
-            return await files.snapshot_named(request.colonyname, request.name)
-        raise bad("snapshotid, name: one is needed")
 
-    async def get(caller: Caller, request: OneSnapshot) -> dict[str, Any]:
-        found = await find(request)
-        if found is None:
-            raise missing("snapshotid, name: no such snapshot in this colony")
-        return _wire(found)
+async def created(
+    node: Node, caller: Caller, request: CreateSnapshot, place: str
+) -> dict[str, Any]:
+    found = await node.files.snapshot(request.colonyname, id_for(caller.id, caller.nonce))
+    if found is None:
+        raise missing("nonce: the snapshot that this request made was removed")
+    return _wire(found)
 
-    async def get_many(caller: Caller, request: ColonyOnly) -> Rows:
-        return each(files.snapshots(request.colonyname), _wire)
 
-    async def remove(caller: Caller, request: OneSnapshot) -> None:
-        found = await find(request)
-        if found is not None:
-            await files.remove_snapshot(found)
+@calls.row(
+    "createsnapshotmsg",
+    CreateSnapshot,
+    Who.MEMBER,
+    reply="Snapshot",
+    once=Once.TOGETHER,
+    again=created,
+)
+async def create(node: Node, caller: Caller, request: CreateSnapshot) -> dict[str, Any]:
+    """Note which files are under a label now."""
+    name, snapshotid = request.name, ""
+    if not 0 < len(name) <= MAX_NAME or "/" in name or not name.isprintable():
+        raise bad(f"name: 1 to {MAX_NAME} characters, no '/' and no control characters")
+    if caller.nonce:
+        # A repeat of the same request, after a lost reply, gives the first one's snapshot.
+        snapshotid = id_for(caller.id, caller.nonce)
+    label = normalise_label(request.label, "label")
+    return _wire(await node.files.create_snapshot(request.colonyname, label, name, snapshotid))
 
-    async def remove_all(caller: Caller, request: ColonyOnly) -> None:
-        await files.remove_snapshots(request.colonyname)
 
-    def of(request: Any) -> str:
-        return str(request.colonyname)
+@calls.row("getsnapshotmsg", OneSnapshot, Who.MEMBER, reply="Snapshot")
+async def get(node: Node, caller: Caller, request: OneSnapshot) -> dict[str, Any]:
+    """A snapshot by id or name."""
+    found = await find(node, request)
+    if found is None:
+        raise missing("snapshotid, name: no such snapshot in this colony")
+    return _wire(found)
 
-    return [
-        Call("createsnapshotmsg", CreateSnapshot, Who.MEMBER, create, of, Once.TOGETHER, created),
-        Call("getsnapshotmsg", OneSnapshot, Who.MEMBER, get, of),
-        Call("getsnapshotsmsg", ColonyOnly, Who.MEMBER, get_many, of, heavy=many),
-        Call("removesnapshotmsg", OneSnapshot, Who.MEMBER, remove, of, need=Need.FREES),
-        Call("removeallsnapshotmsg", ColonyOnly, Who.MEMBER, remove_all, of, need=Need.FREES),
-    ]
+
+@calls.row("getsnapshotsmsg", ColonyOnly, Who.MEMBER, reply="Snapshot[]", heavy=every)
+async def get_many(node: Node, caller: Caller, request: ColonyOnly) -> Rows:
+    """List the snapshots, newest first."""
+    return each(node.files.snapshots(request.colonyname), _wire)
+
+
+@calls.row("removesnapshotmsg", OneSnapshot, Who.MEMBER, need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: OneSnapshot) -> None:
+    """Remove a snapshot; the files stay."""
+    found = await find(node, request)
+    if found is not None:
+        await node.files.remove_snapshot(found)
+
+
+@calls.row("removeallsnapshotmsg", ColonyOnly, Who.MEMBER, need=Need.FREES)
+async def remove_all(node: Node, caller: Caller, request: ColonyOnly) -> None:
+    """Remove all snapshots of a colony."""
+    await node.files.remove_snapshots(request.colonyname)
 
 
 def _wire(snapshot: Snapshot) -> dict[str, Any]:

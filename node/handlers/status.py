@@ -14,7 +14,7 @@ from node.model.errors import denied
 from node.model.types import SECOND, Process, State
 from node.processes.eligibility import Bench, stuck
 from node.rpc import requests as req
-from node.rpc.dispatch import Call, Caller, Who
+from node.rpc.calls import MINE, Caller, Calls, Who
 from node.rpc.replay import Replays
 from node.runtime.node import Node
 from node.version import VERSION
@@ -24,56 +24,70 @@ _MOST_NAMED = 3  # executors that could take a process
 _SILENT = 10  # processes that are named
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for the node's state."""
+calls: Calls[Node] = Calls("Ours")
 
-    async def status(caller: Caller, request: req.Empty) -> dict[str, Any]:
-        colony = node.directory.colony(node.home)
-        owner = colony is not None and colony.colonyid == caller.id
-        if not owner and node.directory.member(node.home, caller.id) is None:
-            raise denied("only members and the owner of the home colony may ask for its state")
-        etcd, pressure = await node.client.status(), node.client.pressure
-        counts = await statistics(node, node.home)
-        nobody = await nobody_takes(node)
-        executors = node.directory.roster(node.home).executors.values()
-        silent = node.processes.handout.silent(node.home, {each.executorid for each in executors})
-        states = ("waiting", "running", "successful", "failed", "cancelled")
-        return {
-            "version": VERSION,
-            "colonyid": colony.colonyid if colony else "",
-            "colonyname": node.home,
-            "uptime": (node.processes.clock.steady() - node.begun) / 1e9,
-            "rpcport": node.rpc_port,
-            "etcd": {
-                "version": etcd.version,
-                "dbsize": etcd.db_size,
-                "revision": etcd.revision,
-                "inuse": etcd.db_in_use,
-                "quota": pressure.quota,
-                "level": pressure.level,
-                "why": pressure.why,
-                "next": pressure.cure,
-            },
-            "clock": node.retiming.view(),
-            "processes": {state: counts[f"{state}processes"] for state in states},
-            "paused": node.home in node.processes.handout.paused,
-            "stuck": nobody,
-            "silent": {"count": len(silent), "processids": silent[:_SILENT]},
-            **node.extra_status(),
-        }
 
-    async def waiting(caller: Caller, request: req.ProcessById) -> dict[str, Any]:
-        return standing_of(node, await locate(node, caller, request.processid))
+@calls.row("getclustermsg", req.Empty, Who.SERVER, reply="{nodes, leader}", section="Server")
+async def cluster(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
+    """The daemons that share the store."""
+    here = this_node(node)
+    return {"nodes": [here], "leader": here}
 
-    async def cluster(caller: Caller, request: req.Empty) -> dict[str, Any]:
-        here = this_node(node)
-        return {"nodes": [here], "leader": here}
 
-    return [
-        Call("getnodestatusmsg", req.Empty, Who.SIGNED, status),
-        Call("getwaitingmsg", req.ProcessById, Who.SIGNED, waiting),
-        Call("getclustermsg", req.Empty, Who.SERVER, cluster),
-    ]
+@calls.row(
+    "getnodestatusmsg",
+    req.Empty,
+    Who.SIGNED,
+    reply="state",
+    rights="member or owner of the home colony",
+)
+async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
+    """How the daemon of the home colony is."""
+    colony = node.directory.colony(node.home)
+    owner = colony is not None and colony.colonyid == caller.id
+    if not owner and node.directory.member(node.home, caller.id) is None:
+        raise denied("only members and the owner of the home colony may ask for its state")
+    etcd, pressure = await node.client.status(), node.client.pressure
+    counts = await statistics(node, node.home)
+    nobody = await nobody_takes(node)
+    executors = node.directory.roster(node.home).executors.values()
+    silent = node.processes.handout.silent(node.home, {each.executorid for each in executors})
+    states = ("waiting", "running", "successful", "failed", "cancelled")
+    return {
+        "version": VERSION,
+        "colonyid": colony.colonyid if colony else "",
+        "colonyname": node.home,
+        "uptime": (node.processes.clock.steady() - node.begun) / 1e9,
+        "rpcport": node.rpc_port,
+        "etcd": {
+            "version": etcd.version,
+            "dbsize": etcd.db_size,
+            "revision": etcd.revision,
+            "inuse": etcd.db_in_use,
+            "quota": pressure.quota,
+            "level": pressure.level,
+            "why": pressure.why,
+            "next": pressure.cure,
+        },
+        "clock": node.retiming.view(),
+        "processes": {state: counts[f"{state}processes"] for state in states},
+        "paused": node.home in node.processes.handout.paused,
+        "stuck": nobody,
+        "silent": {"count": len(silent), "processids": silent[:_SILENT]},
+        **node.extra_status(),
+    }
+
+
+@calls.row(
+    "getwaitingmsg",
+    req.ProcessById,
+    Who.SIGNED,
+    reply="{state, ahead, able, asking, why, next}",
+    rights=MINE,
+)
+async def waiting(node: Node, caller: Caller, request: req.ProcessById) -> dict[str, Any]:
+    """What a process waits for, who could take it, and why nobody does."""
+    return standing_of(node, await locate(node, caller, request.processid))
 
 
 async def nobody_takes(node: Node) -> list[dict[str, Any]]:
@@ -149,28 +163,32 @@ def this_node(node: Node) -> dict[str, Any]:
     }
 
 
-def clock_calls(node: Node) -> list[Call[Any]]:
-    """The rows about the clock, for a daemon without peers: with them, federation has its own."""
+# For a daemon without peers: with them, federation has its own.
+clock_calls: Calls[Node] = Calls("Ours", home=lambda node: node.home)
+
+
+@clock_calls.row("getclockmsg", req.Empty, Who.OWNER, reply="{clock, latest, behind}")
+async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
+    """The daemon's clock, and the latest time that it remembers."""
+    return await _clock_view(node, Replays(node.client, node.now))
+
+
+@clock_calls.row(
+    "resetclockmsg",
+    req.Empty,
+    Who.OWNER,
+    reply="{clock, latest, behind, before}",
+    lasting=True,
+    need=Need.FREES,
+)
+async def reset_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
+    """Forget a later time than the clock's, by which requests are judged."""
     replays = Replays(node.client, node.now)
+    before = (await _clock_view(node, replays))["latest"]
+    await replays.forget()
+    return await _clock_view(node, replays) | {"before": before}
 
-    def home(_: object) -> str:
-        return node.home
 
-    async def view() -> dict[str, int]:
-        clock, latest = round(node.now() / SECOND), await replays.latest()
-        return {"clock": clock, "latest": max(clock, latest), "behind": max(0, latest - clock)}
-
-    async def get_clock(caller: Caller, request: req.Empty) -> dict[str, int]:
-        return await view()
-
-    async def reset_clock(caller: Caller, request: req.Empty) -> dict[str, int]:
-        before = (await view())["latest"]
-        await replays.forget()
-        return await view() | {"before": before}
-
-    return [
-        Call("getclockmsg", req.Empty, Who.OWNER, get_clock, home),
-        Call(
-            "resetclockmsg", req.Empty, Who.OWNER, reset_clock, home, lasting=True, need=Need.FREES
-        ),
-    ]
+async def _clock_view(node: Node, replays: Replays) -> dict[str, int]:
+    clock, latest = round(node.now() / SECOND), await replays.latest()
+    return {"clock": clock, "latest": max(clock, latest), "behind": max(0, latest - clock)}

@@ -17,7 +17,7 @@ from node.model.codec import wire_graph, wire_process
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
 from node.processes.spec import id_for
-from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Who
+from node.rpc.calls import MANY_TOKENS, MINE, Caller, Calls, Who
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.directory import name_of
@@ -70,112 +70,118 @@ def _drawn(graph: Graph, nodes: Sequence[Process]) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(wire_graph(graph, nodes)))
 
 
-def calls(node: Node) -> list[Call[Any]]:
-    """The rows of the table for workflows."""
-    workflows = node.workflows
+calls: Calls[Node] = Calls("Workflows")
 
-    async def submit(caller: Caller, request: SubmitWorkflow) -> dict[str, Any]:
-        """Submit a workflow: function specs that depend on each other by their node names."""
-        assert caller.member is not None
-        nonce = hashlib.sha256(caller.submission).hexdigest() if caller.nonce else ""
-        graph = await workflows.submit(
-            request.spec.colonyname,
-            request.spec.functionspecs,
-            graphid=id_for(caller.id, caller.nonce),
-            initiatorid=caller.id,
-            initiatorname=name_of(caller.member),
-            submission=caller.submission,
-            nonce=nonce,
-        )
-        if graph.nonce != nonce:
-            raise denied("nonce: used already for another submission")
-        return wire_graph(graph)
 
-    async def submitted(caller: Caller, request: SubmitWorkflow, place: str) -> dict[str, Any]:
-        """The workflow as it is now."""
-        graphid = id_for(caller.id, caller.nonce)
-        graph = await workflows.load(request.spec.colonyname, graphid)
-        if graph is None:
-            raise missing("nonce: the workflow that this request submitted was removed")
-        return wire_graph(graph)
+async def rows(pages: Pages[Graph]) -> Rows:
+    async with aclosing(pages) as found:
+        async for page in found:
+            for graph in page:
+                # One by one: each has the ids of all its nodes.
+                yield [wire_graph(graph)]
+                await trio.lowlevel.checkpoint()
 
-    async def get(caller: Caller, request: GraphById) -> msgspec.Raw:
-        """One workflow with its nodes and edges."""
-        graph = await locate_graph(node, caller, request.processgraphid)
-        nodes = [_bare(each) async for page in workflows.pages(graph) for each in page]
-        return await apart(NODE * len(nodes), _drawn, graph, nodes)
 
-    async def get_many(caller: Caller, request: GetGraphs) -> Rows | list[Any]:
-        """Workflows in one state, newest first."""
-        if not 0 <= request.count <= MAX_COUNT:
-            raise bad(f"count: between 0 and {MAX_COUNT}")
-        if not 0 <= request.state <= State.CANCELLED:
-            raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
-        if request.count == 0:
-            return []
-        return rows(workflows.listing(request.colonyname, request.state, request.count))
+async def submitted(
+    node: Node, caller: Caller, request: SubmitWorkflow, place: str
+) -> dict[str, Any]:
+    """The workflow as it is now."""
+    graphid = id_for(caller.id, caller.nonce)
+    graph = await node.workflows.load(request.spec.colonyname, graphid)
+    if graph is None:
+        raise missing("nonce: the workflow that this request submitted was removed")
+    return wire_graph(graph)
 
-    async def rows(pages: Pages[Graph]) -> Rows:
-        async with aclosing(pages) as found:
-            async for page in found:
-                for graph in page:
-                    # One by one: each has the ids of all its nodes.
-                    yield [wire_graph(graph)]
-                    await trio.lowlevel.checkpoint()
 
-    async def add_child(caller: Caller, request: AddChild) -> dict[str, Any]:
-        """Add a node below a running one, as the executor that runs it."""
-        graph = await locate_graph(node, caller, request.processgraphid)
-        if "/" in request.parentprocessid:
-            raise missing("parentprocessid: no node of this workflow")
-        wanted = Wanted(
-            request.parentprocessid,
-            request.childprocessid,
-            request.spec,
-            caller.id,
-            request.insert,
-        )
-        child = await workflows.children.add(graph, wanted)
-        return wire_process(child)
+@calls.row(
+    "submitworkflowspecmsg",
+    SubmitWorkflow,
+    Who.MEMBER,
+    reply="ProcessGraph",
+    colony="spec.colonyname",
+    once=Once.TOGETHER,
+    again=submitted,
+    tokens=MANY_TOKENS,
+    keeps=True,
+)
+async def submit(node: Node, caller: Caller, request: SubmitWorkflow) -> dict[str, Any]:
+    """Submit a graph of functions.
 
-    async def cancel(caller: Caller, request: GraphById) -> None:
-        """End every node of a workflow that waits or runs."""
-        graph = await locate_graph(node, caller, request.processgraphid)
-        await workflows.cancel(graph.colonyname, graph.processgraphid)
+    They are function specs that depend on each other by their node names.
+    """
+    assert caller.member is not None
+    nonce = hashlib.sha256(caller.submission).hexdigest() if caller.nonce else ""
+    graph = await node.workflows.submit(
+        request.spec.colonyname,
+        request.spec.functionspecs,
+        graphid=id_for(caller.id, caller.nonce),
+        initiatorid=caller.id,
+        initiatorname=name_of(caller.member),
+        submission=caller.submission,
+        nonce=nonce,
+    )
+    if graph.nonce != nonce:
+        raise denied("nonce: used already for another submission")
+    return wire_graph(graph)
 
-    async def remove(caller: Caller, request: GraphById) -> None:
-        """Delete a workflow that is not running, with its processes."""
-        graph = await locate_graph(node, caller, request.processgraphid)
-        await workflows.remove(graph.colonyname, graph.processgraphid)
 
-    async def remove_all(caller: Caller, request: RemoveGraphs) -> None:
-        """Delete all workflows in one state; -1 means every state, running ones too."""
-        await remove_by_state(node, request)
+@calls.row("getprocessgraphmsg", GraphById, Who.SIGNED, reply="ProcessGraph", rights=MINE)
+async def get(node: Node, caller: Caller, request: GraphById) -> msgspec.Raw:
+    """A workflow by id."""
+    graph = await locate_graph(node, caller, request.processgraphid)
+    nodes = [_bare(each) async for page in node.workflows.pages(graph) for each in page]
+    return await apart(NODE * len(nodes), _drawn, graph, nodes)
 
-    def of(request: Any) -> str:
-        return str(request.colonyname)
 
-    def of_spec(request: SubmitWorkflow) -> str:
-        return request.spec.colonyname
+@calls.row("getprocessgraphsmsg", GetGraphs, Who.MEMBER, reply="ProcessGraph[]", heavy=_is_heavy)
+async def get_many(node: Node, caller: Caller, request: GetGraphs) -> Rows | list[Any]:
+    """Workflows in one state, newest first."""
+    if not 0 <= request.count <= MAX_COUNT:
+        raise bad(f"count: between 0 and {MAX_COUNT}")
+    if not 0 <= request.state <= State.CANCELLED:
+        raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
+    if request.count == 0:
+        return []
+    return rows(node.workflows.listing(request.colonyname, request.state, request.count))
 
-    return [
-        Call(
-            "submitworkflowspecmsg",
-            SubmitWorkflow,
-            Who.MEMBER,
-            submit,
-            of_spec,
-            Once.TOGETHER,
-            submitted,
-            tokens=MANY_TOKENS,
-        ),
-        Call("getprocessgraphmsg", GraphById, Who.SIGNED, get),
-        Call("getprocessgraphsmsg", GetGraphs, Who.MEMBER, get_many, of, heavy=_is_heavy),
-        Call("addchildmsg", AddChild, Who.SIGNED, add_child),
-        Call("cancelprocessgraphmsg", GraphById, Who.SIGNED, cancel, need=Need.FREES),
-        Call("removeprocessgraphmsg", GraphById, Who.SIGNED, remove, need=Need.FREES),
-        Call("removeallprocessgraphsmsg", RemoveGraphs, Who.OWNER, remove_all, of, need=Need.FREES),
-    ]
+
+@calls.row(
+    "addchildmsg", AddChild, Who.SIGNED, reply="Process", rights="the executor that runs the parent"
+)
+async def add_child(node: Node, caller: Caller, request: AddChild) -> dict[str, Any]:
+    """Add a node to a running workflow."""
+    graph = await locate_graph(node, caller, request.processgraphid)
+    if "/" in request.parentprocessid:
+        raise missing("parentprocessid: no node of this workflow")
+    wanted = Wanted(
+        request.parentprocessid,
+        request.childprocessid,
+        request.spec,
+        caller.id,
+        request.insert,
+    )
+    child = await node.workflows.children.add(graph, wanted)
+    return wire_process(child)
+
+
+@calls.row("cancelprocessgraphmsg", GraphById, Who.SIGNED, rights=MINE, need=Need.FREES)
+async def cancel(node: Node, caller: Caller, request: GraphById) -> None:
+    """Cancel what waits and runs of a workflow."""
+    graph = await locate_graph(node, caller, request.processgraphid)
+    await node.workflows.cancel(graph.colonyname, graph.processgraphid)
+
+
+@calls.row("removeprocessgraphmsg", GraphById, Who.SIGNED, rights=MINE, need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: GraphById) -> None:
+    """Remove a workflow that doesn't run."""
+    graph = await locate_graph(node, caller, request.processgraphid)
+    await node.workflows.remove(graph.colonyname, graph.processgraphid)
+
+
+@calls.row("removeallprocessgraphsmsg", RemoveGraphs, Who.OWNER, need=Need.FREES)
+async def remove_all(node: Node, caller: Caller, request: RemoveGraphs) -> None:
+    """Remove the workflows in one state; -1 means all."""
+    await remove_by_state(node, request)
 
 
 async def remove_by_state(node: Node, request: RemoveGraphs) -> None:

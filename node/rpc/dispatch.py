@@ -1,4 +1,4 @@
-"""The one table of calls: payload type, request struct, who may call, handler.
+"""The one table of calls, as it is served; what a row says is in `rpc.calls`.
 
 Envelope, signature, freshness and role are checked here, in that order, before a handler runs;
 what a call does is in the handler modules.
@@ -9,39 +9,34 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
-import enum
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import trio
 
 from node.etcd.errors import EtcdError, EtcdNoSpace
-from node.etcd.pressure import Need, Pressure
+from node.etcd.pressure import Pressure
 from node.host.fairqueue import Turns
 from node.host.keys import IdentityError, recover_payload
 from node.model.errors import RpcError, bad, denied
 from node.model.json import _OPAQUE, _TYPED, MAX_DEPTH, prune
 from node.model.numbers import beyond_float
-from node.model.types import Executor
 from node.rpc import incremental as large
+from node.rpc.calls import Call, Caller, Who
 from node.rpc.incremental import in_turns
 from node.rpc.replay import FRESH, Once, Replays
 
 if TYPE_CHECKING:
-    from node.store.directory import Directory, Member
+    from node.store.directory import Directory
 
 # Bytes of a body. Up to here it is read in one piece, whoever signed it; more is read in pieces,
 # and only for a signer that has a role here.
 SMALL = 65_536
-# Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
-# numbers.
-MAX_TOKENS = 100_000
-MANY_TOKENS = 1_200_000
 # Bytes of a body from which on few are served at the same time: each takes several times its size.
 _HUGE, _HUGE_AT_ONCE = 1 << 20, 2
 # Listings that are made at the same time, and those of one signer: others of them wait.
@@ -50,92 +45,12 @@ _LISTINGS, _OF_ONE = 8, 2
 _LARGE = 1 << 20
 # Seconds that one listing may take.
 LONGEST_LISTING = 60.0
-# What changes nothing, beside all calls whose name begins with "get".
-_READS = frozenset(
-    {
-        "versionmsg",
-        "channelreadmsg",
-        "searchlogsmsg",
-        "resolvegeneratormsg",
-        "explainroutemsg",
-    }
-)
 # Calls of one signer that are dealt with at a time; more wait, and keep nobody else waiting.
 MAX_CALLS = 32
 
 
 R = TypeVar("R")
 _to_json = msgspec.json.Encoder().encode
-
-
-class Who(enum.Enum):
-    """Upstream's roles, and ours for the home colony."""
-
-    ANYONE = "anyone, unsigned"
-    SIGNED = "any signer; the handler decides"
-    SERVER = "server owner"
-    OWNER = "colony owner"
-    MEMBER = "approved executor or user"
-    LOOSE = "executor of any state or user"
-    BOTH = "approved executor, user or colony owner"
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who signed a request. `member` is set for member calls of one colony."""
-
-    id: str
-    colony: str = ""
-    member: Member | None = None
-    nonce: str = ""
-    submission: bytes = b""
-    issued: float = 0.0
-
-    @property
-    def executor(self) -> Executor:
-        """The calling executor. Raises RpcError 403 when a user calls."""
-        if not isinstance(self.member, Executor):
-            raise denied("only an executor may call this")
-        return self.member
-
-
-@dataclass(frozen=True)
-class Call(Generic[R]):
-    """One row of the table. `colony` names the colony that the role is checked in.
-
-    `once` is how the call is kept from happening twice, if it changes something; `again` answers a
-    repeat of one that happened together with its marker, by the key that it wrote first.
-    `harmless` tells requests of it that change nothing. `lasting` is for what puts clocks right: it
-    is served whatever times the store has seen, and its markers stay. `need` says what the call
-    does to the store, and so from which use on it is refused. `most` is how many bytes a request
-    may have (0: as many as a body, `rpc.max_body`), and `tokens` how many strings, brackets and
-    commas; few of the requests that are `heavy` are served at the same time. A handler that lists
-    may return its rows in pages, as an asynchronous generator of lists.
-    """
-
-    payloadtype: str
-    request: type[R]
-    who: Who
-    handler: Callable[[Caller, R], Awaitable[Any]]
-    colony: Callable[[R], str] | None = None
-    once: Once = Once.FIRST
-    again: Callable[[Caller, R, str], Awaitable[Any]] | None = None
-    harmless: Callable[[R], bool] | None = None
-    lasting: bool = False
-    need: Need = Need.GROWS
-    most: int = 0
-    tokens: int = MAX_TOKENS
-    heavy: Callable[[R], bool] | None = None
-
-    def __post_init__(self) -> None:
-        if self.payloadtype.startswith(("get", "subscribe")):  # upstream's names for reading
-            object.__setattr__(self, "need", Need.FREES)
-
-    def reads(self, request: R) -> bool:
-        """Whether a request changes nothing, so that a repeat does no harm."""
-        if self.payloadtype.startswith("get") or self.payloadtype in _READS:
-            return True
-        return self.harmless is not None and self.harmless(request)
 
 
 class Envelope(msgspec.Struct):
@@ -156,11 +71,6 @@ class Head(msgspec.Struct):
     nonce: str = ""
     issuedat: float = 0.0
     audience: str = ""
-
-
-def many(request: object) -> bool:
-    """All requests of a call that is always `heavy`: it has no count, or any."""
-    return True
 
 
 def _unheard(identity: str) -> str:
@@ -250,8 +160,7 @@ class Table:
 
         Raises RpcError and EtcdError.
         """
-        # A poll waits for something to happen: it takes no turn of the signer's other calls.
-        polls = call.payloadtype == "assignprocessmsg" and getattr(request, "timeout", 0) > 0
+        polls = call.polls is not None and call.polls(request)
         if polls or call.who is Who.ANYONE:
             return await self._handled(call, caller, request, payload)
         signer = (caller.id,)
@@ -282,8 +191,7 @@ class Table:
             return await in_turns(large.answer(kind, result))
         if isinstance(result, AsyncGenerator):
             return await self._listed(kind, result)
-        if kind == "getpausestatusmsg":
-            kind = "pausestatusreplymsg"
+        kind = call.answers or kind
         text = _to_json({} if result is None else result)
         if len(text) > SMALL:
             return await in_turns(large.wrapped(kind, text))
@@ -438,7 +346,7 @@ class Table:
     ) -> Caller:
         """Check the role that the call demands. Raises RpcError 403."""
         submission = b""
-        if call.payloadtype in ("submitfuncspecmsg", "submitworkflowspecmsg"):
+        if call.keeps:
             submission = f"{envelope.payload}.{envelope.signature}".encode()
         if call.who is Who.SIGNED or call.colony is None:
             if call.who is Who.SERVER and identity != self.directory.serverid:

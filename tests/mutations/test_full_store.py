@@ -11,7 +11,8 @@ import pytest
 from node.etcd.errors import StoreFull
 from node.etcd.pressure import Level, Need, Pressure
 from node.etcdserver import supervisor
-from node.rpc.dispatch import Call, Table
+from node.rpc.calls import Call
+from node.rpc.dispatch import Table
 from tests.node.daemon import test_full_store, test_full_store_inside
 from tests.node.etcd import test_pressure
 from tests.support.noticing import Patch, must_notice

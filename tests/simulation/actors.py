@@ -19,7 +19,7 @@ from node.model.errors import RpcError
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State
 from node.processes.queue import Candidate
 from node.rpc import requests as req
-from node.rpc.dispatch import Caller
+from node.rpc.calls import Caller
 from tests.simulation.colony import TYPE, Site
 from tests.simulation.network import Gone
 from tests.simulation.world import World

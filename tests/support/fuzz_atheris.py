@@ -14,7 +14,7 @@ import atheris  # type: ignore[import-not-found,unused-ignore]
 
 with atheris.instrument_imports(include=["node", "msgspec"]):
     from cli.ops.rpc import all_calls
-    from federation.service.rpc_peers import calls as federation_calls
+    from federation.service.rpc import calls as federation_calls
     from node.host.keys import PrivateKey
     from node.model.codec import pack
     from node.model.errors import RpcError

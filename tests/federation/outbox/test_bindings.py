@@ -23,7 +23,7 @@ from federation.forward.chain import conclusion, trace
 from federation.forward.machine import QUEUED, Forward
 from federation.forward.marker import Marker
 from federation.forward.path import Request, local_id
-from federation.service.rpc_forwards import _forward
+from federation.service.rpc_forwards import get_forward
 from federation.wire.card import open_card, sign_card
 from federation.wire.envelope import Kind, inspect, seal
 from federation.wire.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, load
@@ -33,6 +33,8 @@ from node.http.server import Request as HttpRequest
 from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.types import State
+from node.rpc.calls import Caller
+from node.rpc.requests import ProcessById
 from tests.federation.membership.test_rotation import follows
 from tests.support.colonies import Colony, world
 from tests.support.daemons import until
@@ -133,7 +135,7 @@ async def three(path: Path, *, known: bool = False) -> AsyncIterator[tuple[Colon
 
 async def page(at: Colony, processid: str) -> str:
     """What `colony process show` says of a forward."""
-    view = await _forward(at.fed, processid)
+    view = await get_forward(at.fed, Caller(""), ProcessById(processid))
     return "\n".join(f"{name}: {value}" for name, value in forward_fields(view) if value)
 
 
@@ -193,7 +195,7 @@ async def test_what_is_checked_is_on_the_page(tmp_path: Path) -> None:
             await follows(one, other)
         await cat.work("X")
         process = await ant.closed(processid)
-        view = await _forward(ant.fed, processid)
+        view = await get_forward(ant.fed, Caller(""), ProcessById(processid))
         shown = await page(ant, processid)
     assert process.output == ["X"]
     assert "outcome: ✓ signature valid, for the very submission that was sent" in shown

@@ -16,7 +16,7 @@ import trio
 from federation.peers.record import BLOCKED
 from federation.peers.registry import PENDING, TRUSTED, Peer
 from federation.routing.rules import Other, Route, _reached
-from federation.service.rpc_peers import calls
+from federation.service.rpc import calls
 from federation.wire import cbor
 from federation.wire.card import Card, is_name, open_card, sign_card
 from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, seal
@@ -24,7 +24,7 @@ from node.handlers.processes import submit_spec
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError
 from node.model.types import FunctionSpec
-from node.rpc.dispatch import Caller
+from node.rpc.calls import Caller
 from node.rpc.requests import Empty, Submit
 from tests.federation.peers.test_registry import peer, registry
 from tests.support.colonies import Colony, world

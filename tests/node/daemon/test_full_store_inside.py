@@ -26,7 +26,8 @@ from node.http.message import Response
 from node.model.codec import pack
 from node.model.errors import RpcError
 from node.model.types import Colony, User
-from node.rpc.dispatch import Call, Caller, Table, Who
+from node.rpc.calls import Call, Caller, Who
+from node.rpc.dispatch import Table
 from node.store import keys
 from node.store.directory import Directory
 from tests.federation.inbox.test_server import PID, Lab, code, submission

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from cli.main import main
 from cli.ops.rpc import all_calls
-from federation.service.rpc_peers import calls as federation_calls
-from node.daemon.reference import describe, fields_of, markdown, objects, subscriptions
-from node.rpc.dispatch import Call, Caller, Who
-from node.rpc.notes import NOT_CALLED, NOTES
+from federation.service.rpc import calls as federation_calls
+from node.daemon import pubsub
+from node.daemon.reference import NOT_CALLED, describe, fields_of, markdown, objects
+from node.rpc.calls import Call, Caller, Who
 from tests.support.daemons import REPOSITORY
 
 # Every payload type of upstream that is called over POST /api.
@@ -58,7 +58,7 @@ def test_every_call_of_upstream_is_in_the_table_and_only_ours_are_extra() -> Non
     found = _types(every)
     assert len(found) == len(every), "a payload type is there twice"
     assert POSTED - found == set()
-    assert _types(subscriptions()) == OVER_SOCKET
+    assert _types(pubsub.calls.of(None)) == OVER_SOCKET
     ours = found - POSTED - OVER_SOCKET
     assert ours == OURS | _types(federation_calls(None))  # type: ignore[arg-type]
     assert set(NOT_CALLED) == REPLIES | WITHOUT_HANDLER
@@ -66,9 +66,8 @@ def test_every_call_of_upstream_is_in_the_table_and_only_ours_are_extra() -> Non
 
 
 def test_every_call_has_its_line_and_every_line_its_call() -> None:
-    noted = {payloadtype for notes in NOTES.values() for payloadtype in notes}
-    assert noted == _types(all_calls())
-    assert all(row.about and row.reply and row.who for row in describe(all_calls()))
+    assert {row.payloadtype for row in describe(all_calls())} == _types(all_calls())
+    assert all(row.section and row.about and row.reply and row.who for row in describe(all_calls()))
     # What the handler decides must be said in words.
     vague = [row.payloadtype for row in describe(all_calls()) if row.who == Who.SIGNED.value]
     assert vague == []

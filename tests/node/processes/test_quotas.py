@@ -27,7 +27,8 @@ from node.processes.extension import Hooks
 from node.processes.queue import Entry, Queue, RunningSet
 from node.processes.quotas import Quotas, TooMany
 from node.processes.spec import build_process
-from node.rpc.dispatch import MAX_CALLS, Call, Caller, Table, Who
+from node.rpc.calls import Call, Caller, Who
+from node.rpc.dispatch import MAX_CALLS, Table
 from node.rpc.requests import Empty
 from node.store import crons as cron_store
 from node.store import keys

@@ -37,7 +37,7 @@ from node.model.types import (
 from node.processes.queue import Candidate
 from node.processes.spec import build_process
 from node.rpc import requests as req
-from node.rpc.dispatch import Caller
+from node.rpc.calls import Caller
 from node.runtime.node import Node
 from node.store import keys
 from node.workflows.children import Wanted
@@ -147,7 +147,7 @@ async def test_an_unregistered_executor_comes_back_in_spite_of_a_heartbeat(races
 async def test_a_removal_that_was_cut_off_is_repeated(races: Races, guarded: int) -> None:
     """With the answer of the first or second guarded write lost: the record, or what it runs."""
     node = races.one
-    rows = {call.payloadtype: call for call in executors.calls(node)}
+    rows = {call.payloadtype: call for call in executors.calls.of(node)}
 
     async def ask(payloadtype: str, name: str = "w") -> None:
         await rows[payloadtype].handler(Caller("a" * 64), req.ExecutorNamed("dev", name))

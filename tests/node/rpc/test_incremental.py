@@ -24,7 +24,8 @@ from node.model.json import _OPAQUE, MAX_DEPTH, depth_of, prune
 from node.model.types import Colony, User
 from node.rpc import dispatch as table
 from node.rpc import incremental as large
-from node.rpc.dispatch import MANY_TOKENS, Call, Caller, Table, Who, reply
+from node.rpc.calls import MANY_TOKENS, MAX_TOKENS, Call, Caller, Who
+from node.rpc.dispatch import Table, reply
 from node.store import keys
 from node.store.directory import Directory
 
@@ -178,7 +179,7 @@ def make(handler: Callable[[Caller, Whole], Awaitable[Any]]) -> Table:
     directory.apply(f"{keys.MEMBERS}dev/colony", pack(Colony(OWNER.id, "dev")), 1)
     directory.apply(f"{keys.MEMBERS}dev/user/u", pack(User("dev", MEMBER.id, "u")), 2)
     made = Table(directory, time.time_ns)
-    for name, tokens in (("onemsg", table.MAX_TOKENS), ("manymsg", MANY_TOKENS)):
+    for name, tokens in (("onemsg", MAX_TOKENS), ("manymsg", MANY_TOKENS)):
         most = 0 if name == "manymsg" else MESSAGE
         made.add(
             Call(name, Whole, Who.MEMBER, handler, lambda r: r.colonyname, most=most, tokens=tokens)

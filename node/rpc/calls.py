@@ -1,0 +1,222 @@
+"""Calls: what a row of the table says, and the decorator that makes a function the handler of one.
+
+A module with calls makes a `Calls` of a section of the documentation, and decorates its handlers:
+
+    calls: Calls[Node] = Calls("Crons")
+
+    @calls.row("getcronmsg", CronById, Who.SIGNED, reply="Cron", rights=MINE)
+    async def get(node: Node, caller: Caller, request: CronById) -> dict[str, Any]:
+        '''A cron by id.'''
+
+The first line of the docstring is what the documentation says of the call. `calls.of(node)` are the
+rows with their handlers bound to a node: `rpc.dispatch` serves them, and `daemon.reference` makes
+the documentation of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from node.etcd.pressure import Need
+from node.model.errors import denied
+from node.model.types import Executor
+from node.rpc.replay import Once
+
+if TYPE_CHECKING:
+    from node.store.directory import Member
+
+# Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
+# numbers.
+MAX_TOKENS = 100_000
+MANY_TOKENS = 1_200_000
+# Whose right a call is that any signer may make: words for the documentation.
+MINE = "member of the colony it belongs to"
+SELF = "the executor itself"
+ASSIGNED = "the executor it is assigned to"
+PARTY = "who submitted the process, or the executor that runs it"
+
+R = TypeVar("R")
+
+
+class Who(enum.Enum):
+    """Upstream's roles, and ours for the home colony."""
+
+    ANYONE = "anyone, unsigned"
+    SIGNED = "any signer; the handler decides"
+    SERVER = "server owner"
+    OWNER = "colony owner"
+    MEMBER = "approved executor or user"
+    LOOSE = "executor of any state or user"
+    BOTH = "approved executor, user or colony owner"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who signed a request. `member` is set for member calls of one colony."""
+
+    id: str
+    colony: str = ""
+    member: Member | None = None
+    nonce: str = ""
+    submission: bytes = b""
+    issued: float = 0.0
+
+    @property
+    def executor(self) -> Executor:
+        """The calling executor. Raises RpcError 403 when a user calls."""
+        if not isinstance(self.member, Executor):
+            raise denied("only an executor may call this")
+        return self.member
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """One row of the table. `colony` names the colony that the role is checked in.
+
+    `once` is how the call is kept from happening twice, if it changes something; `again` answers a
+    repeat of one that happened together with its marker, by the key that it wrote first.
+    `harmless` tells requests of it that change nothing. `lasting` is for what puts clocks right: it
+    is served whatever times the store has seen, and its markers stay. `need` says what the call
+    does to the store, and so from which use on it is refused. `most` is how many bytes a request
+    may have (0: as many as a body, `rpc.max_body`), and `tokens` how many strings, brackets and
+    commas; few of the requests that are `heavy` are served at the same time. Those that `poll` wait
+    for something to happen, and take no turn of the signer's other calls. `keeps` is set where the
+    signed text is stored: the handler has it as `caller.submission`. The payload type of the answer
+    is the call's own, or `answers`. A handler that lists may return its rows in pages, as an
+    asynchronous generator of lists.
+
+    In its `section` of the documentation stand `about`, `reply`, and `rights` where the handler
+    decides who may call.
+    """
+
+    payloadtype: str
+    request: type[R]
+    who: Who
+    handler: Callable[[Caller, R], Awaitable[Any]]
+    colony: Callable[[R], str] | None = None
+    once: Once = Once.FIRST
+    again: Callable[[Caller, R, str], Awaitable[Any]] | None = None
+    harmless: Callable[[R], bool] | None = None
+    lasting: bool = False
+    need: Need = Need.GROWS
+    most: int = 0
+    tokens: int = MAX_TOKENS
+    heavy: Callable[[R], bool] | None = None
+    polls: Callable[[R], bool] | None = None
+    keeps: bool = False
+    answers: str = ""
+    section: str = ""
+    about: str = ""
+    reply: str = "{}"
+    rights: str = ""
+
+    def __post_init__(self) -> None:
+        if self.payloadtype.startswith(("get", "subscribe")):  # upstream's names for reading
+            object.__setattr__(self, "need", Need.FREES)
+
+    def reads(self, request: R) -> bool:
+        """Whether a request changes nothing, so that a repeat does no harm."""
+        if self.payloadtype.startswith("get"):
+            return True
+        return self.harmless is not None and self.harmless(request)
+
+
+def every(request: object) -> bool:
+    """All requests of a call that is always `heavy`, or always `harmless`."""
+    return True
+
+
+N = TypeVar("N")
+T = TypeVar("T")
+Handler = Callable[[N, Caller, R], Awaitable[T]]
+
+
+class Calls(Generic[N]):
+    """The calls of one module, in the order of its functions; `section` is of the documentation.
+
+    `home` gives the name of the colony that their roles are checked in, whatever is asked.
+    """
+
+    def __init__(self, section: str, *, home: Callable[[N], str] | None = None) -> None:
+        self.section = section
+        self.home = home
+        self._makers: list[Callable[[N], Call[Any]]] = []
+
+    def of(self, node: N) -> list[Call[Any]]:
+        """Return the rows of the table, with their handlers bound to `node`."""
+        return [make(node) for make in self._makers]
+
+    def row(
+        self,
+        payloadtype: str,
+        request: type[R],
+        who: Who,
+        *,
+        reply: str = "{}",
+        rights: str = "",
+        section: str = "",
+        colony: str | Callable[[R], str] = "colonyname",
+        once: Once = Once.FIRST,
+        again: Callable[[N, Caller, R, str], Awaitable[Any]] | None = None,
+        reads: bool = False,
+        harmless: Callable[[R], bool] | None = None,
+        lasting: bool = False,
+        need: Need = Need.GROWS,
+        most: int = 0,
+        tokens: int = MAX_TOKENS,
+        heavy: Callable[[R], bool] | None = None,
+        polls: Callable[[R], bool] | None = None,
+        keeps: bool = False,
+        answers: str = "",
+    ) -> Callable[[Handler[N, R, T]], Handler[N, R, T]]:
+        """Make a function the handler of a call; the fields are those of `Call`.
+
+        The first line of its docstring is `about`.
+
+        Where `who` is a role in a colony, `colony` says which: the dotted name of a field of the
+        request, or a function of it. A call that `reads` changes nothing, whatever is asked; one
+        whose name begins with "get" need not say so.
+        """
+
+        def decorate(handler: Handler[N, R, T]) -> Handler[N, R, T]:
+            self._makers.append(
+                lambda node: Call(
+                    payloadtype,
+                    request,
+                    who,
+                    partial(handler, node),
+                    colony=self._colony(node, who, colony),
+                    once=once,
+                    again=partial(again, node) if again else None,
+                    harmless=every if reads else harmless,
+                    lasting=lasting,
+                    need=need,
+                    most=most,
+                    tokens=tokens,
+                    heavy=heavy,
+                    polls=polls,
+                    keeps=keeps,
+                    answers=answers,
+                    section=section or self.section,
+                    about=(handler.__doc__ or "").partition("\n")[0],
+                    reply=reply,
+                    rights=rights,
+                )
+            )
+            return handler
+
+        return decorate
+
+    def _colony(
+        self, node: N, who: Who, named: str | Callable[[R], str]
+    ) -> Callable[[R], str] | None:
+        if who in (Who.ANYONE, Who.SIGNED, Who.SERVER):
+            return None
+        if (home := self.home) is not None:
+            return lambda request: home(node)
+        return attrgetter(named) if isinstance(named, str) else named
