@@ -20,7 +20,7 @@ from federation.network import addresses as leading
 from federation.network import mdns as station
 from federation.outbox import outcomes as results
 from federation.service import sessions as tending
-from federation.transport import mailbox
+from federation.transport import mailbox, resolve
 from federation.wire import cbor, envelope, sizes
 from federation.wire.envelope import Kind
 from node.http import client as http_client
@@ -72,7 +72,7 @@ def metadata_is_a_host(patch: pytest.MonkeyPatch) -> None:
 
 def cards_lead_anywhere(patch: pytest.MonkeyPatch) -> None:
     """What a card names is tried."""
-    patch.setattr(leading, "problem_of", lambda *arguments, **options: "")
+    patch.setattr(resolve, "problem_of", lambda *arguments, **options: "")
 
 
 def announcements_lead_anywhere(patch: pytest.MonkeyPatch) -> None:

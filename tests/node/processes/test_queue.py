@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from node.etcd.batch import Reads
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
+from node.etcd.parts import Known
 from node.etcd.txn import Get, ModRevision, Txn
 from node.model.codec import pack
 from node.model.types import Conditions, Executor, FunctionSpec, Process, Running, State, Waiting
@@ -388,7 +389,7 @@ class OneProcess:
     """A store with one waiting process, at revision 9; every transaction succeeds at 10."""
 
     def __init__(self, process: Process) -> None:
-        self.process = process
+        self.process, self.known = process, Known()
 
     async def get(self, key: str) -> KeyValue | None:
         return KeyValue(key, pack(self.process), 9, 1, 0)

@@ -271,7 +271,7 @@ async def test_an_envelope_is_little_else_than_its_payload() -> None:
 async def test_a_member_is_told_how_much_is_too_much() -> None:
     made = make(nothing)
     for inside, wanted in (
-        (filled(b"1", 200_000), "more than 50000 strings, brackets and commas"),
+        (filled(b"1", 200_000), "more than 100000 strings, brackets and commas"),
         (b'"' + b"a" * (9 << 20) + b'"', "a onemsg 8388608"),
     ):
         _, message = await ask(made, signed("onemsg", inside, MEMBER))

@@ -22,7 +22,7 @@ from node.etcd.watch import Batch, Event
 from node.handlers.processes import remove_by_state as remove_processes
 from node.handlers.workflows import RemoveGraphs
 from node.handlers.workflows import remove_by_state as remove_graphs
-from node.host.config import Duration, HistoryConfig
+from node.host.config import HistoryConfig, Keep
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.graph import node_id
@@ -295,7 +295,7 @@ async def test_what_follows_from_an_end_may_lose_every_race_for_now(
         await bench.one.settle(process)
     assert waits.is_set()
     bench.days = 3
-    config = HistoryConfig(keep=Duration(86_400), states=["failed"])
+    config = HistoryConfig(keep=Keep(86_400), states=["failed"])
     with logged("history waits", "history") as history_waits, trio.fail_after(30):
         nursery.start_soon(bench.one.leader.run)
         nursery.start_soon(retention_of(bench.one, tmp_path, config).run)
