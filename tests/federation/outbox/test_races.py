@@ -15,11 +15,10 @@ from federation.forward.updates import Followed
 from federation.outbox import updates as following
 from federation.outbox.updates import Follower
 from federation.wire.messages import Extra, Line, News, Outcomes, dump
-from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Delete, Txn
-from node.host.config import HistoryConfig, RouteConfig
+from node.host.config import HistoryConfig, Keep, RouteConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import Log, Process, State
@@ -28,6 +27,7 @@ from node.store import keys
 from tests.federation.routing.test_router import Side, Wire, deliver, three, wire
 from tests.support.colonies import Colony, world
 from tests.support.interleaved import Meddled
+from tests.support.processes import retention as retention_of
 
 SECONDS = 40
 ALWAYS = RouteConfig(to="bee")
@@ -252,12 +252,12 @@ async def test_what_is_owed_can_not_be_removed_whatever_memory_says(client: Etcd
 
 async def test_what_is_owed_does_not_go_to_history(client: EtcdClient, tmp_path: Path) -> None:
     _, bee, there = await owed(client)
-    retention = Retention(bee.node, tmp_path / "home", HistoryConfig(keep=1))
+    retention = retention_of(bee.node, tmp_path / "home", HistoryConfig(keep=Keep(1)))
     later = there.endtime + 10**9
-    assert await retention._batch("bee", [there.processid], later) == 0
+    assert await retention._processes("bee", State.SUCCESSFUL, later) == 0
     assert (await bee.load(there)).closed
     await client.delete(there.notify)
-    assert await retention._batch("bee", [there.processid], later) == 1
+    assert await retention._processes("bee", State.SUCCESSFUL, later) == 1
     assert await bee.processes.load("bee", there.processid) is None
 
 

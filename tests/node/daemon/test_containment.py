@@ -25,6 +25,7 @@ from node.etcd.client import EtcdClient
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
 from node.http.server import Request, Response
+from node.model.types import Running
 from node.processes.deadlines import expire
 from node.processes.service import Processes
 from node.store.crons import Cron
@@ -242,6 +243,9 @@ async def test_one_key_of_an_agenda_fails_alone(autojump_clock: trio.testing.Moc
     assert acted.count("bad") == 1, "it is left alone for a while"
 
 
+RUN = Running("", "cli", 0, 1, "", "ann")
+
+
 async def test_one_deadline_that_fails_keeps_no_other() -> None:
     """Each comes up again, and each is tried."""
     tried: list[str] = []
@@ -258,7 +262,12 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
 
     class Fake:
         queue = Index([])
-        running = Index([("dev", "one", 0), ("dev", "two", 0)])
+        running = Index([("dev", "one", RUN), ("dev", "two", RUN)])
+
+        class clock:
+            @staticmethod
+            def steady() -> int:
+                return 1
 
         class handout:
             @staticmethod

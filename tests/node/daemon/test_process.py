@@ -82,7 +82,6 @@ def test_bad_payloads_name_the_field(
         ({"conditions": {"colonyname": "dev", "executortype": "a/b"}}, "executortype"),
         ({"conditions": {"colonyname": "dev", "executortype": "c", "cpu": "1"}}, "cpu"),
         ({"conditions": {"colonyname": "dev", "executortype": "c", "mem": "9XB"}}, "mem"),
-        ({"args": ["x" * 1_500_000]}, "store"),
     ],
 )
 def test_bad_specs_name_the_field_and_leave_nothing(
