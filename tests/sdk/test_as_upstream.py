@@ -166,7 +166,7 @@ async def test_an_executor_that_crashed_registers_again(
         executor = {"executorname": name, "executortype": me.kind, "colonyname": me.colony}
         me.key = PrivateKey.generate()
         # What is refused replaces nobody.
-        wrong = executor | {"executorid": "0"}
+        wrong = executor | {"executorid": "a\nb"}
         with pytest.raises(RpcError, match="executorid"):
             await me.call("addexecutormsg", me.owner, executor=wrong)
         with pytest.raises(RpcError):

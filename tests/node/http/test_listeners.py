@@ -47,7 +47,7 @@ def colony(home: Path, *args: str, **environ: str) -> subprocess.CompletedProces
 
 
 def colonyd(home: Path, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return typed("colonyd", "--home", str(home), *args, **environ)
+    return typed("daemon.colonyd", "--home", str(home), *args, **environ)
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_a_taken_port_is_named_with_its_setting_and_its_holder(
         ),
     ):
         done = colonyd(second, *args)
-        assert (done.returncode, "Traceback" in done.stderr) == (75, False)
+        assert (done.returncode, "Traceback" in done.stderr) == (75, False), done.stderr
         (line,) = [each for each in done.stderr.splitlines() if each.startswith("colonyd: ")]
         assert line.startswith(f"colonyd: {setting}: ")
         assert f":{args[1] if setting == 'rpc.port' else args[3]} is in use by colonyd" in line
