@@ -23,6 +23,7 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
+from node.processes.older import complete
 from node.processes.queue import Entry
 from node.processes.service import Processes
 from node.store import clock as store
@@ -269,6 +270,7 @@ class Retiming:
         Not where several daemons share a store: what one host's clock shows is nothing to the
         others, and each goes by its own memory. Raises EtcdError.
         """
+        await complete(self.processes)
         await self._place()
         if not self.client.pressure.own:
             return 0
