@@ -363,6 +363,28 @@ async def test_a_host_that_was_corrected_while_it_was_off(dev: World) -> None:
     assert (await get(dev, waits)).state == State.FAILED
 
 
+async def test_a_moment_that_was_shown_before_a_step_back_is_not_due_again(dev: World) -> None:
+    """Set back by a day and forward again: what ran today runs tomorrow."""
+    dev.steady = 10**12
+    station = await dev.start()
+    await station.node.leader.elected()
+    daily = cron(cronid="", interval=-1, cronexpression="0 0 11 * * *")
+    await station.node.crons.add(daily, workflow())
+    index = station.node.crons.index
+    (key,) = index.all_keys()
+    for by in (-DAY, DAY, -3 * DAY, DAY, 2 * DAY):
+        dev.now += by
+        await mend(station)
+        known = index.get(key)
+        assert known is not None
+        assert known[0].nextrun > dev.now
+        dev.advance(3)
+    assert known[0].nextrun == NOON + 23 * HOUR
+    dev.now += DAY
+    await mend(station)
+    await until(20, dev.graphs)
+
+
 async def make_old(dev: World) -> None:
     """Let the keys of what waits be what releases without limit and priority there wrote."""
     for kv in (await dev.client.range_all(keys.QUEUE))[0]:
