@@ -94,6 +94,9 @@ def not_reachable(session: Session, error: Unreachable) -> Failure:
     step = f"start it with {start}, or name another with --server"
     if told is not None:
         step = f"its daemon (pid {told.pid}) was killed or hangs: {step}"
+    elif own and urlsplit(session.url()).port == 0:
+        # With `rpc.port` 0 each start has a port of its own, and tells it.
+        return Failure(f"no daemon of {session.home} runs", code=UNREACHABLE, next_step=step)
     elif own:
         step = f"no daemon of {session.home} runs: {step}"
     return Failure(f"daemon not reachable at {error}", code=UNREACHABLE, next_step=step)

@@ -63,6 +63,7 @@ def _all(session: Session) -> Iterator[Check]:
     yield from check_peer_settings(session)
     yield check_disk(home)
     yield check_etcd(session)
+    yield from check_place(session)
     yield check_mdns(Path("/proc"))
     yield from check_daemon(session)
 
@@ -192,6 +193,21 @@ def check_etcd(session: Session) -> Check:
     return judge_etcd(binary, text)
 
 
+def check_place(session: Session) -> Iterator[Check]:
+    """Whether the store that the home had is gone, as the daemon's start judges it."""
+    from node.etcd.errors import StoreRefused
+    from node.etcdserver.identity import require_place
+    from node.host.home import Home
+
+    try:
+        if not session.config().etcd.endpoints:
+            require_place(Home(session.home))
+    except Failure:
+        pass  # reported by check_config
+    except StoreRefused as error:
+        yield Check("store", False, str(error), "")
+
+
 def judge_etcd(binary: str, text: str) -> Check:
     """Judge the output of `etcd --version`."""
     if bad := _CORRUPTING.search(text):
@@ -280,9 +296,14 @@ def check_daemon(session: Session) -> Iterator[Check]:
         yield Check("peers", None, f"not checked: {error.message}", error.next_step)
         return
 
-    async def ping() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    async def ping() -> list[tuple[dict[str, Any], dict[str, Any]]] | None:
         async with session.client() as client:
-            rows = await client.call("getpeersmsg", {}, key) or []
+            try:
+                rows = await client.call("getpeersmsg", {}, key) or []
+            except RpcError as error:
+                if error.status == 403 and error.message.startswith("payloadtype"):
+                    return None
+                raise
             answers = []
             for row in rows:
                 if row.get("state") != "trusted":
@@ -298,6 +319,9 @@ def check_daemon(session: Session) -> Iterator[Check]:
         answers = session.run(ping)
     except Failure as error:
         yield Check("peers", False, error.message, error.next_step)
+        return
+    if answers is None:
+        yield Check("peers", True, "federation is off (federation.enabled): there are none")
         return
     try:
         yield check_memory(session.call("getclockmsg", {}, key=key))

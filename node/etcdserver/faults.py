@@ -6,14 +6,18 @@ Values in, values out: `supervisor` reads what etcd writes, and decides what fol
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["BEHIND", "DAMAGE", "DISK_FULL", "Fault", "explain", "is_noise"]
+__all__ = ["BEHIND", "CUT_OFF", "DAMAGE", "DISK_FULL", "Fault", "explain", "following", "is_noise"]
 
+# Where the home of the store belongs in what people are to do.
+_HOME = "--home HOME"
 DAMAGE = (
-    "put a backup back (`colony restore --force FILE`), or begin with an empty store"
-    " (`colony init --new-store`); both move aside what is there and delete nothing"
+    f"put a backup back (`colony restore --force FILE {_HOME}`), or begin with an empty store"
+    f" (`colony init --new-store {_HOME}`); both move aside what is there and delete nothing"
 )
 # etcd takes such a store for a good one: it answers reads, and no write of the indexes that its
 # database has already.
@@ -23,6 +27,8 @@ BEHIND = (
 )
 DISK_FULL = "the disk is full"
 _LOG = "its write-ahead log (member/wal) is damaged or incomplete"
+# etcd says nothing of it, and waits for a leader.
+CUT_OFF = f"{_LOG}: it ends before the first state of the store"
 _DATABASE = "its database (member/snap/db) is missing or damaged"
 
 # The first that fits counts: what the system says before what etcd makes of it.
@@ -36,7 +42,8 @@ _CAUSES = (
     (
         r"permission denied",
         "the daemon's user may not use all of its files",
-        "`colony doctor` names files of other users; else give it mode 0700 (chmod -R u+rwX)",
+        f"`colony doctor {_HOME}` names files of other users; else give it mode 0700"
+        " (chmod -R u+rwX)",
     ),
     (
         r"input/output error",
@@ -83,6 +90,11 @@ class Fault:
         return self.next == DAMAGE
 
 
+def following(step: str, directory: Path) -> str:
+    """What to do next about the store in `directory`, as a command takes it for its home."""
+    return step.replace(_HOME, f"--home {shlex.quote(str(directory.parent))}")
+
+
 def is_noise(line: str) -> bool:
     """Whether a line begins the trace of a panic: all after it is for etcd's developers."""
     return _TRACE.match(line) is not None
@@ -98,7 +110,9 @@ def explain(lines: Sequence[str], how: str) -> Fault:
     # A panic repeats the message of the error before it, which also has the reason.
     reason = next((line for line in lines if line.startswith(said.partition(": ")[2] + ": ")), said)
     told = f"etcd said: {reason}" if reason else f"etcd ended {how} and said nothing"
-    for pattern, what, following in _CAUSES:
+    for pattern, what, step in _CAUSES:
         if re.search(pattern, text, re.IGNORECASE):
-            return Fault(f"{what} ({told})", following)
-    return Fault(f"etcd ended {how} ({told})", "`colony doctor` looks for causes on this host")
+            return Fault(f"{what} ({told})", step)
+    return Fault(
+        f"etcd ended {how} ({told})", f"`colony doctor {_HOME}` looks for causes on this host"
+    )

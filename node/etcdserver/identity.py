@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -30,11 +31,16 @@ _ANY = "any"
 
 
 def _noted(home: Home) -> str:
-    """What the mark in the home says, "" without one."""
+    """What the mark in the home says, "" without one. Raises StoreRefused."""
     try:
         return home.store_mark.read_text("utf-8", "replace").strip()
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise StoreRefused(
+            f"cannot read {home.store_mark}: {error.strerror}. It tells which store belongs to this"
+            " home: move it away, and the next start takes the store that is there"
+        ) from None
 
 
 def _note(home: Home, text: str) -> None:
@@ -58,9 +64,10 @@ def _had_one(home: Home) -> bool:
 
 
 def _choice(home: Home, mount: str) -> str:
+    here = f"--home {shlex.quote(str(home.path))}"
     return (
-        f"{mount}; or put a backup back (`colony restore --force FILE`); or, if it is lost, begin"
-        f" with an empty one: `colony init --new-store --home {home.path}`"
+        f"{mount}; or put a backup back (`colony restore --force FILE {here}`); or, if it is lost,"
+        f" begin with an empty one: `colony init --new-store {here}`"
     )
 
 
@@ -133,6 +140,7 @@ def begin_anew(home: Home) -> Path | None:
     OSError when they can't be moved.
     """
     with lock_home(home.path):
+        _noted(home)  # what can't be read can't be replaced
         data = home.etcd / "data"
         aside = None
         if data.is_dir() and any(data.iterdir()):

@@ -21,7 +21,8 @@ import trio
 
 from node.etcd.errors import StoreRefused
 from node.etcd.pressure import MIN_FREE
-from node.etcdserver.faults import DAMAGE
+from node.etcdserver.faults import CUT_OFF, DAMAGE, following
+from node.etcdserver.wal import is_cut_off
 from node.host.home import HomeError, require_owner
 from node.host.log import get_logger
 
@@ -140,8 +141,14 @@ def _prepare_directory(directory: Path) -> None:
     with suppress(FileNotFoundError):
         raise StoreRefused(
             f"the store in {directory} does not start: at an earlier start"
-            f" {(data / _DAMAGE_FILE).read_text().strip()}: {DAMAGE}"
+            f" {(data / _DAMAGE_FILE).read_text().strip()}: {following(DAMAGE, directory)}"
         )
+    with suppress(OSError):  # etcd tells what can't be read
+        if is_cut_off(data / "member"):
+            raise StoreRefused(
+                f"the store in {directory} does not start: {CUT_OFF}: "
+                + following(DAMAGE, directory)
+            )
 
 
 def _check_owner(path: Path) -> None:

@@ -19,7 +19,7 @@ import trio
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError, EtcdUnavailable, StoreRefused
 from node.etcd.pressure import BATCH, DEFAULT_QUOTA
-from node.etcdserver.faults import BEHIND, DAMAGE, DISK_FULL, Fault, explain, is_noise
+from node.etcdserver.faults import BEHIND, DAMAGE, DISK_FULL, Fault, explain, following, is_noise
 from node.etcdserver.preflight import (
     Premises,
     environment,
@@ -292,7 +292,8 @@ async def supervise(
                 premises.note_damage(BEHIND)
             if ended.damaged or not (announced or ended.what.startswith(DISK_FULL)):
                 raise StoreRefused(
-                    f"the store in {premises.directory} does not start: {ended.what}: {ended.next}"
+                    f"the store in {premises.directory} does not start: {ended.what}: "
+                    + following(ended.next, premises.directory)
                 )
             log.error("etcd is started again", seconds=backoff, because=ended.what)
             await trio.sleep(backoff)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -221,7 +222,8 @@ def init_home(path: Path, name: str | None, environ: Mapping[str, str]) -> HomeI
     _directory(home.path)
     if (home.path / RESTORING).exists():
         raise HomeError(
-            f"{home.path}: a restore was interrupted; repeat it: colony restore --force FILE"
+            f"{home.path}: a restore was interrupted; repeat it:"
+            f" colony restore --force FILE --home {shlex.quote(str(home.path))}"
         )
     _directory(home.keys)
     made = False

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import msgspec
 
+from node.host.home import HomeError
 from node.host.log import get_logger
 from node.model.ids import NAME
 
@@ -74,8 +75,14 @@ def withdrawn(home: Path) -> Iterator[None]:
 
 
 def withdraw(home: Path) -> None:
-    """Take away what was told."""
-    (home / FILE).unlink(missing_ok=True)
+    """Take away what was told. Raises HomeError."""
+    try:
+        (home / FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise HomeError(
+            f"cannot remove {home / FILE}: {error.strerror}. The daemon tells there where it"
+            " listens: move away what is in its place, or let the daemon's user write there"
+        ) from None
 
 
 def announce(home: Path, listening: Listening) -> None:

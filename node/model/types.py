@@ -346,8 +346,8 @@ class Log(msgspec.Struct):
 class Waiting(msgspec.Struct, frozen=True, array_like=True):
     """What the queue key of a waiting process holds: all that matching and listing need.
 
-    `maxwaittime` (seconds) is what the deadline was given for, 0 in what older releases wrote;
-    there the priority counts as the lowest, by which nothing is of the future.
+    `maxwaittime` (seconds) is what the deadline was given for, 0 in what older releases wrote.
+    They left out the priority, too; `processes.older` reads both from the process if they matter.
     """
 
     executornames: list[str]

@@ -193,6 +193,12 @@ class Queue:
             places.add(_place(moved))
         self.entries[processid] = moved
 
+    def complete(self, entry: Entry, waiting: Waiting) -> None:
+        """Let an entry that still stands here have what its key lacks; its deadline is due anew."""
+        if self.entries.get(entry.processid) is entry:
+            self._drop(entry)
+            self.add(replace(entry, waiting=waiting))
+
     def is_old(self, processid: str, revision: int) -> bool:
         """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
         if self._taken.get(processid, -1) >= revision:

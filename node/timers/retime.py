@@ -23,6 +23,7 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
+from node.processes.older import complete
 from node.processes.queue import Entry
 from node.processes.service import Processes
 from node.store import clock as store
@@ -116,6 +117,7 @@ class Retiming:
     also: list[Callable[[int, int], Awaitable[None]]] = field(default_factory=list)
     kept: Seen | None = None
     behind: int = 0  # the latest time seen before, as long as the clock is behind that
+    latest: int = 0  # the latest time that was shown before a step, as far as is known
     _kept_at: float = 0.0
     _written: int = 0
     _begun: bool = False
@@ -133,7 +135,7 @@ class Retiming:
             return
         if self.boot and self.kept.boot == self.boot:
             self.clock.offset = self.kept.wall - self.kept.steady
-        now = self.clock.wall()
+        now, self.latest = self.clock.wall(), self.kept.wall
         if self.kept.wall > now + _SLACK:
             self.behind = self.kept.wall
             log.warning(
@@ -218,6 +220,7 @@ class Retiming:
     async def _mend(self, by: int) -> None:
         """Deal with a step by so many ns. Raises EtcdError; then the step is still to be seen."""
         crons = generators = 0
+        self.latest = max(self.latest, self.clock.judged)
         with trio.move_on_after(_ELECTION if self.client.pressure.own else 0):
             await self.leader.elected()
         if self.leader.holds:
@@ -239,7 +242,7 @@ class Retiming:
         crons = self.crons
 
         def cron(value: Cron) -> Cron | None:
-            return retimed_cron(value, before, now, self.behind, crons.local, crons.dice)
+            return retimed_cron(value, before, now, self.latest, crons.local, crons.dice)
 
         def generator(value: Generator) -> Generator | None:
             return retimed_generator(value, before, now)
@@ -269,6 +272,7 @@ class Retiming:
         Not where several daemons share a store: what one host's clock shows is nothing to the
         others, and each goes by its own memory. Raises EtcdError.
         """
+        await complete(self.processes)
         await self._place()
         if not self.client.pressure.own:
             return 0

@@ -15,7 +15,7 @@ import trio
 
 from node.etcd.client import open_client
 from node.etcd.errors import StoreRefused
-from node.etcdserver.faults import DAMAGE, explain
+from node.etcdserver.faults import DAMAGE, explain, following
 from node.etcdserver.supervisor import supervise
 from tests.node.etcd.support import QUOTA, start_store
 
@@ -66,6 +66,17 @@ def cut_the_log(member: Path) -> None:
     os.truncate(_logs(member)[-1], _used(_logs(member)[-1]) // 2)
 
 
+def cut_the_log_to_its_head(member: Path) -> None:
+    """Before the first state: etcd starts, and waits for a leader for ever."""
+    for path in _logs(member):
+        os.truncate(path, 100)
+
+
+def cut_the_log_behind_its_head(member: Path) -> None:
+    for path in _logs(member):
+        os.truncate(path, 200)
+
+
 def empty_the_log(member: Path) -> None:
     for path in _logs(member):
         os.truncate(path, 0)
@@ -104,6 +115,8 @@ def remove_the_database(member: Path) -> None:
 LOG, DATABASE = "its write-ahead log (member/wal)", "its database (member/snap/db)"
 BROKEN = [
     (cut_the_log, f"{LOG} ends before its database"),
+    (cut_the_log_to_its_head, f"{LOG} is damaged"),
+    (cut_the_log_behind_its_head, f"{LOG} is damaged"),
     (empty_the_log, f"{LOG} is damaged"),
     # As etcd reads it, what is spoiled is wrong, or the end of what was written.
     (spoil_the_log, f"{LOG} "),
@@ -117,7 +130,7 @@ BROKEN = [
 
 
 async def refused(directory: Path) -> str:
-    with pytest.raises(StoreRefused) as caught, trio.fail_after(100):
+    with pytest.raises(StoreRefused) as caught, trio.fail_after(60):
         await supervise(directory, quota_bytes=QUOTA)
     return str(caught.value)
 
@@ -133,7 +146,8 @@ async def test_what_is_broken_is_named_with_what_to_do(
         message = await refused(directory)
         assert f"the store in {directory} does not start: " in message
         assert told in message
-        assert message.endswith(DAMAGE)
+        assert message.endswith(following(DAMAGE, directory))
+        assert f"FILE --home {tmp_path}`" in message
         assert "goroutine" not in message
         assert ".go:" not in message
 

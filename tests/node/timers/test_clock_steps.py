@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from cli.ops.doctor import check_steps
 from node.host.clock import JUMP, Clock, Moment, jumped, place
+from node.model.codec import pack, unpack
 from node.model.ids import new_id
 from node.model.types import DAY, SECOND, Conditions, FunctionSpec, Process, State
 from node.processes.deadlines import expire
 from node.processes.spec import build_process
 from node.store import clock as seen
+from node.store import keys
 from node.store.crons import Cron, Firing
 from node.store.generators import Generator
 from node.timers import cronexpr as schedule
@@ -359,6 +361,63 @@ async def test_a_host_that_was_corrected_while_it_was_off(dev: World) -> None:
     await expire(dev.node.processes)
     assert (await get(dev, running)).state == State.FAILED
     assert (await get(dev, waits)).state == State.FAILED
+
+
+async def test_a_moment_that_was_shown_before_a_step_back_is_not_due_again(dev: World) -> None:
+    """Set back by a day and forward again: what ran today runs tomorrow."""
+    dev.steady = 10**12
+    station = await dev.start()
+    await station.node.leader.elected()
+    daily = cron(cronid="", interval=-1, cronexpression="0 0 11 * * *")
+    await station.node.crons.add(daily, workflow())
+    index = station.node.crons.index
+    (key,) = index.all_keys()
+    for by in (-DAY, DAY, -3 * DAY, DAY, 2 * DAY):
+        dev.now += by
+        await mend(station)
+        known = index.get(key)
+        assert known is not None
+        assert known[0].nextrun > dev.now
+        dev.advance(3)
+    assert known[0].nextrun == NOON + 23 * HOUR
+    dev.now += DAY
+    await mend(station)
+    await until(20, dev.graphs)
+
+
+async def make_old(dev: World) -> None:
+    """Let the keys of what waits be what releases without limit and priority there wrote."""
+    for kv in (await dev.client.range_all(keys.QUEUE))[0]:
+        await dev.client.put(kv.key, pack(unpack(kv.value, list)[:8]))
+
+
+async def test_what_an_older_release_left_by_a_clock_that_was_ahead(dev: World) -> None:
+    """Its keys lack the priority and the limit: the processes have them."""
+    present = dev.now
+    dev.now += 370 * DAY
+    station = await dev.start()
+    await station.node.leader.elected()
+    low = process(dev.now, "low", priority=-1)
+    made = [process(dev.now + number, "ahead", maxwaittime=60) for number in range(90)]
+    ahead = await submit(dev, low, *made)
+    await station.stop()
+    dev.stations.clear()
+    dev.now = present
+    await make_old(dev)
+    station = await dev.start()
+    await station.node.leader.elected()
+    (newer,) = await submit(dev, process(dev.now, "newer"))
+    await station.node.retiming._look()
+    assert station.node.retiming.view()["processes"] == 91
+    for processid in ahead:
+        stored = await get(dev, processid)
+        assert stored.waitdeadline <= dev.now + 60 * SECOND
+        assert stored.prioritytime <= dev.now + (DAY if processid == low.processid else 0)
+    assert (await dev.assign()).processid == ahead[1]
+    dev.advance(61)
+    await expire(dev.node.processes)
+    assert await order(dev) == [newer, low.processid]
+    assert (await get(dev, ahead[2])).errors == ["Maximum waiting time limit exceeded"]
 
 
 async def test_a_step_of_one_host_is_nothing_to_a_store_of_several(dev: World) -> None:
