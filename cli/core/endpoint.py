@@ -6,6 +6,7 @@ Which address that is decides `cli.core.session`.
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -45,8 +46,8 @@ def denied_by_another(session: Session, denial: RpcError) -> Failure | None:
         f" one of {home} ({denial.message})",
         code=DENIED,
         next_step=(
-            f"start this colony's daemon (`colony --home {home} up`), on another port if that one"
-            " is to go on"
+            f"start this colony's daemon (`colony --home {shlex.quote(str(home))} up`), on another"
+            " port if that one is to go on"
             if own
             else "name this colony's own address with --server, or the other's home with --home"
         ),
@@ -89,7 +90,8 @@ def _who(url: str) -> str:
 def not_reachable(session: Session, error: Unreachable) -> Failure:
     """Return the Failure for a daemon that does not answer, by what its home tells of it."""
     own = session.own
-    start = f"`colony --home {session.home} up`" if own and session.home_option else "`colony up`"
+    place = f" --home {shlex.quote(str(session.home))}" if own and session.home_option else ""
+    start = f"`colony{place} up`"
     told = read_listening(session.home) if own else None
     step = f"start it with {start}, or name another with --server"
     if told is not None:

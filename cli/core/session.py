@@ -169,7 +169,10 @@ class Session:
         """The key of an executor of this home, by name; without one the member's key."""
         if executor is None:
             return self.member_key()
-        return self._key("", f"executor-{executor}.key")
+        from cli.core.keyfiles import check_member_name
+        from node.host.home import Home
+
+        return self._key("", Home(self.home).key(f"executor-{check_member_name(executor)}").name)
 
     def executor_name(self, executor: str | None) -> str:
         """The executor that is named, by --as or by $COLONIES_EXECUTOR_NAME."""

@@ -6,6 +6,7 @@ Being an executor is `cli.worker.command`'s work; the functions of executors are
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -159,7 +160,7 @@ def _add(
         session.call("approveexecutormsg", named, owner=True)
         added["state"] = 1
     else:
-        print_note(f"next: `colony executor approve {name}`")
+        print_note(f"next: `colony executor approve {shlex.quote(name)}`")
     if not identity:
         added["keyfile"] = str(path)
         print_note(f"its key: {path}")

@@ -5,6 +5,7 @@ Submitting is in `cli.work.run`.
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -271,7 +272,7 @@ def wait(session: Session, processid: str, timeout: float | None) -> None:
         raise Failure(
             f"process {processid} is not finished after {timeout:g} s",
             code=TIMEOUT,
-            next_step=f"`colony process show {processid}`",
+            next_step=f"`colony process show {shlex.quote(processid)}`",
         ) from None
     if session.as_json:
         print_json(found)

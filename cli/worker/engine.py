@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -96,7 +97,7 @@ class Worker:
             raise Failure(
                 f"executor {self.settings.name} was rejected by the colony's owner",
                 code=DENIED,
-                next_step=f"`colony executor approve {self.settings.name}`",
+                next_step=f"`colony executor approve {shlex.quote(self.settings.name)}`",
             )
         if mine["state"] == PENDING:
             await self._approval()
@@ -139,7 +140,9 @@ class Worker:
         if self.settings.approve:
             await self._again("approveexecutormsg", name, self.owner())
             return
-        self.report("pending", {"next": f"colony executor approve {self.settings.name}"})
+        self.report(
+            "pending", {"next": f"colony executor approve {shlex.quote(self.settings.name)}"}
+        )
         while not self.stop.is_set():
             mine = await self._me()
             if mine is not None and mine["state"] == APPROVED:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -390,6 +391,26 @@ def test_executors(colony: Colony, server: ColonyServer) -> None:
     assert "pending" in colony("executor", "ls").stdout
     assert colony("executor", "approve", "w").stdout == "approved w\n"
     assert queue.executors["w"]["state"] == 1
+
+
+@pytest.mark.parametrize("name", ["ex ß/é@例", "..", "ü" * 200, "a'b"])
+def test_an_executor_of_any_name_is_added_named_and_signs(
+    colony: Colony, server: ColonyServer, name: str
+) -> None:
+    queue = Queue(server)
+    server.answers["addexecutorlogmsg"] = lambda payload, caller: {}
+    added = colony("executor", "add", name, "--type", "tt")
+    assert added.exit_code == 0
+    hint = next(line for line in added.stderr.splitlines() if line.startswith("next: "))
+    typed = shlex.split(hint.removeprefix("next: ").strip("`"))
+    assert typed == ["colony", "executor", "approve", name]
+    assert colony("executor", "log", "--as", name, "hello").exit_code == 0
+    assert server.seen[-1][2] == queue.executors[name]["executorid"]
+
+
+def test_a_name_for_as_that_nobody_may_have(colony: Colony) -> None:
+    refused = colony("executor", "log", "--as", "a:b", "hello")
+    assert (refused.exit_code, "must not have a ':'" in refused.stderr) == (2, True)
 
 
 def test_init_twice(tmp_path: Path) -> None:

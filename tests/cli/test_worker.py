@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 import trio
+from click.testing import CliRunner
 
 from cli.core.client import Client
 from cli.core.errors import Failure
+from cli.main import main
 from cli.worker.command import default_name, parse_function
 from cli.worker.engine import Settings, Worker
 from cli.worker.subprocess import open_guard, output_of, run_command
 from node.host.home import init_home
 from node.host.keys import PrivateKey
 from node.model.ids import valid_name
+from node.model.names import in_file
 from tests.support.rpc_server import ColonyServer, Queue, Refuse
 
 
@@ -304,6 +308,26 @@ def test_sigterm_finishes_the_command_in_hand(server: ColonyServer, tmp_path: Pa
         worker.communicate(timeout=90)
     assert worker.returncode == 0
     assert queue.processes[processid]["out"] == ["done"]
+
+
+@pytest.mark.parametrize("name", ["w ß", "eve@example.org", "a/b", ".."])
+def test_a_worker_has_any_name_that_a_colony_takes(
+    server: ColonyServer, tmp_path: Path, name: str
+) -> None:
+    queue = Queue(server)
+    init_home(tmp_path / "home", "dev", {})
+    rejected = {"executorname": name, "executortype": "cli", "state": 2}
+    server.answers["getexecutorsmsg"] = lambda payload, caller: [rejected | {"executorid": caller}]
+    args = ["--home", str(tmp_path / "home"), "--server", server.address]
+    done = CliRunner().invoke(main, [*args, "worker", "--name", name, "--func", "f=true"], env={})
+    assert done.exit_code == 4, done.output
+    assert f"colony executor approve {shlex.quote(name)}" in done.stderr
+    assert queue.executors == {}
+    made = {path.relative_to(tmp_path / "home") for path in (tmp_path / "home").glob("results/*")}
+    assert made == {Path("results", in_file(name))}
+    assert [path.name for path in (tmp_path / "home").glob("*.lock")] == [
+        f"{in_file(f'worker-{name}')}.lock"
+    ]
 
 
 def test_a_command_gets_no_keys_of_the_workers_environment(
