@@ -212,7 +212,11 @@ def encode(
         payload["issuedat"] = int(time.time())
         if audience:
             payload["audience"] = audience
-    text = base64.b64encode(json.dumps(payload).encode()).decode("ascii")
+    try:
+        data = json.dumps(payload, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        data = json.dumps(payload).encode()  # the server tells what is wrong with lone surrogates
+    text = base64.b64encode(data).decode("ascii")
     if key is None and payloadtype not in _UNSIGNED:
         raise ValueError(f"{payloadtype} must be signed")
     signature = "" if key is None else sign_payload(key, text)

@@ -60,9 +60,12 @@ def worker(
     it gets PATH, HOME, USER, LOGNAME, SHELL, LANG, LANGUAGE, LC_*, TZ and TMPDIR, and what --env
     names: keys and passwords stay here. Its stdout is the output (a
     JSON array: all elements of the output); an exit status other than 0 makes the process fail
-    with the end of stderr. Lines on stderr are logged as they come (`colony process logs -f`), and
-    lines written to $COLONYD_PROGRESS as progress: echo 40% > $COLONYD_PROGRESS. On SIGTERM the
-    commands in hand are finished, for --grace seconds.
+    with the end of stderr. It may have 8 MB, 12 MB as JSON; for a process of another colony 4 MB go
+    back. What a daemon does not take as an array, such as one with more than 100000 strings,
+    brackets and commas, is one text. COLONYD_KWARGS has at most 128 KiB, as all variables of
+    Linux: large values go as arguments. Lines on stderr are logged as they come (`colony process
+    logs -f`), and lines written to $COLONYD_PROGRESS as progress: echo 40% > $COLONYD_PROGRESS. On
+    SIGTERM the commands in hand are finished, for --grace seconds.
     """
     from cli.worker.engine import Settings, Worker
     from cli.worker.subprocess import open_guard

@@ -39,6 +39,7 @@ _POLL = 30  # seconds of one assign long-poll; each writes a few bytes to the st
 _LOOK = 5.0  # seconds between looks at a running process: a heartbeat, and sees a cancel
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0  # seconds of back-off while the daemon is away
 _AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still offered
+_CLOSING = 60.0  # seconds of one try to close: an output may be large, and the way slow
 _LAST_LINES = 3.0  # seconds for the last lines of a command's log
 _LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
 _AMISS = ("issuedat", "audience")  # clock and server's id can be set right: results last till then
@@ -197,6 +198,9 @@ class Worker:
         A command that was interrupted is not run again: it may have had effects.
         """
         for path in sorted(self.settings.results.glob("*.json")):
+            if not path.is_file():
+                self._set_aside(path, "no regular file")  # reading a FIFO might never end
+                continue
             try:
                 kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
             except (OSError, msgspec.MsgspecError) as error:
@@ -454,7 +458,7 @@ class Worker:
         kind = "closesuccessfulmsg" if ending.ok else "closefailedmsg"
         fields |= {"out": ending.out} if ending.ok else {"errors": ending.errors}
         try:
-            await self.client.call(kind, fields, self.key)
+            await self.client.call(kind, fields, self.key, _CLOSING)
         except RpcError as error:
             if error.status in (408, 429, *range(500, 600)) or error.message.startswith(_AMISS):
                 raise Unreachable(str(error), sent=True) from None
