@@ -35,8 +35,11 @@ _NEXT_BY_STATUS = {
     429: "wait a little, then try again",
     503: "try again; `colony status` shows how the daemon is",
 }
+# What a daemon says of an answer with too many rows, and the client of one that it stopped reading.
+TOO_LARGE = re.compile(r"answer (has more|is longer) than \d+ bytes")
 # What the message is about decides before the status does; the first that fits counts.
 _NEXT_BY_CAUSE = (
+    (TOO_LARGE.pattern, "ask for fewer rows: `--count 5`, where the command has that"),
     (
         r"^issuedat\b",
         "set the clock that is wrong: `colony doctor` shows this one's",

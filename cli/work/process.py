@@ -15,7 +15,7 @@ import trio
 
 from cli.core.client import RpcError
 from cli.core.errors import TIMEOUT, USAGE, Failure
-from cli.core.lookup import _PAGE, _POLL_MOST, SUCCESSFUL, _list, call_about, explain_end, full_id
+from cli.core.lookup import _PAGE, _POLL_MOST, SUCCESSFUL, call_about, explain_end, full_id, newest
 from cli.core.output import (
     STATES,
     ago,
@@ -29,7 +29,7 @@ from cli.core.output import (
     state_name,
 )
 from cli.core.session import Session, colony_command, colony_group, finish
-from cli.core.terminal import print_line, print_result
+from cli.core.terminal import print_line, print_note, print_result
 from cli.work import log as log_lines
 
 if TYPE_CHECKING:
@@ -61,13 +61,18 @@ def ls(
     key, colony = session.member_key(), session.colony()
     states = range(5) if state is None else [STATES.index(state)]
 
-    async def work() -> list[dict[str, Any]]:
+    async def work() -> tuple[list[dict[str, Any]], int]:
         async with session.client() as client:
-            rows = []
+            rows: list[dict[str, Any]] = []
+            most = count
             unknown: RpcError | None = None
             for number in states:
                 try:
-                    rows += await _list(client, key, colony, number, count, **filters)
+                    fields = {"colonyname": colony, "count": most, "state": number, **filters}
+                    more, most = await newest(
+                        lambda asked: client.call("getprocessesmsg", asked, key), fields
+                    )
+                    rows += more
                 except RpcError as error:
                     # A former member is known in the states of its processes only.
                     if error.status != 400 or not initiator:
@@ -75,12 +80,14 @@ def ls(
                     unknown = error
             if unknown is not None and not rows:
                 raise unknown
-            return rows
+            return rows, most
 
-    rows = session.run(work)
+    rows, most = session.run(work)
     oldest = datetime.min.replace(tzinfo=UTC)
     rows.sort(key=lambda row: parse_time(row.get("submissiontime")) or oldest, reverse=True)
-    rows = rows[:count]
+    if most < count:
+        print_note(f"only the newest {most}: an answer with {count} is too large (--count)")
+    rows = rows[:most]
     if session.as_json:
         print_json(rows)
         return

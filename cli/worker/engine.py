@@ -24,6 +24,7 @@ import trio
 
 from cli.core.client import Client, RpcError, Unreachable
 from cli.core.errors import DENIED, Failure
+from cli.core.lookup import newest
 from cli.core.output import parse_time
 from cli.worker.livelog import Feed, relay
 from cli.worker.subprocess import Ending, Guard, Hearing, run_command
@@ -220,10 +221,12 @@ class Worker:
             "label": "",
             "initiator": "",
         }
-        rows = await self._again("getprocessesmsg", fields, self.key)
+        rows, _ = await newest(
+            lambda asked: self._again("getprocessesmsg", asked, self.key), fields
+        )
         return [
             row
-            for row in rows or []
+            for row in rows
             if row.get("assignedexecutorid") == self.key.id
             and row["processid"] not in self._active
             and self._usable(row)

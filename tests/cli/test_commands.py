@@ -274,6 +274,43 @@ def test_a_former_member_is_listed_by_the_states_that_know_it(
     assert (refused.exit_code, "no member 'nobody'" in refused.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("where", [(), ("--json",), ("--state", "waiting")])
+def test_a_listing_that_is_too_large_shows_fewer_and_says_so(
+    server: ColonyServer, colony: Colony, where: tuple[str, ...]
+) -> None:
+    queue = Queue(server)
+    for number in range(6):
+        queue.add("f", submissiontime=f"2025-01-0{number + 1}T00:00:00Z")
+    largest = 5
+    asked = []
+
+    def listed(payload: dict[str, Any], caller: str) -> list[dict[str, Any]]:
+        asked.append(payload["count"])
+        if payload["count"] > largest:
+            message = "the answer has more than 67108864 bytes; ask for less at once (count, limit)"
+            raise Refuse(400, message)
+        rows = list(reversed(queue.processes.values())) if payload["state"] == 0 else []
+        return rows[: payload["count"]]
+
+    server.answers["getprocessesmsg"] = listed
+    shown = colony("process", "ls", *where)
+    assert shown.exit_code == 0
+    assert asked[:3] == [20, 10, 5]
+    assert "only the newest 5" in shown.stderr
+    newest = list(queue.processes)[:0:-1]
+    if "--json" in where:
+        assert [row["processid"] for row in json.loads(shown.stdout)] == newest
+    else:
+        assert [line[:12] for line in shown.stdout.splitlines()[1:]] == [i[:12] for i in newest]
+    assert (
+        newest[0] in json.loads(colony("process", "show", newest[0][:6], "--json").stdout).values()
+    )
+    largest = 0
+    refused = colony("process", "ls", *where)
+    assert refused.exit_code == 1
+    assert "--count 5" in refused.stderr
+
+
 def test_process_show_with_forward(colony: Colony, server: ColonyServer) -> None:
     queue = Queue(server)
     processid = queue.add("f", state=2, out=["x"])
