@@ -9,9 +9,12 @@ import json
 import os
 import shlex
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from cli.core.session import Session, rpc_failure
 from cli.main import COMMANDS, main
 from cli.ops.doctor import check_clock, check_keys, check_peer, judge_etcd, sockets_on
 from cli.work.run import argument, keyword
+from node.host.certificate import make_certificate
 from node.host.home import init_home
 from node.host.keys import PrivateKey, read_key
 from node.model.types import FunctionSpec
@@ -541,6 +545,17 @@ def test_unsigned_calls_only_where_the_protocol_has_them() -> None:
             "which key signs",
         ),
         (404, "it was removed meanwhile", "an `ls` command"),
+        (
+            404,
+            "spec.conditions.colonyname: 'nosuch' is neither here nor a trusted peer",
+            "colony peers trust",
+        ),
+        (
+            413,
+            "spec: 2000000 bytes with arguments and input; what goes to another colony has at most"
+            " 1400000",
+            "no setting raises this",
+        ),
     ],
 )
 def test_the_next_step_follows_the_cause(status: int, message: str, step: str) -> None:
@@ -574,6 +589,61 @@ def test_a_refused_connection_says_so(tmp_path: Path) -> None:
     done = program("server", "alive", "--server", "localhost:9", "--home", str(tmp_path))
     assert b"localhost:9: connection refused" in done.stderr
     assert b"sub-exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:99999", "from 1 to 65535"),
+        ("127.0.0.1:x", "from 1 to 65535"),
+        ("::1", "'[::1]:PORT'"),
+        ("http://::1", "'[::1]:PORT'"),
+        ("http://x y", "a blank"),
+        ("http://", "empty"),
+        ("[::1:5", "brackets"),
+        ("ftp://x", "neither http:// nor https://"),
+    ],
+)
+def test_what_is_no_address_is_told_as_such(home: Path, address: str, says: str) -> None:
+    done = CliRunner().invoke(main, ["--home", str(home), "--server", address, "status"], env={})
+    assert done.exit_code == 2
+    assert "is no server's address" in done.stderr
+    assert says in done.stderr
+
+
+def test_another_server_at_the_port_is_named(home: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # 501 for POST
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            place = f"127.0.0.1:{other.server_address[1]}"
+            args = ["--home", str(home), "--server", place]
+            done = CliRunner().invoke(main, [*args, "user", "ls"], env={})
+            tls = CliRunner().invoke(main, ["--server", f"https://{place}", *args[:2], "status"])
+        finally:
+            other.shutdown()
+            thread.join()
+    assert done.exit_code == 69
+    assert f"{place} is not colonyd, but " in done.stderr
+    assert f"pid {os.getpid()}" in done.stderr
+    assert "doctor" not in done.stderr
+    assert "https://" in tls.stderr
+
+
+def test_http_and_https_at_the_port_of_the_other(home: Path, tmp_path: Path) -> None:
+    certificate, key, _ = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with ColonyServer() as plain, ColonyServer() as wrapped:
+        wrapped.http.socket = context.wrap_socket(wrapped.http.socket, server_side=True)
+        for url, says in (
+            (f"https://{plain.address}", "does not speak TLS; write http://"),
+            (f"http://{wrapped.address}", "as a port for TLS does"),
+        ):
+            args = ["--home", str(home), "--server", url, "user", "ls"]
+            done = CliRunner().invoke(main, args, env={})
+            assert done.exit_code == 69
+            assert says in done.stderr
 
 
 def test_any_locale_and_no_stdout(tmp_path: Path) -> None:
