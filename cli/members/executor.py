@@ -15,7 +15,16 @@ import click
 from cli.core.errors import USAGE, Failure
 from cli.core.inputs import read_object
 from cli.core.keyfiles import accepts, check_id, check_member_name, key_path, read_or_make, rotate
-from cli.core.output import ago, parse_time, print_done, print_rows, print_value, short, when
+from cli.core.output import (
+    ago,
+    name_text,
+    parse_time,
+    print_done,
+    print_rows,
+    print_value,
+    short,
+    when,
+)
 from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.core.terminal import print_note
 
@@ -51,11 +60,11 @@ def ls(session: Session, show_all: bool, kind: str | None, location: str | None,
         rows,
         ["NAME", "TYPE", "STATE", "HEARD FROM", "LOCATION", "ID"],
         lambda row: [
-            row.get("executorname"),
+            name_text(row.get("executorname")),
             row.get("executortype"),
             state_name(row.get("state")),
             ago(parse_time(row.get("lastheardfromtime"))) or "never",
-            row.get("locationname"),
+            name_text(row.get("locationname")),
             short(row.get("executorid")),
         ],
         "no executors; start one with `colony worker`",

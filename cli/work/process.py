@@ -20,6 +20,7 @@ from cli.core.output import (
     STATES,
     ago,
     cell_text,
+    name_text,
     output_lines,
     parse_time,
     print_fields,
@@ -108,7 +109,7 @@ def _row(row: dict[str, Any]) -> list[object]:
         call if len(call) <= 48 else call[:47] + "…",
         state_name(row.get("state")),
         ago(parse_time(row.get("submissiontime"))),
-        row.get("initiatorname"),
+        name_text(row.get("initiatorname")),
         conditions.get("executortype"),
         conditions.get("colonyname"),
     ]
