@@ -6,6 +6,7 @@ Looking for what keeps a blueprint from becoming real is in `cli.automation.blue
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import click
@@ -270,7 +271,7 @@ def history(session: Session, name: str, limit: int, generation: int | None) -> 
             raise Failure(
                 f"{name} has no generation {generation}",
                 code=NOT_FOUND,
-                next_step=f"`colony blueprint history {name}`",
+                next_step=f"`colony blueprint history {shlex.quote(name)}`",
             )
         print_json(found[0])
         return

@@ -13,6 +13,7 @@ import trio
 
 from cli.core.client import Client
 from cli.core.errors import FAILED, NOT_FOUND, OK, Failure
+from cli.core.lookup import newest
 from cli.core.output import Check, print_json, short
 from cli.core.session import Session, colony_command, finish
 from cli.core.terminal import print_line, print_note
@@ -79,7 +80,8 @@ async def _reconciled_by(
     for state in (1, 2, 3):
         fields = {"colonyname": colony, "count": _RECENT, "state": state}
         fields |= {"executortype": executortype, "label": "", "initiator": ""}
-        for row in await client.call("getprocessesmsg", fields, key) or []:
+        rows, _ = await newest(lambda asked: client.call("getprocessesmsg", asked, key), fields)
+        for row in rows:
             kwargs = (row.get("spec") or {}).get("kwargs") or {}
             if kwargs.get("blueprintName", name) == name and kwargs.get("kind") == kind:
                 found[row["processid"]] = row

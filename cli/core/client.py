@@ -21,12 +21,14 @@ import trio
 from node.host.keys import PrivateKey, sign_payload
 from node.http.client import TooLong, ask, http_client, reason_of
 
-__all__ = ["LONGEST_REPLY", "Client", "RpcError", "Unreachable"]
+__all__ = ["LONGEST_REPLY", "Client", "NoEnvelope", "RpcError", "Unreachable"]
 
 LONGEST_REPLY = 256 << 20  # bytes of one reply: a listing of what a store of 2 GiB may hold
 _LONGEST_HEALTH = 65_536
 
 _UNSIGNED = frozenset({"versionmsg", "getserverinfomsg"})
+# What OpenSSL calls an answer in plain text.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 _RESEND_PAUSE = 0.2  # seconds before the first repeat of an envelope; doubles
 
 
@@ -37,6 +39,10 @@ class RpcError(Exception):
         super().__init__(f"{message} (status {status})")
         self.status = status
         self.message = message
+
+
+class NoEnvelope(RpcError):
+    """Something that is no Colonies server answered, or a proxy before one."""
 
 
 class Unreachable(Exception):
@@ -195,7 +201,14 @@ def _reason(error: Exception) -> str:
         if isinstance(below, ssl.SSLCertVerificationError):
             why = below.verify_message.rstrip(".")
             return f"its certificate is not trusted ({why}); COLONIES_SERVER_PIN names its SHA-256"
+        if isinstance(below, ssl.SSLError) and below.reason in _NO_TLS:
+            return "the server there does not speak TLS; write http:// instead of https://"
         below = below.__cause__ or below.__context__
+    if isinstance(error, httpx.RemoteProtocolError) and "without sending" in str(error):
+        return (
+            "it closed the connection without an answer, as a port for TLS does (https://, or the"
+            " federation's port)"
+        )
     return reason_of(error)
 
 
@@ -212,7 +225,11 @@ def encode(
         payload["issuedat"] = int(time.time())
         if audience:
             payload["audience"] = audience
-    text = base64.b64encode(json.dumps(payload).encode()).decode("ascii")
+    try:
+        data = json.dumps(payload, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        data = json.dumps(payload).encode()  # the server tells what is wrong with lone surrogates
+    text = base64.b64encode(data).decode("ascii")
     if key is None and payloadtype not in _UNSIGNED:
         raise ValueError(f"{payloadtype} must be signed")
     signature = "" if key is None else sign_payload(key, text)
@@ -231,7 +248,7 @@ def decode(payloadtype: str, status: int, body: bytes) -> Any:
         failed = bool(envelope.get("error")) or envelope.get("payloadtype") == "error"
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
         code = status if status >= 400 else 502
-        raise RpcError(code, f"{payloadtype}: the reply is not a Colonies envelope") from None
+        raise NoEnvelope(code, f"{payloadtype}: the reply is not a Colonies envelope") from None
     if not failed and status < 400:
         return payload
     message = payload.get("message") if isinstance(payload, dict) else None

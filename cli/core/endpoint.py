@@ -1,4 +1,4 @@
-"""Who answers where the daemon of a home is looked for: nobody, or the daemon of another colony.
+"""Where a daemon is looked for, and who answers there: nobody, another colony's, or no daemon.
 
 Which address that is decides `cli.core.session`.
 """
@@ -6,13 +6,14 @@ Which address that is decides `cli.core.session`.
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import trio
 
 from cli.core.client import RpcError, Unreachable
-from cli.core.errors import DENIED, UNREACHABLE, Failure
+from cli.core.errors import DENIED, UNREACHABLE, USAGE, Failure
 from node.host.home import Home
 from node.host.keys import IdentityError, read_key
 from node.host.listening import read_listening
@@ -21,9 +22,47 @@ from node.host.ports import holder_of
 if TYPE_CHECKING:
     from cli.core.session import Session
 
-__all__ = ["denied_by_another", "not_reachable"]
+__all__ = ["checked", "denied_by_another", "not_colonyd", "not_reachable"]
 
 _PATIENCE = 5.0  # seconds
+
+
+def checked(url: str) -> str:
+    """Return a server's URL as it is. Raises Failure (usage) for one that names no address."""
+    scheme, _, rest = url.partition("://")
+    place = rest.partition("/")[0]
+    step = "write it as HOST:PORT, or https://HOST:PORT"
+    wrong = ""
+    if scheme.lower() not in ("http", "https"):
+        wrong = f"{scheme}:// is neither http:// nor https://"
+    elif not place or not url.isprintable() or " " in url:
+        wrong = "it is empty, or has a blank or a control character"
+    elif place.count(":") > 1 and "[" not in place:
+        wrong, step = "an IPv6 address stands in brackets", f"write it as '[{place}]:PORT'"
+    else:
+        try:
+            port = urlsplit(url).port
+        except ValueError:
+            port = 0
+        if port == 0:
+            wrong = "its port is no number from 1 to 65535, or its brackets are wrong"
+    if wrong:
+        raise Failure(f"{url!r} is no server's address: {wrong}", code=USAGE, next_step=step)
+    return url
+
+
+def not_colonyd(session: Session, reply: RpcError) -> Failure:
+    """Return the Failure for a reply that is no Colonies envelope, with who holds the port."""
+    url = session.url()
+    place = urlsplit(url).netloc
+    holder = _who(url).removesuffix(", ")
+    return Failure(
+        f"{place} is not colonyd{f', but {holder}' if holder else ''}: its reply is not a Colonies"
+        f" envelope (status {reply.status})",
+        code=UNREACHABLE,
+        next_step="name the daemon's own address with --server; where a proxy stands before the"
+        " daemon, look at its log",
+    )
 
 
 def denied_by_another(session: Session, denial: RpcError) -> Failure | None:
@@ -45,8 +84,8 @@ def denied_by_another(session: Session, denial: RpcError) -> Failure | None:
         f" one of {home} ({denial.message})",
         code=DENIED,
         next_step=(
-            f"start this colony's daemon (`colony --home {home} up`), on another port if that one"
-            " is to go on"
+            f"start this colony's daemon (`colony --home {shlex.quote(str(home))} up`), on another"
+            " port if that one is to go on"
             if own
             else "name this colony's own address with --server, or the other's home with --home"
         ),
@@ -89,7 +128,8 @@ def _who(url: str) -> str:
 def not_reachable(session: Session, error: Unreachable) -> Failure:
     """Return the Failure for a daemon that does not answer, by what its home tells of it."""
     own = session.own
-    start = f"`colony --home {session.home} up`" if own and session.home_option else "`colony up`"
+    place = f" --home {shlex.quote(str(session.home))}" if own and session.home_option else ""
+    start = f"`colony{place} up`"
     told = read_listening(session.home) if own else None
     step = f"start it with {start}, or name another with --server"
     if told is not None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cli.core.client import Client, Unreachable
+from cli.core.client import Client, RpcError, Unreachable
 from cli.core.errors import FAILED, NOT_FOUND, OK, USAGE, Failure
 from cli.core.output import cell_text, short, state_name
-from cli.core.session import Session
+from cli.core.session import TOO_LARGE, Session
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
 
-__all__ = ["SUCCESSFUL", "call_about", "explain_end", "find_id", "full_id", "wait_closed"]
+__all__ = ["SUCCESSFUL", "call_about", "explain_end", "find_id", "full_id", "newest", "wait_closed"]
 
 SUCCESSFUL = 2
 _POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds between polls of a process
@@ -85,7 +86,25 @@ async def _list(
 ) -> list[dict[str, Any]]:
     fields: dict[str, Any] = {"colonyname": colony, "count": count, "state": state}
     fields |= {"executortype": "", "label": "", "initiator": ""} | filters
-    return await client.call("getprocessesmsg", fields, key) or []
+    rows, _ = await newest(lambda asked: client.call("getprocessesmsg", asked, key), fields)
+    return rows
+
+
+async def newest(
+    call: Callable[[dict[str, Any]], Awaitable[Any]], fields: dict[str, Any]
+) -> tuple[list[dict[str, Any]], int]:
+    """List with `call`: half of `fields`' count for as long as the answer would be too large.
+
+    Returns the rows and the count that was asked for last. Raises RpcError.
+    """
+    count: int = fields["count"]
+    while True:
+        try:
+            return await call({**fields, "count": count}) or [], count
+        except RpcError as error:
+            if count == 1 or not TOO_LARGE.search(error.message):
+                raise
+        count //= 2
 
 
 async def full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cli.core.session import Session
 
 STATES = ("waiting", "running", "successful", "failed", "cancelled")
+_NAME_WIDTH = 32  # characters of a name in a table on a terminal
 _PIPE_WIDTH = 240  # columns when stdout is no terminal: nothing a script reads gets folded
 
 
@@ -100,6 +101,14 @@ def cell_text(value: object) -> str:
     if isinstance(value, int | float):
         return str(value)
     return json_text(value)
+
+
+def name_text(name: object) -> str:
+    """A name in a table: on a terminal its first characters only, where it may have 200."""
+    text = cell_text(name)
+    if len(text) <= _NAME_WIDTH or not sys.stdout.isatty():
+        return text
+    return text[: _NAME_WIDTH - 1] + "…"
 
 
 def short(identifier: object) -> str:

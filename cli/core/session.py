@@ -35,8 +35,23 @@ _NEXT_BY_STATUS = {
     429: "wait a little, then try again",
     503: "try again; `colony status` shows how the daemon is",
 }
+# What a daemon says of an answer with too many rows, and the client of one that it stopped reading.
+TOO_LARGE = re.compile(r"answer (has more|is longer) than \d+ bytes")
 # What the message is about decides before the status does; the first that fits counts.
 _NEXT_BY_CAUSE = (
+    (
+        "neither here nor a trusted peer",
+        "`colony peers ls` shows the colonies known here; `colony peers trust` takes one as a peer",
+    ),
+    (
+        "what goes to another colony has",
+        "give large values as files (`colony file`), or run it here: no setting raises this",
+    ),
+    (
+        "are taken from your colony",
+        "send less at once; the other colony's owner may raise max_body of its policy for yours",
+    ),
+    (TOO_LARGE.pattern, "ask for fewer rows: `--count 5`, where the command has that"),
     (
         r"^issuedat\b",
         "set the clock that is wrong: `colony doctor` shows this one's",
@@ -101,15 +116,17 @@ class Session:
 
         Without a daemon, where its configuration has it listen.
         """
+        from cli.core.endpoint import checked
+
         if self.server_option:
             text = self.server_option
-            return text if "://" in text else f"http://{text}"
+            return checked(text if "://" in text else f"http://{text}")
         environ = self.environ
         host = environ.get("COLONIES_SERVER_HOST")
         port = environ.get("COLONIES_SERVER_PORT") or environ.get("COLONIES_SERVER_HTTP_PORT")
         if host or port:
             scheme = "https" if environ.get("COLONIES_SERVER_TLS", "").lower() == "true" else "http"
-            return f"{scheme}://{_bracketed(host or '127.0.0.1')}:{port or 50080}"
+            return checked(f"{scheme}://{_bracketed(host or '127.0.0.1')}:{port or 50080}")
         from node.host.listening import read_listening, url_of
 
         if (told := read_listening(self.home)) is not None:
@@ -169,7 +186,10 @@ class Session:
         """The key of an executor of this home, by name; without one the member's key."""
         if executor is None:
             return self.member_key()
-        return self._key("", f"executor-{executor}.key")
+        from cli.core.keyfiles import check_member_name
+        from node.host.home import Home
+
+        return self._key("", Home(self.home).key(f"executor-{check_member_name(executor)}").name)
 
     def executor_name(self, executor: str | None) -> str:
         """The executor that is named, by --as or by $COLONIES_EXECUTOR_NAME."""
@@ -209,8 +229,8 @@ class Session:
         """Run async `work` to its end; known errors become Failures with exit codes."""
         import trio
 
-        from cli.core.client import RpcError, Unreachable
-        from cli.core.endpoint import denied_by_another, not_reachable
+        from cli.core.client import NoEnvelope, RpcError, Unreachable
+        from cli.core.endpoint import denied_by_another, not_colonyd, not_reachable
 
         async def main() -> T:
             return await work()
@@ -219,6 +239,8 @@ class Session:
             return trio.run(main)
         except Exception as error:
             leaf = _leaf(error)
+            if isinstance(leaf, NoEnvelope):
+                raise not_colonyd(self, leaf) from None
             if isinstance(leaf, RpcError):
                 failure = denied_by_another(self, leaf)
                 raise failure or rpc_failure(leaf.status, leaf.message) from None

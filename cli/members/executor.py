@@ -6,6 +6,7 @@ Being an executor is `cli.worker.command`'s work; the functions of executors are
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,16 @@ import click
 from cli.core.errors import USAGE, Failure
 from cli.core.inputs import read_object
 from cli.core.keyfiles import accepts, check_id, check_member_name, key_path, read_or_make, rotate
-from cli.core.output import ago, parse_time, print_done, print_rows, print_value, short, when
+from cli.core.output import (
+    ago,
+    name_text,
+    parse_time,
+    print_done,
+    print_rows,
+    print_value,
+    short,
+    when,
+)
 from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.core.terminal import print_note
 
@@ -50,11 +60,11 @@ def ls(session: Session, show_all: bool, kind: str | None, location: str | None,
         rows,
         ["NAME", "TYPE", "STATE", "HEARD FROM", "LOCATION", "ID"],
         lambda row: [
-            row.get("executorname"),
+            name_text(row.get("executorname")),
             row.get("executortype"),
             state_name(row.get("state")),
             ago(parse_time(row.get("lastheardfromtime"))) or "never",
-            row.get("locationname"),
+            name_text(row.get("locationname")),
             short(row.get("executorid")),
         ],
         "no executors; start one with `colony worker`",
@@ -159,7 +169,7 @@ def _add(
         session.call("approveexecutormsg", named, owner=True)
         added["state"] = 1
     else:
-        print_note(f"next: `colony executor approve {name}`")
+        print_note(f"next: `colony executor approve {shlex.quote(name)}`")
     if not identity:
         added["keyfile"] = str(path)
         print_note(f"its key: {path}")

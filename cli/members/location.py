@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cli.core.output import print_done, print_rows, print_value
+from cli.core.output import name_text, print_done, print_rows, print_value
 from cli.core.session import Session, colony_command, colony_group
 
 location = colony_group(
@@ -44,7 +44,12 @@ def ls(session: Session) -> None:
         session,
         rows,
         ["NAME", "LAT", "LONG", "DESCRIPTION"],
-        lambda row: [row.get("name"), row.get("lat"), row.get("long"), row.get("description")],
+        lambda row: [
+            name_text(row.get("name")),
+            row.get("lat"),
+            row.get("long"),
+            row.get("description"),
+        ],
         "no locations; add one with `colony location add`",
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cli.core.keyfiles import accepts, check_id, check_member_name, key_path, read_or_make, rotate
-from cli.core.output import print_done, print_rows, print_value, short
+from cli.core.output import name_text, print_done, print_rows, print_value, short
 from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_note
 
@@ -52,7 +52,12 @@ def ls(session: Session) -> None:
         session,
         rows,
         ["NAME", "ID", "EMAIL", "PHONE"],
-        lambda row: [row.get("name"), short(row["userid"]), row.get("email"), row.get("phone")],
+        lambda row: [
+            name_text(row.get("name")),
+            short(row["userid"]),
+            row.get("email"),
+            row.get("phone"),
+        ],
         "no users; add one with `colony user add`",
     )
 

@@ -5,6 +5,7 @@ How peers are found and what trust allows is decided in `federation`.
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from typing import Any
 
@@ -171,7 +172,8 @@ def ping(session: Session, peer: str) -> None:
     if not reply.get("ok"):
         raise Failure(
             f"{peer} does not answer: {reply.get('error') or 'no reason given'}",
-            next_step=f"`colony peers show {peer}`; is its daemon up, its federation port open?",
+            next_step=f"`colony peers show {shlex.quote(peer)}`; is its daemon up, its federation"
+            " port open?",
         )
     if not session.as_json:
         print_line(f"{peer} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")

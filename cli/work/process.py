@@ -5,6 +5,7 @@ Submitting is in `cli.work.run`.
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ import trio
 
 from cli.core.client import RpcError
 from cli.core.errors import TIMEOUT, USAGE, Failure
-from cli.core.lookup import _PAGE, _POLL_MOST, SUCCESSFUL, _list, call_about, explain_end, full_id
+from cli.core.lookup import _PAGE, _POLL_MOST, SUCCESSFUL, call_about, explain_end, full_id, newest
 from cli.core.output import (
     STATES,
     ago,
     cell_text,
+    name_text,
     output_lines,
     parse_time,
     print_fields,
@@ -28,7 +30,7 @@ from cli.core.output import (
     state_name,
 )
 from cli.core.session import Session, colony_command, colony_group, finish
-from cli.core.terminal import print_line, print_result
+from cli.core.terminal import print_line, print_note, print_result
 from cli.work import log as log_lines
 
 if TYPE_CHECKING:
@@ -60,13 +62,18 @@ def ls(
     key, colony = session.member_key(), session.colony()
     states = range(5) if state is None else [STATES.index(state)]
 
-    async def work() -> list[dict[str, Any]]:
+    async def work() -> tuple[list[dict[str, Any]], int]:
         async with session.client() as client:
-            rows = []
+            rows: list[dict[str, Any]] = []
+            most = count
             unknown: RpcError | None = None
             for number in states:
                 try:
-                    rows += await _list(client, key, colony, number, count, **filters)
+                    fields = {"colonyname": colony, "count": most, "state": number, **filters}
+                    more, most = await newest(
+                        lambda asked: client.call("getprocessesmsg", asked, key), fields
+                    )
+                    rows += more
                 except RpcError as error:
                     # A former member is known in the states of its processes only.
                     if error.status != 400 or not initiator:
@@ -74,12 +81,14 @@ def ls(
                     unknown = error
             if unknown is not None and not rows:
                 raise unknown
-            return rows
+            return rows, most
 
-    rows = session.run(work)
+    rows, most = session.run(work)
     oldest = datetime.min.replace(tzinfo=UTC)
     rows.sort(key=lambda row: parse_time(row.get("submissiontime")) or oldest, reverse=True)
-    rows = rows[:count]
+    if most < count:
+        print_note(f"only the newest {most}: an answer with {count} is too large (--count)")
+    rows = rows[:most]
     if session.as_json:
         print_json(rows)
         return
@@ -100,7 +109,7 @@ def _row(row: dict[str, Any]) -> list[object]:
         call if len(call) <= 48 else call[:47] + "…",
         state_name(row.get("state")),
         ago(parse_time(row.get("submissiontime"))),
-        row.get("initiatorname"),
+        name_text(row.get("initiatorname")),
         conditions.get("executortype"),
         conditions.get("colonyname"),
     ]
@@ -271,7 +280,7 @@ def wait(session: Session, processid: str, timeout: float | None) -> None:
         raise Failure(
             f"process {processid} is not finished after {timeout:g} s",
             code=TIMEOUT,
-            next_step=f"`colony process show {processid}`",
+            next_step=f"`colony process show {shlex.quote(processid)}`",
         ) from None
     if session.as_json:
         print_json(found)

@@ -16,6 +16,7 @@ from cli.core.inputs import pick, workflow_spec
 from cli.core.output import (
     STATES,
     ago,
+    name_text,
     output_lines,
     parse_time,
     print_done,
@@ -202,7 +203,7 @@ def ls(session: Session, state: str | None, count: int) -> None:
             len(row.get("processids") or []),
             ago(parse_time(row.get("submissiontime"))),
             ago(parse_time(row.get("endtime"))),
-            row.get("initiatorname"),
+            name_text(row.get("initiatorname")),
         ],
         "no workflows",
     )

@@ -20,7 +20,7 @@ import click
 import trio
 
 from cli.core.errors import FAILED, NOT_FOUND, USAGE, Failure
-from cli.core.keyfiles import own_home
+from cli.core.keyfiles import check_member_name, own_home
 from cli.core.output import short
 from cli.core.session import Session, colony_command
 from cli.core.terminal import print_line, print_note
@@ -60,27 +60,28 @@ def worker(
     it gets PATH, HOME, USER, LOGNAME, SHELL, LANG, LANGUAGE, LC_*, TZ and TMPDIR, and what --env
     names: keys and passwords stay here. Its stdout is the output (a
     JSON array: all elements of the output); an exit status other than 0 makes the process fail
-    with the end of stderr. Lines on stderr are logged as they come (`colony process logs -f`), and
-    lines written to $COLONYD_PROGRESS as progress: echo 40% > $COLONYD_PROGRESS. On SIGTERM the
-    commands in hand are finished, for --grace seconds.
+    with the end of stderr. It may have 8 MB, 12 MB as JSON; for a process of another colony 4 MB go
+    back. What a daemon does not take as an array, such as one with more than 100000 strings,
+    brackets and commas, is one text. COLONYD_KWARGS has at most 128 KiB, as all variables of
+    Linux: large values go as arguments. Lines on stderr are logged as they come (`colony process
+    logs -f`), and lines written to $COLONYD_PROGRESS as progress: echo 40% > $COLONYD_PROGRESS. On
+    SIGTERM the commands in hand are finished, for --grace seconds.
     """
     from cli.worker.engine import Settings, Worker
     from cli.worker.subprocess import open_guard
     from node.host.home import Home
-    from node.model.ids import valid_name
+    from node.model.names import in_file
 
-    name = name or default_name(kind)
-    if not valid_name(name):
-        raise Failure(f"--name {name!r}: use letters, digits, '_', '-' and '.'", code=USAGE)
+    name = check_member_name(name or default_name(kind))
     functions = dict(parse_function(text) for text in funcs)
     home = Home(session.home)
     if not home.keys.is_dir():
         raise Failure(f"no colony at {home.path}", code=NOT_FOUND, next_step="`colony init`")
     own_home(session)
     colony = session.colony()
-    with _alone(home.path / f"worker-{name}.lock", name):
+    with _alone(home.path / f"{in_file(f'worker-{name}')}.lock", name):
         key = executor_key(home.key(f"executor-{name}"))
-        results = home.path / "results" / name
+        results = home.path / "results" / in_file(name)
         results.mkdir(mode=0o700, parents=True, exist_ok=True)
         environ = command_environment(session.environ, env)
         settings = Settings(colony, name, kind, functions, slots, results, approve, environ)

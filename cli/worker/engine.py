@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,6 +24,7 @@ import trio
 
 from cli.core.client import Client, RpcError, Unreachable
 from cli.core.errors import DENIED, Failure
+from cli.core.lookup import newest
 from cli.core.output import parse_time
 from cli.worker.livelog import Feed, relay
 from cli.worker.subprocess import Ending, Guard, Hearing, run_command
@@ -38,6 +40,7 @@ _POLL = 30  # seconds of one assign long-poll; each writes a few bytes to the st
 _LOOK = 5.0  # seconds between looks at a running process: a heartbeat, and sees a cancel
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0  # seconds of back-off while the daemon is away
 _AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still offered
+_CLOSING = 60.0  # seconds of one try to close: an output may be large, and the way slow
 _LAST_LINES = 3.0  # seconds for the last lines of a command's log
 _LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
 _AMISS = ("issuedat", "audience")  # clock and server's id can be set right: results last till then
@@ -96,7 +99,7 @@ class Worker:
             raise Failure(
                 f"executor {self.settings.name} was rejected by the colony's owner",
                 code=DENIED,
-                next_step=f"`colony executor approve {self.settings.name}`",
+                next_step=f"`colony executor approve {shlex.quote(self.settings.name)}`",
             )
         if mine["state"] == PENDING:
             await self._approval()
@@ -139,7 +142,9 @@ class Worker:
         if self.settings.approve:
             await self._again("approveexecutormsg", name, self.owner())
             return
-        self.report("pending", {"next": f"colony executor approve {self.settings.name}"})
+        self.report(
+            "pending", {"next": f"colony executor approve {shlex.quote(self.settings.name)}"}
+        )
         while not self.stop.is_set():
             mine = await self._me()
             if mine is not None and mine["state"] == APPROVED:
@@ -194,6 +199,9 @@ class Worker:
         A command that was interrupted is not run again: it may have had effects.
         """
         for path in sorted(self.settings.results.glob("*.json")):
+            if not path.is_file():
+                self._set_aside(path, "no regular file")  # reading a FIFO might never end
+                continue
             try:
                 kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
             except (OSError, msgspec.MsgspecError) as error:
@@ -213,10 +221,12 @@ class Worker:
             "label": "",
             "initiator": "",
         }
-        rows = await self._again("getprocessesmsg", fields, self.key)
+        rows, _ = await newest(
+            lambda asked: self._again("getprocessesmsg", asked, self.key), fields
+        )
         return [
             row
-            for row in rows or []
+            for row in rows
             if row.get("assignedexecutorid") == self.key.id
             and row["processid"] not in self._active
             and self._usable(row)
@@ -451,7 +461,7 @@ class Worker:
         kind = "closesuccessfulmsg" if ending.ok else "closefailedmsg"
         fields |= {"out": ending.out} if ending.ok else {"errors": ending.errors}
         try:
-            await self.client.call(kind, fields, self.key)
+            await self.client.call(kind, fields, self.key, _CLOSING)
         except RpcError as error:
             if error.status in (408, 429, *range(500, 600)) or error.message.startswith(_AMISS):
                 raise Unreachable(str(error), sent=True) from None

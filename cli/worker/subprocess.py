@@ -6,6 +6,7 @@ It knows nothing of RPC: arguments in, an ending out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,10 @@ from typing import Any
 
 import msgspec
 import trio
+
+from node.model.errors import RpcError
+from node.rpc.dispatch import MAX_TOKENS
+from node.rpc.incremental import parse
 
 __all__ = [
     "MOST_OUTPUT",
@@ -28,7 +33,10 @@ __all__ = [
     "run_command",
 ]
 
-MOST_OUTPUT = 1_000_000  # bytes of stdout; a result must fit into one RPC message
+MOST_OUTPUT = 8_000_000  # bytes of stdout
+_MOST_JSON = 12_000_000  # bytes of an output as JSON: with base64 it fits into rpc.max_body, 16 MiB
+_MOST_VARIABLE = 131_072  # bytes of NAME=VALUE and a NUL: Linux' MAX_ARG_STRLEN
+_AROUND = 100  # tokens of a closing message that are not the output's
 _STDERR_KEPT = 4_000  # bytes: the tail of stderr that goes into the process's errors
 _KILL_AFTER = 3.0  # seconds between SIGTERM and SIGKILL
 # What a command gets of the worker's environment. The rest may hold keys and passwords
@@ -55,19 +63,29 @@ def output_of(stdout: bytes) -> list[Any]:
     """The output elements in a command's stdout: a JSON array's, else the one text.
 
     An array that a daemon would refuse is a text, too: NaN, numbers beyond a double or 64 bits,
-    lone surrogates, deep nesting. A trailing newline is dropped, and bytes that are no UTF-8 are
-    replaced.
+    lone surrogates, deep nesting, too many elements. A trailing newline is dropped, and bytes that
+    are no UTF-8 are replaced.
     """
     text = stdout.decode("utf-8", "replace")
     text = text.removesuffix("\n").removesuffix("\r")
     if text.lstrip().startswith("["):
         try:
-            parsed = msgspec.json.decode(text.encode())
-        except (msgspec.MsgspecError, RecursionError):
+            parsed = _parsed(text.encode())
+        except RpcError:
             return [text]
         if isinstance(parsed, list) and _accepted(parsed):
             return parsed
     return [text]
+
+
+def _parsed(text: bytes) -> Any:
+    """The value of a JSON text, read with the daemon's bounds. Raises RpcError beyond them."""
+    steps = parse(text, MAX_TOKENS - _AROUND, _MOST_DEPTH)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def _accepted(value: Any) -> bool:
@@ -203,7 +221,7 @@ async def run_command(
     except (OSError, ValueError) as error:  # ValueError: a NUL byte; E2BIG for a huge environment
         if hearing:
             os.close(reader)
-        return Ending([], [f"the command could not be started: {error}"])
+        return Ending([], [f"the command could not be started: {_not_started(error, environ)}"])
     finally:
         if hearing:
             os.close(writer)
@@ -232,8 +250,29 @@ async def run_command(
     if pipes.too_large:
         return Ending([], [f"the command's output is larger than {most_output} bytes"])
     if child.returncode == 0:
-        return Ending(output_of(pipes.stdout), [])
+        out = output_of(pipes.stdout)
+        if len(msgspec.json.encode(out)) > _MOST_JSON:
+            return Ending([], [f"the command's output is larger than {_MOST_JSON} bytes as JSON"])
+        return Ending(out, [])
     return Ending([], _errors(child.returncode, pipes.stderr))
+
+
+def _not_started(error: Exception, environ: Mapping[str, str]) -> str:
+    """Why a command was not started, naming the variable that the kernel does not take."""
+    if isinstance(error, OSError) and error.errno == errno.E2BIG:
+        for name, value in environ.items():
+            size = len(os.fsencode(f"{name}={value}")) + 1
+            if size > _MOST_VARIABLE:
+                return (
+                    f"the variable {name} has {size} bytes, and the kernel takes 128 KiB"
+                    f" ({_MOST_VARIABLE} bytes)"
+                    + (
+                        "; give large values as arguments: the command reads them from stdin"
+                        if name == "COLONYD_KWARGS"
+                        else ""
+                    )
+                )
+    return str(error)
 
 
 def _errors(code: int | None, stderr: bytes) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from node.host.fsync import sync_directory
 from node.host.keys import IdentityError, PrivateKey, read_key, write_key
 from node.model.ids import valid_name
-from node.model.names import in_key
+from node.model.names import in_file
 
 # Below a home whose restore from a backup did not come to its end.
 RESTORING = "restoring"
@@ -88,7 +88,7 @@ class Home:
 
     def key(self, name: str) -> Path:
         """Path of the key file called `name`, in which a member's name may have any character."""
-        return self.keys / f"{in_key(name)}.key"
+        return self.keys / f"{in_file(name)}.key"
 
     # The colony's next key lies ready in a file of its own until the store knows of it.
 

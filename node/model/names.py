@@ -5,14 +5,17 @@ Names of colonies are narrower (`home.valid_name`): they are parts of paths betw
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from urllib.parse import quote, unquote
 
 from node.model.errors import bad
 
-__all__ = ["MOST", "check_id", "check_name", "in_key", "of_key"]
+__all__ = ["MOST", "check_id", "check_name", "in_file", "in_key", "of_key"]
 
 MOST = 200  # characters
+# Bytes of the name of a file, less an ending of four; and how much of a longer one is still seen.
+_MOST_FILE, _SEEN = 251, 96
 
 
 def check_name(name: str, field: str) -> None:
@@ -48,6 +51,20 @@ def check_id(identity: str, field: str) -> None:
 def in_key(name: str) -> str:
     """A name as one part of a key. Letters, digits, `_`, `-` and `.` stay as they are."""
     return quote(name, safe="")
+
+
+def in_file(name: str) -> str:
+    """A name as that of a file or directory, which has room for an ending of four bytes.
+
+    It stands as in a key, unless that is too long: then its beginning and its SHA-256 do. No key
+    has "%~", so the two are never taken for each other.
+    """
+    part = in_key(name)
+    if part in (".", ".."):
+        return part.replace(".", "%2E")
+    if len(part) <= _MOST_FILE:
+        return part
+    return f"{part[:_SEEN]}%~{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def of_key(part: str) -> str:

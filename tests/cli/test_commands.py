@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from cli.core.session import Session, rpc_failure
 from cli.main import COMMANDS, main
 from cli.ops.doctor import check_clock, check_keys, check_peer, judge_etcd, sockets_on
 from cli.work.run import argument, keyword
+from node.host.certificate import make_certificate
 from node.host.home import init_home
 from node.host.keys import PrivateKey, read_key
 from node.model.types import FunctionSpec
@@ -273,6 +278,43 @@ def test_a_former_member_is_listed_by_the_states_that_know_it(
     assert (refused.exit_code, "no member 'nobody'" in refused.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("where", [(), ("--json",), ("--state", "waiting")])
+def test_a_listing_that_is_too_large_shows_fewer_and_says_so(
+    server: ColonyServer, colony: Colony, where: tuple[str, ...]
+) -> None:
+    queue = Queue(server)
+    for number in range(6):
+        queue.add("f", submissiontime=f"2025-01-0{number + 1}T00:00:00Z")
+    largest = 5
+    asked = []
+
+    def listed(payload: dict[str, Any], caller: str) -> list[dict[str, Any]]:
+        asked.append(payload["count"])
+        if payload["count"] > largest:
+            message = "the answer has more than 67108864 bytes; ask for less at once (count, limit)"
+            raise Refuse(400, message)
+        rows = list(reversed(queue.processes.values())) if payload["state"] == 0 else []
+        return rows[: payload["count"]]
+
+    server.answers["getprocessesmsg"] = listed
+    shown = colony("process", "ls", *where)
+    assert shown.exit_code == 0
+    assert asked[:3] == [20, 10, 5]
+    assert "only the newest 5" in shown.stderr
+    newest = list(queue.processes)[:0:-1]
+    if "--json" in where:
+        assert [row["processid"] for row in json.loads(shown.stdout)] == newest
+    else:
+        assert [line[:12] for line in shown.stdout.splitlines()[1:]] == [i[:12] for i in newest]
+    assert (
+        newest[0] in json.loads(colony("process", "show", newest[0][:6], "--json").stdout).values()
+    )
+    largest = 0
+    refused = colony("process", "ls", *where)
+    assert refused.exit_code == 1
+    assert "--count 5" in refused.stderr
+
+
 def test_process_show_with_forward(colony: Colony, server: ColonyServer) -> None:
     queue = Queue(server)
     processid = queue.add("f", state=2, out=["x"])
@@ -392,6 +434,26 @@ def test_executors(colony: Colony, server: ColonyServer) -> None:
     assert queue.executors["w"]["state"] == 1
 
 
+@pytest.mark.parametrize("name", ["ex ß/é@例", "..", "ü" * 200, "a'b"])
+def test_an_executor_of_any_name_is_added_named_and_signs(
+    colony: Colony, server: ColonyServer, name: str
+) -> None:
+    queue = Queue(server)
+    server.answers["addexecutorlogmsg"] = lambda payload, caller: {}
+    added = colony("executor", "add", name, "--type", "tt")
+    assert added.exit_code == 0
+    hint = next(line for line in added.stderr.splitlines() if line.startswith("next: "))
+    typed = shlex.split(hint.removeprefix("next: ").strip("`"))
+    assert typed == ["colony", "executor", "approve", name]
+    assert colony("executor", "log", "--as", name, "hello").exit_code == 0
+    assert server.seen[-1][2] == queue.executors[name]["executorid"]
+
+
+def test_a_name_for_as_that_nobody_may_have(colony: Colony) -> None:
+    refused = colony("executor", "log", "--as", "a:b", "hello")
+    assert (refused.exit_code, "must not have a ':'" in refused.stderr) == (2, True)
+
+
 def test_init_twice(tmp_path: Path) -> None:
     args = ["--home", str(tmp_path / "h"), "init", "--name", "lab", "--json"]
     first, second = (json.loads(CliRunner().invoke(main, args, env={}).stdout) for _ in range(2))
@@ -483,6 +545,17 @@ def test_unsigned_calls_only_where_the_protocol_has_them() -> None:
             "which key signs",
         ),
         (404, "it was removed meanwhile", "an `ls` command"),
+        (
+            404,
+            "spec.conditions.colonyname: 'nosuch' is neither here nor a trusted peer",
+            "colony peers trust",
+        ),
+        (
+            413,
+            "spec: 2000000 bytes with arguments and input; what goes to another colony has at most"
+            " 1400000",
+            "no setting raises this",
+        ),
     ],
 )
 def test_the_next_step_follows_the_cause(status: int, message: str, step: str) -> None:
@@ -516,6 +589,61 @@ def test_a_refused_connection_says_so(tmp_path: Path) -> None:
     done = program("server", "alive", "--server", "localhost:9", "--home", str(tmp_path))
     assert b"localhost:9: connection refused" in done.stderr
     assert b"sub-exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:99999", "from 1 to 65535"),
+        ("127.0.0.1:x", "from 1 to 65535"),
+        ("::1", "'[::1]:PORT'"),
+        ("http://::1", "'[::1]:PORT'"),
+        ("http://x y", "a blank"),
+        ("http://", "empty"),
+        ("[::1:5", "brackets"),
+        ("ftp://x", "neither http:// nor https://"),
+    ],
+)
+def test_what_is_no_address_is_told_as_such(home: Path, address: str, says: str) -> None:
+    done = CliRunner().invoke(main, ["--home", str(home), "--server", address, "status"], env={})
+    assert done.exit_code == 2
+    assert "is no server's address" in done.stderr
+    assert says in done.stderr
+
+
+def test_another_server_at_the_port_is_named(home: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # 501 for POST
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            place = f"127.0.0.1:{other.server_address[1]}"
+            args = ["--home", str(home), "--server", place]
+            done = CliRunner().invoke(main, [*args, "user", "ls"], env={})
+            tls = CliRunner().invoke(main, ["--server", f"https://{place}", *args[:2], "status"])
+        finally:
+            other.shutdown()
+            thread.join()
+    assert done.exit_code == 69
+    assert f"{place} is not colonyd, but " in done.stderr
+    assert f"pid {os.getpid()}" in done.stderr
+    assert "doctor" not in done.stderr
+    assert "https://" in tls.stderr
+
+
+def test_http_and_https_at_the_port_of_the_other(home: Path, tmp_path: Path) -> None:
+    certificate, key, _ = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with ColonyServer() as plain, ColonyServer() as wrapped:
+        wrapped.http.socket = context.wrap_socket(wrapped.http.socket, server_side=True)
+        for url, says in (
+            (f"https://{plain.address}", "does not speak TLS; write http://"),
+            (f"http://{wrapped.address}", "as a port for TLS does"),
+        ):
+            args = ["--home", str(home), "--server", url, "user", "ls"]
+            done = CliRunner().invoke(main, args, env={})
+            assert done.exit_code == 69
+            assert says in done.stderr
 
 
 def test_any_locale_and_no_stdout(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from cli.core.terminal import json_text, printable
+from node.host.home import init_home
 from tests.support.daemons import REPOSITORY, Daemon
+from tests.support.rpc_server import ColonyServer
 
 # Clipboard (OSC 52), title, C1 forms of the same, cursor, colours, DEL, bidi, line separator.
 HOSTILE = (
@@ -32,6 +34,11 @@ def run(daemon: Daemon, *args: str, terminal: bool = False) -> tuple[bytes, byte
     if not terminal:
         done = subprocess.run(command, capture_output=True, env=environ, cwd="/", check=False)
         return done.stdout, done.stderr
+    return on_terminal(command, environ), b""
+
+
+def on_terminal(command: list[str], environ: dict[str, str]) -> bytes:
+    """What a command shows on a terminal of its own."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environ, cwd="/") as process:
         os.close(theirs)
@@ -43,7 +50,24 @@ def run(daemon: Daemon, *args: str, terminal: bool = False) -> tuple[bytes, byte
             pass  # Linux says EIO when the other end is closed
         process.wait(60)
     os.close(ours)
-    return read.replace(b"\r\n", b"\n"), b""
+    return read.replace(b"\r\n", b"\n")
+
+
+def test_a_long_name_is_cut_on_a_terminal(tmp_path: Path) -> None:
+    init_home(tmp_path / "home", "dev", {})
+    with ColonyServer() as server:
+        rows = [{"name": name, "userid": "ab" * 32} for name in ("anna", "n" * 200)]
+        server.answers["getusersmsg"] = lambda payload, caller: rows
+        command = [sys.executable, "-m", "cli.main", "--home", str(tmp_path / "home")]
+        command += ["--server", server.address, "user", "ls"]
+        environ = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm"}
+        environ |= {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "250"}
+        shown = on_terminal(command, environ).decode().splitlines()
+        piped = subprocess.run(command, capture_output=True, env=environ, cwd="/", check=True)
+    assert len(shown) == 3
+    assert max(map(len, shown[1:])) < 80  # the heading is bold, which takes characters
+    assert "n" * 31 + "… " in shown[2]
+    assert b"n" * 200 in piped.stdout
 
 
 def obeyed(shown: bytes) -> set[str]:

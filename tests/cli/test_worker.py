@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 import trio
+from click.testing import CliRunner
 
 from cli.core.client import Client
 from cli.core.errors import Failure
+from cli.main import main
 from cli.worker.command import default_name, parse_function
 from cli.worker.engine import Settings, Worker
 from cli.worker.subprocess import open_guard, output_of, run_command
 from node.host.home import init_home
 from node.host.keys import PrivateKey
 from node.model.ids import valid_name
+from node.model.names import in_file
 from tests.support.rpc_server import ColonyServer, Queue, Refuse
 
 
@@ -250,6 +254,42 @@ def test_output_of(stdout: bytes, out: list[object]) -> None:
     assert output_of(stdout) == out
 
 
+def test_an_array_that_a_daemon_would_refuse_is_one_text() -> None:
+    taken, refused = (json.dumps([1] * count).encode() for count in (99_000, 100_001))
+    assert output_of(taken) == [1] * 99_000
+    assert output_of(refused) == [refused.decode()]
+    strings = json.dumps(["a"] * 60_000).encode()  # a string and a comma each
+    assert output_of(strings) == [strings.decode()]
+
+
+async def test_an_output_of_several_megabytes_is_taken_and_a_larger_one_named() -> None:
+    ending = await run_command("head -c 7900000 /dev/zero | tr '\\0' a", [], {})
+    assert ending.out == ["a" * 7_900_000]
+    ending = await run_command("head -c 8000001 /dev/zero", [], {})
+    assert ending.errors == ["the command's output is larger than 8000000 bytes"]
+    ending = await run_command("head -c 3000000 /dev/zero", [], {})  # "\\u0000" each
+    assert ending.errors == ["the command's output is larger than 12000000 bytes as JSON"]
+
+
+async def test_named_arguments_that_the_kernel_does_not_take_are_named() -> None:
+    ending = await run_command("true", [], {"COLONYD_KWARGS": "x" * 131_072})
+    assert "COLONYD_KWARGS has 131088 bytes" in ending.errors[0]
+    assert "128 KiB" in ending.errors[0]
+    assert (await run_command("true", [], {"COLONYD_KWARGS": "x" * 131_056})).ok
+
+
+async def test_only_regular_files_are_results(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    Queue(server)
+    results = tmp_path / "r"
+    results.mkdir()
+    os.mkfifo(results / "x.json")
+    rig = Rig(client, results, "ready", f="true")
+    assert "set aside" in await rig.run()
+    assert [path.name for path in results.iterdir()] == ["x.unusable"]
+
+
 async def test_the_guard_kills_only_what_it_still_has_to_watch() -> None:
     """Also after it was told to forget what it never watched: a command cancelled at its start."""
     argv = ["/bin/sh", "-c", "exec sleep 60"]
@@ -304,6 +344,26 @@ def test_sigterm_finishes_the_command_in_hand(server: ColonyServer, tmp_path: Pa
         worker.communicate(timeout=90)
     assert worker.returncode == 0
     assert queue.processes[processid]["out"] == ["done"]
+
+
+@pytest.mark.parametrize("name", ["w ß", "eve@example.org", "a/b", ".."])
+def test_a_worker_has_any_name_that_a_colony_takes(
+    server: ColonyServer, tmp_path: Path, name: str
+) -> None:
+    queue = Queue(server)
+    init_home(tmp_path / "home", "dev", {})
+    rejected = {"executorname": name, "executortype": "cli", "state": 2}
+    server.answers["getexecutorsmsg"] = lambda payload, caller: [rejected | {"executorid": caller}]
+    args = ["--home", str(tmp_path / "home"), "--server", server.address]
+    done = CliRunner().invoke(main, [*args, "worker", "--name", name, "--func", "f=true"], env={})
+    assert done.exit_code == 4, done.output
+    assert f"colony executor approve {shlex.quote(name)}" in done.stderr
+    assert queue.executors == {}
+    made = {path.relative_to(tmp_path / "home") for path in (tmp_path / "home").glob("results/*")}
+    assert made == {Path("results", in_file(name))}
+    assert [path.name for path in (tmp_path / "home").glob("*.lock")] == [
+        f"{in_file(f'worker-{name}')}.lock"
+    ]
 
 
 def test_a_command_gets_no_keys_of_the_workers_environment(

@@ -237,3 +237,21 @@ def test_a_feed_takes_what_has_no_newline() -> None:
     assert feed.take() == "ä"
     feed.finish()
     assert feed.take() == "end"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "size"),
+    [
+        ("print('ü' * 3_900_000)", 3_900_000),
+        ("print([1] * 100_001)", 300_003),  # an array of more than a daemon takes is one text
+    ],
+)
+def test_what_the_worker_lets_pass_the_daemon_takes(
+    lone_daemon: Daemon, start: Start, program: str, size: int
+) -> None:
+    worker = start(f'{sys.executable} -X utf8 -c "{program}"')
+    processid = submit(lone_daemon, start)
+    worker.event("successful", "failed")
+    out = shown(lone_daemon, processid)["out"]
+    assert [len(text) for text in out] == [size]

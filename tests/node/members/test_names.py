@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cli.core.client import RpcError
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError as Refused
-from node.model.names import check_name, in_key, of_key
+from node.model.names import check_name, in_file, in_key, of_key
 from tests.support.daemons import Daemon
 
 NAMES = ["anna@example.org", "Jürgen Maß", "a/b", "a b", "..", "%2e", "日本", "x" * 200]
@@ -47,6 +47,20 @@ def test_a_name_is_one_part_of_a_key(name: str) -> None:
 @given(st.from_regex(r"[A-Za-z0-9_.\-]+", fullmatch=True))
 def test_names_of_earlier_releases_stay_where_they_are(name: str) -> None:
     assert in_key(name) == name
+
+
+@given(st.text().filter(is_usable))
+def test_a_name_is_one_file(name: str) -> None:
+    assert in_file(name) not in (".", "..")
+    assert "/" not in in_file(name)
+
+
+def test_a_long_name_has_a_file_of_its_own() -> None:
+    assert in_file("a" * 200) == "a" * 200
+    assert in_file("w ß") == in_key("w ß")
+    long = ["ü" * 200, "ü" * 199 + "a", "ü" * 198]
+    assert len({in_file(name) for name in long}) == 3
+    assert max(len(in_file(name)) for name in long) < 252
 
 
 @pytest.mark.slow
