@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from node.model.errors import RpcError
-from node.rpc.dispatch import MAX_TOKENS
+from node.rpc.calls import MAX_TOKENS
 from node.rpc.incremental import parse
 
 __all__ = [
