@@ -278,6 +278,24 @@ async def test_named_arguments_that_the_kernel_does_not_take_are_named() -> None
     assert (await run_command("true", [], {"COLONYD_KWARGS": "x" * 131_056})).ok
 
 
+async def test_a_refused_output_fails_the_process_with_the_reason(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    """It must not be offered for ever, nor run again."""
+    queue = Queue(server)
+    processid = queue.add("f")
+
+    def refuse(payload: dict[str, object], caller: str) -> None:
+        raise Refuse(413, "out: too much")
+
+    server.answers["closesuccessfulmsg"] = refuse
+    events = await Rig(client, tmp_path / "r", "failed", f="echo a").run()
+    assert events[-2:] == ["refused", "failed"]
+    assert queue.processes[processid]["state"] == 3
+    assert queue.processes[processid]["errors"] == ["the colony refused the output: out: too much"]
+    assert list((tmp_path / "r").iterdir()) == []
+
+
 async def test_only_regular_files_are_results(
     server: ColonyServer, client: Client, tmp_path: Path
 ) -> None:

@@ -101,22 +101,6 @@ def test_an_array_that_the_daemon_would_refuse_is_a_text(
 
 
 @pytest.mark.slow
-def test_a_refused_close_fails_the_process_with_the_reason(
-    lone_daemon: Daemon, start: Start
-) -> None:
-    """One that fits a message but is refused must not run again, or for ever."""
-    worker = start("python3 -c 'print([0] * 333_000)'")
-    processid = submit(lone_daemon, start, "--max-exec", "60", "--max-retries", "3")
-    ended = worker.event("successful", "failed")
-    found = shown(lone_daemon, processid)
-    if ended["event"] == "successful":
-        assert (found["state"], len(found["out"])) == (2, 333_000)
-        return
-    assert (found["state"], found["retries"]) == (3, 0)
-    assert "the colony refused the output" in found["errors"][0]
-
-
-@pytest.mark.slow
 def test_what_a_command_started_dies_with_a_killed_worker(
     lone_daemon: Daemon, start: Start, tmp_path: Path
 ) -> None:
