@@ -27,6 +27,8 @@ _LOOK = 5.0  # seconds between two looks, at most; writes ask for one earlier
 _LEAST = 0.1  # ... at least, however much is written
 _CROWDED = 70  # percent of the quota from which history is kept more shortly
 _AGAIN = 30.0  # seconds between two tries to make room below an alarm
+# Looks after a compaction at which etcd is asked to count: it removes what is forgotten meanwhile.
+_COUNTS = 10
 _WASTE = 16 * 2**20  # bytes that are free in the file, and half of it, before it is rewritten
 _QUIET = 10  # revisions a second, at most, of a store that has time for that
 _STOP = 2.0  # seconds that it may take then: callers wait 5
@@ -129,13 +131,13 @@ async def maintain(
                 tried = now
                 await _make_room(client, status.revision)
                 await observe(client, disk)
-                compacted = status.revision
+                compacted, stale = status.revision, _COUNTS
             elif now - turn >= pause:
                 # One revision may have removed much.
                 worth = 1 if pressure.tight or pressure.wanted > compacted else _WORTH_IT
                 if due - compacted >= worth and not (hold and await client.get(hold)):
                     await _compact(client, due)
-                    compacted, stale = due, 3
+                    compacted, stale = due, _COUNTS
                 elif pressure.tight and stale:
                     stale -= 1
                     await _count_again(client)

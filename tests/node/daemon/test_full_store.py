@@ -85,9 +85,10 @@ async def fill(side: Side) -> RpcError:
 
 async def pour(client: EtcdClient, key: str) -> int:
     """Write below `key` until etcd itself refuses; how often."""
-    for number in range(2000):
+    for number in range(4000):
         try:
-            await client.put(f"{key}{number:04}", bytes(400_000))
+            # Small enough to be one key: parts are removed with what they belong to, or later.
+            await client.put(f"{key}{number:04}", bytes(200_000))
         except EtcdNoSpace:
             return number
     raise AssertionError("etcd never refused")
@@ -265,7 +266,8 @@ def trap(home: Path, quota: int) -> int:
             return written
 
     process = subprocess.Popen(
-        command("etcd", quota),
+        # It looks at its limit when it has put what was written into its file.
+        [*command("etcd", quota), "--backend-batch-interval=100ms"],
         cwd=directory,
         env=environment(os.environ),
         stderr=subprocess.DEVNULL,
