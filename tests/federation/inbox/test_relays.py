@@ -112,7 +112,8 @@ def typed(daemon: Daemon, *args: str, text: str = "") -> subprocess.CompletedPro
 
 @pytest.mark.slow
 async def test_who_must_allow_a_further_hop_is_told_with_the_command(make_daemon: Make) -> None:
-    daemons = {name: make_daemon(name) for name in ("ant", "bee", "cat")}
+    # Names that no other test has: on the same link the same name would be ambiguous.
+    daemons = {name: make_daemon(name) for name in ("quay", "lock", "weir")}
     for daemon in daemons.values():
         await trio.to_thread.run_sync(daemon.start)
     async with AsyncExitStack() as stack:
@@ -129,35 +130,35 @@ async def test_who_must_allow_a_further_hop_is_told_with_the_command(make_daemon
         call = partial(typed, daemons[name], *args, text=text)
         return await trio.to_thread.run_sync(call)
 
-    spec = {"funcname": "f", "conditions": {"colonyname": "bee/cat", "executortype": "cli"}}
-    told = await colony("ant", "routes", "explain", "-", text=json.dumps(spec))
+    spec = {"funcname": "f", "conditions": {"colonyname": "lock/weir", "executortype": "cli"}}
+    told = await colony("quay", "routes", "explain", "-", text=json.dumps(spec))
     needed = {
-        ("bee", "colony peers policy ant --forward"),
-        ("cat", "colony peers policy bee --max-hops 2"),
+        ("lock", "colony peers policy quay --forward"),
+        ("weir", "colony peers policy lock --max-hops 2"),
     }
     for name, command in needed:
         assert f"at {name} its owner must have allowed it: {command}" in told.stdout
-    run = ["run", "--func", "f", "--colony", "bee/cat"]
+    run = ["run", "--func", "f", "--colony", "lock/weir"]
     followed = set()
     for _ in needed:
-        ended = await colony("ant", *run, "--wait")
+        ended = await colony("quay", *run, "--wait")
         assert ended.returncode == 1
         found = re.search(r"the owner of (\w+) allows it by `(.+?)`", ended.stderr)
         assert found is not None, ended.stderr
         failed = re.search(r"colony process show (\w+)", ended.stderr)
         assert failed is not None
-        shown = await colony("ant", "process", "show", failed[1])
+        shown = await colony("quay", "process", "show", failed[1])
         assert found[2] in shown.stdout
         followed.add((found[1], found[2]))
         done = await colony(found[1], *shlex.split(found[2])[1:])
         assert done.returncode == 0, done.stderr
     assert followed == needed
-    processid = (await colony("ant", *run)).stdout.strip()
-    async with daemons["cat"].client() as client:
-        at_cat = Side(daemons["cat"], client)
+    processid = (await colony("quay", *run)).stdout.strip()
+    async with daemons["weir"].client() as client:
+        at_cat = Side(daemons["weir"], client)
         at_cat.worker = cat.worker
         await at_cat.work("done")
-    ended = await colony("ant", "process", "wait", processid)
+    ended = await colony("quay", "process", "wait", processid)
     assert (ended.returncode, ended.stdout) == (0, "done\n")
 
 

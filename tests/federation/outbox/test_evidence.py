@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cli.main import main
 from federation.outbox.evidence import asked, check
 from node.archive.chain import files, records
-from node.archive.retention import Retention
-from node.host.config import Duration, HistoryConfig
+from node.host.config import HistoryConfig, Keep
 from node.model.types import State
 from tests.federation.membership.test_rotation import follows
 from tests.support.colonies import Colony, world
 from tests.support.daemons import until
+from tests.support.processes import retention as retention_of
 
 Record = dict[str, Any]
 DIGEST = base64.b64encode(bytes(32)).decode()  # of another submission
@@ -51,7 +51,7 @@ async def history(colony: Colony, path: Path) -> dict[str, Record]:
     node = colony.node
     assert node is not None
     node.leader.identity = colony.name
-    retention = Retention(node, path, HistoryConfig(keep=Duration(0)))
+    retention = retention_of(node, path, HistoryConfig(keep=Keep(0)))
     for state in (State.SUCCESSFUL, State.CANCELLED):
         await retention._processes(colony.name, state, node.now())
     found = records(path / "history" / colony.name)

@@ -292,7 +292,7 @@ async def place(tmp_path: Path) -> AsyncIterator[tuple[Place, Store]]:
 
 async def sweep(retention: Retention) -> int:
     """Move what is past its time, as the daemon does now and then."""
-    return await retention.sweep(retention.node.now() - retention.config.keep * 10**9)
+    return await retention.sweep(retention.processes.now() - retention.config.keep * 10**9)
 
 
 def keeping(days: int, *states: Any) -> HistoryConfig:
