@@ -711,8 +711,8 @@ async def test_a_full_store_is_still_made_room_in(nursery: trio.Nursery, tmp_pat
         await once("a")
 
         async def fill() -> None:
-            for _ in range(60):
-                await client.put("/colonyd/big", b"x" * 1_000_000)
+            for _ in range(2000):
+                await client.put("/colonyd/big", b"x" * 200_000)
 
         with pytest.raises(EtcdNoSpace):
             await fill()
