@@ -86,6 +86,9 @@ def command(binary: str, limit: int) -> list[str]:
         # By default each write is in the file 100 ms later, which flash pays with whole pages. It
         # is in the log, and that on the disk, before it is acknowledged: a kill loses nothing.
         f"--backend-batch-interval={BATCH}s",
+        # Each read copies what is gathered, so it is kept small: without this a busy store takes
+        # twice the CPU and gives a quarter fewer cycles a second.
+        "--backend-batch-limit=100",
         "--logger=zap",
         "--log-outputs=stderr",
         "--log-level=warn",
