@@ -19,7 +19,7 @@ from node.processes.queue import Candidate
 from node.processes.quotas import TooMany
 from node.processes.spec import attribute_id, build_process, id_for
 from node.rpc import requests as req
-from node.rpc.calls import ASSIGNED, MINE, Caller, Calls, Who
+from node.rpc.calls import ASSIGNED, MINE, Caller, Calls, Who, every, many
 from node.rpc.dispatch import SMALL
 from node.rpc.replay import LONGEST, Once, aside, look
 from node.runtime.node import Node
@@ -27,14 +27,9 @@ from node.store import graphs, keys
 from node.store import processes as store
 from node.store.directory import name_of
 
-_LIGHT = 4  # that anybody may list at any time, however large they are
 MAX_POLL = 3600
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 4
-
-
-def _is_heavy(request: Any) -> bool:
-    return not 0 < getattr(request, "count", 0) <= _LIGHT
 
 
 calls: Calls[Node] = Calls("Processes")
@@ -176,13 +171,13 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
     return wire_process(found)
 
 
-@calls.row("getprocessesmsg", req.GetProcesses, Who.MEMBER, reply="Process[]", heavy=_is_heavy)
+@calls.row("getprocessesmsg", req.GetProcesses, Who.MEMBER, reply="Process[]", heavy=many)
 async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Rows:
     """Processes in one state."""
     return _told(node, caller, await list_processes(node, request))
 
 
-@calls.row("getprocesshistmsg", req.GetHistory, Who.MEMBER, reply="Process[]", heavy=_is_heavy)
+@calls.row("getprocesshistmsg", req.GetHistory, Who.MEMBER, reply="Process[]", heavy=every)
 async def history(node: Node, caller: Caller, request: req.GetHistory) -> Rows:
     """Processes of the last seconds in one state."""
     return await listings.submitted_since(node.processes, request, node.now())

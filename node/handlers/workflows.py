@@ -17,7 +17,7 @@ from node.model.codec import wire_graph, wire_process
 from node.model.errors import RpcError, bad, denied, missing
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
 from node.processes.spec import id_for
-from node.rpc.calls import MANY_TOKENS, MINE, Caller, Calls, Who
+from node.rpc.calls import MANY_TOKENS, MINE, Caller, Calls, Who, many
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.directory import name_of
@@ -25,7 +25,6 @@ from node.workflows.children import Wanted
 from node.workflows.spec import WorkflowSpec
 
 MAX_COUNT = 100
-_LIGHT = 4  # that anybody may list at any time, however large they are
 
 
 class SubmitWorkflow(msgspec.Struct):
@@ -53,10 +52,6 @@ class AddChild(msgspec.Struct):
     spec: FunctionSpec
     childprocessid: str = ""
     insert: bool = False
-
-
-def _is_heavy(request: Any) -> bool:
-    return not 0 < getattr(request, "count", 0) <= _LIGHT
 
 
 def _bare(node: Process) -> Process:
@@ -133,7 +128,7 @@ async def get(node: Node, caller: Caller, request: GraphById) -> msgspec.Raw:
     return await apart(NODE * len(nodes), _drawn, graph, nodes)
 
 
-@calls.row("getprocessgraphsmsg", GetGraphs, Who.MEMBER, reply="ProcessGraph[]", heavy=_is_heavy)
+@calls.row("getprocessgraphsmsg", GetGraphs, Who.MEMBER, reply="ProcessGraph[]", heavy=many)
 async def get_many(node: Node, caller: Caller, request: GetGraphs) -> Rows | list[Any]:
     """Workflows in one state, newest first."""
     if not 0 <= request.count <= MAX_COUNT:

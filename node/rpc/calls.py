@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
 # numbers.
 MAX_TOKENS = 100_000
+LIGHT = 4  # rows that anybody may list at any time, however large they are
 MANY_TOKENS = 1_200_000
 # Whose right a call is that any signer may make: words for the documentation.
 MINE = "member of the colony it belongs to"
@@ -129,6 +130,11 @@ class Call(Generic[R]):
 def every(request: object) -> bool:
     """All requests of a call that is always `heavy`, or always `harmless`."""
     return True
+
+
+def many(request: Any) -> bool:
+    """Requests that ask for more than `LIGHT` rows, or for all: `heavy` of a call with a count."""
+    return not 0 < request.count <= LIGHT
 
 
 N = TypeVar("N")
