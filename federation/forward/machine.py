@@ -259,16 +259,19 @@ def unsent(forward: Forward, error: str) -> Forward:
     )
 
 
-def untimely(forward: Forward, error: str, signed: bool) -> Forward:
-    """The peer's clock shows another time than we thought, so it did not take the copy.
+def untimely(forward: Forward, error: str, signed: bool, early: bool) -> Forward:
+    """Return the forward after its copy did not hold by the peer's clock.
 
-    If that is certain, and it was the only one, the next is sealed with other times. Else the
-    bytes stay the same ones, as an earlier copy may have arrived.
+    If the peer `signed` that, and took no other copy, the next is sealed with other times. It took
+    none if there was no other, or if the copy is `early`, from the future for the peer: so was each
+    before it, as all have the same times and the clock by which a colony judges only goes forward.
+    Else the bytes stay the same ones, as an earlier copy may have arrived.
     """
-    if not signed or forward.sent > 1:
+    if not signed or (forward.sent > 1 and not early):
         return lost(forward, error)
+    fresh = msgspec.structs.replace(forward, sent=1)
     return msgspec.structs.replace(
-        unsent(forward, error), envelope=b"", asked=b"", askedby="", meant={}
+        unsent(fresh, error), envelope=b"", asked=b"", askedby="", meant={}
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -87,6 +88,9 @@ class Delivery:
                         if link.unheard:
                             # What never left a mailbox would be in doubt, as far as we know.
                             await self.greet(link)
+                        elif link.unmeasured:
+                            with suppress(PeerRefused):  # which is told about the forward, too
+                                await self.greet(link)
                         failures = 0
                         # What was due before the peer was reached may have gone elsewhere since.
                         due, again = self._plan(link.id)
@@ -212,7 +216,7 @@ class Delivery:
                 entry.forward = outbox.lost(forward, str(error))
             raise
         except Untimely as error:
-            after = outbox.untimely(forward, str(error), error.signed)
+            after = outbox.untimely(forward, str(error), error.signed, error.early)
             await self.ledger.save(entry, after, forward)
             raise
         except PeerRefused as error:

@@ -56,9 +56,9 @@ class Untimely(TransportError):
     """Its times did not hold by the peer's clock; once that is measured anew, others may.
 
     `signed` is whether the peer put its name to that it did not take this message, and nobody else
-    has it.
+    has it. `early`: the message is from the future for the peer.
     """
 
-    def __init__(self, message: str, *, signed: bool) -> None:
+    def __init__(self, message: str, *, signed: bool, early: bool = False) -> None:
         super().__init__(message)
-        self.signed = signed
+        self.signed, self.early = signed, early

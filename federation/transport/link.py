@@ -96,6 +96,7 @@ class Link:
     _http: httpx.AsyncClient | None = None
     _pinned: str = ""
     _sequence: int = -1
+    _greeted: bool = False
     _lock: trio.Lock = field(default_factory=trio.Lock)
 
     @property
@@ -170,6 +171,11 @@ class Link:
         self._pinned, self._sequence = fingerprint_of(der), self.entry.peer.sequence
         self.entry.prove(address)
         return self._http
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether the peer's clock is not known yet, so that times are those of our own."""
+        return self._translates and not self._greeted
 
     @property
     def unheard(self) -> bool:
@@ -298,6 +304,7 @@ class Link:
                 await self.follow(load(said, Hello).successors)
             opened = self._open_now(answer.data, Kind.HELLO)
             hello = load(opened.payload, Hello)
+            self._greeted = True
             if not hello.nonce or hello.nonce != message.nonce:
                 self._open(answer.data, Kind.HELLO)  # by an older release: its time must do
         except Refused as error:
@@ -370,7 +377,8 @@ class Link:
         # Times may have been right when they were sealed, and one of the clocks was set since.
         if code in _TIMELY and self._translates and bridgeable(refusal.clock, self.sealer.seconds):
             self.measure()
-            return Untimely(f"{code}: {message}", signed=alone)
+            early = code == "not_yet_valid"
+            return Untimely(f"{code}: {message}", signed=alone, early=early)
         kept = denial is not None and denial.kept
         return PeerRefused(code, message, signed=denial is not None, brought=brought, kept=kept)
 

@@ -261,9 +261,18 @@ def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
     """Any other stays the same bytes: an earlier one may have arrived."""
     forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
     once = outbox.sending(forward, b"bytes", 5)
-    after = outbox.untimely(once, "late", True)
+    after = outbox.untimely(once, "late", True, False)
     assert (after.state, after.envelope, after.sent, after.lasterror) == (QUEUED, b"", 0, "late")
     twice = outbox.sending(once, b"bytes", 6)
     for before, signed in ((once, False), (twice, True)):
-        after = outbox.untimely(before, "late", signed)
+        after = outbox.untimely(before, "late", signed, False)
         assert (after.state, after.envelope, after.sent) == (DOUBT, b"bytes", before.sent)
+
+
+def test_what_is_from_the_future_was_not_taken_before() -> None:
+    """All copies have the same times, and the clock that judges them only goes forward."""
+    forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
+    twice = outbox.sending(outbox.sending(forward, b"bytes", 5), b"bytes", 6)
+    after = outbox.untimely(twice, "early", True, True)
+    assert (after.state, after.envelope, after.sent) == (QUEUED, b"", 0)
+    assert outbox.untimely(twice, "early", False, True).envelope == b"bytes"

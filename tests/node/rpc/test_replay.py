@@ -151,7 +151,9 @@ class Place:
 
     async def dump(self) -> dict[str, bytes]:
         items, _ = await self.etcd.range_all(keys.ROOT)
-        aside = (store.MARKERS, store.FLOOR, LEADER, keys.HOLD)
+        # The index of what is closed is completed at some moment after a colony was added.
+        indexed = [keys.closed_by_complete(colony) for colony in ("dev", "lab")]
+        aside = (store.MARKERS, store.FLOOR, LEADER, keys.HOLD, *indexed)
         return {kv.key: kv.value for kv in items if not kv.key.startswith(aside)}
 
     async def restore(self, wanted: dict[str, bytes]) -> None:
