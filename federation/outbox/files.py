@@ -35,7 +35,7 @@ from node.files.catalog import Files
 from node.files.tickets import Scope
 from node.host.log import get_logger
 from node.model.codec import unpack
-from node.model.errors import Invalid, RpcError
+from node.model.errors import Conflict, Invalid, RpcError
 from node.model.types import SECOND, Process
 from node.store import files as store
 from node.store.files import File, Newest, Reference
@@ -226,13 +226,13 @@ class Depot:
                         raise Refusal(409, "file_checksum", f"{each.name}: fewer bytes than told")
                 try:
                     reached = await vault.write(scope, offset, data)
+                except Invalid as error:
+                    message = f"{each.name}: {error.message}"
+                    raise Refusal(409, "file_checksum", message) from None
                 except RpcError as error:
-                    if error.status == 400:
-                        message = f"{each.name}: {error.message}"
-                        raise Refusal(409, "file_checksum", message) from None
                     if vault.offset(scope) != offset:
                         continue  # the same file for another process, at the same moment
-                    if error.status == 409:
+                    if isinstance(error, Conflict):
                         raise Refusal(413, "files_quota", error.message) from None
                     raise
                 self.counters["fetched"] += len(data)

@@ -14,7 +14,7 @@ from federation.outbox.ledger import Ledger
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Invalid, NotFound, RpcError
+from node.model.errors import Conflict, Invalid, NotFound
 from node.model.types import Process, State
 from node.store import processes as store
 
@@ -50,9 +50,7 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
             raise Invalid(f"the process is not in doubt, it is {forward.state}; cancel it instead")
         try:
             done = await _decide(ledger, forward, found.mod_revision, requeue=requeue)
-        except RpcError as error:
-            if error.status != 409:
-                raise
+        except Conflict as error:
             problem = error.message
             continue  # the forward changed, or the process did: look again
         finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -307,11 +308,8 @@ class Follower:
         """Store state, attributes and output, with the version that they are of."""
         lost = 0
         while True:
-            try:
+            with suppress(Conflict):
                 return await self._change(link, news)
-            except RpcError as error:
-                if error.status != 409:
-                    raise
             lost += 1
             await self._overtaken(news.pid, lost)
 

@@ -157,8 +157,8 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
     """A process by id."""
     try:
         return wire_process(await locate(node, caller, request.processid))
-    except RpcError as error:
-        if error.status != 404 or "/" in request.processid:
+    except NotFound as error:
+        if "/" in request.processid:
             raise
         unknown = error
 
@@ -403,9 +403,8 @@ async def _remove_in_state(node: Node, colony: str, processid: str, state: int) 
         if process.state == State.RUNNING or (process.peer and not process.closed):
             try:
                 await processes.cancel(colony, processid)
-            except RpcError as error:
-                if error.status not in (400, 404):
-                    raise
+            except (Invalid, NotFound):
+                pass  # ended by itself, or gone: look again
             else:
                 state = -1  # cancelled by us, whatever it was before
             continue

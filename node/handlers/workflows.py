@@ -195,9 +195,10 @@ async def remove_by_state(node: Node, request: RemoveGraphs) -> None:
             for graphid in page:
                 try:
                     await workflows.remove(colony, graphid, running=only is None, only=only)
+                except NotFound:
+                    continue
                 except RpcError as error:
-                    if error.status != 404:
-                        refusal = refusal or error
+                    refusal = refusal or error
     if refusal is not None:
         raise refusal
 

@@ -321,12 +321,9 @@ class HandOut:
             return store.requeue(process, revision, self.processes.now(), counts=False)
 
         began, is_open = trio.current_time(), False
-        try:
+        with suppress(NotFound):
             process = await self.processes.change(doubt.colony, processid, step)
             is_open = doubt.open(process) and began <= doubt.until
-        except RpcError as error:
-            if error.status != 404:
-                raise
         if not is_open and self._doubtful.get(processid) is doubt:
             del self._doubtful[processid]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -473,11 +473,8 @@ class Processes:
         self, colony: str, processid: str, step: Callable[[Process, int], store.Step | None]
     ) -> None:
         """Like `change`; a process that is gone is nothing to be told."""
-        try:
+        with suppress(NotFound):
             await self.change(colony, processid, step)
-        except RpcError as error:
-            if error.status != 404:
-                raise
 
     # -- entries of the index ------------------------------------------------------------
 

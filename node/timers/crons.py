@@ -357,12 +357,12 @@ class Crons:
                 after, prevprocessgraphid=firing.previous, skipped=error.message
             )
             pause = LATER
+        except Conflict:
+            self._take_in(key, [kv] if (kv := await self.client.get(key)) is not None else [])
+            return 0.0
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
-            if isinstance(error, RpcError) and error.status == 409:
-                self._take_in(key, [kv] if (kv := await self.client.get(key)) is not None else [])
-                return 0.0
             self._tell(cron, f"its workflow is refused: {error}")
             after = msgspec.structs.replace(after, prevprocessgraphid="", skipped=str(error))
             pause = LATER if cron.skipped else 0.0

@@ -386,11 +386,11 @@ class Generators:
         except TooMany as error:
             # No argument is given up; the queue is bounded, so that those who pack hear of it.
             return self._wait(generator, error.message)
+        except Conflict:
+            return await self._reload(key, revision)
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
-            if isinstance(error, RpcError) and error.status == 409:
-                return await self._reload(key, revision)
             # No argument is given up: whoever can mend it, or removes the generator, decides.
             return self._wait(generator, f"its workflow is refused: {error}")
         size = sum(len(arg.encode()) for arg in args)

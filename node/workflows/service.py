@@ -308,9 +308,7 @@ class Workflows:
         """Cancel a graph that is to be removed; False when it ended by itself, or is gone."""
         try:
             await self.cancel(colony, graphid)
-        except RpcError as error:
-            if error.status not in (400, 404):
-                raise
+        except (Invalid, NotFound):
             return False
         await self.resolution.settle(colony, graphid)
         return True
