@@ -32,6 +32,7 @@ from cli.core.output import (
 from cli.core.session import Session, colony_command, colony_group, finish
 from cli.core.terminal import print_line, print_note, print_result
 from cli.work import log as log_lines
+from node.model.errors import Denied, Invalid, NotFound
 
 if TYPE_CHECKING:
     pass
@@ -74,9 +75,9 @@ def ls(
                         lambda asked: client.call("getprocessesmsg", asked, key), fields
                     )
                     rows += more
-                except RpcError as error:
+                except Invalid as error:
                     # A former member is known in the states of its processes only.
-                    if error.status != 400 or not initiator:
+                    if not initiator:
                         raise
                     unknown = error
             if unknown is not None and not rows:
@@ -127,9 +128,7 @@ def show(session: Session, processid: str) -> None:
             found = await client.call("getprocessmsg", {"processid": full}, key)
             try:
                 forward = await client.call("getforwardmsg", {"processid": full}, key)
-            except RpcError as error:
-                if error.status not in (400, 403, 404):
-                    raise
+            except (Invalid, Denied, NotFound):
                 forward = None  # never forwarded, or a server without federation
             asked: list[dict[str, Any]] = []
             if str(found.get("initiatorname")).startswith("colony/"):
