@@ -23,8 +23,6 @@ from node.model.errors import Denied
 if TYPE_CHECKING:
     from cli.core.session import Session
 
-__all__ = ["checked", "denied_by_another", "not_colonyd", "not_reachable"]
-
 _PATIENCE = 5.0  # seconds
 
 

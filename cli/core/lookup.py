@@ -15,8 +15,6 @@ from cli.core.session import TOO_LARGE, Session
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
 
-__all__ = ["SUCCESSFUL", "call_about", "explain_end", "find_id", "full_id", "newest", "wait_closed"]
-
 SUCCESSFUL = 2
 _POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds between polls of a process
 _PAGE = 100  # the most processes one call returns

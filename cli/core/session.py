@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from node.host.config import Config
     from node.host.keys import PrivateKey
 
-__all__ = ["Session", "colony_command", "colony_group"]
-
-
 # What a command ends with after a refusal with this status: exit code and next step.
 _DOCTOR = "`colony doctor` looks for causes"
 _BY_STATUS = {

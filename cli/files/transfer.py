@@ -31,8 +31,6 @@ from node.model.errors import Denied, Unavailable
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
 
-__all__ = ["Content", "DaemonStore", "Meter", "Store", "digest", "fetch", "meter"]
-
 _CHUNK = 1 << 20
 _ATTEMPTS = 6  # tries without progress before a transfer is given up
 _PAUSE = 0.2  # seconds before the second try; doubles

@@ -15,8 +15,6 @@ from cli.core.lookup import full_id
 from cli.core.output import print_done, state_name
 from cli.core.session import Session, colony_command, confirm
 
-__all__ = ["resolve"]
-
 
 @colony_command(
     "resolve",

@@ -18,8 +18,6 @@ from cli.core.terminal import print_note
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
 
-__all__ = ["wait_told", "words"]
-
 _FIRST, _AGAIN = 1.0, 5.0  # seconds until it is said what a process waits for, and looked at again
 
 

@@ -33,8 +33,6 @@ from node.model.errors import Conflict, Denied, Invalid, NotFound, TimedOut, Too
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
 
-__all__ = ["Settings", "Worker"]
-
 PENDING, APPROVED, REJECTED, UNREGISTERED = range(4)
 RUNNING = 1
 _POLL = 30  # seconds of one assign long-poll; each writes a few bytes to the store

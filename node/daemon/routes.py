@@ -24,8 +24,6 @@ from node.rpc.dispatch import Table, failure
 from node.runtime.node import Node
 from node.store import keys
 
-__all__ = ["GRACE", "edge_error", "http_handler", "serve"]
-
 # Seconds that requests in flight get to finish after SIGTERM.
 GRACE = 10.0
 

@@ -35,8 +35,6 @@ from node.model.errors import (
 from node.model.types import SECOND
 from node.store import replay as store
 
-__all__ = ["FRESH", "LONGEST", "Claim", "Once", "Replays", "aside", "look"]
-
 # Seconds a signed time may be off before a request that carries one is refused.
 FRESH = 300
 # Seconds after which a request that is still being served can't take effect any more.
