@@ -12,6 +12,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -192,6 +193,20 @@ class Client:
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Unreachable(f"{self.url}: not a server address ({error})", sent=False) from error
         return decode(payloadtype, reply.status_code, reply.content)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """The calls of one key to one daemon."""
+
+    client: Client
+    key: PrivateKey
+
+    async def call(
+        self, payloadtype: str, fields: dict[str, Any], timeout: float = 10.0, *, attempts: int = 1
+    ) -> Any:
+        """Make one call as `Client.call` does, signed with the key."""
+        return await self.client.call(payloadtype, fields, self.key, timeout, attempts=attempts)
 
 
 def _reason(error: Exception) -> str:

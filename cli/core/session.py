@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +19,7 @@ import click
 from cli.core.errors import DENIED, EXIT_CODES, FAILED, NOT_FOUND, OK, TIMEOUT, USAGE, Failure
 
 if TYPE_CHECKING:
-    from cli.core.client import Client
+    from cli.core.client import Client, Signed
     from node.host.config import Config
     from node.host.keys import PrivateKey
 
@@ -151,6 +152,14 @@ class Session:
 
         return Client(url, verification(self, url), audience=audience, again=again)
 
+    @asynccontextmanager
+    async def signed(self, key: PrivateKey) -> AsyncIterator[Signed]:
+        """Calls to that daemon which this key signs."""
+        from cli.core.client import Signed
+
+        async with self.client() as client:
+            yield Signed(client, key)
+
     def colony(self) -> str:
         """The home colony's name: $COLONIES_COLONY_NAME, else what `colony init` wrote."""
         from node.host.home import Home
@@ -231,11 +240,8 @@ class Session:
         from cli.core.client import NoEnvelope, RpcError, Unreachable
         from cli.core.endpoint import denied_by_another, not_colonyd, not_reachable
 
-        async def main() -> T:
-            return await work()
-
         try:
-            return trio.run(main)
+            return trio.run(work)
         except Exception as error:
             leaf = _leaf(error)
             if isinstance(leaf, NoEnvelope):
@@ -270,8 +276,8 @@ class Session:
         signing = key or (self.owner_key() if owner else self.member_key())
 
         async def work() -> Any:
-            async with self.client() as client:
-                return await client.call(payloadtype, fields, signing, timeout, attempts=attempts)
+            async with self.signed(signing) as client:
+                return await client.call(payloadtype, fields, timeout, attempts=attempts)
 
         return self.run(work)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import trio
@@ -33,10 +33,6 @@ from cli.core.session import Session, colony_command, colony_group, finish
 from cli.core.terminal import print_line, print_note, print_result
 from cli.work import log as log_lines
 from node.model.errors import Denied, Invalid, NotFound
-
-if TYPE_CHECKING:
-    pass
-
 
 process = colony_group(
     "process",
@@ -64,7 +60,7 @@ def ls(
     states = range(5) if state is None else [STATES.index(state)]
 
     async def work() -> tuple[list[dict[str, Any]], int]:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             rows: list[dict[str, Any]] = []
             most = count
             unknown: RpcError | None = None
@@ -72,7 +68,7 @@ def ls(
                 try:
                     fields = {"colonyname": colony, "count": most, "state": number, **filters}
                     more, most = await newest(
-                        lambda asked: client.call("getprocessesmsg", asked, key), fields
+                        lambda asked: client.call("getprocessesmsg", asked), fields
                     )
                     rows += more
                 except Invalid as error:
@@ -123,17 +119,17 @@ def show(session: Session, processid: str) -> None:
     key = session.member_key()
 
     async def work() -> tuple[dict[str, Any], dict[str, Any] | None, list[dict[str, Any]]]:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            found = await client.call("getprocessmsg", {"processid": full}, key)
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
+            found = await client.call("getprocessmsg", {"processid": full})
             try:
-                forward = await client.call("getforwardmsg", {"processid": full}, key)
+                forward = await client.call("getforwardmsg", {"processid": full})
             except (Invalid, Denied, NotFound):
                 forward = None  # never forwarded, or a server without federation
             asked: list[dict[str, Any]] = []
             if str(found.get("initiatorname")).startswith("colony/"):
                 with suppress(RpcError):  # a server that can't tell
-                    asked = await client.call("getoriginmsg", {"processid": full}, key) or []
+                    asked = await client.call("getoriginmsg", {"processid": full}) or []
             return found, forward or None, asked
 
     found, forward, asked = session.run(work)
@@ -269,9 +265,9 @@ def wait(session: Session, processid: str, timeout: float | None) -> None:
     key = session.member_key()
 
     async def work() -> dict[str, Any]:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            return await wait_told(client, key, full, timeout)
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
+            return await wait_told(client, full, timeout)
 
     try:
         found = session.run(work)
@@ -310,13 +306,13 @@ def logs(session: Session, processid: str, follow: bool) -> None:
     keep = kept.append if session.as_json else log_lines.plain
 
     async def work() -> None:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
             fields = {"colonyname": colony, "processid": full}
-            since = await log_lines.drain(client, key, keep, 0, **fields)
+            since = await log_lines.drain(client, keep, 0, **fields)
             while follow:
-                found = await client.call("getprocessmsg", {"processid": full}, key)
-                since = await log_lines.drain(client, key, keep, since, **fields)
+                found = await client.call("getprocessmsg", {"processid": full})
+                since = await log_lines.drain(client, keep, since, **fields)
                 if found["state"] >= SUCCESSFUL:
                     return
                 await trio.sleep(_POLL_MOST)

@@ -203,17 +203,15 @@ async def set_output(node: Node, caller: Caller, request: req.Output) -> None:
 )
 async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
     """Report success, with the output."""
-    colony = await colony_of(node, caller, request.processid)
     # Without a new output the one that was set before the close stays.
-    process = await node.processes.close(
-        colony,
+    await _close(
+        node,
+        caller,
         request.processid,
-        caller.id,
         State.SUCCESSFUL,
         output=request.out or None,
         ended=lambda process: node.count_function(process, caller.id),
     )
-    await node.settle(process)
 
 
 @calls.row(
@@ -226,11 +224,12 @@ async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
 )
 async def close_failed(node: Node, caller: Caller, request: req.CloseFailed) -> None:
     """Report failure, with errors."""
-    colony = await colony_of(node, caller, request.processid)
-    process = await node.processes.close(
-        colony, request.processid, caller.id, State.FAILED, errors=request.errors
-    )
-    await node.settle(process)
+    await _close(node, caller, request.processid, State.FAILED, errors=request.errors)
+
+
+async def _close(node: Node, caller: Caller, processid: str, state: State, **result: Any) -> None:
+    colony = await colony_of(node, caller, processid)
+    await node.settle(await node.processes.close(colony, processid, caller.id, state, **result))
 
 
 @calls.row("cancelprocessmsg", req.ProcessById, Who.SIGNED, rights=MINE, need=Need.FREES)
