@@ -22,7 +22,7 @@ from federation.wire.envelope import Kind, Refused, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Cancel, Carried, Receipt, Submit, load
 from federation.wire.signer import Sealer
-from node.etcd.errors import EtcdError, EtcdTooLarge
+from node.etcd.errors import EtcdError
 from node.etcd.txn import Delete, ModRevision, Txn
 from node.host.log import get_logger
 from node.model.errors import RpcError
@@ -190,13 +190,7 @@ class Delivery:
         forward = msgspec.structs.replace(forward, meant=meant)
         # In the store before its first byte leaves: neither a crash nor another daemon of this
         # colony must take it for unsent, or for the only copy.
-        try:
-            if not await self.ledger.save(entry, forward, before):
-                return
-        except EtcdTooLarge as error:
-            name = self.ledger.peers.name(link.id)
-            move = outbox.refused(forward, "too_large", str(error), name, now)
-            await self.ledger.apply(entry, move, before)
+        if not await self.ledger.save(entry, forward, before):
             return
         try:
             opened, data = await link.post("/v2/submit", envelope, Kind.RECEIPT)
