@@ -157,16 +157,14 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
     """A process by id."""
     try:
         return wire_process(await locate(node, caller, request.processid))
-    except NotFound as error:
+    except NotFound:
         if "/" in request.processid:
             raise
-        unknown = error
 
     async def look(colony: str) -> Process | None:
         return await node.past.find(colony, request.processid)
 
-    if (found := await node.directory.seek(caller.id, look)) is None:
-        raise unknown
+    found = await node.directory.seek(caller.id, look, "processid", request.processid)
     return wire_process(found)
 
 
@@ -327,10 +325,7 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
         return await node.processes.load(colony, processid) if "/" not in processid else None
 
     node.processes.handout.heard(processid, caller.id)
-    known = await node.directory.seek(caller.id, look)
-    if known is not None:
-        return known[0]
-    raise NotFound(f"processid: no process {processid[:80]!r} in the caller's colonies")
+    return (await node.directory.seek(caller.id, look, "processid", processid))[0]
 
 
 def require_member(node: Node, colony: str, name: str) -> None:
