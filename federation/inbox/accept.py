@@ -32,7 +32,7 @@ from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Compare, Get, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import Conflict, RpcError
 from node.model.json import prune
 from node.model.numbers import beyond_float
 from node.model.types import SECOND, FunctionSpec, Process
@@ -40,8 +40,6 @@ from node.processes.extension import Addition
 from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.store import processes as store
-
-__all__ = ["Inbox"]
 
 _TRIES = 5
 _MARKER = 1300  # bytes of a marker with its key, about
@@ -432,9 +430,9 @@ class Inbox:
         status: Literal["cancelled", "already_closed"] = "cancelled"
         try:
             await self.processes.cancel(self.home, marker.localpid)
-        except RpcError as error:
-            if error.status == 409:
-                raise Refusal(503, "busy", error.message, again=1) from None
+        except Conflict as error:
+            raise Refusal(503, "busy", error.message, again=1) from None
+        except RpcError:
             status = "already_closed"
         request = await request_in(self.client, self.home, marker)
         answer = Receipt(

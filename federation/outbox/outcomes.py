@@ -32,12 +32,10 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import NotFound, RpcError
 from node.model.numbers import beyond_float
 from node.model.types import Process, State
 from node.store import processes as store
-
-__all__ = ["Results"]
 
 _POLL = 30  # seconds
 _VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait
@@ -154,9 +152,7 @@ class Results:
             # Signed by the peer: no repeat of it can be better.
             outcome, output, problem = self._nonsense(link, about, refused), [], True
         leaving: list[Op] = []
-        slim: list[Op] = []  # the same, of next to no size
         rest: list[Op] = []
-        record: Forward | None = None
         if forward is not None and fits:
             evidence = b"" if problem and len(sealed) > _EVIDENCE else sealed
             remote = outcome.localpid or forward.remoteprocessid
@@ -166,34 +162,22 @@ class Results:
             )
             place = self.ledger.keys.proof(outcome.pid)
             leaving = [Delete(key), Put(place, pack(record)), *rest]
-            bare = msgspec.structs.replace(record, outcome=b"", remoteprocessid=remote[:64])
-            slim = [Delete(key), Put(place, pack(bare)), *rest]
         # A person let the process go on without it: its place and its record are others by now.
         aside = forward is not None and fits and forward.aside
         if aside:
-            leaving = slim = [Delete(key), *rest]
+            leaving = [Delete(key), *rest]
         try:
             waits = fits and not aside
             closed = await self._close(link, outcome, output, leaving) if waits else False
         except EtcdTooLarge:
-            assert record is not None
-            if not await self._keep_apart(outcome.pid, sealed) and record.origin:
-                # Without its proof nobody would believe what we pass on.
-                outcome = _failure(
-                    outcome, "the output is too large to be passed on with its signature"
-                )
-                output = []
-            try:
-                closed = await self._close(link, outcome, output, slim)
-            except EtcdTooLarge:
-                name = self.ledger.peers.name(link.id)
-                outcome = _failure(
-                    outcome, f"what peer {name} says of the end is too large to be kept here"
-                )
-                closed = await self._close(link, outcome, [], slim)
-            leaving = slim
+            # With all the peer told of it before, the process is larger than one value may be.
+            name = self.ledger.peers.name(link.id)
+            outcome = _failure(
+                outcome, f"what peer {name} says of the end is too large to be kept here"
+            )
+            closed = await self._close(link, outcome, [], leaving)
         if not closed:
-            await self._too_late(link, outcome, sealed, (leaving, slim), aside)
+            await self._too_late(link, outcome, sealed, leaving, aside)
         # A repeat may be of what was taken in already, without an answer of the store to that.
         if rest or not fits:
             await self.follower.ended(outcome.pid)
@@ -265,18 +249,6 @@ class Results:
         ]
         return _failure(outcome, *errors)
 
-    async def _keep_apart(self, pid: str, sealed: bytes) -> bool:
-        """Keep a large outcome for itself, before the process is closed with it; whether it fits.
-
-        A crash in between leaves a copy that the next try replaces.
-        """
-        try:
-            await self.ledger.client.put(self.ledger.keys.apart(pid), sealed)
-        except EtcdTooLarge:
-            log.warning("outcome too large to keep its signature", process=pid)
-            return False
-        return True
-
     async def _close(
         self, link: Link, outcome: Outcome, output: list[object], leaving: Sequence[Op]
     ) -> bool:
@@ -303,9 +275,7 @@ class Results:
 
         try:
             await self.ledger.processes.change(self.ledger.home, outcome.pid, step)
-        except RpcError as error:
-            if error.status != 404:
-                raise
+        except NotFound:
             return False
         return mine
 
@@ -314,13 +284,10 @@ class Results:
         link: Link,
         outcome: Outcome,
         sealed: bytes,
-        leaving: Sequence[Sequence[Op]],
+        leaving: Sequence[Op],
         aside: bool,
     ) -> None:
-        """Nobody waits for it any more: keep it as such, unless it is a repeat or too large.
-
-        The forward leaves in the first of these ways that the store takes.
-        """
+        """Nobody waits for it any more: keep it as such, unless it is a repeat or has no room."""
         late: list[Op] = []
         known = await self.ledger.processes.load(self.ledger.home, outcome.pid)
         proof = await self.ledger.client.get(self.ledger.keys.proof(outcome.pid))
@@ -335,16 +302,7 @@ class Results:
             self.late += 1
             late = [Put(self.ledger.keys.late(outcome.pid), sealed)]
             log.info("outcome came late", process=outcome.pid, peer=link.id)
-        *ways, last = [[*ops, *more] for more in (late, []) for ops in leaving]
-        for ops in ways:
-            try:
-                return await self._leave(ops)
-            except EtcdTooLarge:
-                log.warning("late outcome too large", process=outcome.pid, peer=link.id)
-        await self._leave(last)
-
-    async def _leave(self, ops: list[Op]) -> None:
-        if ops:
+        if ops := [*leaving, *late]:
             await self.ledger.client.commit(Txn([], ops))
 
 

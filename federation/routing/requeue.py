@@ -23,13 +23,11 @@ from node.etcd.batch import read
 from node.etcd.txn import Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import Conflict, NotFound
 from node.model.types import SECOND, Process, State
 from node.processes.queue import Entry
 from node.store import keys
 from node.store import processes as store
-
-__all__ = ["Waiting"]
 
 _BATCH = 32  # processes sent in one turn: what peers say next should count them
 _READ = 400  # processes read in one turn
@@ -252,9 +250,8 @@ class Waiting:
             process = await self.router.ledger.processes.change(
                 self.router.home, item.processid, step
             )
-        except RpcError as error:
-            if error.status not in (404, 409):
-                raise
+        except (NotFound, Conflict):
+            pass
         finally:
             # After an error nobody knows: whoever takes it next looks at the store's word, and
             # what is to be sent is there.
