@@ -36,13 +36,13 @@ async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
         submit = await load_large(opened.payload, Submit)
     except Refused:
         return False
-    if inbox.peers.state(opened.issuer) != TRUSTED or not is_final(refusal):
+    if inbox.context.peers.state(opened.issuer) != TRUSTED or not is_final(refusal):
         return False
-    if inbox.client.pressure.refuses(Need.WORKS):
+    if inbox.context.client.pressure.refuses(Need.WORKS):
         return False
-    key = inbox.keys.marker(opened.issuer, submit.pid)
+    key = inbox.context.keys.marker(opened.issuer, submit.pid)
     kept = Kept(refusal.status, refusal.code, refusal.message[:300])
-    found = await inbox.client.get(key)
+    found = await inbox.context.client.get(key)
     if found is not None:
         return _says(unpack(found.value, Marker), opened)
     if inbox.accounts.tombstone(opened.issuer, KEPT) is not None:
@@ -51,7 +51,7 @@ async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
     marker = Marker(opened.digest, submit.attempt, "", b"", expires, kept)
     written = True  # if there is no answer, perhaps
     try:
-        result = await inbox.client.commit(
+        result = await inbox.context.client.commit(
             Txn([Absent(key)], [Put(key, pack(marker))], [Get(key)]),
         )
         written = result.succeeded

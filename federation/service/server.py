@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
-import trio
 
 from federation.inbox.accept import Inbox
 from federation.inbox.tombstones import keep
@@ -66,7 +65,6 @@ class Gate:
     inbox: Inbox
     card: Callable[[], bytes]
     greeted: Callable[[str], None]
-    high_water: Callable[[], float] = lambda: 0.0
     max_body: int = MAX_BODY
     capabilities: Action = _nothing
     introductions: Action = _nobody
@@ -78,7 +76,6 @@ class Gate:
     successors: Callable[[], list[Successor]] = list
     counters: Counter[str] = field(default_factory=Counter)
     admission: Admission = field(default_factory=Admission)
-    clock: Callable[[], float] = trio.current_time  # seconds that never jump
     _sparing: Sparing = field(default_factory=Sparing)
 
     async def handle(self, request: Request) -> Response:
@@ -104,7 +101,7 @@ class Gate:
         body: dict[str, object] = {
             "code": refusal.code,
             "message": refusal.message,
-            "clock": self.sealer.seconds,
+            "clock": self.sealer.clock.seconds,
         }
         certain = refusal.status < 500  # else the store may have taken it
         signed = request is not None and request.path in (*SIGNED, *_FORMER[:1])
@@ -128,7 +125,7 @@ class Gate:
             refusal.code,
             refusal.message[:300],
             hashlib.sha256(request.body).digest(),
-            self.sealer.seconds,
+            self.sealer.clock.seconds,
             self._latest(),
             request.path,
             refusal.kept,
@@ -201,15 +198,15 @@ class Gate:
                 request.body,
                 kind=kind,
                 audience=self.sealer.ids,
-                now=self.sealer.seconds,
+                now=self.sealer.clock.seconds,
                 keys=key_of,
                 limit=limit,
-                high_water=self.high_water(),
+                high_water=self.sealer.clock.floor,
                 explain=lambda: mistakes,
             )
         except Refused as refused:
             if name and refused.code in ("bad_signature", "wrong_kind"):
-                self.admission.failed(name, request.remote, self.clock())
+                self.admission.failed(name, request.remote, self.sealer.clock.steady())
             raise
         if name:
             self.admission.held(name, request.remote)
@@ -225,7 +222,7 @@ class Gate:
 
         Raises Refusal (stranger_rate) before anything is checked.
         """
-        now = self.clock()
+        now = self.sealer.clock.steady()
         if name := self._trusted(issuer):
             return self.admission.trusted(name, request.remote, now)
         self.admission.stranger(request.remote, now)
@@ -258,15 +255,15 @@ class Gate:
     async def _follow(self, hello: Hello) -> None:
         """Take note that a peer has another key now, before its card is that of a stranger."""
         try:
-            await follow(self.peers, hello.successors, self.sealer.seconds)
+            await follow(self.peers, hello.successors, self.sealer.clock.seconds)
         except Usurped as error:
-            if (more := self._sparing.line(self.clock())) is not None:
+            if (more := self._sparing.line(self.sealer.clock.steady())) is not None:
                 log.warning("succession refused", why=error, **more)
             raise Refusal(409, "usurped", str(error)) from None
 
     def _key(self, issuer: str, card: Card | None) -> bytes | None:
         entry = self.peers.get(issuer)
-        known = entry.peer.key_of(issuer, self.sealer.seconds) if entry else None
+        known = entry.peer.key_of(issuer, self.sealer.clock.seconds) if entry else None
         if known is None and entry is not None and issuer != entry.peer.wire:
             now_is = entry.peer.wire[:12]
             raise Refusal(401, "superseded", f"this key was replaced; the colony is {now_is}")
@@ -280,7 +277,7 @@ class Gate:
         if kind is not Kind.JOIN:
             self._admit(seen.issuer, request)
         data = load(seen.payload, Hello).card
-        card = open_card(data, self.sealer.seconds, high_water=self.high_water())
+        card = open_card(data, self.sealer.clock.seconds, high_water=self.sealer.clock.floor)
         if card.id != seen.issuer:
             raise Refused("unknown_issuer", "the card is another colony's")
         return card
@@ -304,11 +301,11 @@ class Gate:
     async def _hello(self, opened: Opened, body: bytes) -> bytes:
         self.greeted(opened.issuer)
         nonce = load(opened.payload, Hello).nonce
-        now, latest = self.sealer.seconds, self._latest()
+        now, latest = self.sealer.clock.seconds, self._latest()
         hello = Hello(self.card(), nonce, now, latest, self.successors())
         return self.sealer.seal(Kind.HELLO, opened.issuer, hello)
 
     def _latest(self) -> int:
         """The time that messages are judged by, if it is not the clock's."""
-        highest = int(self.high_water())
-        return highest if highest > self.sealer.seconds else 0
+        highest = int(self.sealer.clock.floor)
+        return highest if highest > self.sealer.clock.seconds else 0

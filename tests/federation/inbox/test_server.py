@@ -16,10 +16,12 @@ import trio
 from federation.forward.marker import Marker
 from federation.forward.path import local_id
 from federation.inbox.accept import Inbox
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peers
 from federation.service.server import Gate
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.wire.messages import load as load_message
@@ -33,6 +35,7 @@ from node.processes.extension import Hooks
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from tests.node.etcd.support import start_store
+from tests.support.parts import inbox_of
 
 PID = "1" * 64
 SPEC = b'{"funcname":"f","args":[1,2.5],"conditions":{"colonyname":"lab","executortype":"t"}}'
@@ -58,14 +61,16 @@ class Lab:
         self.client = client
         self.key, self.other = PrivateKey.generate(), PrivateKey.generate()
         self.keys = Keys("lab")
-        self.peers = Peers(client, self.keys, self.key.id)
+        self.clock = Clock()
+        sealer = Sealer(self.key, self.clock)
+        self.peers = Peers(client, self.keys, sealer)
         self.processes = Processes(client, time.time_ns)
-        sealer = Sealer(self.key, time.time_ns)
-        self.inbox = Inbox("lab", sealer, client, self.processes, self.peers, self.keys)
+        self.context = Context("lab", sealer, client, self.processes, self.peers, self.keys)
+        self.inbox = inbox_of(self.context)
         self.processes.hooks = Closing(self.inbox)
         self.greeted: list[str] = []
         self.gate = Gate(sealer, self.peers, self.inbox, lambda: b"card", self.greeted.append)
-        self.sealer = Sealer(self.other, time.time_ns)
+        self.sealer = Sealer(self.other, Clock())
 
     def card_bytes(self, name: str = "field") -> bytes:
         now = int(time.time())
@@ -188,7 +193,7 @@ async def test_a_hello_is_answered_once_trusted_and_never_when_blocked(lab: Lab)
     assert code(await lab.introduce()) == "blocked"
     assert lab.peers.state(lab.other.id) == BLOCKED
     assert code(await lab.raw("submit", lab.seal(Kind.SUBMIT, submission()))) == "blocked"
-    again = Peers(lab.client, lab.keys, lab.key.id)
+    again = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
     await again.load()
     assert again.state(lab.other.id) == BLOCKED, "the tombstone is in the store"
     await again.trust(lab.other.id)
@@ -252,7 +257,7 @@ async def test_a_receipt_of_an_earlier_release_is_made_anew(lab: Lab) -> None:
     place = lab.keys.marker(lab.other.id, PID)
     found = await lab.client.get(place)
     assert found is not None
-    old = lab.inbox.sealer.seal(
+    old = lab.context.sealer.seal(
         Kind.RECEIPT, lab.other.id, Receipt(PID, 1, "accepted", receipt.remote)
     )
     marker = unpack(found.value, Marker)
@@ -281,7 +286,7 @@ async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
 
 async def test_a_block_by_another_daemon_is_noticed_inside_the_transaction(lab: Lab) -> None:
     await lab.befriend()
-    elsewhere = Peers(lab.client, lab.keys, lab.key.id)
+    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
     await elsewhere.load()
     await elsewhere.block(lab.other.id)
     assert lab.peers.state(lab.other.id) == TRUSTED
@@ -299,7 +304,7 @@ async def test_an_outcome_is_owed_until_acknowledged(lab: Lab) -> None:
     assert first == second
     assert (first[0].pid, first[0].state, first[0].out) == (PID, 2, b"[3.5]")
     assert (first[0].localpid, first[0].executor) == (receipt.remote, WORKER.executorid)
-    reloaded = Inbox("lab", lab.inbox.sealer, lab.client, lab.processes, lab.peers, lab.keys)
+    reloaded = inbox_of(lab.context)
     await reloaded.owing.load()
     assert reloaded.removable(process), "a restart does not forget what is owed"
     assert await lab.poll(0, PID) == []
