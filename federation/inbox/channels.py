@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from federation.forward import channels as words
 from federation.forward.marker import SAID, Marker
 from federation.inbox.accept import Inbox
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened
 from federation.wire.messages import Heard, Say, load
 from federation.wire.refusals import Refusal
@@ -30,6 +31,10 @@ class Listener:
 
     inbox: Inbox
     now: Callable[[], int]
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where messages of channels are sent."""
+        return [Endpoint("/v1/say", Kind.SAY, self.hear)]
 
     async def hear(self, opened: Opened, data: bytes) -> bytes:
         """Store messages, once; the answer tells how many entries that colony told us of by now.

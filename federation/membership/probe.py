@@ -16,13 +16,15 @@ from federation.forward import machine as outbox
 from federation.membership.rotation import Rotation
 from federation.outbox.ledger import Ledger
 from federation.peers import heirs
+from federation.peers.highwater import ahead_of
 from federation.peers.owncard import Portrait
 from federation.peers.registry import Known, Peers, Usurped
 from federation.transport.errors import TransportError, Unsent
 from federation.transport.link import Link, Untimely
 from federation.wire.card import open_card
-from federation.wire.envelope import Refused
-from federation.wire.messages import Hello, Successor
+from federation.wire.endpoint import Endpoint
+from federation.wire.envelope import Kind, Opened, Refused
+from federation.wire.messages import Hello, Successor, load
 from federation.wire.refusals import Refusal
 from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError
@@ -30,12 +32,35 @@ from node.host.log import get_logger
 from node.host.sync import Bell
 from node.model.errors import RpcError
 
-__all__ = ["Greeter"]
+__all__ = ["Greeter", "Greetings"]
 
 _PROBE = 30.0  # seconds between hellos
 _EXPECTED = (TransportError, EtcdError, RpcError, Refused)
 
 log = get_logger("federation")
+
+
+@dataclass
+class Greetings:
+    """Answers hellos. `card` gives our signed card, `greeted` hears who said hello."""
+
+    sealer: Sealer
+    high_water: Callable[[], float]
+    card: Callable[[], bytes]
+    greeted: Callable[[str], None]
+    successors: Callable[[], list[Successor]]
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where peers say hello."""
+        return [Endpoint("/v1/hello", Kind.HELLO, self.answer)]
+
+    async def answer(self, opened: Opened, data: bytes) -> bytes:
+        """Say hello to a trusted peer that did. Raises Refused (malformed)."""
+        self.greeted(opened.issuer)
+        nonce, now = load(opened.payload, Hello).nonce, self.sealer.seconds
+        latest = ahead_of(now, self.high_water())
+        hello = Hello(self.card(), nonce, now, latest, self.successors())
+        return self.sealer.seal(Kind.HELLO, opened.issuer, hello)
 
 
 @dataclass

@@ -17,9 +17,14 @@ from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.types import SECOND
 
-__all__ = ["HighWater"]
+__all__ = ["HighWater", "ahead_of"]
 
 log = get_logger("federation")
+
+
+def ahead_of(seconds: int, highest: float) -> int:
+    """The latest time remembered, if messages are judged by that and not by the clock; else 0."""
+    return int(highest) if int(highest) > seconds else 0
 
 
 @dataclass

@@ -19,7 +19,7 @@ from federation.membership.gossip import Introducer
 from federation.membership.invitations import Invitations
 from federation.membership.join import Joining
 from federation.membership.meeting import Meeting
-from federation.membership.probe import Greeter
+from federation.membership.probe import Greeter, Greetings
 from federation.membership.rotation import Rotation
 from federation.membership.trust import Decisions
 from federation.network.addresses import is_loopback
@@ -42,7 +42,7 @@ from federation.routing.router import Router
 from federation.routing.rules import read_routes
 from federation.service.extension import Attachment
 from federation.service.janitor import Upkeep
-from federation.service.server import Gate
+from federation.service.server import Server
 from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector, Office, Ways
@@ -118,9 +118,6 @@ class Federation:
         )
         greeted = self.greeter.greeted
         self.delivery.greet = self.greeter.hello
-        self.gate = Gate(
-            sealer, self.peers, self.inbox, self.portrait.card, greeted, self.high_water
-        )
         self.board = Board(trio.current_time)
         self.exchange = Exchange(
             home_name,
@@ -133,7 +130,6 @@ class Federation:
             lambda: not self.inbox.owing.draining and not client.pressure.refuses(Need.GROWS),
             lambda: self._chance,
         )
-        self.gate.capabilities = self.exchange.answer
         self.introducer = Introducer(
             sealer,
             self.peers,
@@ -142,13 +138,7 @@ class Federation:
             lambda: self._chance,
             lambda: self.portrait.sequence,
         )
-        self.gate.introductions = self.introducer.answer
-        self.gate.successors = self.rotation.successors
         self.office = Office(sealer, self.peers, greeted)
-        self.gate.mail, self.gate.passing = self.office.collect, self.office.forward
-        self.collector = Collector(
-            sealer, self.gate.handle, lambda tries: outbox.delay(tries, self._chance)
-        )
         self.router = Router(
             home_name,
             read_routes(config.routes),
@@ -164,15 +154,35 @@ class Federation:
         self.router.ready = self.waiting.ready
         self.depot = Depot(self.ledger, link_to=self.links_to)
         self.depot.room = self.inbox.accounts.leave
-        self.gate.files, self.inbox.bring = self.depot.serve, self.depot.bring
+        self.inbox.bring = self.depot.bring
         self.delivery.gather = self.depot.gather
         self.talker = Talker(self.ledger)
-        self.gate.channels = Listener(self.inbox, now).hear
         self.inbox.owing.teller.name_of = self._name_of
         self.inbox.owing.teller.heard = self.results.follower.of
         self.results.follower.room = self.inbox.accounts.news
-        self.invitations = self.gate.invitations = Invitations(
+        self.invitations = Invitations(
             client, self.keys, sealer, self.peers, self.portrait, self.high_water
+        )
+        card, successors = self.portrait.card, self.rotation.successors
+        self.server = Server(
+            sealer,
+            self.peers,
+            self.inbox.accounts,
+            self.high_water,
+            card,
+            [
+                *Greetings(sealer, self.high_water, card, greeted, successors).endpoints(),
+                *self.invitations.endpoints(),
+                *self.inbox.endpoints(),
+                *self.exchange.endpoints(),
+                *self.office.endpoints(),
+                *Listener(self.inbox, now).endpoints(),
+                *self.depot.endpoints(),
+                *self.introducer.endpoints(),
+            ],
+        )
+        self.collector = Collector(
+            sealer, self.server.handle, lambda tries: outbox.delay(tries, self._chance)
         )
         self.joining = Joining(sealer, self.peers, self.portrait.card, self.high_water)
         self.endings = Endings(self.ledger, now)
@@ -250,7 +260,7 @@ class Federation:
         async with trio.open_nursery() as outer:
             serve = functools.partial(serve_http, limits=limits, drain=self.drain, grace=_FLUSH)
             await outer.start(
-                functools.partial(serve, self.gate.handle, listeners, error=self.gate.refuse)
+                functools.partial(serve, self.server.handle, listeners, error=self.server.refuse)
             )
             async with trio.open_nursery() as watching:
                 watching.start_soon(keep_going, "surroundings", self.surroundings.run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import trio
 from federation.forward.marker import Marker
 from federation.forward.path import local_id
 from federation.inbox.accept import Inbox
+from federation.membership.probe import Greetings
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peers
-from federation.service.server import Gate
+from federation.service.server import Server
 from federation.wire.card import Card, sign_card
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.wire.messages import load as load_message
@@ -52,7 +54,7 @@ class Closing(Hooks):
 
 
 class Lab:
-    """The colony `lab` behind its gate, and one peer called `field` that speaks to it."""
+    """The colony `lab` behind its server, and one peer called `field` that speaks to it."""
 
     def __init__(self, client: EtcdClient) -> None:
         self.client = client
@@ -64,8 +66,16 @@ class Lab:
         self.inbox = Inbox("lab", sealer, client, self.processes, self.peers, self.keys)
         self.processes.hooks = Closing(self.inbox)
         self.greeted: list[str] = []
-        self.gate = Gate(sealer, self.peers, self.inbox, lambda: b"card", self.greeted.append)
+        self.high_water: Callable[[], float] = lambda: 0.0
+        self.serve()
         self.sealer = Sealer(self.other, time.time_ns)
+
+    def serve(self, *more: Endpoint, card: Callable[[], bytes] = lambda: b"card") -> None:
+        """Answer peers with the parts as they are now, and at more places."""
+        sealer, highest = self.inbox.sealer, lambda: self.high_water()
+        hello = Greetings(sealer, highest, card, self.greeted.append, list)
+        endpoints = [*self.inbox.endpoints(), *hello.endpoints(), *more]
+        self.server = Server(sealer, self.peers, self.inbox.accounts, highest, card, endpoints)
 
     def card_bytes(self, name: str = "field") -> bytes:
         now = int(time.time())
@@ -84,7 +94,7 @@ class Lab:
         return self.sealer.seal(kind, claims.pop("audience", self.key.id), message, **claims)
 
     async def raw(self, path: str, body: bytes, remote: str = "10.0.0.2") -> Response:
-        return await self.gate.handle(Request("POST", path_of(path), "", {}, body, remote))
+        return await self.server.handle(Request("POST", path_of(path), "", {}, body, remote))
 
     async def post(self, path: str, kind: Kind, message: msgspec.Struct) -> Response:
         return await self.raw(path, self.seal(kind, message))
@@ -169,14 +179,14 @@ async def test_the_checks_come_in_their_order(lab: Lab) -> None:
     assert code(await lab.raw("submit", looped)) == "hops"
     bad = lab.seal(Kind.SUBMIT, submission(spec=b'{"funcname":1}'))
     assert code(await lab.raw("submit", bad)) == "bad_spec"
-    assert lab.gate.counters["untrusted"] == 2
+    assert lab.server.counters["untrusted"] == 2
     assert (await lab.raw("submit", sealed)).status == 200
 
 
 async def test_other_paths_and_methods_are_refused(lab: Lab) -> None:
     assert code(await lab.raw("nothing", b"")) == "not_found"
-    assert code(await lab.gate.handle(Request("GET", "/v2/submit", "", {}, b"", "x"))) == "method"
-    card = await lab.gate.handle(Request("GET", "/v1/card", "", {}, b"", "x"))
+    assert code(await lab.server.handle(Request("GET", "/v2/submit", "", {}, b"", "x"))) == "method"
+    card = await lab.server.handle(Request("GET", "/v1/card", "", {}, b"", "x"))
     assert (card.status, card.body) == (200, b"card")
 
 
@@ -269,7 +279,7 @@ async def test_a_receipt_of_an_earlier_release_is_made_anew(lab: Lab) -> None:
 async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
     await lab.befriend()
     sealed = lab.seal(Kind.SUBMIT, submission())
-    answer = await lab.gate.handle(Request("POST", f"/v1/{path}", "", {}, sealed, "10.0.0.2"))
+    answer = await lab.server.handle(Request("POST", f"/v1/{path}", "", {}, sealed, "10.0.0.2"))
     told = json.loads(answer.body)
     assert (answer.status, told["code"]) == (400, "version")
     assert "version 2" in told["message"]

@@ -56,7 +56,7 @@ async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
     async with open_client(store.target, timeout=60) as client:
         lab = Lab(client)
         # Time stands still, so that a slow machine lets no more through.
-        lab.gate.clock = lab.inbox.accounts.clock = lambda: 1000.0
+        lab.server.steady = lab.inbox.accounts.clock = lambda: 1000.0
         yield lab
 
 
@@ -333,7 +333,7 @@ async def test_what_a_peer_may_leave_in_all_has_a_bound(lab: Lab) -> None:
 async def test_bytes_that_a_peer_leaves_have_a_bound(lab: Lab) -> None:
     await lab.befriend()
     await lab.peers.set_policy(lab.other.id, Policy(max_kept=300_000))
-    lab.gate.channels = Listener(lab.inbox, time.time_ns).hear
+    lab.serve(*Listener(lab.inbox, time.time_ns).endpoints())
     spec = msgspec.json.decode(SPEC)
     spec["args"], spec["channels"] = ["x" * 30_000], ["talk"]
     large = msgspec.json.encode(spec)
@@ -481,7 +481,7 @@ async def test_a_mailbox_is_bounded_over_all_colonies_and_in_what_answers_bring(
     """A pair of colonies that sends and answers without end fills no memory."""
     await lab.befriend()
     office = Office(lab.inbox.sealer, lab.peers)
-    lab.gate.mail = office.collect
+    lab.serve(*office.endpoints())
     results: list[str] = []
 
     async def carry() -> None:

@@ -106,7 +106,7 @@ class Front(Lab):
         self.ledger = Ledger("lab", sealer, self.client, self.processes, self.peers, self.keys)
         self.processes.hooks = Sending(self.inbox, self.ledger)
         self.endings = Endings(self.ledger, time.time_ns)
-        self.gate.peers, self.gate.inbox = self.peers, self.inbox
+        self.serve()
 
     async def restart(self) -> None:
         self.start()

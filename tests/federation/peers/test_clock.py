@@ -129,7 +129,8 @@ class Pair:
 
     def set_clock(self, ahead: int) -> None:
         sealer = Sealer(self.lab.key, lambda: time.time_ns() + ahead * 1_000_000_000)
-        self.lab.gate.sealer = self.lab.inbox.sealer = sealer
+        self.lab.inbox.sealer = sealer
+        self.lab.serve()
 
     @property
     def clock(self) -> Clock:
@@ -194,7 +195,7 @@ async def test_before_it_is_measured(pair: Pair) -> None:
 
 async def test_a_clock_that_was_set_back(pair: Pair) -> None:
     """Who remembers a later time judges by that: what is short-lived must hold by it."""
-    pair.lab.gate.high_water = lambda: time.time() + HOUR
+    pair.lab.high_water = lambda: time.time() + HOUR
     with pytest.raises(Untimely, match="expired"):
         await pair.submit(pair.submission())
     await pair.measure()

@@ -90,7 +90,7 @@ async def test_the_owner_has_a_wrong_time_forgotten(lab: Lab) -> None:
     await lab.befriend()
     now = int(time.time())
     host = Host(lab, now)
-    lab.gate.high_water = lambda: host.memory.latest
+    lab.high_water = lambda: host.memory.latest
     await host.at(now + 30 * DAY)
     host.clock = now
     body, old = (
@@ -108,7 +108,7 @@ async def test_what_was_accepted_stays_so_after_a_reset(lab: Lab) -> None:
     await lab.befriend()
     now = int(time.time())
     host = Host(lab, now)
-    lab.gate.high_water = lambda: host.memory.latest
+    lab.high_water = lambda: host.memory.latest
     body = lab.seal(Kind.SUBMIT, submission(), issued=now, expires=now + DAY)
     first = (await lab.raw("submit", body)).body
     await lab.run_one()

@@ -181,7 +181,7 @@ class Offering(Lab):
         self.exchange = Exchange(
             "lab", self.inbox.sealer, self.peers, self.processes, self.board, members, lambda: 7
         )
-        self.gate.capabilities = self.exchange.answer
+        self.serve(*self.exchange.endpoints())
 
     async def hear(self, message: Capabilities) -> Capabilities:
         response = await self.post("capabilities", Kind.CAPABILITIES, message)

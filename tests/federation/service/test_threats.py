@@ -66,7 +66,7 @@ def by_way_of(lab: Lab, carrier: Carrier) -> Link:
 
 
 async def ask(lab: Lab, path: str, body: bytes, method: str = "POST") -> Answer:
-    response = await lab.gate.handle(Request(method, path, "", {}, body, ""))
+    response = await lab.server.handle(Request(method, path, "", {}, body, ""))
     after = dict(response.headers).get("retry-after", "")
     return Answer(response.status, after, bytes(response.body))
 
@@ -534,7 +534,7 @@ async def test_a_clock_once_far_ahead_shuts_everybody_out(lab: Lab) -> None:
     """It fails closed: the latest time remembered counts, until the clock has come that far."""
     await lab.befriend()
     body = lab.seal(Kind.SUBMIT, submission())
-    lab.gate.high_water = lambda: time.time() + 30 * 86_400
+    lab.high_water = lambda: time.time() + 30 * 86_400
     assert code(await lab.raw("submit", body)) == "expired"
-    lab.gate.high_water = time.time
+    lab.high_water = time.time
     assert (await lab.raw("submit", body)).status == 200
