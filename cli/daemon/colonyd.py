@@ -88,7 +88,7 @@ def _federation_status(federation: Federation) -> dict[str, Any]:
     return {
         "federationport": federation.port,
         "peers": {state: states[state] for state in ("trusted", "pending", "seen", "blocked")},
-        "messages": dict(federation.gate.counters),
+        "messages": dict(federation.server.counters),
         "progress": dict(federation.results.follower.counters),
         "channels": dict(federation.talker.counters),
         "files": dict(federation.depot.counters),

@@ -15,6 +15,7 @@ from federation.forward import path as relays
 from federation.forward.marker import Marker, request_in
 from federation.forward.path import Asked, BadPath, Request, local_id
 from federation.inbox.outcomes import Owing
+from federation.inbox.tombstones import Tombstones
 from federation.inbox.usage import Stocktaking
 from federation.limits.accounts import Accounts
 from federation.limits.decoding import load_large
@@ -23,6 +24,7 @@ from federation.outbox.ledger import Ledger
 from federation.peers.context import Context
 from federation.peers.policy import Breach, Meter, breach, explained, onward
 from federation.peers.registry import BLOCKED, TRUSTED, trusted_revision
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Cancel, Receipt, Submit, load
@@ -87,6 +89,15 @@ class Inbox:
 
     def __post_init__(self) -> None:
         self.stock = Stocktaking(self.context, self.accounts, self.owing)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where a process is sent, cancelled, and asked about."""
+        tombstones = Tombstones(self.context, self.accounts)
+        return [
+            Endpoint("/v2/submit", Kind.SUBMIT, self.accept, keep=tombstones.keep),
+            Endpoint("/v2/cancel", Kind.CANCEL, self.cancel),
+            Endpoint("/v2/outcomes", Kind.POLL, self.owing.outcomes),
+        ]
 
     def removable(self, process: Process) -> str:
         """Why a process must stay, or ""."""

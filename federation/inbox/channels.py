@@ -8,6 +8,7 @@ from federation.forward import channels as words
 from federation.forward.marker import SAID, Marker
 from federation.limits.accounts import Accounts
 from federation.peers.context import Context
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened
 from federation.wire.messages import Heard, Say, load
 from federation.wire.refusals import Refusal
@@ -30,6 +31,10 @@ class Listener:
 
     context: Context
     accounts: Accounts
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where messages of channels are sent."""
+        return [Endpoint("/v1/say", Kind.SAY, self.hear)]
 
     async def hear(self, opened: Opened, data: bytes) -> bytes:
         """Store messages, once; the answer tells how many entries that colony told us of by now.

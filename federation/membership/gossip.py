@@ -22,6 +22,7 @@ from federation.peers.registry import PENDING, TRUSTED, Known
 from federation.transport.errors import TransportError
 from federation.transport.link import Link, PeerRefused
 from federation.wire.card import Card, open_card
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, Refused, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load
 from federation.wire.refusals import Refusal
@@ -112,6 +113,10 @@ class Introducer:
             self._bells.ring()
 
     # -- theirs --------------------------------------------------------------------------
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where introductions are exchanged."""
+        return [Endpoint("/v1/introductions", Kind.INTRODUCTIONS, self.answer)]
 
     async def answer(self, opened: Opened, data: bytes) -> bytes:
         """A peer introduced colonies: take them in, and introduce ours.

@@ -22,6 +22,7 @@ from federation.peers.registry import BLOCKED
 from federation.wire import invitation as tokens
 from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened
 from federation.wire.invitation import Token
 from federation.wire.messages import Join, Welcome, load
@@ -162,6 +163,10 @@ class Invitations:
                 await self.context.client.delete(item.key)
 
     # -- the inviting side ---------------------------------------------------------------
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where a colony joins that has an invitation."""
+        return [Endpoint("/v1/join", Kind.JOIN, self.answer, knock=self.knock)]
 
     def knock(self, remote: str, shown: str, body: bytes) -> None:
         """Count an attempt from an address. Raises Refusal (join_rate).

@@ -19,8 +19,9 @@ from federation.peers.owncard import Portrait
 from federation.transport.errors import TransportError
 from federation.transport.link import Link, Untimely
 from federation.wire.card import open_card
-from federation.wire.envelope import Refused
-from federation.wire.messages import Hello
+from federation.wire.endpoint import Endpoint
+from federation.wire.envelope import Kind, Opened, Refused
+from federation.wire.messages import Hello, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
 from node.host.sync import Bells
@@ -55,6 +56,19 @@ class Greeter:
         link = self.links.get(peerid)
         if entry.error or (link is not None and link.stale):
             self.probes[peerid].ring()
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where peers say hello."""
+        return [Endpoint("/v1/hello", Kind.HELLO, self.answer)]
+
+    async def answer(self, opened: Opened, data: bytes) -> bytes:
+        """Say hello to a trusted peer that did. Raises Refused (malformed)."""
+        self.greeted(opened.issuer)
+        nonce, clock = load(opened.payload, Hello).nonce, self.context.clock
+        hello = Hello(
+            self.portrait.card(), nonce, clock.seconds, clock.latest, self.rotation.successors()
+        )
+        return self.context.sealer.seal(Kind.HELLO, opened.issuer, hello)
 
     async def hello(self, link: Link) -> float:
         """Exchange signed hellos; returns the round trip in seconds. Raises TransportError."""

@@ -26,6 +26,7 @@ from federation.outbox.ledger import Ledger
 from federation.peers.context import Context
 from federation.transport.errors import TransportError
 from federation.transport.link import Link, PeerRefused
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load
 from federation.wire.refusals import Refusal
@@ -101,6 +102,10 @@ class Depot:
             ref = b"" if file.ref.protocol == "colonyd" else msgspec.json.encode(file.ref)
             found.append(Carried(mount, file.label, file.name, file.size, file.checksum, ref))
         return found
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where bytes of files are fetched."""
+        return [Endpoint("/v1/files", Kind.FETCH, self.serve)]
 
     async def serve(self, opened: Opened, data: bytes) -> bytes:
         """Give bytes to the peer that a process of ours was sent to.

@@ -15,6 +15,7 @@ from federation.peers.owncard import Portrait
 from federation.routing.capabilities import LIFETIME, Board, Survey, offers, permitted, same
 from federation.transport.errors import TransportError
 from federation.transport.link import Link, PeerRefused
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Capabilities, Offer, load
 from federation.wire.sizes import MAX_BODY
@@ -133,6 +134,10 @@ class Exchange:
                 self._bells[peerid].ring()
 
     # -- others --------------------------------------------------------------------------
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where statements are exchanged."""
+        return [Endpoint("/v1/capabilities", Kind.CAPABILITIES, self.answer)]
 
     async def answer(self, opened: Opened, data: bytes) -> bytes:
         """A peer told us what it offers: tell it what we do. Raises Refused (malformed)."""

@@ -48,7 +48,7 @@ from federation.routing.rules import read_routes
 from federation.service.extension import Attachment
 from federation.service.janitor import Upkeep
 from federation.service.links import PeerGuide
-from federation.service.server import Gate
+from federation.service.server import Server
 from federation.service.sessions import Tending
 from federation.transport.link import Guide, Link
 from federation.transport.mailbox import Collector, Office, Ways
@@ -161,22 +161,23 @@ class Federation:
 
         # What peers ask, and what we ask them.
         self.office = Office(self.sealer, self.peers, self.greeter.greeted)
-        self.gate = Gate(
+        self.server = Server(
             self.sealer,
             self.peers,
-            self.inbox,
+            accounts,
             self.portrait.card,
-            self.greeter.greeted,
-            capabilities=self.exchange.answer,
-            introductions=self.introducer.answer,
-            mail=self.office.collect,
-            passing=self.office.forward,
-            channels=Listener(context, accounts).hear,
-            files=self.depot.serve,
-            invitations=self.invitations,
-            successors=self.rotation.successors,
+            [
+                *self.greeter.endpoints(),
+                *self.invitations.endpoints(),
+                *self.inbox.endpoints(),
+                *self.exchange.endpoints(),
+                *self.office.endpoints(),
+                *Listener(context, accounts).endpoints(),
+                *self.depot.endpoints(),
+                *self.introducer.endpoints(),
+            ],
         )
-        self.collector = Collector(self.gate.handle, context.chance)
+        self.collector = Collector(self.server.handle, context.chance)
         self.ways = Ways(context, self.office, self.links)
         self.tending = Tending(
             self.links,
@@ -235,7 +236,7 @@ class Federation:
         async with trio.open_nursery() as outer:
             serve = functools.partial(serve_http, limits=limits, drain=self.drain, grace=_FLUSH)
             await outer.start(
-                functools.partial(serve, self.gate.handle, listeners, error=self.gate.refuse)
+                functools.partial(serve, self.server.handle, listeners, error=self.server.refuse)
             )
             async with trio.open_nursery() as watching:
                 watching.start_soon(keep_going, "surroundings", self.surroundings.run)

@@ -19,6 +19,7 @@ from federation.peers.context import Context
 from federation.peers.registry import TRUSTED, Known, Peers
 from federation.transport.errors import Lost, TransportError, Unsent
 from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused, Untimely
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, Refused
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
 from federation.wire.refusals import BROUGHT, Refusal
@@ -138,6 +139,13 @@ class Office:
         return held.answer
 
     # -- what peers ask ----------------------------------------------------------------------
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where a colony fetches what is held for it, and where others leave that."""
+        return [
+            Endpoint("/v1/mail", Kind.COLLECT, self.collect),
+            Endpoint("/v1/pass", Kind.PASS, self.forward),
+        ]
 
     async def collect(self, opened: Opened, data: bytes) -> bytes:
         """A colony brings answers and takes what is held for it, waiting for it if need be.

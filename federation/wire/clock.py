@@ -30,6 +30,11 @@ class Clock:
         """Return the time as messages tell it, in seconds since the epoch."""
         return self.now() // 1_000_000_000
 
+    @property
+    def latest(self) -> int:
+        """Return the floor where it is ahead of the clock, so that it is what counts; else 0."""
+        return int(self.floor) if int(self.floor) > self.seconds else 0
+
     def remember(self, latest: float) -> None:
         """Make `latest` (seconds since the epoch) the floor."""
         self.floor = latest

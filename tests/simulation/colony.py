@@ -316,7 +316,7 @@ class Site:
     async def handle(self, request: Request) -> Response:
         """Answer a peer."""
         assert self.federation is not None
-        return await self.federation.gate.handle(request)
+        return await self.federation.server.handle(request)
 
 
 class _Slot:

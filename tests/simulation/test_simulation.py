@@ -21,7 +21,7 @@ from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Peers
-from federation.service.server import Gate
+from federation.service.server import Server
 from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Outcomes, Poll, Submit, load
@@ -138,13 +138,13 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     await peers.load()
     processes = Processes(client, clock.now)
     box = inbox_of(Context("lab", sealer, client, processes, peers, keys))
-    card = Gate(sealer, peers, box, lambda: b"", lambda _: None)
+    server = Server(sealer, peers, box.accounts, lambda: b"", box.endpoints())
     spec = b'{"funcname":"f","conditions":{"colonyname":"lab","executortype":"t"}}'
     there = Sealer(origin, Clock(lambda: (time[0] - 1) * SECOND))
     body = there.seal(Kind.SUBMIT, home.id, Submit("1" * 64, 1, spec, "me", 1, []))
 
     async def submitted() -> int:
-        answer = await card.handle(Request("POST", "/v2/submit", "", {}, body, "10.0.0.2"))
+        answer = await server.handle(Request("POST", "/v2/submit", "", {}, body, "10.0.0.2"))
         assert answer.status == 200, answer.body
         return inspect(answer.body, limit=10_000).issued
 
@@ -155,7 +155,7 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     clock.remember(time[0] + 4000)
     assert await submitted() <= time[0]
     poll = there.seal(Kind.POLL, home.id, Poll(0, []))
-    answer = await card.handle(Request("POST", "/v2/outcomes", "", {}, poll, "10.0.0.2"))
+    answer = await server.handle(Request("POST", "/v2/outcomes", "", {}, poll, "10.0.0.2"))
     told = load(inspect(answer.body, limit=100_000).payload, Outcomes)
     assert [inspect(each, limit=10_000).issued <= time[0] for each in told.outcomes] == [True]
 

@@ -192,7 +192,7 @@ class Colony:
 
         async def answer() -> None:
             try:
-                answers.append(await self.fed.gate.handle(request))
+                answers.append(await self.fed.server.handle(request))
             finally:
                 done.set()
 

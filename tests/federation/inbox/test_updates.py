@@ -716,7 +716,7 @@ async def test_what_is_said_out_of_turn_is_refused(tmp_path: Path) -> None:
             for code, changes in refused.items():
                 with pytest.raises(PeerRefused, match=code):
                     await say(**changes)
-                assert bee.fed.gate.counters[code] == 1
+                assert bee.fed.server.counters[code] == 1
             with pytest.raises(PeerRefused, match="unknown_process"):
                 await say(attempt=2)
             with pytest.raises(PeerRefused, match="bad_message"):

@@ -334,7 +334,7 @@ async def test_what_a_peer_may_leave_in_all_has_a_bound(lab: Lab) -> None:
 async def test_bytes_that_a_peer_leaves_have_a_bound(lab: Lab) -> None:
     await lab.befriend()
     await lab.peers.set_policy(lab.other.id, Policy(max_kept=300_000))
-    lab.gate.channels = Listener(lab.context, lab.inbox.accounts).hear
+    lab.serve(*Listener(lab.context, lab.inbox.accounts).endpoints())
     spec = msgspec.json.decode(SPEC)
     spec["args"], spec["channels"] = ["x" * 30_000], ["talk"]
     large = msgspec.json.encode(spec)
@@ -482,7 +482,7 @@ async def test_a_mailbox_is_bounded_over_all_colonies_and_in_what_answers_bring(
     """A pair of colonies that sends and answers without end fills no memory."""
     await lab.befriend()
     office = Office(lab.context.sealer, lab.peers, lambda peerid: None)
-    lab.gate.mail = office.collect
+    lab.serve(*office.endpoints())
     results: list[str] = []
 
     async def carry() -> None:

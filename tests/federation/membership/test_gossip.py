@@ -203,10 +203,10 @@ async def test_introductions_can_mean_trust_or_nothing(tmp_path: Path) -> None:
         await ant.trust(dog)
         body = ant.fed.sealer.seal(Kind.INTRODUCTIONS, dog.key.id, Introductions([], 1))
         request = Request("POST", "/v1/introductions", "", {}, body, "x")
-        assert (await dog.fed.gate.handle(request)).status == 404
+        assert (await dog.fed.server.handle(request)).status == 404
         statuses = [(await _ask(ant, bee)) for _ in range(8)]
         assert 429 in statuses, "a peer asks six times a minute at most"
-        assert bee.fed.gate.counters["introductions_rate"] > 0
+        assert bee.fed.server.counters["introductions_rate"] > 0
 
 
 @pytest.mark.parametrize("mode", ["pending", "trust"])
@@ -279,4 +279,4 @@ async def test_the_card_of_a_trusted_colony_is_not_replaced_by_an_older_one(
 async def _ask(one: Colony, other: Colony) -> int:
     body = one.fed.sealer.seal(Kind.INTRODUCTIONS, other.key.id, Introductions([], 1))
     request = Request("POST", "/v1/introductions", "", {}, body, "x")
-    return (await other.fed.gate.handle(request)).status
+    return (await other.fed.server.handle(request)).status

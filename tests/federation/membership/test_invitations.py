@@ -170,7 +170,7 @@ class Inn(Lab):
         portrait = portrait_of(self.context)
         portrait.fingerprint, portrait.endpoints = FINGERPRINT, ["10.0.0.1:50081"]
         self.invitations = Invitations(self.context, portrait)
-        self.gate.invitations = self.invitations
+        self.serve(*self.invitations.endpoints())
 
 
 class Guest:
@@ -243,8 +243,8 @@ async def test_who_knows_the_secret_is_trusted_once_and_hears_the_same(inn: Inn)
     assert await inn.invitations.open() == []
     assert code(await Guest(inn, guest.secret).join()) == "join_refused"
     assert code(await Guest(inn, secrets.token_bytes(16)).join()) == "join_refused"
-    assert inn.gate.counters["join_refused"] == 2
-    assert inn.gate.counters["ok_join"] == 4
+    assert inn.server.counters["join_refused"] == 2
+    assert inn.server.counters["ok_join"] == 4
 
 
 async def test_a_guest_whose_answer_was_lost_is_answered_again(inn: Inn) -> None:
@@ -365,7 +365,7 @@ async def with_proof(inn: Inn, guest: Guest, body: bytes, shown: str = "") -> Re
     name, key = tokens.name_of(guest.secret), tokens.key_of(guest.secret)
     shown = shown or f"{name} {tokens.knock(key, body).hex()}"
     headers = {tokens.KNOCK: shown}
-    return await inn.gate.handle(Request("POST", "/v1/join", "", headers, body, guest.remote))
+    return await inn.server.handle(Request("POST", "/v1/join", "", headers, body, guest.remote))
 
 
 async def test_who_knows_the_secret_does_not_queue_with_those_who_guess(inn: Inn) -> None:
@@ -410,7 +410,7 @@ async def test_another_daemon_learns_of_invitations_and_their_end(inn: Inn) -> N
     guest = Guest(inn, await secret_of(inn))
     name = tokens.name_of(guest.secret)
     elsewhere = Invitations(inn.context, inn.invitations.portrait)
-    inn.gate.invitations = elsewhere
+    inn.serve(*elsewhere.endpoints())
     for number in range(700):
         await inn.raw("join", b"nonsense", f"10.1.{number // 250}.{number % 250}")
     body = guest.sealer.seal(Kind.JOIN, inn.key.id, Join(guest.card, name, guest.nonce))
@@ -487,7 +487,7 @@ async def test_a_join_is_no_way_around_other_checks(inn: Inn) -> None:
     assert code(await inn.raw("submit", body)) == "unknown_issuer"
     hello = guest.sealer.seal(Kind.HELLO, inn.key.id, Hello(guest.card))
     assert code(await inn.raw("join", hello)) == "wrong_kind"
-    inn.gate.invitations = None
+    inn.serve()
     assert code(await guest.say()) == "not_found"
 
 
@@ -524,14 +524,14 @@ class Door:
         portrait = self.inn.invitations.portrait
         portrait.port, portrait.fingerprint = bound_port(listeners), fingerprint
         portrait.endpoints = [f"127.0.0.1:{portrait.port}"]
-        self.inn.gate.card = portrait.card
+        self.inn.serve(*self.inn.invitations.endpoints(), card=portrait.card)
         serve = functools.partial(
             serve_http, limits=Limits(max_body=10_000), drain=trio.Event(), grace=1.0
         )
         await nursery.start(serve, self._answer, listeners)
 
     async def _answer(self, request: Request) -> Response:
-        response = await self.inn.gate.handle(request)
+        response = await self.inn.server.handle(request)
         if request.path == "/v1/join":
             self.bodies.append(request.body)
             if self.spoil and self.spoil.pop(0):

@@ -165,7 +165,7 @@ def greeting(key: PrivateKey, to: Colony, *successors: Successor) -> bytes:
 
 async def post(to: Colony, path: str, body: bytes) -> str:
     """The code with which a message is refused, "" if it is not."""
-    answer = await to.fed.gate.handle(Request("POST", path_of(path), "", {}, body, "10.0.0.9"))
+    answer = await to.fed.server.handle(Request("POST", path_of(path), "", {}, body, "10.0.0.9"))
     return "" if answer.status == 200 else str(msgspec.json.decode(answer.body)["code"])
 
 
@@ -189,7 +189,7 @@ async def test_a_stolen_old_key_is_worth_nothing_once_its_successor_is_known(
         entry.peer = msgspec.structs.replace(entry.peer, former=over)
         assert await post(bee, "submit", sealed(stolen, bee)) == "superseded"
         assert await post(bee, "hello", greeting(stolen, bee)) == "superseded"
-        assert bee.fed.gate.counters["usurped"] == 1
+        assert bee.fed.server.counters["usurped"] == 1
         # A blocked colony stays blocked under its next key.
         await bee.fed.peers.block(ant.key.id)
         fourth = PrivateKey.generate()

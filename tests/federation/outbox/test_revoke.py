@@ -108,7 +108,7 @@ class Front(Lab):
         self.inbox = inbox_of(self.context, self.ledger)
         self.processes.hooks = Sending(self.inbox, self.ledger)
         self.endings = Endings(self.context, self.ledger)
-        self.gate.peers, self.gate.inbox = self.peers, self.inbox
+        self.serve()
 
     async def restart(self) -> None:
         self.start()

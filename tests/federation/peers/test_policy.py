@@ -280,7 +280,7 @@ async def test_each_rule_has_its_own_refusal(lab: Lab) -> None:
         response = await send(lab, number, spec=spec_with(**fields))
         assert code(response) == expected
         assert response.status == (413 if expected == "policy_body" else 403)
-        assert lab.gate.counters[expected] == 1
+        assert lab.server.counters[expected] == 1
     assert lab.processes.queue.entries == {}
     listing = await lab.client.range(lab.keys.markers)
     assert listing.items == [], "a refusal leaves nothing behind"

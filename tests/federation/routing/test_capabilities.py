@@ -183,7 +183,7 @@ class Offering(Lab):
         self.exchange = Exchange(
             self.context, self.board, portrait_of(self.context), trio.Event(), members
         )
-        self.gate.capabilities = self.exchange.answer
+        self.serve(*self.exchange.endpoints())
 
     async def hear(self, message: Capabilities) -> Capabilities:
         response = await self.post("capabilities", Kind.CAPABILITIES, message)

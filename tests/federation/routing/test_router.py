@@ -145,7 +145,7 @@ class Wire(Link):
         if self.trouble is not None:
             raise self.trouble
         request = Request("POST", path, "", {}, body, "10.0.0.9")
-        response = await self.to.federation.gate.handle(request)
+        response = await self.to.federation.server.handle(request)
         data = response.body
         if response.status != 200:
             value = msgspec.json.decode(data)

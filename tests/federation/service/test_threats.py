@@ -64,7 +64,7 @@ def by_way_of(lab: Lab, carrier: Carrier) -> Link:
 
 
 async def ask(lab: Lab, path: str, body: bytes, method: str = "POST") -> Answer:
-    response = await lab.gate.handle(Request(method, path, "", {}, body, ""))
+    response = await lab.server.handle(Request(method, path, "", {}, body, ""))
     after = dict(response.headers).get("retry-after", "")
     return Answer(response.status, after, bytes(response.body))
 

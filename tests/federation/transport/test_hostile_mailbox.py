@@ -69,7 +69,7 @@ class Mailbox(Link):
     async def bring(self, path: str, body: bytes) -> Answer:
         """Hand a message to bee; its answer."""
         request = Request("POST", path, "", {}, body, self.remote)
-        response = await self.bee.federation.gate.handle(request)
+        response = await self.bee.federation.server.handle(request)
         after = dict(response.headers).get("retry-after", "")
         return Answer(response.status, after, bytes(response.body))
 

@@ -167,9 +167,9 @@ async def test_a_third_colony_gets_there_by_way_of_the_mailbox(tmp_path: Path) -
         assert (process.state, process.output) == (State.SUCCESSFUL, ["X"])
         assert done.origin == cat.key.id, "the mailbox carries, it does not ask"
         body = cat.fed.sealer.seal(Kind.PASS, bee.key.id, Pass("9" * 64, HELLO, b"", 0))
-        refused = await bee.fed.gate.handle(Request("POST", "/v1/pass", "", {}, body, "x"))
+        refused = await bee.fed.server.handle(Request("POST", "/v1/pass", "", {}, body, "x"))
         assert refused.status == 429
-        assert bee.fed.gate.counters["mailbox_absent"] == 1
+        assert bee.fed.server.counters["mailbox_absent"] == 1
 
 
 async def _polls(ant: Colony, bee: Colony) -> bool:

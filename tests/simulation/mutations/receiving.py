@@ -82,7 +82,7 @@ def anyones_trust(patch: pytest.MonkeyPatch) -> None:
         entry = peers.get(issuer)
         return entry.revision if entry else 0
 
-    patch.setattr(gate.Gate, "_demand_trust", lambda self, issuer, **_: None)
+    patch.setattr(gate.Server, "_demand_trust", lambda self, issuer, **_: None)
     patch.setattr(inbox, "trusted_revision", revision)
     patch.setattr(owing, "trusted_revision", revision)
 
