@@ -384,14 +384,9 @@ class Inbox:
 
     async def _prevent(self, opened: Opened, wish: Cancel) -> tuple[bytes, bool]:
         """See to it that a process never begins: the receipt, and whether a mark was left."""
-        key, peer = (
-            self.context.keys.marker(opened.issuer, wish.pid),
-            self.context.keys.peer(opened.issuer),
-        )
-        if (
-            self.context.client.pressure.refuses(Need.WORKS)
-            and await self.context.client.get(key) is None
-        ):
+        client, keys = self.context.client, self.context.keys
+        key, peer = keys.marker(opened.issuer, wish.pid), keys.peer(opened.issuer)
+        if client.pressure.refuses(Need.WORKS) and await client.get(key) is None:
             raise store_full()  # what is here is ended; what never came is not stored either
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
         marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)

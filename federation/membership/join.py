@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from federation.peers.context import Context
@@ -31,8 +32,16 @@ _TRIES = 3  # of one message whose answer was lost
 log = get_logger("joining")
 
 
+@dataclass
 class _Inviter(Guide):
-    """Leads to the address of an invitation, and nowhere else."""
+    """Leads to the address of an invitation, and nowhere else. `key` is made from its secret."""
+
+    name: str
+    key: bytes
+
+    def headers(self, body: bytes) -> Mapping[str, str]:
+        """Return the proof that the secret is known: who has it does not queue with strangers."""
+        return {KNOCK: f"{self.name} {tokens.knock(self.key, body).hex()}"}
 
     async def renew(self, address: str) -> None:
         """No other certificate will do. Raises Unsent."""
@@ -80,7 +89,7 @@ class Joining:
         card, data = await fetch_card(address, self.context.clock, pinned=token.fingerprint)
         if card.id != token.id:
             raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
-        link = self._link(address, card)
+        link = self._link(address, card, token)
         try:
             await self._prove(link, token)
         finally:
@@ -93,7 +102,7 @@ class Joining:
         log.info("joined", peer=card.id, called=card.name)
         return entry
 
-    def _link(self, address: str, card: Card) -> Link:
+    def _link(self, address: str, card: Card, token: Token) -> Link:
         peer = Peer(
             card.id,
             name=card.name,
@@ -101,13 +110,14 @@ class Joining:
             fingerprint=card.fingerprint,
             endpoints=[address],
         )
-        return Link(Known(peer), self.context.sealer, _Inviter())
+        guide = _Inviter(tokens.name_of(token.secret), tokens.key_of(token.secret))
+        return Link(Known(peer), self.context.sealer, guide)
 
     async def _prove(self, link: Link, token: Token) -> None:
         """The exchange: nonces, our proof, theirs. Raises TransportError."""
         key, name = tokens.key_of(token.secret), tokens.name_of(token.secret)
         card, nonce = self.portrait.card(), secrets.token_bytes(16)
-        theirs = (await self._say(link, Join(card, name, nonce), key)).nonce
+        theirs = (await self._say(link, Join(card, name, nonce))).nonce
 
         def proof(role: tokens.Role) -> bytes:
             return tokens.proof(
@@ -119,14 +129,13 @@ class Joining:
                 fingerprint=token.fingerprint,
             )
 
-        welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")), key)
+        welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")))
         if not hmac.compare_digest(welcome.proof, proof("inviter")):
             raise PeerRefused("join_unproven", "the other side does not know the secret itself")
 
-    async def _say(self, link: Link, message: Join, key: bytes) -> Welcome:
+    async def _say(self, link: Link, message: Join) -> Welcome:
         """Send one message, again while its answer is lost. Raises TransportError."""
         body = self.context.sealer.seal(Kind.JOIN, link.id, message)
-        link.headers = {KNOCK: f"{message.invitation} {tokens.knock(key, body).hex()}"}
         for left in reversed(range(_TRIES)):
             try:
                 opened, _ = await link.post(_PATH, body, Kind.WELCOME)

@@ -28,13 +28,8 @@ class Upkeep:
 
         Where there is more than a sweep looks at, the next one goes on from there.
         """
-        leftovers = (
-            self.context.keys.proofs,
-            self.context.keys.lates,
-            self.context.keys.aparts,
-            self.context.keys.followed_all,
-        )
-        for prefix in leftovers:
+        keys = self.context.keys
+        for prefix in (keys.proofs, keys.lates, keys.aparts, keys.followed_all):
             for _ in range(self.pages):
                 if not await self._sweep_page(prefix):
                     break

@@ -21,7 +21,7 @@ from federation.wire.envelope import Refused
 from node.host.log import get_logger
 from node.http.client import ask, http_client, reason_of
 
-__all__ = ["Found", "client", "fetch_card", "find", "itself", "text_of"]
+__all__ = ["Found", "client", "fetch_card", "find", "text_of"]
 
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
@@ -82,15 +82,10 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
 
-async def itself(address: str) -> list[str]:
-    """The ways to an address that is the owner's word: as it stands."""
-    return [address]
-
-
 async def find(
     addresses: Sequence[str],
     fingerprint: str,
-    ways: Callable[[str], Awaitable[list[str]]] = itself,
+    ways: Callable[[str], Awaitable[list[str]]],
 ) -> Found:
     """Try addresses, each a moment after the one before; the first that is right wins.
 

@@ -85,6 +85,10 @@ class Guide(Protocol):
         """Take note of the peer's change of keys. Raises Refused."""
         return
 
+    def headers(self, body: bytes) -> Mapping[str, str]:
+        """Return what goes beside a message: what of it counts before its signature is checked."""
+        return {}
+
     async def ways(self, address: str) -> list[str]:
         """Return where an address leads that we may try. Raises Unsent."""
         return [address]
@@ -97,7 +101,6 @@ class Link:
     entry: Known
     sealer: Sealer
     guide: Guide
-    headers: Mapping[str, str] = field(default_factory=dict)  # of every request
     _http: httpx.AsyncClient | None = None
     _pinned: str = ""
     _sequence: int = -1
@@ -208,7 +211,7 @@ class Link:
         http = await self._connected()
         timeout = httpx.Timeout(15.0 + wait, connect=5.0, pool=10.0, write=15.0)
         try:
-            headers = {"content-type": "application/cose", **self.headers}
+            headers = {"content-type": "application/cose", **self.guide.headers(body)}
             with trio.fail_after(_LEAST + wait + (len(body) + limit) / _SLOWEST):
                 async with http.stream(
                     "POST", path, content=body, headers=headers, timeout=timeout
