@@ -1,6 +1,6 @@
 """Federation as one service: listener, discovery, and the tasks of every trusted peer.
 
-It does the wiring; each capability is in a module of its own, and `hooks` is what a node needs.
+`Federation.__init__` makes the parts, each from those above it; `hooks` is what a node needs.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Federation:
         self.joining = Joining(context, self.portrait)
         self.decisions = Decisions(context, self.endings, self.fetch)
 
-        # What peers ask, and what we ask them.
+        # What peers ask, and the links on which we ask them.
         self.office = Office(self.sealer, self.peers, self.greeter.greeted)
         self.server = Server(
             self.sealer,
@@ -204,6 +204,7 @@ class Federation:
             talker=self.talker,
             endings=self.endings,
         )
+        # Nearly every part hears of a peer that changes, so this comes last.
         self.peers.watch(self._changed)
 
     @property
