@@ -50,7 +50,7 @@ def read(told: int, latest: int, sent: float, received: float) -> Reading:
 
 
 @dataclass
-class Clock:
+class PeerClock:
     """The clock of one peer, as far as it is known."""
 
     reading: Reading | None = None

@@ -492,7 +492,9 @@ async def test_a_repeat_of_what_was_passed_on_gets_the_first_receipt(tmp_path: P
             await ant.when(processid, lambda process: process.state == State.RUNNING)
         envelope = ant.fed.ledger.entries[processid].forward.envelope
         await bee.fed.peers.set_policy(ant.key.id, Policy())
-        answer = await bee.fed.gate.handle(HttpRequest("POST", "/v2/submit", "", {}, envelope, "x"))
+        answer = await bee.fed.server.handle(
+            HttpRequest("POST", "/v2/submit", "", {}, envelope, "x")
+        )
         assert answer.status == 200
         assert len(bee.fed.ledger.entries) == 1
 

@@ -8,7 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,10 +23,10 @@ from federation.limits.decoding import load_large
 from federation.outbox.outcomes import read_output
 from federation.peers.registry import Known, Peer
 from federation.routing.capabilities import Survey, offers
-from federation.service.server import Gate
 from federation.transport.errors import Lost
 from federation.transport.link import Answer, Link
 from federation.wire import cbor, messages
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, Refused, inspect, open_envelope, seal
 from federation.wire.json import MOST_CONTAINERS, require_bounded
 from federation.wire.messages import (
@@ -52,6 +52,7 @@ from tests.federation.membership.test_rotation import friends
 from tests.support.colonies import world
 from tests.support.daemons import Daemon, until
 from tests.support.lying_servers import LyingColony, Said, knows, peak
+from tests.support.parts import Led
 
 KEY = PrivateKey.generate()
 ME = PrivateKey.generate()
@@ -75,11 +76,12 @@ def sealed(kind: Kind, payload: bytes) -> bytes:
     return seal(KEY, kind, ME.id, payload, cti=b"x", issued=now, expires=now + 600)
 
 
-def test_each_kind_has_a_size_and_each_path_an_answer() -> None:
+async def test_each_kind_has_a_size_and_each_path_an_answer(tmp_path: Path) -> None:
     """One table, for requests and answers alike."""
     assert set(SIZES) == set(Kind)
-    gate = Gate(*cast(Any, [None, None, _Inbox(), None, None]))
-    assert set(gate._calls) == set(ANSWERS)
+    async with world(tmp_path) as colonies:
+        ant = await colonies.add("ant")
+        assert set(ant.fed.server._table) == set(ANSWERS)
     assert all(most_items(STRUCTS[kind]) == SIZES[kind].items for kind in STRUCTS)
 
 
@@ -89,13 +91,6 @@ def test_the_table_is_documented() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \|$", text, re.M)
     told = {row[0]: tuple(int(each.replace(",", "")) for each in row[1:]) for row in rows}
     assert told == {kind.value: (size.bytes, size.items) for kind, size in SIZES.items()}
-
-
-class _Inbox:
-    accept = cancel = None
-
-    class owing:
-        outcomes = None
 
 
 @pytest.mark.parametrize("kind", list(STRUCTS))
@@ -344,7 +339,7 @@ async def test_an_answer_by_whatever_way_has_the_size_of_its_kind(kind: Kind) ->
         raise AssertionError
 
     peer = Peer(KEY.id, state="trusted", public_key=KEY.public_key)
-    link = Liar(Known(peer), Sealer(ME, time.time_ns), renew, lambda: 0.0)
+    link = Liar(Known(peer), Sealer(ME, Clock()), Led())
     link.answer = sealed(kind, b"x" * SIZES[kind].bytes)
     with pytest.raises(Lost, match="too_large"):
         await link.post("/v2/submit", b"", kind)
