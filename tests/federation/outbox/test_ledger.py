@@ -16,6 +16,7 @@ from federation.outbox.ledger import Entry, Ledger
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, Txn
+from node.host.clock import Clock
 from node.model.codec import unpack
 from node.model.types import DAY, State
 from node.processes.service import Processes
@@ -272,7 +273,11 @@ async def test_a_clock_that_is_set_moves_every_forward_once(client: EtcdClient) 
         await delivery.clock_set(year, before)
     await delivery.clock_set(year, before)
     assert [(await stored(front, pid)).deliver - year for pid in pids] == given
-    delivery.late = lambda: before + year
+
+    def later() -> int:
+        return before + year
+
+    front.processes.clock = Clock(later, later)
     await delivery.expire()
     assert set(front.ledger.entries) == set(pids), "nothing was left of none"
     await delivery.clock_set(-year, before + year)

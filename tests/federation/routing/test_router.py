@@ -44,6 +44,7 @@ from node.processes.queue import Candidate
 from node.processes.spec import build_process
 from node.runtime.node import Node
 from node.store import keys
+from tests.support.parts import Led
 
 CARD = b"card"
 
@@ -157,14 +158,9 @@ class Wire(Link):
         return Answer(response.status, "", data)
 
 
-async def nowhere(address: str) -> None:
-    """No new card is to be had."""
-    raise Unsent(address)
-
-
 def wire(one: Side, other: Side) -> Wire:
     entry: Known = one.federation.peers.known[other.key.id]
-    link = Wire(entry, one.federation.sealer, nowhere, lambda: 0.0)
+    link = Wire(entry, one.federation.sealer, Led())
     link.to = other
     return link
 

@@ -15,7 +15,8 @@ from federation.wire.signer import cti_of
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
 from node.model.types import Process, State
-from tests.federation.routing.test_router import BOTH, Side, Wire, deliver, nowhere, three
+from tests.federation.routing.test_router import BOTH, Side, Wire, deliver, three
+from tests.support.parts import Led
 
 
 class Liar(Wire):
@@ -45,7 +46,7 @@ async def liar(client: EtcdClient) -> tuple[Side, Side, Liar, Process]:
     """ant, its peer bee, the way between them, and a process that is to go there."""
     ant, bee, _ = await three(client, BOTH)
     entry = ant.federation.peers.known[bee.key.id]
-    link = Liar(entry, ant.federation.sealer, nowhere, lambda: 0.0)
+    link = Liar(entry, ant.federation.sealer, Led())
     link.to, link.key = bee, bee.key
     return ant, bee, link, await ant.submit()
 
