@@ -62,7 +62,7 @@ class Talker:
         """Send what is said to one peer, in its order, until cancelled."""
         due, failures = self._due.setdefault(link.id, {}), 0
         for entry in self.ledger.of_peer(link.id):
-            if entry.forward.state == outbox.ACCEPTED:
+            if entry.forward.state == outbox.State.ACCEPTED:
                 due[entry.forward.processid] = None
         while True:
             event, back = self._bell(link.id).event, self.ledger.returned(link.id).event

@@ -112,7 +112,8 @@ class Delivery:
         if entry.busy or not entry.to_send:
             return False
         # What is past its delivery deadline would be refused as expired.
-        return entry.forward.state == outbox.CANCELLING or (self.late() <= entry.forward.deliver)
+        cancelling = entry.forward.state is outbox.State.CANCELLING
+        return cancelling or self.late() <= entry.forward.deliver
 
     def _plan(self, peerid: str) -> tuple[list[Entry], float]:
         """What to send now, and when to look again if nothing else happens."""
@@ -132,7 +133,7 @@ class Delivery:
     async def _deliver(self, link: Link, entry: Entry) -> None:
         """One message of one forward; whatever goes wrong concerns this forward only."""
         try:
-            if entry.forward.state == outbox.CANCELLING:
+            if entry.forward.state == outbox.State.CANCELLING:
                 await self._send_cancel(link, entry)
             else:
                 await self._send_submit(link, entry)

@@ -104,7 +104,7 @@ class Follower:
         pids = [
             entry.forward.processid
             for entry in self.ledger.of_peer(peerid)
-            if entry.forward.state in (outbox.ACCEPTED, outbox.CANCELLING)
+            if entry.forward.state in (outbox.State.ACCEPTED, outbox.State.CANCELLING)
         ]
         pids += self.tails(peerid)
         # Where the last poll ended, if it could not ask for all.

@@ -67,10 +67,10 @@ async def get_forward(
     if entry is not None and entry.revision == found.mod_revision:
         forward = entry.forward  # knows the latest tries as well
     state = forward.state
-    if state == outbox.CANCELLING and process.state == State.FAILED:
-        state = outbox.DOUBT  # given up by its deadline; the peer is being told
+    if state == outbox.State.CANCELLING and process.state == State.FAILED:
+        state = outbox.State.DOUBT  # given up by its deadline; the peer is being told
     peer = federation.peers.get(forward.peer)
-    waiting = state in (outbox.QUEUED, outbox.DOUBT, outbox.CANCELLING)
+    waiting = state in (outbox.State.QUEUED, outbox.State.DOUBT, outbox.State.CANCELLING)
     return {
         "processid": processid,
         "peer": forward.peer,

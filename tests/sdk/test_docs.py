@@ -128,8 +128,10 @@ def test_every_kind_and_path_is_in_the_specification() -> None:
     text = read("federation.md")
     section = text.split("\n## Kinds\n")[1].split("\n## ")[0]
     assert set(re.findall(r"`(\w+)`", section)) == {kind.value for kind in Kind}
-    source = (REPOSITORY / "federation" / "service" / "server.py").read_text("utf-8")
-    paths = set(re.findall(r'"(/v\d/\w+)"', source))
+    pattern = re.compile(r'Endpoint\("(/v\d/\w+)"|_FORMER = \((.*)\)|path == "(/v\d/card)"')
+    sources = (path.read_text("utf-8") for path in (REPOSITORY / "federation").rglob("*.py"))
+    found = (match for source in sources for match in pattern.finditer(source))
+    paths = {path for match in found for path in re.findall(r"/v\d/\w+", match[0])}
     assert paths == set(re.findall(r"^\| `(?:GET )?(/v\d/\w+)` \|", text, re.M))
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.forward import machine as outbox
-from federation.forward.machine import DOUBT, QUEUED, Forward
+from federation.forward.machine import Forward
+from federation.forward.machine import State as There
 from federation.peers.clock import SLACK, Clock, Reading, apart, bridgeable, read, told
 from federation.peers.record import Known, Peer
 from federation.peers.registry import PENDING, TRUSTED
@@ -263,8 +264,13 @@ def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
     forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
     once = outbox.sending(forward, b"bytes", 5)
     after = outbox.untimely(once, "late", True)
-    assert (after.state, after.envelope, after.sent, after.lasterror) == (QUEUED, b"", 0, "late")
+    assert (after.state, after.envelope, after.sent, after.lasterror) == (
+        There.QUEUED,
+        b"",
+        0,
+        "late",
+    )
     twice = outbox.sending(once, b"bytes", 6)
     for before, signed in ((once, False), (twice, True)):
         after = outbox.untimely(before, "late", signed)
-        assert (after.state, after.envelope, after.sent) == (DOUBT, b"bytes", before.sent)
+        assert (after.state, after.envelope, after.sent) == (There.DOUBT, b"bytes", before.sent)

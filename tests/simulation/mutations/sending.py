@@ -46,8 +46,8 @@ def undoubting_block(patch: pytest.MonkeyPatch) -> None:
     blocked = outbox.blocked
 
     def unsent(forward: Forward, *args: Any) -> Move:
-        if forward.state != outbox.CANCELLING:
-            forward = msgspec.structs.replace(forward, state=outbox.QUEUED)
+        if forward.state != outbox.State.CANCELLING:
+            forward = msgspec.structs.replace(forward, state=outbox.State.QUEUED)
         return blocked(forward, *args)
 
     patch.setattr(outbox, "blocked", unsent)
@@ -92,7 +92,7 @@ def unsaved_sending(patch: pytest.MonkeyPatch) -> None:
     save = Ledger.save
 
     async def saved(self: Ledger, entry: Entry, forward: Forward, before: Forward) -> bool:
-        if forward.state == outbox.DOUBT and before.state == outbox.QUEUED:
+        if forward.state == outbox.State.DOUBT and before.state == outbox.State.QUEUED:
             entry.forward = forward
             return True
         return await save(self, entry, forward, before)
@@ -105,7 +105,7 @@ def overtaken_cancel(patch: pytest.MonkeyPatch) -> None:
     save = Ledger.save
 
     async def saved(self: Ledger, entry: Entry, forward: Forward, before: Forward) -> bool:
-        if forward.state in (outbox.DOUBT, outbox.QUEUED):
+        if forward.state in (outbox.State.DOUBT, outbox.State.QUEUED):
             before = entry.forward
         return await save(self, entry, forward, before)
 
