@@ -14,7 +14,7 @@ import msgspec
 from federation.wire.envelope import Refused
 from federation.wire.json import require_bounded
 from federation.wire.messages import Extra, Follow, Line, News
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.numbers import beyond_float
 from node.model.types import Attribute, Log, Process
 
@@ -211,16 +211,16 @@ def as_attribute(extra: Extra, process: Process, attributeid: str) -> Attribute:
 
 
 def output_of(out: bytes) -> list[object]:
-    """The output so far, which is JSON. Raises RpcError 400."""
+    """The output so far, which is JSON. Raises Invalid."""
     if len(out) > MAX_OUTPUT:
-        raise bad(f"news: the output has more than {MAX_OUTPUT} bytes")
+        raise Invalid(f"news: the output has more than {MAX_OUTPUT} bytes")
     try:
         require_bounded(out, most=_MOST_CONTAINERS)
         value: list[object] = msgspec.json.decode(out, type=list)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused) as error:
-        raise bad(f"news: the output: {error}") from None
+        raise Invalid(f"news: the output: {error}") from None
     if beyond_float(out, value):
-        raise bad("news: a number in the output beyond what a 64-bit float holds")
+        raise Invalid("news: a number in the output beyond what a 64-bit float holds")
     return value
 
 

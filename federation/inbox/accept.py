@@ -34,7 +34,7 @@ from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Compare, Get, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import Conflict, RpcError
 from node.model.json import prune
 from node.model.numbers import beyond_float
 from node.model.types import SECOND, FunctionSpec, Process
@@ -443,9 +443,9 @@ class Inbox:
         status: Literal["cancelled", "already_closed"] = "cancelled"
         try:
             await self.processes.cancel(self.home, marker.localpid)
-        except RpcError as error:
-            if error.status == 409:
-                raise Refusal(503, "busy", error.message, again=1) from None
+        except Conflict as error:
+            raise Refusal(503, "busy", error.message, again=1) from None
+        except RpcError:
             status = "already_closed"
         request = await request_in(self.client, self.home, marker)
         answer = Receipt(

@@ -34,7 +34,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Delete, ModRevision, Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound
 
 __all__ = ["Invitation", "Invitations"]
 
@@ -91,19 +91,19 @@ class Invitations:
     async def invite(self, seconds: int, policy: Policy | None, addresses: list[str]) -> Token:
         """Make an invitation that is good for `seconds`; the secret is in the token only.
 
-        Raises RpcError 400 for fields that can't be, 409 when too many are open.
+        Raises Invalid for fields that can't be, Conflict when too many are open.
         """
         if not 0 < seconds <= LONGEST:
-            raise bad(f"expires: 1 to {LONGEST} seconds")
+            raise Invalid(f"expires: 1 to {LONGEST} seconds")
         for each in addresses:
             # Not compared with our own: this is where we are.
             if why := cannot_be(each):
-                raise bad(f"addresses: {each[:80]!r} {why}")
+                raise Invalid(f"addresses: {each[:80]!r} {why}")
         places = addresses or self.portrait.endpoints
         if not places:
-            raise bad("addresses: none is known; give one at which the other side reaches this")
+            raise Invalid("addresses: none is known; give one at which the other side reaches this")
         if await self.client.count(self.keys.invitations) >= MOST:
-            raise conflict(f"{MOST} invitations are open; revoke some: colony peers invite ls")
+            raise Conflict(f"{MOST} invitations are open; revoke some: colony peers invite ls")
         secret, now = secrets.token_bytes(tokens.SECRET_BYTES), self.sealer.seconds
         token = Token(
             self.sealer.key.id,
@@ -115,7 +115,7 @@ class Invitations:
         try:
             tokens.write_token(token)
         except ValueError as error:
-            raise bad(f"addresses: {error}") from None
+            raise Invalid(f"addresses: {error}") from None
         kept = Invitation(tokens.key_of(secret), now, token.expires, policy)
         await self.client.put(self.keys.invitation(tokens.name_of(secret)), pack(kept))
         self._known[tokens.name_of(secret)] = (kept.key, Bucket())
@@ -129,12 +129,12 @@ class Invitations:
         return [(item.key[start:], unpack(item.value, Invitation)) for item in items]
 
     async def revoke(self, text: str) -> str:
-        """Forget one, named by the beginning of its name. Raises RpcError 404 or 400."""
+        """Forget one, named by the beginning of its name. Raises NotFound or Invalid."""
         found = [name for name, _ in await self.open() if text and name.startswith(text)]
         if not found:
-            raise missing(f"invitation: none that begins with {text[:40]!r} is open")
+            raise NotFound(f"invitation: none that begins with {text[:40]!r} is open")
         if len(found) > 1:
-            raise bad(f"invitation: {text!r} may be {', '.join(found[:5])}; give more of it")
+            raise Invalid(f"invitation: {text!r} may be {', '.join(found[:5])}; give more of it")
         await self.client.delete(self.keys.invitation(found[0]))
         self._known.pop(found[0], None)
         log.info("invitation revoked", invitation=found[0])

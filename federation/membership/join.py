@@ -21,7 +21,7 @@ from federation.wire.invitation import KNOCK, Token, TokenError
 from federation.wire.messages import Join, Welcome, load
 from federation.wire.signer import Sealer
 from node.host.log import get_logger
-from node.model.errors import bad, conflict, denied
+from node.model.errors import Conflict, Denied, Invalid
 
 __all__ = ["Joining"]
 
@@ -52,21 +52,21 @@ class Joining:
             try:
                 return await self._at(address, token, policy)
             except PeerRefused as error:
-                raise denied(f"the invitation was not accepted: {error}") from None
+                raise Denied(f"the invitation was not accepted: {error}") from None
             except TransportError as error:
                 problems.append(str(error))
-        raise conflict(f"nobody who could accept the invitation was reached: {'; '.join(problems)}")
+        raise Conflict(f"nobody who could accept the invitation was reached: {'; '.join(problems)}")
 
     def _read(self, text: str) -> Token:
         try:
             token = tokens.read_token(text)
         except TokenError as error:
-            raise bad(f"token: {error}") from None
+            raise Invalid(f"token: {error}") from None
         if token.id == self.sealer.key.id:
-            raise bad("token: this colony made it; use it at the colony that is invited")
+            raise Invalid("token: this colony made it; use it at the colony that is invited")
         now = max(self.sealer.seconds, int(self.high_water()))
         if token.expires < now:
-            raise bad(f"token: it expired {now - token.expires} s ago; ask for a new one")
+            raise Invalid(f"token: it expired {now - token.expires} s ago; ask for a new one")
         return token
 
     async def _at(self, address: str, token: Token, policy: Policy | None) -> Known:
@@ -82,7 +82,7 @@ class Joining:
         finally:
             await link.close()
         if not await self.peers.admit(card, data, policy, compare=[], ops=[], unblock=True):
-            raise conflict("the peer's record changed meanwhile; try again")
+            raise Conflict("the peer's record changed meanwhile; try again")
         entry = self.peers.find(card.id)
         entry.give(address)
         entry.prove(address)

@@ -20,7 +20,7 @@ from node.host.home import Home
 from node.host.log import get_logger
 from node.members.service import Members
 from node.model.codec import pack, unpack
-from node.model.errors import conflict, missing
+from node.model.errors import Conflict, NotFound
 from node.model.types import Colony
 from node.store import keys as node_keys
 
@@ -63,7 +63,7 @@ class Rotation:
         return self._all[-_TOLD:]
 
     async def rotate(self, home: Home) -> Rotated:
-        """Go on under a new key; the old one stays in a file of its own. Raises RpcError 404, 409.
+        """Go on under a new key; the old one stays in a file of its own. Raises NotFound, Conflict.
 
         The new key is on disk before the store hears of it, and in its place only after. A crash in
         between is mended at the next start (`node.daemon.recovery`): the store's word counts.
@@ -73,14 +73,14 @@ class Rotation:
         found = await self.client.get(colony_key)
         known = await self.client.get(self.keys.succession)
         if found is None:
-            raise missing(f"colony {self.home} is not in the store")
+            raise NotFound(f"colony {self.home} is not in the store")
         colony = unpack(found.value, Colony)
         if colony.colonyid == new.id:
             # Only the answer to the write was lost.
             self._all = unpack(known.value, list[Successor]) if known else []
             revision = found.mod_revision
         elif colony.colonyid != old.id:
-            raise conflict("the colony has another key by now; restart this daemon with that")
+            raise Conflict("the colony has another key by now; restart this daemon with that")
         else:
             successor = declare(old, new, self.sealer.seconds)
             compare = [
@@ -95,7 +95,7 @@ class Rotation:
             ]
             result = await self.client.commit(Txn(compare, ops))
             if not result.succeeded:
-                raise conflict("the colony's record changed meanwhile; try again")
+                raise Conflict("the colony's record changed meanwhile; try again")
             self._all, revision = said, result.revision
         kept = home.take_next_key(self.sealer.now())
         self.sealer.succeed(new)

@@ -12,7 +12,7 @@ from federation.outbox.revoke import Endings
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, Known, Peers
 from federation.transport.errors import TransportError
-from node.model.errors import conflict
+from node.model.errors import Conflict
 from node.processes.service import Processes
 
 __all__ = ["PATIENCE", "Decisions"]
@@ -51,7 +51,7 @@ class Decisions:
                     problems.append(str(error))
             else:
                 reason = "; ".join(problems) or "no address is known"
-                raise conflict(f"its card can't be fetched: {reason}")
+                raise Conflict(f"its card can't be fetched: {reason}")
         trusted = await self.peers.trust(entry.peer.id, policy)
         self.processes.handout.wake_all()  # more of its processes may run than before
         return trusted
@@ -63,7 +63,7 @@ class Decisions:
         return entry
 
     async def block(self, text: str) -> Known:
-        """Refuse a colony from now on, and end what it has here and we there. Raises RpcError 404.
+        """Refuse a colony from now on, and end what it has here and we there. Raises NotFound.
 
         What has not ended within a few seconds does so later, after a restart too.
         """

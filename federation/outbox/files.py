@@ -36,7 +36,7 @@ from node.files.catalog import Files
 from node.files.tickets import Scope
 from node.host.log import get_logger
 from node.model.codec import unpack
-from node.model.errors import RpcError, bad
+from node.model.errors import Conflict, Invalid, RpcError
 from node.model.types import SECOND, Process
 from node.store import files as store
 from node.store.files import File, Newest, Reference
@@ -74,7 +74,7 @@ class Depot:
     async def gather(self, process: Process) -> list[Carried] | None:
         """The files that a process of ours needs, as they are now; None without mounts.
 
-        Raises RpcError 400 for too many.
+        Raises Invalid for too many.
         """
         fs = process.spec.fs
         if self.files is None or not manifest.needs_files(fs):
@@ -87,14 +87,14 @@ class Depot:
         for place, snapshotid in manifest.snapshots(fs).items():
             snapshot = await self.files.snapshot(self.ledger.home, snapshotid)
             if snapshot is None:
-                raise bad(f"spec.fs.snapshots[{place}].snapshotid: no such snapshot")
+                raise Invalid(f"spec.fs.snapshots[{place}].snapshotid: no such snapshot")
             data = snapshot.fileids
             ids = [data[at : at + 32].hex() for at in range(0, len(data), 32)]
             found += await self._carry(str(place), ids)
         unique = {(each.mount, each.label, each.name): each for each in found}
         files = list(unique.values())
         if manifest.check(files) > manifest.MAX_BYTES:
-            raise bad(f"spec.fs: at most {manifest.MAX_BYTES} bytes of files are forwarded")
+            raise Invalid(f"spec.fs: at most {manifest.MAX_BYTES} bytes of files are forwarded")
         return files
 
     async def _carry(self, mount: str, ids: Sequence[str]) -> list[Carried]:
@@ -231,13 +231,13 @@ class Depot:
                         raise Refusal(409, "file_checksum", f"{each.name}: fewer bytes than told")
                 try:
                     reached = await vault.write(scope, offset, data)
+                except Invalid as error:
+                    message = f"{each.name}: {error.message}"
+                    raise Refusal(409, "file_checksum", message) from None
                 except RpcError as error:
-                    if error.status == 400:
-                        message = f"{each.name}: {error.message}"
-                        raise Refusal(409, "file_checksum", message) from None
                     if vault.offset(scope) != offset:
                         continue  # the same file for another process, at the same moment
-                    if error.status == 409:
+                    if isinstance(error, Conflict):
                         raise Refusal(413, "files_quota", error.message) from None
                     raise
                 self.counters["fetched"] += len(data)
@@ -260,9 +260,9 @@ class Depot:
                 try:
                     ref = msgspec.json.decode(each.ref, type=Reference)
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    raise bad(f"files: the reference of {each.name[:80]!r}") from None
+                    raise Invalid(f"files: the reference of {each.name[:80]!r}") from None
                 if ref.protocol == "colonyd":
-                    raise bad(f"files: the reference of {each.name[:80]!r}")
+                    raise Invalid(f"files: the reference of {each.name[:80]!r}")
             label = manifest.label_here(pid, each.mount, each.label)
             fileid = manifest.file_id(pid, each)
             if await files.get(home, fileid) is not None:

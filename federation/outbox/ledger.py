@@ -22,7 +22,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
 from node.host.sync import Bell
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import Conflict, NotFound
 from node.model.types import Process, State
 from node.processes.extension import Addition
 from node.processes.service import Processes
@@ -336,9 +336,7 @@ class Ledger:
         with self._marking(after):
             try:
                 await self.processes.change(self.home, after.processid, step)
-            except RpcError as error:
-                if error.status != 404:
-                    raise
+            except NotFound:
                 await self.forget(before)
                 done = True
         if done:
@@ -376,12 +374,10 @@ class Ledger:
 
         try:
             await self.processes.change(self.home, before.processid, step)
-        except RpcError as error:
-            if error.status not in (404, 409):
-                raise
+        except (NotFound, Conflict) as error:
             # Gone, or the forward is not what we know of it: read it again before anything else.
             self.look_for(before.processid, before.peer)
-            return error.status == 409
+            return isinstance(error, Conflict)
         except BaseException:
             # It may have happened: what is to be sent is in the store.
             if taken is not None:

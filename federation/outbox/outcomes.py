@@ -32,7 +32,7 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import NotFound, RpcError
 from node.model.numbers import beyond_float
 from node.model.types import Process, State
 from node.store import processes as store
@@ -303,9 +303,7 @@ class Results:
 
         try:
             await self.ledger.processes.change(self.ledger.home, outcome.pid, step)
-        except RpcError as error:
-            if error.status != 404:
-                raise
+        except NotFound:
             return False
         return mine
 

@@ -14,7 +14,7 @@ from federation.outbox.ledger import Ledger
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError, bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound
 from node.model.types import Process, State
 from node.store import processes as store
 
@@ -30,13 +30,13 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
 
     One transaction changes the process and turns its forward into a cancel, and compares both, so
     that an outcome that comes meanwhile wins. A crash before it changes nothing; after it, the
-    cancel is in the outbox and is sent. Raises RpcError 400, 404 or 409.
+    cancel is in the outbox and is sent. Raises Invalid, NotFound or Conflict.
     """
     problem = ""
     for _ in range(_TRIES):
         loaded = await ledger.processes.load(ledger.home, processid)
         if loaded is None:
-            raise missing(f"process {processid} is not in colony {ledger.home}")
+            raise NotFound(f"process {processid} is not in colony {ledger.home}")
         process = loaded[0]
         _demand_doubtful(process, ledger, requeue=requeue)
         key = ledger.keys.forward(process.peer, processid)
@@ -47,12 +47,10 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
             continue
         forward = unpack(found.value, Forward)
         if (forward.state, outbox.Event.FAILED) not in outbox.TRANSITIONS:
-            raise bad(f"the process is not in doubt, it is {forward.state}; cancel it instead")
+            raise Invalid(f"the process is not in doubt, it is {forward.state}; cancel it instead")
         try:
             done = await _decide(ledger, forward, found.mod_revision, requeue=requeue)
-        except RpcError as error:
-            if error.status != 409:
-                raise
+        except Conflict as error:
             problem = error.message
             continue  # the forward changed, or the process did: look again
         finally:
@@ -60,18 +58,18 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
             ledger.touched(process)
         log.info("doubt resolved", process=processid, peer=process.peer, requeued=requeue)
         return done
-    raise conflict(problem)
+    raise Conflict(problem)
 
 
 def _demand_doubtful(process: Process, ledger: Ledger, *, requeue: bool) -> None:
     if process.closed:
         state = process.state.name.lower()
-        raise bad(f"the process is {state} already, and stays so; submit it again if need be")
+        raise Invalid(f"the process is {state} already, and stays so; submit it again if need be")
     if not process.peer:
-        raise bad("the process is at no other colony, so nothing about it is in doubt")
+        raise Invalid("the process is at no other colony, so nothing about it is in doubt")
     if requeue and process.origin:
         name = ledger.peers.name(process.origin)
-        raise bad(f"the process came from colony {name}; only its owner may run it elsewhere")
+        raise Invalid(f"the process came from colony {name}; only its owner may run it elsewhere")
 
 
 async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: bool) -> Process:
@@ -82,7 +80,7 @@ async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: b
     def step(process: Process, at: int) -> store.Step:
         now = ledger.sealer.now()
         if process.closed or process.peer != forward.peer:
-            raise conflict("the process went on meanwhile; look at it again")
+            raise Conflict("the process went on meanwhile; look at it again")
         move = outbox.resolved(forward, name, now, aside=requeue)
         extra: list[Op] = [Put(key, pack(move.forward))]
         if not requeue:

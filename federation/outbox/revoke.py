@@ -24,7 +24,7 @@ from node.etcd.txn import Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
 from node.host.sync import Bell
 from node.model.codec import unpack
-from node.model.errors import conflict
+from node.model.errors import Conflict
 from node.model.types import Process, State
 from node.processes.extension import Addition
 from node.store import processes as store
@@ -121,7 +121,7 @@ class Endings:
                 # A copy left, a receipt came, or it went elsewhere: what it is now decides.
                 found = await client.get(item.key)
             else:
-                raise conflict(f"the forward {item.key} changes too fast")
+                raise Conflict(f"the forward {item.key} changes too fast")
         return count
 
     async def _end_forward(self, item: KeyValue) -> bool:

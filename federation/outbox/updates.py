@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,7 +30,7 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError, bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Log, Process
 from node.processes.logs import puts
 from node.processes.spec import attribute_id
@@ -202,7 +203,7 @@ class Follower:
     async def _take_lines(self, link: Link, news: News) -> bool:
         """Store the lines that are new, some at a time, in their order.
 
-        Raises RpcError 404 when the process is gone.
+        Raises NotFound when the process is gone.
         """
         home, name = self.ledger.home, self.ledger.peers.name(link.id)
         ahead = (link.seconds - self.ledger.sealer.seconds) * SECOND
@@ -241,11 +242,11 @@ class Follower:
     async def _overtaken(self, pid: str, times: int) -> None:
         """What is known was out of date: read it, unless that was so many times in a row.
 
-        Raises _Overtaken, and RpcError 404 when the process is gone.
+        Raises _Overtaken, and NotFound when the process is gone.
         """
         await self._reload(pid)
         if await self.ledger.processes.load(self.ledger.home, pid) is None:
-            raise missing("news: the process is gone")
+            raise NotFound("news: the process is gone")
         if times >= _TRIES:
             raise _Overtaken
 
@@ -280,7 +281,7 @@ class Follower:
             await client.commit(Txn([], [Get(keys.process(home, pid)), Get(head)]))
         ).responses
         if not there or name not in (unpack(there[0].value, Process).spec.channels or ()):
-            raise bad("news: the process has no such channel")
+            raise Invalid("news: the process has no such channel")
         holds = unpack(found[0].value, Head) if found else Head()
         entries = words.entries(said, start, after, link.id, self.ledger.sealer.now())
         if (
@@ -307,16 +308,13 @@ class Follower:
         """Store state, attributes and output, with the version that they are of."""
         lost = 0
         while True:
-            try:
+            with suppress(Conflict):
                 return await self._change(link, news)
-            except RpcError as error:
-                if error.status != 409:
-                    raise
             lost += 1
             await self._overtaken(news.pid, lost)
 
     async def _change(self, link: Link, news: News) -> bool:
-        """One try to store what changed. Raises RpcError 409 when that was overtaken."""
+        """One try to store what changed. Raises Conflict when that was overtaken."""
         before, revision = self._before(news, link.id)
         changes: dict[str, object] = {}
         if news.version != before.version:
@@ -344,9 +342,9 @@ class Follower:
         def step(process: Process, at: int) -> store.Step:
             nonlocal tried
             if process.closed:
-                raise bad("the process has ended, and stays as it is")
+                raise Invalid("the process has ended, and stays as it is")
             if at == tried:
-                raise conflict("what is known of it is not what it was")
+                raise Conflict("what is known of it is not what it was")
             tried = at
             changed, extra = _changed(process, news)
             taken = store.update(changed, at, [put, *extra])
@@ -427,7 +425,9 @@ class Follower:
 
 
 def _full(peer: str) -> RpcError:
-    return bad(f"news: colony {peer} told all that it may in a day (policy.max_kept); see there")
+    return Invalid(
+        f"news: colony {peer} told all that it may in a day (policy.max_kept); see there"
+    )
 
 
 def _part(lines: list[Line]) -> list[Line]:

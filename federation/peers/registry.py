@@ -35,7 +35,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound
 
 __all__ = [
     "BLOCKED",
@@ -261,7 +261,7 @@ class Peers:
     def find(self, text: str) -> Known:
         """The peer with this id, unique beginning of an id (8 or more), or name.
 
-        Raises RpcError 404, or 400 when several fit.
+        Raises NotFound, or Invalid when several fit.
         """
         found = [self.known[text]] if text in self.known else []
         if not found:
@@ -276,10 +276,10 @@ class Peers:
                 )
             ]
         if not found:
-            raise missing(f"peer: no colony {text[:80]!r} is known here")
+            raise NotFound(f"peer: no colony {text[:80]!r} is known here")
         if len(found) > 1:
             ids = ", ".join(sorted(entry.peer.id[:12] for entry in found))
-            raise bad(f"peer: {text[:80]!r} may be {ids}; give the beginning of the id")
+            raise Invalid(f"peer: {text[:80]!r} may be {ids}; give the beginning of the id")
         return found[0]
 
     # -- learning ------------------------------------------------------------------------
@@ -388,17 +388,17 @@ class Peers:
                 self._adopt(unpack(there[0].value, Peer), there[0].mod_revision, entry)
             else:
                 entry.revision = 0
-        raise conflict("the peer's record changes too fast; try again")
+        raise Conflict("the peer's record changes too fast; try again")
 
     async def trust(self, peerid: str, policy: Policy | None = None, *, distance: int = 0) -> Known:
-        """Let a colony whose card is known send work here. Raises RpcError 404 or 409.
+        """Let a colony whose card is known send work here. Raises NotFound or Conflict.
 
         Without a `policy` it keeps the one it has, or has the default one. `distance` is for one
         that is trusted for an introduction alone.
         """
         entry = self.find(peerid)
         if not entry.peer.public_key:
-            raise conflict("no card of this colony was seen yet; is its daemon reachable?")
+            raise Conflict("no card of this colony was seen yet; is its daemon reachable?")
 
         def trusted(peer: Peer) -> Peer:
             return msgspec.structs.replace(
@@ -429,13 +429,13 @@ class Peers:
             if result.succeeded:
                 self._adopt(peer, result.revision)
                 return entry
-        raise conflict("the peer's record changes too fast; try again")
+        raise Conflict("the peer's record changes too fast; try again")
 
     async def set_policy(self, peerid: str, policy: Policy | None) -> Known:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
         entry = self.find(peerid)
         if entry.peer.state != TRUSTED:
-            raise conflict(f"the colony is {entry.peer.state}; a policy is for trusted ones")
+            raise Conflict(f"the colony is {entry.peer.state}; a policy is for trusted ones")
         await self.save(entry, lambda peer: msgspec.structs.replace(peer, policy=policy))
         log.info("policy changed", peer=entry.peer.id, called=entry.peer.name)
         return entry
@@ -453,7 +453,7 @@ class Peers:
         """Trust a colony in one transaction with `ops`, if `compare` holds; False if it does not.
 
         A blocked one stays blocked, False as well, unless the owner asks to `unblock`. Raises
-        RpcError 409 after too many races.
+        Conflict after too many races.
         """
         root = self.roster.root(card.id)
         key = self.keys.peer(root)
@@ -487,10 +487,10 @@ class Peers:
             now = result.responses[0]
             if (now[0].mod_revision if now else 0) == revision:
                 return False
-        raise conflict("the peer's record changes too fast; try again")
+        raise Conflict("the peer's record changes too fast; try again")
 
     async def block(self, peerid: str) -> Known:
-        """Refuse a colony from now on; the tombstone stays. Raises RpcError 404.
+        """Refuse a colony from now on; the tombstone stays. Raises NotFound.
 
         `ending` is set in the same write: whoever finds it after a crash ends the rest.
         """

@@ -23,7 +23,7 @@ from node.etcd.batch import read
 from node.etcd.txn import Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import Conflict, NotFound
 from node.model.types import SECOND, Process, State
 from node.processes.queue import Entry
 from node.store import keys
@@ -252,9 +252,8 @@ class Waiting:
             process = await self.router.ledger.processes.change(
                 self.router.home, item.processid, step
             )
-        except RpcError as error:
-            if error.status not in (404, 409):
-                raise
+        except (NotFound, Conflict):
+            pass
         finally:
             # After an error nobody knows: whoever takes it next looks at the store's word, and
             # what is to be sent is there.

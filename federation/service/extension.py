@@ -22,7 +22,7 @@ from federation.routing.exchange import Exchange
 from federation.routing.router import Router
 from federation.wire.messages import MAX_HOPS
 from federation.wire.sizes import FORWARD, forward_size
-from node.model.errors import RpcError
+from node.model.errors import TooLarge
 from node.model.types import Process
 from node.processes.extension import Addition, Hooks
 
@@ -79,11 +79,10 @@ class Attachment(Hooks):
         return self.router.route(process)
 
     def forwarding(self, process: Process) -> Addition:
-        """The outbox entry that joins a submission. Raises RpcError 413 for one too large."""
+        """The outbox entry that joins a submission. Raises TooLarge for one too large."""
         # What was sent to us is as large as it may be, and goes on as it came.
         if not process.origin and (size := forward_size(process)) > FORWARD:
-            raise RpcError(
-                413,
+            raise TooLarge(
                 f"spec: {size} bytes with arguments and input; what goes to another colony has at"
                 f" most {FORWARD}",
             )

@@ -22,7 +22,7 @@ from federation.wire.messages import Outcome, load
 from node.etcd.pressure import Need
 from node.host.keys import id_of, verify_es256k
 from node.model.codec import unpack, wire_process, wire_time
-from node.model.errors import missing
+from node.model.errors import NotFound
 from node.model.types import Process, State
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import ProcessById
@@ -47,12 +47,12 @@ async def get_forward(
 ) -> dict[str, Any]:
     """How far a forwarded process is, and its outcome.
 
-    Raises RpcError 404.
+    Raises NotFound.
     """
     processid = request.processid
     loaded = await federation.ledger.processes.load(federation.home, processid)
     if loaded is None:
-        raise missing(f"process {processid} was not forwarded from this colony")
+        raise NotFound(f"process {processid} was not forwarded from this colony")
     process, places = loaded[0], federation.keys
     found = None
     if process.peer:
@@ -61,7 +61,7 @@ async def get_forward(
         # Without a peer it may have come back from one.
         found = await federation.client.get(places.proof(processid))
     if found is None:
-        raise missing(f"no forward of process {processid} is known")
+        raise NotFound(f"no forward of process {processid} is known")
     forward = unpack(found.value, Forward)
     entry = federation.ledger.entries.get(processid)
     if entry is not None and entry.revision == found.mod_revision:
@@ -197,7 +197,7 @@ async def get_origin(
 ) -> list[dict[str, Any]]:
     """The colonies that asked for a process, each verified.
 
-    The origin comes first. Raises RpcError 404.
+    The origin comes first. Raises NotFound.
     """
     processid = request.processid
     loaded = await federation.ledger.processes.load(federation.home, processid)
@@ -205,7 +205,7 @@ async def get_origin(
     if loaded is not None and loaded[0].origin:
         found = await federation.client.get(keys.submission(federation.home, processid))
     if loaded is None or found is None:
-        raise missing(f"process {processid} did not come from another colony")
+        raise NotFound(f"process {processid} did not come from another colony")
     peers = federation.peers
     issuer, key = testimony.signer(federation.peers, found.value, loaded[0].origin)
     hops, valid = await apart(found.value, lambda data: relays.way(data, issuer, key))

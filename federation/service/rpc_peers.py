@@ -21,7 +21,7 @@ from federation.wire import invitation as tokens
 from federation.wire.envelope import Refused
 from node.etcd.pressure import Need
 from node.host.home import Home
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import Empty
 
@@ -41,14 +41,14 @@ class Wish(msgspec.Struct):
     change: dict[str, Any] | None = None
 
     def over(self, present: Policy) -> Policy | None:
-        """The policy that is wanted, None when nothing was said. Raises RpcError 400."""
+        """The policy that is wanted, None when nothing was said. Raises Invalid."""
         if self.policy is None and not self.change:
             return None
         try:
             base = present if self.policy is None else read(self.policy)
             return changed(base, self.change or {})
         except PolicyError as error:
-            raise bad(str(error)) from None
+            raise Invalid(str(error)) from None
 
 
 class TrustPeer(Wish, kw_only=True):
@@ -146,7 +146,7 @@ async def set_policy(federation: Federation, caller: Caller, request: SetPolicy)
     entry = federation.peers.find(request.peer)
     policy = request.over(federation.peers.policy(entry.peer.id))
     if policy is None and not request.default:
-        raise bad("policy: say what to change")
+        raise Invalid("policy: say what to change")
     chosen = None if request.default else policy
     return peer_view(federation, await federation.decisions.set_policy(entry.peer.id, chosen))
 

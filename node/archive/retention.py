@@ -145,7 +145,7 @@ class Retention:
     async def sweep(self, limit: int) -> int:
         """Move all that ended by `limit` (Unix ns); returns how many records that were.
 
-        Raises EtcdError, OSError, and RpcError 409 for a workflow that changes too fast.
+        Raises EtcdError, OSError, and Conflict for a workflow that changes too fast.
         """
         moved = await self._sweep(limit)
         if moved:

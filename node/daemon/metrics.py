@@ -20,7 +20,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.pressure import Level
 from node.handlers.colonies import statistics
 from node.http.message import Request, Response
-from node.model.errors import RpcError, denied, missing
+from node.model.errors import Denied, NotFound, RpcError
 from node.model.types import ExecutorState, State
 from node.rpc.dispatch import Table
 from node.runtime.node import Node
@@ -109,11 +109,11 @@ class Metrics:
     _reading: trio.Lock = field(default_factory=trio.Lock)
 
     async def answer(self, request: Request) -> Response:
-        """Answer `GET /metrics`. Raises RpcError 403 or 404."""
+        """Answer `GET /metrics`. Raises Denied or NotFound."""
         if self.access == "off":
-            raise missing("metrics are off here (rpc.metrics)")
+            raise NotFound("metrics are off here (rpc.metrics)")
         if self.access == "local" and not is_local(request.remote, request.headers):
-            raise denied(
+            raise Denied(
                 "metrics are for this host only, asked for as localhost or by a loopback address;"
                 " set rpc.metrics = 'open' for others"
             )

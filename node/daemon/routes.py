@@ -20,7 +20,7 @@ from node.host.log import get_logger
 from node.http import cors
 from node.http.server import Limits, Request, Response, serve_http
 from node.model.errors import RpcError
-from node.rpc.dispatch import Table, reply
+from node.rpc.dispatch import Table, failure
 from node.runtime.node import Node
 from node.store import keys
 
@@ -74,7 +74,7 @@ _SLASHED = frozenset({"/api/", "/health/", f"{pubsub.PATH}/"})
 
 
 def _plain_error(status_code: int, message: str) -> Response:
-    body = reply("error", {"status": status_code, "message": message}, error=True)
+    body = failure(status_code, message)
     return Response(status_code, body)
 
 

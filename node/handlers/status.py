@@ -10,7 +10,7 @@ from node.etcd.pressure import Need
 from node.handlers.colonies import statistics
 from node.handlers.processes import locate
 from node.http.listeners import ANYWHERE
-from node.model.errors import denied
+from node.model.errors import Denied
 from node.model.types import SECOND, Process, State
 from node.processes.eligibility import Bench, stuck
 from node.rpc import requests as req
@@ -46,7 +46,7 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
     colony = node.directory.colony(node.home)
     owner = colony is not None and colony.colonyid == caller.id
     if not owner and node.directory.member(node.home, caller.id) is None:
-        raise denied("only members and the owner of the home colony may ask for its state")
+        raise Denied("only members and the owner of the home colony may ask for its state")
     etcd, pressure = await node.client.status(), node.client.pressure
     counts = await statistics(node, node.home)
     nobody = await nobody_takes(node)

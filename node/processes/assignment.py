@@ -17,7 +17,7 @@ import trio
 
 from node.etcd.errors import EtcdError, EtcdUnavailable
 from node.host.log import get_logger
-from node.model.errors import RpcError, missing
+from node.model.errors import NotFound, RpcError, TimedOut, Unavailable
 from node.model.types import Executor, Process, State
 from node.processes.queue import Candidate, Entry, matches
 from node.store import keys
@@ -172,7 +172,7 @@ class HandOut:
     async def assign(self, candidate: Candidate, executor: Executor, timeout: float) -> Process:
         """Hand the first matching process to an executor, waiting up to `timeout` seconds.
 
-        Raises RpcError 404 when there is none in time or the node stops, 408 or 503 when
+        Raises NotFound when there is none in time or the node stops, TimedOut or Unavailable when
         assignment is paused.
         """
         deadline = trio.current_time() + max(timeout, 0)
@@ -204,10 +204,11 @@ class HandOut:
                 elif waiter.woken.is_set():
                     self._pass_on(candidate)
         if self.stopping:
-            raise missing("the server is stopping; ask again")
+            raise NotFound("the server is stopping; ask again")
         if candidate.colony in self.paused:
-            raise RpcError(408 if timeout > 0 else 503, "assignments are paused in this colony")
-        raise missing("no process is waiting that this executor may have")
+            paused = TimedOut if timeout > 0 else Unavailable
+            raise paused("assignments are paused in this colony")
+        raise NotFound("no process is waiting that this executor may have")
 
     async def _hand_over(self, process: Process) -> None:
         """Put the process back if its caller left while the transaction ran."""
@@ -320,12 +321,9 @@ class HandOut:
             return store.requeue(process, revision, self.processes.now(), counts=False)
 
         began, is_open = trio.current_time(), False
-        try:
+        with suppress(NotFound):
             process = await self.processes.change(doubt.colony, processid, step)
             is_open = doubt.open(process) and began <= doubt.until
-        except RpcError as error:
-            if error.status != 404:
-                raise
         if not is_open and self._doubtful.get(processid) is doubt:
             del self._doubtful[processid]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -23,7 +23,7 @@ from node.host import clock as steps
 from node.host.clock import Clock
 from node.host.offload import apart
 from node.model.codec import unpack
-from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
 from node.processes.assignment import HandOut
 from node.processes.extension import Hooks
@@ -168,7 +168,7 @@ class Processes:
     ) -> list[Process]:
         """The processes that still exist, in the order of the ids.
 
-        With `light`, without arguments, input and output. Raises RpcError 400 when they have more
+        With `light`, without arguments, input and output. Raises Invalid when they have more
         than `most` bytes together (0: any).
         """
         loaded: list[Process] = []
@@ -181,7 +181,9 @@ class Processes:
                     continue
                 size += len(kv.value)
                 if 0 < most < size:
-                    raise bad(f"{len(processids)} processes with more than {most} bytes together")
+                    raise Invalid(
+                        f"{len(processids)} processes with more than {most} bytes together"
+                    )
                 process = unpack(kv.value, Process)
                 loaded.append(_light(process) if light else process)
         return loaded
@@ -225,7 +227,7 @@ class Processes:
         try:
             step = store.submit(process, submission, addition)
         except ValueError as error:
-            raise bad(f"spec.conditions: {error}") from None
+            raise Invalid(f"spec.conditions: {error}") from None
         with self.telling(process):
             result = await self.client.commit(step.txn)
         if not result.succeeded:
@@ -298,12 +300,12 @@ class Processes:
         """Run a transition until it wins: `step` sees the current value and decides anew.
 
         `step` returns None when nothing is to be done, and raises RpcError to refuse.
-        Raises RpcError 404 when the process does not exist.
+        Raises NotFound when the process does not exist.
         """
         known = await self.recall(colony, processid)
         for _ in range(_TRIES):
             if known is None:
-                raise missing(f"process {processid} is not in colony {colony}")
+                raise NotFound(f"process {processid} is not in colony {colony}")
             taken, refusal = None, None
             try:
                 taken = step(*known)
@@ -323,7 +325,7 @@ class Processes:
                 self.settle(taken.process, result.revision)
                 return taken.process
             known = await self.load(colony, processid)
-        raise conflict(f"process {processid} changes too fast; try again")
+        raise Conflict(f"process {processid} changes too fast; try again")
 
     async def close(
         self,
@@ -344,12 +346,12 @@ class Processes:
 
         def step(process: Process, revision: int) -> store.Step | None:
             if process.assignedexecutorid != identity:
-                raise denied("the process is not assigned to this executor")
+                raise Denied("the process is not assigned to this executor")
             same = output is None or process.output == output
             if process.state == state and same and (errors is None or process.errors == errors):
                 return None
             if process.state != State.RUNNING:
-                raise bad(f"the process is {process.state.name.lower()}, not running")
+                raise Invalid(f"the process is {process.state.name.lower()}, not running")
             taken = store.close(process, revision, state, self.now(), output=output, errors=errors)
             ours[:] = [taken.process]
             return taken
@@ -362,14 +364,14 @@ class Processes:
     async def cancel(self, colony: str, processid: str, errors: Sequence[str] = ()) -> Process:
         """End a waiting or running process; `errors` say why, for whoever looks at it.
 
-        Raises RpcError 400 when it is closed already.
+        Raises Invalid when it is closed already.
         """
 
         def step(process: Process, revision: int) -> store.Step | None:
             if process.closed:
-                raise bad(f"the process is already {process.state.name.lower()}")
+                raise Invalid(f"the process is already {process.state.name.lower()}")
             if process.processgraphid:
-                raise bad("the process is part of a workflow; cancel that")
+                raise Invalid("the process is part of a workflow; cancel that")
             extra: Sequence[Op] = ()
             compare: Sequence[Compare] = ()
             if process.peer:
@@ -424,14 +426,14 @@ class Processes:
         return await self.change(colony, processid, step)
 
     async def add_attribute(self, identity: str, attribute: Attribute) -> Attribute:
-        """Attach an attribute to a running process. Raises RpcError 400 for a second one."""
+        """Attach an attribute to a running process. Raises Invalid for a second one."""
 
         def step(process: Process, revision: int) -> store.Step:
             require_assigned(process, identity)
             if any(known.attributeid == attribute.attributeid for known in process.attributes):
-                raise bad(f"attribute.key: {attribute.key!r} exists already with this type")
+                raise Invalid(f"attribute.key: {attribute.key!r} exists already with this type")
             if len(process.attributes) >= 100:
-                raise bad("attribute: a process has at most 100 attributes")
+                raise Invalid("attribute: a process has at most 100 attributes")
             attribute.targetprocessgraphid = process.processgraphid
             process = _copy(process)
             process.attributes = [*process.attributes, attribute]
@@ -442,25 +444,25 @@ class Processes:
         return attribute
 
     async def remove(self, colony: str, processid: str) -> None:
-        """Delete a process that is not running. Raises RpcError 400, 404 or 409."""
+        """Delete a process that is not running. Raises Invalid, NotFound or Conflict."""
         for _ in range(_TRIES):
             found = await self.load(colony, processid)
             if found is None:
-                raise missing(f"process {processid} is not in colony {colony}")
+                raise NotFound(f"process {processid} is not in colony {colony}")
             process, revision = found
             if process.processgraphid:
-                raise bad("the process is part of a workflow; remove that")
+                raise Invalid("the process is part of a workflow; remove that")
             if process.state == State.RUNNING or (process.peer and not process.closed):
-                raise bad("the process is running; cancel it first")
+                raise Invalid("the process is running; cancel it first")
             reason = self.hooks.removable(process)
             if reason:
-                raise conflict(reason)
+                raise Conflict(reason)
             if (await self.client.commit(store.remove(process, revision))).succeeded:
                 self.forget(processid)
                 return
             if process.notify and await self.client.get(process.notify) is not None:
-                raise conflict("the colony that it came from has not fetched the outcome yet")
-        raise conflict(f"process {processid} changes too fast; try again")
+                raise Conflict("the colony that it came from has not fetched the outcome yet")
+        raise Conflict(f"process {processid} changes too fast; try again")
 
     def forget(self, processid: str) -> None:
         """A process is gone from the store."""
@@ -471,11 +473,8 @@ class Processes:
         self, colony: str, processid: str, step: Callable[[Process, int], store.Step | None]
     ) -> None:
         """Like `change`; a process that is gone is nothing to be told."""
-        try:
+        with suppress(NotFound):
             await self.change(colony, processid, step)
-        except RpcError as error:
-            if error.status != 404:
-                raise
 
     # -- entries of the index ------------------------------------------------------------
 
@@ -521,9 +520,9 @@ class Processes:
 def require_assigned(process: Process, identity: str) -> None:
     """Raise RpcError unless the process runs and is assigned to `identity`."""
     if process.assignedexecutorid != identity:
-        raise denied("the process is not assigned to this executor")
+        raise Denied("the process is not assigned to this executor")
     if process.state != State.RUNNING:
-        raise bad(f"the process is {process.state.name.lower()}, not running")
+        raise Invalid(f"the process is {process.state.name.lower()}, not running")
 
 
 def _light(process: Process) -> Process:

@@ -21,7 +21,7 @@ from node.etcd.parts import MOST as MOST_VALUE
 from node.etcd.txn import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError, bad
+from node.model.errors import Invalid, RpcError
 from node.model.graph import node_id
 from node.model.types import Graph, Process, State
 from node.processes.service import Processes
@@ -322,7 +322,7 @@ class Resolution:
                     continue
                 size += len(pack(parent.output))
                 if size > INPUT:
-                    raise bad(
+                    raise Invalid(
                         f"the outputs of its {len(ids)} parents have more than {INPUT} bytes, which"
                         " is the most for one input"
                     )

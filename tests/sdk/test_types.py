@@ -81,7 +81,7 @@ def workflow(*nodes: Any) -> Any:
 
 
 def received(payloadtype: str, fields: Any, kind: type[Any]) -> Any:
-    """What a handler would get. Raises RpcError 400 or msgspec.ValidationError."""
+    """What a handler would get. Raises Invalid or msgspec.ValidationError."""
     text = dumps({"msgtype": payloadtype, **fields})
     return msgspec.convert(parse_payload(base64.b64encode(text.encode()).decode()), kind)
 

@@ -17,6 +17,7 @@ from node.etcd.txn import Txn
 from node.host.keys import PrivateKey
 from node.model.codec import unpack
 from node.model.errors import RpcError as Refusal
+from node.model.errors import Unavailable
 from node.model.types import (
     Colony,
     Conditions,
@@ -215,7 +216,7 @@ async def test_more_work_than_a_transaction_holds_moves_in_parts(
             nonlocal commits
             commits += 1
             if commits == 3:
-                raise Refusal(503, "cut off")
+                raise Unavailable("cut off")
             return await commit(txn)
 
         client.commit = dying  # type: ignore[method-assign]

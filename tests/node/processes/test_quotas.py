@@ -21,11 +21,12 @@ from node.host.fairqueue import Turns
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
+from node.model.errors import TooMany
 from node.model.ids import new_id
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
 from node.processes.extension import Hooks
 from node.processes.queue import Entry, Queue, RunningSet
-from node.processes.quotas import Quotas, TooMany
+from node.processes.quotas import Quotas
 from node.processes.spec import build_process
 from node.rpc.calls import Call, Caller, Who
 from node.rpc.dispatch import MAX_CALLS, Table

@@ -10,7 +10,7 @@ from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
 from federation.outbox import resolve as resolving
 from node.etcd.txn import Absent, Txn
-from node.model.errors import conflict, missing
+from node.model.errors import Conflict, NotFound
 from node.model.types import Executor, Process, State
 from node.processes.assignment import HandOut
 from node.processes.queue import Entry as Waiting
@@ -71,9 +71,9 @@ def careless_removal(patch: pytest.MonkeyPatch) -> None:
     async def remove(self: Processes, colony: str, processid: str) -> None:
         found = await self.load(colony, processid)
         if found is None:
-            raise missing("it is gone")
+            raise NotFound("it is gone")
         if not (await self.client.commit(store.remove(*found))).succeeded:
-            raise conflict("it changed")
+            raise Conflict("it changed")
         self.forget(processid)
 
     patch.setattr(Processes, "remove", remove)
