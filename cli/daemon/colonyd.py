@@ -21,6 +21,7 @@ import trio
 from federation.peers.policy import of_config
 from federation.service.main import Federation
 from federation.service.rpc import calls
+from federation.wire.clock import Clock
 from node.daemon.main import Settings, load, run
 from node.etcd.errors import EtcdError, StoreRefused
 from node.handlers.status import clock_calls
@@ -58,11 +59,10 @@ async def federated(
         node.processes,
         config,
         Path(config.node.home),
-        node.now,
+        Clock(node.now, trio.current_time),
         node.members,
+        files=node.files,
     )
-    federation.depot.files = node.files
-    federation.delivery.late = node.processes.clock.late
     if node.client.pressure.own:  # what one host's clock shows is nothing to several
         node.retiming.also.append(federation.delivery.clock_set)
     node.processes.hooks = federation.hooks
@@ -80,7 +80,7 @@ async def federated(
 
 def _default_policy(federation: Federation, config: Config) -> None:
     """What those may do here from now on that have no policy of their own."""
-    federation.peers.default = of_config(config.federation.policy)
+    federation.peers.set_default(of_config(config.federation.policy))
 
 
 def _federation_status(federation: Federation) -> dict[str, Any]:

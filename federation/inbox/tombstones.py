@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from federation.forward.marker import Kept, Marker
 from federation.limits.accounts import Accounts
 from federation.limits.decoding import load_large
-from federation.peers.keys import Keys
-from federation.peers.registry import TRUSTED, Peers
+from federation.peers.context import Context
+from federation.peers.registry import TRUSTED
 from federation.wire.envelope import MAX_LIFETIME, Opened, Refused
 from federation.wire.messages import Submit
 from federation.wire.refusals import Refusal
-from node.etcd.client import EtcdClient
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
@@ -35,9 +34,7 @@ def _is_final(refusal: Refusal) -> bool:
 class Tombstones:
     """The marks of what was refused for good, counted by `accounts`."""
 
-    client: EtcdClient
-    peers: Peers
-    keys: Keys
+    context: Context
     accounts: Accounts
 
     async def keep(self, opened: Opened, refusal: Refusal) -> bool:
@@ -49,13 +46,13 @@ class Tombstones:
             submit = await load_large(opened.payload, Submit)
         except Refused:
             return False
-        if self.peers.state(opened.issuer) != TRUSTED or not _is_final(refusal):
+        if self.context.peers.state(opened.issuer) != TRUSTED or not _is_final(refusal):
             return False
-        if self.client.pressure.refuses(Need.WORKS):
+        if self.context.client.pressure.refuses(Need.WORKS):
             return False
-        key = self.keys.marker(opened.issuer, submit.pid)
+        key = self.context.keys.marker(opened.issuer, submit.pid)
         kept = Kept(refusal.status, refusal.code, refusal.message[:300])
-        found = await self.client.get(key)
+        found = await self.context.client.get(key)
         if found is not None:
             return _says(unpack(found.value, Marker), opened)
         if self.accounts.tombstone(opened.issuer, KEPT) is not None:
@@ -64,7 +61,7 @@ class Tombstones:
         marker = Marker(opened.digest, submit.attempt, "", b"", expires, kept)
         written = True  # if there is no answer, perhaps
         try:
-            result = await self.client.commit(
+            result = await self.context.client.commit(
                 Txn([Absent(key)], [Put(key, pack(marker))], [Get(key)]),
             )
             written = result.succeeded

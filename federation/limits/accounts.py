@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
-import trio
 
 from federation.peers.policy import Breach, Bucket
 from federation.peers.registry import Peers
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind
 from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue
@@ -79,7 +79,7 @@ class Accounts:
     """
 
     peers: Peers
-    clock: Callable[[], float] = trio.current_time  # seconds that never jump
+    clock: Clock
     _stocks: dict[str, Stock] = field(default_factory=dict)
     _taken: dict[str, Stock] = field(default_factory=dict)  # for what is under way
     _since: dict[str, Stock] | None = None  # what came while the store is being read
@@ -101,7 +101,7 @@ class Accounts:
         self.weigh(peerid, 1)
         if kind in _RATES:
             bucket = self._kinds.setdefault((peerid, kind), Bucket())
-            if wait := bucket.take(_RATES[kind], self.clock()):
+            if wait := bucket.take(_RATES[kind], self.clock.steady()):
                 text = f"more than {_RATES[kind]} messages of kind {kind.value} a minute"
                 raise Refusal(429, "peer_rate", text, again=math.ceil(wait))
         bounds: dict[Kind | None, int] = {None: _AT_ONCE}
@@ -127,13 +127,13 @@ class Accounts:
         if not limit:
             return
         bucket = self._messages.setdefault(peerid, Bucket())
-        if wait := bucket.take(limit, self.clock(), float(count)):
+        if wait := bucket.take(limit, self.clock.steady(), float(count)):
             text = f"more than {limit} messages a minute of your colony (policy.messages)"
             raise Refusal(429, "policy_messages", text, again=math.ceil(wait))
 
     def card(self, peerid: str) -> None:
         """Count a newer card, whose writing costs more than most. Raises Refusal (card_rate)."""
-        wait = self._cards.setdefault(peerid, Bucket()).take(_CARDS, self.clock())
+        wait = self._cards.setdefault(peerid, Bucket()).take(_CARDS, self.clock.steady())
         if wait:
             text = f"more than {_CARDS} newer cards a minute of your colony"
             raise Refusal(429, "card_rate", text, again=math.ceil(wait))
@@ -187,7 +187,7 @@ class Accounts:
         """
         rate = self.peers.policy(peerid).rate
         if rate:
-            wait = self._tombstones.setdefault(peerid, Bucket()).take(rate, self.clock())
+            wait = self._tombstones.setdefault(peerid, Bucket()).take(rate, self.clock.steady())
             if wait:
                 text = f"more than {rate} a minute about what is not here (policy.rate)"
                 return Breach("policy_rate", text, 429, math.ceil(wait))
@@ -228,12 +228,12 @@ class Accounts:
         if not limit:
             return True
         bucket = self._news.setdefault(peerid, Bucket(period=_DAY))
-        return bucket.take(limit, self.clock(), float(size)) == 0
+        return bucket.take(limit, self.clock.steady(), float(size)) == 0
 
     def told(self, peerid: str) -> int:
         """How many bytes of news a colony may not tell now, of those of a day."""
         limit, bucket = self.peers.policy(peerid).max_kept, self._news.get(peerid)
         if not limit or bucket is None:
             return 0
-        bucket.take(limit, self.clock(), 0.0)
+        bucket.take(limit, self.clock.steady(), 0.0)
         return max(0, limit - int(bucket.level or 0))

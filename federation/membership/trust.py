@@ -9,11 +9,11 @@ from typing import Protocol
 import trio
 
 from federation.outbox.revoke import Endings
+from federation.peers.context import Context
 from federation.peers.policy import Policy
-from federation.peers.registry import BLOCKED, Known, Peers
+from federation.peers.registry import BLOCKED, Known
 from federation.transport.errors import TransportError
 from node.model.errors import Conflict
-from node.processes.service import Processes
 
 __all__ = ["PATIENCE", "Decisions"]
 
@@ -32,14 +32,13 @@ class Fetch(Protocol):
 class Decisions:
     """Each is in the store before it is told."""
 
-    peers: Peers
-    processes: Processes
+    context: Context
     endings: Endings
     fetch: Fetch
 
     async def trust(self, text: str, policy: Policy | None = None) -> Known:
         """Trust a colony, meeting it first if need be. Raises RpcError."""
-        entry = self.peers.find(text)
+        entry = self.context.peers.find(text)
         if not entry.peer.public_key:
             unblock = entry.peer.state == BLOCKED
             problems: list[str] = []
@@ -52,14 +51,14 @@ class Decisions:
             else:
                 reason = "; ".join(problems) or "no address is known"
                 raise Conflict(f"its card can't be fetched: {reason}")
-        trusted = await self.peers.trust(entry.peer.id, policy)
-        self.processes.handout.wake_all()  # more of its processes may run than before
+        trusted = await self.context.peers.trust(entry.peer.id, policy)
+        self.context.processes.handout.wake_all()  # more of its processes may run than before
         return trusted
 
     async def set_policy(self, text: str, policy: Policy | None) -> Known:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
-        entry = await self.peers.set_policy(self.peers.find(text).peer.id, policy)
-        self.processes.handout.wake_all()
+        entry = await self.context.peers.set_policy(self.context.peers.find(text).peer.id, policy)
+        self.context.processes.handout.wake_all()
         return entry
 
     async def block(self, text: str) -> Known:
@@ -67,7 +66,7 @@ class Decisions:
 
         What has not ended within a few seconds does so later, after a restart too.
         """
-        entry = await self.peers.block(self.peers.find(text).peer.id)
+        entry = await self.context.peers.block(self.context.peers.find(text).peer.id)
         with trio.move_on_after(PATIENCE):
             await self.endings.wait(entry)
         return entry

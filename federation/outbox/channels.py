@@ -8,7 +8,6 @@ the order stays that of the sender.
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -17,13 +16,14 @@ import trio
 from federation.forward import channels as words
 from federation.forward import machine as outbox
 from federation.outbox.ledger import Ledger
+from federation.peers.context import Context
 from federation.transport.errors import TransportError
 from federation.transport.link import Later, Link, PeerRefused
 from federation.wire.envelope import Kind, Refused
 from federation.wire.messages import Heard, Say, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import Bell
+from node.host.sync import Bells
 from node.model.errors import RpcError
 from node.model.types import Process, State
 
@@ -41,22 +41,19 @@ class Talker:
     `counters` tell of `sent` messages, and of the codes with which peers `refused` any.
     """
 
+    context: Context
     ledger: Ledger
     counters: Counter[str] = field(default_factory=Counter)
     _due: dict[str, dict[str, None]] = field(default_factory=dict)
-    _bells: dict[str, Bell] = field(default_factory=dict)
+    _bells: Bells = field(default_factory=Bells)
     # How many entries a peer was told of, and how many were looked at, by peer, process, channel.
     _told: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
-    _chance: random.Random = field(default_factory=random.Random)
 
     def wake(self, process: Process) -> None:
         """There may be something to be sent."""
         if process.spec.channels and process.state == State.RUNNING:
             self._due.setdefault(process.peer, {})[process.processid] = None
-            self._bell(process.peer).ring()
-
-    def _bell(self, peerid: str) -> Bell:
-        return self._bells.setdefault(peerid, Bell())
+            self._bells[process.peer].ring()
 
     async def talk_forever(self, link: Link) -> None:
         """Send what is said to one peer, in its order, until cancelled."""
@@ -65,7 +62,7 @@ class Talker:
             if entry.forward.state == outbox.State.ACCEPTED:
                 due[entry.forward.processid] = None
         while True:
-            event, back = self._bell(link.id).event, self.ledger.returned(link.id).event
+            event, back = self._bells[link.id].event, self.ledger.returned(link.id).event
             if not due:
                 await event.wait()
                 continue
@@ -82,16 +79,16 @@ class Talker:
                 due[pid] = None
                 failures += 1
                 log.info("not said", process=pid, peer=link.id, error=error)
-                pause = outbox.delay(failures, self._chance)
+                pause = outbox.delay(failures, self.context.chance)
                 if isinstance(error, Later):
                     pause = max(pause, error.seconds)
                 with trio.move_on_after(pause):
                     await back.wait()
 
     async def _talk(self, link: Link, pid: str) -> None:
-        ledger = self.ledger
-        known = await ledger.processes.recall(ledger.home, pid)
-        entry = ledger.entries.get(pid)
+        context = self.context
+        known = await context.processes.recall(context.home, pid)
+        entry = self.ledger.entries.get(pid)
         if known is None or known[0].peer != link.id or known[0].closed:
             return
         attempt = entry.forward.attempt if entry is not None else known[0].attempt
@@ -104,7 +101,7 @@ class Talker:
         while True:
             start, passed = self._told.get(place, (0, 0))
             said, after, _ = await words.read(
-                self.ledger.client, self.ledger.home, pid, name, passed, link.id
+                self.context.client, self.context.home, pid, name, passed, link.id
             )
             if not said:
                 self._keep(place, start, after)  # what came from there is not told there

@@ -10,7 +10,7 @@ submission names, for its receiver, and until there is an outcome.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,10 @@ import trio
 
 from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
-from federation.limits.accounts import Pages
+from federation.limits.accounts import Accounts, Pages
 from federation.limits.decoding import load_large
 from federation.outbox.ledger import Ledger
-from federation.peers.policy import Breach
+from federation.peers.context import Context
 from federation.transport.errors import TransportError
 from federation.transport.link import Link, PeerRefused
 from federation.wire.endpoint import Endpoint
@@ -50,23 +50,18 @@ _STALE = 3600 * SECOND  # after which files without their process are removed
 log = get_logger("depot")
 
 
-def _no_link(peerid: str) -> Link | None:
-    return None
-
-
 @dataclass
 class Depot:
-    """`files` are the home colony's; without, nothing is carried. `link_to` leads to a peer.
-
-    `room` takes room in the store for something that a peer leaves, or says why there is none.
+    """`files` are the home colony's; without, nothing is carried. `links` lead to trusted peers.
 
     `counters` tell of bytes `fetched` and `served`, and of what was `refused`.
     """
 
+    context: Context
     ledger: Ledger
+    accounts: Accounts
+    links: Mapping[str, Link]
     files: Files | None = None
-    link_to: Callable[[str], Link | None] = _no_link
-    room: Callable[[str, int], Breach | None] = lambda peerid, size: None
     counters: Counter[str] = field(default_factory=Counter)
 
     # -- at the origin ---------------------------------------------------------------------
@@ -81,11 +76,11 @@ class Depot:
             return None
         found: list[Carried] = []
         for label in dict.fromkeys(manifest.dirs(fs)):
-            items, _ = await self.ledger.client.range_all(store.tree(self.ledger.home, label))
+            items, _ = await self.context.client.range_all(store.tree(self.context.home, label))
             ids = [unpack(item.value, Newest).fileid for item in items]
             found += await self._carry("d", ids)
         for place, snapshotid in manifest.snapshots(fs).items():
-            snapshot = await self.files.snapshot(self.ledger.home, snapshotid)
+            snapshot = await self.files.snapshot(self.context.home, snapshotid)
             if snapshot is None:
                 raise Invalid(f"spec.fs.snapshots[{place}].snapshotid: no such snapshot")
             data = snapshot.fileids
@@ -101,7 +96,7 @@ class Depot:
         assert self.files is not None
         found: list[Carried] = []
         for fileid in ids:
-            file = await self.files.get(self.ledger.home, fileid)
+            file = await self.files.get(self.context.home, fileid)
             if file is None:
                 continue  # removed meanwhile
             ref = b"" if file.ref.protocol == "colonyd" else msgspec.json.encode(file.ref)
@@ -136,28 +131,28 @@ class Depot:
             chunk = await self._read(fetch)
         self.counters["served"] += len(chunk)
         answer = Chunk(fetch.checksum, fetch.offset, chunk)
-        return self.ledger.sealer.seal(Kind.CHUNK, opened.issuer, answer)
+        return self.context.sealer.seal(Kind.CHUNK, opened.issuer, answer)
 
     async def _sent(self, peerid: str, fetch: Fetch) -> Forward | None:
         """The forward that a fetch is for; another daemon of this colony may have sent it."""
         entry = self.ledger.entries.get(fetch.pid)
         if entry is not None and _is_for(entry.forward, peerid, fetch):
             return entry.forward
-        found = await self.ledger.client.get(self.ledger.keys.forward(peerid, fetch.pid))
+        found = await self.context.client.get(self.context.keys.forward(peerid, fetch.pid))
         forward = unpack(found.value, Forward) if found is not None else None
         return forward if forward is not None and _is_for(forward, peerid, fetch) else None
 
     async def _read(self, fetch: Fetch) -> bytes:
         vault = self.files.vault if self.files is not None else None
-        held = self.files and await self.files.holding(self.ledger.home, fetch.checksum)
+        held = self.files and await self.files.holding(self.context.home, fetch.checksum)
         if vault is None or not held or vault.size_of(fetch.checksum) is None:
             raise Refusal(404, "file_gone", "the bytes are not here, or not any more")
         return await trio.to_thread.run_sync(_part, vault.file(fetch.checksum), fetch.offset)
 
     async def _pass_on(self, fetch: Fetch, before: Submit) -> bytes:
         """A relay has no bytes of its own: it asks the colony that it got the process from."""
-        known = await self.ledger.processes.recall(self.ledger.home, fetch.pid)
-        link = self.link_to(known[0].origin) if known is not None else None
+        known = await self.context.processes.recall(self.context.home, fetch.pid)
+        link = self.links.get(known[0].origin) if known is not None else None
         if link is None:
             raise Refusal(404, "file_gone", "the colony that has the bytes is not known here")
         try:
@@ -207,20 +202,20 @@ class Depot:
         """Have the bytes of one file, from that colony itself: who only knows their checksum has
         no right to what others gave us.
         """
-        key = self.ledger.keys.fetched(issuer, each.checksum)
-        known = await self.ledger.client.get(key)
-        if known is None and (full := self.room(issuer, len(key))) is not None:
+        key = self.context.keys.fetched(issuer, each.checksum)
+        known = await self.context.client.get(key)
+        if known is None and (full := self.accounts.leave(issuer, len(key))) is not None:
             raise Refusal(full.status, full.code, full.message, again=full.again)
         if known is None or vault.size_of(each.checksum) != each.size:
             await self._fetch(issuer, submit, each, vault)
-            await self.ledger.client.put(key, b"")
-        await files.hold(self.ledger.home, each.checksum, each.size)
+            await self.context.client.put(key, b"")
+        await files.hold(self.context.home, each.checksum, each.size)
 
     async def _fetch(self, issuer: str, submit: Submit, each: Carried, vault: Vault) -> None:
-        link = self.link_to(issuer)
+        link = self.links.get(issuer)
         if link is None:
             raise Refusal(429, "files_pending", "no way to your colony yet", again=2)
-        scope = Scope("PUT", self.ledger.home, each.checksum, each.size, 0, f"colony/{issuer}")
+        scope = Scope("PUT", self.context.home, each.checksum, each.size, 0, f"colony/{issuer}")
         try:
             while True:
                 offset = vault.offset(scope)
@@ -253,7 +248,7 @@ class Depot:
         self, carried: Sequence[Carried], process: Process, snapshots: Sequence[int], files: Files
     ) -> None:
         """Store versions and snapshots under the process's own label; a repeat changes nothing."""
-        pid, home = process.processid, self.ledger.home
+        pid, home = process.processid, self.context.home
         for each in carried:
             ref = Reference("colonyd")
             if each.ref:
@@ -280,12 +275,12 @@ class Depot:
         files = self.files
         if files is None:
             return
-        home, gone = self.ledger.home, dict[str, bool]()
+        home, gone = self.context.home, dict[str, bool]()
         await self._forget_fetched(files)
         for label in await whole(files.labels(home, f"{manifest.ROOT}/")):
             pid = label.name.split("/")[2]
             if pid not in gone:
-                gone[pid] = await self.ledger.processes.load(home, pid) is None
+                gone[pid] = await self.context.processes.load(home, pid) is None
             if not gone[pid]:
                 continue
             for listed in await whole(files.listing(home, label.name)):
@@ -304,10 +299,10 @@ class Depot:
         """Forget who gave us bytes that are here no more."""
         if files.vault is None:
             return
-        async for items in Pages(self.ledger.client, self.ledger.keys.fetched_all):
+        async for items in Pages(self.context.client, self.context.keys.fetched_all):
             for item in items:
                 if files.vault.size_of(item.key.rpartition("/")[2]) is None:
-                    await self.ledger.client.delete(item.key)
+                    await self.context.client.delete(item.key)
 
 
 def _is_for(forward: Forward, peerid: str, fetch: Fetch) -> bool:

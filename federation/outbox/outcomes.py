@@ -5,8 +5,7 @@ Only the origin connects, so this works from behind NAT; what is owed is kept by
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,12 +20,12 @@ from federation.forward.path import Request
 from federation.outbox import evidence as testimony
 from federation.outbox.ledger import Ledger
 from federation.outbox.updates import Follower
+from federation.peers.context import Context
 from federation.transport.errors import TransportError
 from federation.transport.link import Later, Link
 from federation.wire.envelope import Kind, Opened, Refused, open_envelope
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
-from federation.wire.signer import Sealer
 from federation.wire.sizes import SIZES
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.txn import Delete, Op, Put, Txn
@@ -58,17 +57,12 @@ class _About(msgspec.Struct, frozen=True):
 class Results:
     """The fetching half of the outbox."""
 
+    context: Context
     ledger: Ledger
-    sealer: Sealer
-    high_water: Callable[[], float]
+    follower: Follower
     late: int = 0
     broken: int = 0  # outcomes that were malformed, or whose chain did not hold
-    follower: Follower = field(init=False)
     _acks: dict[str, set[str]] = field(default_factory=dict)
-    _chance: random.Random = field(default_factory=random.Random)
-
-    def __post_init__(self) -> None:
-        self.follower = Follower(self.ledger)
 
     # -- outcomes ----------------------------------------------------------------------------
 
@@ -95,12 +89,12 @@ class Results:
                 # Repeats of what is settled come for a moment after a crash, or from a liar.
                 vain = vain + 1 if told and self.ledger.outstanding(link.id) >= before else 0
                 if vain > _VAIN:
-                    await trio.sleep(outbox.delay(min(vain - _VAIN, 6), self._chance))
+                    await trio.sleep(outbox.delay(min(vain - _VAIN, 6), self.context.chance))
             except (TransportError, EtcdError, RpcError, Refused) as error:
                 failures += 1
                 link.entry.error = str(error)
                 log.info("outcomes not fetched", peer=link.id, error=error)
-                pause = outbox.delay(failures, self._chance)
+                pause = outbox.delay(failures, self.context.chance)
                 if isinstance(error, Later):
                     pause = max(pause, error.seconds)
                 with trio.move_on_after(min(pause, 60.0)):
@@ -142,9 +136,9 @@ class Results:
         opened = await apart(sealed, partial(self._open, link))
         problem = False
         about = load(opened.payload, _About)
-        key = self.ledger.keys.forward(link.id, about.pid)
-        found = await self.ledger.client.get(key)
-        now = self.sealer.now()
+        key = self.context.keys.forward(link.id, about.pid)
+        found = await self.context.client.get(key)
+        now = self.context.clock.now()
         forward = unpack(found.value, Forward) if found else None
         fits = forward is not None and forward.attempt == about.attempt
         try:
@@ -164,7 +158,7 @@ class Results:
             rest = self.follower.ending(
                 link.id, outcome.pid, outcome.attempt, more=more is None or outcome.pid in more
             )
-            place = self.ledger.keys.proof(outcome.pid)
+            place = self.context.keys.proof(outcome.pid)
             leaving = [Delete(key), Put(place, pack(record)), *rest]
             bare = msgspec.structs.replace(record, outcome=b"", remoteprocessid=remote[:64])
             slim = [Delete(key), Put(place, pack(bare)), *rest]
@@ -186,7 +180,7 @@ class Results:
             try:
                 closed = await self._close(link, outcome, output, slim)
             except EtcdTooLarge:
-                name = self.ledger.peers.name(link.id)
+                name = self.context.peers.name(link.id)
                 outcome = _failure(
                     outcome, f"what peer {name} says of the end is too large to be kept here"
                 )
@@ -210,7 +204,7 @@ class Results:
         return open_envelope(
             sealed,
             kind=Kind.OUTCOME,
-            audience=self.sealer.ids,
+            audience=self.context.sealer.ids,
             now=link.seconds,
             keys=link.key_of,
             limit=SIZES[Kind.OUTCOME].bytes,
@@ -221,7 +215,7 @@ class Results:
         """What follows from a malformed outcome that the peer signed: the process failed."""
         self.broken += 1
         log.warning("outcome malformed", process=about.pid, peer=link.id, why=refused)
-        name = self.ledger.peers.name(link.id)
+        name = self.context.peers.name(link.id)
         errors = [f"peer {name} told a malformed end: {refused.message[:300]}"]
         return Outcome(about.pid, about.attempt, State.FAILED, b"[]", errors, "", "", 0, 0)
 
@@ -234,11 +228,11 @@ class Results:
         nobody waits for it. A chain that does not hold is the peer's own doing, and ends the
         process as a failure: no repeat of it can hold, and nobody else would tell us more.
         """
-        ledger, outcome = self.ledger, load(opened.payload, Outcome)
-        known = await ledger.processes.recall(ledger.home, outcome.pid)
-        wanted = testimony.beyond(ledger, known[0], link.id) if known is not None else []
+        context, outcome = self.context, load(opened.payload, Outcome)
+        known = await context.processes.recall(context.home, outcome.pid)
+        wanted = testimony.beyond(context, known[0], link.id) if known is not None else []
         if not outcome.below and outcome.localpid not in {
-            relays.local_id(each, outcome.pid, outcome.attempt) for each in self.sealer.ids
+            relays.local_id(each, outcome.pid, outcome.attempt) for each in self.context.sealer.ids
         }:
             raise Refused("malformed", "outcome: it names another process there")
         # Of what never left by our own records, as after a restore, nothing can be the outcome.
@@ -251,17 +245,17 @@ class Results:
             steps = await apart(
                 sealed,
                 lambda data: chains.trace(
-                    data, opened.issuer, key, self.sealer.ids, ledger.peers.ids, request
+                    data, opened.issuer, key, self.context.sealer.ids, context.peers.ids, request
                 ),
             )
-            meant = testimony.meant(ledger, known[0], forward, wanted) if known else {}
+            meant = testimony.meant(context, known[0], forward, wanted) if known else {}
             told, problem = chains.conclusion(steps, wanted, meant)
         if told is not None and not problem:
             return msgspec.structs.replace(outcome, out=told.out)
         self.broken += 1
         log.warning("outcome without a valid chain", process=outcome.pid, why=problem)
         errors = [
-            f"what peer {ledger.peers.name(link.id)} says of the end is not proven: {problem}"
+            f"what peer {context.peers.name(link.id)} says of the end is not proven: {problem}"
         ]
         return _failure(outcome, *errors)
 
@@ -271,7 +265,7 @@ class Results:
         A crash in between leaves a copy that the next try replaces.
         """
         try:
-            await self.ledger.client.put(self.ledger.keys.apart(pid), sealed)
+            await self.context.client.put(self.context.keys.apart(pid), sealed)
         except EtcdTooLarge:
             log.warning("outcome too large to keep its signature", process=pid)
             return False
@@ -295,14 +289,14 @@ class Results:
                 ran,
                 revision,
                 State(outcome.state),
-                self.sealer.now(),
+                self.context.clock.now(),
                 output=output,
                 errors=outcome.errors,
                 extra=leaving,
             )
 
         try:
-            await self.ledger.processes.change(self.ledger.home, outcome.pid, step)
+            await self.context.processes.change(self.context.home, outcome.pid, step)
         except NotFound:
             return False
         return mine
@@ -320,8 +314,8 @@ class Results:
         The forward leaves in the first of these ways that the store takes.
         """
         late: list[Op] = []
-        known = await self.ledger.processes.load(self.ledger.home, outcome.pid)
-        proof = await self.ledger.client.get(self.ledger.keys.proof(outcome.pid))
+        known = await self.context.processes.load(self.context.home, outcome.pid)
+        proof = await self.context.client.get(self.context.keys.proof(outcome.pid))
         record = unpack(proof.value, Forward) if proof is not None else None
         repeat = record is not None and bool(record.outcome)
         ours = known is not None and known[0].peer == link.id
@@ -329,9 +323,9 @@ class Results:
             # Its owner took it back from there, and the forward is gone, too.
             aside = any(each.final and each.peer == link.id for each in record.tried)
         wanted = (aside or (ours and not repeat)) and outcome.state != State.CANCELLED
-        if wanted and self.follower.room(link.id, len(sealed)):
+        if wanted and self.follower.accounts.news(link.id, len(sealed)):
             self.late += 1
-            late = [Put(self.ledger.keys.late(outcome.pid), sealed)]
+            late = [Put(self.context.keys.late(outcome.pid), sealed)]
             log.info("outcome came late", process=outcome.pid, peer=link.id)
         *ways, last = [[*ops, *more] for more in (late, []) for ops in leaving]
         for ops in ways:
@@ -343,7 +337,7 @@ class Results:
 
     async def _leave(self, ops: list[Op]) -> None:
         if ops:
-            await self.ledger.client.commit(Txn([], ops))
+            await self.context.client.commit(Txn([], ops))
 
 
 def _failure(outcome: Outcome, *errors: str) -> Outcome:

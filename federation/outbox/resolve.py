@@ -34,13 +34,13 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
     """
     problem = ""
     for _ in range(_TRIES):
-        loaded = await ledger.processes.load(ledger.home, processid)
+        loaded = await ledger.context.processes.load(ledger.context.home, processid)
         if loaded is None:
-            raise NotFound(f"process {processid} is not in colony {ledger.home}")
+            raise NotFound(f"process {processid} is not in colony {ledger.context.home}")
         process = loaded[0]
         _demand_doubtful(process, ledger, requeue=requeue)
-        key = ledger.keys.forward(process.peer, processid)
-        found = await ledger.client.get(key)
+        key = ledger.context.keys.forward(process.peer, processid)
+        found = await ledger.context.client.get(key)
         if found is None:
             # An outcome may have come since the process was read: the next look says so.
             problem = "no forward of the process is under way; look at it again"
@@ -68,17 +68,17 @@ def _demand_doubtful(process: Process, ledger: Ledger, *, requeue: bool) -> None
     if not process.peer:
         raise Invalid("the process is at no other colony, so nothing about it is in doubt")
     if requeue and process.origin:
-        name = ledger.peers.name(process.origin)
+        name = ledger.context.peers.name(process.origin)
         raise Invalid(f"the process came from colony {name}; only its owner may run it elsewhere")
 
 
 async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: bool) -> Process:
-    key = ledger.keys.forward(forward.peer, forward.processid)
+    key = ledger.context.keys.forward(forward.peer, forward.processid)
     guard = ModRevision(key, revision)
-    name = ledger.peers.name(forward.peer)
+    name = ledger.context.peers.name(forward.peer)
 
     def step(process: Process, at: int) -> store.Step:
-        now = ledger.sealer.now()
+        now = ledger.context.clock.now()
         if process.closed or process.peer != forward.peer:
             raise Conflict("the process went on meanwhile; look at it again")
         move = outbox.resolved(forward, name, now, aside=requeue)
@@ -87,7 +87,9 @@ async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: b
             return store.close(
                 process, at, State.FAILED, now, errors=move.errors, extra=extra, compare=[guard]
             )
-        extra.append(Put(ledger.keys.proof(forward.processid), pack(outbox.overruled(move, now))))
+        extra.append(
+            Put(ledger.context.keys.proof(forward.processid), pack(outbox.overruled(move, now)))
+        )
         # Its next attempt has another number than the one that may still run.
         here = msgspec.structs.replace(
             process, peer="", attempt=max(process.attempt, forward.attempt)
@@ -96,4 +98,4 @@ async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: b
         txn = Txn([*back.txn.compare, guard], [*back.txn.success, *extra])
         return store.Step(back.process, txn)
 
-    return await ledger.processes.change(ledger.home, forward.processid, step)
+    return await ledger.context.processes.change(ledger.context.home, forward.processid, step)

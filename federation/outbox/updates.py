@@ -9,7 +9,7 @@ to two daemons of this colony, find the cursor moved.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -20,7 +20,9 @@ from federation.forward import channels as words
 from federation.forward import machine as outbox
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
+from federation.limits.accounts import Accounts
 from federation.outbox.ledger import Ledger
+from federation.peers.context import Context
 from federation.peers.log_limit import Sparing
 from federation.transport.link import Link
 from federation.wire.envelope import Refused
@@ -62,21 +64,22 @@ class Follower:
 
     `counters` tell of `taken` news, `lines`, messages `said`, and of what was left: `stray` news of
     what is not at that peer, `malformed` ones, and `unfit` ones that the process takes no more, or
-    for which there is no `room`: it takes the peer and how many bytes its news would leave.
+    for which `accounts` have no room.
     """
 
+    context: Context
     ledger: Ledger
+    accounts: Accounts
     known: dict[str, tuple[Followed, int]] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
-    room: Callable[[str, int], bool] = lambda peerid, size: True
     _paces: dict[str, Pace] = field(default_factory=dict)
     _turns: Counter[str] = field(default_factory=Counter)
     _sparing: Sparing = field(default_factory=Sparing)
 
     async def load(self) -> None:
         """Read what is known."""
-        prefix = self.ledger.keys.followed_all
-        items, _ = await self.ledger.client.range_all(prefix)
+        prefix = self.context.keys.followed_all
+        items, _ = await self.context.client.range_all(prefix)
         for item in items:
             pid = item.key[len(prefix) :]
             self.known[pid] = (unpack(item.value, Followed), item.mod_revision)
@@ -88,7 +91,7 @@ class Follower:
     @property
     def full(self) -> bool:
         """Whether the store takes no news: then none are asked for, until there is room again."""
-        return self.ledger.client.pressure.refuses(Need.GROWS)
+        return self.context.client.pressure.refuses(Need.GROWS)
 
     # -- asking ----------------------------------------------------------------------------
 
@@ -195,9 +198,9 @@ class Follower:
             return await self._pass_over(link, news) and news.more
         self.counters["taken"] += kept
         if kept:
-            known = await self.ledger.processes.recall(self.ledger.home, news.pid)
+            known = await self.context.processes.recall(self.context.home, news.pid)
             if known is not None and known[0].origin:
-                self.ledger.processes.hooks.progressed(known[0])
+                self.context.processes.hooks.progressed(known[0])
         return news.more
 
     async def _take_lines(self, link: Link, news: News) -> bool:
@@ -205,22 +208,24 @@ class Follower:
 
         Raises NotFound when the process is gone.
         """
-        home, name = self.ledger.home, self.ledger.peers.name(link.id)
-        ahead = (link.seconds - self.ledger.sealer.seconds) * SECOND
+        home, name = self.context.home, self.context.peers.name(link.id)
+        ahead = (link.seconds - self.context.clock.seconds) * SECOND
         lines, kept, lost = news.lines, False, 0
         while lines:
             part = _part(lines)
             before, revision = self._before(news, link.id)
-            now = self.ledger.sealer.now()
+            now = self.context.clock.now()
             after, shown = progress.admit(
                 before, msgspec.structs.replace(news, lines=part), name, ahead, now
             )
             if after == before:
                 lines = lines[len(part) :]
                 continue
-            if not self.room(link.id, sum(len(each[2].encode()) + _LINE for each in shown)):
+            if not self.accounts.news(
+                link.id, sum(len(each[2].encode()) + _LINE for each in shown)
+            ):
                 raise _full(name)
-            key = self.ledger.keys.followed(news.pid)
+            key = self.context.keys.followed(news.pid)
             ops: list[Op] = [Put(key, pack(after))]
             for at, executor, message in shown:
                 ops.extend(puts(Log(news.pid, home, executor, message, at)))
@@ -228,7 +233,7 @@ class Follower:
                 ModRevision(key, revision),
                 Present(keys.process(home, news.pid)),
             ]
-            result = await self.ledger.client.commit(Txn(compare, ops))
+            result = await self.context.client.commit(Txn(compare, ops))
             if not result.succeeded:
                 lost += 1
                 await self._overtaken(news.pid, lost)
@@ -245,7 +250,7 @@ class Follower:
         Raises _Overtaken, and NotFound when the process is gone.
         """
         await self._reload(pid)
-        if await self.ledger.processes.load(self.ledger.home, pid) is None:
+        if await self.context.processes.load(self.context.home, pid) is None:
             raise NotFound("news: the process is gone")
         if times >= _TRIES:
             raise _Overtaken
@@ -271,7 +276,7 @@ class Follower:
         self, link: Link, news: News, name: str, said: list[Said], after: int
     ) -> bool | None:
         """One try to store what was said in one channel; None when it has to be done again."""
-        home, pid, client = self.ledger.home, news.pid, self.ledger.client
+        home, pid, client = self.context.home, news.pid, self.context.client
         before, revision = self._before(news, link.id)
         start = before.heard.get(name, 0)
         if after <= start:
@@ -283,16 +288,16 @@ class Follower:
         if not there or name not in (unpack(there[0].value, Process).spec.channels or ()):
             raise Invalid("news: the process has no such channel")
         holds = unpack(found[0].value, Head) if found else Head()
-        entries = words.entries(said, start, after, link.id, self.ledger.sealer.now())
+        entries = words.entries(said, start, after, link.id, self.context.clock.now())
         if (
             entries is None
             or not words.fits(holds, entries)
-            or not self.room(link.id, sum(len(each.payload) + _LINE for each in entries))
+            or not self.accounts.news(link.id, sum(len(each.payload) + _LINE for each in entries))
         ):
             self.counters["unfit"] += 1
             entries, after = [], _NEVER
         more = msgspec.structs.replace(before, heard=before.heard | {name: after})
-        key = self.ledger.keys.followed(pid)
+        key = self.context.keys.followed(pid)
         at = found[0].mod_revision if found else 0
         compare, ops = store_channels.extend(home, pid, name, entries, holds, at)
         txn = Txn([ModRevision(key, revision), *compare], [Put(key, pack(more)), *ops])
@@ -320,7 +325,7 @@ class Follower:
         if news.version != before.version:
             executor = ""
             if news.executor:
-                executor = progress.named(news.executor, self.ledger.peers.name(link.id))
+                executor = progress.named(news.executor, self.context.peers.name(link.id))
             changes |= {"state": news.state, "executor": executor, "start": news.start}
         after = msgspec.structs.replace(
             before,
@@ -332,9 +337,9 @@ class Follower:
         if after == before:
             return False
         added = sum(len(each.key) + len(each.value) + _LINE for each in news.added)
-        if not self.room(link.id, added + len(news.out)):
-            raise _full(self.ledger.peers.name(link.id))
-        key = self.ledger.keys.followed(news.pid)
+        if not self.accounts.news(link.id, added + len(news.out)):
+            raise _full(self.context.peers.name(link.id))
+        key = self.context.keys.followed(news.pid)
         compare = [ModRevision(key, revision)]
         put = Put(key, pack(after))
         tried = 0
@@ -350,8 +355,8 @@ class Follower:
             taken = store.update(changed, at, [put, *extra])
             return store.Step(taken.process, Txn([*taken.txn.compare, *compare], taken.txn.success))
 
-        process = await self.ledger.processes.change(self.ledger.home, news.pid, step)
-        known = await self.ledger.processes.recall(self.ledger.home, process.processid)
+        process = await self.context.processes.change(self.context.home, news.pid, step)
+        known = await self.context.processes.recall(self.context.home, process.processid)
         self.known[news.pid] = (after, known[1] if known is not None else 0)
         return True
 
@@ -378,10 +383,10 @@ class Follower:
             attributes=max(before.attributes, news.attributes),
             output=news.output,
         )
-        key = self.ledger.keys.followed(news.pid)
-        there = Present(keys.process(self.ledger.home, news.pid))
+        key = self.context.keys.followed(news.pid)
+        there = Present(keys.process(self.context.home, news.pid))
         txn = Txn([ModRevision(key, revision), there], [Put(key, pack(after))])
-        result = await self.ledger.client.commit(txn)
+        result = await self.context.client.commit(txn)
         if result.succeeded:
             self.known[news.pid] = (after, result.revision)
         return result.succeeded
@@ -393,7 +398,7 @@ class Follower:
 
     async def _reload(self, pid: str) -> None:
         """Somebody else changed what is known: read it again."""
-        found = await self.ledger.client.get(self.ledger.keys.followed(pid))
+        found = await self.context.client.get(self.context.keys.followed(pid))
         if found is None:
             self.known.pop(pid, None)
         else:
@@ -409,10 +414,10 @@ class Follower:
         """
         known = self.known.get(pid)
         if not more:
-            return [Delete(self.ledger.keys.followed(pid))] if known else []
+            return [Delete(self.context.keys.followed(pid))] if known else []
         begun = progress.begin(known[0] if known else None, peerid, attempt)
         after = msgspec.structs.replace(begun, tail=True)
-        return [Put(self.ledger.keys.followed(pid), pack(after))]
+        return [Put(self.context.keys.followed(pid), pack(after))]
 
     async def ended(self, pid: str) -> None:
         """An outcome was taken in: what is known is what the store says."""
@@ -420,7 +425,7 @@ class Follower:
 
     async def drop(self, pid: str) -> None:
         """Nothing is left to be told."""
-        await self.ledger.client.delete(self.ledger.keys.followed(pid))
+        await self.context.client.delete(self.context.keys.followed(pid))
         self.known.pop(pid, None)
 
 

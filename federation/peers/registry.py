@@ -30,6 +30,7 @@ from federation.peers.record import (
 )
 from federation.wire.card import Card
 from federation.wire.refusals import Refusal
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
@@ -60,24 +61,35 @@ log = get_logger("peers")
 
 @dataclass
 class Peers:
-    """The registry of `home`, whose own id is `me`. `changed` hears of every peer that changes.
+    """The registry of the colony that `sealer` signs for.
 
-    `default` is the policy of peers that have none of their own, `former` our ids before this one.
+    `default` is the policy of peers that have none of their own.
     """
 
     client: EtcdClient
     keys: Keys
-    me: str
+    sealer: Sealer
     lan: bool = False
-    changed: Callable[[str], None] = lambda _: None
     known: dict[str, Known] = field(default_factory=dict)
     default: Policy = field(default_factory=Policy)
-    former: Collection[str] = ()
     roster: Roster = field(init=False)
+    _watchers: list[Callable[[str], None]] = field(default_factory=list)
     _sparing: Sparing = field(default_factory=Sparing)
 
     def __post_init__(self) -> None:
         self.known = self.roster = Roster(self.known)
+
+    def watch(self, watcher: Callable[[str], None]) -> None:
+        """Call `watcher` with the id of every peer that changes, from now on."""
+        self._watchers.append(watcher)
+
+    def _changed(self, peerid: str) -> None:
+        for watcher in self._watchers:
+            watcher(peerid)
+
+    def set_default(self, policy: Policy) -> None:
+        """Let `policy` hold for the peers that have none of their own."""
+        self.default = policy
 
     async def load(self) -> None:
         """Read all decisions."""
@@ -97,7 +109,7 @@ class Peers:
                 return
         elif before and self._revision(peerid) == before:
             del self.known[peerid]
-        self.changed(peerid)
+        self._changed(peerid)
 
     async def look_again(self) -> None:
         """Take over what other daemons decided, and what our own writes came to that got no answer.
@@ -126,7 +138,7 @@ class Peers:
             # Under its new key it may have been a stranger, until now.
             if each != stored.id:
                 self.known.pop(each, None)
-        self.changed(stored.id)
+        self._changed(stored.id)
         return True
 
     # -- asking --------------------------------------------------------------------------
@@ -296,7 +308,7 @@ class Peers:
 
     def is_me(self, peerid: str) -> bool:
         """Whether an id is ours, or was."""
-        return peerid == self.me or peerid in self.former
+        return peerid in self.sealer.ids
 
     def _make_room(self, state: str) -> None:
         strangers = [
@@ -358,7 +370,7 @@ class Peers:
                 )
             else:
                 await self.trust(card.id)
-        self.changed(card.id)
+        self._changed(card.id)
         return entry
 
     def _room_for_trust(self) -> bool:

@@ -19,6 +19,7 @@ from federation.outbox.ledger import Ledger
 from federation.outbox.revoke import Endings
 from federation.peers.registry import BLOCKED, Peers
 from federation.routing.exchange import Exchange
+from federation.routing.requeue import Waiting
 from federation.routing.router import Router
 from federation.wire.messages import MAX_HOPS
 from federation.wire.sizes import FORWARD, forward_size
@@ -39,6 +40,7 @@ class Attachment(Hooks):
     ledger: Ledger
     inbox: Inbox
     router: Router
+    waiting: Waiting
     exchange: Exchange
     talker: Talker
     endings: Endings
@@ -76,6 +78,8 @@ class Attachment(Hooks):
 
     def route(self, process: Process) -> str:
         """Id of the peer that the routes send a process to, or ""."""
+        if process.parents:
+            self.waiting.ready(process.processid)
         return self.router.route(process)
 
     def forwarding(self, process: Process) -> Addition:
@@ -106,7 +110,7 @@ class Attachment(Hooks):
 
     async def record(self, process: Process) -> dict[str, Any]:
         """How a process fared at its peer, with what that signed. Raises EtcdError."""
-        told = await testimony.gather(self.ledger, process)
+        told = await testimony.gather(self.ledger.context, process)
         kept: dict[str, Any] = msgspec.to_builtins(told, builtin_types=(bytes,)) if told else {}
         return kept
 

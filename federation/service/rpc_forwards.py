@@ -50,7 +50,7 @@ async def get_forward(
     Raises NotFound.
     """
     processid = request.processid
-    loaded = await federation.ledger.processes.load(federation.home, processid)
+    loaded = await federation.context.processes.load(federation.home, processid)
     if loaded is None:
         raise NotFound(f"process {processid} was not forwarded from this colony")
     process, places = loaded[0], federation.keys
@@ -119,8 +119,8 @@ def _named(federation: Federation, forward: Forward, process: Process) -> list[d
 
     Without ids nothing was checked: no trusted colony has that name, so it may be anybody's.
     """
-    wanted = testimony.beyond(federation.ledger, process, forward.peer)
-    meant = testimony.meant(federation.ledger, process, forward, wanted)
+    wanted = testimony.beyond(federation.context, process, forward.peer)
+    meant = testimony.meant(federation.context, process, forward, wanted)
     return [
         {"name": name, "ids": meant.get(name) or ([name] if len(name) == 64 else [])}
         for name in wanted
@@ -200,7 +200,7 @@ async def get_origin(
     The origin comes first. Raises NotFound.
     """
     processid = request.processid
-    loaded = await federation.ledger.processes.load(federation.home, processid)
+    loaded = await federation.context.processes.load(federation.home, processid)
     found = None
     if loaded is not None and loaded[0].origin:
         found = await federation.client.get(keys.submission(federation.home, processid))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from federation.membership.rotation import Rotated
-from federation.peers.clock import Clock
+from federation.peers.clock import PeerClock
 from federation.peers.policy import Policy, PolicyError, changed, read
 from federation.peers.reachability import cannot_be
 from federation.peers.registry import TRUSTED, Known
@@ -104,8 +104,8 @@ def peer_view(federation: Federation, entry: Known) -> dict[str, Any]:
         "lastseen": entry.lastseen,
         "error": entry.error or peer.mismatch,
         "outstanding": federation.ledger.outstanding(peer.id),
-        "waiting": federation.ledger.processes.queue.count_of(peer.id),
-        "running": federation.ledger.processes.running.count_of(peer.id),
+        "waiting": federation.context.processes.queue.count_of(peer.id),
+        "running": federation.context.processes.running.count_of(peer.id),
         "left": left_view(federation, peer.id),
         "policy": policy_view(federation.peers.policy(peer.id)),
         "ownpolicy": peer.policy is not None,
@@ -205,9 +205,10 @@ async def join(federation: Federation, caller: Caller, request: JoinPeer) -> dic
 @calls.row("pingpeermsg", ByPeer, Who.OWNER, reply="{ok, rtt, error, clock}", need=Need.FREES)
 async def ping(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
     """Ask a colony for a signed answer."""
-    federation.peers.find(request.peer)
+    entry = federation.peers.find(request.peer)
     try:
-        rtt = await federation.greeter.ping(request.peer)
+        async with federation.tending.link(entry) as link:
+            rtt = await federation.greeter.hello(link)
     except (TransportError, Refused) as error:
         rtt, problem = 0.0, str(error)
     else:
@@ -236,7 +237,7 @@ def left_view(federation: Federation, peerid: str) -> dict[str, int]:
     return {"entries": stock.entries, "bytes": stock.size, "news": told}
 
 
-def clock_view(clock: Clock) -> dict[str, Any] | None:
+def clock_view(clock: PeerClock) -> dict[str, Any] | None:
     """How many seconds a peer's clock is ahead of ours, give or take `within`; None if unknown."""
     reading = clock.reading
     if reading is None:

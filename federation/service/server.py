@@ -12,12 +12,10 @@ from contextlib import nullcontext
 from dataclasses import InitVar, dataclass, field
 
 import msgspec
-import trio
 
 from federation.limits.accounts import Accounts
 from federation.limits.admission import Admission
 from federation.peers.heirs import follow
-from federation.peers.highwater import ahead_of
 from federation.peers.log_limit import Sparing
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, Usurped
 from federation.wire.address import is_near, source_of
@@ -50,10 +48,8 @@ class Server:
     sealer: Sealer
     peers: Peers
     accounts: Accounts
-    high_water: Callable[[], float]
     card: Callable[[], bytes]
     endpoints: InitVar[Iterable[Endpoint]]
-    steady: Callable[[], float] = trio.current_time  # seconds that never jump
     counters: Counter[str] = field(default_factory=Counter)
     _admission: Admission = field(default_factory=Admission)
     _sparing: Sparing = field(default_factory=Sparing)
@@ -85,7 +81,7 @@ class Server:
         body: dict[str, object] = {
             "code": refusal.code,
             "message": refusal.message,
-            "clock": self.sealer.seconds,
+            "clock": self.sealer.clock.seconds,
         }
         certain = refusal.status < 500  # else the store may have taken it
         signed = request is not None and request.path in (*SIGNED, *_FORMER[:1])
@@ -109,8 +105,8 @@ class Server:
             refusal.code,
             refusal.message[:300],
             hashlib.sha256(request.body).digest(),
-            self.sealer.seconds,
-            ahead_of(self.sealer.seconds, self.high_water()),
+            self.sealer.clock.seconds,
+            self.sealer.clock.latest,
             request.path,
             refusal.kept,
         )
@@ -187,15 +183,15 @@ class Server:
                 request.body,
                 kind=endpoint.kind,
                 audience=self.sealer.ids,
-                now=self.sealer.seconds,
+                now=self.sealer.clock.seconds,
                 keys=key_of,
                 limit=endpoint.limit,
-                high_water=self.high_water(),
+                high_water=self.sealer.clock.floor,
                 explain=lambda: mistakes,
             )
         except Refused as refused:
             if name and refused.code in ("bad_signature", "wrong_kind"):
-                self._admission.failed(name, request.remote, self.steady())
+                self._admission.failed(name, request.remote, self.sealer.clock.steady())
             raise
         if name:
             self._admission.held(name, request.remote)
@@ -211,7 +207,7 @@ class Server:
 
         Raises Refusal (stranger_rate) before anything is checked.
         """
-        now = self.steady()
+        now = self.sealer.clock.steady()
         if name := self._trusted(issuer):
             return self._admission.trusted(name, request.remote, now)
         self._admission.stranger(request.remote, now)
@@ -228,15 +224,15 @@ class Server:
     async def _follow(self, hello: Hello) -> None:
         """Take note that a peer has another key now, before its card is that of a stranger."""
         try:
-            await follow(self.peers, hello.successors, self.sealer.seconds)
+            await follow(self.peers, hello.successors, self.sealer.clock.seconds)
         except Usurped as error:
-            if (more := self._sparing.line(self.steady())) is not None:
+            if (more := self._sparing.line(self.sealer.clock.steady())) is not None:
                 log.warning("succession refused", why=error, **more)
             raise Refusal(409, "usurped", str(error)) from None
 
     def _key(self, issuer: str, card: Card | None) -> bytes | None:
         entry = self.peers.get(issuer)
-        known = entry.peer.key_of(issuer, self.sealer.seconds) if entry else None
+        known = entry.peer.key_of(issuer, self.sealer.clock.seconds) if entry else None
         if known is None and entry is not None and issuer != entry.peer.wire:
             now_is = entry.peer.wire[:12]
             raise Refusal(401, "superseded", f"this key was replaced; the colony is {now_is}")
@@ -250,7 +246,7 @@ class Server:
         if not endpoint.public:
             self._admit(seen.issuer, request)
         data = load(seen.payload, Hello).card
-        card = open_card(data, self.sealer.seconds, high_water=self.high_water())
+        card = open_card(data, self.sealer.clock.seconds, high_water=self.sealer.clock.floor)
         if card.id != seen.issuer:
             raise Refused("unknown_issuer", "the card is another colony's")
         return card

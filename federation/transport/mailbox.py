@@ -7,12 +7,15 @@ here reads, signs or keeps any of it, and a sender's own outbox outlasts what is
 from __future__ import annotations
 
 import functools
+import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from federation.forward import machine as outbox
+from federation.peers.context import Context
 from federation.peers.registry import TRUSTED, Known, Peers
 from federation.transport.errors import Lost, TransportError, Unsent
 from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused, Untimely
@@ -71,17 +74,13 @@ class _Box:
         self.bell = trio.Event()
 
 
-def _nobody(peerid: str) -> None:
-    return None
-
-
 @dataclass
 class Office:
     """The boxes of the colonies that poll us. `arrived` hears of each that begins to."""
 
     sealer: Sealer
     peers: Peers
-    arrived: Callable[[str], None] = _nobody
+    arrived: Callable[[str], None]
     draining: bool = False
     _boxes: dict[str, _Box] = field(default_factory=dict)
     _count: int = 0
@@ -246,33 +245,32 @@ class Ways:
     `links` are those to the trusted peers, by the id under which each is kept.
     """
 
+    context: Context
     office: Office
-    peers: Peers
     links: Mapping[str, Link]
-    sealer: Sealer
     _polled: dict[str, trio.Event] = field(default_factory=dict)
 
     def polled(self, peerid: str) -> trio.Event:
         """Set once a peer is one that we poll."""
-        return self._polled.setdefault(self.peers.roster.root(peerid), trio.Event())
+        return self._polled.setdefault(self.context.peers.roster.root(peerid), trio.Event())
 
     def mailboxes(self) -> list[str]:
         """Present ids of the trusted peers that we poll, as our card tells them."""
         return sorted(
-            self.peers.known[peerid].peer.wire
+            self.context.peers.known[peerid].peer.wire
             for peerid, event in self._polled.items()
-            if event.is_set() and self.peers.state(peerid) == TRUSTED
+            if event.is_set() and self.context.peers.state(peerid) == TRUSTED
         )
 
     def around(self, entry: Known) -> Carrier | None:
         """The way to a peer that polls us, or one whom we trust; None when it is reached itself."""
         peerid = entry.peer.id
         if self.office.open(peerid):
-            return functools.partial(self.office.carry, peerid, self.sealer.key.id)
+            return functools.partial(self.office.carry, peerid, self.context.sealer.key.id)
         if entry.sighted or entry.proven:
             return None
         for mailbox in entry.peer.mailboxes:
-            link = self.links.get(self.peers.roster.root(mailbox))
+            link = self.links.get(self.context.peers.roster.root(mailbox))
             if link is not None and link.id != peerid:
                 return functools.partial(pass_on, link, entry.peer.wire)
         return None
@@ -282,9 +280,8 @@ class Ways:
 class Collector:
     """The other end: fetches what peers hold for us and lets `handle` answer it."""
 
-    sealer: Sealer
     handle: Callable[[Request], Awaitable[Response]]
-    delay: Callable[[int], float]
+    chance: random.Random
 
     async def collect_forever(self, link: Link) -> None:
         """Poll one peer until cancelled, working on what it held meanwhile."""
@@ -298,7 +295,7 @@ class Collector:
                     failures += 1
                     log.info("mailbox not reached", peer=link.id, error=error)
                     refused = isinstance(error, PeerRefused)
-                    await trio.sleep(_PATIENCE if refused else self.delay(failures))
+                    await trio.sleep(_PATIENCE if refused else outbox.delay(failures, self.chance))
                     continue
                 for parcel in parcels:
                     nursery.start_soon(self._work_safely, link, parcel, slots)

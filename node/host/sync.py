@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-__all__ = ["Bell"]
+__all__ = ["Bell", "Bells"]
 
 
 class Bell:
@@ -17,3 +17,16 @@ class Bell:
         """Wake all."""
         self.event.set()
         self.event = trio.Event()
+
+
+class Bells(dict[str, Bell]):
+    """Bells by name; one is made when it is first asked for."""
+
+    def __missing__(self, name: str) -> Bell:
+        bell = self[name] = Bell()
+        return bell
+
+    def ring(self) -> None:
+        """Wake all who wait at any of them."""
+        for bell in list(self.values()):
+            bell.ring()

@@ -18,9 +18,9 @@ from federation.peers.policy import Policy
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Known
 from federation.service.main import Federation
-from federation.transport.errors import Unsent
 from federation.transport.link import Link
 from federation.wire.card import VERSION, Card, sign_card
+from federation.wire.clock import Clock
 from federation.wire.envelope import MAX_LIFETIME
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
@@ -38,6 +38,7 @@ from tests.simulation.client import MemoryClient
 from tests.simulation.network import Gone, Network, SimulatedLink
 from tests.simulation.store import Change, MemoryStore
 from tests.simulation.world import EPOCH, Killed, World, key_of
+from tests.support.parts import Led
 
 __all__ = ["FINGERPRINT", "PORT", "WORKERS", "Site"]
 
@@ -65,14 +66,11 @@ class SimulatedFederation(Federation):
             node.processes,
             config,
             Path("/nowhere"),
-            site.now,
+            Clock(site.now, trio.current_time),
             node.members,
+            chance=random.Random(site.world.dice.random()),
         )
         self.site = site
-        chance = random.Random(site.world.dice.random())
-        for part in (self, *vars(self).values()):
-            if isinstance(getattr(part, "_chance", None), random.Random):
-                part._chance = chance
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As the real one, without listeners."""
@@ -92,22 +90,19 @@ class SimulatedFederation(Federation):
     async def _probe_forever(self, link: Link) -> None:
         if not self.site.talks:
             with trio.move_on_after(_QUIET):
-                await self.greeter.bell(link.id).event.wait()
+                await self.probes[link.id].event.wait()
         await super()._probe_forever(link)
 
     def sight_again(self) -> None:
         """As when colonies are seen again that did not answer, or have something of ours."""
         for peerid, link in self.links.items():
             if link.entry.error or any(True for _ in self.ledger.of_peer(peerid)):
-                self.greeter.wake(peerid)
+                self.probes[peerid].ring()
 
     def link_to(self, entry: Known) -> Link:
         """A way through the network."""
 
-        async def renew(address: str) -> None:
-            raise Unsent("simulated certificates don't change")
-
-        link = SimulatedLink(entry, self.sealer, renew, self.high_water)
+        link = SimulatedLink(entry, self.sealer, Led())
         link.network, link.source = self.site.network, self.site.key.id
         return link
 

@@ -17,10 +17,11 @@ from msgspec.structs import replace
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
-from federation.outbox.ledger import Ledger
 from federation.outbox.resolve import resolve
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
+from federation.wire.clock import Clock
 from federation.wire.signer import Sealer
 from node.etcd.client import KeyValue
 from node.etcd.txn import Put, Txn
@@ -42,6 +43,7 @@ from tests.simulation.scenario import play
 from tests.simulation.store import MemoryStore
 from tests.simulation.witness import Witness
 from tests.simulation.world import EPOCH, World, key_of
+from tests.support.parts import ledger_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -195,11 +197,12 @@ async def decide_about_what_never_left() -> None:
     """A person sees a doubt that there is no more when it is ended."""
     client = _Meddler(MemoryStore(), World(0), "c0", lambda: None, lambda: False)
     key, peer, keys = key_of("c0"), key_of("c1"), Keys("c0")
-    sealer = Sealer(key, lambda: EPOCH * SECOND)
-    processes = Processes(client, sealer.now)
-    ledger = Ledger("c0", sealer, client, processes, Peers(client, keys, key.id), keys)
+    sealer = Sealer(key, Clock(lambda: EPOCH * SECOND))
+    processes = Processes(client, sealer.clock.now)
+    peers = Peers(client, keys, sealer)
+    ledger = ledger_of(Context("c0", sealer, client, processes, peers, keys))
     spec = FunctionSpec(funcname="f", conditions=Conditions(colonyname="c1", executortype="t"))
-    begin = sealer.now()
+    begin = sealer.clock.now()
     process = Process("a" * 64, "b" * 64, "me", "c0", spec, begin, begin, peer=peer.id)
     forward = outbox.sending(outbox.new_forward(process), b"sealed", begin)
     entry = Put(keys.forward(peer.id, process.processid), pack(forward))

@@ -24,6 +24,7 @@ from federation.service.main import Federation
 from federation.transport.errors import Lost, Unsent
 from federation.transport.link import Answer, Link
 from federation.wire.card import open_card
+from federation.wire.clock import Clock
 from federation.wire.envelope import inspect
 from node.daemon.recovery import finish
 from node.etcd.client import EtcdClient, TxnResult, open_client
@@ -100,13 +101,13 @@ class NearLink(Link):
 
     async def connect(self) -> Any:
         """Raises Unsent."""
-        if self.around() is None:
+        if self.guide.around() is None:
             self.source.target(self.id)
         return cast(Any, None)
 
     async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
         """Call the other's gate, in the other's nursery: it may die over it."""
-        carrier = self.around()
+        carrier = self.guide.around()
         if carrier is not None:
             return await carrier(path, body, wait)
         other = self.source.target(self.id)
@@ -125,12 +126,7 @@ class Near(Federation):
     def link_to(self, entry: Known) -> Link:
         """A way within the process."""
 
-        async def renew(address: str) -> None:
-            await self.fetch(address, entry.peer.id)
-
-        around = functools.partial(self.ways.around, entry)
-        follow = self.greeter.follow
-        link = NearLink(entry, self.sealer, renew, self.high_water, around, follow=follow)
+        link = NearLink(entry, self.sealer, self.guide_to(entry))
         link.source = self.colony
         return link
 
@@ -142,7 +138,7 @@ class Near(Federation):
             raise Unsent("connection refused")
         assert other.federation is not None
         data = other.federation.portrait.card()
-        card = open_card(data, self.sealer.seconds)
+        card = open_card(data, self.context.clock.seconds)
         if peerid and card.id != peerid:
             raise Unsent("another colony lives there")
         return await self.peers.learn(card, data, near=False, unblock=unblock)
@@ -237,7 +233,7 @@ class Colony:
                     node.processes,
                     config,
                     Path("/nowhere"),
-                    time.time_ns,
+                    Clock(),
                     node.members,
                 )
                 fed.colony = self

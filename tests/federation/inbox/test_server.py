@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import trio
 from federation.forward.marker import Marker
 from federation.forward.path import local_id
 from federation.inbox.accept import Inbox
-from federation.membership.probe import Greetings
+from federation.membership.probe import Greeter
+from federation.membership.rotation import Rotation
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peers
 from federation.service.server import Server
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import Clock
 from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
@@ -28,6 +32,7 @@ from federation.wire.messages import load as load_message
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, open_client
 from node.host.keys import PrivateKey
+from node.host.sync import Bells
 from node.http.server import Request, Response
 from node.model.codec import pack, unpack
 from node.model.types import Executor, Process, State
@@ -35,6 +40,7 @@ from node.processes.extension import Hooks
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from tests.node.etcd.support import start_store
+from tests.support.parts import inbox_of, portrait_of
 
 PID = "1" * 64
 SPEC = b'{"funcname":"f","args":[1,2.5],"conditions":{"colonyname":"lab","executortype":"t"}}'
@@ -53,6 +59,17 @@ class Closing(Hooks):
             self.inbox.owing.closed(process)
 
 
+@dataclass
+class Noting(Greeter):
+    """Notes who said hello."""
+
+    heard: list[str]
+
+    def greeted(self, peerid: str) -> None:
+        """Note a peer."""
+        self.heard.append(peerid)
+
+
 class Lab:
     """The colony `lab` behind its server, and one peer called `field` that speaks to it."""
 
@@ -60,22 +77,27 @@ class Lab:
         self.client = client
         self.key, self.other = PrivateKey.generate(), PrivateKey.generate()
         self.keys = Keys("lab")
-        self.peers = Peers(client, self.keys, self.key.id)
+        self.clock = Clock()
+        sealer = Sealer(self.key, self.clock)
+        self.peers = Peers(client, self.keys, sealer)
         self.processes = Processes(client, time.time_ns)
-        sealer = Sealer(self.key, time.time_ns)
-        self.inbox = Inbox("lab", sealer, client, self.processes, self.peers, self.keys)
+        self.context = Context("lab", sealer, client, self.processes, self.peers, self.keys)
+        self.inbox = inbox_of(self.context)
         self.processes.hooks = Closing(self.inbox)
         self.greeted: list[str] = []
-        self.high_water: Callable[[], float] = lambda: 0.0
         self.serve()
-        self.sealer = Sealer(self.other, time.time_ns)
+        self.sealer = Sealer(self.other, Clock())
 
     def serve(self, *more: Endpoint, card: Callable[[], bytes] = lambda: b"card") -> None:
         """Answer peers with the parts as they are now, and at more places."""
-        sealer, highest = self.inbox.sealer, lambda: self.high_water()
-        hello = Greetings(sealer, highest, card, self.greeted.append, list)
-        endpoints = [*self.inbox.endpoints(), *hello.endpoints(), *more]
-        self.server = Server(sealer, self.peers, self.inbox.accounts, highest, card, endpoints)
+        portrait, probes = portrait_of(self.context), Bells()
+        portrait.fingerprint = "f" * 64
+        rotation = Rotation(self.context, portrait, probes)
+        greeter = Noting(
+            self.context, self.inbox.ledger, portrait, rotation, probes, {}, self.greeted
+        )
+        endpoints = [*self.inbox.endpoints(), *greeter.endpoints(), *more]
+        self.server = Server(self.context.sealer, self.peers, self.inbox.accounts, card, endpoints)
 
     def card_bytes(self, name: str = "field") -> bytes:
         now = int(time.time())
@@ -198,7 +220,7 @@ async def test_a_hello_is_answered_once_trusted_and_never_when_blocked(lab: Lab)
     assert code(await lab.introduce()) == "blocked"
     assert lab.peers.state(lab.other.id) == BLOCKED
     assert code(await lab.raw("submit", lab.seal(Kind.SUBMIT, submission()))) == "blocked"
-    again = Peers(lab.client, lab.keys, lab.key.id)
+    again = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
     await again.load()
     assert again.state(lab.other.id) == BLOCKED, "the tombstone is in the store"
     await again.trust(lab.other.id)
@@ -262,7 +284,7 @@ async def test_a_receipt_of_an_earlier_release_is_made_anew(lab: Lab) -> None:
     place = lab.keys.marker(lab.other.id, PID)
     found = await lab.client.get(place)
     assert found is not None
-    old = lab.inbox.sealer.seal(
+    old = lab.context.sealer.seal(
         Kind.RECEIPT, lab.other.id, Receipt(PID, 1, "accepted", receipt.remote)
     )
     marker = unpack(found.value, Marker)
@@ -291,7 +313,7 @@ async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
 
 async def test_a_block_by_another_daemon_is_noticed_inside_the_transaction(lab: Lab) -> None:
     await lab.befriend()
-    elsewhere = Peers(lab.client, lab.keys, lab.key.id)
+    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
     await elsewhere.load()
     await elsewhere.block(lab.other.id)
     assert lab.peers.state(lab.other.id) == TRUSTED
@@ -309,7 +331,7 @@ async def test_an_outcome_is_owed_until_acknowledged(lab: Lab) -> None:
     assert first == second
     assert (first[0].pid, first[0].state, first[0].out) == (PID, 2, b"[3.5]")
     assert (first[0].localpid, first[0].executor) == (receipt.remote, WORKER.executorid)
-    reloaded = Inbox("lab", lab.inbox.sealer, lab.client, lab.processes, lab.peers, lab.keys)
+    reloaded = inbox_of(lab.context)
     await reloaded.owing.load()
     assert reloaded.removable(process), "a restart does not forget what is owed"
     assert await lab.poll(0, PID) == []

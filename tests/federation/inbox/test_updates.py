@@ -16,7 +16,6 @@ import trio
 from federation.forward import channels as words
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
-from federation.outbox.updates import Follower
 from federation.transport.link import PeerRefused
 from federation.wire.envelope import Kind
 from federation.wire.messages import (
@@ -61,6 +60,7 @@ from node.store.channels import Entry, Head
 from tests.node.etcd.support import start_store
 from tests.support.colonies import Colony, World, world
 from tests.support.daemons import free_port, until
+from tests.support.parts import follower_of
 
 SECONDS = 120
 
@@ -521,7 +521,7 @@ async def test_two_daemons_of_one_colony_store_each_line_once(tmp_path: Path) ->
                 attributes=1,
             )  # fmt: skip
             answer = Outcomes([], [dump(news)])
-            first, second = ant.fed.results.follower, Follower(ant.fed.ledger)
+            first, second = ant.fed.results.follower, follower_of(ant.fed)
             await second.load()
             link = ant.fed.links[bee.key.id]
             # The second remembers what was so before the first took the news.

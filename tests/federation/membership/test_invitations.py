@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from cli.core.client import RpcError as CallError
 from federation.membership.invitations import Invitation, Invitations, Used
 from federation.membership.join import Joining
+from federation.peers.context import Context
 from federation.peers.keys import Keys
-from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.transport.tls import make_certificate, server_context
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.invitation import Token, TokenError, read_token, write_token
 from federation.wire.messages import Hello, Join, Welcome
@@ -36,7 +37,6 @@ from federation.wire.signer import Sealer
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
-from node.host.config import FederationConfig
 from node.host.keys import PrivateKey
 from node.http.listeners import bound_port, open_listeners
 from node.http.server import Limits, Request, Response, serve_http
@@ -46,6 +46,7 @@ from tests.federation.inbox.test_server import Lab, code, submission
 from tests.federation.service.test_two_colonies import Side
 from tests.node.etcd.support import start_store
 from tests.support.daemons import Daemon, until
+from tests.support.parts import portrait_of
 
 Make = Callable[..., Daemon]
 FINGERPRINT = "f" * 64
@@ -166,10 +167,9 @@ class Inn(Lab):
 
     def __init__(self, client: Any) -> None:
         super().__init__(client)
-        sealer = self.inbox.sealer
-        portrait = Portrait("lab", sealer, client, self.keys, FederationConfig())
+        portrait = portrait_of(self.context)
         portrait.fingerprint, portrait.endpoints = FINGERPRINT, ["10.0.0.1:50081"]
-        self.invitations = Invitations(client, self.keys, sealer, self.peers, portrait, lambda: 0.0)
+        self.invitations = Invitations(self.context, portrait)
         self.serve(*self.invitations.endpoints())
 
 
@@ -179,7 +179,7 @@ class Guest:
     def __init__(self, inn: Inn, secret: bytes, remote: str = "10.0.0.5") -> None:
         self.inn, self.secret, self.remote = inn, secret, remote
         self.key = PrivateKey.generate()
-        self.sealer = Sealer(self.key, time.time_ns)
+        self.sealer = Sealer(self.key, Clock())
         self.nonce = secrets.token_bytes(16)
         now = int(time.time())
         card = Card(self.key.id, self.key.public_key, "guest", 1, "e" * 64, [], [2], now + 3600)
@@ -409,9 +409,7 @@ async def test_another_daemon_learns_of_invitations_and_their_end(inn: Inn) -> N
     """What shows that a secret is known is looked up in memory, which follows the store."""
     guest = Guest(inn, await secret_of(inn))
     name = tokens.name_of(guest.secret)
-    elsewhere = Invitations(
-        inn.client, inn.keys, inn.inbox.sealer, inn.peers, inn.invitations.portrait, lambda: 0.0
-    )
+    elsewhere = Invitations(inn.context, inn.invitations.portrait)
     inn.serve(*elsewhere.endpoints())
     for number in range(700):
         await inn.raw("join", b"nonsense", f"10.1.{number // 250}.{number % 250}")
@@ -546,11 +544,12 @@ class Visitor:
 
     def __init__(self, inn: Inn) -> None:
         self.key = PrivateKey.generate()
-        sealer, keys = Sealer(self.key, time.time_ns), Keys("visitor")
-        self.peers = Peers(inn.client, keys, self.key.id)
-        portrait = Portrait("visitor", sealer, inn.client, keys, FederationConfig())
+        sealer, keys = Sealer(self.key, Clock()), Keys("visitor")
+        self.peers = Peers(inn.client, keys, sealer)
+        context = Context("visitor", sealer, inn.client, inn.processes, self.peers, keys)
+        portrait = portrait_of(context)
         portrait.fingerprint = "d" * 64
-        self.joining = Joining(sealer, self.peers, portrait.card, lambda: 0.0)
+        self.joining = Joining(context, portrait)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import trio
 
 from federation.peers.registry import TRUSTED, Former, Peer
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, Refused
 from federation.wire.messages import Hello, Submit, Successor
 from federation.wire.signer import Sealer
@@ -153,13 +154,13 @@ def sealed(key: PrivateKey, to: Colony, **fields: Any) -> bytes:
     """A submission by whoever holds a key."""
     spec = b'{"funcname":"f","conditions":{"colonyname":"bee","executortype":"t"}}'
     message = Submit("7" * 64, 1, spec, "me", 1, [])
-    return Sealer(key, time.time_ns).seal(Kind.SUBMIT, to.key.id, message)
+    return Sealer(key, Clock()).seal(Kind.SUBMIT, to.key.id, message)
 
 
 def greeting(key: PrivateKey, to: Colony, *successors: Successor) -> bytes:
     card = Card(key.id, key.public_key, "ant", 2**40, "f" * 64, [], [2], NOW + 3600)
     hello = Hello(sign_card(key, card, issued=NOW), successors=list(successors))
-    return Sealer(key, time.time_ns).seal(Kind.HELLO, to.key.id, hello)
+    return Sealer(key, Clock()).seal(Kind.HELLO, to.key.id, hello)
 
 
 async def post(to: Colony, path: str, body: bytes) -> str:
@@ -205,7 +206,7 @@ async def test_a_peer_that_was_away_learns_of_it_at_the_next_hello(tmp_path: Pat
         await ant.until(lambda: bool(ant.waiting()))
         await ant.rotate()
         assert bee.fed.peers.find("ant").peer.wire != ant.key.id
-        bee.fed.greeter.greet_all()
+        bee.fed.probes.ring()
         await follows(bee, ant)
         with trio.fail_after(50):
             await ant.work("X")

@@ -91,7 +91,7 @@ class Relay:
                 there, 1, 2, b'["forged"]', [], local_id(self.bee.key.id, there, 1), "e" * 64, 1, 2,
                 asked=asked.digest, origin=asked.origin,
             )  # fmt: skip
-            now = self.bee.fed.sealer.seconds
+            now = self.bee.fed.context.clock.seconds
             self.below[pid] = seal(
                 self.throwaway, Kind.OUTCOME, self.bee.key.id, dump(told), cti=b"x", issued=now,
                 expires=now + 60,

@@ -205,7 +205,7 @@ async def read_there(bee: Colony, far: Process) -> bytes:
 
 
 async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with furnished(tmp_path, "ant", "bee", "cat") as there:
         ant, bee, cat = there.values()
@@ -231,7 +231,7 @@ async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
         with pytest.raises(PeerRefused, match="unknown_process"):
             await fetch(bee, sent.checksum, attempt=2)
         assert ant.fed.server.counters["unknown_process"] == 2
-        await ant.fed.ledger.processes.cancel("ant", processid)
+        await ant.fed.context.processes.cancel("ant", processid)
         await ant.closed(processid)
         # A colony that only knows the checksum of another's file gets nothing of it.
         await put(cat, "/secret", "f", b"cat only")
@@ -242,7 +242,7 @@ async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
             assert await gathered(process) is not None
             return ant_says
 
-        ant.fed.delivery.gather = claim
+        monkeypatch.setattr(ant.fed.depot, "gather", claim)
         process = await ant.closed(await ant.submit("cat", fs=mounts("/data")))
         assert "file_gone" in process.errors[0]
 

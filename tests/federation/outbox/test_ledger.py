@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import trio
@@ -12,7 +13,6 @@ import trio.testing
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
 from federation.outbox.ledger import Entry, Ledger
-from federation.outbox.sender import Delivery
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, Txn
@@ -21,6 +21,7 @@ from node.model.types import DAY, State
 from node.processes.service import Processes
 from tests.federation.outbox.test_revoke import Front, Sending
 from tests.support.interleaved import Meddled
+from tests.support.parts import delivery_of, ledger_of
 
 
 class Slow:
@@ -128,9 +129,8 @@ async def test_the_end_waits_for_what_is_being_read(client: EtcdClient) -> None:
 async def beside(front: Front, *, knows: bool = True) -> tuple[Processes, Ledger]:
     """Another daemon of the same colony, which `knows` what was in the outbox by now."""
     processes = Processes(front.client, time.time_ns)
-    inbox = front.inbox
-    ledger = Ledger("lab", inbox.sealer, front.client, processes, front.peers, front.keys)
-    processes.hooks = Sending(inbox, ledger)
+    ledger = ledger_of(replace(front.context, processes=processes))
+    processes.hooks = Sending(front.inbox, ledger)
     if knows:
         await ledger.load()
     return processes, ledger
@@ -151,7 +151,7 @@ async def test_a_write_that_may_have_happened_is_looked_for(client: EtcdClient, 
     await front.ledger.refresh_all()
     entry = front.ledger.entries[pid]
     meddled = Meddled(client)
-    front.ledger.client = meddled  # type: ignore[assignment]
+    front.ledger.context = replace(front.context, client=cast(EtcdClient, meddled))
     sending = outbox.sending(entry.forward, b"sealed", 1)
     if how == "no answer":
         meddled.lost = True
@@ -181,7 +181,8 @@ async def test_an_end_without_an_answer_is_looked_for(client: EtcdClient, state:
     await front.ledger.refresh_all()
     entry = front.ledger.entries[pid]
     meddled = Meddled(client)
-    front.ledger.client = front.processes.client = meddled  # type: ignore[assignment]
+    front.processes.client = cast(EtcdClient, meddled)
+    front.ledger.context = replace(front.context, client=front.processes.client)
     meddled.lost = True
     move = outbox.deadline_passed(entry.forward, 2**62, "field", "")
     assert move is not None
@@ -256,7 +257,7 @@ async def test_a_clock_that_is_set_moves_every_forward_once(client: EtcdClient) 
     pids = [await front.forward(outbox.State.QUEUED) for _ in range(3)]
     await front.ledger.refresh_all()
     given = [(await stored(front, pid)).deliver for pid in pids]
-    delivery, year = Delivery(front.ledger, front.inbox.sealer), 365 * DAY
+    delivery, year = delivery_of(front.context, front.ledger), 365 * DAY
     before = time.time_ns()
     save, saves = front.ledger.save, 0
 

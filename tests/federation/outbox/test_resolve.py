@@ -18,8 +18,10 @@ from cli.core.client import RpcError
 from federation.forward import machine as outbox
 from federation.outbox.ledger import Ledger
 from federation.outbox.resolve import resolve
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
+from federation.wire.clock import Clock
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Delete, Op, Put, Txn
@@ -32,6 +34,7 @@ from node.store import processes as store_processes
 from tests.federation.service.test_two_colonies import Side, pair
 from tests.support.daemons import REPOSITORY, Daemon, until
 from tests.support.interleaved import Meddled
+from tests.support.parts import ledger_of
 
 Make = Callable[..., Daemon]
 pytestmark = pytest.mark.slow
@@ -193,9 +196,9 @@ async def doubtful(client: EtcdClient) -> tuple[Overtaken, Ledger, Process, list
     store = Overtaken(client)
     meddled = cast(EtcdClient, store)
     key, peer, federated = PrivateKey.generate(), PrivateKey.generate(), Keys("ant")
-    sealer, processes = Sealer(key, time.time_ns), Processes(meddled, time.time_ns)
-    peers = Peers(meddled, federated, key.id)
-    ledger = Ledger("ant", sealer, meddled, processes, peers, federated)
+    sealer, processes = Sealer(key, Clock()), Processes(meddled, time.time_ns)
+    peers = Peers(meddled, federated, sealer)
+    ledger = ledger_of(Context("ant", sealer, meddled, processes, peers, federated))
     spec = FunctionSpec(funcname="f", conditions=Conditions("bee", executortype="t"))
     now = time.time_ns()
     process = Process("a" * 64, "b" * 64, "me", "ant", spec, now, now, peer=peer.id)

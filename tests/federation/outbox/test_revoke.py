@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from tests.federation.membership.test_invitations import joined
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.daemons import Daemon, until
+from tests.support.parts import inbox_of, ledger_of
 
 Make = Callable[..., Daemon]
 
@@ -100,13 +102,13 @@ class Front(Lab):
 
     def start(self) -> None:
         """Everything in memory is new; the keys of both colonies stay."""
-        sealer = self.inbox.sealer
-        self.peers = Peers(self.client, self.keys, self.key.id)
+        self.peers = Peers(self.client, self.keys, self.context.sealer)
         self.processes = Processes(self.client, time.time_ns)
-        self.inbox = Inbox("lab", sealer, self.client, self.processes, self.peers, self.keys)
-        self.ledger = Ledger("lab", sealer, self.client, self.processes, self.peers, self.keys)
+        self.context = replace(self.context, peers=self.peers, processes=self.processes)
+        self.ledger = ledger_of(self.context)
+        self.inbox = inbox_of(self.context, self.ledger)
         self.processes.hooks = Sending(self.inbox, self.ledger)
-        self.endings = Endings(self.ledger, time.time_ns)
+        self.endings = Endings(self.context, self.ledger)
         self.serve()
 
     async def restart(self) -> None:
@@ -220,10 +222,12 @@ async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) 
         )
     other = "3" * 64
 
-    def elsewhere(process: Process, move: outbox.Move) -> Detour:
-        return Detour(other, msgspec.structs.replace(move.forward, peer=other, state=There.QUEUED))
+    class Elsewhere:
+        def elsewhere(self, process: Process, move: outbox.Move) -> Detour:
+            there = msgspec.structs.replace(move.forward, peer=other, state=There.QUEUED)
+            return Detour(other, there)
 
-    front.ledger.elsewhere = elsewhere
+    front.ledger.detours = Elsewhere()
     await front.peers.block(front.other.id)
     await front.endings.sweep(front.other.id)
     moved, doubtful = [await front.process(pid) for pid in pids]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
 from federation.forward.machine import State as There
-from federation.peers.clock import SLACK, Clock, Reading, apart, bridgeable, read, told
+from federation.peers.clock import SLACK, PeerClock, Reading, apart, bridgeable, read, told
 from federation.peers.record import Known, Peer
 from federation.peers.registry import PENDING, TRUSTED
 from federation.transport.errors import Lost
@@ -22,10 +22,10 @@ from federation.transport.link import Answer, Link, PeerRefused, Untimely
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind
 from federation.wire.messages import MOST, Hello, Receipt, Submit, load
-from federation.wire.signer import Sealer
 from node.etcd.client import open_client
 from tests.federation.inbox.test_server import PID, SPEC, Lab
 from tests.node.etcd.support import start_store
+from tests.support.parts import Led
 
 HOUR = 3600
 NOW = 1_700_000_000
@@ -65,16 +65,16 @@ def reading(ahead: int, judging: int | None = None) -> Reading:
 )
 def test_what_is_made_up_for(ahead: int, used: int) -> None:
     """Nothing of a small difference, and nothing of one that is beyond all bounds."""
-    clock = Clock(reading(ahead, 0))
+    clock = PeerClock(reading(ahead, 0))
     assert (clock.issuing, clock.judging) == (used, 0)
-    clock = Clock(reading(0, ahead))
+    clock = PeerClock(reading(0, ahead))
     assert (clock.issuing, clock.judging) == (0, used)
-    assert (Clock().issuing, Clock().judging) == (0, 0)
+    assert (PeerClock().issuing, PeerClock().judging) == (0, 0)
 
 
 def test_learning() -> None:
     """It tells when there is something new to be told."""
-    clock = Clock()
+    clock = PeerClock()
     assert not clock.learn(reading(1))
     assert clock.learn(reading(HOUR))
     assert not clock.learn(reading(HOUR + 1))
@@ -119,22 +119,17 @@ class Pair:
         self.lab = lab
         self.measured = 0
         peer = Peer(lab.key.id, TRUSTED, "lab", lab.key.public_key)
-        self.link = Direct(Known(peer), lab.sealer, self._renew, lambda: 0.0, measure=self._measure)
+        self.link = Direct(Known(peer), lab.sealer, Led(measured=self._measure))
         self.link.lab = lab
-
-    async def _renew(self, address: str) -> None:
-        raise AssertionError("there are no certificates here")
 
     def _measure(self) -> None:
         self.measured += 1
 
     def set_clock(self, ahead: int) -> None:
-        sealer = Sealer(self.lab.key, lambda: time.time_ns() + ahead * 1_000_000_000)
-        self.lab.inbox.sealer = sealer
-        self.lab.serve()
+        self.lab.clock.now = lambda: time.time_ns() + ahead * 1_000_000_000
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> PeerClock:
         return self.link.entry.clock
 
     def expect(self, ahead: int, judging: int | None = None) -> None:
@@ -196,7 +191,7 @@ async def test_before_it_is_measured(pair: Pair) -> None:
 
 async def test_a_clock_that_was_set_back(pair: Pair) -> None:
     """Who remembers a later time judges by that: what is short-lived must hold by it."""
-    pair.lab.high_water = lambda: time.time() + HOUR
+    pair.lab.clock.remember(time.time() + HOUR)
     with pytest.raises(Untimely, match="expired"):
         await pair.submit(pair.submission())
     await pair.measure()

@@ -30,6 +30,7 @@ from federation.peers.policy import (
     read,
 )
 from federation.peers.registry import TRUSTED, Peers
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer
 from node.etcd.client import TxnResult, open_client
@@ -287,7 +288,7 @@ async def test_each_rule_has_its_own_refusal(lab: Lab) -> None:
 
 
 async def test_the_default_holds_until_there_is_a_policy_of_its_own(lab: Lab) -> None:
-    lab.peers.default = Policy(functions=["g"])
+    lab.peers.set_default(Policy(functions=["g"]))
     assert code(await send(lab, 1)) == "policy_function"
     await lab.peers.set_policy(lab.other.id, Policy())
     assert (await send(lab, 1)).status == 200
@@ -298,7 +299,7 @@ async def test_the_default_holds_until_there_is_a_policy_of_its_own(lab: Lab) ->
 async def test_first_sight_trust_has_the_default_policy(lab: Lab) -> None:
     lab.peers.lan, lab.peers.default = True, Policy(functions=["g"])
     lab.other = PrivateKey.generate()
-    lab.sealer = Sealer(lab.other, time.time_ns)
+    lab.sealer = Sealer(lab.other, Clock())
     assert (await lab.introduce("meadow")).status == 200
     found = lab.peers.get(lab.other.id)
     assert found is not None
@@ -310,7 +311,7 @@ async def test_a_policy_survives_cards_restarts_and_a_block(lab: Lab) -> None:
     policy = Policy(functions=["f"], rate=7)
     await lab.peers.set_policy(lab.other.id, policy)
     await lab.introduce()
-    again = Peers(lab.client, lab.keys, lab.key.id)
+    again = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
     await again.load()
     assert again.policy(lab.other.id) == policy
     await again.block(lab.other.id)
@@ -324,7 +325,7 @@ async def test_a_policy_survives_cards_restarts_and_a_block(lab: Lab) -> None:
 
 
 async def test_two_daemons_decide_and_neither_undoes_the_other(lab: Lab) -> None:
-    elsewhere = Peers(lab.client, lab.keys, lab.key.id)
+    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
     await elsewhere.load()
     await lab.peers.set_policy(lab.other.id, Policy(rate=1))
     # It still has the peer as it was; its own change must not bring that back.

@@ -23,6 +23,7 @@ from federation.routing.capabilities import (
     same,
 )
 from federation.routing.exchange import Exchange
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind
 from federation.wire.messages import Capabilities, Offer
 from federation.wire.messages import load as load_message
@@ -33,6 +34,7 @@ from node.processes.queue import Candidate, Entry, Queue
 from node.store.directory import Directory
 from tests.federation.inbox.test_server import Lab, code
 from tests.node.etcd.support import start_store
+from tests.support.parts import portrait_of
 
 NOW = 1_700_000_000 * SECOND
 
@@ -138,7 +140,7 @@ def test_marked_changes_are_told_apart_from_small_ones() -> None:
 
 def test_a_statement_holds_until_a_newer_one_or_until_it_is_stale() -> None:
     clock = [100.0]
-    board = Board(lambda: clock[0])
+    board = Board(Clock(steady=lambda: clock[0]))
     assert board.age("bee") is None
     assert board.take("bee", said(5))
     board.sent("bee", "cli")
@@ -177,9 +179,9 @@ class Offering(Lab):
         worker = Executor("e" * 64, "t", "w", "lab", ExecutorState.APPROVED)
         worker.lastheardfromtime = time.time_ns()
         roster.executors["w"] = worker
-        self.board = Board(trio.current_time)
+        self.board = Board(self.clock)
         self.exchange = Exchange(
-            "lab", self.inbox.sealer, self.peers, self.processes, self.board, members, lambda: 7
+            self.context, self.board, portrait_of(self.context), trio.Event(), members
         )
         self.serve(*self.exchange.endpoints())
 

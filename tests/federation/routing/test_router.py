@@ -19,6 +19,7 @@ from federation.service.main import Federation
 from federation.transport.errors import Lost, Unsent
 from federation.transport.link import Answer, Link
 from federation.wire.card import Card
+from federation.wire.clock import Clock
 from federation.wire.messages import Capabilities, Offer
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
@@ -60,7 +61,7 @@ class Side:
             self.node.processes,
             Config(routes=list(routes)),
             Path("/nowhere"),
-            time.time_ns,
+            Clock(),
             self.node.members,
         )
         self.processes = self.node.processes

@@ -25,10 +25,10 @@ from federation.forward.path import local_id
 from federation.network.candidates import Hint, Hints
 from federation.peers.policy import Policy
 from federation.peers.registry import TRUSTED, Known, Peer
-from federation.transport.errors import Unsent
 from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused
 from federation.wire import cbor, envelope
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, Refused, inspect, seal
 from federation.wire.messages import Cancel, Follow, Hello, Outcome, Outcomes, Poll, Receipt, load
 from federation.wire.signer import Sealer
@@ -43,6 +43,7 @@ from tests.federation.membership.test_rotation import follows, friends, post
 from tests.node.etcd.support import start_store
 from tests.support.colonies import FINGERPRINT, Colony, world
 from tests.support.daemons import Daemon, until
+from tests.support.parts import Led
 
 
 @pytest.fixture
@@ -58,11 +59,8 @@ async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
 def by_way_of(lab: Lab, carrier: Carrier) -> Link:
     """The way from the peer of the lab to the lab, as somebody else carries it."""
 
-    async def renew(address: str) -> None:
-        raise Unsent(address)
-
     peer = Peer(lab.key.id, TRUSTED, "lab", lab.key.public_key, fingerprint="f" * 64)
-    return Link(Known(peer), lab.sealer, renew, lambda: 0.0, lambda: carrier)
+    return Link(Known(peer), lab.sealer, Led(carrier))
 
 
 async def ask(lab: Lab, path: str, body: bytes, method: str = "POST") -> Answer:
@@ -126,7 +124,7 @@ async def test_who_carries_a_message_can_not_make_up_its_receipt(lab: Lab) -> No
     body = lab.seal(Kind.SUBMIT, submission())
 
     async def forge(at: str, data: bytes, wait: float) -> Answer:
-        thief = Sealer(PrivateKey.generate(), time.time_ns)
+        thief = Sealer(PrivateKey.generate(), Clock())
         made_up = Receipt(submission().pid, 1, "accepted", "0" * 64)
         return Answer(200, "", thief.seal(Kind.RECEIPT, lab.other.id, made_up))
 
@@ -153,7 +151,7 @@ async def test_a_stolen_key_redirects_a_peer_until_the_owner_changes_the_key(
         ant, bee = await friends(colonies, "ant", "bee")
         stolen = ant.key
         hello = Hello(portrait(stolen, 2**63 - 1, "e" * 64))
-        body = Sealer(stolen, time.time_ns).seal(Kind.HELLO, bee.key.id, hello)
+        body = Sealer(stolen, Clock()).seal(Kind.HELLO, bee.key.id, hello)
         assert await post(bee, "hello", body) == ""
         entry = bee.fed.peers.find("ant")
         assert entry.peer.fingerprint == "e" * 64
@@ -372,16 +370,16 @@ async def test_who_has_the_key_can_move_the_colony_to_a_key_of_its_own(tmp_path:
         stolen, third = ant.key, PrivateKey.generate()
         now = int(time.time())
         said = Hello(portrait(third, 2**40, "e" * 64), successors=[declare(stolen, third, now)])
-        body = Sealer(third, time.time_ns).seal(Kind.HELLO, bee.key.id, said)
+        body = Sealer(third, Clock()).seal(Kind.HELLO, bee.key.id, said)
         assert await post(bee, "hello", body) == ""
         assert bee.fed.peers.find("ant").peer.wire == third.id
         # The owner can't have it back, nor any other colony be drawn into it.
         fourth = PrivateKey.generate()
         said = Hello(portrait(fourth, 2**40, "f" * 64), successors=[declare(stolen, fourth, now)])
-        body = Sealer(fourth, time.time_ns).seal(Kind.HELLO, bee.key.id, said)
+        body = Sealer(fourth, Clock()).seal(Kind.HELLO, bee.key.id, said)
         assert await post(bee, "hello", body) == "usurped"
         await bee.fed.peers.block(third.id)
-        body = Sealer(third, time.time_ns).seal(Kind.SUBMIT, bee.key.id, submission())
+        body = Sealer(third, Clock()).seal(Kind.SUBMIT, bee.key.id, submission())
         assert await post(bee, "submit", body) == "blocked"
 
 
@@ -534,7 +532,7 @@ async def test_a_clock_once_far_ahead_shuts_everybody_out(lab: Lab) -> None:
     """It fails closed: the latest time remembered counts, until the clock has come that far."""
     await lab.befriend()
     body = lab.seal(Kind.SUBMIT, submission())
-    lab.high_water = lambda: time.time() + 30 * 86_400
+    lab.clock.remember(time.time() + 30 * 86_400)
     assert code(await lab.raw("submit", body)) == "expired"
-    lab.high_water = time.time
+    lab.clock.remember(time.time())
     assert (await lab.raw("submit", body)).status == 200

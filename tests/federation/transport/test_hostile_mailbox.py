@@ -23,6 +23,7 @@ from federation.peers.registry import TRUSTED, Known, Peer
 from federation.transport.errors import Lost
 from federation.transport.link import Answer, Link
 from federation.transport.mailbox import pass_on
+from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Cancel, Denial, Pass, Passed, Submit, load
 from federation.wire.refusals import BROUGHT
@@ -32,8 +33,9 @@ from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import Process, State
-from tests.federation.routing.test_router import BOTH, Side, nowhere, three
+from tests.federation.routing.test_router import BOTH, Side, three
 from tests.support.daemons import until
+from tests.support.parts import Led
 
 Say = Callable[[Answer], Awaitable[Answer]]
 
@@ -74,7 +76,7 @@ class Mailbox(Link):
     async def passed(self, answer: Answer) -> Answer:
         """An answer of bee, as an honest mailbox gives it to ant."""
         message = Passed(answer.status, answer.retry_after, answer.data)
-        sealer = Sealer(self.key, time.time_ns)
+        sealer = Sealer(self.key, Clock())
         return Answer(200, "", sealer.seal(Kind.PASSED, self.sealer.key.id, message))
 
     def signed(self, told: Answer) -> Answer:
@@ -82,7 +84,7 @@ class Mailbox(Link):
         said = msgspec.json.decode(told.data)
         digest = hashlib.sha256(self.asked).digest()
         denial = Denial(said["code"], "no", digest, path="/v1/pass", kept=True)
-        sealed = Sealer(self.key, time.time_ns).seal(Kind.REFUSAL, self.sealer.key.id, denial)
+        sealed = Sealer(self.key, Clock()).seal(Kind.REFUSAL, self.sealer.key.id, denial)
         return Answer(told.status, "", msgspec.json.encode(said | {"signed": sealed}))
 
 
@@ -93,12 +95,12 @@ class Scene:
         self.ant, self.bee, self.cat = ant, bee, cat
         key = PrivateKey.generate()
         peer = Peer(key.id, TRUSTED, "mailbox", key.public_key, fingerprint="e" * 64)
-        self.mailbox = Mailbox(Known(peer), ant.federation.sealer, nowhere, lambda: 0.0)
+        self.mailbox = Mailbox(Known(peer), ant.federation.sealer, Led())
         self.mailbox.key, self.mailbox.bee, self.mailbox.kept = key, bee, []
         self.mailbox.say = self.mailbox.passed
         carry = functools.partial(pass_on, self.mailbox, bee.key.id)
         entry = ant.federation.peers.known[bee.key.id]
-        self.link = Link(entry, ant.federation.sealer, nowhere, lambda: 0.0, lambda: carry)
+        self.link = Link(entry, ant.federation.sealer, Led(carry))
 
     async def deliver(self, process: Process) -> None:
         """Send what is due for this process, once."""

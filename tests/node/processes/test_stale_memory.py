@@ -106,7 +106,7 @@ class Late(Wire):
         await self.reached.wait()
 
     def __init__(self, like: Wire) -> None:
-        super().__init__(like.entry, like.sealer, like.renew, like.high_water)
+        super().__init__(like.entry, like.sealer, like.guide)
         self.to = like.to
         self.reaching, self.reached = trio.Event(), trio.Event()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -52,10 +53,9 @@ def second_outcome(patch: pytest.MonkeyPatch) -> None:
     close = Results._close
 
     async def again(self: Results, *args: Any) -> bool:
-        ledger = copy.copy(self.ledger)
-        ledger.processes = _Open(self.ledger.processes)  # type: ignore[assignment]
+        blind = cast(Processes, _Open(self.context.processes))
         bold = copy.copy(self)
-        bold.ledger = ledger
+        bold.context = replace(self.context, processes=blind)
         return await close(bold, *args)
 
     patch.setattr(Results, "_close", again)

@@ -103,7 +103,10 @@ def no_dedupe(patch: pytest.MonkeyPatch) -> None:
     async def taken(
         self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any, *more: Any
     ) -> Any:
-        if await self.client.get(self.keys.marker(opened.issuer, submit.pid)) is not None:
+        if (
+            await self.context.client.get(self.context.keys.marker(opened.issuer, submit.pid))
+            is not None
+        ):
             process.processid = hashlib.sha256(process.processid.encode()).hexdigest()
         return await take_in(self, opened, data, submit, process, *more)
 
