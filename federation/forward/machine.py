@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from federation.forward.path import Request, request_of
-from federation.wire.envelope import MAX_LIFETIME, Refused
+from federation.wire.envelope import MAX_LIFETIME, Rejected
+from federation.wire.refusals import Proof
 from federation.wire.signer import cti_of
 from node.model.types import SECOND, Process
 
@@ -187,7 +188,7 @@ class Forward(msgspec.Struct, frozen=True):
             if not self.envelope:
                 return None
             return request_of(self.envelope, relayed=bool(self.origin))
-        except Refused:
+        except Rejected:
             return None
 
     @property
@@ -400,26 +401,19 @@ def refused(
     message: str,
     peername: str,
     now: int,
-    *,
-    signed: bool = False,
-    brought: bool = False,
-    kept: bool = False,
+    proof: Proof = Proof.NONE,
 ) -> Move:
-    """The peer turned the message away for good; `signed` is whether it put its name to that.
-
-    `brought`: another colony brought it there, and may have before, or may again. `kept`: the peer
-    put its name to that it took no copy and will take none.
-    """
+    """The peer turned the message away for good."""
     error = f"peer {peername} refused: {code}: {message}"
     told, event = error, Event.REFUSED
     if forward.state is not State.CANCELLING:
-        if (forward.sent > 1 or brought) and not kept:
+        if (forward.sent > 1 or proof.carried) and proof is not Proof.KEPT:
             if code == "expired":
                 # Says nothing about the other copies: the outcome is awaited.
                 return _move(forward, Event.COPY_EXPIRED, lasterror=error, deliver=0, ended=0)
             told += "; another copy may have arrived: in doubt, the peer may still run it"
             event = Event.COPY_REFUSED
-        elif (signed or kept) and code != "id_reuse":
+        elif proof.certain and code != "id_reuse":
             # Another message under this id, which it has, may be one of ours that a lost store
             # forgot: so no more is certain.
             event = Event.DENIED

@@ -24,16 +24,11 @@ __all__ = [
     "Known",
     "Peer",
     "Roster",
-    "Usurped",
 ]
 
 SEEN, PENDING, TRUSTED, BLOCKED = "seen", "pending", "trusted", "blocked"
 _MAX_ADDRESSES = 8  # that were announced, of one colony
 _MAX_PROVEN = 4
-
-
-class Usurped(Exception):
-    """A key may not take another one's place; the message says why."""
 
 
 class Former(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from federation.outbox import resolve as resolving
 from federation.outbox.outcomes import read_output
 from federation.service import rpc_routes as route_calls
 from federation.service.main import Federation
-from federation.wire.envelope import Kind, Refused, inspect
+from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Outcome, load
 from node.etcd.pressure import Need
@@ -151,7 +151,7 @@ def late_output(data: bytes) -> list[Any]:
     """What a late outcome gives as output; nothing of one that is no JSON: it is kept unread."""
     try:
         return read_output(data) if data else []
-    except Refused:
+    except Rejected:
         return []
 
 
@@ -234,7 +234,7 @@ def outcome_view(
         return None
     try:
         seen = inspect(sealed, limit=len(sealed))
-    except Refused:
+    except Rejected:
         return {"issuer": "", "issued": 0, "signaturevalid": False, "answers": False}
     valid = (
         seen.issuer == peer
@@ -253,6 +253,6 @@ def outcome_view(
 def _answers(payload: bytes, request: Request | None) -> bool | None:
     try:
         outcome = load(payload, Outcome)
-    except Refused:
+    except Rejected:
         return False
     return None if request is None else not chains.unbound(outcome, request)

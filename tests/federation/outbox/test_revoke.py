@@ -224,8 +224,9 @@ async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) 
 
     class Elsewhere:
         def elsewhere(self, process: Process, move: outbox.Move) -> Detour:
-            there = msgspec.structs.replace(move.forward, peer=other, state=There.QUEUED)
-            return Detour(other, there)
+            return Detour(
+                other, msgspec.structs.replace(move.forward, peer=other, state=There.QUEUED)
+            )
 
     front.ledger.detours = Elsewhere()
     await front.peers.block(front.other.id)

@@ -21,6 +21,7 @@ from federation.transport.link import Answer, Link
 from federation.wire.card import Card
 from federation.wire.clock import Clock
 from federation.wire.messages import Capabilities, Offer
+from federation.wire.refusals import Proof
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
 from node.host.config import Config, RouteConfig
@@ -454,7 +455,7 @@ async def test_what_left_and_came_back_is_known_by_where_it_was_tried(client: Et
     tried, now = (outbox.Tried(bee.key.id, "no", time.time_ns(), final=True),), time.time_ns()
     sent = outbox.sending(forward, b"sealed", now)
     record = outbox.returned(
-        outbox.refused(sent, "no", "", "bee", now, signed=True).forward, tried, now
+        outbox.refused(sent, "no", "", "bee", now, Proof.SIGNED).forward, tried, now
     )
     await client.put(ant.federation.keys.proof(process.processid), pack(record))
     (entry,) = ant.processes.queue.entries.values()
@@ -531,7 +532,8 @@ def test_only_a_signed_refusal_of_the_only_copy_is_certain() -> None:
         (twice, "untrusted", True, False),
         (twice, "expired", True, False),
     ):
-        move = outbox.refused(copy, code, "no", "bee", now, signed=signed)
+        proof = Proof.SIGNED if signed else Proof.NONE
+        move = outbox.refused(copy, code, "no", "bee", now, proof)
         assert move.certain is certain, (copy.sent, code, signed)
 
 

@@ -25,7 +25,7 @@ from federation.transport.link import Answer, Link
 from federation.transport.mailbox import pass_on
 from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, inspect
-from federation.wire.messages import Cancel, Denial, Pass, Passed, Submit, load
+from federation.wire.messages import Cancel, Pass, Passed, SignedRefusal, Submit, load
 from federation.wire.refusals import BROUGHT
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
@@ -83,7 +83,7 @@ class Mailbox(Link):
         """A refusal under which the mailbox puts its own name, as a peer does."""
         said = msgspec.json.decode(told.data)
         digest = hashlib.sha256(self.asked).digest()
-        denial = Denial(said["code"], "no", digest, path="/v1/pass", kept=True)
+        denial = SignedRefusal(said["code"], "no", digest, path="/v1/pass", kept=True)
         sealed = Sealer(self.key, Clock()).seal(Kind.REFUSAL, self.sealer.key.id, denial)
         return Answer(told.status, "", msgspec.json.encode(said | {"signed": sealed}))
 

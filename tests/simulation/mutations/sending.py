@@ -11,6 +11,7 @@ import pytest
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
 from federation.outbox.ledger import Entry, Ledger
+from federation.wire.refusals import Proof
 from node.etcd.txn import Delete, Op
 from node.processes.extension import Addition
 from node.processes.service import Processes
@@ -35,8 +36,11 @@ def unsigned_refusal(patch: pytest.MonkeyPatch) -> None:
     """A refusal counts as certain, whoever made it."""
     refused = outbox.refused
 
-    def certain(*args: Any, **kwargs: Any) -> Move:
-        return refused(*args, **kwargs | {"signed": True})
+    def certain(
+        forward: Forward, code: str, message: str, name: str, now: int, proof: Proof = Proof.NONE
+    ) -> Move:
+        signed = {Proof.NONE: Proof.SIGNED, Proof.CARRIED: Proof.SIGNED_CARRIED}
+        return refused(forward, code, message, name, now, signed.get(proof, proof))
 
     patch.setattr(outbox, "refused", certain)
 
