@@ -18,39 +18,6 @@ from federation.wire.refusals import Proof
 from federation.wire.signer import cti_of
 from node.model.types import SECOND, Process
 
-__all__ = [
-    "TRANSITIONS",
-    "Act",
-    "Event",
-    "Forward",
-    "Move",
-    "State",
-    "Step",
-    "Tried",
-    "Way",
-    "blocked",
-    "cancelled",
-    "cancelling",
-    "concluded",
-    "deadline_passed",
-    "delay",
-    "emptied",
-    "lost",
-    "new_forward",
-    "overruled",
-    "received",
-    "refused",
-    "resolved",
-    "returned",
-    "sending",
-    "shifted",
-    "stranded",
-    "unsendable",
-    "unsent",
-    "untimely",
-    "withdrawn",
-]
-
 # An outcome made at the last moment needs this long (ns) to come back.
 _GRACE = 3 * SECOND
 # How long (ns) a cancel is tried, and the outcome awaited that it leads to.

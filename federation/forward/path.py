@@ -15,22 +15,6 @@ from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Rejected, inspe
 from federation.wire.messages import MAX_HOPS, MOST, Submit, load
 from node.host.keys import id_of, verify_es256k
 
-__all__ = [
-    "Asked",
-    "Hop",
-    "Request",
-    "hops_for",
-    "is_mine",
-    "keyring",
-    "local_id",
-    "onward_target",
-    "passed_on",
-    "request_of",
-    "segments",
-    "unwrap",
-    "way",
-]
-
 
 @dataclass(frozen=True)
 class Hop:

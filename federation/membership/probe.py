@@ -27,8 +27,6 @@ from node.host.log import get_logger
 from node.host.sync import Bells
 from node.model.errors import RpcError
 
-__all__ = ["Greeter"]
-
 _PROBE = 30.0  # seconds between hellos
 _EXPECTED = (TransportError, EtcdError, RpcError, Rejected)
 

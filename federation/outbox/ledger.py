@@ -25,8 +25,6 @@ from node.model.types import Process, State
 from node.processes.extension import Addition
 from node.store import processes as store
 
-__all__ = ["Detour", "Detours", "Entry", "Ledger"]
-
 _BATCH = 60  # entries read in one transaction
 
 

@@ -36,8 +36,6 @@ from node.model.numbers import beyond_float
 from node.model.types import Process, State
 from node.store import processes as store
 
-__all__ = ["Results"]
-
 _POLL = 30  # seconds
 _VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between looks at a peer that should owe nothing
@@ -148,9 +146,7 @@ class Results:
             # Signed by the peer: no repeat of it can be better.
             outcome, output, problem = self._nonsense(link, about, rejected), [], True
         leaving: list[Op] = []
-        slim: list[Op] = []  # the same, of next to no size
         rest: list[Op] = []
-        record: Forward | None = None
         if forward is not None and fits:
             evidence = b"" if problem and len(sealed) > _EVIDENCE else sealed
             remote = outcome.localpid or forward.remoteprocessid
@@ -160,34 +156,22 @@ class Results:
             )
             place = self.context.keys.proof(outcome.pid)
             leaving = [Delete(key), Put(place, pack(record)), *rest]
-            bare = msgspec.structs.replace(record, outcome=b"", remoteprocessid=remote[:64])
-            slim = [Delete(key), Put(place, pack(bare)), *rest]
         # A person let the process go on without it: its place and its record are others by now.
         aside = forward is not None and fits and forward.aside
         if aside:
-            leaving = slim = [Delete(key), *rest]
+            leaving = [Delete(key), *rest]
         try:
             waits = fits and not aside
             closed = await self._close(link, outcome, output, leaving) if waits else False
         except EtcdTooLarge:
-            assert record is not None
-            if not await self._keep_apart(outcome.pid, sealed) and record.origin:
-                # Without its proof nobody would believe what we pass on.
-                outcome = _failure(
-                    outcome, "the output is too large to be passed on with its signature"
-                )
-                output = []
-            try:
-                closed = await self._close(link, outcome, output, slim)
-            except EtcdTooLarge:
-                name = self.context.peers.name(link.id)
-                outcome = _failure(
-                    outcome, f"what peer {name} says of the end is too large to be kept here"
-                )
-                closed = await self._close(link, outcome, [], slim)
-            leaving = slim
+            # With all the peer told of it before, the process is larger than one value may be.
+            name = self.context.peers.name(link.id)
+            outcome = _failure(
+                outcome, f"what peer {name} says of the end is too large to be kept here"
+            )
+            closed = await self._close(link, outcome, [], leaving)
         if not closed:
-            await self._too_late(link, outcome, sealed, (leaving, slim), aside)
+            await self._too_late(link, outcome, sealed, leaving, aside)
         # A repeat may be of what was taken in already, without an answer of the store to that.
         if rest or not fits:
             await self.follower.ended(outcome.pid)
@@ -259,18 +243,6 @@ class Results:
         ]
         return _failure(outcome, *errors)
 
-    async def _keep_apart(self, pid: str, sealed: bytes) -> bool:
-        """Keep a large outcome for itself, before the process is closed with it; whether it fits.
-
-        A crash in between leaves a copy that the next try replaces.
-        """
-        try:
-            await self.context.client.put(self.context.keys.apart(pid), sealed)
-        except EtcdTooLarge:
-            log.warning("outcome too large to keep its signature", process=pid)
-            return False
-        return True
-
     async def _close(
         self, link: Link, outcome: Outcome, output: list[object], leaving: Sequence[Op]
     ) -> bool:
@@ -306,13 +278,10 @@ class Results:
         link: Link,
         outcome: Outcome,
         sealed: bytes,
-        leaving: Sequence[Sequence[Op]],
+        leaving: Sequence[Op],
         aside: bool,
     ) -> None:
-        """Nobody waits for it any more: keep it as such, unless it is a repeat or too large.
-
-        The forward leaves in the first of these ways that the store takes.
-        """
+        """Nobody waits for it any more: keep it as such, unless it is a repeat or has no room."""
         late: list[Op] = []
         known = await self.context.processes.load(self.context.home, outcome.pid)
         proof = await self.context.client.get(self.context.keys.proof(outcome.pid))
@@ -327,16 +296,7 @@ class Results:
             self.late += 1
             late = [Put(self.context.keys.late(outcome.pid), sealed)]
             log.info("outcome came late", process=outcome.pid, peer=link.id)
-        *ways, last = [[*ops, *more] for more in (late, []) for ops in leaving]
-        for ops in ways:
-            try:
-                return await self._leave(ops)
-            except EtcdTooLarge:
-                log.warning("late outcome too large", process=outcome.pid, peer=link.id)
-        await self._leave(last)
-
-    async def _leave(self, ops: list[Op]) -> None:
-        if ops:
+        if ops := [*leaving, *late]:
             await self.context.client.commit(Txn([], ops))
 
 

@@ -24,14 +24,12 @@ from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Cancel, Receipt, Submit, load
 from federation.wire.refusals import Proof
-from node.etcd.errors import EtcdError, EtcdTooLarge
+from node.etcd.errors import EtcdError
 from node.etcd.txn import Delete, ModRevision, Txn
 from node.host.log import get_logger
 from node.model.errors import RpcError
 from node.model.types import Process
 from node.store import keys
-
-__all__ = ["Delivery"]
 
 _WINDOW = 8  # messages to one peer at a time
 # What a receipt may say, and whether it then names the peer's own process.
@@ -186,13 +184,7 @@ class Delivery:
         forward = msgspec.structs.replace(forward, meant=meant)
         # In the store before its first byte leaves: neither a crash nor another daemon of this
         # colony must take it for unsent, or for the only copy.
-        try:
-            if not await self.ledger.save(entry, forward, before):
-                return
-        except EtcdTooLarge as error:
-            name = self.context.peers.name(link.id)
-            move = outbox.refused(forward, "too_large", str(error), name, now)
-            await self.ledger.apply(entry, move, before)
+        if not await self.ledger.save(entry, forward, before):
             return
         try:
             opened, data = await link.post("/v2/submit", envelope, Kind.RECEIPT)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from federation.peers.context import Context
 
-__all__ = ["Upkeep"]
-
 _PAGE = 1000  # keys read at once
 _PAGES = 10  # of each kind, looked through at a sweep
 _MANY = 40  # processes looked for together

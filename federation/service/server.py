@@ -32,8 +32,6 @@ from node.host.log import get_logger
 from node.http.server import Request, Response
 from node.model.errors import RpcError
 
-__all__ = ["Server"]
-
 # Where version 1 of the protocol had forwards: its answers name ids only, and prove too little.
 _FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
 _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card

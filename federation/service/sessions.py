@@ -17,8 +17,6 @@ from federation.transport.errors import Unsent
 from federation.transport.link import Link
 from node.host.containment import contained, keep_going
 
-__all__ = ["Tending"]
-
 
 @dataclass
 class Tending:

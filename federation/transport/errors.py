@@ -9,8 +9,6 @@ from enum import Enum
 
 from federation.wire.refusals import Proof
 
-__all__ = ["Lost", "Reason", "RemoteRefusal", "TransportError", "Unsent"]
-
 
 class TransportError(Exception):
     """A message got no valid answer; what that means for it, the subclass tells."""

@@ -12,8 +12,6 @@ import msgspec
 
 from federation.wire.envelope import Rejected
 
-__all__ = ["BROUGHT", "Proof", "Refusal", "RefusalBody", "refusal_of", "store_full"]
-
 BROUGHT = ""  # the host that a message came from which a mailbox held
 
 _ROOM_AGAIN = 30  # seconds until a sender whom a full store refused comes again

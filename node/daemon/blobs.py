@@ -18,7 +18,7 @@ from node.files.blobs import Vault
 from node.files.catalog import Files
 from node.files.tickets import CHECKSUM, PREFIX, Scope
 from node.http.message import Request, Response
-from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
+from node.model.errors import Conflict, Invalid, NotFound, TooMany
 from node.rpc.dispatch import failure
 
 _CHUNK = 1 << 18
@@ -38,14 +38,7 @@ _SAFE = (
 
 
 async def answer(files: Files, request: Request) -> Response:
-    """Answer a request below PREFIX. Raises EtcdError."""
-    try:
-        return await _answer(files, request)
-    except RpcError as error:
-        return Response(error.status, failure(error.status, error.message))
-
-
-async def _answer(files: Files, request: Request) -> Response:
+    """Answer a request below PREFIX. Raises RpcError, EtcdError."""
     checksum = request.path[len(PREFIX) :]
     vault, tickets = files.vault, files.tickets
     if vault is None or tickets is None or not CHECKSUM.match(checksum):

@@ -26,8 +26,6 @@ from node.rpc.dispatch import Table
 from node.runtime.node import Node
 from node.version import VERSION
 
-__all__ = ["Family", "Metrics", "render"]
-
 PATH = "/metrics"
 FRESH = 2.0  # seconds for which a reading is served again: scrapers may come in numbers
 _HEADS = 64  # places looked at for the first process that waits for nothing but an executor

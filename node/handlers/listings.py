@@ -23,19 +23,6 @@ from node.rpc import requests as req
 from node.store import keys
 from node.store import processes as store
 
-__all__ = [
-    "MAX_COUNT",
-    "MAX_HISTORY",
-    "is_wanted",
-    "matching",
-    "running",
-    "submitted_since",
-    "to_remove",
-    "waiting",
-    "wanted",
-    "wired",
-]
-
 MAX_COUNT = 100
 # Processes that one look back may give; more is refused.
 MAX_HISTORY = 20_000

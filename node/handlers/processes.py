@@ -157,16 +157,14 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
     """A process by id."""
     try:
         return wire_process(await locate(node, caller, request.processid))
-    except NotFound as error:
+    except NotFound:
         if "/" in request.processid:
             raise
-        unknown = error
 
     async def look(colony: str) -> Process | None:
         return await node.past.find(colony, request.processid)
 
-    if (found := await node.directory.seek(caller.id, look)) is None:
-        raise unknown
+    found = await node.directory.seek(caller.id, look, "processid", request.processid)
     return wire_process(found)
 
 
@@ -203,17 +201,15 @@ async def set_output(node: Node, caller: Caller, request: req.Output) -> None:
 )
 async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
     """Report success, with the output."""
-    colony = await colony_of(node, caller, request.processid)
     # Without a new output the one that was set before the close stays.
-    process = await node.processes.close(
-        colony,
+    await _close(
+        node,
+        caller,
         request.processid,
-        caller.id,
         State.SUCCESSFUL,
         output=request.out or None,
         ended=lambda process: node.count_function(process, caller.id),
     )
-    await node.settle(process)
 
 
 @calls.row(
@@ -226,11 +222,12 @@ async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
 )
 async def close_failed(node: Node, caller: Caller, request: req.CloseFailed) -> None:
     """Report failure, with errors."""
-    colony = await colony_of(node, caller, request.processid)
-    process = await node.processes.close(
-        colony, request.processid, caller.id, State.FAILED, errors=request.errors
-    )
-    await node.settle(process)
+    await _close(node, caller, request.processid, State.FAILED, errors=request.errors)
+
+
+async def _close(node: Node, caller: Caller, processid: str, state: State, **result: Any) -> None:
+    colony = await colony_of(node, caller, processid)
+    await node.settle(await node.processes.close(colony, processid, caller.id, state, **result))
 
 
 @calls.row("cancelprocessmsg", req.ProcessById, Who.SIGNED, rights=MINE, need=Need.FREES)
@@ -328,10 +325,7 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
         return await node.processes.load(colony, processid) if "/" not in processid else None
 
     node.processes.handout.heard(processid, caller.id)
-    known = await node.directory.seek(caller.id, look)
-    if known is not None:
-        return known[0]
-    raise NotFound(f"processid: no process {processid[:80]!r} in the caller's colonies")
+    return (await node.directory.seek(caller.id, look, "processid", processid))[0]
 
 
 def require_member(node: Node, colony: str, name: str) -> None:

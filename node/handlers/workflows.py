@@ -209,7 +209,4 @@ async def locate_graph(node: Node, caller: Caller, graphid: str) -> Graph:
     async def look(colony: str) -> Graph | None:
         return await node.workflows.load(colony, graphid) if "/" not in graphid else None
 
-    graph = await node.directory.seek(caller.id, look)
-    if graph is not None:
-        return graph
-    raise NotFound(f"processgraphid: no workflow {graphid[:80]!r} in the caller's colonies")
+    return await node.directory.seek(caller.id, look, "processgraphid", graphid)

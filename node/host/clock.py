@@ -14,8 +14,6 @@ import msgspec
 
 from node.model.types import DAY, SECOND
 
-__all__ = ["JUMP", "SET", "Clock", "Moment", "boot_id", "jumped", "moment", "place", "steady_ns"]
-
 JUMP = 3.0  # seconds that two clocks may drift apart between two looks
 SET = "clock set"
 _GAP = 15.0  # seconds between two looks after which we were stopped, or starved

@@ -18,8 +18,6 @@ from node.host.home import HomeError
 from node.host.log import get_logger
 from node.model.ids import NAME
 
-__all__ = ["FILE", "Listening", "announce", "read_listening", "url_of", "withdraw", "withdrawn"]
-
 FILE = "listening.json"
 _LONGEST = 65_536  # bytes of the file that are read
 

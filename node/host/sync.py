@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import trio
 
-__all__ = ["Bell", "Bells"]
-
 
 class Bell:
     """Wakes those who wait. Take `event` before looking at what may change, then wait for it."""

@@ -63,3 +63,13 @@ class Unavailable(RpcError):
     """This daemon can't do it now, through no fault of the caller's: try again later."""
 
     status = 503
+
+
+_KINDS = (Invalid, Denied, NotFound, TimedOut, Conflict, TooLarge, TooMany, Unavailable)
+
+
+def of_status(status: int, message: str) -> RpcError:
+    """Return the error that a reply told of with this HTTP status."""
+    error = next((kind for kind in _KINDS if kind.status == status), RpcError)(message)
+    error.status = status
+    return error

@@ -11,8 +11,6 @@ from urllib.parse import quote, unquote
 
 from node.model.errors import Invalid
 
-__all__ = ["MOST", "check_id", "check_name", "in_file", "in_key", "of_key"]
-
 MOST = 200  # characters
 # Bytes of the name of a file, less an ending of four; and how much of a longer one is still seen.
 _MOST_FILE, _SEEN = 251, 96

@@ -149,17 +149,15 @@ class Channels:
         """A process, whose channel the caller may use, and its revision.
 
         Raises Denied when the caller is not a member, or neither the initiator nor the
-        assigned executor; 404 when there is no such process or it has no such channel.
+        assigned executor; NotFound when there is no such process or it has no such channel.
         """
 
         async def look(colony: str) -> tuple[Process, int] | None:
             return await self.processes.load(colony, processid) if "/" not in processid else None
 
-        known = await self.directory.seek(identity, look)
-        if known is not None:
-            _check_party(known[0], identity, name)
-            return known
-        raise NotFound(f"processid: no process {processid[:80]!r} in the caller's colonies")
+        known = await self.directory.seek(identity, look, "processid", processid)
+        _check_party(known[0], identity, name)
+        return known
 
     # -- appending -----------------------------------------------------------------------
 

@@ -22,8 +22,6 @@ from node.store import keys
 from node.store import processes as store
 from node.store.directory import Directory
 
-__all__ = ["Indexing"]
-
 log = get_logger("index")
 
 _AGAIN = 30.0  # seconds between two looks for colonies without an index

@@ -13,8 +13,6 @@ from node.processes.queue import Entry
 from node.processes.service import Processes
 from node.store.processes import waiting_of
 
-__all__ = ["complete"]
-
 # Processes read at once.
 _MANY = 40
 _SLACK = int(JUMP * SECOND)

@@ -14,8 +14,6 @@ from node.host.config import QuotasConfig
 from node.model.errors import TooMany
 from node.processes.queue import Queue, RunningSet, count_owner
 
-__all__ = ["Quotas"]
-
 _LOGGING = 4096  # processes whose lines are counted
 
 # Of the processes that a member may have open, the part that its crons and generators may fill:

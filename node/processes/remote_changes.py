@@ -19,8 +19,6 @@ from node.processes.service import Processes
 from node.processes.subscriptions import Subscriptions
 from node.store import keys
 
-__all__ = ["Elsewhere"]
-
 # Seconds that what is heard is collected for: the answer to our own write may come after the watch.
 _COLLECT = 0.05
 _AGAIN = 1.0  # seconds after which a store that failed is asked again

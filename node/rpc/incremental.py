@@ -22,24 +22,6 @@ from node.model import numbers
 from node.model.errors import Invalid
 from node.store.limits import ANSWER
 
-__all__ = [
-    "Answer",
-    "Posted",
-    "Steps",
-    "answer",
-    "convert",
-    "decode",
-    "in_turns",
-    "long_digits",
-    "nesting",
-    "parse",
-    "prune",
-    "read",
-    "signer",
-    "text_of",
-    "wrapped",
-]
-
 _encode = msgspec.json.Encoder().encode
 T = TypeVar("T")
 Steps: TypeAlias = Generator[None, None, T]

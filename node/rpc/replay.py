@@ -22,11 +22,18 @@ from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.guard import GUARD
 from node.etcd.txn import Absent, DeletePrefix, Get, ModRevision, Put, Txn
 from node.host.log import get_logger
-from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError, TimedOut, Unavailable
+from node.model.errors import (
+    Conflict,
+    Denied,
+    Invalid,
+    NotFound,
+    RpcError,
+    TimedOut,
+    Unavailable,
+    of_status,
+)
 from node.model.types import SECOND
 from node.store import replay as store
-
-__all__ = ["FRESH", "LONGEST", "Claim", "Once", "Replays", "aside", "look"]
 
 # Seconds a signed time may be off before a request that carries one is refused.
 FRESH = 300
@@ -63,14 +70,6 @@ class Replayed(Conflict):
     def __init__(self, marker: store.Marker) -> None:
         super().__init__("nonce: this request was served already")
         self.marker = marker
-
-
-class Repeated(RpcError):
-    """The refusal that the same request got before, with its status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass
@@ -222,7 +221,7 @@ class Replays:
         if known.status == 200 and known.answer:
             return msgspec.Raw(known.answer)
         if known.status not in (0, 200):
-            raise Repeated(known.status, known.answer.decode())
+            raise of_status(known.status, known.answer.decode())
         if once is Once.TOGETHER:
             return await again(known.place)
         if once is Once.RESUMED and not known.status and not known.run.startswith(self._daemon):

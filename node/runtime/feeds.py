@@ -14,8 +14,6 @@ from node.runtime.node import Node
 from node.store import keys
 from node.store.directory import Directory
 
-__all__ = ["follow", "take_in"]
-
 
 async def follow(
     node: Node, prefix: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

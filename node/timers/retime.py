@@ -37,8 +37,6 @@ from node.timers.crons import Crons, next_run
 from node.timers.election import Leader
 from node.timers.generators import Generators
 
-__all__ = ["Retiming", "retimed_cron", "retimed_generator"]
-
 _TICK = 1.0  # seconds between looks at the clocks
 # Seconds between two writes of what the clocks show: a record is 100 bytes, and flash wears out.
 _KEEP = 300.0
