@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from federation.forward.path import Request, request_of
-from federation.wire.envelope import Opened, Refused
+from federation.wire.envelope import Opened, Rejected
 from node.etcd.client import EtcdClient
 from node.store import keys
 
@@ -61,5 +61,5 @@ async def request_in(client: EtcdClient, home: str, marker: Marker) -> Request:
     found = await client.get(keys.submission(home, marker.localpid))
     try:
         return request_of(found.value) if found is not None else Request()
-    except Refused:
+    except Rejected:
         return Request()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from federation.wire.json import require_bounded
 from federation.wire.messages import Extra, Follow, Line, News
 from node.model.errors import Invalid
@@ -195,7 +195,7 @@ def output_of(out: bytes) -> list[object]:
     try:
         require_bounded(out, most=_MOST_CONTAINERS)
         value: list[object] = msgspec.json.decode(out, type=list)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Rejected) as error:
         raise Invalid(f"news: the output: {error}") from None
     if beyond_float(out, value):
         raise Invalid("news: a number in the output beyond what a 64-bit float holds")

@@ -13,7 +13,7 @@ import trio
 
 from federation.forward import path as relays
 from federation.forward.marker import Marker, request_in
-from federation.forward.path import Asked, BadPath, Request, local_id
+from federation.forward.path import Asked, Request, local_id
 from federation.inbox.outcomes import Owing
 from federation.inbox.tombstones import Tombstones
 from federation.inbox.usage import Stocktaking
@@ -22,13 +22,13 @@ from federation.limits.decoding import load_large
 from federation.outbox.files import Depot
 from federation.outbox.ledger import Ledger
 from federation.peers.context import Context
-from federation.peers.policy import Breach, Meter, breach, explained, onward
+from federation.peers.policy import Meter, breach, explained, onward
 from federation.peers.registry import BLOCKED, TRUSTED, trusted_revision
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
+from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Rejected, inspect
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Cancel, Receipt, Submit, load
-from federation.wire.refusals import Refusal, store_full
+from federation.wire.refusals import Refusal, refusal_of, store_full
 from federation.wire.signer import cti_of
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
@@ -55,7 +55,7 @@ def parse_spec(data: bytes) -> FunctionSpec:
         if beyond_float(data, value):
             raise Refusal(400, "bad_spec", "spec: a number beyond what a 64-bit float holds")
         return msgspec.convert(prune(value), FunctionSpec)
-    except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, Rejected) as error:
         raise Refusal(400, "bad_spec", f"spec: {error}") from None
 
 
@@ -68,7 +68,7 @@ def parse_input(data: bytes) -> list[Any]:
         value: list[Any] = msgspec.json.decode(data, type=list)
         if beyond_float(data, value):
             raise Refusal(400, "bad_input", "input: a number beyond what a 64-bit float holds")
-    except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, Rejected) as error:
         raise Refusal(400, "bad_input", f"input: {error}") from None
     return value
 
@@ -142,8 +142,8 @@ class Inbox:
                     outer, submit, self.context.sealer.ids, len(data), self._same
                 ),
             )
-        except BadPath as error:
-            raise Refusal(400, error.code, error.message) from None
+        except Rejected as error:
+            raise refusal_of(error) from None
         if any(self.context.peers.state(each) == BLOCKED for each in asked.ids):
             raise Refusal(403, "blocked", "this colony blocks one that the process was in")
         spec = await apart(asked.first.spec, parse_spec)
@@ -160,9 +160,7 @@ class Inbox:
                 return self._again(marker, opened, asked.request)
             if forbidden is None:
                 raise store_full()
-            raise Refusal(
-                forbidden.status, forbidden.code, forbidden.message, again=forbidden.again
-            )
+            raise forbidden
         fresh = True
         try:
             needed = asked.first.files is not None and not process.peer
@@ -173,7 +171,7 @@ class Inbox:
                 fresh = True
             answer, fresh = await self._take_in(opened, data, submit, process, asked.request, left)
         except Refusal as refusal:
-            fresh = refusal.status >= 500
+            fresh = not refusal.certain
             raise
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
@@ -193,7 +191,7 @@ class Inbox:
 
     def _enter(
         self, issuer: str, process: Process, submit: Submit, size: int, left: int
-    ) -> Breach | None:
+    ) -> Refusal | None:
         """Hold a place for a submission, or say what the policy has against it.
 
         `left` is how many bytes it leaves beside its marker.
@@ -212,7 +210,7 @@ class Inbox:
                 name = process.spec.conditions.colonyname[:80]
                 why = self.context.peers.ambiguity(process.spec.conditions.colonyname)
                 why = why or f"no way leads from here to a colony {name!r}"
-                problem = Breach("no_way", why, 404)
+                problem = Refusal(404, "no_way", why)
         if problem is not None:
             further = process.spec.conditions.colonyname != self.context.home
             name = self.context.peers.name(issuer)
@@ -369,7 +367,7 @@ class Inbox:
             return self._first_receipt(there, opened)
         full = self.accounts.tombstone(opened.issuer, _MARKER)
         if full is not None:
-            raise Refusal(full.status, full.code, full.message, again=full.again)
+            raise full
         written = True  # if there is no answer, perhaps
         try:
             answer, written = await self._prevent(opened, wish)

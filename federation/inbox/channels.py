@@ -79,7 +79,7 @@ class Listener:
         size = sum(len(each.payload) + _ENTRY for each in entries)
         full = self.accounts.take(issuer, size, 0)
         if full is not None:
-            raise Refusal(full.status, full.code, full.message, again=full.again)
+            raise full
         compare, ops = store.extend(
             home, pid, say.name, entries, holds, head[0].mod_revision if head else 0
         )

@@ -12,7 +12,7 @@ from federation.limits.accounts import Accounts
 from federation.limits.decoding import load_large
 from federation.peers.context import Context
 from federation.peers.registry import TRUSTED
-from federation.wire.envelope import MAX_LIFETIME, Opened, Refused
+from federation.wire.envelope import MAX_LIFETIME, Opened, Rejected
 from federation.wire.messages import Submit
 from federation.wire.refusals import Refusal
 from node.etcd.pressure import Need
@@ -20,11 +20,6 @@ from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
 
 KEPT = 1000  # bytes of the mark of a refusal with its key, about
-
-
-def _is_final(refusal: Refusal) -> bool:
-    """Whether a repeat of the same message would be refused as well, as far as we know."""
-    return refusal.status < 500 and refusal.status != 429 and refusal.code != "id_reuse"
 
 
 @dataclass
@@ -41,9 +36,11 @@ class Tombstones:
         """
         try:
             submit = await load_large(opened.payload, Submit)
-        except Refused:
+        except Rejected:
             return False
-        if self.context.peers.state(opened.issuer) != TRUSTED or not _is_final(refusal):
+        if self.context.peers.state(opened.issuer) != TRUSTED:
+            return False
+        if not refusal.lasting or refusal.code == "id_reuse":
             return False
         if self.context.client.pressure.refuses(Need.WORKS):
             return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from federation.peers.policy import Breach, Bucket
+from federation.peers.policy import Bucket
 from federation.peers.registry import Peers
 from federation.wire.clock import Clock
 from federation.wire.envelope import Kind
@@ -138,7 +138,7 @@ class Accounts:
 
     # -- what stays in the store -----------------------------------------------------------
 
-    def take(self, peerid: str, size: int, entries: int = 1) -> Breach | None:
+    def take(self, peerid: str, size: int, entries: int = 1) -> Refusal | None:
         """Take room for what is about to be written, or say why there is none."""
         policy, stock = self.peers.policy(peerid), self.stock(peerid)
         taken = self._taken.get(peerid) or Stock()
@@ -148,13 +148,13 @@ class Accounts:
                 f"{there.entries} entries of your colony are in the store here; at most "
                 f"{policy.max_entries} (policy.max_entries); they go some days after the end"
             )
-            return Breach("policy_entries", text, 429, _FULL_AGAIN)
+            return Refusal(429, "policy_entries", text, again=_FULL_AGAIN)
         if policy.max_kept and there.size + size > policy.max_kept:
             text = (
                 f"{there.size} bytes of your colony are in the store here; at most "
                 f"{policy.max_kept} (policy.max_kept); they go some days after the end"
             )
-            return Breach("policy_kept", text, 429, _FULL_AGAIN)
+            return Refusal(429, "policy_kept", text, again=_FULL_AGAIN)
         self._taken.setdefault(peerid, Stock()).add(entries, size)
         return None
 
@@ -167,7 +167,7 @@ class Accounts:
         if left:
             self._count(peerid, entries, size)
 
-    def leave(self, peerid: str, size: int) -> Breach | None:
+    def leave(self, peerid: str, size: int) -> Refusal | None:
         """Count one thing that is written at once, or say why there is no room for it."""
         full = self.take(peerid, size)
         if full is None:
@@ -178,7 +178,7 @@ class Accounts:
         """What a marker stands for has left the store."""
         self._count(peerid, 0, -size)
 
-    def tombstone(self, peerid: str, size: int) -> Breach | None:
+    def tombstone(self, peerid: str, size: int) -> Refusal | None:
         """Take room for the mark of what never was here, as often as the rate of submissions.
 
         As `take`.
@@ -188,7 +188,7 @@ class Accounts:
             wait = self._tombstones.setdefault(peerid, Bucket()).take(rate, self.clock.steady())
             if wait:
                 text = f"more than {rate} a minute about what is not here (policy.rate)"
-                return Breach("policy_rate", text, 429, math.ceil(wait))
+                return Refusal(429, "policy_rate", text, again=math.ceil(wait))
         return self.take(peerid, size)
 
     def _count(self, peerid: str, entries: int, size: int) -> None:

@@ -19,11 +19,11 @@ from federation.peers.introduced import Introduced
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Bucket
 from federation.peers.registry import PENDING, TRUSTED, Known
-from federation.transport.errors import TransportError
-from federation.transport.link import Link, PeerRefused
+from federation.transport.errors import RemoteRefusal, TransportError
+from federation.transport.link import Link
 from federation.wire.card import Card, open_card
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Refused, inspect
+from federation.wire.envelope import Kind, Opened, Rejected, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load
 from federation.wire.refusals import Refusal
 from node.etcd.errors import EtcdError
@@ -63,7 +63,7 @@ def chosen(trusted: Iterable[Known], to: str, now: float) -> list[Introduction]:
 def _expiry(card: bytes) -> int:
     try:
         return inspect(card, limit=len(card)).expires
-    except Refused:
+    except Rejected:
         return 0
 
 
@@ -119,7 +119,7 @@ class Introducer:
     async def answer(self, opened: Opened, data: bytes) -> bytes:
         """A peer introduced colonies: take them in, and introduce ours.
 
-        Raises Refusal (not_found, introductions_rate) or Refused (malformed).
+        Raises Refusal (not_found, introductions_rate) or Rejected (malformed).
         """
         if self.mode == "off":
             raise Refusal(404, "not_found", "this colony introduces nobody")
@@ -171,8 +171,8 @@ class Introducer:
                 card = open_card(
                     each.card, self.context.clock.seconds, high_water=self.context.clock.floor
                 )
-            except Refused as refused:
-                log.debug("introduced card not taken", by=by, why=refused)
+            except Rejected as rejected:
+                log.debug("introduced card not taken", by=by, why=rejected)
                 continue
             known = cards.get(card.id)
             if known is None or card.sequence > known[0].sequence:
@@ -229,10 +229,10 @@ class Introducer:
             opened, _ = await link.post("/v1/introductions", body, Kind.INTRODUCTIONS)
             if self.context.peers.state(link.id) == TRUSTED:
                 await self._hear(link.id, opened.wire, load(opened.payload, Introductions))
-        except PeerRefused as error:
+        except RemoteRefusal as error:
             log.debug("peer introduces nobody", peer=link.id, code=error.code)
             return _OLD if error.code == "not_found" else _AWAY
-        except (TransportError, Refused, EtcdError, RpcError) as error:
+        except (TransportError, Rejected, EtcdError, RpcError) as error:
             log.debug("no introductions", peer=link.id, error=error)
             return _AWAY
         return 0.0

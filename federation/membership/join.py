@@ -14,11 +14,11 @@ from federation.peers.context import Context
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy
 from federation.peers.registry import Known, Peer
-from federation.transport.errors import Lost, TransportError, Unsent
-from federation.transport.link import Guide, Link, PeerRefused, fetch_card
+from federation.transport.errors import Lost, RemoteRefusal, TransportError, Unsent
+from federation.transport.link import Guide, Link, fetch_card
 from federation.wire import invitation as tokens
 from federation.wire.card import Card
-from federation.wire.envelope import Kind, Refused
+from federation.wire.envelope import Kind, Rejected
 from federation.wire.invitation import KNOCK, Token, TokenError
 from federation.wire.messages import Join, Welcome, load
 from node.host.log import get_logger
@@ -64,9 +64,9 @@ class Joining:
         for address in token.addresses:
             try:
                 return await self._at(address, token, policy)
-            except PeerRefused as error:
-                raise Denied(f"the invitation was not accepted: {error}") from None
             except TransportError as error:
+                if error.final:
+                    raise Denied(f"the invitation was not accepted: {error}") from None
                 problems.append(str(error))
         raise Conflict(f"nobody who could accept the invitation was reached: {'; '.join(problems)}")
 
@@ -129,7 +129,7 @@ class Joining:
 
         welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")))
         if not hmac.compare_digest(welcome.proof, proof("inviter")):
-            raise PeerRefused("join_unproven", "the other side does not know the secret itself")
+            raise RemoteRefusal("join_unproven", "the other side does not know the secret itself")
 
     async def _say(self, link: Link, message: Join) -> Welcome:
         """Send one message, again while its answer is lost. Raises TransportError."""
@@ -141,6 +141,6 @@ class Joining:
             except Lost:
                 if not left:
                     raise
-            except Refused as error:
+            except Rejected as error:
                 raise Lost(f"the answer is not valid: {error}") from None
         raise AssertionError("unreachable")

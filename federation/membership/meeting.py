@@ -19,7 +19,7 @@ from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known
 from federation.transport.errors import TransportError, Unsent
 from federation.transport.link import fetch_card
 from federation.wire.address import is_near, source_of, split_address
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from node.etcd.errors import EtcdError
 from node.host.containment import contained
 from node.host.log import get_logger
@@ -28,7 +28,7 @@ from node.model.errors import RpcError
 
 _PATIENCE = 10.0  # seconds for a card: who sends one byte after the other gets no longer
 _PROBE_S = 5.0  # seconds between two probes of one peer that was heard again
-_EXPECTED = (TransportError, EtcdError, RpcError, Refused, ValueError)
+_EXPECTED = (TransportError, EtcdError, RpcError, Rejected, ValueError)
 
 log = get_logger("meeting")
 

@@ -16,11 +16,11 @@ from federation.membership.rotation import Rotation
 from federation.outbox.ledger import Ledger
 from federation.peers.context import Context
 from federation.peers.owncard import Portrait
-from federation.transport.errors import TransportError
-from federation.transport.link import Link, Untimely
+from federation.transport.errors import Reason, RemoteRefusal, TransportError
+from federation.transport.link import Link
 from federation.wire.card import open_card
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Refused
+from federation.wire.envelope import Kind, Opened, Rejected
 from federation.wire.messages import Hello, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
@@ -28,7 +28,7 @@ from node.host.sync import Bells
 from node.model.errors import RpcError
 
 _PROBE = 30.0  # seconds between hellos
-_EXPECTED = (TransportError, EtcdError, RpcError, Refused)
+_EXPECTED = (TransportError, EtcdError, RpcError, Rejected)
 
 log = get_logger("federation")
 
@@ -60,7 +60,7 @@ class Greeter:
         return [Endpoint("/v1/hello", Kind.HELLO, self.answer)]
 
     async def answer(self, opened: Opened, data: bytes) -> bytes:
-        """Say hello to a trusted peer that did. Raises Refused (malformed)."""
+        """Say hello to a trusted peer that did. Raises Rejected (malformed)."""
         self.greeted(opened.issuer)
         nonce, clock = load(opened.payload, Hello).nonce, self.context.clock
         hello = Hello(
@@ -79,7 +79,9 @@ class Greeter:
         )
         try:
             hello = await link.greet(message)
-        except Untimely:
+        except RemoteRefusal as error:
+            if error.reason is not Reason.UNTIMELY:
+                raise
             # Its refusal told its clock: now the times of ours hold by that.
             begin = trio.current_time()
             hello = await link.greet(message)

@@ -17,9 +17,9 @@ from federation.forward import channels as words
 from federation.forward import machine as outbox
 from federation.outbox.ledger import Ledger
 from federation.peers.context import Context
-from federation.transport.errors import TransportError
-from federation.transport.link import Later, Link, PeerRefused
-from federation.wire.envelope import Kind, Refused
+from federation.transport.errors import RemoteRefusal, TransportError
+from federation.transport.link import Link
+from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Heard, Say, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
@@ -57,7 +57,7 @@ class Talker:
         """Send what is said to one peer, in its order, until cancelled."""
         due, failures = self._due.setdefault(link.id, {}), 0
         for entry in self.ledger.of_peer(link.id):
-            if entry.forward.state == outbox.ACCEPTED:
+            if entry.forward.state == outbox.State.ACCEPTED:
                 due[entry.forward.processid] = None
         while True:
             event, back = self._bells[link.id].event, self.ledger.returned(link.id).event
@@ -69,16 +69,17 @@ class Talker:
             try:
                 await self._talk(link, pid)
                 failures = 0
-            except PeerRefused as error:
-                # It closed, or an older release: who speaks on is told no more than before.
-                self.counters[error.code] += 1
-                log.info("not taken by the peer", process=pid, peer=link.id, error=error)
-            except (TransportError, EtcdError, RpcError, Refused) as error:
+            except (TransportError, EtcdError, RpcError, Rejected) as error:
+                if isinstance(error, RemoteRefusal) and error.final:
+                    # It closed, or an older release: who speaks on is told no more than before.
+                    self.counters[error.code] += 1
+                    log.info("not taken by the peer", process=pid, peer=link.id, error=error)
+                    continue
                 due[pid] = None
                 failures += 1
                 log.info("not said", process=pid, peer=link.id, error=error)
                 pause = outbox.delay(failures, self.context.chance)
-                if isinstance(error, Later):
+                if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
                 with trio.move_on_after(pause):
                     await back.wait()
@@ -108,9 +109,9 @@ class Talker:
             opened, _ = await link.post("/v1/say", body, Kind.HEARD)
             heard = load(opened.payload, Heard)
             if (heard.pid, heard.attempt, heard.name) != (pid, attempt, name):
-                raise Refused("malformed", "the answer is about another channel")
+                raise Rejected("malformed", "the answer is about another channel")
             if heard.after == start:
-                raise Refused("malformed", "the answer tells of nothing")
+                raise Rejected("malformed", "the answer tells of nothing")
             # After a restart we don't know what it was told, and after one of its own it may have
             # lost some: what it says counts.
             self.counters["sent"] += len(said) if heard.after == after else 0

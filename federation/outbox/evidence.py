@@ -18,7 +18,7 @@ from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.peers.context import Context
 from federation.peers.registry import Peers
-from federation.wire.envelope import Refused, inspect
+from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Outcome
 from node.etcd.txn import Get, Txn
 from node.host.keys import id_of
@@ -105,7 +105,7 @@ def signer(peers: Peers, sealed: bytes, peer: str) -> tuple[str, bytes]:
     """Under which of a peer's keys a message was sealed, that one or a former; its id and key."""
     try:
         issuer = inspect(sealed, limit=len(sealed)).issuer
-    except Refused:
+    except Rejected:
         return peer, b""
     if peers.roster.root(issuer) != peer:
         return peer, b""
@@ -221,8 +221,8 @@ def check(record: Mapping[str, Any]) -> Verdict | None:
 
     try:
         issuer = inspect(told.outcome, limit=len(told.outcome)).issuer
-    except Refused as refused:
-        return Verdict("", told.peername, problem=str(refused))
+    except Rejected as rejected:
+        return Verdict("", told.peername, problem=str(rejected))
     request = relays.Request(told.askedby, told.asked) if told.asked else None
     steps = chains.trace(told.outcome, issuer, told.publickey, told.colony, known, request)
     outcome, problem = chains.conclusion(steps, told.beyond, told.meant)

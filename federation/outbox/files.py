@@ -25,7 +25,7 @@ from federation.limits.decoding import load_large
 from federation.outbox.ledger import Ledger
 from federation.peers.context import Context
 from federation.transport.errors import TransportError
-from federation.transport.link import Link, PeerRefused
+from federation.transport.link import Link
 from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load
@@ -155,9 +155,9 @@ class Depot:
             raise Refusal(404, "file_gone", "the colony that has the bytes is not known here")
         try:
             return await _ask(link, before.pid, before.attempt, fetch.checksum, fetch.offset)
-        except PeerRefused as error:
-            raise Refusal(404, "file_gone", error.message) from None
         except TransportError as error:
+            if error.final:
+                raise Refusal(404, "file_gone", str(error)) from None
             raise Refusal(503, "busy", str(error)[:200], again=2) from None
 
     # -- where it is to run ----------------------------------------------------------------
@@ -203,7 +203,7 @@ class Depot:
         key = self.context.keys.fetched(issuer, each.checksum)
         known = await self.context.client.get(key)
         if known is None and (full := self.accounts.leave(issuer, len(key))) is not None:
-            raise Refusal(full.status, full.code, full.message, again=full.again)
+            raise full
         if known is None or vault.size_of(each.checksum) != each.size:
             await self._fetch(issuer, submit, each, vault)
             await self.context.client.put(key, b"")
@@ -236,9 +236,9 @@ class Depot:
                 self.counters["fetched"] += len(data)
                 if reached.complete:
                     return
-        except PeerRefused as error:
-            raise Refusal(409, "file_gone", f"{each.name}: {error}") from None
         except TransportError as error:
+            if error.final:
+                raise Refusal(409, "file_gone", f"{each.name}: {error}") from None
             message = f"your colony can't be asked for {each.name}: {error}"
             raise Refusal(429, "files_pending", message[:300], again=2) from None
 

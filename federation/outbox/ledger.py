@@ -67,9 +67,9 @@ class Entry:
     def to_send(self) -> bool:
         """Whether a message must go out."""
         state = self.forward.state
-        if state == outbox.CANCELLING:
+        if state == outbox.State.CANCELLING:
             return not self.forward.receipt
-        return state in (outbox.QUEUED, outbox.DOUBT)
+        return state in (outbox.State.QUEUED, outbox.State.DOUBT)
 
 
 @dataclass
@@ -159,11 +159,8 @@ class Ledger:
         if entry is not None and self._never_left(entry):
             # Asked again about the same one, it is not in the store as we know it.
             entry.withdrawn = entry.revision
-            ended = msgspec.structs.replace(entry.forward, state=outbox.CLOSED, ended=now)
-            ops: list[Op] = [
-                Delete(key),
-                Put(self.context.keys.proof(process.processid), pack(ended)),
-            ]
+            ended = pack(outbox.withdrawn(entry.forward, now))
+            ops: list[Op] = [Delete(key), Put(self.context.keys.proof(process.processid), ended)]
             return Addition(ops, [ModRevision(key, entry.revision)])
         forward = entry.forward if entry else self._unknown(process)
         return Addition([Put(key, pack(outbox.cancelling(forward, now)))])
@@ -176,7 +173,7 @@ class Ledger:
 
     @staticmethod
     def _never_left(entry: Entry) -> bool:
-        unsent = not entry.busy and entry.forward.state == outbox.QUEUED
+        unsent = not entry.busy and entry.forward.state == outbox.State.QUEUED
         return unsent and entry.withdrawn != entry.revision
 
     def touched(self, process: Process) -> None:

@@ -22,8 +22,8 @@ from federation.outbox.ledger import Ledger
 from federation.outbox.updates import Follower
 from federation.peers.context import Context
 from federation.transport.errors import TransportError
-from federation.transport.link import Later, Link
-from federation.wire.envelope import Kind, Opened, Refused, open_envelope
+from federation.transport.link import Link
+from federation.wire.envelope import Kind, Opened, Rejected, open_envelope
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
 from federation.wire.sizes import SIZES
@@ -88,12 +88,12 @@ class Results:
                 vain = vain + 1 if told and self.ledger.outstanding(link.id) >= before else 0
                 if vain > _VAIN:
                     await trio.sleep(outbox.delay(min(vain - _VAIN, 6), self.context.chance))
-            except (TransportError, EtcdError, RpcError, Refused) as error:
+            except (TransportError, EtcdError, RpcError, Rejected) as error:
                 failures += 1
                 link.entry.error = str(error)
                 log.info("outcomes not fetched", peer=link.id, error=error)
                 pause = outbox.delay(failures, self.context.chance)
-                if isinstance(error, Later):
+                if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
                 with trio.move_on_after(min(pause, 60.0)):
                     await back.wait()
@@ -114,7 +114,7 @@ class Results:
         for sealed in answer.outcomes:
             try:
                 pid = await self.settle(link, sealed, more)
-            except (Refused, RpcError, EtcdError) as error:
+            except (Rejected, RpcError, EtcdError) as error:
                 problem = error
                 continue
             self._acks.setdefault(link.id, set()).add(pid)
@@ -142,9 +142,9 @@ class Results:
         try:
             outcome = await self._told(link, opened, sealed, forward if fits else None)
             output = await apart(outcome.out, read_output)
-        except Refused as refused:
+        except Rejected as rejected:
             # Signed by the peer: no repeat of it can be better.
-            outcome, output, problem = self._nonsense(link, about, refused), [], True
+            outcome, output, problem = self._nonsense(link, about, rejected), [], True
         leaving: list[Op] = []
         rest: list[Op] = []
         if forward is not None and fits:
@@ -195,7 +195,7 @@ class Results:
             high_water=link.highest,
         )
 
-    def _nonsense(self, link: Link, about: _About, refused: Refused) -> Outcome:
+    def _nonsense(self, link: Link, about: _About, refused: Rejected) -> Outcome:
         """What follows from a malformed outcome that the peer signed: the process failed."""
         self.broken += 1
         log.warning("outcome malformed", process=about.pid, peer=link.id, why=refused)
@@ -218,7 +218,7 @@ class Results:
         if not outcome.below and outcome.localpid not in {
             relays.local_id(each, outcome.pid, outcome.attempt) for each in self.context.sealer.ids
         }:
-            raise Refused("malformed", "outcome: it names another process there")
+            raise Rejected("malformed", "outcome: it names another process there")
         # Of what never left by our own records, as after a restore, nothing can be the outcome.
         request = (forward.request or Request()) if forward is not None else None
         told: Outcome | None = outcome
@@ -305,15 +305,15 @@ def _failure(outcome: Outcome, *errors: str) -> Outcome:
 
 
 def read_output(data: bytes) -> list[object]:
-    """The output of an outcome. Raises Refused (malformed)."""
+    """The output of an outcome. Raises Rejected (malformed)."""
     try:
         # Deeper, the store would take it and never give the process back.
         require_bounded(data)
         value: list[object] = msgspec.json.decode(data, type=list)
-    except Refused as refused:
-        raise Refused("malformed", f"outcome: {refused.message}") from None
+    except Rejected as rejected:
+        raise Rejected("malformed", f"outcome: {rejected.message}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused("malformed", f"outcome: {error}") from None
+        raise Rejected("malformed", f"outcome: {error}") from None
     if beyond_float(data, value):
-        raise Refused("malformed", "outcome: a number beyond what a 64-bit float holds")
+        raise Rejected("malformed", "outcome: a number beyond what a 64-bit float holds")
     return value

@@ -44,7 +44,7 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
             problem = "no forward of the process is under way; look at it again"
             continue
         forward = unpack(found.value, Forward)
-        if forward.state not in (outbox.DOUBT, outbox.ACCEPTED):
+        if (forward.state, outbox.Event.FAILED) not in outbox.TRANSITIONS:
             raise Invalid(f"the process is not in doubt, it is {forward.state}; cancel it instead")
         try:
             done = await _decide(ledger, forward, found.mod_revision, requeue=requeue)

@@ -6,7 +6,6 @@ What an event means for a forward is decided by `forward.machine`; what is store
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,11 +18,12 @@ from federation.forward.machine import Forward
 from federation.outbox.files import Depot
 from federation.outbox.ledger import Entry, Ledger
 from federation.peers.context import Context
-from federation.transport.errors import Lost, TransportError, Unsent
-from federation.transport.link import Later, Link, PeerRefused, Untimely
-from federation.wire.envelope import Kind, Refused, inspect
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
+from federation.transport.link import Link
+from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Cancel, Receipt, Submit, load
+from federation.wire.refusals import Proof
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Delete, ModRevision, Txn
 from node.host.log import get_logger
@@ -81,8 +81,11 @@ class Delivery:
                             # What never left a mailbox would be in doubt, as far as we know.
                             await self.greeting.hello(link)
                         elif link.unmeasured:
-                            with suppress(PeerRefused):  # which is told about the forward, too
+                            try:
                                 await self.greeting.hello(link)
+                            except RemoteRefusal as error:
+                                if not error.final:  # that, the forward will hear as well
+                                    raise
                         failures = 0
                         # What was due before the peer was reached may have gone elsewhere since.
                         due, again = self._plan(link.id)
@@ -91,7 +94,7 @@ class Delivery:
                             nursery.start_soon(self._deliver, link, entry)
                     elif due:
                         again = self._paused(link.id)
-                except (TransportError, EtcdError, RpcError, Refused) as error:
+                except (TransportError, EtcdError, RpcError, Rejected) as error:
                     # The peer as a whole is away: one back-off for all, and nothing is written.
                     failures += 1
                     pause = outbox.delay(failures, self.context.chance)
@@ -108,7 +111,8 @@ class Delivery:
         if entry.busy or not entry.to_send:
             return False
         # What is past its delivery deadline would be refused as expired.
-        return entry.forward.state == outbox.CANCELLING or (self._late() <= entry.forward.deliver)
+        cancelling = entry.forward.state is outbox.State.CANCELLING
+        return cancelling or self._late() <= entry.forward.deliver
 
     def _plan(self, peerid: str) -> tuple[list[Entry], float]:
         """What to send now, and when to look again if nothing else happens."""
@@ -128,12 +132,12 @@ class Delivery:
     async def _deliver(self, link: Link, entry: Entry) -> None:
         """One message of one forward; whatever goes wrong concerns this forward only."""
         try:
-            if entry.forward.state == outbox.CANCELLING:
+            if entry.forward.state == outbox.State.CANCELLING:
                 await self._send_cancel(link, entry)
             else:
                 await self._send_submit(link, entry)
         except TransportError as error:
-            self._back_off(entry, error.seconds if isinstance(error, Later) else 0.0)
+            self._back_off(entry, error.seconds)
             link.entry.error = str(error)
         except (EtcdError, RpcError) as error:
             self._back_off(entry, 0.0)
@@ -158,8 +162,8 @@ class Delivery:
         body = link.seal(Kind.CANCEL, Cancel(forward.processid, forward.attempt))
         try:
             opened, data = await link.post("/v2/cancel", body, Kind.RECEIPT)
-        except PeerRefused as error:
-            if error.brought and not error.signed:
+        except RemoteRefusal as error:
+            if not error.final or error.proof is Proof.CARRIED:
                 raise  # whoever carries it may have made that up
             name, now = self.context.peers.name(link.id), self.context.clock.now()
             move = outbox.refused(forward, error.code, error.message, name, now)
@@ -190,33 +194,12 @@ class Delivery:
             return
         try:
             opened, data = await link.post("/v2/submit", envelope, Kind.RECEIPT)
-        except (Unsent, Later) as error:
-            if isinstance(error, Unsent) or error.certain:
-                await self.ledger.save(entry, outbox.unsent(forward, str(error)), forward)
-            elif entry.forward is forward:
-                entry.forward = outbox.lost(forward, str(error))
-            raise
-        except Lost as error:
-            # A cancel may have come meanwhile: it must not be forgotten.
-            if entry.forward is forward:
-                entry.forward = outbox.lost(forward, str(error))
-            raise
-        except Untimely as error:
-            after = outbox.untimely(forward, str(error), error.signed, error.early)
-            await self.ledger.save(entry, after, forward)
-            raise
-        except PeerRefused as error:
-            name = self.context.peers.name(link.id)
-            move = outbox.refused(
-                forward,
-                error.code,
-                error.message,
-                name,
-                self.context.clock.now(),
-                signed=error.signed,
-                brought=error.brought,
-                kept=error.kept,
-            )
+        except TransportError as error:
+            if not isinstance(error, RemoteRefusal) or not error.final:
+                await self._not_taken(entry, forward, error)
+                raise
+            name, now = self.context.peers.name(link.id), self.context.clock.now()
+            move = outbox.refused(forward, error.code, error.message, name, now, error.proof)
             log.info("forward refused", process=forward.processid, peer=link.id, code=error.code)
             await self.ledger.apply(entry, move, forward)
             return
@@ -224,6 +207,19 @@ class Delivery:
         move = outbox.received(forward, receipt.status, receipt.remote, data)
         if not await self.ledger.apply(entry, move, forward):
             self._back_off(entry, 0.0)
+
+    async def _not_taken(self, entry: Entry, forward: Forward, error: TransportError) -> None:
+        """Take note that a copy got no receipt, and may get one yet."""
+        text, proof = str(error), error.proof if isinstance(error, RemoteRefusal) else Proof.NONE
+        if isinstance(error, RemoteRefusal) and error.reason is Reason.UNTIMELY:
+            early = error.code == "not_yet_valid"
+            after = outbox.untimely(forward, text, proof.certain, early)
+            await self.ledger.save(entry, after, forward)
+        elif isinstance(error, Unsent) or proof.certain:
+            await self.ledger.save(entry, outbox.unsent(forward, text), forward)
+        elif entry.forward is forward:
+            # A cancel may have come meanwhile: it must not be forgotten.
+            entry.forward = outbox.lost(forward, text)
 
     def _there(self, forward: Forward) -> set[str]:
         """The peer's own id of a process; which of our keys it was sent under, it may have been."""
@@ -281,7 +277,7 @@ class Delivery:
             keys.submission(self.context.home, process.processid)
         )
         if received is None:
-            raise Refused("malformed", "the submission that asked for it is gone")
+            raise Rejected("malformed", "the submission that asked for it is gone")
         issuer = inspect(received.value, limit=len(received.value)).issuer
         known = {issuer: self.context.peers.public_key(issuer) or b""}
         return await apart(
@@ -342,7 +338,7 @@ def _receipt(
     """
     try:
         receipt = load(payload, Receipt)
-    except Refused as error:
+    except Rejected as error:
         raise Lost(f"the receipt is not valid: {error}") from None
     if receipt.pid != forward.processid or receipt.attempt != forward.attempt:
         raise Lost("the receipt is for another process")

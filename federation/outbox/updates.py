@@ -25,7 +25,7 @@ from federation.outbox.ledger import Ledger
 from federation.peers.context import Context
 from federation.peers.log_limit import Sparing
 from federation.transport.link import Link
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from federation.wire.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.pressure import Need
@@ -106,7 +106,7 @@ class Follower:
         pids = [
             entry.forward.processid
             for entry in self.ledger.of_peer(peerid)
-            if entry.forward.state in (outbox.ACCEPTED, outbox.CANCELLING)
+            if entry.forward.state in (outbox.State.ACCEPTED, outbox.State.CANCELLING)
         ]
         pids += self.tails(peerid)
         # Where the last poll ended, if it could not ask for all.
@@ -158,10 +158,10 @@ class Follower:
             await trio.lowlevel.checkpoint()  # each may cost milliseconds
             try:
                 news = load(data, News)
-            except Refused as refused:
+            except Rejected as rejected:
                 self.counters["malformed"] += 1
                 if (cut := self._sparing.line(trio.current_time())) is not None:
-                    log.warning("news not understood", peer=link.id, error=refused, **cut)
+                    log.warning("news not understood", peer=link.id, error=rejected, **cut)
                 continue
             if await self._take_one(link, news):
                 more.add(news.pid)

@@ -20,10 +20,6 @@ _MAX_ADDRESSES = 8  # that were announced, of one colony
 _MAX_PROVEN = 4
 
 
-class Usurped(Exception):
-    """A key may not take another one's place; the message says why."""
-
-
 class Former(msgspec.Struct, frozen=True):
     """A key that a colony had before; it still counts `until` (seconds since the epoch)."""
 

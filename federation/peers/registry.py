@@ -26,7 +26,6 @@ from federation.peers.record import (
     Known,
     Peer,
     Roster,
-    Usurped,
 )
 from federation.wire.card import Card
 from federation.wire.refusals import Refusal
@@ -47,7 +46,6 @@ __all__ = [
     "Known",
     "Peer",
     "Peers",
-    "Usurped",
     "trusted_revision",
 ]
 

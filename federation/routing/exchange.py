@@ -13,10 +13,10 @@ import trio
 from federation.peers.context import Context
 from federation.peers.owncard import Portrait
 from federation.routing.capabilities import LIFETIME, Board, Survey, offers, permitted, same
-from federation.transport.errors import TransportError
-from federation.transport.link import Link, PeerRefused
+from federation.transport.errors import RemoteRefusal, TransportError
+from federation.transport.link import Link
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Refused
+from federation.wire.envelope import Kind, Opened, Rejected
 from federation.wire.messages import Capabilities, Offer, load
 from federation.wire.sizes import MAX_BODY
 from node.etcd.pressure import Need
@@ -138,7 +138,7 @@ class Exchange:
         return [Endpoint("/v1/capabilities", Kind.CAPABILITIES, self.answer)]
 
     async def answer(self, opened: Opened, data: bytes) -> bytes:
-        """A peer told us what it offers: tell it what we do. Raises Refused (malformed)."""
+        """A peer told us what it offers: tell it what we do. Raises Rejected (malformed)."""
         self.board.take(opened.issuer, load(opened.payload, Capabilities))
         said, expires = self._next(opened.issuer)
         self._remember(opened.issuer, said)
@@ -183,10 +183,10 @@ class Exchange:
         try:
             opened, _ = await link.post("/v1/capabilities", sealed, Kind.CAPABILITIES)
             self.board.take(link.id, load(opened.payload, Capabilities))
-        except PeerRefused as error:
+        except RemoteRefusal as error:
             log.info("peer tells nothing", peer=link.id, code=error.code)
             return _OLD if error.code == "not_found" else _AWAY
-        except (TransportError, Refused) as error:
+        except (TransportError, Rejected) as error:
             log.debug("no statement", peer=link.id, error=error)
             return _AWAY
         self._remember(link.id, said)

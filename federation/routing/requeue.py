@@ -19,7 +19,7 @@ from federation.outbox.ledger import Ledger
 from federation.peers.context import Context
 from federation.routing.router import Router
 from federation.routing.rules import ALWAYS, Option, Report, Route, Subject, matches
-from federation.wire.envelope import Refused, inspect
+from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Submit
 from node.etcd.batch import read
 from node.etcd.txn import Put
@@ -148,7 +148,7 @@ class Waiting:
             try:
                 payload = inspect(data, limit=len(data)).payload
                 path = (await load_large(payload, Submit)).path
-            except Refused:
+            except Rejected:
                 continue  # then whom it comes to refuses it
             known[pid] = [self.context.peers.roster.root(each) for each in path]
         return known

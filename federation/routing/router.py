@@ -171,7 +171,7 @@ class Router:
         if not forward.retry or len(forward.tried) >= _MOST_TRIED:
             return None
         statement = self.board.get(forward.peer)
-        refused = forward.state == outbox.REFUSED
+        refused = forward.state == outbox.State.REFUSED
         seq = statement.said.seq if statement else -1
         this = Tried(forward.peer, forward.lasterror, now, refused, seq)
         tried = (*(each for each in forward.tried if each.peer != forward.peer), this)

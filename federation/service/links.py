@@ -10,11 +10,11 @@ from federation.membership.trust import Fetch
 from federation.network.monitor import Surroundings
 from federation.peers import heirs
 from federation.peers.context import Context
-from federation.peers.registry import Known, Usurped
+from federation.peers.registry import Known
 from federation.transport.link import Carrier, Guide
 from federation.transport.mailbox import Ways
 from federation.transport.resolve import ways_to
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from federation.wire.messages import Successor
 from federation.wire.refusals import Refusal
 from node.host.log import get_logger
@@ -50,12 +50,12 @@ class PeerGuide(Guide):
         self.probes[self.entry.peer.id].ring()
 
     async def follow(self, successors: list[Successor]) -> None:
-        """Take note of the peer's change of keys. Raises Refused."""
+        """Take note of the peer's change of keys. Raises Rejected."""
         try:
             await heirs.follow(self.context.peers, successors, self.context.clock.seconds)
-        except (Usurped, Refusal) as error:
+        except Refusal as error:
             log.warning("succession refused", why=error)
-            raise Refused("unknown_issuer", str(error)) from None
+            raise Rejected("unknown_issuer", str(error)) from None
 
     async def ways(self, address: str) -> list[str]:
         """Return where an address leads; the owner's word as it stands. Raises Unsent."""

@@ -16,7 +16,7 @@ from federation.outbox import resolve as resolving
 from federation.outbox.outcomes import read_output
 from federation.service import rpc_routes as route_calls
 from federation.service.main import Federation
-from federation.wire.envelope import Kind, Refused, inspect
+from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Outcome, load
 from node.etcd.pressure import Need
@@ -65,10 +65,10 @@ async def get_forward(
     if entry is not None and entry.revision == found.mod_revision:
         forward = entry.forward  # knows the latest tries as well
     state = forward.state
-    if state == outbox.CANCELLING and process.state == State.FAILED:
-        state = outbox.DOUBT  # given up by its deadline; the peer is being told
+    if state == outbox.State.CANCELLING and process.state == State.FAILED:
+        state = outbox.State.DOUBT  # given up by its deadline; the peer is being told
     peer = federation.peers.get(forward.peer)
-    waiting = state in (outbox.QUEUED, outbox.DOUBT, outbox.CANCELLING)
+    waiting = state in (outbox.State.QUEUED, outbox.State.DOUBT, outbox.State.CANCELLING)
     return {
         "processid": processid,
         "peer": forward.peer,
@@ -149,7 +149,7 @@ def late_output(data: bytes) -> list[Any]:
     """What a late outcome gives as output; nothing of one that is no JSON: it is kept unread."""
     try:
         return read_output(data) if data else []
-    except Refused:
+    except Rejected:
         return []
 
 
@@ -232,7 +232,7 @@ def outcome_view(
         return None
     try:
         seen = inspect(sealed, limit=len(sealed))
-    except Refused:
+    except Rejected:
         return {"issuer": "", "issued": 0, "signaturevalid": False, "answers": False}
     valid = (
         seen.issuer == peer
@@ -251,6 +251,6 @@ def outcome_view(
 def _answers(payload: bytes, request: Request | None) -> bool | None:
     try:
         outcome = load(payload, Outcome)
-    except Refused:
+    except Rejected:
         return False
     return None if request is None else not chains.unbound(outcome, request)

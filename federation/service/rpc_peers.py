@@ -18,7 +18,7 @@ from federation.service import rpc_routes as route_calls
 from federation.service.main import Federation
 from federation.transport.errors import TransportError
 from federation.wire import invitation as tokens
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from node.etcd.pressure import Need
 from node.host.home import Home
 from node.model.errors import Invalid
@@ -207,7 +207,7 @@ async def ping(federation: Federation, caller: Caller, request: ByPeer) -> dict[
     try:
         async with federation.tending.link(entry) as link:
             rtt = await federation.greeter.hello(link)
-    except (TransportError, Refused) as error:
+    except (TransportError, Rejected) as error:
         rtt, problem = 0.0, str(error)
     else:
         problem = ""

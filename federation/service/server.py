@@ -17,14 +17,14 @@ from federation.limits.accounts import Accounts
 from federation.limits.admission import Admission
 from federation.peers.heirs import follow
 from federation.peers.log_limit import Sparing
-from federation.peers.registry import BLOCKED, TRUSTED, Peers, Usurped
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.wire.address import is_near, source_of
 from federation.wire.card import VERSION, Card, open_card
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
 from federation.wire.invitation import KNOCK
-from federation.wire.messages import SIGNED, Denial, Hello, load
-from federation.wire.refusals import BROUGHT, Refusal, refusal_of, store_full
+from federation.wire.messages import SIGNED, Hello, SignedRefusal, load
+from federation.wire.refusals import BROUGHT, Refusal, RefusalBody, refusal_of, store_full
 from federation.wire.signer import Sealer
 from federation.wire.sizes import MAX_BODY, SIZES
 from node.etcd.errors import EtcdError, StoreFull
@@ -60,8 +60,8 @@ class Server:
         """Answer one request. Never raises for what a peer did."""
         try:
             return await self._route(request)
-        except Refused as refused:
-            return self._refuse(refusal_of(refused), request)
+        except Rejected as rejected:
+            return self._refuse(refusal_of(rejected), request)
         except Refusal as refusal:
             return self._refuse(refusal, request)
         except StoreFull:
@@ -76,30 +76,24 @@ class Server:
 
     def _refuse(self, refusal: Refusal, request: Request | None = None) -> Response:
         self.counters[refusal.code] += 1
-        body: dict[str, object] = {
-            "code": refusal.code,
-            "message": refusal.message,
-            "clock": self.sealer.clock.seconds,
-        }
-        certain = refusal.status < 500  # else the store may have taken it
-        signed = request is not None and request.path in (*SIGNED, *_FORMER[:1])
-        signed = signed and request is not None and request.method == "POST" and certain
-        if request is not None and signed and (by := self._denial(refusal, request)):
-            body["signed"] = by
+        signed = self._signed(refusal, request) if request and refusal.certain else b""
+        body = RefusalBody(refusal.code, refusal.message, self.sealer.clock.seconds, signed)
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
-    def _denial(self, refusal: Refusal, request: Request) -> bytes:
+    def _signed(self, refusal: Refusal, request: Request) -> bytes:
         """Our name under a refusal: its origin may send the process to another colony."""
+        if request.method != "POST" or request.path not in (*SIGNED, *_FORMER[:1]):
+            return b""
         try:
             issuer = inspect(request.body, limit=MAX_BODY).issuer
-        except Refused:
+        except Rejected:
             return b""
         movable = request.path == "/v2/submit" and self.peers.get(issuer) is not None
         if refusal.code == "stranger_rate" and not movable:
             # Refused without a look at its signature, it is not worth one of ours either.
             return b""
-        denial = Denial(
+        signed = SignedRefusal(
             refusal.code,
             refusal.message[:300],
             hashlib.sha256(request.body).digest(),
@@ -108,7 +102,7 @@ class Server:
             request.path,
             refusal.kept,
         )
-        return self.sealer.seal(Kind.REFUSAL, issuer, denial)
+        return self.sealer.seal(Kind.REFUSAL, issuer, signed)
 
     async def _route(self, request: Request) -> Response:
         if request.path == "/v1/card":
@@ -148,7 +142,7 @@ class Server:
     async def _identify(self, request: Request, endpoint: Endpoint) -> Opened:
         """Open a message, and know its sender by the id under which it is kept.
 
-        Raises Refused, or Refusal for whom we do not trust.
+        Raises Rejected, or Refusal for whom we do not trust.
         """
         kind = endpoint.kind
         card = self._card_in(request, endpoint) if kind in _INTRODUCING else None
@@ -187,8 +181,8 @@ class Server:
                 high_water=self.sealer.clock.floor,
                 explain=lambda: mistakes,
             )
-        except Refused as refused:
-            if name and refused.code in ("bad_signature", "wrong_kind"):
+        except Rejected as rejected:
+            if name and rejected.code in ("bad_signature", "wrong_kind"):
                 self._admission.failed(name, request.remote, self.sealer.clock.steady())
             raise
         if name:
@@ -223,10 +217,11 @@ class Server:
         """Take note that a peer has another key now, before its card is that of a stranger."""
         try:
             await follow(self.peers, hello.successors, self.sealer.clock.seconds)
-        except Usurped as error:
-            if (more := self._sparing.line(self.sealer.clock.steady())) is not None:
-                log.warning("succession refused", why=error, **more)
-            raise Refusal(409, "usurped", str(error)) from None
+        except Refusal as refusal:
+            usurped = refusal.code == "usurped"
+            if usurped and (more := self._sparing.line(self.sealer.clock.steady())) is not None:
+                log.warning("succession refused", why=refusal.message, **more)
+            raise
 
     def _key(self, issuer: str, card: Card | None) -> bytes | None:
         entry = self.peers.get(issuer)
@@ -246,7 +241,7 @@ class Server:
         data = load(seen.payload, Hello).card
         card = open_card(data, self.sealer.clock.seconds, high_water=self.sealer.clock.floor)
         if card.id != seen.issuer:
-            raise Refused("unknown_issuer", "the card is another colony's")
+            raise Rejected("unknown_issuer", "the card is another colony's")
         return card
 
     def _demand_trust(self, issuer: str, *, public: bool) -> None:

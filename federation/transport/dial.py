@@ -17,7 +17,7 @@ from federation.transport.tls import TlsError, fetch_certificate, fingerprint_of
 from federation.wire.address import split_address
 from federation.wire.card import CARD_LIMIT, Card, open_card
 from federation.wire.clock import Clock
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from node.host.log import get_logger
 from node.http.client import ask, http_client, reason_of
 
@@ -57,7 +57,7 @@ async def fetch_card(address: str, clock: Clock, *, pinned: str = "") -> tuple[C
             raise Unsent(f"{address}: no card there (status {reply.status_code})")
         data = reply.content
         card = open_card(data, clock.seconds, high_water=clock.floor)
-    except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Refused) as error:
+    except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Rejected) as error:
         raise Unsent(f"{address}: {text_of(error)}") from None
     if card.fingerprint != fingerprint_of(der):
         raise Unsent(f"{address}: shows another certificate than the card there promises")

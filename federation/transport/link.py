@@ -18,18 +18,19 @@ import trio
 from federation.peers.clock import Reading, apart, bridgeable, read, told
 from federation.peers.registry import TRUSTED, Known
 from federation.transport.dial import client, fetch_card, find, text_of
-from federation.transport.errors import Later, Lost, PeerRefused, TransportError, Unsent, Untimely
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
 from federation.transport.tls import fingerprint_of
 from federation.wire.address import split_address
-from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
-from federation.wire.messages import MOST, SIGNED, Denial, Hello, Successor, load
+from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
+from federation.wire.messages import MOST, SIGNED, Hello, SignedRefusal, Successor, load
+from federation.wire.refusals import Proof, RefusalBody
 from federation.wire.signer import Sealer
 from federation.wire.sizes import ANSWERS, SIZES
 from node.host.log import get_logger
 from node.http.client import read_body
 from node.model.types import SECOND
 
-__all__ = ["Answer", "Guide", "Later", "Link", "PeerRefused", "Untimely", "fetch_card"]
+__all__ = ["Answer", "Guide", "Link", "fetch_card"]
 
 _REFUSAL_LIMIT = 4096
 _LARGE = 1_000_000  # bytes of an answer that is opened in a thread
@@ -57,13 +58,6 @@ class Answer(msgspec.Struct, frozen=True):
     brought: bool = False
 
 
-class _Refusal(msgspec.Struct):
-    code: str = ""
-    message: str = ""
-    signed: bytes = b""  # base64 in JSON
-    clock: int = 0
-
-
 class Guide(Protocol):
     """What a link asks and tells about its peer: the parts that know of it stand above.
 
@@ -82,7 +76,7 @@ class Guide(Protocol):
         return
 
     async def follow(self, successors: list[Successor]) -> None:
-        """Take note of the peer's change of keys. Raises Refused."""
+        """Take note of the peer's change of keys. Raises Rejected."""
         return
 
     def headers(self, body: bytes) -> Mapping[str, str]:
@@ -246,7 +240,7 @@ class Link:
             raise self._failure(answer, refusal, path, body)
         try:
             opened = await self._open_large(answer.data, kind)
-        except Refused as error:
+        except Rejected as error:
             raise Lost(f"the answer is not valid: {error}") from None
         self.entry.lastseen, self.entry.error = self.sealer.clock.seconds, ""
         return opened, answer.data
@@ -315,7 +309,7 @@ class Link:
             self._greeted = True
             if not hello.nonce or hello.nonce != message.nonce:
                 self._open(answer.data, Kind.HELLO)  # by an older release: its time must do
-        except Refused as error:
+        except Rejected as error:
             raise Lost(f"the answer is not valid: {error}") from None
         if hello.clock and hello.nonce == message.nonce:
             self._learn(read(hello.clock, hello.latest, sent, received))
@@ -323,12 +317,12 @@ class Link:
         return hello
 
     def _learn(self, reading: Reading) -> None:
-        """Take note of its clock. Raises PeerRefused when it is too far off to be bridged."""
+        """Take note of its clock. Raises RemoteRefusal when it is too far off to be bridged."""
         if self.entry.clock.learn(reading):
             log.info("clock of peer", peer=self.id, ahead=reading.ahead)
         if abs(reading.ahead) > MOST:
             problem = apart(reading.at + reading.ahead, reading.at)
-            raise PeerRefused("clocks_apart", f"{problem}, at most {told(MOST)} can be bridged")
+            raise RemoteRefusal("clocks_apart", f"{problem}, at most {told(MOST)} can be bridged")
 
     async def _open_large(self, data: bytes, kind: Kind) -> Opened:
         """Open an answer; hashing a large one does not hold the event loop."""
@@ -357,30 +351,40 @@ class Link:
 
     # -- refusals --------------------------------------------------------------------------
 
-    def _denial(self, refusal: _Refusal, path: str, body: bytes) -> Denial | None:
+    def _denial(self, refusal: RefusalBody, path: str, body: bytes) -> SignedRefusal | None:
         """The peer's signed word that it did not take this very message at this path.
 
         Who carries messages for us may show the same bytes at another path, to be refused there.
         """
         try:
-            denial = load(self._open_now(refusal.signed, Kind.REFUSAL).payload, Denial)
-        except Refused:
+            denial = load(self._open_now(refusal.signed, Kind.REFUSAL).payload, SignedRefusal)
+        except Rejected:
             return None
         about = (denial.digest, denial.path, denial.code)
         return denial if about == (hashlib.sha256(body).digest(), path, refusal.code) else None
 
-    def _failure(self, answer: Answer, refusal: _Refusal, path: str, body: bytes) -> TransportError:
+    def _failure(
+        self, answer: Answer, refusal: RefusalBody, path: str, body: bytes
+    ) -> TransportError:
         status, brought = answer.status, answer.brought
         code = refusal.code[:40] or f"http_{status}"
         message = refusal.message[:1000] or "no reason given"
         denial = self._denial(refusal, path, body)
-        # Who brought it to the peer may have done so before, and may bring it again.
-        alone = denial is not None and not brought
+        if denial is None:
+            proof = Proof.CARRIED if brought else Proof.NONE
+        elif denial.kept:
+            proof = Proof.KEPT
+        else:
+            # Who brought it to the peer may have done so before, and may bring it again.
+            proof = Proof.SIGNED_CARRIED if brought else Proof.SIGNED
+        alone = Proof.NONE if brought else proof
         if status in (408, 429) or status >= 500 or status < 400:
             after = answer.retry_after
             seconds = min(int(after), _LONGEST_WAIT) if after.isdigit() else 0
-            return Later(f"{code}: {message}", seconds, certain=alone and status == 429)
-        if brought and denial is None and path in SIGNED:
+            # Of any other status the peer may have taken it all the same.
+            proof = alone if status == 429 else Proof.NONE
+            return RemoteRefusal(code, message, Reason.LATER, proof, seconds)
+        if proof is Proof.CARRIED and path in SIGNED:
             return Lost(f"{code}: {message} (the peer did not sign this)")
         # Times may have been right when they were sealed, and one of the clocks was set since.
         if (
@@ -389,14 +393,12 @@ class Link:
             and bridgeable(refusal.clock, self.sealer.clock.seconds)
         ):
             self.guide.measure()
-            early = code == "not_yet_valid"
-            return Untimely(f"{code}: {message}", signed=alone, early=early)
-        kept = denial is not None and denial.kept
-        return PeerRefused(code, message, signed=denial is not None, brought=brought, kept=kept)
+            return RemoteRefusal(code, message, Reason.UNTIMELY, alone)
+        return RemoteRefusal(code, message, Reason.FINAL, proof)
 
 
-def _refusal(answer: Answer) -> _Refusal:
+def _refusal(answer: Answer) -> RefusalBody:
     try:
-        return msgspec.json.decode(answer.data, type=_Refusal)
+        return msgspec.json.decode(answer.data, type=RefusalBody)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _Refusal()
+        return RefusalBody()

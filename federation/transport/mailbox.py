@@ -17,10 +17,10 @@ import trio
 from federation.forward import machine as outbox
 from federation.peers.context import Context
 from federation.peers.registry import TRUSTED, Known, Peers
-from federation.transport.errors import Lost, TransportError, Unsent
-from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused, Untimely
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
+from federation.transport.link import Answer, Carrier, Link
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Refused
+from federation.wire.envelope import Kind, Opened, Rejected
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
 from federation.wire.refusals import BROUGHT, Refusal
 from federation.wire.signer import Sealer
@@ -229,9 +229,12 @@ async def pass_on(link: Link, to: str, path: str, body: bytes, wait: float) -> A
     try:
         opened, _ = await link.post("/v1/pass", sealed, Kind.PASSED, wait + _ANSWER)
         passed = load(opened.payload, Passed)
-    except Later as error:
-        raise Later(f"its mailbox: {error}", error.seconds) from None
-    except (PeerRefused, Untimely, Refused) as error:
+    except RemoteRefusal as error:
+        if error.reason is not Reason.LATER:
+            raise Lost(f"its mailbox: {error}") from None
+        told = f"its mailbox: {error.message}"
+        raise RemoteRefusal(error.code, told, Reason.LATER, seconds=error.seconds) from None
+    except Rejected as error:
         raise Lost(f"its mailbox: {error}") from None
     return Answer(passed.status, passed.after, passed.data, brought=True)
 
@@ -289,10 +292,10 @@ class Collector:
                 try:
                     parcels = await self._exchange(link, Collect(_WAIT, []))
                     failures = 0
-                except (TransportError, Refused) as error:
+                except (TransportError, Rejected) as error:
                     failures += 1
                     log.info("mailbox not reached", peer=link.id, error=error)
-                    refused = isinstance(error, PeerRefused)
+                    refused = isinstance(error, TransportError) and error.final
                     await trio.sleep(_PATIENCE if refused else outbox.delay(failures, self.chance))
                     continue
                 for parcel in parcels:
@@ -325,5 +328,5 @@ class Collector:
                     part, more = data[start : start + _PART], start + _PART < len(data)
                     reply = Reply(parcel.id, response.status, after, part, more)
                     await self._exchange(link, Collect(0, [reply]))
-            except (TransportError, Refused) as error:
+            except (TransportError, Rejected) as error:
                 log.info("answer not brought to the mailbox", peer=link.id, error=error)

@@ -65,7 +65,7 @@ def test_every_threat_that_is_tested_is_a_line() -> None:
 
 def codes_in_the_code() -> Iterator[str]:
     """The code of every refusal that is made anywhere in federation."""
-    place = {"Refusal": 1, "Refused": 0, "Breach": 0, "BadPath": 0, "PeerRefused": 0}
+    place = {"Refusal": 1, "Rejected": 0, "RemoteRefusal": 0}
     for path in (REPOSITORY / "federation").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not isinstance(node, ast.Call):

@@ -188,7 +188,7 @@ class _Meddler(MemoryClient):
         """As the store has it, for the last time."""
         found = await super().get(key)
         if found is not None and "/outbox/" in key:
-            forward = replace(unpack(found.value, Forward), state=outbox.QUEUED, sent=0)
+            forward = replace(unpack(found.value, Forward), state=outbox.State.QUEUED, sent=0)
             self.store.commit(Txn([], [Put(key, pack(forward))]))
         return found
 

@@ -24,7 +24,7 @@ from federation.forward import path as relays
 from federation.forward.chain import carried, conclusion, trace
 from federation.forward.path import (
     Asked,
-    BadPath,
+    Rejected,
     Request,
     hops_for,
     local_id,
@@ -267,7 +267,7 @@ def test_a_relay_can_change_nothing(changes: dict[str, Any], code: str | None) -
     if code is None:
         way.opened(data)
         return
-    with pytest.raises(BadPath) as caught:
+    with pytest.raises(Rejected) as caught:
         way.opened(data)
     assert caught.value.code == code
 
@@ -284,7 +284,7 @@ def test_a_path_without_its_signatures_is_refused() -> None:
     submit, _ = way.at_cat()
     for reason, inner in cases.items():
         forged = msgspec.structs.replace(submit, inner=inner)
-        with pytest.raises(BadPath, match=reason) as caught:
+        with pytest.raises(Rejected, match=reason) as caught:
             # By another clock than the inner one, so it may seem to live a day longer, and no more.
             way.opened(sealed(way.bee, way.cat.id, forged, NOW + 51 + MOST))
         assert caught.value.code == "bad_path"
@@ -294,7 +294,7 @@ def test_a_colony_that_is_in_the_path_refuses() -> None:
     way = Way()
     for path in ([way.cat.id], [way.bee.id], [way.ant.id, way.ant.id]):
         looped = msgspec.structs.replace(way.at_cat()[0], path=path, hops=4)
-        with pytest.raises(BadPath) as caught:
+        with pytest.raises(Rejected) as caught:
             way.opened(sealed(way.bee, way.cat.id, looped))
         assert caught.value.code == "loop"
 

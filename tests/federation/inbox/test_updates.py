@@ -16,7 +16,7 @@ import trio
 from federation.forward import channels as words
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
-from federation.transport.link import PeerRefused
+from federation.transport.errors import RemoteRefusal
 from federation.wire.envelope import Kind
 from federation.wire.messages import (
     Extra,
@@ -154,6 +154,10 @@ async def befriended(there: World) -> list[Colony]:
             if other is not one:
                 await one.trust(other)
     return everybody
+
+
+def final(error: RemoteRefusal) -> bool:
+    return error.final
 
 
 async def test_outputs_become_inputs_over_three_colonies(tmp_path: Path) -> None:
@@ -714,19 +718,19 @@ async def test_what_is_said_out_of_turn_is_refused(tmp_path: Path) -> None:
                 "bad_message": {"said": []},
             }
             for code, changes in refused.items():
-                with pytest.raises(PeerRefused, match=code):
+                with pytest.raises(RemoteRefusal, match=code, check=final):
                     await say(**changes)
                 assert bee.fed.server.counters[code] == 1
-            with pytest.raises(PeerRefused, match="unknown_process"):
+            with pytest.raises(RemoteRefusal, match="unknown_process", check=final):
                 await say(attempt=2)
-            with pytest.raises(PeerRefused, match="bad_message"):
+            with pytest.raises(RemoteRefusal, match="bad_message", check=final):
                 await say(said=[Said("c", 1, b"x")])
             assert (await say(start=5, after=6)).after == 0
             assert (await say()).after == 1
             assert (await say()).after == 1
             assert await talk(bee, far.processid, 1) == [(ant.key.id, "x")]
             await close(bee, far, "end")
-            with pytest.raises(PeerRefused, match="closed"):
+            with pytest.raises(RemoteRefusal, match="closed", check=final):
                 await say(start=1, after=2, said=[Said("c", 1, b"y")])
             full = Head(MAX_ENTRIES, 0)
             assert not words.fits(full, [Entry("s", 1, 0, 0, "", b"")])

@@ -13,7 +13,7 @@ import trio
 from federation.peers.registry import TRUSTED, Former, Peer
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import Clock
-from federation.wire.envelope import Kind, Refused
+from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Hello, Submit, Successor
 from federation.wire.signer import Sealer
 from federation.wire.succession import OVERLAP, declare, prove
@@ -48,7 +48,7 @@ def test_a_succession_is_proven_by_both_keys() -> None:
         declare(old, old, NOW),
     ]
     for each in mixed:
-        with pytest.raises(Refused):
+        with pytest.raises(Rejected):
             prove(each)
 
 

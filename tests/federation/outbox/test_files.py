@@ -16,7 +16,7 @@ import trio
 
 from federation.forward import attachments as manifest
 from federation.outbox import files as depot
-from federation.transport.link import PeerRefused
+from federation.transport.errors import RemoteRefusal
 from federation.wire.envelope import Kind
 from federation.wire.messages import Carried, Chunk, Fetch, load
 from node.etcd.pages import whole
@@ -88,6 +88,10 @@ def label_of(process: Process, place: int = 0) -> str:
     assert process.spec.fs is not None
     assert process.spec.fs.dirs is not None
     return process.spec.fs.dirs[place].label
+
+
+def final(error: RemoteRefusal) -> bool:
+    return error.final
 
 
 async def test_an_executor_finds_the_files_of_the_origin(tmp_path: Path) -> None:
@@ -224,11 +228,11 @@ async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
             return load(opened.payload, Chunk).data
 
         assert await fetch(bee, sent.checksum) == b"sent"
-        with pytest.raises(PeerRefused, match="unknown_file"):
+        with pytest.raises(RemoteRefusal, match="unknown_file", check=final):
             await fetch(bee, other.checksum)
-        with pytest.raises(PeerRefused, match="unknown_process"):
+        with pytest.raises(RemoteRefusal, match="unknown_process", check=final):
             await fetch(cat, sent.checksum)
-        with pytest.raises(PeerRefused, match="unknown_process"):
+        with pytest.raises(RemoteRefusal, match="unknown_process", check=final):
             await fetch(bee, sent.checksum, attempt=2)
         assert ant.fed.server.counters["unknown_process"] == 2
         await ant.fed.context.processes.cancel("ant", processid)

@@ -83,7 +83,7 @@ async def followed(client: EtcdClient) -> tuple[Side, Side, Wire, Process]:
     process, link = await ant.submit(), wire(ant, bee)
     await deliver(ant, bee, link, process)
     await ant.federation.ledger.refresh(bee.key.id)
-    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.ACCEPTED
+    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.State.ACCEPTED
     return ant, bee, link, process
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cli.core.client import RpcError as CallError
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
+from federation.forward.machine import State as There
 from federation.forward.marker import Marker
 from federation.inbox.accept import Inbox
 from federation.outbox.ledger import Detour, Ledger
@@ -51,22 +52,22 @@ Make = Callable[..., Daemon]
 
 
 @given(
-    st.sampled_from([outbox.QUEUED, outbox.DOUBT, outbox.ACCEPTED, outbox.CANCELLING]),
+    st.sampled_from([There.QUEUED, There.DOUBT, There.ACCEPTED, There.CANCELLING]),
     st.integers(0, 3),
 )
 def test_only_what_never_left_is_said_not_to_have_run(state: str, sent: int) -> None:
     forward = Forward("1" * 64, "2" * 64, 1, 9, 9, 9, state=state, sent=sent)
     move = outbox.blocked(forward, "bee", 5)
     assert move.stays is False
-    assert move.certain == (state == outbox.QUEUED)
+    assert move.certain == (state == There.QUEUED)
     assert "bee" in move.forward.lasterror
     assert "block" in move.forward.lasterror
-    if state == outbox.CANCELLING:
+    if state == There.CANCELLING:
         assert move.act is Act.NOTHING
         return
     assert move.act is Act.FAIL
-    assert ("in doubt" in move.errors[0]) == (state != outbox.QUEUED)
-    assert move.forward.state == (outbox.CLOSED if state == outbox.QUEUED else outbox.DOUBT)
+    assert ("in doubt" in move.errors[0]) == (state != There.QUEUED)
+    assert move.forward.state == (There.CLOSED if state == There.QUEUED else There.DOUBT)
 
 
 # -- with a store ------------------------------------------------------------------------
@@ -127,15 +128,15 @@ class Front(Lab):
         pid = process.processid
         await self.ledger.refresh(self.other.id)
         entry = self.ledger.entries[pid]
-        if state != outbox.QUEUED:
+        if state != There.QUEUED:
             await self.ledger.save(
                 entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward
             )
-        if state in (outbox.ACCEPTED, outbox.CANCELLING):
+        if state in (There.ACCEPTED, There.CANCELLING):
             move = outbox.received(entry.forward, "accepted", "9" * 64, b"receipt")
             await self.ledger.apply(entry, move, entry.forward)
             await self.ledger.refresh(self.other.id)
-        if state == outbox.CANCELLING:
+        if state == There.CANCELLING:
             await self.processes.cancel("lab", pid)
             await self.ledger.refresh(self.other.id)
         assert self.ledger.entries[pid].forward.state == state
@@ -170,7 +171,12 @@ async def front(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Front]:
 
 
 async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
-    states = (outbox.QUEUED, outbox.DOUBT, outbox.ACCEPTED, outbox.CANCELLING)
+    states = (
+        There.QUEUED,
+        There.DOUBT,
+        There.ACCEPTED,
+        There.CANCELLING,
+    )
     pids = {state: await front.forward(state) for state in states}
     entry = await front.peers.block(front.other.id)
     assert (entry.peer.state, entry.peer.ending) == (BLOCKED, True)
@@ -178,10 +184,22 @@ async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
     await front.endings.sweep(front.other.id)
     assert entry.peer.ending is False
     expected = {
-        outbox.QUEUED: (State.FAILED, "before this was sent: it never ran", outbox.CLOSED),
-        outbox.DOUBT: (State.FAILED, "in doubt, the peer may still run it", outbox.DOUBT),
-        outbox.ACCEPTED: (State.FAILED, "in doubt, the peer may still run it", outbox.DOUBT),
-        outbox.CANCELLING: (State.CANCELLED, "", outbox.CLOSED),
+        There.QUEUED: (
+            State.FAILED,
+            "before this was sent: it never ran",
+            There.CLOSED,
+        ),
+        There.DOUBT: (
+            State.FAILED,
+            "in doubt, the peer may still run it",
+            There.DOUBT,
+        ),
+        There.ACCEPTED: (
+            State.FAILED,
+            "in doubt, the peer may still run it",
+            There.DOUBT,
+        ),
+        There.CANCELLING: (State.CANCELLED, "", There.CLOSED),
     }
     for state, (ends, told, recorded) in expected.items():
         process, record = await front.process(pids[state]), await front.record(pids[state])
@@ -196,7 +214,7 @@ async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
 
 
 async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) -> None:
-    pids = [await front.forward(state) for state in (outbox.QUEUED, outbox.DOUBT)]
+    pids = [await front.forward(state) for state in (There.QUEUED, There.DOUBT)]
     for pid in pids:
         entry = front.ledger.entries[pid]
         await front.ledger.save(
@@ -206,7 +224,9 @@ async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) 
 
     class Elsewhere:
         def elsewhere(self, process: Process, move: outbox.Move) -> Detour:
-            return Detour(other, msgspec.structs.replace(move.forward, peer=other, state="queued"))
+            return Detour(
+                other, msgspec.structs.replace(move.forward, peer=other, state=There.QUEUED)
+            )
 
     front.ledger.detours = Elsewhere()
     await front.peers.block(front.other.id)
@@ -338,7 +358,7 @@ async def test_a_poll_that_waits_is_refused_at_once(front: Front) -> None:
 
 
 async def test_a_copy_that_leaves_during_the_sweep_is_in_doubt(front: Front) -> None:
-    pid = await front.forward(outbox.QUEUED)
+    pid = await front.forward(There.QUEUED)
     await front.peers.block(front.other.id)
     entry = front.ledger.entries[pid]
     commit = front.client.commit
@@ -356,7 +376,7 @@ async def test_a_copy_that_leaves_during_the_sweep_is_in_doubt(front: Front) -> 
     front.client.commit = racing  # type: ignore[method-assign]
     await front.endings.sweep(front.other.id)
     assert "in doubt" in (await front.process(pid)).errors[0]
-    assert (await front.record(pid)).state == outbox.DOUBT
+    assert (await front.record(pid)).state == There.DOUBT
 
 
 async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(front: Front) -> None:
@@ -365,7 +385,7 @@ async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(fron
     commit = front.client.commit
     for after in (False, True):
         for cut in range(1, 40):
-            states = (outbox.QUEUED, outbox.ACCEPTED, outbox.CANCELLING)
+            states = (There.QUEUED, There.ACCEPTED, There.CANCELLING)
             pids = [await front.forward(state) for state in states]
             mine = 2 * (100 * after + cut)
             await front.accept(mine)
@@ -414,7 +434,7 @@ async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(fron
 
 
 async def test_trust_stops_what_is_left_of_a_sweep(front: Front) -> None:
-    pids = [await front.forward(outbox.QUEUED) for _ in range(3)]
+    pids = [await front.forward(There.QUEUED) for _ in range(3)]
     await front.peers.block(front.other.id)
     settle = front.processes.settle
 
@@ -437,7 +457,7 @@ async def test_what_a_block_overtook_is_due_again(front: Front) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(front.endings.run)
         # Its submitter had found the peer trusted a moment before.
-        pid = await front.forward(outbox.QUEUED)
+        pid = await front.forward(There.QUEUED)
         front.endings.begin()
 
         async def failed() -> bool:

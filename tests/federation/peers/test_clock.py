@@ -12,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.forward import machine as outbox
-from federation.forward.machine import DOUBT, QUEUED, Forward
+from federation.forward.machine import Forward
+from federation.forward.machine import State as There
 from federation.peers.clock import SLACK, PeerClock, Reading, apart, bridgeable, read, told
 from federation.peers.record import Known, Peer
 from federation.peers.registry import PENDING, TRUSTED
-from federation.transport.errors import Lost
-from federation.transport.link import Answer, Link, PeerRefused, Untimely
+from federation.transport.errors import Lost, Reason, RemoteRefusal
+from federation.transport.link import Answer, Link
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind
 from federation.wire.messages import MOST, Hello, Receipt, Submit, load
+from federation.wire.refusals import Proof
 from node.etcd.client import open_client
 from tests.federation.inbox.test_server import PID, SPEC, Lab
 from tests.node.etcd.support import start_store
@@ -96,6 +98,18 @@ def test_words() -> None:
 # -- a link to a gate with another clock ---------------------------------------------------------
 
 
+def untimely(error: RemoteRefusal) -> bool:
+    return error.reason is Reason.UNTIMELY
+
+
+def final(error: RemoteRefusal) -> bool:
+    return error.final
+
+
+def lasting(error: RemoteRefusal | Lost) -> bool:
+    return isinstance(error, Lost) or error.final
+
+
 class Direct(Link):
     """The way to a gate in this process; `replay` is an answer that somebody plays back."""
 
@@ -147,7 +161,9 @@ class Pair:
     async def measure(self) -> None:
         try:
             await self.greet()
-        except Untimely:
+        except RemoteRefusal as error:
+            if not untimely(error):
+                raise
             await self.greet()
 
     def submission(self, seconds: int = 30) -> bytes:
@@ -180,9 +196,9 @@ async def test_clocks_apart(pair: Pair, ahead: int) -> None:
 async def test_before_it_is_measured(pair: Pair) -> None:
     """The refusal is signed, and wakes a measurement; the next try holds."""
     pair.set_clock(-HOUR)
-    with pytest.raises(Untimely, match="3600 s ahead") as caught:
+    with pytest.raises(RemoteRefusal, match="3600 s ahead", check=untimely) as caught:
         await pair.submit(pair.submission())
-    assert caught.value.signed
+    assert caught.value.proof is Proof.SIGNED
     assert pair.measured == 1
     await pair.measure()
     assert (await pair.submit(pair.submission())).status == "accepted"
@@ -191,7 +207,7 @@ async def test_before_it_is_measured(pair: Pair) -> None:
 async def test_a_clock_that_was_set_back(pair: Pair) -> None:
     """Who remembers a later time judges by that: what is short-lived must hold by it."""
     pair.lab.clock.remember(time.time() + HOUR)
-    with pytest.raises(Untimely, match="expired"):
+    with pytest.raises(RemoteRefusal, match="expired", check=untimely):
         await pair.submit(pair.submission())
     await pair.measure()
     assert pair.clock.issuing == 0
@@ -204,10 +220,10 @@ async def test_strangers_get_no_favour(pair: Pair) -> None:
     pair.set_clock(-HOUR)
     peer = pair.link.entry.peer
     pair.link.entry.peer = Peer(peer.id, PENDING, peer.name, peer.public_key)
-    with pytest.raises(PeerRefused, match="not_yet_valid"):
+    with pytest.raises(RemoteRefusal, match="not_yet_valid", check=final):
         await pair.greet()
     pair.expect(-HOUR)  # known, not used
-    with pytest.raises(PeerRefused, match="3600 s ahead"):
+    with pytest.raises(RemoteRefusal, match="3600 s ahead", check=final):
         await pair.submit(pair.submission())
     assert pair.measured == 0
     pair.set_clock(HOUR)
@@ -219,9 +235,10 @@ async def test_strangers_get_no_favour(pair: Pair) -> None:
 async def test_beyond_a_day_both_clocks_are_told(pair: Pair, ahead: int) -> None:
     pair.set_clock(ahead)
     word = "ahead of" if ahead > 0 else "behind"
-    with pytest.raises(PeerRefused, match=f"its clock says .*, ours .*: 1 d 2[12] h {word} ours"):
+    clocks = f"its clock says .*, ours .*: 1 d 2[12] h {word} ours"
+    with pytest.raises(RemoteRefusal, match=clocks, check=final):
         await pair.greet()
-    with pytest.raises((PeerRefused, Lost), match="our clock says"):
+    with pytest.raises((RemoteRefusal, Lost), match="our clock says", check=lasting):
         await pair.submit(pair.submission(3 * 86_400))
 
 
@@ -239,13 +256,13 @@ async def test_an_old_answer_teaches_nothing(pair: Pair) -> None:
     assert pair.clock.issuing == 0
     pair.link.replay = None
     pair.set_clock(-HOUR)
-    with pytest.raises(Untimely):
+    with pytest.raises(RemoteRefusal, check=untimely):
         await pair.greet()
     refusal = pair.link.last
     pair.set_clock(0)
     await pair.measure()
     pair.link.replay = refusal
-    with pytest.raises(Untimely):
+    with pytest.raises(RemoteRefusal, check=untimely):
         await pair.greet(b"another nonce 17")
     assert pair.clock.issuing == 0
 
@@ -258,11 +275,16 @@ def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
     forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
     once = outbox.sending(forward, b"bytes", 5)
     after = outbox.untimely(once, "late", True, False)
-    assert (after.state, after.envelope, after.sent, after.lasterror) == (QUEUED, b"", 0, "late")
+    assert (after.state, after.envelope, after.sent, after.lasterror) == (
+        There.QUEUED,
+        b"",
+        0,
+        "late",
+    )
     twice = outbox.sending(once, b"bytes", 6)
     for before, signed in ((once, False), (twice, True)):
         after = outbox.untimely(before, "late", signed, False)
-        assert (after.state, after.envelope, after.sent) == (DOUBT, b"bytes", before.sent)
+        assert (after.state, after.envelope, after.sent) == (There.DOUBT, b"bytes", before.sent)
 
 
 def test_what_is_from_the_future_was_not_taken_before() -> None:
@@ -270,5 +292,5 @@ def test_what_is_from_the_future_was_not_taken_before() -> None:
     forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
     twice = outbox.sending(outbox.sending(forward, b"bytes", 5), b"bytes", 6)
     after = outbox.untimely(twice, "early", True, True)
-    assert (after.state, after.envelope, after.sent) == (QUEUED, b"", 0)
+    assert (after.state, after.envelope, after.sent) == (There.QUEUED, b"", 0)
     assert outbox.untimely(twice, "early", False, True).envelope == b"bytes"

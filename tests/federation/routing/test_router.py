@@ -21,6 +21,7 @@ from federation.transport.link import Answer, Link
 from federation.wire.card import Card
 from federation.wire.clock import Clock
 from federation.wire.messages import Capabilities, Offer
+from federation.wire.refusals import Proof
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
 from node.host.config import Config, RouteConfig
@@ -260,7 +261,7 @@ async def test_a_signed_refusal_sends_it_to_the_next(client: EtcdClient) -> None
     assert await ant.forward(bee, process) is None
     forward = await ant.forward(cat, process)
     assert forward is not None
-    assert (forward.state, forward.attempt, forward.sent) == (outbox.QUEUED, 1, 0)
+    assert (forward.state, forward.attempt, forward.sent) == (outbox.State.QUEUED, 1, 0)
     assert [(tried.peer, tried.final) for tried in forward.tried] == [(bee.key.id, True)]
     await deliver(ant, cat, wire(ant, cat), process)
     assert (await ant.load(process)).state == State.RUNNING
@@ -379,7 +380,7 @@ async def test_what_may_have_arrived_stays_in_doubt(client: EtcdClient) -> None:
     await ant.federation.delivery.expire()
     forward = await ant.forward(bee, process)
     assert forward is not None
-    assert (forward.state, forward.sent) == (outbox.DOUBT, 1)
+    assert (forward.state, forward.sent) == (outbox.State.DOUBT, 1)
     # A refusal of the second copy says nothing about the first.
     await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
     await deliver(ant, bee, wire(ant, bee), process)
@@ -398,13 +399,13 @@ async def test_a_copy_that_another_daemon_sent_keeps_it_there(client: EtcdClient
     key = ant.federation.keys.forward(bee.key.id, process.processid)
     await client.put(key, pack(outbox.sending(forward, b"sealed", time.time_ns())))
     # Memory still says that it never left.
-    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.QUEUED
+    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.State.QUEUED
     await ant.federation.delivery.expire()
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.WAITING, bee.key.id)
     after = await ant.forward(bee, process)
     assert after is not None
-    assert after.state == outbox.DOUBT
+    assert after.state == outbox.State.DOUBT
 
 
 async def test_memory_of_where_it_was_does_no_harm(client: EtcdClient) -> None:
@@ -423,7 +424,7 @@ async def test_memory_of_where_it_was_does_no_harm(client: EtcdClient) -> None:
     await twin.processes.cancel("ant", process.processid)
     forward = await ant.forward(cat, process)
     assert forward is not None
-    assert (forward.peer, forward.state) == (cat.key.id, outbox.CANCELLING)
+    assert (forward.peer, forward.state) == (cat.key.id, outbox.State.CANCELLING)
 
 
 async def test_a_deadline_in_an_old_index_does_not_end_what_has_left(client: EtcdClient) -> None:
@@ -447,8 +448,11 @@ async def test_what_left_and_came_back_is_known_by_where_it_was_tried(client: Et
     await ant.tick()
     # Another daemon sent it there, and back here when it was refused.
     forward = outbox.new_forward(msgspec.structs.replace(process, peer=bee.key.id))
-    tried = (outbox.Tried(bee.key.id, "no", time.time_ns(), final=True),)
-    record = outbox.returned(forward, tried, time.time_ns())
+    tried, now = (outbox.Tried(bee.key.id, "no", time.time_ns(), final=True),), time.time_ns()
+    sent = outbox.sending(forward, b"sealed", now)
+    record = outbox.returned(
+        outbox.refused(sent, "no", "", "bee", now, Proof.SIGNED).forward, tried, now
+    )
     await client.put(ant.federation.keys.proof(process.processid), pack(record))
     (entry,) = ant.processes.queue.entries.values()
     ant.processes.queue.add(replace(entry, revision=entry.revision + 1))
@@ -524,7 +528,8 @@ def test_only_a_signed_refusal_of_the_only_copy_is_certain() -> None:
         (twice, "untrusted", True, False),
         (twice, "expired", True, False),
     ):
-        move = outbox.refused(copy, code, "no", "bee", now, signed=signed)
+        proof = Proof.SIGNED if signed else Proof.NONE
+        move = outbox.refused(copy, code, "no", "bee", now, proof)
         assert move.certain is certain, (copy.sent, code, signed)
 
 

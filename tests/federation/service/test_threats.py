@@ -25,12 +25,14 @@ from federation.forward.path import local_id
 from federation.network.candidates import Hint, Hints
 from federation.peers.policy import Policy
 from federation.peers.registry import TRUSTED, Known, Peer
-from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused
+from federation.transport.errors import Reason, RemoteRefusal
+from federation.transport.link import Answer, Carrier, Link
 from federation.wire import cbor, envelope
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import Clock
-from federation.wire.envelope import Kind, Refused, inspect, seal
+from federation.wire.envelope import Kind, Rejected, inspect, seal
 from federation.wire.messages import Cancel, Follow, Hello, Outcome, Outcomes, Poll, Receipt, load
+from federation.wire.refusals import Proof
 from federation.wire.signer import Sealer
 from federation.wire.succession import declare
 from node.etcd.client import open_client
@@ -84,10 +86,11 @@ async def test_a_signed_refusal_from_another_door_is_worth_nothing(
         assert (await ask(lab, at, data)).status == 200
         return await ask(lab, path, data, method)
 
-    with pytest.raises(PeerRefused) as caught:
+    with pytest.raises(RemoteRefusal) as caught:
         await by_way_of(lab, lie).post("/v2/submit", body, Kind.RECEIPT)
     assert len(lab.processes.queue.entries) == 1
-    assert not caught.value.signed
+    assert caught.value.final
+    assert caught.value.proof is Proof.NONE
 
 
 async def test_only_the_peer_itself_can_say_that_it_took_nothing(lab: Lab) -> None:
@@ -103,18 +106,19 @@ async def test_only_the_peer_itself_can_say_that_it_took_nothing(lab: Lab) -> No
         assert (await ask(lab, at, data)).status == 200
         return lie
 
-    async def refused(carrier: Carrier, pid: str) -> Later:
+    async def refused(carrier: Carrier, pid: str) -> Proof:
         body = lab.seal(Kind.SUBMIT, msgspec.structs.replace(submission(), pid=pid))
-        with pytest.raises(Later) as caught:
+        with pytest.raises(RemoteRefusal) as caught:
             await by_way_of(lab, carrier).post("/v2/submit", body, Kind.RECEIPT)
-        return caught.value
+        assert caught.value.reason is Reason.LATER
+        return caught.value.proof
 
     await lab.peers.set_policy(lab.other.id, Policy(max_waiting=1))
     assert (await ask(lab, "/v2/submit", lab.seal(Kind.SUBMIT, submission()))).status == 200
-    assert (await refused(honest, "2" * 64)).certain, "the peer signed that"
+    assert (await refused(honest, "2" * 64)) is Proof.SIGNED, "the peer signed that"
     await lab.peers.set_policy(lab.other.id, Policy())
     for number, lie in enumerate((answers[0], Answer(429, "5", b'{"code":"policy_waiting"}'))):
-        assert not (await refused(functools.partial(deny, lie), f"{number + 3}" * 64)).certain
+        assert (await refused(functools.partial(deny, lie), f"{number + 3}" * 64)) is Proof.NONE
     assert len(lab.processes.queue.entries) == 3
 
 
@@ -295,7 +299,7 @@ async def test_nonsense_that_the_peer_did_not_sign_ends_nothing(tmp_path: Path) 
                 (signed(bee, ant, cbor.encode({"state": 2})), "malformed"),
                 (signed(bee, ant, b"nonsense"), "malformed"),
             ):
-                with pytest.raises(Refused, match=why):
+                with pytest.raises(Rejected, match=why):
                     await ant.fed.results.settle(link, sealed)
             await settle(ant, cat, signed(cat, ant, nonsense))
             another = cbor.encode({"pid": pid, "attempt": 2, "state": 7})
@@ -315,9 +319,9 @@ async def test_a_peer_can_not_end_what_went_to_another(tmp_path: Path) -> None:
             await settle(ant, cat, told(cat, ant, pid))
             await settle(ant, bee, told(bee, ant, pid, attempt=2))
             await settle(ant, bee, told(bee, ant, "3" * 64))
-            with pytest.raises(Refused, match="wrong_audience"):
+            with pytest.raises(Rejected, match="wrong_audience"):
                 await settle(ant, bee, told(bee, cat, pid))
-            with pytest.raises(Refused, match="unknown_issuer"):
+            with pytest.raises(Rejected, match="unknown_issuer"):
                 await settle(ant, bee, told(cat, ant, pid))
             assert (await ant.process(pid)).state == State.RUNNING
             await bee.work("X")

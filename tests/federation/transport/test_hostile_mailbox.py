@@ -25,7 +25,7 @@ from federation.transport.link import Answer, Link
 from federation.transport.mailbox import pass_on
 from federation.wire.clock import Clock
 from federation.wire.envelope import Kind, inspect
-from federation.wire.messages import Cancel, Denial, Pass, Passed, Submit, load
+from federation.wire.messages import Cancel, Pass, Passed, SignedRefusal, Submit, load
 from federation.wire.refusals import BROUGHT
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
@@ -83,7 +83,7 @@ class Mailbox(Link):
         """A refusal under which the mailbox puts its own name, as a peer does."""
         said = msgspec.json.decode(told.data)
         digest = hashlib.sha256(self.asked).digest()
-        denial = Denial(said["code"], "no", digest, path="/v1/pass", kept=True)
+        denial = SignedRefusal(said["code"], "no", digest, path="/v1/pass", kept=True)
         sealed = Sealer(self.key, Clock()).seal(Kind.REFUSAL, self.sealer.key.id, denial)
         return Answer(told.status, "", msgspec.json.encode(said | {"signed": sealed}))
 
@@ -171,7 +171,7 @@ async def test_what_was_delivered_and_denied_runs_nowhere_else(
         for copies in (1, 2):
             await scene.deliver(process)
             forward = await scene.forward(process)
-            assert (forward.state, forward.sent) == (outbox.DOUBT, copies), lie
+            assert (forward.state, forward.sent) == (outbox.State.DOUBT, copies), lie
             await scene.impatient(process)
             assert (await scene.ant.load(process)).peer == scene.bee.key.id, lie
         assert await scene.ant.forward(scene.cat, process) is None, lie
@@ -180,7 +180,7 @@ async def test_what_was_delivered_and_denied_runs_nowhere_else(
         # Once it tells the truth, the doubt is over.
         scene.mailbox.say = scene.mailbox.passed
         await scene.deliver(process)
-        assert (await scene.forward(process)).state == outbox.ACCEPTED, lie
+        assert (await scene.forward(process)).state == outbox.State.ACCEPTED, lie
         assert (await scene.ant.load(process)).state == State.RUNNING, lie
 
 
@@ -199,7 +199,7 @@ async def test_a_refusal_that_the_colony_keeps_to_ends_the_doubt(client: EtcdCli
     process = await ant.submit()
     scene.mailbox.say = unsaid
     await scene.deliver(process)
-    assert (await scene.forward(process)).state == outbox.DOUBT
+    assert (await scene.forward(process)).state == outbox.State.DOUBT
     scene.mailbox.say = scene.mailbox.passed
     await scene.deliver(process)
     assert (await ant.load(process)).peer == scene.cat.key.id
@@ -271,7 +271,7 @@ async def test_a_mailbox_can_not_end_a_cancel(client: EtcdClient) -> None:
     told = refusal(403, "untrusted")
     scene.mailbox.say = functools.partial(deny, scene, True, told, False)
     await scene.deliver(process)
-    assert (await scene.forward(process)).state == outbox.CANCELLING
+    assert (await scene.forward(process)).state == outbox.State.CANCELLING
     assert not (await scene.forward(process)).receipt
     scene.mailbox.say = scene.mailbox.passed
     await scene.deliver(process)
@@ -291,7 +291,7 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
     delivery, entry = scene.ant.federation.delivery, scene.link.entry
 
     async def sent() -> bool:
-        return (await scene.forward(process)).state == outbox.ACCEPTED
+        return (await scene.forward(process)).state == outbox.State.ACCEPTED
 
     async def failed() -> bool:
         return "mailbox_absent" in entry.error
@@ -299,7 +299,7 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
     async with trio.open_nursery() as sending:
         sending.start_soon(delivery.send_forever, scene.link)
         await until(50, failed, step=0.02)
-        assert (await scene.forward(process)).state == outbox.QUEUED
+        assert (await scene.forward(process)).state == outbox.State.QUEUED
         sending.cancel_scope.cancel()
     await scene.impatient(process)
     assert (await scene.ant.load(process)).peer == scene.cat.key.id

@@ -81,13 +81,17 @@ async def test_a_receipt_for_a_submission_names_the_very_process(client: EtcdCli
         link.said = lie
         await deliver(ant, bee, link, process)
         forward = await of(ant, bee, process)
-        assert (forward.state, forward.sent, forward.receipt) == (outbox.DOUBT, copies, b""), lie
+        assert (forward.state, forward.sent, forward.receipt) == (
+            outbox.State.DOUBT,
+            copies,
+            b"",
+        ), lie
         assert (await ant.load(process)).state == State.WAITING, lie
         assert link.entry.error.startswith("the receipt is"), lie
     link.said = None
     await deliver(ant, bee, link, process)
     forward = await of(ant, bee, process)
-    assert (forward.state, forward.remoteprocessid) == (outbox.ACCEPTED, there)
+    assert (forward.state, forward.remoteprocessid) == (outbox.State.ACCEPTED, there)
 
 
 async def test_a_receipt_for_a_cancel_is_not_that_of_the_submission(client: EtcdClient) -> None:
@@ -105,7 +109,7 @@ async def test_a_receipt_for_a_cancel_is_not_that_of_the_submission(client: Etcd
         link.said = lie
         await deliver(ant, bee, link, process)
         forward = await of(ant, bee, process)
-        assert (forward.state, forward.receipt) == (outbox.CANCELLING, b""), lie
+        assert (forward.state, forward.receipt) == (outbox.State.CANCELLING, b""), lie
     link.said = None
     await deliver(ant, bee, link, process)
     assert (await of(ant, bee, process)).receipt, "closed by now, which it may say"
@@ -121,5 +125,5 @@ async def test_a_process_keeps_its_id_there_when_we_change_our_key(client: EtcdC
     link.said = None
     await deliver(ant, bee, link, process)
     forward = await of(ant, bee, process)
-    assert forward.state == outbox.ACCEPTED
+    assert forward.state == outbox.State.ACCEPTED
     assert forward.remoteprocessid == local_id(before, process.processid, 1)

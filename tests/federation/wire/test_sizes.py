@@ -27,7 +27,7 @@ from federation.transport.errors import Lost
 from federation.transport.link import Answer, Link
 from federation.wire import cbor, messages
 from federation.wire.clock import Clock
-from federation.wire.envelope import Kind, Refused, inspect, open_envelope, seal
+from federation.wire.envelope import Kind, Rejected, inspect, open_envelope, seal
 from federation.wire.json import MOST_CONTAINERS, require_bounded
 from federation.wire.messages import (
     MOST_FILES,
@@ -59,7 +59,7 @@ ME = PrivateKey.generate()
 PID = "a" * 64
 # One kind, a struct for its payload.
 STRUCTS = {
-    kind: getattr(messages, {"REFUSAL": "Denial"}.get(kind.name, kind.name.title()))
+    kind: getattr(messages, {"REFUSAL": "SignedRefusal"}.get(kind.name, kind.name.title()))
     for kind in Kind
     if kind is not Kind.CARD
 }
@@ -111,7 +111,7 @@ async def test_the_worst_of_each_kind_is_cheap(kind: Kind) -> None:
             keys=lambda issuer: KEY.public_key,
             limit=size.bytes,
         )
-        with pytest.raises(Refused, match=f"more than {size.items} items"):
+        with pytest.raises(Rejected, match=f"more than {size.items} items"):
             await load_large(opened.payload, STRUCTS[kind])
         took = time.thread_time() - begin
         used = tracemalloc.get_traced_memory()[1]
@@ -132,7 +132,7 @@ async def test_the_most_items_of_each_kind_take_milliseconds(kind: Kind) -> None
 
 def _timed(action: Callable[[], object]) -> float:
     begin = time.thread_time()
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         action()
     return time.thread_time() - begin
 
@@ -154,7 +154,7 @@ def test_a_wrong_signature_of_a_large_message_is_not_explained() -> None:
 
     def refused(payload: bytes) -> str:
         data = sealed(Kind.POLL, payload)
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(Rejected) as caught:
             open_envelope(
                 data, kind=Kind.SUBMIT, audience=ME.id, now=time.time(), keys=keys, limit=len(data)
             )
@@ -285,14 +285,14 @@ def test_json_is_bounded_as_its_values_are(value: Any, deep: int) -> None:
         return 1 + sum(map(count, inner)) if isinstance(value, list | dict) else 0
 
     if depth_of(value) > MAX_DEPTH:
-        with pytest.raises(Refused, match="nested deeper"):
+        with pytest.raises(Rejected, match="nested deeper"):
             require_bounded(text)
         return
     require_bounded(text)
     # Few ones are not counted: as many as may be nested are no matter.
     if (containers := count(value)) > MAX_DEPTH:
         require_bounded(text, most=containers)
-        with pytest.raises(Refused, match="more than"):
+        with pytest.raises(Rejected, match="more than"):
             require_bounded(text, most=containers - 1)
 
 
@@ -350,9 +350,9 @@ async def test_an_answer_by_whatever_way_has_the_size_of_its_kind(kind: Kind) ->
 
 def test_news_of_one_process_have_a_bound_of_their_own() -> None:
     """They come encoded inside of an answer, many in one."""
-    with pytest.raises(Refused, match="more than 4096 items"):
+    with pytest.raises(Rejected, match="more than 4096 items"):
         load(empties(100_000), News)
-    with pytest.raises(Refused, match="more than 4096 items"):
+    with pytest.raises(Rejected, match="more than 4096 items"):
         load(empties(100_000), Outcome)
 
 

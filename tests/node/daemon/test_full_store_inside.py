@@ -177,7 +177,8 @@ async def test_news_are_asked_for_again_when_there_is_room(tmp_path: Path) -> No
         follower = ant.fed.results.follower
         await ant.until(
             lambda: any(
-                entry.forward.state == outbox.ACCEPTED for entry in ant.fed.ledger.entries.values()
+                entry.forward.state == outbox.State.ACCEPTED
+                for entry in ant.fed.ledger.entries.values()
             )
         )
         peer = ant.fed.ledger.entries[pid].forward.peer

@@ -17,7 +17,7 @@ from federation.forward.machine import Forward, Move
 from federation.outbox import outcomes as results
 from federation.outbox.outcomes import Results
 from federation.transport.errors import TransportError
-from federation.wire.envelope import Refused, inspect
+from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Outcome, load
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
@@ -142,7 +142,7 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
                 continue
             try:
                 await self.poll_once(link)
-            except (TransportError, EtcdError, RpcError, Refused):
+            except (TransportError, EtcdError, RpcError, Rejected):
                 await trio.sleep(1)
 
     patch.setattr(Results, "poll_forever", poll_forever)

@@ -22,7 +22,7 @@ from federation.service import server as gate
 from federation.service.extension import Attachment
 from federation.wire import envelope
 from federation.wire.card import Card
-from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
 from node.etcd.txn import Absent, Delete, Op, Put
 from node.model.codec import unpack
 
@@ -51,8 +51,8 @@ def any_kind(patch: pytest.MonkeyPatch) -> None:
         for kind in Kind:
             try:
                 return open_envelope(data, **checks | {"kind": kind})
-            except Refused as refused:
-                if refused.code not in ("wrong_kind", "bad_signature"):
+            except Rejected as rejected:
+                if rejected.code not in ("wrong_kind", "bad_signature"):
                     raise
         return open_envelope(data, **checks)
 

@@ -89,6 +89,6 @@ def endless_cancel(patch: pytest.MonkeyPatch) -> None:
     passed = outbox.deadline_passed
 
     def ever(forward: Forward, *args: Any) -> Move | None:
-        return None if forward.state == outbox.CANCELLING else passed(forward, *args)
+        return None if forward.state == outbox.State.CANCELLING else passed(forward, *args)
 
     patch.setattr(outbox, "deadline_passed", ever)
