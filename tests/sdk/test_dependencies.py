@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -102,3 +103,12 @@ def test_each_dependency_has_its_reason() -> None:
     development = rest.partition("## Development only")[2].partition("\n## ")[0]
     missing = {name for name in groups["dev"] if not re.search(rf"\b{name}\b", development)}
     assert missing == set()
+
+
+@pytest.mark.parametrize("program", ["cli.daemon.colonyd", "cli.core.client"])
+def test_programs_load_only_what_they_call(program: str) -> None:
+    """What etcd3 and httpx would bring for clients and commands of their own stays on disk."""
+    code = f"import {program}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    shown = subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY, text=True)
+    assert {"httpx", "msgspec"} <= set(shown.split())
+    assert {"etcd3", "grpc", "rich", "pygments"} & set(shown.split()) == set()

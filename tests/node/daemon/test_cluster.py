@@ -21,12 +21,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from etcd3.etcdrpc import rpc_pb2 as pb
 
 from cli.core.client import Client, RpcError, Unreachable, encode
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access, tls_context
 from node.etcd.errors import EtcdDenied, EtcdError, EtcdUnavailable
+from node.etcd.generated import pb
 from node.host.keys import PrivateKey
 from node.model.types import SECOND
 from node.store import crons

@@ -344,3 +344,11 @@ def test_no_secret_in_the_log(make_daemon: Make) -> None:
     daemon.stop()
     assert len(keys) == 3
     assert not [line for line in daemon.events for key in keys if key in line]
+
+
+def test_a_daemon_has_not_loaded_grpcio(lone_daemon: Daemon) -> None:
+    """Its library would be 10 MB of a small machine's memory, for a client that nobody calls."""
+    assert lone_daemon.process is not None
+    mapped = Path(f"/proc/{lone_daemon.process.pid}/maps").read_text("utf-8")
+    assert "coincurve" in mapped  # libraries are named there by their packages
+    assert "grpc" not in mapped
