@@ -31,7 +31,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def run(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [tree / "scripts" / "test", *arguments]
+    command = [str(tree / "scripts" / "test"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -32,7 +32,7 @@ def envelope(daemon: Daemon, payload: bytes, payloadtype: str, key: PrivateKey) 
     return {"payloadtype": payloadtype, "payload": text, "signature": sign_payload(key, text)}
 
 
-def post(daemon: Daemon, body: bytes) -> tuple[int, dict[str, Any]]:
+def post(daemon: Daemon, body: bytes) -> tuple[int, Any]:
     """Post bytes; return the status and the error's or reply's payload."""
     answer = httpx.post(f"http://127.0.0.1:{daemon.port}/api", content=body, timeout=20)
     reply = answer.json()
@@ -88,7 +88,7 @@ def test_bad_specs_name_the_field_and_leave_nothing(
     lone_daemon: Daemon, change: dict[str, Any], names: str
 ) -> None:
     key = lone_daemon.key("user")
-    fields = {"msgtype": "submitfuncspecmsg", "spec": SPEC | change}
+    fields: dict[str, Any] = {"msgtype": "submitfuncspecmsg", "spec": SPEC | change}
     body = json.dumps(envelope(lone_daemon, json.dumps(fields).encode(), fields["msgtype"], key))
     status, failure = post(lone_daemon, body.encode())
     assert status == 400
