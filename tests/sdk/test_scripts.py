@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,14 @@ def test_help_has_an_example(tree: Path) -> None:
     assert done.returncode == 0
     assert "scripts/test node/processes -m 'not slow'" in done.stdout
     assert done.stdout.strip().endswith("import from it.")
+
+
+@pytest.mark.slow
+def test_trips_are_counted() -> None:
+    command = [sys.executable, "-m", "bench.trips", "--ways"]
+    shown = subprocess.check_output(command, cwd=REPOSITORY, text=True, stderr=subprocess.DEVNULL)
+    found = re.findall(r"^(.+): (\d+) packages, \d+ ways back; (\d+) modules", shown, re.M)
+    assert len(found) == 3
+    assert all(1 < int(packages) < int(modules) for _, packages, modules in found)
+    # Each reaches the store.
+    assert shown.count("-> node.etcd.client\n") >= 3
