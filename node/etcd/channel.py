@@ -13,7 +13,6 @@ from functools import partial
 from typing import NoReturn
 
 import trio
-from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 
 from node.etcd.connection import Wire
 from node.etcd.dial import AUTHENTICATE, Access, connect, read_token
@@ -25,6 +24,7 @@ from node.etcd.errors import (
     EtcdUnavailable,
 )
 from node.etcd.frames import ProtocolFault, request_headers
+from node.etcd.generated import pb
 from node.etcd.http2 import MAX_MESSAGE, Call
 from node.host.log import get_logger
 

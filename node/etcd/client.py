@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import trio
-from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from node.etcd.channel import Channel, Stream, open_channel
@@ -25,6 +24,7 @@ from node.etcd.errors import (
     EtcdUnavailable,
     LeaseLost,
 )
+from node.etcd.generated import pb
 from node.etcd.guard import GUARD
 from node.etcd.parts import MOST, WHOLE, Known, Stub, divide, joined, parts_of, stub_of
 from node.etcd.pressure import Pressure

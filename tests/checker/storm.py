@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -56,8 +57,8 @@ async def storm(
             each.program = list(program) or each.program
         async with trio.open_nursery() as nursery:
             for each in hosts:
-                nursery.start_soon(trio.to_thread.run_sync, each.start)
-        colonies = [Colony(each, ahead=lambda each=each: each.ahead) for each in hosts]
+                nursery.start_soon(trio.to_thread.run_sync, partial(each.start))
+        colonies = [Colony(each, ahead=partial(getattr, each, "ahead")) for each in hosts]
         for colony in colonies:
             await stack.enter_async_context(colony.http)
         with Journal(path) as journal:

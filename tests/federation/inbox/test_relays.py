@@ -24,7 +24,6 @@ from federation.forward import path as relays
 from federation.forward.chain import carried, conclusion, trace
 from federation.forward.path import (
     Asked,
-    Rejected,
     Request,
     hops_for,
     local_id,
@@ -33,7 +32,7 @@ from federation.forward.path import (
     unwrap,
 )
 from federation.peers.policy import Policy
-from federation.wire.envelope import Kind, Opened, inspect, seal
+from federation.wire.envelope import Kind, Opened, Rejected, inspect, seal
 from federation.wire.messages import MOST, Outcome, Submit, dump, load
 from node.host.keys import PrivateKey, read_key
 from node.http.server import Request as HttpRequest

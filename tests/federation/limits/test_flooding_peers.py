@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -135,7 +136,7 @@ async def test_a_blocked_colony_stays_blocked_under_its_next_keys(lab: Lab) -> N
 async def test_a_trusted_colony_changes_its_key_so_often_a_day_and_keeps_so_many(lab: Lab) -> None:
     """Its record stays small, and a key that was let go is worth nothing."""
     await lab.befriend()
-    last, told = lab.other, []
+    last, told = lab.other, list[Any]()
     for number in range(30):
         following = PrivateKey.generate()
         told = [*told, declare(last, following, int(time.time()))][-8:]

@@ -127,7 +127,7 @@ def test_only_the_key_of_an_invitation_gets_around_the_queue() -> None:
 # -- accounts ----------------------------------------------------------------------------------
 
 
-def accounts(**limits: int) -> Accounts:
+def accounts(**limits: Any) -> Accounts:
     peers = registry(Peer(PEER, TRUSTED, "ant", b"k", 1, policy=Policy(**limits)))
     return Accounts(peers, Clock())
 

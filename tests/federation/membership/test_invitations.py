@@ -124,6 +124,7 @@ def test_a_short_token_for_two_addresses() -> None:
 
 def test_what_no_token_can_hold_is_refused_where_it_is_made() -> None:
     good = Token("a" * 64, "b" * 64, ["h:1"], 1, b"s" * 16)
+    change: dict[str, Any]
     for change in ({"addresses": []}, {"addresses": ["h:1"] * 5}, {"addresses": ["h"]},
                    {"secret": b"short"}, {"addresses": ["h" * 300 + ":1"]}):  # fmt: skip
         with pytest.raises(ValueError, match=r".+"):
@@ -579,7 +580,7 @@ async def test_who_does_not_know_the_secret_is_not_trusted_by_the_joiner(
         return b"?" * 32
 
     token = await inn.invitations.invite(60, None, [])
-    inn.invitations._verify = any_key  # type: ignore[method-assign, assignment]
+    inn.invitations._verify = any_key  # type: ignore[method-assign]
     visitor = Visitor(inn)
     with pytest.raises(RpcError, match="does not know the secret") as caught:
         await visitor.joining.join(write_token(token), None)

@@ -269,7 +269,7 @@ async def test_a_clock_that_is_set_moves_every_forward_once(client: EtcdClient) 
             raise EtcdUnavailable("away")
         return await save(entry, forward, known)
 
-    front.ledger.save = failing  # type: ignore[method-assign]
+    front.ledger.save = failing  # type: ignore[method-assign, assignment]
     with pytest.raises(EtcdUnavailable):
         await delivery.clock_set(year, before)
     await delivery.clock_set(year, before)

@@ -210,7 +210,7 @@ async def test_a_repeat_finds_the_rest_that_the_store_has_noted(
     there = await bee.assign(5)
     await bee.processes.close("bee", there.processid, bee.worker.executorid, State.SUCCESSFUL)
     (sealed,) = (await bee.federation.inbox.owing._owed(ant.key.id)).values()
-    results, commit, lost = ant.federation.results, EtcdClient.commit, []
+    results, commit, lost = ant.federation.results, EtcdClient.commit, list[TxnResult]()
 
     async def silent(store: EtcdClient, txn: Txn) -> TxnResult:
         result = await commit(store, txn)

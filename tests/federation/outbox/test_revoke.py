@@ -55,7 +55,7 @@ Make = Callable[..., Daemon]
     st.sampled_from([There.QUEUED, There.DOUBT, There.ACCEPTED, There.CANCELLING]),
     st.integers(0, 3),
 )
-def test_only_what_never_left_is_said_not_to_have_run(state: str, sent: int) -> None:
+def test_only_what_never_left_is_said_not_to_have_run(state: There, sent: int) -> None:
     forward = Forward("1" * 64, "2" * 64, 1, 9, 9, 9, state=state, sent=sent)
     move = outbox.blocked(forward, "bee", 5)
     assert move.stays is False

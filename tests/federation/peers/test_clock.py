@@ -17,7 +17,7 @@ from federation.forward.machine import State as There
 from federation.peers.clock import SLACK, PeerClock, Reading, apart, bridgeable, read, told
 from federation.peers.record import Known, Peer
 from federation.peers.registry import PENDING, TRUSTED
-from federation.transport.errors import Lost, Reason, RemoteRefusal
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError
 from federation.transport.link import Answer, Link
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind
@@ -106,7 +106,7 @@ def final(error: RemoteRefusal) -> bool:
     return error.final
 
 
-def lasting(error: RemoteRefusal | Lost) -> bool:
+def lasting(error: TransportError) -> bool:
     return isinstance(error, Lost) or error.final
 
 

@@ -269,14 +269,13 @@ def spec_with(**fields: Any) -> bytes:
 async def test_each_rule_has_its_own_refusal(lab: Lab) -> None:
     policy = Policy(functions=["f"], executor_types=["t"], labels=["", "x*"], max_body=2000)
     await lab.peers.set_policy(lab.other.id, policy)
-    for number, (fields, expected) in enumerate(
-        [
-            ({"funcname": "g"}, "policy_function"),
-            ({"executortype": "u"}, "policy_executortype"),
-            ({"label": "y"}, "policy_label"),
-            ({"args": ["z" * 3000]}, "policy_body"),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"funcname": "g"}, "policy_function"),
+        ({"executortype": "u"}, "policy_executortype"),
+        ({"label": "y"}, "policy_label"),
+        ({"args": ["z" * 3000]}, "policy_body"),
+    ]
+    for number, (fields, expected) in enumerate(cases):
         response = await send(lab, number, spec=spec_with(**fields))
         assert code(response) == expected
         assert response.status == (413 if expected == "policy_body" else 403)

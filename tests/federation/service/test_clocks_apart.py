@@ -5,6 +5,7 @@ What is asked is what a user sees: a submission reaches its peer at once, not wh
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ async def test_the_first_message_after_a_start_is_made_by_the_peers_clock(tmp_pa
     try:
         async with trio.open_nursery() as nursery:
             for daemon in (ant, bee):
-                nursery.start_soon(trio.to_thread.run_sync, daemon.start)
+                nursery.start_soon(partial(trio.to_thread.run_sync, daemon.start))
         async with ant.visitor() as here, bee.visitor() as there:
             origin, far = Side(ant, here), Side(bee, there)
             await far.hire()

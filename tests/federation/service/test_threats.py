@@ -236,7 +236,7 @@ async def test_a_malformed_end_is_told_once_and_kept(tmp_path: Path, what: str) 
         made: list[bytes] = []
 
         async def lie(issuer: str, pid: str, localpid: str) -> bytes:
-            truth = cbor.decode(inspect(told(bee, ant, pid), limit=10_000).payload)
+            truth: Any = cbor.decode(inspect(told(bee, ant, pid), limit=10_000).payload)
             made.append(signed(bee, ant, cbor.encode({**truth, **change})))
             return made[-1]
 

@@ -30,7 +30,7 @@ class Liar(Wire):
         answer = await super().exchange(path, body, wait)
         if self.said is None or answer.status != 200:
             return answer
-        truth = cbor.decode(inspect(answer.data, limit=10_000).payload)
+        truth: Any = cbor.decode(inspect(answer.data, limit=10_000).payload)
         now = int(time.time())
         payload = cbor.encode({**truth, **self.said})
         me = self.sealer.key.id

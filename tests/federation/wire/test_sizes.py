@@ -58,7 +58,7 @@ KEY = PrivateKey.generate()
 ME = PrivateKey.generate()
 PID = "a" * 64
 # One kind, a struct for its payload.
-STRUCTS = {
+STRUCTS: dict[Kind, Any] = {
     kind: getattr(messages, {"REFUSAL": "SignedRefusal"}.get(kind.name, kind.name.title()))
     for kind in Kind
     if kind is not Kind.CARD

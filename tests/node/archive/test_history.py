@@ -429,12 +429,12 @@ async def test_what_federation_still_needs_stays(tmp_path: Path) -> None:
         here.days = 3
         hooks = here.node.processes.hooks
         owed = ["colony ant has not fetched the outcome yet"]
-        hooks.removable = lambda it: owed[0]  # type: ignore[method-assign]
+        hooks.removable = lambda it: owed[0]  # type: ignore[method-assign, assignment]
 
         async def record(it: Process) -> dict[str, Any]:
             return {"outcome": b"\1\2"}
 
-        hooks.record = record  # type: ignore[method-assign]
+        hooks.record = record  # type: ignore[method-assign, assignment]
         retention = retention_of(here.node, tmp_path, keeping(1))
         assert await sweep(retention) == 0
         assert await here.node.processes.load("dev", process.processid) is not None

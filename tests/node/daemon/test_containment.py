@@ -182,7 +182,7 @@ async def test_one_message_of_a_mailbox_ends_alone(
         taken, parcels[:] = parcels[:], []
         return taken
 
-    collector._exchange = exchange  # type: ignore[assignment, method-assign]
+    collector._exchange = exchange  # type: ignore[method-assign]
     with trio.move_on_after(10):
         await collector.collect_forever(cast(Link, Mailbox()))
     assert answered == ["/v2/cancel"]

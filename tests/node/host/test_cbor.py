@@ -94,7 +94,9 @@ def test_specs_that_are_kept_are_written_as_any_other(
     def written() -> bytes:
         """By another implementation: what has its default is left out."""
         plain = {"funcname": "f", "args": spec.args, "kwargs": spec.kwargs}
-        told = dict(zip(Process.__struct_fields__, ("ab" * 32, "cd" * 32, "me", "c"), strict=False))
+        told: dict[str, Any] = dict(
+            zip(Process.__struct_fields__, ("ab" * 32, "cd" * 32, "me", "c"), strict=False)
+        )
         told |= {"prioritytime": -5, "submissiontime": 7, "spec": plain}
         return cbor2.dumps([SCHEMA, told], canonical=True)
 

@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -207,7 +207,7 @@ async def test_more_than_is_allowed_is_not_read(size: int, declared: bool) -> No
     """The bound holds for what comes, whatever was declared."""
     headers = {"content-length": str(size)} if declared else {}
 
-    async def body() -> object:
+    async def body() -> AsyncIterator[bytes]:
         for _ in range(size):
             yield b"x"
 

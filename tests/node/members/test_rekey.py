@@ -267,7 +267,7 @@ async def makers(node: Node) -> dict[str, tuple[str, int]]:
     found: dict[str, tuple[str, int]] = {}
     for prefix in (crons.prefix("c"), generators.prefix("c")):
         for item in (await node.client.range_all(prefix))[0]:
-            it = unpack(item.value, Cron if prefix == crons.prefix("c") else Generator)
+            it: Any = unpack(item.value, Cron if prefix == crons.prefix("c") else Generator)
             found[it.name] = (it.initiatorid, item.mod_revision)
     return found
 
@@ -310,7 +310,7 @@ async def test_more_than_fit_go_before_and_what_comes_meanwhile_after(
     async def watched(txn: Txn) -> Any:
         if txn.compare:
             sizes.append(len(txn.success))
-        if not added and place in {op.key for op in txn.success}:
+        if not added and place in {getattr(op, "key", None) for op in txn.success}:
             added.append(name)
             await timed(node, old, name, 99)
         return await commit(txn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import crypto  # type: ignore[import-untyped]
@@ -306,7 +307,7 @@ async def test_what_makes_no_sense_is_refused(talk: Talk, lone_daemon: Daemon) -
             ([str(number) for number in range(101)], "at most 100"),
         ):
             with pytest.raises(Exception, match=text):
-                await trio.to_thread.run_sync(lambda names=names: talk.submit(channels=names))
+                await trio.to_thread.run_sync(partial(talk.submit, channels=names))
 
 
 def test_any_name_will_do_for_a_channel(talk: Talk) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -57,7 +57,7 @@ async def test_each_state_is_told_once_at_either_daemon(pair: tuple[Daemon, Daem
                     colonyname=COLONY,
                 )
             await raw.send(Ping(payload=b"registered?"))
-            assert await raw.next() == Pong(payload=bytearray(b"registered?"))
+            assert await raw.next() == Pong(payload=b"registered?")
 
         async def read() -> None:
             """Who reads at a daemon must not make its subscribers miss anything."""
@@ -179,7 +179,7 @@ async def close(node: Node, process: Process) -> Process:
 
 
 async def told_of(
-    events: trio.MemoryReceiveChannel[Process], process: Process, last: State = State.SUCCESSFUL
+    events: AsyncIterable[Process], process: Process, last: State = State.SUCCESSFUL
 ) -> Told:
     """What is told of a process, as attempt and state, until it is `last`."""
     told: Told = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import trio
 import trio.testing
 
 from node.etcd.client import EtcdClient
+from node.etcd.txn import Put
 from node.model.ids import new_id
 from node.model.types import (
     SECOND,
@@ -38,7 +40,7 @@ class Clock:
         return self.time
 
 
-async def submit(processes: Processes, **limits: int) -> Process:
+async def submit(processes: Processes, **limits: Any) -> Process:
     spec = FunctionSpec("", "f", conditions=Conditions("dev", executortype="t"), **limits)
     process = build_process(
         spec, processid=new_id(), initiatorid="a" * 64, initiatorname="me", colonyname="dev",
@@ -58,7 +60,9 @@ async def hand_out_unheard(processes: Processes, client: EtcdClient, process: Pr
     mark = await client.get(key)
     assert mark is not None
     processes.apply(key, mark.value, mark.mod_revision)
-    processes.apply(store.place(process)[0].key, None, result.revision)
+    placed = store.place(process)[0]
+    assert isinstance(placed, Put)
+    processes.apply(placed.key, None, result.revision)
 
 
 async def test_a_deadline_holds_for_a_hand_out_that_only_the_watch_told_of(

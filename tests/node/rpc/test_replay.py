@@ -72,7 +72,7 @@ class Place:
         self.worker, self.loose, self.idle, self.lab = (PrivateKey.generate() for _ in range(4))
         self.ids: dict[str, Any] = {}
 
-    async def call(self, kind: str, key: PrivateKey | None = None, **fields: Any) -> Any:
+    async def call(self, kind: str, key: PrivateKey | None = None, /, **fields: Any) -> Any:
         return await self.client.call(kind, fields, key or self.user, 30.0)
 
     async def send(self, body: bytes) -> tuple[int, Any]:

@@ -241,7 +241,7 @@ async def dev(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
-def process(now: int, name: str = "f", **limits: int) -> Process:
+def process(now: int, name: str = "f", **limits: Any) -> Process:
     spec = FunctionSpec(funcname=name, conditions=Conditions("dev", executortype="cli"), **limits)
     return build_process(
         spec,
@@ -379,6 +379,7 @@ async def test_a_moment_that_was_shown_before_a_step_back_is_not_due_again(dev: 
         assert known is not None
         assert known[0].nextrun > dev.now
         dev.advance(3)
+    assert known is not None
     assert known[0].nextrun == NOON + 23 * HOUR
     dev.now += DAY
     await mend(station)
