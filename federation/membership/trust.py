@@ -13,7 +13,7 @@ from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, Known, Peers
 from federation.transport.errors import TransportError
 from node.model.errors import conflict
-from node.processes.service import Processes
+from node.processes.assignment import HandOut
 
 __all__ = ["PATIENCE", "Decisions"]
 
@@ -33,7 +33,7 @@ class Decisions:
     """Each is in the store before it is told."""
 
     peers: Peers
-    processes: Processes
+    handout: HandOut
     endings: Endings
     fetch: Fetch
 
@@ -53,13 +53,13 @@ class Decisions:
                 reason = "; ".join(problems) or "no address is known"
                 raise conflict(f"its card can't be fetched: {reason}")
         trusted = await self.peers.trust(entry.peer.id, policy)
-        self.processes.handout.wake_all()  # more of its processes may run than before
+        self.handout.wake_all()  # more of its processes may run than before
         return trusted
 
     async def set_policy(self, text: str, policy: Policy | None) -> Known:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
         entry = await self.peers.set_policy(self.peers.find(text).peer.id, policy)
-        self.processes.handout.wake_all()
+        self.handout.wake_all()
         return entry
 
     async def block(self, text: str) -> Known:

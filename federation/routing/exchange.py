@@ -24,6 +24,7 @@ from node.host.log import get_logger
 from node.host.sync import Bell
 from node.members.service import Members
 from node.model.types import ExecutorState
+from node.processes.assignment import HandOut
 from node.processes.service import Processes
 
 __all__ = ["Exchange"]
@@ -52,6 +53,7 @@ class Exchange:
     sealer: Sealer
     peers: Peers
     processes: Processes
+    handout: HandOut
     board: Board
     members: Members | None = None
     first: Callable[[], int] = _none
@@ -74,7 +76,7 @@ class Exchange:
 
     def polls(self, executortype: str) -> int:
         """How many executors of a type ask for work at this moment."""
-        polling = self.processes.handout.polling(self.home)
+        polling = self.handout.polling(self.home)
         return sum(known == executortype for known, _ in polling)
 
     def approved(self, executortype: str) -> bool:
@@ -94,7 +96,7 @@ class Exchange:
             self.sealer.now(),
             [members.executor(home, name) for name in roster.executors],
             list(roster.functions.values()),
-            processes.handout.polling(home),
+            self.handout.polling(home),
             processes.queue.depths(home),
             [
                 (running.executortype, running.executorid)
@@ -112,7 +114,7 @@ class Exchange:
             limits["room"] = max(0, policy.max_waiting - waiting)
         return Capabilities(
             seq=number,
-            accepting=self.accepting() and self.home not in self.processes.handout.paused,
+            accepting=self.accepting() and self.home not in self.handout.paused,
             types=permitted(self._offers, policy),
             labels=list(policy.labels),
             limits=limits,

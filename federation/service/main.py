@@ -61,6 +61,7 @@ from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.http.server import Limits, serve_http
 from node.members.service import Members
 from node.model.errors import RpcError
+from node.processes.assignment import HandOut
 from node.processes.service import Processes
 
 __all__ = ["Federation"]
@@ -84,6 +85,7 @@ class Federation:
         key: PrivateKey,
         client: EtcdClient,
         processes: Processes,
+        handout: HandOut,
         config: Config,
         directory: Path,
         now: Callable[[], int],
@@ -127,6 +129,7 @@ class Federation:
             sealer,
             self.peers,
             processes,
+            handout,
             self.board,
             members,
             lambda: self.portrait.sequence,
@@ -208,8 +211,9 @@ class Federation:
             exchange=self.exchange,
             talker=self.talker,
             endings=self.endings,
+            delivery=self.delivery,
         )
-        self.decisions = Decisions(self.peers, processes, self.endings, self.fetch)
+        self.decisions = Decisions(self.peers, handout, self.endings, self.fetch)
         self._chance = random.Random()
 
     @property

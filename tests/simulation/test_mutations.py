@@ -24,6 +24,7 @@ from federation.peers.registry import Peers
 from federation.wire.signer import Sealer
 from node.etcd.client import KeyValue
 from node.etcd.txn import Put, Txn
+from node.host.clock import Clock
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
@@ -196,7 +197,7 @@ async def decide_about_what_never_left() -> None:
     client = _Meddler(MemoryStore(), World(0), "c0", lambda: None, lambda: False)
     key, peer, keys = key_of("c0"), key_of("c1"), Keys("c0")
     sealer = Sealer(key, lambda: EPOCH * SECOND)
-    processes = Processes(client, sealer.now)
+    processes = Processes(client, Clock(sealer.now))
     ledger = Ledger("c0", sealer, client, processes, Peers(client, keys, key.id), keys)
     spec = FunctionSpec(funcname="f", conditions=Conditions(colonyname="c1", executortype="t"))
     begin = sealer.now()

@@ -39,6 +39,7 @@ from node.etcd.txn import (
     Put,
     Txn,
 )
+from node.host.clock import Clock
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import SECOND
@@ -132,7 +133,7 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     peer = Peer(origin.id, TRUSTED, "field", origin.public_key)
     await client.put(keys.peer(origin.id), pack(peer))
     await peers.load()
-    processes = Processes(client, sealer.now)
+    processes = Processes(client, Clock(sealer.now))
     box = inbox.Inbox("lab", sealer, client, processes, peers, keys)
     card = Gate(sealer, peers, box, lambda: b"", lambda _: None)
     spec = b'{"funcname":"f","conditions":{"colonyname":"lab","executortype":"t"}}'

@@ -25,6 +25,7 @@ from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Rec
 from federation.wire.messages import load as load_message
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, open_client
+from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.http.server import Request, Response
 from node.model.codec import pack, unpack
@@ -33,6 +34,7 @@ from node.processes.extension import Hooks
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from tests.node.etcd.support import start_store
+from tests.support.processes import assigning
 
 PID = "1" * 64
 SPEC = b'{"funcname":"f","args":[1,2.5],"conditions":{"colonyname":"lab","executortype":"t"}}'
@@ -59,10 +61,11 @@ class Lab:
         self.key, self.other = PrivateKey.generate(), PrivateKey.generate()
         self.keys = Keys("lab")
         self.peers = Peers(client, self.keys, self.key.id)
-        self.processes = Processes(client, time.time_ns)
+        self.processes = Processes(client, Clock(time.time_ns))
+        self.handout = assigning(self.processes)
         sealer = Sealer(self.key, time.time_ns)
         self.inbox = Inbox("lab", sealer, client, self.processes, self.peers, self.keys)
-        self.processes.hooks = Closing(self.inbox)
+        self.processes.attach(Closing(self.inbox))
         self.greeted: list[str] = []
         self.gate = Gate(sealer, self.peers, self.inbox, lambda: b"card", self.greeted.append)
         self.sealer = Sealer(self.other, time.time_ns)
@@ -117,7 +120,7 @@ class Lab:
 
     async def run_one(self) -> Process:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        process = await self.processes.handout.assign(candidate, WORKER, 5)
+        process = await self.handout.assign(candidate, WORKER, 5)
         return await self.processes.close(
             "lab", process.processid, WORKER.executorid, State.SUCCESSFUL, output=[3.5]
         )

@@ -16,6 +16,7 @@ from federation.outbox.sender import Delivery
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, Txn
+from node.host.clock import Clock
 from node.model.codec import unpack
 from node.model.types import DAY, State
 from node.processes.service import Processes
@@ -127,10 +128,10 @@ async def test_the_end_waits_for_what_is_being_read(client: EtcdClient) -> None:
 
 async def beside(front: Front, *, knows: bool = True) -> tuple[Processes, Ledger]:
     """Another daemon of the same colony, which `knows` what was in the outbox by now."""
-    processes = Processes(front.client, time.time_ns)
+    processes = Processes(front.client, Clock(time.time_ns))
     inbox = front.inbox
     ledger = Ledger("lab", inbox.sealer, front.client, processes, front.peers, front.keys)
-    processes.hooks = Sending(inbox, ledger)
+    processes.attach(Sending(inbox, ledger))
     if knows:
         await ledger.load()
     return processes, ledger

@@ -18,6 +18,7 @@ from federation.wire.messages import Extra, Line, News, Outcomes, dump
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Delete, Txn
+from node.host.clock import Clock
 from node.host.config import HistoryConfig, Keep, RouteConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
@@ -108,7 +109,7 @@ class Overtaking:
         self.meddled, self.moves = Meddled(side.client), 0
         self._key = side.federation.keys.followed(process.processid)
         self._peer = peer.key.id
-        processes = Processes(self.meddled, time.time_ns)  # type: ignore[arg-type]
+        processes = Processes(self.meddled, Clock(time.time_ns))  # type: ignore[arg-type]
         ledger = replace(side.federation.ledger, client=self.meddled, processes=processes)
         self.follower = Follower(ledger)
         self.meddled.first = self._move
@@ -233,7 +234,7 @@ async def owed(client: EtcdClient) -> tuple[Side, Side, Process]:
     """bee has run a process of ant's to its end, by a daemon that this one did not hear of."""
     ant, bee, _, __ = await followed(client)
     there = await bee.assign(5)
-    other = Processes(client, time.time_ns)
+    other = Processes(client, Clock(time.time_ns))
     await other.close("bee", there.processid, bee.worker.executorid, State.SUCCESSFUL, output=[1])
     assert not bee.federation.inbox.owing.owed
     return ant, bee, await bee.load(there)

@@ -29,6 +29,7 @@ from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.host.config import FederationConfig
 from node.host.keys import PrivateKey
 from node.model.codec import unpack
@@ -379,7 +380,7 @@ async def test_a_card_is_by_the_present_key(client: EtcdClient) -> None:
 
 
 async def test_a_sweep_goes_on_where_the_last_one_ended(client: EtcdClient) -> None:
-    processes, federated = Processes(client, time.time_ns), Keys("ant")
+    processes, federated = Processes(client, Clock(time.time_ns)), Keys("ant")
     conditions = Conditions("ant", executortype="t")
     there = [f"1{number:063x}" for number in range(5)]
     for pid in there:

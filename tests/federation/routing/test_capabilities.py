@@ -179,7 +179,14 @@ class Offering(Lab):
         roster.executors["w"] = worker
         self.board = Board(trio.current_time)
         self.exchange = Exchange(
-            "lab", self.inbox.sealer, self.peers, self.processes, self.board, members, lambda: 7
+            "lab",
+            self.inbox.sealer,
+            self.peers,
+            self.processes,
+            self.handout,
+            self.board,
+            members,
+            lambda: 7,
         )
         self.gate.capabilities = self.exchange.answer
 
@@ -231,7 +238,7 @@ async def test_policy_pause_and_room_are_part_of_what_is_said(offering: Offering
     await lab.peers.set_policy(lab.other.id, Policy(executor_types=["x"], max_waiting=4))
     reply = await lab.hear(said(1))
     assert (reply.types, reply.limits["room"]) == ({}, 4)
-    lab.processes.handout.paused.add("lab")
+    lab.handout.paused.add("lab")
     assert not (await lab.hear(said(2))).accepting
 
 
@@ -241,7 +248,7 @@ async def test_a_waiting_poll_is_a_free_slot(offering: Offering) -> None:
     worker = Executor("e" * 64, "t", "w", "lab")
     async with trio.open_nursery() as nursery:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        nursery.start_soon(lab.processes.handout.assign, candidate, worker, 30)
+        nursery.start_soon(lab.handout.assign, candidate, worker, 30)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert (await lab.hear(said(1))).types["t"].free == 1
         nursery.cancel_scope.cancel()

@@ -22,10 +22,12 @@ from federation.transport.mailbox import Collector
 from federation.wire.messages import Parcel
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
+from node.host.clock import Clock
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
 from node.http.server import Request, Response
 from node.model.types import Running
+from node.processes.assignment import HandOut
 from node.processes.deadlines import expire
 from node.processes.service import Processes
 from node.store.crons import Cron
@@ -264,19 +266,7 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
         queue = Index([])
         running = Index([("dev", "one", RUN), ("dev", "two", RUN)])
 
-        class clock:
-            @staticmethod
-            def steady() -> int:
-                return 1
-
-        class handout:
-            @staticmethod
-            async def look_again() -> None:
-                return None
-
-        @staticmethod
-        def now() -> int:
-            return 1
+        clock = Clock(lambda: 1)
 
         @staticmethod
         async def change_quietly(colony: str, pid: str, step: object) -> None:
@@ -284,8 +274,13 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
             if pid == "one":
                 raise _Nothing
 
+    class HandOuts:
+        @staticmethod
+        async def look_again() -> None:
+            return None
+
     with pytest.raises(_Nothing):
-        await expire(cast(Processes, Fake))
+        await expire(cast(Processes, Fake), cast(HandOut, HandOuts))
     assert tried == ["one", "two"]
     assert Fake.running.kept == ["one"]
 
