@@ -16,7 +16,7 @@ import msgspec
 
 from federation.peers.policy import Bucket
 from federation.peers.registry import Peers
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue
@@ -77,7 +77,7 @@ class Accounts:
     """
 
     peers: Peers
-    clock: Clock
+    clock: SigningClock
     _stocks: dict[str, Stock] = field(default_factory=dict)
     _taken: dict[str, Stock] = field(default_factory=dict)  # for what is under way
     _since: dict[str, Stock] | None = None  # what came while the store is being read

@@ -14,6 +14,7 @@ from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, Known
 from federation.transport.errors import TransportError
 from node.model.errors import Conflict
+from node.processes.assignment import HandOut
 
 PATIENCE = 3.0  # seconds that the caller of a block waits for the ends
 
@@ -31,6 +32,7 @@ class Decisions:
     """Each is in the store before it is told."""
 
     context: Context
+    handout: HandOut
     endings: Endings
     fetch: Fetch
 
@@ -50,13 +52,13 @@ class Decisions:
                 reason = "; ".join(problems) or "no address is known"
                 raise Conflict(f"its card can't be fetched: {reason}")
         trusted = await self.context.peers.trust(entry.peer.id, policy)
-        self.context.processes.handout.wake_all()  # more of its processes may run than before
+        self.handout.wake_all()  # more of its processes may run than before
         return trusted
 
     async def set_policy(self, text: str, policy: Policy | None) -> Known:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
         entry = await self.context.peers.set_policy(self.context.peers.find(text).peer.id, policy)
-        self.context.processes.handout.wake_all()
+        self.handout.wake_all()
         return entry
 
     async def block(self, text: str) -> Known:

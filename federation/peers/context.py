@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.processes.service import Processes
@@ -26,6 +26,6 @@ class Context:
     chance: random.Random = field(default_factory=random.Random)
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> SigningClock:
         """The clock by which the colony signs."""
         return self.sealer.clock

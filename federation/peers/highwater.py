@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.peers.keys import Keys
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from node.etcd.client import EtcdClient
 from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger
@@ -30,7 +30,7 @@ class HighWater:
 
     client: EtcdClient
     keys: Keys
-    clock: Clock
+    clock: SigningClock
     _lock: trio.Lock = field(default_factory=trio.Lock)
 
     @property

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from federation.peers.policy import Policy
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.messages import Capabilities, Offer
 from node.model.types import SECOND, Executor, ExecutorState, Function
 
@@ -189,7 +189,7 @@ class Statement:
 class Board:
     """The latest statement of each peer."""
 
-    clock: Clock
+    clock: SigningClock
     statements: dict[str, Statement] = field(default_factory=dict)
 
     def take(self, peerid: str, said: Capabilities) -> bool:

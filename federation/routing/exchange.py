@@ -24,6 +24,7 @@ from node.host.log import get_logger
 from node.host.sync import Bell, Bells
 from node.members.service import Members
 from node.model.types import ExecutorState
+from node.processes.assignment import HandOut
 
 _AGAIN = 25.0  # seconds after which an unchanged statement is told again
 _LEAST = 3.0  # seconds between two statements to one peer
@@ -42,6 +43,7 @@ class Exchange:
     """
 
     context: Context
+    handout: HandOut
     board: Board
     portrait: Portrait
     drain: trio.Event
@@ -63,7 +65,7 @@ class Exchange:
 
     def polls(self, executortype: str) -> int:
         """How many executors of a type ask for work at this moment."""
-        polling = self.context.processes.handout.polling(self.context.home)
+        polling = self.handout.polling(self.context.home)
         return sum(known == executortype for known, _ in polling)
 
     def approved(self, executortype: str) -> bool:
@@ -83,7 +85,7 @@ class Exchange:
             self.context.clock.now(),
             [members.executor(home, name) for name in roster.executors],
             list(roster.functions.values()),
-            processes.handout.polling(home),
+            self.handout.polling(home),
             processes.queue.depths(home),
             [
                 (running.executortype, running.executorid)
@@ -106,8 +108,7 @@ class Exchange:
             limits["room"] = max(0, policy.max_waiting - waiting)
         return Capabilities(
             seq=number,
-            accepting=self._accepting()
-            and self.context.home not in self.context.processes.handout.paused,
+            accepting=self._accepting() and self.context.home not in self.handout.paused,
             types=permitted(self._offers, policy),
             labels=list(policy.labels),
             limits=limits,

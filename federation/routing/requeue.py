@@ -260,7 +260,7 @@ class Waiting:
             if sent is None or process is None:
                 queue.give_back(entry)
                 # Who looked meanwhile found nothing.
-                self.context.processes.handout.wake(entry)
+                self.router.exchange.handout.offered(entry)
             if sent is not None:
                 self.ledger.look_for(item.processid, sent[1].id)
         if sent is None or process is None:

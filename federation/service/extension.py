@@ -17,6 +17,7 @@ from federation.outbox import evidence as testimony
 from federation.outbox.channels import Talker
 from federation.outbox.ledger import Ledger
 from federation.outbox.revoke import Endings
+from federation.outbox.sender import Delivery
 from federation.peers.registry import BLOCKED, Peers
 from federation.routing.exchange import Exchange
 from federation.routing.requeue import Waiting
@@ -42,6 +43,7 @@ class Attachment(Hooks):
     exchange: Exchange
     talker: Talker
     endings: Endings
+    delivery: Delivery
 
     # -- asked ---------------------------------------------------------------------------
 
@@ -117,6 +119,10 @@ class Attachment(Hooks):
         return self.peers.policy(origin).max_running
 
     # -- told ----------------------------------------------------------------------------
+
+    async def clock_set(self, by: int, before: int) -> None:
+        """Give what is on its way other deadlines."""
+        await self.delivery.clock_set(by, before)
 
     def submitted(self, process: Process) -> None:
         """Wake the sender; what a block overtook ends with all the rest."""

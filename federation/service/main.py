@@ -53,7 +53,7 @@ from federation.service.sessions import Tending
 from federation.transport.link import Guide, Link
 from federation.transport.mailbox import Collector, Office, Ways
 from federation.transport.tls import make_certificate, server_context
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.signer import Sealer
 from federation.wire.sizes import MAX_BODY
 from node.etcd.client import EtcdClient
@@ -68,6 +68,7 @@ from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.http.server import Limits, serve_http
 from node.members.service import Members
 from node.model.errors import RpcError
+from node.processes.assignment import HandOut
 from node.processes.service import Processes
 
 _TICK = 0.5  # seconds between looks at deadlines
@@ -92,9 +93,10 @@ class Federation:
         key: PrivateKey,
         client: EtcdClient,
         processes: Processes,
+        handout: HandOut,
         config: Config,
         directory: Path,
-        clock: Clock,
+        clock: SigningClock,
         members: Members | None = None,
         *,
         files: Files | None = None,
@@ -129,7 +131,7 @@ class Federation:
 
         # Where a process goes, above the outbox that asks: so the router comes first.
         self.board = Board(clock)
-        self.exchange = Exchange(context, self.board, self.portrait, self.drain, members)
+        self.exchange = Exchange(context, handout, self.board, self.portrait, self.drain, members)
         self.router = Router(context, read_routes(config.routes), self.board, self.exchange)
 
         # The outbox.
@@ -155,7 +157,7 @@ class Federation:
         self.introducer = Introducer(context, self.portrait, settings.introductions)
         self.invitations = Invitations(context, self.portrait)
         self.joining = Joining(context, self.portrait)
-        self.decisions = Decisions(context, self.endings, self.fetch)
+        self.decisions = Decisions(context, handout, self.endings, self.fetch)
 
         # What peers ask, and the links on which we ask them.
         self.office = Office(self.sealer, self.peers, self.greeter.greeted)
@@ -201,6 +203,7 @@ class Federation:
             exchange=self.exchange,
             talker=self.talker,
             endings=self.endings,
+            delivery=self.delivery,
         )
         # Nearly every part hears of a peer that changes, so this comes last.
         self.peers.watch(self._changed)

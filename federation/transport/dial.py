@@ -16,7 +16,7 @@ from federation.transport.errors import TransportError, Unsent
 from federation.transport.tls import TlsError, fetch_certificate, fingerprint_of, trusting
 from federation.wire.address import split_address
 from federation.wire.card import CARD_LIMIT, Card, open_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Rejected
 from node.host.log import get_logger
 from node.http.client import ask, http_client, reason_of
@@ -40,7 +40,7 @@ def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
     )
 
 
-async def fetch_card(address: str, clock: Clock, *, pinned: str = "") -> tuple[Card, bytes]:
+async def fetch_card(address: str, clock: SigningClock, *, pinned: str = "") -> tuple[Card, bytes]:
     """Return the card shown at an address, proven, and its bytes.
 
     With `pinned`, a certificate's fingerprint, nothing is sent to who shows another. Raises

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Clock:
+class SigningClock:
     """A wall clock, with the time below which messages are not judged.
 
     `now` gives Unix ns; `steady` gives seconds of a clock that is never set. `floor` is the latest

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import MAX_LIFETIME, Kind, seal
 from federation.wire.messages import dump
 from node.host.keys import PrivateKey
@@ -30,7 +30,7 @@ class Sealer:
     """
 
     key: PrivateKey
-    clock: Clock
+    clock: SigningClock
     former: tuple[str, ...] = ()
 
     @property

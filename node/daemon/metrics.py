@@ -162,7 +162,7 @@ class Metrics:
     def _extension(self) -> list[Family]:
         """What is plugged in tells its numbers by name: peers by state, messages by outcome."""
         families = []
-        for name, value in self.node.extra_status().items():
+        for name, value in self.node.serving.status().items():
             if isinstance(value, dict):
                 family = Family(f"colonyd_{name}", "gauge", f"Number of {name}, by kind.")
                 for kind, number in value.items():
@@ -217,7 +217,7 @@ class Metrics:
         if entry is None:
             return 0.0
         known = await self.node.processes.load(colony, entry.processid)
-        return max(0.0, (self.node.now() - known[0].submissiontime) / 1e9) if known else 0.0
+        return max(0.0, (self.node.clock.now() - known[0].submissiontime) / 1e9) if known else 0.0
 
     def _disk(self) -> list[Family]:
         """Known while the store is away, too: a full disk may be why."""

@@ -50,8 +50,6 @@ async def serve(
         max_unread=int(rpc.max_unread),
         names="rpc.",
     )
-    node.subscriptions.most = rpc.max_subscriptions
-    node.subscriptions.room = int(rpc.max_unread)
     frames = pubsub.Frames(int(rpc.max_unread))
     handler = http_handler(node, table, metrics.Metrics(node, table, rpc.metrics), frames)
     try:

@@ -21,6 +21,7 @@ from node.etcd.pages import Pages, below, each, values
 from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Put, Txn
 from node.files.blobs import Vault
 from node.files.tickets import Tickets
+from node.host.listening import Serving
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, Invalid, NotFound, TooMany
@@ -61,7 +62,7 @@ class FileData(msgspec.Struct):
 class Files:
     """`now` gives Unix nanoseconds. Without a vault, bytes are kept elsewhere only.
 
-    `grace` is in seconds, `max_body` in bytes; `port` gives that of RPC.
+    `grace` is in seconds, `max_body` in bytes.
     """
 
     client: EtcdClient
@@ -69,7 +70,7 @@ class Files:
     vault: Vault | None = None
     tickets: Tickets | None = None
     grace: float = 86_400.0
-    port: Callable[[], int] = lambda: 0
+    serving: Serving = field(default_factory=Serving)
     quotas: Quotas = field(default_factory=Quotas)
     max_body: int = 2 << 20
     _quiet: float = 0.0  # trio's time until which nothing is swept
@@ -247,7 +248,7 @@ class Files:
             self.vault.touch(checksum)
             found = await self.client.get(key)
             refs = unpack(found.value, Holding).refs if found else 0
-            where = socket.gethostname(), self.port()
+            where = socket.gethostname(), self.serving.port
             value = Holding(size, self.vault.holder, *where, refs, self.now())
             txn = store.hold(colony, checksum, value, found.mod_revision if found else 0)
             if (await self.client.commit(txn)).succeeded:

@@ -33,7 +33,7 @@ async def version(node: Node, caller: Caller, request: req.Empty) -> dict[str, A
 @calls.row("getserverinfomsg", req.Empty, Who.ANYONE, reply="ServerInfo", section="Server")
 async def server_info(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
     """Version, doors and id of the server."""
-    backend = {"type": "http", "port": node.rpc_port}
+    backend = {"type": "http", "port": node.serving.port}
     return {
         "buildversion": VERSION,
         "buildtime": "",
@@ -41,7 +41,7 @@ async def server_info(node: Node, caller: Caller, request: req.Empty) -> dict[st
         # Not upstream's: what a request says in `audience`.
         "serverid": node.directory.serverid,
         # Nor this, in Unix seconds: a clock that is wrong has signed calls refused.
-        "time": node.now() / 1e9,
+        "time": node.clock.now() / 1e9,
     }
 
 

@@ -40,7 +40,7 @@ calls: Calls[Node] = Calls("Logs")
 
 
 async def rows(node: Node, prefix: str, request: req.GetLogs) -> Rows:
-    some, now = False, node.now()
+    some, now = False, node.clock.now()
     count, since, latest = request.count, request.since, request.latest
     lines = logs.lines(node.client, prefix, count, since=since, now=now, latest=latest)
     async with aclosing(lines) as pages:
@@ -72,7 +72,7 @@ async def add(node: Node, caller: Caller, request: req.AddLog) -> None:
             process.colonyname,
             executor.executorname,
             request.message,
-            node.tick(),
+            node.clock.tick(),
         ),
     )
     if process.origin:
@@ -85,7 +85,7 @@ async def add_executor(node: Node, caller: Caller, request: req.AddExecutorLog) 
     if caller.executor.executorname != request.executorname:
         raise Denied("executorname: an executor may log for itself only")
     name, message = request.executorname, request.message
-    line = Log("", request.colonyname, name, message, node.tick())
+    line = Log("", request.colonyname, name, message, node.clock.tick())
     await logs.write(node.client, line)
 
 
@@ -114,7 +114,7 @@ async def search(node: Node, caller: Caller, request: SearchLogs) -> list[Log]:
         raise Invalid(f"days: between 0 and {MAX_DAYS}")
     if request.count == 0 or request.days == 0:
         return []
-    until = node.tick()
+    until = node.clock.tick()
     since = until - request.days * DAY
     colony, text = request.colonyname, request.text
     return await logs.search(node.client, colony, text, request.count, since=since, until=until)

@@ -76,7 +76,7 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
         initiatorid=caller.id,
         initiatorname=name_of(member),
         colonyname=colony,
-        now=node.now(),
+        now=node.clock.now(),
         peer=peer,
         nonce=hashlib.sha256(caller.submission).hexdigest() if caller.nonce else "",
     )
@@ -106,10 +106,10 @@ async def assigned(node: Node, caller: Caller, request: req.Assign, place: str) 
         process is None
         or process.state != State.RUNNING
         or process.assignedexecutorid != caller.id
-        or node.processes.handout.doubts(process.processid)
+        or node.handout.doubts(process.processid)
     ):
         raise NotFound("nonce: the process that this request was given is not the caller's now")
-    carry(node.processes.handout.deliver(process))
+    carry(node.handout.deliver(process))
     return wire_process(process)
 
 
@@ -147,8 +147,8 @@ async def assign(node: Node, caller: Caller, request: req.Assign) -> dict[str, A
     with aside():
         await node.members.heard_from(executor)
     timeout = min(request.timeout, LONGEST if caller.nonce else MAX_POLL)
-    process = await node.processes.handout.assign(candidate, executor, timeout)
-    carry(node.processes.handout.deliver(process))
+    process = await node.handout.assign(candidate, executor, timeout)
+    carry(node.handout.deliver(process))
     return wire_process(process)
 
 
@@ -177,7 +177,7 @@ async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Row
 @calls.row("getprocesshistmsg", req.GetHistory, Who.MEMBER, reply="Process[]", heavy=every)
 async def history(node: Node, caller: Caller, request: req.GetHistory) -> Rows:
     """Processes of the last seconds in one state."""
-    return await listings.submitted_since(node.processes, request, node.now())
+    return await listings.submitted_since(node.processes, request, node.clock.now())
 
 
 @calls.row(
@@ -254,14 +254,14 @@ async def remove_all(node: Node, caller: Caller, request: req.RemoveAll) -> None
 async def pause(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
     """Hand out no more work."""
     await node.client.commit(Txn([], [Put(keys.paused(request.colonyname), pack(True))]))
-    node.processes.handout.paused.add(request.colonyname)
+    node.handout.paused.add(request.colonyname)
 
 
 @calls.row("resumeassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
 async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
     """Hand out work again."""
     await node.client.delete(keys.paused(request.colonyname))
-    node.processes.handout.resume(request.colonyname)
+    node.handout.resume(request.colonyname)
 
 
 @calls.row(
@@ -274,7 +274,7 @@ async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
 async def pause_status(node: Node, caller: Caller, request: req.ColonyOnly) -> dict[str, Any]:
     """Whether work is handed out; answers as pausestatusreplymsg."""
     name = request.colonyname
-    paused = name in node.processes.handout.paused
+    paused = name in node.handout.paused
     return {"colonyname": name, "ispaused": paused, "msgtype": "pausestatusreplymsg"}
 
 
@@ -311,7 +311,7 @@ async def get_attribute(node: Node, caller: Caller, request: req.AttributeById) 
 
 async def colony_of(node: Node, caller: Caller, processid: str) -> str:
     """The colony of a process that the caller may see. Raises Denied or NotFound."""
-    node.processes.handout.heard(processid, caller.id)
+    node.handout.heard(processid, caller.id)
     colonies = node.directory.colonies_of(caller.id)
     if len(colonies) == 1:
         return colonies[0]
@@ -324,7 +324,7 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
     async def look(colony: str) -> tuple[Process, int] | None:
         return await node.processes.load(colony, processid) if "/" not in processid else None
 
-    node.processes.handout.heard(processid, caller.id)
+    node.handout.heard(processid, caller.id)
     return (await node.directory.seek(caller.id, look, "processid", processid))[0]
 
 
@@ -339,7 +339,7 @@ async def list_processes(node: Node, request: req.GetProcesses) -> Rows:
     """Processes in one state, or the nodes of a workflow: pycolonies asks so, upstream refuses."""
     colony, state = request.colonyname, request.state
     if not request.processgraphid:
-        found = await listings.matching(node.processes, request, node.now())
+        found = await listings.matching(node.processes, request, node.clock.now())
         # What a member that is gone submitted can still be listed.
         if not found and request.initiator:
             require_member(node, colony, request.initiator)
@@ -357,7 +357,7 @@ async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
     async with aclosing(pages) as found:
         async for page in found:
             for row in page:
-                node.processes.handout.heard(row["processid"], caller.id)
+                node.handout.heard(row["processid"], caller.id)
             yield page
 
 
@@ -371,7 +371,7 @@ async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
         raise Invalid("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
     colony = request.colonyname
     refusal: RpcError | None = None
-    found = listings.to_remove(node.processes, colony, request.state, node.now())
+    found = listings.to_remove(node.processes, colony, request.state, node.clock.now())
     async with aclosing(found) as pages:
         async for page in pages:
             for processid in page:

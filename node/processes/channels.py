@@ -23,6 +23,7 @@ from node.etcd.watch import Batch, watch
 from node.model.codec import unpack, wire_time
 from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Process
+from node.processes.observer import Observer
 from node.store import channels as store
 from node.store.channels import Entry, Head, Pulse
 from node.store.directory import Directory
@@ -133,7 +134,7 @@ class _Line:
 
 
 @dataclass
-class Channels:
+class Channels(Observer):
     """`now` gives Unix nanoseconds."""
 
     client: EtcdClient
@@ -268,6 +269,14 @@ class Channels:
             del mine[news]
             if not mine:
                 del self._listeners[processid]
+
+    def moved(self, processid: str) -> None:
+        """Ring who listens to a channel of a process."""
+        self.ring(processid)
+
+    def listed(self) -> None:
+        """Ring everybody."""
+        self.ring("")
 
     def ring(self, processid: str, name: str = "") -> None:
         """Ring who listens to a channel, or to any of a process, or ("") to any at all."""

@@ -25,7 +25,7 @@ async def complete(processes: Processes) -> None:
     The others are not read: nothing of them can be wrong.
     """
     wanted: dict[str, list[Entry]] = {}
-    now = processes.clock.wall() + _SLACK
+    now = processes.clock.now() + _SLACK
     for number, entry in enumerate(list(processes.queue.entries.values())):
         if number % _AT_ONCE == 0:
             await trio.lowlevel.checkpoint()

@@ -7,9 +7,9 @@ What a running node adds is in `children`; what follows when a node starts or en
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -63,18 +63,12 @@ def _there(result: TxnResult) -> Graph:
 
 @dataclass
 class Workflows:
-    """`now` gives Unix nanoseconds."""
+    """All process graphs of the colonies hosted here."""
 
     client: EtcdClient
     processes: Processes
-    now: Callable[[], int]
-    resolution: Resolution = field(init=False)
-    children: Children = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.resolution = Resolution(self.client, self.processes)
-        self.children = Children(self.client, self.processes, self.resolution)
-        self.processes.stepped = self.resolution.stepped
+    resolution: Resolution
+    children: Children
 
     # -- submitting ----------------------------------------------------------------------
 
@@ -111,7 +105,7 @@ class Workflows:
             initiatorid=initiatorid,
             initiatorname=initiatorname,
             colonyname=colony,
-            submissiontime=self.now(),
+            submissiontime=self.processes.clock.now(),
             count=len(specs),
             roots=plan.roots,
             nonce=nonce,
@@ -196,7 +190,7 @@ class Workflows:
         if (found := await self.client.get(key)) is not None:
             return unpack(found.value, Graph)
         await look()
-        attempt = f"{self.now():020d}-{secrets.token_hex(4)}"
+        attempt = f"{self.processes.clock.now():020d}-{secrets.token_hex(4)}"
         # Who waits for others is created first: nothing can end before its children are there.
         order = sorted(nodes, key=lambda node: not node.waitforparents)
         number, part, size = 0, list[Process](), 0
@@ -238,7 +232,7 @@ class Workflows:
         items = (await self.client.range(keys.GRAPH_PARTS, limit=_PAGE, keys_only=True)).items
         for item in items:
             colony, graphid, began = keys.parse_graph_part(item.key)
-            if began + _STALE > self.now():
+            if began + _STALE > self.processes.clock.now():
                 continue
             prefix = item.key.rpartition("/")[0] + "/"
             graph = await self.client.get(keys.graph(colony, graphid))
@@ -355,7 +349,7 @@ class Workflows:
     async def listing(self, colony: str, state: int, limit: int) -> Pages[Graph]:
         """At most `limit` graphs in one state, newest first, in pages."""
         prefix, names = keys.graph_states(colony, state), list[str]()
-        marks = newest_first(self.client, prefix, self.now(), -1, limit=limit)
+        marks = newest_first(self.client, prefix, self.processes.clock.now(), -1, limit=limit)
         async with aclosing(marks) as pages:
             async for page in pages:
                 names += [keys.graph(colony, kv.key.rpartition("/")[2]) for kv in page]

@@ -20,11 +20,12 @@ from federation.peers.registry import TRUSTED, Known
 from federation.service.main import Federation
 from federation.transport.link import Link
 from federation.wire.card import VERSION, Card, sign_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import MAX_LIFETIME
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
 from node.etcd.watch import Batch, Event
+from node.host.clock import Clock
 from node.host.config import Config, FederationConfig, RouteConfig
 from node.http.server import Request, Response
 from node.model.codec import pack
@@ -64,9 +65,10 @@ class SimulatedFederation(Federation):
             site.key,
             client,
             node.processes,
+            node.handout,
             config,
             Path("/nowhere"),
-            Clock(site.now, trio.current_time),
+            SigningClock(site.now, trio.current_time),
             node.members,
             chance=random.Random(site.world.dice.random()),
         )
@@ -197,7 +199,7 @@ class Site:
         self._client = MemoryClient(
             self.store, self.world, self.name, self.kill, lambda: self.frozen
         )
-        self.node = node = Node.build(self._client, self.name, self.now)
+        self.node = node = Node.build(self._client, self.name, Clock(self.now))
         async with trio.open_nursery() as nursery:
             self._nursery, self._life = nursery, nursery.cancel_scope
             if self._client.dead:
@@ -205,7 +207,7 @@ class Site:
             await nursery.start(self._follow, node)
             nursery.start_soon(self._deadlines, node)
             self.federation = SimulatedFederation(self, node, self._client)
-            node.processes.hooks = self.federation.hooks
+            node.processes.attach(self.federation.hooks)
             await nursery.start(self.federation.run)
             if self._client.dead:
                 raise Killed
@@ -241,7 +243,7 @@ class Site:
     async def _deadlines(self, node: Node) -> None:
         while True:
             try:
-                await expire(node.processes)
+                await expire(node.processes, node.handout)
             except (EtcdError, RpcError) as error:
                 self.world.note(self.name, "deadlines wait", error)
             await trio.sleep(self.pace)

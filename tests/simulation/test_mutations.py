@@ -21,10 +21,11 @@ from federation.outbox.resolve import resolve
 from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.signer import Sealer
 from node.etcd.client import KeyValue
 from node.etcd.txn import Put, Txn
+from node.host.clock import Clock
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
@@ -197,8 +198,8 @@ async def decide_about_what_never_left() -> None:
     """A person sees a doubt that there is no more when it is ended."""
     client = _Meddler(MemoryStore(), World(0), "c0", lambda: None, lambda: False)
     key, peer, keys = key_of("c0"), key_of("c1"), Keys("c0")
-    sealer = Sealer(key, Clock(lambda: EPOCH * SECOND))
-    processes = Processes(client, sealer.clock.now)
+    sealer = Sealer(key, SigningClock(lambda: EPOCH * SECOND))
+    processes = Processes(client, Clock(sealer.clock.now))
     peers = Peers(client, keys, sealer)
     ledger = ledger_of(Context("c0", sealer, client, processes, peers, keys))
     spec = FunctionSpec(funcname="f", conditions=Conditions(colonyname="c1", executortype="t"))

@@ -22,7 +22,7 @@ from federation.peers.keys import Keys
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Peers
 from federation.service.server import Server
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Outcomes, Poll, Submit, load
 from federation.wire.signer import Sealer
@@ -41,6 +41,7 @@ from node.etcd.txn import (
     Put,
     Txn,
 )
+from node.host.clock import Clock
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import SECOND
@@ -129,18 +130,18 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     """What was signed in a future that is none any more is signed again."""
     time = [1_800_000_000 + 5000]
     home, origin, client = key_of("lab"), key_of("field"), _memory()
-    clock = Clock(lambda: time[0] * SECOND)
+    clock = SigningClock(lambda: time[0] * SECOND)
     sealer = Sealer(home, clock)
     keys = Keys("lab")
     peers = Peers(client, keys, sealer)
     peer = Peer(origin.id, TRUSTED, "field", origin.public_key)
     await client.put(keys.peer(origin.id), pack(peer))
     await peers.load()
-    processes = Processes(client, clock.now)
+    processes = Processes(client, Clock(clock.now))
     box = inbox_of(Context("lab", sealer, client, processes, peers, keys))
     server = Server(sealer, peers, box.accounts, lambda: b"", box.endpoints())
     spec = b'{"funcname":"f","conditions":{"colonyname":"lab","executortype":"t"}}'
-    there = Sealer(origin, Clock(lambda: (time[0] - 1) * SECOND))
+    there = Sealer(origin, SigningClock(lambda: (time[0] - 1) * SECOND))
     body = there.seal(Kind.SUBMIT, home.id, Submit("1" * 64, 1, spec, "me", 1, []))
 
     async def submitted() -> int:

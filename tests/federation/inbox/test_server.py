@@ -24,13 +24,14 @@ from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peers
 from federation.service.server import Server
 from federation.wire.card import Card, sign_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.wire.messages import load as load_message
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, open_client
+from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.host.sync import Bells
 from node.http.server import Request, Response
@@ -41,6 +42,7 @@ from node.processes.queue import Candidate
 from node.processes.service import Processes
 from tests.node.etcd.support import start_store
 from tests.support.parts import inbox_of, portrait_of
+from tests.support.processes import assigning
 
 PID = "1" * 64
 SPEC = b'{"funcname":"f","args":[1,2.5],"conditions":{"colonyname":"lab","executortype":"t"}}'
@@ -77,16 +79,17 @@ class Lab:
         self.client = client
         self.key, self.other = PrivateKey.generate(), PrivateKey.generate()
         self.keys = Keys("lab")
-        self.clock = Clock()
+        self.clock = SigningClock()
         sealer = Sealer(self.key, self.clock)
         self.peers = Peers(client, self.keys, sealer)
-        self.processes = Processes(client, time.time_ns)
+        self.processes = Processes(client, Clock(time.time_ns))
         self.context = Context("lab", sealer, client, self.processes, self.peers, self.keys)
         self.inbox = inbox_of(self.context)
-        self.processes.hooks = Closing(self.inbox)
+        self.handout = assigning(self.processes)
+        self.processes.attach(Closing(self.inbox))
         self.greeted: list[str] = []
         self.serve()
-        self.sealer = Sealer(self.other, Clock())
+        self.sealer = Sealer(self.other, SigningClock())
 
     def serve(self, *more: Endpoint, card: Callable[[], bytes] = lambda: b"card") -> None:
         """Answer peers with the parts as they are now, and at more places."""
@@ -149,7 +152,7 @@ class Lab:
 
     async def run_one(self) -> Process:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        process = await self.processes.handout.assign(candidate, WORKER, 5)
+        process = await self.handout.assign(candidate, WORKER, 5)
         return await self.processes.close(
             "lab", process.processid, WORKER.executorid, State.SUCCESSFUL, output=[3.5]
         )
@@ -220,7 +223,7 @@ async def test_a_hello_is_answered_once_trusted_and_never_when_blocked(lab: Lab)
     assert code(await lab.introduce()) == "blocked"
     assert lab.peers.state(lab.other.id) == BLOCKED
     assert code(await lab.raw("submit", lab.seal(Kind.SUBMIT, submission()))) == "blocked"
-    again = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
+    again = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
     await again.load()
     assert again.state(lab.other.id) == BLOCKED, "the tombstone is in the store"
     await again.trust(lab.other.id)
@@ -313,7 +316,7 @@ async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
 
 async def test_a_block_by_another_daemon_is_noticed_inside_the_transaction(lab: Lab) -> None:
     await lab.befriend()
-    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
+    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
     await elsewhere.load()
     await elsewhere.block(lab.other.id)
     assert lab.peers.state(lab.other.id) == TRUSTED

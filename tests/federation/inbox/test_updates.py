@@ -36,6 +36,7 @@ from node.daemon.main import Settings
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put
+from node.host.clock import Clock
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.ids import new_id
@@ -61,6 +62,7 @@ from tests.node.etcd.support import start_store
 from tests.support.colonies import Colony, World, world
 from tests.support.daemons import free_port, until
 from tests.support.parts import follower_of
+from tests.support.processes import enlist
 
 SECONDS = 120
 
@@ -86,7 +88,7 @@ async def take(colony: Colony) -> Process:
     """Have one process handed out."""
     assert colony.node is not None
     candidate = Candidate(colony.name, "t", "w", "", None, None)
-    return await colony.node.processes.handout.assign(candidate, colony.worker, 20)
+    return await colony.node.handout.assign(candidate, colony.worker, 20)
 
 
 async def close(
@@ -333,10 +335,10 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
         async with trio.open_nursery() as nursery:
             etcd = await start_store(nursery, tmp_path / "etcd")
             async with open_client(etcd.target) as client:
-                node = Node.build(client, "dev", time.time_ns)
-                node.processes.hooks = Recorder()
+                node = Node.build(client, "dev", Clock(time.time_ns))
+                node.processes.attach(Recorder())
                 worker = Executor("e" * 64, "t", "w", "dev", state=ExecutorState.APPROVED)
-                node.processes.handout.present = lambda executor: executor
+                enlist(node, worker)
                 await node.workflows.submit(
                     "dev",
                     [spec("a", "dev"), spec("b", "bee", "a")],
@@ -345,7 +347,7 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
                     initiatorname="me",
                 )
                 candidate = Candidate("dev", "t", "w", "", None, None)
-                first = await node.processes.handout.assign(candidate, worker, 5)
+                first = await node.handout.assign(candidate, worker, 5)
                 pid = first.processid
                 await node.processes.close("dev", pid, "e" * 64, State.SUCCESSFUL, output=[1])
                 # It was killed before it could deal with that.
@@ -354,7 +356,7 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
                 @asynccontextmanager
                 async def slowly(node: Node, *_: object) -> AsyncIterator[None]:
                     await trio.sleep(0.3)
-                    node.processes.hooks = Recorder()
+                    node.processes.attach(Recorder())
                     yield
 
                 environ = {
@@ -379,7 +381,7 @@ async def write(colony: Colony, process: Process, *texts: str, quietly: bool = F
     """Log as the executor of a process, `quietly` if by another daemon of its colony."""
     assert colony.node is not None
     for text in texts:
-        line = Log(process.processid, colony.name, "w", text, colony.node.tick())
+        line = Log(process.processid, colony.name, "w", text, colony.node.clock.tick())
         await logs.write(colony.client, line)
     if not quietly:
         colony.node.processes.hooks.progressed(process)

@@ -22,7 +22,7 @@ from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.transport.mailbox import Office
 from federation.wire import envelope, succession
 from federation.wire.card import Card, sign_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import (
     Cancel,
@@ -67,7 +67,7 @@ def greeting(key: PrivateKey, to: str, *successors: Successor, sequence: int = 1
     now = int(time.time())
     card = Card(key.id, key.public_key, "stranger", sequence, "e" * 64, [], [1], now + 3600)
     hello = Hello(sign_card(key, card, issued=now), successors=list(successors))
-    return Sealer(key, Clock()).seal(Kind.HELLO, to, hello)
+    return Sealer(key, SigningClock()).seal(Kind.HELLO, to, hello)
 
 
 async def stored(lab: Lab) -> int:
@@ -115,7 +115,7 @@ async def test_a_chain_of_successions_of_a_blocked_colony_writes_next_to_nothing
     assert entry is not None
     assert (entry.peer.state, len(entry.peer.former)) == (BLOCKED, 8)
     assert lab.peers.state(entry.peer.wire) == BLOCKED
-    again = Peers(lab.client, lab.keys, Sealer(lab.key, Clock()))
+    again = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
     await again.load()
     assert again.state(entry.peer.wire) == BLOCKED, "and so it is after a restart"
 

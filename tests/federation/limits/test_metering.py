@@ -16,7 +16,7 @@ from federation.peers import heirs
 from federation.peers.log_limit import Sparing
 from federation.peers.policy import Bucket, Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Former, Peer
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.invitation import key_of, knock, name_of
 from federation.wire.refusals import Refusal
@@ -129,7 +129,7 @@ def test_only_the_key_of_an_invitation_gets_around_the_queue() -> None:
 
 def accounts(**limits: Any) -> Accounts:
     peers = registry(Peer(PEER, TRUSTED, "ant", b"k", 1, policy=Policy(**limits)))
-    return Accounts(peers, Clock())
+    return Accounts(peers, SigningClock())
 
 
 def took(found: object) -> str:

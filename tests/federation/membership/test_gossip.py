@@ -18,7 +18,7 @@ from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.transport.link import Answer
 from federation.wire.card import Card, open_card, sign_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import DEEPEST, Introduction, Introductions
 from federation.wire.signer import Sealer
@@ -72,7 +72,7 @@ def test_whom_to_introduce(keys: list[PrivateKey]) -> None:
 
 
 def introducer(peers: Peers, mode: str = "pending", now: int = NOW) -> Introducer:
-    clock, nothing = Clock(lambda: now * 1_000_000_000), cast(Any, None)
+    clock, nothing = SigningClock(lambda: now * 1_000_000_000), cast(Any, None)
     sealer = Sealer(PrivateKey.generate(), clock)
     context = Context("home", sealer, nothing, nothing, peers, Keys("home"))
     return Introducer(context, portrait_of(context), mode)

@@ -28,7 +28,7 @@ from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.transport.tls import make_certificate, server_context
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.invitation import Token, TokenError, read_token, write_token
 from federation.wire.messages import Hello, Join, Welcome
@@ -180,7 +180,7 @@ class Guest:
     def __init__(self, inn: Inn, secret: bytes, remote: str = "10.0.0.5") -> None:
         self.inn, self.secret, self.remote = inn, secret, remote
         self.key = PrivateKey.generate()
-        self.sealer = Sealer(self.key, Clock())
+        self.sealer = Sealer(self.key, SigningClock())
         self.nonce = secrets.token_bytes(16)
         now = int(time.time())
         card = Card(self.key.id, self.key.public_key, "guest", 1, "e" * 64, [], [2], now + 3600)
@@ -545,7 +545,7 @@ class Visitor:
 
     def __init__(self, inn: Inn) -> None:
         self.key = PrivateKey.generate()
-        sealer, keys = Sealer(self.key, Clock()), Keys("visitor")
+        sealer, keys = Sealer(self.key, SigningClock()), Keys("visitor")
         self.peers = Peers(inn.client, keys, sealer)
         context = Context("visitor", sealer, inn.client, inn.processes, self.peers, keys)
         portrait = portrait_of(context)

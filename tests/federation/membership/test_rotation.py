@@ -12,7 +12,7 @@ import trio
 
 from federation.peers.registry import TRUSTED, Former, Peer
 from federation.wire.card import Card, sign_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Hello, Submit, Successor
 from federation.wire.signer import Sealer
@@ -154,13 +154,13 @@ def sealed(key: PrivateKey, to: Colony, **fields: Any) -> bytes:
     """A submission by whoever holds a key."""
     spec = b'{"funcname":"f","conditions":{"colonyname":"bee","executortype":"t"}}'
     message = Submit("7" * 64, 1, spec, "me", 1, [])
-    return Sealer(key, Clock()).seal(Kind.SUBMIT, to.key.id, message)
+    return Sealer(key, SigningClock()).seal(Kind.SUBMIT, to.key.id, message)
 
 
 def greeting(key: PrivateKey, to: Colony, *successors: Successor) -> bytes:
     card = Card(key.id, key.public_key, "ant", 2**40, "f" * 64, [], [2], NOW + 3600)
     hello = Hello(sign_card(key, card, issued=NOW), successors=list(successors))
-    return Sealer(key, Clock()).seal(Kind.HELLO, to.key.id, hello)
+    return Sealer(key, SigningClock()).seal(Kind.HELLO, to.key.id, hello)
 
 
 async def post(to: Colony, path: str, body: bytes) -> str:

@@ -129,9 +129,9 @@ async def test_the_end_waits_for_what_is_being_read(client: EtcdClient) -> None:
 
 async def beside(front: Front, *, knows: bool = True) -> tuple[Processes, Ledger]:
     """Another daemon of the same colony, which `knows` what was in the outbox by now."""
-    processes = Processes(front.client, time.time_ns)
+    processes = Processes(front.client, Clock(time.time_ns))
     ledger = ledger_of(replace(front.context, processes=processes))
-    processes.hooks = Sending(front.inbox, ledger)
+    processes.attach(Sending(front.inbox, ledger))
     if knows:
         await ledger.load()
     return processes, ledger

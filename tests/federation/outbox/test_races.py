@@ -18,6 +18,7 @@ from federation.wire.messages import Extra, Line, News, Outcomes, dump
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Delete, Txn
+from node.host.clock import Clock
 from node.host.config import HistoryConfig, Keep, RouteConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
@@ -110,7 +111,7 @@ class Overtaking:
         self._key = side.federation.keys.followed(process.processid)
         self._peer = peer.key.id
         client, federation = cast(EtcdClient, self.meddled), side.federation
-        processes = Processes(client, time.time_ns)
+        processes = Processes(client, Clock(time.time_ns))
         context = replace(federation.context, client=client, processes=processes)
         ledger = replace(federation.ledger, context=context)
         self.follower = Follower(context, ledger, federation.inbox.accounts)
@@ -236,7 +237,7 @@ async def owed(client: EtcdClient) -> tuple[Side, Side, Process]:
     """bee has run a process of ant's to its end, by a daemon that this one did not hear of."""
     ant, bee, _, __ = await followed(client)
     there = await bee.assign(5)
-    other = Processes(client, time.time_ns)
+    other = Processes(client, Clock(time.time_ns))
     await other.close("bee", there.processid, bee.worker.executorid, State.SUCCESSFUL, output=[1])
     assert not bee.federation.inbox.owing.owed
     return ant, bee, await bee.load(there)

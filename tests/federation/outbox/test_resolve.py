@@ -21,10 +21,11 @@ from federation.outbox.resolve import resolve
 from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Delete, Op, Put, Txn
+from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as NodeError
@@ -196,7 +197,7 @@ async def doubtful(client: EtcdClient) -> tuple[Overtaken, Ledger, Process, list
     store = Overtaken(client)
     meddled = cast(EtcdClient, store)
     key, peer, federated = PrivateKey.generate(), PrivateKey.generate(), Keys("ant")
-    sealer, processes = Sealer(key, Clock()), Processes(meddled, time.time_ns)
+    sealer, processes = Sealer(key, SigningClock()), Processes(meddled, Clock(time.time_ns))
     peers = Peers(meddled, federated, sealer)
     ledger = ledger_of(Context("ant", sealer, meddled, processes, peers, federated))
     spec = FunctionSpec(funcname="f", conditions=Conditions("bee", executortype="t"))
@@ -210,7 +211,7 @@ async def doubtful(client: EtcdClient) -> tuple[Overtaken, Ledger, Process, list
 
 async def close(client: EtcdClient, process: Process, extra: list[Op]) -> None:
     """Another daemon takes in that the process failed."""
-    others = Processes(client, time.time_ns)
+    others = Processes(client, Clock(time.time_ns))
 
     def step(known: Process, revision: int) -> store_processes.Step:
         now = time.time_ns()

@@ -29,6 +29,7 @@ from federation.wire.messages import Poll
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Op, Put, Txn
+from node.host.clock import Clock
 from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.ids import new_id
@@ -38,13 +39,13 @@ from node.processes.queue import Candidate
 from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.store import keys
-from node.workflows.service import Workflows
 from tests.federation.inbox.test_server import WORKER, Closing, Lab, code, submission
 from tests.federation.membership.test_invitations import joined
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.daemons import Daemon, until
 from tests.support.parts import inbox_of, ledger_of
+from tests.support.processes import assigning, workflows_of
 
 Make = Callable[..., Daemon]
 
@@ -103,11 +104,12 @@ class Front(Lab):
     def start(self) -> None:
         """Everything in memory is new; the keys of both colonies stay."""
         self.peers = Peers(self.client, self.keys, self.context.sealer)
-        self.processes = Processes(self.client, time.time_ns)
+        self.processes = Processes(self.client, Clock(time.time_ns))
         self.context = replace(self.context, peers=self.peers, processes=self.processes)
         self.ledger = ledger_of(self.context)
         self.inbox = inbox_of(self.context, self.ledger)
-        self.processes.hooks = Sending(self.inbox, self.ledger)
+        self.handout = assigning(self.processes)
+        self.processes.attach(Sending(self.inbox, self.ledger))
         self.endings = Endings(self.context, self.ledger)
         self.serve()
 
@@ -158,7 +160,7 @@ class Front(Lab):
 
     async def taken(self) -> Process:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        return await self.processes.handout.assign(candidate, WORKER, 0)
+        return await self.handout.assign(candidate, WORKER, 0)
 
 
 @pytest.fixture
@@ -265,7 +267,7 @@ async def test_what_it_has_here_is_cancelled_and_owed_but_not_served(front: Fron
 
 
 async def test_what_it_has_in_a_workflow_here_ends_and_the_workflow_with_it(front: Front) -> None:
-    workflows = Workflows(front.client, front.processes, time.time_ns)
+    workflows = workflows_of(front.processes)
     conditions = Conditions("lab", executortype="t")
     after = msgspec.structs.replace(conditions, dependencies=["one"])
     specs = [
@@ -294,7 +296,7 @@ async def test_what_it_has_in_a_workflow_here_ends_and_the_workflow_with_it(fron
         State.CANCELLED,
         ["colony field, where this came from, was blocked"],
     )
-    again = Workflows(front.client, front.processes, time.time_ns)
+    again = workflows_of(front.processes)
     again.resolution.stepped("lab", graph.processgraphid, 2**40)
     found = await again.load("lab", graph.processgraphid)
     assert found is not None

@@ -9,7 +9,7 @@ import pytest
 
 from cli.ops.doctor import check_memory
 from federation.peers.highwater import HighWater
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from node.etcd.client import EtcdClient
 from node.model.types import SECOND
@@ -26,7 +26,7 @@ class Host:
         self.clock = clock
         if door:
             lab.clock.now = self.now
-        self.memory = HighWater(lab.client, lab.keys, lab.clock if door else Clock(self.now))
+        self.memory = HighWater(lab.client, lab.keys, lab.clock if door else SigningClock(self.now))
 
     def now(self) -> int:
         return self.clock * SECOND

@@ -23,7 +23,7 @@ from federation.service.janitor import Upkeep
 from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.wire.card import Card, open_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Opened, inspect
 from federation.wire.messages import Chunk, Fetch, dump, load
 from federation.wire.refusals import Refusal
@@ -31,6 +31,7 @@ from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.host.config import FederationConfig
 from node.host.keys import PrivateKey
 from node.model.codec import unpack
@@ -91,7 +92,7 @@ async def test_a_peer_with_a_new_key_has_one_set_of_tasks_and_a_block_ends_it(
 async def test_a_task_that_fails_leaves_alone_what_is_being_sent(autojump_clock: MockClock) -> None:
     key, peerid = PrivateKey.generate(), "a" * 64
     peers, none = registry(Peer(peerid, TRUSTED, "bee", b"key", 1)), cast(Any, None)
-    ledger = ledger_of(Context("ant", Sealer(key, Clock()), none, none, peers, Keys("ant")))
+    ledger = ledger_of(Context("ant", Sealer(key, SigningClock()), none, none, peers, Keys("ant")))
     sent = ledger.entries["1" * 64] = Entry(Forward("1" * 64, peerid, 1, 9, 9, 9), 1, busy=True)
     again, tries = trio.Event(), 0
 
@@ -127,7 +128,7 @@ async def test_a_task_that_fails_leaves_alone_what_is_being_sent(autojump_clock:
 async def two(client: EtcdClient) -> tuple[Meddled, Peers, Peers, PrivateKey]:
     """Two daemons of one colony that trusts a peer; the first one's store is meddled with."""
     store, key = Meddled(client), PrivateKey.generate()
-    sealer, keys = Sealer(KEY, Clock()), Keys("ant")
+    sealer, keys = Sealer(KEY, SigningClock()), Keys("ant")
     one, other = Peers(cast(EtcdClient, store), keys, sealer), Peers(client, keys, sealer)
     await one.learn(card(key), b"card", near=False)
     await one.trust(key.id)
@@ -168,7 +169,7 @@ async def test_a_second_daemon_hears_of_decisions(client: EtcdClient) -> None:
     front, heard = Front(client), list[str]()
     await front.befriend()
     front.peers.watch(heard.append)
-    other = Peers(client, front.keys, Sealer(front.key, Clock()))
+    other = Peers(client, front.keys, Sealer(front.key, SigningClock()))
     await other.load()
     peerid, third = front.other.id, PrivateKey.generate()
     await other.set_policy(peerid, Policy(max_running=3))
@@ -282,7 +283,7 @@ async def test_a_daemon_takes_up_what_another_one_decided(tmp_path: Path) -> Non
     with trio.fail_after(SECONDS):
         async with world(tmp_path) as colonies:
             ant, bee = await friends(colonies, "ant", "bee")
-            other = Peers(colonies.client, ant.fed.keys, Sealer(ant.key, Clock()))
+            other = Peers(colonies.client, ant.fed.keys, Sealer(ant.key, SigningClock()))
             await other.load()
             await other.block(bee.key.id)
             assert tended(ant) == 1
@@ -331,7 +332,7 @@ class Failing:
 
 
 async def portrayed(client: EtcdClient) -> tuple[Failing, Portrait]:
-    store, sealer = Failing(client), Sealer(PrivateKey.generate(), Clock())
+    store, sealer = Failing(client), Sealer(PrivateKey.generate(), SigningClock())
     settings = FederationConfig(host="one.example")
     meddled, keys, nobody = cast(EtcdClient, store), Keys("ant"), cast(Any, None)
     portrait = Portrait(Context("ant", sealer, meddled, nobody, nobody, keys), settings)
@@ -385,7 +386,7 @@ async def test_a_card_is_by_the_present_key(client: EtcdClient) -> None:
 
 
 async def test_a_sweep_goes_on_where_the_last_one_ended(client: EtcdClient) -> None:
-    processes, federated = Processes(client, time.time_ns), Keys("ant")
+    processes, federated = Processes(client, Clock(time.time_ns)), Keys("ant")
     conditions = Conditions("ant", executortype="t")
     there = [f"1{number:063x}" for number in range(5)]
     for pid in there:
@@ -398,7 +399,7 @@ async def test_a_sweep_goes_on_where_the_last_one_ended(client: EtcdClient) -> N
     gone = [f"2{number:063x}" for number in range(4)]
     for pid in (*there, *gone):
         await client.put(federated.proof(pid), b"proof")
-    sealer = Sealer(KEY, Clock())
+    sealer = Sealer(KEY, SigningClock())
     peers = Peers(client, federated, sealer)
     upkeep = Upkeep(Context("ant", sealer, client, processes, peers, federated), page=2, pages=2)
 

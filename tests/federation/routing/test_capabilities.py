@@ -23,7 +23,7 @@ from federation.routing.capabilities import (
     same,
 )
 from federation.routing.exchange import Exchange
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import Capabilities, Offer
 from federation.wire.messages import load as load_message
@@ -140,7 +140,7 @@ def test_marked_changes_are_told_apart_from_small_ones() -> None:
 
 def test_a_statement_holds_until_a_newer_one_or_until_it_is_stale() -> None:
     clock = [100.0]
-    board = Board(Clock(steady=lambda: clock[0]))
+    board = Board(SigningClock(steady=lambda: clock[0]))
     assert board.age("bee") is None
     assert board.take("bee", said(5))
     board.sent("bee", "cli")
@@ -182,7 +182,9 @@ class Offering(Lab):
         self.board = Board(self.clock)
         portrait = portrait_of(self.context)
         portrait._sequence = 7
-        self.exchange = Exchange(self.context, self.board, portrait, trio.Event(), members)
+        self.exchange = Exchange(
+            self.context, self.handout, self.board, portrait, trio.Event(), members
+        )
         self.serve(*self.exchange.endpoints())
 
     async def hear(self, message: Capabilities) -> Capabilities:
@@ -233,7 +235,7 @@ async def test_policy_pause_and_room_are_part_of_what_is_said(offering: Offering
     await lab.peers.set_policy(lab.other.id, Policy(executor_types=["x"], max_waiting=4))
     reply = await lab.hear(said(1))
     assert (reply.types, reply.limits["room"]) == ({}, 4)
-    lab.processes.handout.paused.add("lab")
+    lab.handout.paused.add("lab")
     assert not (await lab.hear(said(2))).accepting
 
 
@@ -243,7 +245,7 @@ async def test_a_waiting_poll_is_a_free_slot(offering: Offering) -> None:
     worker = Executor("e" * 64, "t", "w", "lab")
     async with trio.open_nursery() as nursery:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        nursery.start_soon(lab.processes.handout.assign, candidate, worker, 30)
+        nursery.start_soon(lab.handout.assign, candidate, worker, 30)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert (await lab.hear(said(1))).types["t"].free == 1
         nursery.cancel_scope.cancel()

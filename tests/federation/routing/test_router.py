@@ -19,11 +19,12 @@ from federation.service.main import Federation
 from federation.transport.errors import Lost, Unsent
 from federation.transport.link import Answer, Link
 from federation.wire.card import Card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.messages import Capabilities, Offer
 from federation.wire.refusals import Proof
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
+from node.host.clock import Clock
 from node.host.config import Config, RouteConfig
 from node.host.keys import PrivateKey
 from node.http.server import Request
@@ -55,19 +56,21 @@ class Side:
 
     def __init__(self, client: EtcdClient, name: str, *routes: RouteConfig) -> None:
         self.name, self.key, self.client = name, PrivateKey.generate(), client
-        self.node = Node.build(client, name, time.time_ns)
+        self.ahead = 0  # ns, of its clock
+        self.node = Node.build(client, name, Clock(lambda: time.time_ns() + self.ahead))
         self.federation = Federation(
             name,
             self.key,
             client,
             self.node.processes,
+            self.node.handout,
             Config(routes=list(routes)),
             Path("/nowhere"),
-            Clock(),
+            SigningClock(),
             self.node.members,
         )
-        self.processes = self.node.processes
-        self.processes.hooks = self.federation.hooks
+        self.processes, self.handout = self.node.processes, self.node.handout
+        self.processes.attach(self.federation.hooks)
         self.node.directory.apply(keys.colony(name), pack(Colony(self.key.id, name)), 1)
         self.worker = Executor(new_id(), "cli", "smith", name, ExecutorState.APPROVED)
 
@@ -127,7 +130,7 @@ class Side:
     async def assign(self, timeout: float = -1) -> Process:
         """Our own executor asks for work."""
         candidate = Candidate(self.name, "cli", "smith")
-        return await self.processes.handout.assign(candidate, self.worker, timeout)
+        return await self.handout.assign(candidate, self.worker, timeout)
 
 
 class Wire(Link):
@@ -433,9 +436,9 @@ async def test_a_deadline_in_an_old_index_does_not_end_what_has_left(client: Etc
     twin = Side(client, "ant")  # whose watch has not told yet
     for entry in ant.processes.queue.entries.values():
         twin.processes.queue.add(entry)
-    twin.processes.now = lambda: time.time_ns() + 2 * SECOND
+    twin.ahead = 2 * SECOND
     await ant.tick()
-    await expire(twin.processes)
+    await expire(twin.processes, twin.handout)
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.WAITING, bee.key.id)
 

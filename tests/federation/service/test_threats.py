@@ -29,7 +29,7 @@ from federation.transport.errors import Reason, RemoteRefusal
 from federation.transport.link import Answer, Carrier, Link
 from federation.wire import cbor, envelope
 from federation.wire.card import Card, sign_card
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, Rejected, inspect, seal
 from federation.wire.messages import Cancel, Follow, Hello, Outcome, Outcomes, Poll, Receipt, load
 from federation.wire.refusals import Proof
@@ -128,7 +128,7 @@ async def test_who_carries_a_message_can_not_make_up_its_receipt(lab: Lab) -> No
     body = lab.seal(Kind.SUBMIT, submission())
 
     async def forge(at: str, data: bytes, wait: float) -> Answer:
-        thief = Sealer(PrivateKey.generate(), Clock())
+        thief = Sealer(PrivateKey.generate(), SigningClock())
         made_up = Receipt(submission().pid, 1, "accepted", "0" * 64)
         return Answer(200, "", thief.seal(Kind.RECEIPT, lab.other.id, made_up))
 
@@ -155,7 +155,7 @@ async def test_a_stolen_key_redirects_a_peer_until_the_owner_changes_the_key(
         ant, bee = await friends(colonies, "ant", "bee")
         stolen = ant.key
         hello = Hello(portrait(stolen, 2**63 - 1, "e" * 64))
-        body = Sealer(stolen, Clock()).seal(Kind.HELLO, bee.key.id, hello)
+        body = Sealer(stolen, SigningClock()).seal(Kind.HELLO, bee.key.id, hello)
         assert await post(bee, "hello", body) == ""
         entry = bee.fed.peers.find("ant")
         assert entry.peer.fingerprint == "e" * 64
@@ -374,16 +374,16 @@ async def test_who_has_the_key_can_move_the_colony_to_a_key_of_its_own(tmp_path:
         stolen, third = ant.key, PrivateKey.generate()
         now = int(time.time())
         said = Hello(portrait(third, 2**40, "e" * 64), successors=[declare(stolen, third, now)])
-        body = Sealer(third, Clock()).seal(Kind.HELLO, bee.key.id, said)
+        body = Sealer(third, SigningClock()).seal(Kind.HELLO, bee.key.id, said)
         assert await post(bee, "hello", body) == ""
         assert bee.fed.peers.find("ant").peer.wire == third.id
         # The owner can't have it back, nor any other colony be drawn into it.
         fourth = PrivateKey.generate()
         said = Hello(portrait(fourth, 2**40, "f" * 64), successors=[declare(stolen, fourth, now)])
-        body = Sealer(fourth, Clock()).seal(Kind.HELLO, bee.key.id, said)
+        body = Sealer(fourth, SigningClock()).seal(Kind.HELLO, bee.key.id, said)
         assert await post(bee, "hello", body) == "usurped"
         await bee.fed.peers.block(third.id)
-        body = Sealer(third, Clock()).seal(Kind.SUBMIT, bee.key.id, submission())
+        body = Sealer(third, SigningClock()).seal(Kind.SUBMIT, bee.key.id, submission())
         assert await post(bee, "submit", body) == "blocked"
 
 

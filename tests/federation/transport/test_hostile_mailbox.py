@@ -23,7 +23,7 @@ from federation.peers.registry import TRUSTED, Known, Peer
 from federation.transport.errors import Lost
 from federation.transport.link import Answer, Link
 from federation.transport.mailbox import pass_on
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Cancel, Pass, Passed, SignedRefusal, Submit, load
 from federation.wire.refusals import BROUGHT
@@ -76,7 +76,7 @@ class Mailbox(Link):
     async def passed(self, answer: Answer) -> Answer:
         """An answer of bee, as an honest mailbox gives it to ant."""
         message = Passed(answer.status, answer.retry_after, answer.data)
-        sealer = Sealer(self.key, Clock())
+        sealer = Sealer(self.key, SigningClock())
         return Answer(200, "", sealer.seal(Kind.PASSED, self.sealer.key.id, message))
 
     def signed(self, told: Answer) -> Answer:
@@ -84,7 +84,7 @@ class Mailbox(Link):
         said = msgspec.json.decode(told.data)
         digest = hashlib.sha256(self.asked).digest()
         denial = SignedRefusal(said["code"], "no", digest, path="/v1/pass", kept=True)
-        sealed = Sealer(self.key, Clock()).seal(Kind.REFUSAL, self.sealer.key.id, denial)
+        sealed = Sealer(self.key, SigningClock()).seal(Kind.REFUSAL, self.sealer.key.id, denial)
         return Answer(told.status, "", msgspec.json.encode(said | {"signed": sealed}))
 
 

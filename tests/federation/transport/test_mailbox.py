@@ -11,7 +11,7 @@ from federation.peers.registry import TRUSTED, Peer
 from federation.transport.errors import Lost, Unsent
 from federation.transport.link import Answer
 from federation.transport.mailbox import Office
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Reply, load
 from federation.wire.signer import Sealer
@@ -32,7 +32,7 @@ class Post:
     def __init__(self) -> None:
         self.me, self.away = PrivateKey.generate(), PrivateKey.generate()
         self.office = Office(
-            Sealer(self.me, Clock(lambda: 1_700_000_000 * 10**9)),
+            Sealer(self.me, SigningClock(lambda: 1_700_000_000 * 10**9)),
             registry(Peer(self.away.id, TRUSTED, "away", b"key", 1)),
             lambda peerid: self.arrived.append(peerid),
         )

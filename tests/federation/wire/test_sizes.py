@@ -26,7 +26,7 @@ from federation.routing.capabilities import Survey, offers
 from federation.transport.errors import Lost
 from federation.transport.link import Answer, Link
 from federation.wire import cbor, messages
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, Rejected, inspect, open_envelope, seal
 from federation.wire.json import MOST_CONTAINERS, require_bounded
 from federation.wire.messages import (
@@ -339,7 +339,7 @@ async def test_an_answer_by_whatever_way_has_the_size_of_its_kind(kind: Kind) ->
         raise AssertionError
 
     peer = Peer(KEY.id, state="trusted", public_key=KEY.public_key)
-    link = Liar(Known(peer), Sealer(ME, Clock()), Led())
+    link = Liar(Known(peer), Sealer(ME, SigningClock()), Led())
     link.answer = sealed(kind, b"x" * SIZES[kind].bytes)
     with pytest.raises(Lost, match="too_large"):
         await link.post("/v2/submit", b"", kind)

@@ -20,14 +20,16 @@ from federation.peers.registry import Known, Peer, Peers
 from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.messages import Parcel
 from federation.wire.signer import Sealer
+from node.host.clock import Clock
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
 from node.host.sync import Bells
 from node.http.server import Request, Response
 from node.model.types import Running
+from node.processes.assignment import HandOut
 from node.processes.deadlines import expire
 from node.processes.service import Processes
 from node.store.crons import Cron
@@ -146,7 +148,7 @@ async def test_one_address_that_breaks_us_ends_its_own_look(
         raise MemoryError
 
     monkeypatch.setattr("federation.membership.meeting.fetch_card", fetch)
-    nothing, sealer = cast(Any, None), Sealer(PrivateKey.generate(), Clock(lambda: 0))
+    nothing, sealer = cast(Any, None), Sealer(PrivateKey.generate(), SigningClock(lambda: 0))
     peers = Peers(nothing, Keys("home"), sealer)
     context = Context("home", sealer, nothing, nothing, peers, Keys("home"))
     meeting = Meeting(context, Bells())
@@ -268,19 +270,7 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
         queue = Index([])
         running = Index([("dev", "one", RUN), ("dev", "two", RUN)])
 
-        class clock:
-            @staticmethod
-            def steady() -> int:
-                return 1
-
-        class handout:
-            @staticmethod
-            async def look_again() -> None:
-                return None
-
-        @staticmethod
-        def now() -> int:
-            return 1
+        clock = Clock(lambda: 1)
 
         @staticmethod
         async def change_quietly(colony: str, pid: str, step: object) -> None:
@@ -288,8 +278,13 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
             if pid == "one":
                 raise _Nothing
 
+    class HandOuts:
+        @staticmethod
+        async def look_again() -> None:
+            return None
+
     with pytest.raises(_Nothing):
-        await expire(cast(Processes, Fake))
+        await expire(cast(Processes, Fake), cast(HandOut, HandOuts))
     assert tried == ["one", "two"]
     assert Fake.running.kept == ["one"]
 

@@ -24,7 +24,7 @@ from federation.peers.registry import Known, Peer
 from federation.transport.errors import Lost
 from federation.transport.link import Link, fetch_card
 from federation.transport.tls import fetch_certificate
-from federation.wire.clock import Clock
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer
 from node.host.keys import PrivateKey
@@ -266,7 +266,7 @@ async def test_a_ticket_leads_nowhere_else(url: str, tmp_path: Path) -> None:
 async def test_a_link_reads_no_more_than_a_kind_has(nursery: trio.Nursery, tmp_path: Path) -> None:
     """A receipt of megabytes is none."""
     liar = await LyingColony(tmp_path / "liar").start(nursery)
-    sealer = Sealer(PrivateKey.generate(), Clock())
+    sealer = Sealer(PrivateKey.generate(), SigningClock())
     card, data = await fetch_card(f"127.0.0.1:{liar.port}", sealer.clock)
     entry = Known(Peer(card.id).described(card, data))
 

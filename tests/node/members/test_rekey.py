@@ -14,6 +14,7 @@ import trio.testing
 from cli.core.client import Client, RpcError
 from node.etcd.client import open_client
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.model.codec import unpack
 from node.model.errors import RpcError as Refusal
@@ -197,7 +198,7 @@ async def test_more_work_than_a_transaction_holds_moves_in_parts(
     running = await start_store(nursery, tmp_path_factory.mktemp("s") / "etcd")
     old, new = "a" * 64, "b" * 64
     async with open_client(running.target) as client:
-        node = Node.build(client, "home", lambda: 10**18)
+        node = Node.build(client, "home", Clock(lambda: 10**18))
         await node.members.add_colony(Colony("0" * 64, "c"))
         await node.members.add_executor(Executor(old, "t", "worker", "c"))
         await node.members.set_state("c", "worker", ExecutorState.APPROVED)
@@ -209,7 +210,7 @@ async def test_more_work_than_a_transaction_holds_moves_in_parts(
             args = ["x" * 200_000] if number % 10 == 0 else []
             spec = FunctionSpec(args=args, conditions=Conditions(executortype="t"))
             await node.processes.submit(Process(processid, "i", "i", "c", spec, 0, 0), b"")
-            await node.processes.handout.assign(candidate, executor, 0)
+            await node.handout.assign(candidate, executor, 0)
         commit, commits = client.commit, 0
 
         async def dying(txn: Any) -> Any:
@@ -241,7 +242,7 @@ async def node(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Node]:
     """A node that hosts the colony `c`, with ann in it and an executor called worker."""
     running = await start_store(nursery, tmp_path / "etcd")
     async with open_client(running.target) as client:
-        node = Node.build(client, "home", lambda: 10**18)
+        node = Node.build(client, "home", Clock(lambda: 10**18))
         await node.members.add_colony(Colony(OWNER, "c"))
         await node.members.add_user(User("c", ANN, "ann"))
         await node.members.add_executor(Executor(WORKER, "t", "worker", "c"))

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from cli.core.client import RpcError, decode, encode
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.model.codec import unpack
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Process, User
-from node.processes.channels import FRAME, RATE, Rates, _refusal, frames
+from node.processes.channels import FRAME, RATE, Channels, Rates, _refusal, frames
 from node.runtime.node import Node
 from node.store import channels as store
 from node.store.channels import Entry, Head
@@ -324,8 +325,8 @@ async def test_messages_have_a_rate_and_an_end(
     running = await start_store(nursery, tmp_path_factory.mktemp("s") / "etcd")
     async with open_client(running.target) as client:
         clock = [10 * SECOND]
-        node = Node.build(client, COLONY, lambda: clock[0])
-        node.channels.rates = Rates(RATE, 3)
+        node = Node.build(client, COLONY, Clock(lambda: clock[0]))
+        channels = Channels(client, node.directory, node.processes, node.clock.now, Rates(RATE, 3))
         await node.members.add_colony(Colony("0" * 64, COLONY))
         await node.members.add_user(User(COLONY, "1" * 64, "ann"))
         spec = FunctionSpec(channels=["a", "b"], conditions=Conditions(executortype="t"))
@@ -333,7 +334,7 @@ async def test_messages_have_a_rate_and_an_end(
         await node.processes.submit(process, b"")
 
         async def say(name: str, sequence: int = 0) -> None:
-            await node.channels.append("p", name, entry(b"", sequence, "1" * 64))
+            await channels.append("p", name, entry(b"", sequence, "1" * 64))
 
         for name in "aba":
             await say(name)

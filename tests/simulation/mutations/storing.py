@@ -55,7 +55,7 @@ def blind_hand_out(patch: pytest.MonkeyPatch) -> None:
             known = await self.processes.load(entry.colony, entry.processid)
             if known is None or known[0].state != State.WAITING:
                 return None
-            step = store.assign(*known, executor, self.processes.now())
+            step = store.assign(*known, executor, self.processes.clock.now())
             result = await self.processes.client.commit(step.txn)
             if result.succeeded:
                 self.processes.settle(step.process, result.revision)
