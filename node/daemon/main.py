@@ -26,7 +26,7 @@ from node.daemon import routes as door
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
-from node.etcd.pressure import DEFAULT_QUOTA
+from node.etcd.pressure import DEFAULT_QUOTA, Pressure
 from node.etcdserver import cluster
 from node.etcdserver import identity as storeid
 from node.etcdserver import sweep as sweeping
@@ -163,10 +163,13 @@ async def run(
                 storeid.require_place(home)
                 target = await outer.start(_supervise, home.etcd, int(config.etcd.quota))
             try:
-                async with open_client(target) as client:
+                pressure = Pressure(
+                    quota=int(config.etcd.quota) or DEFAULT_QUOTA, own=not config.etcd.endpoints
+                )
+                async with open_client(target, pressure=pressure) as client:
                     if config.etcd.endpoints:
                         await cluster.require(client, config.etcd)
-                    await _open_pressure(client, config, settings.home)
+                    await _open_pressure(client, settings.home)
                     await storeid.settle(client, home, info.name)
                     await _serve(
                         client, settings, config, info, extension, notifier, signals, task_status
@@ -182,12 +185,9 @@ async def _supervise(
     await supervise(directory, quota_bytes=quota, task_status=task_status)
 
 
-async def _open_pressure(client: EtcdClient, config: Config, home: Path) -> None:
+async def _open_pressure(client: EtcdClient, home: Path) -> None:
     """Learn how full the store is before anything is written, and have it taken in again."""
-    pressure = client.pressure
-    pressure.quota = int(config.etcd.quota) or DEFAULT_QUOTA
-    pressure.own = not config.etcd.endpoints
-    if pressure.own:
+    if client.pressure.own:
         await clear_alarm(client)
         await observe(client, home)
         return

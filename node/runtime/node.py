@@ -120,7 +120,7 @@ class Node:
         elsewhere = Elsewhere(processes, subscriptions)
         processes.observe(handout, elsewhere, channels, resolution)
         leader = Leader(client, identity or new_id())
-        crons = Crons(client, directory, workflows, leader, now, dice=dice or SystemRandom().random)
+        crons = Crons(client, directory, workflows, leader, now, dice or SystemRandom().random)
         generators = Generators(client, directory, workflows, leader, now)
         files = Files(
             client,

@@ -6,7 +6,6 @@ the clock is decided in `timers.runner`.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
@@ -107,8 +106,8 @@ class Crons:
     workflows: Workflows
     leader: Leader
     now: Callable[[], int]
+    dice: Callable[[], float]
     local: ZoneInfo = field(default_factory=schedule.environment_zone)
-    dice: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
     index: Index[Cron] = field(default_factory=lambda: Index(Cron, due, owner))
     _told: Told = field(default_factory=Told)
 
