@@ -88,7 +88,7 @@ def _told(info: Any) -> st.SearchStrategy[Any]:
         case inspect.FloatType():
             return st.floats(allow_nan=False)
         case inspect.StrType():
-            return st.text(max_size=12)
+            return st.text(min_size=info.min_length or 0, max_size=12)
         case inspect.BytesType():
             return st.binary(max_size=300)
         case inspect.EnumType():
