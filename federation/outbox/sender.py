@@ -25,6 +25,7 @@ from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.txn import Delete, ModRevision, Txn
 from node.host.log import get_logger
+from node.model.codec import whole_spec
 from node.model.errors import RpcError
 from node.model.types import Process
 from node.store import keys
@@ -274,7 +275,7 @@ class Delivery:
             submit = Submit(
                 forward.processid,
                 forward.attempt,
-                msgspec.json.encode(spec),
+                msgspec.json.encode(whole_spec(spec)),
                 process.initiatorname,
                 hops=relays.hops_for(target, self.hops),
                 path=[],
