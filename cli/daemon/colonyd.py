@@ -30,6 +30,7 @@ from node.host.home import HomeError, HomeInfo, default_home
 from node.host.keys import IdentityError
 from node.host.log import configure_logging, get_logger
 from node.http.listeners import ListenError
+from node.model.codec import SchemaError
 from node.model.errors import RpcError
 from node.rpc.dispatch import Table
 from node.runtime.node import Node
@@ -126,7 +127,9 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-_KNOWN = (ConfigError, ListenError, StoreRefused, HomeError, RpcError, EtcdError, OSError)
+# What is about the store: it is not there, or not one that this version may use.
+_OF_STORE = (StoreRefused, SchemaError, EtcdError)
+_KNOWN = (ConfigError, ListenError, HomeError, RpcError, OSError, *_OF_STORE)
 
 
 def _explain(errors: Sequence[BaseException]) -> int:
@@ -138,7 +141,7 @@ def _explain(errors: Sequence[BaseException]) -> int:
         return EXIT_CONFIG
     if unbound:
         return EXIT_AGAIN
-    refused = any(isinstance(error, (StoreRefused, EtcdError)) for error in errors)
+    refused = any(isinstance(error, _OF_STORE) for error in errors)
     return EXIT_STORE if refused else 1
 
 

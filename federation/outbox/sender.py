@@ -27,6 +27,7 @@ from federation.wire.refusals import Proof
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Delete, ModRevision, Txn
 from node.host.log import get_logger
+from node.model.codec import whole_spec
 from node.model.errors import RpcError
 from node.model.types import Process
 from node.store import keys
@@ -260,7 +261,7 @@ class Delivery:
             submit = Submit(
                 forward.processid,
                 forward.attempt,
-                msgspec.json.encode(spec),
+                msgspec.json.encode(whole_spec(spec)),
                 process.initiatorname,
                 hops=relays.hops_for(target, self.hops),
                 path=[],

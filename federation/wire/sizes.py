@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from federation.wire.envelope import Kind
+from node.model.codec import whole_spec
 from node.model.types import Process
 
 QUICK = 8_192  # items that are decoded on the event loop in one piece; more, in a thread
@@ -26,7 +27,8 @@ FORWARD = _BODY - 100_000
 
 def forward_size(process: Process) -> int:
     """How many of these a process has."""
-    return len(msgspec.json.encode(process.spec)) + len(msgspec.json.encode(process.input))
+    parts = whole_spec(process.spec), process.input
+    return sum(len(msgspec.json.encode(part)) for part in parts)
 
 
 class Size(msgspec.Struct, frozen=True):

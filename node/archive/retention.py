@@ -25,7 +25,7 @@ from node.etcd.errors import EtcdError
 from node.etcd.txn import Delete, GetFirst, Op, Txn
 from node.host.config import Config, HistoryConfig
 from node.host.log import get_logger
-from node.model.codec import pack, unpack, wire_attribute
+from node.model.codec import pack, unpack, whole_spec, wire_attribute
 from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Log, Process, State
 from node.processes.service import Processes
@@ -461,6 +461,5 @@ def _signed(process: Process, submission: bytes) -> str:
 def _plain(process: Process) -> dict[str, Any]:
     """Return a process as history keeps it: its attributes have its state."""
     attributes = [wire_attribute(attribute, process.state) for attribute in process.attributes]
-    plain: dict[str, Any] = msgspec.to_builtins(process)
-    plain["attributes"] = attributes
-    return plain
+    plain = msgspec.structs.asdict(process)
+    return plain | {"attributes": attributes, "spec": whole_spec(process.spec)}

@@ -6,13 +6,15 @@ The directory answers questions; this shell writes, guarded by the revision it r
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
 
 from node.etcd.client import EtcdClient
+from node.etcd.errors import EtcdNoSpace
 from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
-from node.model.codec import pack, unpack
+from node.model.codec import is_older, pack, unpack
 from node.model.errors import Conflict, Invalid, NotFound
 from node.model.ids import new_id, valid_name
 from node.model.names import check_id, check_name
@@ -254,14 +256,18 @@ class Members:
         """Make the home colony and its first members if missing; returns the server's id.
 
         An executor is one that the SDKs' variables name: approved, so that it can work at once.
-        Raises Conflict when the store holds that colony under another key.
+        Raises Conflict when the store holds that colony under another key, SchemaError when a
+        later colonyd wrote there.
         """
         # Read first: etcd refuses whatever could write when it is full, also where it would not.
         server = await self._found_or_put(keys.SERVER, serverid.encode())
         key = keys.colony(colony.name)
-        there = unpack(await self._found_or_put(key, pack(colony)), Colony)
+        found = await self._found_or_put(key, pack(colony))
+        there = unpack(found, Colony)
         if there.colonyid != colony.colonyid:
             raise Conflict(f"colony {colony.name} in this store belongs to another key")
+        if is_older(found):
+            await self._claim(key, there)
         await self._found_or_put(keys.user(colony.name, user.name), pack(user))
         if executor is not None:
             executor.commissiontime = self.now()
@@ -276,6 +282,18 @@ class Members:
             return found.value
         result = await self.client.commit(Txn([Absent(key)], [Put(key, value)], [Get(key)]))
         return value if result.succeeded else result.responses[0][0].value
+
+    async def _claim(self, key: str, known: Colony) -> None:
+        """Write the colony in this version's schema: each daemon reads it first.
+
+        One of an earlier version then refuses to start, instead of failing at what it cannot read.
+        """
+        found = await self.client.get(key)
+        if found is None or unpack(found.value, Colony) != known:
+            return  # somebody else changed it, and so wrote it
+        txn = Txn([ModRevision(key, found.mod_revision)], [Put(key, pack(known))])
+        with suppress(EtcdNoSpace):  # at the next start
+            await self.client.commit(txn)
 
 
 def _check_id(identity: str, field_name: str) -> None:

@@ -1,4 +1,4 @@
-"""How objects become bytes in the store (deterministic CBOR with a schema version) and JSON.
+"""How objects become bytes in the store (MessagePack behind the schema version) and JSON.
 
 The wire forms of times, statistics and errors live here; who may see them does not.
 """
@@ -6,107 +6,106 @@ The wire forms of times, statistics and errors live here; who may see them does 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, lru_cache
+from typing import Any, TypeVar, cast
 
 import cbor2
 import msgspec
 
-from node.model import cbor as deterministic
 from node.model.graph import layout, node_id
 from node.model.repair import mended
 from node.model.types import (
     ENV,
     UNSET_TIME,
     Attribute,
+    Conditions,
     Executor,
     Function,
     FunctionSpec,
+    Gpu,
     Graph,
     Process,
     State,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 T = TypeVar("T")
+
+# A value is CBOR to every version: [schema, what is stored]. Of schema 1 that is plain CBOR. Since
+# schema 2 it is a byte string of MessagePack, so that an older colonyd refuses it by its number.
+_PLAIN = 1
+_PACKED = b"\x82\x02\x5a"  # an array of two: 2, and a byte string whose length has four bytes
+_HEAD = len(_PACKED) + 4
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class SchemaError(ValueError):
     """A stored value of a schema that this version does not know."""
 
 
-# A spec is written with each state of its process, and seldom alone in its kind: bytes are kept.
-_MOST_SPECS = 1024
-_LARGEST_SPEC = 2048  # bytes
-_specs: dict[bytes, deterministic.Encoded] = {}
-_spec_key = msgspec.msgpack.Encoder().encode
-
-
 def pack(value: object) -> bytes:
-    """Encode a struct as deterministic CBOR (RFC 8949, section 4.2) behind the schema version.
+    """Encode what is to be stored, behind the schema version. `unpack` gives it back.
 
-    Of a process, what has its default is left out.
+    Raises UnicodeEncodeError for text that UTF-8 does not have.
     """
-    plain = msgspec.to_builtins(value)
-    if isinstance(value, Process):
-        spec = plain["spec"]
-        plain = _lean(plain, _PLAIN)
-        plain["spec"] = _encoded_spec(value.spec, spec)
-    return deterministic.dumps([SCHEMA, plain])
-
-
-# What `unpack` fills in again: a default of these types can't change any more.
-_PLAIN: dict[str, Any] = {
-    field.name: msgspec.to_builtins(
-        field.default_factory() if field.default is msgspec.NODEFAULT else field.default
-    )
-    for field in msgspec.structs.fields(Process)
-    if not field.required
-}
-_PLAIN_SPEC: dict[str, Any] = msgspec.to_builtins(FunctionSpec())
-
-
-def _lean(plain: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """The fields that differ from their default; parts that are structs likewise."""
-    lean: dict[str, Any] = {}
-    for name, value in plain.items():
-        usual = default.get(name, _lean)
-        if value != usual:
-            lean[name] = _lean(value, usual) if type(usual) is dict else value
-    return lean
-
-
-def _encoded_spec(spec: FunctionSpec, plain: dict[str, Any]) -> Any:
-    """The bytes of a spec, or what is to be encoded of it when they aren't worth keeping."""
     try:
-        key = _spec_key(spec)
-    except (OverflowError, TypeError, ValueError):
-        # Numbers over 64 bits, and what is an error to CBOR, too.
-        return _lean(plain, _PLAIN_SPEC)
-    known = _specs.get(key)
-    if known is None:
-        plain = _lean(plain, _PLAIN_SPEC)
-        if len(key) > _LARGEST_SPEC:
-            return plain
-        if len(_specs) >= _MOST_SPECS:
-            del _specs[next(iter(_specs))]
-        known = _specs[key] = deterministic.Encoded(deterministic.dumps(plain))
-    return known
+        body = _encode(value)
+    except OverflowError:
+        # MessagePack has no integers over 64 bits; CBOR has.
+        return cbor2.dumps([_PLAIN, msgspec.to_builtins(value)])
+    return _PACKED + len(body).to_bytes(4, "big") + body
+
+
+@cache
+def _decoder(kind: Hashable) -> Callable[[memoryview], Any]:
+    return msgspec.msgpack.Decoder(kind).decode
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
-    """Decode what `pack` made. Raises SchemaError for another version.
+    """Decode what `pack` made, of this version or an earlier one. Raises SchemaError for a later.
 
     What an earlier colonyd took and this one does not is left out: it must not hide all the rest.
     """
+    found: T
+    if data.startswith(_PACKED):
+        body = memoryview(data)[_HEAD:]
+        try:
+            found = _decoder(cast(Hashable, kind))(body)
+        except msgspec.ValidationError:
+            found = msgspec.convert(mended(msgspec.msgpack.decode(body), kind), kind)
+        return found
     version, value = cbor2.loads(data)
-    if version != SCHEMA:
-        raise SchemaError(f"the store holds schema {version}; this colonyd knows {SCHEMA}")
+    if version != _PLAIN:
+        raise SchemaError(
+            f"the store holds schema {version}, and this colonyd knows {SCHEMA}: run the colonyd"
+            " that wrote it, or one after that"
+        )
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
         return msgspec.convert(mended(value, kind), kind)
+
+
+def is_older(data: bytes) -> bool:
+    """Whether a stored value is of an earlier schema, which an earlier colonyd reads."""
+    return data[:2] < _PACKED[:2]
+
+
+def _usual(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The fields of a struct with their defaults; one without a constant one is never omitted."""
+    return {field.name: field.default for field in msgspec.structs.fields(kind)}
+
+
+_SPEC, _CONDITIONS, _GPU = _usual(FunctionSpec), _usual(Conditions), _usual(Gpu)
+
+
+def whole_spec(spec: FunctionSpec) -> dict[str, Any]:
+    """Return all fields of a spec, ready for JSON; those with their defaults, too."""
+    whole: dict[str, Any] = _SPEC | msgspec.to_builtins(spec)
+    conditions = whole["conditions"] = _CONDITIONS | whole["conditions"]
+    conditions["gpu"] = _GPU | conditions["gpu"]
+    return whole
 
 
 def wire_time(nanoseconds: int) -> str:
@@ -124,7 +123,7 @@ def _wire_second(seconds: int) -> str:
 
 def wire_spec(given: FunctionSpec) -> dict[str, Any]:
     """Return a function spec as upstream's SDKs expect it, ready for JSON."""
-    spec: dict[str, Any] = msgspec.to_builtins(given)
+    spec = whole_spec(given)
     spec["args"] = spec["args"] or []
     spec["kwargs"] = spec["kwargs"] or {}
     spec["env"] = spec["env"] or {}
@@ -207,6 +206,7 @@ def wire_executor(executor: Executor) -> dict[str, Any]:
     value["lastheardfromtime"] = wire_time(executor.lastheardfromtime)
     value["capabilities"] = _listed(value["capabilities"] or {}, "hardware", "software")
     for hardware in value["capabilities"]["hardware"]:
+        hardware["gpu"] = _GPU | hardware["gpu"]
         _listed(hardware, "network")
     value["allocations"] = {"projects": (value["allocations"] or {}).get("projects") or {}}
     for name in ("locationname", "blueprintid", "blueprintgen"):

@@ -39,7 +39,7 @@ class ExecutorState(enum.IntEnum):
     UNREGISTERED = 3
 
 
-class Gpu(msgspec.Struct, omit_defaults=False):
+class Gpu(msgspec.Struct, omit_defaults=True):
     """A demand for GPUs; stored, never enforced, as upstream."""
 
     name: str = ""
@@ -48,7 +48,7 @@ class Gpu(msgspec.Struct, omit_defaults=False):
     nodecount: Int64 = 0
 
 
-class Conditions(msgspec.Struct):
+class Conditions(msgspec.Struct, omit_defaults=True):
     """What an executor must be to be handed a process."""
 
     colonyname: str = ""
@@ -112,7 +112,7 @@ class Filesystem(msgspec.Struct):
     dirs: list[SyncDirMount] | None = None
 
 
-class FunctionSpec(msgspec.Struct):
+class FunctionSpec(msgspec.Struct, omit_defaults=True):
     """One call that somebody wants run. Times are seconds; 0 and below mean no limit."""
 
     nodename: str = ""
@@ -150,7 +150,7 @@ class Attribute(msgspec.Struct):
     state: Int64 = 0
 
 
-class Process(msgspec.Struct):
+class Process(msgspec.Struct, omit_defaults=True):
     """A submitted function spec on its way. Times are Unix nanoseconds, 0 for unset.
 
     `attempt` grows with each hand-out. `notify` names a key that the closing transaction

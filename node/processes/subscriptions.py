@@ -24,6 +24,8 @@ REMEMBERED = 16_384
 BUFFER = 512
 # Bytes of events that wait for one socket, all its subscriptions together; likewise.
 QUEUED = 16 << 20
+# Bytes of a process that says nothing, which `_encode` leaves out.
+_BARE = 1000
 
 _encode = msgspec.json.Encoder().encode
 
@@ -53,7 +55,7 @@ class Wanted:
 def _weigh(process: Process) -> int:
     """How many bytes a process has, about."""
     try:
-        return len(_encode(process))
+        return _BARE + len(_encode(process))
     except (TypeError, ValueError, OverflowError):
         return QUEUED  # whoever is told of it will find out
 

@@ -13,7 +13,7 @@ import cbor2
 import msgspec
 
 from node.etcd.txn import Absent, Compare, DeletePrefix, Get, ModRevision, Op, Present, Put, Txn
-from node.model.codec import SCHEMA, pack
+from node.model.codec import pack
 from node.model.types import Process
 from node.store import keys
 
@@ -47,11 +47,6 @@ class Pulse(msgspec.Struct, array_like=True):
 
     processid: str
     name: str
-
-
-def encode(entry: Entry) -> bytes:
-    """What `codec.unpack` reads, with the payload as it is instead of in base64."""
-    return cbor2.dumps([SCHEMA, msgspec.to_builtins(entry, builtin_types=(bytes,))], canonical=True)
 
 
 def _of(kind: str, colony: str, processid: str, name: str) -> str:
@@ -111,7 +106,7 @@ def append(
     place = head(colony, pid, name)
     holds = Head(known.count + 1, known.size + len(said.payload))
     ops: list[Op] = [
-        Put(entry(colony, pid, name, known.count), encode(said)),
+        Put(entry(colony, pid, name, known.count), pack(said)),
         Put(place, pack(holds)),
         Put(PULSE, pack(Pulse(pid, name))),
     ]
@@ -139,7 +134,7 @@ def extend(
     holds = Head(known.count + len(said), known.size + sum(len(each.payload) for each in said))
     compare: list[Compare] = [Present(keys.process(colony, pid)), ModRevision(place, at)]
     ops: list[Op] = [
-        Put(entry(colony, pid, name, index), encode(each))
+        Put(entry(colony, pid, name, index), pack(each))
         for index, each in enumerate(said, known.count)
     ]
     return compare, [*ops, Put(place, pack(holds)), Put(PULSE, pack(Pulse(pid, name)))]

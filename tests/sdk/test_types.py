@@ -364,7 +364,7 @@ def test_what_was_stored_with_other_types_hides_nothing_else() -> None:
     process: Any = msgspec.to_builtins(process_of(msgspec.convert(spec(), FunctionSpec)))
     process["spec"] |= {"fs": {"mount": 7, "dirs": ["a", {"label": "/l"}]}}
     process["spec"]["conditions"] |= {"nodes": 2**63, "gpu": "x"}
-    process["attributes"].append({"targetid": 5})
+    process["attributes"] = [{"targetid": 5}]
     found = unpack(pack(process), Process)
     shown(wire_process(found), "Process")
     assert found.spec.funcname == "text"

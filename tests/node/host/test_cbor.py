@@ -1,118 +1,196 @@
-"""Stored values: the fast encoder gives the bytes of cbor2's canonical mode, always."""
+"""Stored values: what is written comes back the same, and so does what earlier versions wrote."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Iterator
 from typing import Any
 
 import cbor2
-from hypothesis import given, settings
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from node.model import cbor as deterministic
-from node.model import codec
-from node.model.codec import SCHEMA, pack, unpack
-from node.model.types import Conditions, FunctionSpec, Process
+import federation
+import node
+from federation.wire.messages import Successor
+from node.model.codec import SCHEMA, SchemaError, is_older, pack, unpack, whole_spec
+from node.model.types import Conditions, FunctionSpec, Graph, Process, State
 
-_SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats()
-    | st.text(max_size=40)
-    | st.binary(max_size=40)
-)
-_VALUES = st.recursive(
-    _SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=5)
-        | st.dictionaries(st.text(max_size=30), inner, max_size=8)
-        | st.dictionaries(st.integers(0, 300), inner, max_size=3)
-    ),
-    max_leaves=30,
-)
-
-
-@settings(deadline=None)
-@given(_VALUES)
-def test_the_bytes_are_those_of_cbor2(value: Any) -> None:
-    assert deterministic.dumps(value) == cbor2.dumps(value, canonical=True)
-
-
-@settings(deadline=None)
-@given(st.dictionaries(st.text(max_size=300), st.integers(), max_size=30))
-def test_the_order_of_insertion_does_not_show(value: dict[str, int]) -> None:
-    turned = dict(reversed(value.items()))
-    assert deterministic.dumps(value) == deterministic.dumps(turned)
-
-
-def test_no_more_orders_are_kept_than_are_worth_it() -> None:
-    for number in range(3 * deterministic._MOST_ORDERS):
-        deterministic.dumps({f"key-{number}": 1, "b": 2})
-        deterministic.dumps({str(number) * 2000: 1})
-    assert len(deterministic._orders) <= deterministic._MOST_ORDERS
-    longest = max(sum(map(len, keys)) for keys in deterministic._orders)
-    assert longest <= deterministic._LONGEST_ORDER
-
-
-@settings(deadline=None)
-@given(_VALUES, _VALUES)
-def test_a_part_may_be_encoded_already(value: Any, other: Any) -> None:
-    part = deterministic.Encoded(deterministic.dumps(value))
-    whole = deterministic.dumps({"b": [other, part], "a": part})
-    assert whole == cbor2.dumps({"b": [other, value], "a": value}, canonical=True)
-
-
-def test_a_process_comes_back() -> None:
-    spec = FunctionSpec(
-        funcname="f",
-        args=[1, 2.5, {"z": None, "aa": [True]}],
-        kwargs={"zz": 1, "a": {"b": 1.0}},
-        conditions=Conditions(colonyname="c", executortype="t"),
-    )
-    process = Process("ab" * 32, "cd" * 32, "me", "c", spec, prioritytime=-5, submissiontime=7)
-    data = pack(process)
-    assert unpack(data, Process) == process
-    assert data == cbor2.dumps(cbor2.loads(data), canonical=True)
-    assert cbor2.loads(data)[0] == SCHEMA
-
-
+_INTEGERS = st.integers(-(2**80), 2**80)
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats() | st.text(max_size=20),
+    st.none() | st.booleans() | _INTEGERS | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
     max_leaves=12,
 )
 
 
+def earlier(value: object) -> bytes:
+    """What the releases before schema 2 wrote."""
+    return cbor2.dumps([1, msgspec.to_builtins(value)], canonical=True)
+
+
+def modules() -> Iterator[Any]:
+    for package in (node, federation):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            yield importlib.import_module(found.name)
+
+
+def structs() -> dict[str, Any]:
+    """All structs of the modules that store values, or tell what the values are."""
+    found: dict[str, Any] = {}
+    for module in modules():
+        name = module.__name__
+        if not any(part in name for part in (".store.", ".model.")) and not hasattr(module, "pack"):
+            continue
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+                found[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    # What etcd is asked, settings and messages are never values; but keys' successions are.
+    other = ("msgspec", "node.etcd", "node.host", "federation.wire", "federation.outbox.outcomes")
+    stored = {name: kind for name, kind in found.items() if not name.startswith(other)}
+    return stored | {"Successor": Successor}
+
+
+STRUCTS = structs()
+
+
+def exact(value: Any) -> str:
+    """A form in which 1, 1.0 and True differ, as do 0.0 and -0.0; keys are in order."""
+    return repr(msgspec.to_builtins(value, order="deterministic"))
+
+
+def of(kind: Any) -> st.SearchStrategy[Any]:
+    """Values of a struct, with free data where its type is open."""
+    hints: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        hints[field.name] = _told(msgspec.inspect.type_info(field.type))
+    return st.builds(kind, **hints)
+
+
+def _told(info: Any) -> st.SearchStrategy[Any]:
+    """Values for what msgspec says of a type."""
+    inspect = msgspec.inspect
+    match info:
+        case inspect.AnyType():
+            return _JSON
+        case inspect.NoneType():
+            return st.none()
+        case inspect.BoolType():
+            return st.booleans()
+        case inspect.IntType():
+            low, high = info.ge, info.le
+            return st.integers(
+                -(2**63) if low is None else low, 2**63 - 1 if high is None else high
+            )
+        case inspect.FloatType():
+            return st.floats(allow_nan=False)
+        case inspect.StrType():
+            return st.text(min_size=info.min_length or 0, max_size=12)
+        case inspect.BytesType():
+            return st.binary(max_size=300)
+        case inspect.EnumType():
+            return st.sampled_from(info.cls)
+        case inspect.LiteralType():
+            return st.sampled_from(list(info.values))
+        case inspect.ListType():
+            return st.lists(_told(info.item_type), max_size=3)
+        case inspect.VarTupleType():
+            return st.lists(_told(info.item_type), max_size=3).map(tuple)
+        case inspect.TupleType():
+            return st.tuples(*map(_told, info.item_types))
+        case inspect.SetType():
+            return st.sets(_told(info.item_type), max_size=3)
+        case inspect.FrozenSetType():
+            return st.frozensets(_told(info.item_type), max_size=3)
+        case inspect.DictType():
+            return st.dictionaries(_told(info.key_type), _told(info.value_type), max_size=3)
+        case inspect.UnionType():
+            return st.one_of(*map(_told, info.types))
+        case inspect.StructType():
+            return of(info.cls)
+        case inspect.Metadata():
+            return _told(info.type)
+    raise AssertionError(f"no values for {info}")
+
+
+def test_all_that_is_stored_is_looked_at() -> None:
+    assert len(STRUCTS) > 60
+    for name in ("Process", "Graph", "Waiting", "Running", "Closed", "Executor"):
+        assert f"node.model.types.{name}" in STRUCTS
+    for name in ("forward.machine.Forward", "forward.updates.Followed"):
+        assert f"federation.{name}" in STRUCTS
+
+
+@pytest.mark.parametrize("name", sorted(STRUCTS))
+def test_any_struct_comes_back_from_both_forms(name: str) -> None:
+    kind = STRUCTS[name]
+
+    @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(of(kind))
+    def check(value: Any) -> None:
+        for stored in (pack(value), earlier(value)):
+            found = unpack(stored, kind)
+            assert found == value
+            assert exact(found) == exact(value)
+
+    check()
+
+
 @settings(deadline=None)
-@given(st.lists(_JSON, max_size=3), st.dictionaries(st.text(max_size=9), _JSON), st.booleans())
-def test_specs_that_are_kept_are_written_as_any_other(
-    args: list[Any], kwargs: dict[str, Any], again: bool
-) -> None:
+@given(st.lists(_JSON, max_size=3), st.dictionaries(st.text(max_size=9), _JSON))
+def test_free_data_comes_back_the_same(args: list[Any], kwargs: dict[str, Any]) -> None:
     spec = FunctionSpec(funcname="f", args=args, kwargs=kwargs)
-    process = Process("ab" * 32, "cd" * 32, "me", "c", spec, prioritytime=-5, submissiontime=7)
-
-    def written() -> bytes:
-        """By another implementation: what has its default is left out."""
-        plain = {"funcname": "f", "args": spec.args, "kwargs": spec.kwargs}
-        told: dict[str, Any] = dict(
-            zip(Process.__struct_fields__, ("ab" * 32, "cd" * 32, "me", "c"), strict=False)
-        )
-        told |= {"prioritytime": -5, "submissiontime": 7, "spec": plain}
-        return cbor2.dumps([SCHEMA, told], canonical=True)
-
-    assert pack(process) == written()
-    # Equal to Python, not to CBOR: 1, 1.0 and True, or 0.0 and -0.0.
-    for other in (1, 1.0, True, 0.0, -0.0, 0, False):
-        spec.args = [other]
-        assert pack(process) == written()
-    spec.args = args
-    if again:
-        assert pack(process) == written()
+    process = Process("ab" * 32, "cd" * 32, "me", "c", spec, -5, 7, output=args)
+    for stored in (pack(process), earlier(process)):
+        assert exact(unpack(stored, Process)) == exact(process)
+    assert exact(unpack(pack(args), list)) == exact(args)
 
 
-def test_few_and_small_specs_are_kept() -> None:
-    for number in range(codec._MOST_SPECS + 50):
-        spec = FunctionSpec(funcname="f", args=[number, "x" * (3 * number)])
-        pack(Process("ab" * 32, "cd" * 32, "me", "c", spec, prioritytime=1, submissiontime=7))
-    assert len(codec._specs) <= codec._MOST_SPECS
-    assert max(map(len, codec._specs)) <= codec._LARGEST_SPEC
+@pytest.mark.parametrize("number", [2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1])
+def test_integers_of_any_size_are_stored(number: int) -> None:
+    spec = FunctionSpec(args=[number, 1.0, {"a": -0.0}])
+    assert exact(unpack(pack(spec), FunctionSpec)) == exact(spec)
+
+
+@pytest.mark.parametrize("size", [0, 200, 230, 250, 251, 252, 253, 254, 255, 256, 300, 70_000])
+def test_values_of_any_size_are_stored(size: int) -> None:
+    assert unpack(pack("x" * size), str) == "x" * size
+    assert unpack(pack(bytes(size)), bytes) == bytes(size)
+
+
+def test_text_that_is_none_is_refused() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        pack(FunctionSpec(args=["\ud800"]))
+
+
+def test_keys_that_are_numbers_come_back() -> None:
+    graph = Graph("a", "b", "c", "d", 1, 2, [0], ended={2: 1, 3: 5}, state=State.FAILED)
+    assert unpack(pack(graph), Graph) == graph
+
+
+def test_an_earlier_version_reads_the_number_of_the_schema() -> None:
+    """Up to schema 1 a value was read so: its number, and the refusal, are seen."""
+    for value in (Conditions(), "x" * 1000, FunctionSpec(args=["y" * 70_000])):
+        version, body = cbor2.loads(pack(value))
+        assert (version, type(body)) == (SCHEMA, bytes)
+        assert not is_older(pack(value))
+    assert is_older(earlier(Conditions()))
+
+
+def test_a_later_schema_is_refused_with_a_sentence() -> None:
+    later = cbor2.dumps([SCHEMA + 1, b"anything"])
+    with pytest.raises(SchemaError, match=r"schema 3, and this colonyd knows 2: run the colonyd"):
+        unpack(later, Process)
+    assert not is_older(later)
+
+
+def test_all_fields_of_a_spec_are_told() -> None:
+    spec = FunctionSpec(funcname="f", conditions=Conditions(nodes=2))
+    told = whole_spec(spec)
+    assert list(told) == [field.name for field in msgspec.structs.fields(FunctionSpec)]
+    assert told["conditions"]["nodes"] == 2
+    assert told["conditions"]["gpu"] == {"name": "", "mem": "", "count": 0, "nodecount": 0}
+    assert msgspec.convert(told, FunctionSpec) == spec

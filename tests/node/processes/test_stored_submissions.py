@@ -7,6 +7,7 @@ import json
 import random
 from typing import Any
 
+import cbor2
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from cli.core.client import encode
 from node.host.keys import PrivateKey
-from node.model.codec import pack, unpack
+from node.model.codec import pack, unpack, whole_spec
 from node.model.types import FunctionSpec, Process
 from node.store.submissions import grow, shrink
 from tests.support.processes import make
@@ -89,8 +90,7 @@ def test_a_process_is_stored_without_its_defaults_and_read_with_them() -> None:
     assert b"walltime" not in stored
     assert b"nodes" in stored
     # The process of a release that stored everything.
-    from node.model import cbor as deterministic
-
-    older = deterministic.dumps([1, msgspec.to_builtins(process)])
+    whole = msgspec.structs.asdict(process) | {"spec": whole_spec(process.spec)}
+    older = cbor2.dumps([1, msgspec.to_builtins(whole)], canonical=True)
     assert unpack(older, Process) == process
     assert len(stored) < len(older) // 2
