@@ -18,19 +18,6 @@ from node.files.tickets import CHECKSUM
 from node.model.errors import Invalid
 from node.model.types import Filesystem
 
-__all__ = [
-    "MAX_BYTES",
-    "ROOT",
-    "check",
-    "dirs",
-    "file_id",
-    "label_here",
-    "needs_files",
-    "rewritten",
-    "snapshot_id",
-    "snapshots",
-]
-
 ROOT = "/forwarded"
 MAX_BYTES = 2**30  # of all files of one submission
 _MOST_MOUNTS = 50

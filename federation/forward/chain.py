@@ -17,8 +17,6 @@ from federation.wire.messages import MAX_HOPS, Outcome, load
 from node.host.keys import id_of, verify_es256k
 from node.model.types import State
 
-__all__ = ["Step", "carried", "conclusion", "trace", "unbound"]
-
 
 @dataclass(frozen=True)
 class Step:

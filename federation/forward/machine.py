@@ -16,41 +16,6 @@ from federation.wire.envelope import MAX_LIFETIME, Refused
 from federation.wire.signer import cti_of
 from node.model.types import SECOND, Process
 
-__all__ = [
-    "ACCEPTED",
-    "CANCELLING",
-    "CLOSED",
-    "DOUBT",
-    "QUEUED",
-    "REFUSED",
-    "RETURNED",
-    "Act",
-    "Forward",
-    "Move",
-    "Tried",
-    "Way",
-    "blocked",
-    "cancelled",
-    "cancelling",
-    "concluded",
-    "deadline_passed",
-    "delay",
-    "emptied",
-    "lost",
-    "new_forward",
-    "overruled",
-    "received",
-    "refused",
-    "resolved",
-    "returned",
-    "sending",
-    "shifted",
-    "stranded",
-    "unsendable",
-    "unsent",
-    "untimely",
-]
-
 QUEUED, DOUBT, ACCEPTED, CANCELLING = "queued", "doubt", "accepted", "cancelling"
 # Only in the record of a finished forward; a returned one is back in the queue of its colony.
 CLOSED, REFUSED, RETURNED = "closed", "refused", "returned"

@@ -12,9 +12,6 @@ from federation.wire.envelope import Opened, Refused
 from node.etcd.client import EtcdClient
 from node.store import keys
 
-__all__ = ["SAID", "Kept", "Marker", "request_in"]
-
-
 # In the record of how much of the channels of a process a colony told us of: how many bytes of
 # the store that took. No channel has this name.
 SAID = ""

@@ -15,23 +15,6 @@ from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspec
 from federation.wire.messages import MAX_HOPS, MOST, Submit, load
 from node.host.keys import id_of, verify_es256k
 
-__all__ = [
-    "Asked",
-    "BadPath",
-    "Hop",
-    "Request",
-    "hops_for",
-    "is_mine",
-    "keyring",
-    "local_id",
-    "onward_target",
-    "passed_on",
-    "request_of",
-    "segments",
-    "unwrap",
-    "way",
-]
-
 
 class BadPath(Exception):
     """The way that a submission claims to have come can't be; `code` is stable."""

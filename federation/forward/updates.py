@@ -18,28 +18,6 @@ from node.model.errors import Invalid
 from node.model.numbers import beyond_float
 from node.model.types import Attribute, Log, Process
 
-__all__ = [
-    "MAX_ATTRIBUTES",
-    "MAX_LINES",
-    "MAX_LINE_BYTES",
-    "MAX_OUTPUT",
-    "MOST_WEIGHT",
-    "NEVER",
-    "Followed",
-    "Pace",
-    "added_after",
-    "admit",
-    "as_attribute",
-    "begin",
-    "digest_of",
-    "follow_of",
-    "fresh_extras",
-    "lines_of",
-    "named",
-    "output_of",
-    "weight_of",
-]
-
 NEVER = 2**63 - 1  # a time after all lines: nothing more is wanted
 MAX_LINES = 10_000  # of one process, that its origin keeps
 MAX_LINE_BYTES = 4 * 2**20  # of all of them

@@ -41,8 +41,6 @@ from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.store import processes as store
 
-__all__ = ["Inbox"]
-
 _TRIES = 5
 _MARKER = 1300  # bytes of a marker with its key, about
 _PROCESS = 1500  # bytes of a process beside its spec, about

@@ -18,8 +18,6 @@ from node.model.types import Process
 from node.store import channels as store
 from node.store import keys
 
-__all__ = ["Listener"]
-
 _TRIES = 5
 _ENTRY = 300  # bytes of a message with its key beside the payload, about
 

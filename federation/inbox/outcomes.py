@@ -28,8 +28,6 @@ from node.model.codec import unpack
 from node.model.types import Process, State
 from node.processes.service import Processes
 
-__all__ = ["Owing"]
-
 _PAGE = 64  # outcomes in one answer
 _PAGE_BYTES = 2_000_000  # of outcomes in one answer, unless one alone is larger
 _ERRORS = 1_000  # of one process that are told

@@ -16,9 +16,6 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
 
-__all__ = ["is_final", "keep"]
-
-
 KEPT = 1000  # bytes of the mark of a refusal with its key, about
 
 

@@ -24,8 +24,6 @@ from node.model.types import Log, Process, State
 from node.processes.service import Processes
 from node.store import keys as node_keys
 
-__all__ = ["Teller"]
-
 _BYTES = 600_000  # of news in one answer, and of one more piece
 _PAGE = 101  # lines read at once
 _REMEMBERED = 4096

@@ -20,8 +20,6 @@ from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
 from node.processes.service import Processes
 
-__all__ = ["Stocktaking"]
-
 _LOOKED_FOR = 10_000  # processes of crowded colonies that are looked for at a time, at most
 _MANY = 40  # together
 

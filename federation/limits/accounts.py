@@ -21,8 +21,6 @@ from federation.wire.envelope import Kind
 from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue
 
-__all__ = ["Accounts", "Pages", "Stock"]
-
 _PAGE = 500  # keys read at once: what follows of them must not hold up everybody else
 _AT_ONCE = 128  # messages of one colony that are worked on at a time
 _WAITING = {Kind.POLL: 16, Kind.COLLECT: 96}  # of these, which may wait for long

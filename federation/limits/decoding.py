@@ -15,8 +15,6 @@ from federation.wire.envelope import Refused
 from federation.wire.messages import load, most_items
 from federation.wire.sizes import QUICK
 
-__all__ = ["load_large"]
-
 M = TypeVar("M", bound=msgspec.Struct)
 
 

@@ -32,8 +32,6 @@ from node.host.sync import Bell
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 
-__all__ = ["MOST", "Introducer", "chosen"]
-
 MOST = 64  # cards in one exchange
 _MOST_TRUSTED = 256  # that an introduction alone made trusted
 _RATE = 6  # exchanges a minute that one peer may ask for

@@ -35,8 +35,6 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, Invalid, NotFound
 
-__all__ = ["Invitation", "Invitations"]
-
 MOST = 100  # open invitations
 LONGEST = 30 * 86_400  # seconds
 _KEEP_USED = 86_400  # seconds after its end in which whoever used it may ask again

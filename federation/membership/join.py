@@ -23,8 +23,6 @@ from federation.wire.signer import Sealer
 from node.host.log import get_logger
 from node.model.errors import Conflict, Denied, Invalid
 
-__all__ = ["Joining"]
-
 _PATH = "/v1/join"
 _TRIES = 3  # of one message whose answer was lost
 

@@ -27,8 +27,6 @@ from node.host.log import get_logger
 from node.host.sync import Bell
 from node.model.errors import RpcError
 
-__all__ = ["Meeting"]
-
 _PATIENCE = 10.0  # seconds for a card: who sends one byte after the other gets no longer
 _PROBE_S = 5.0  # seconds between two probes of one peer that was heard again
 _EXPECTED = (TransportError, EtcdError, RpcError, Refused, ValueError)

@@ -30,8 +30,6 @@ from node.host.log import get_logger
 from node.host.sync import Bell
 from node.model.errors import RpcError
 
-__all__ = ["Greeter"]
-
 _PROBE = 30.0  # seconds between hellos
 _EXPECTED = (TransportError, EtcdError, RpcError, Refused)
 

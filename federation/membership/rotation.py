@@ -24,8 +24,6 @@ from node.model.errors import Conflict, NotFound
 from node.model.types import Colony
 from node.store import keys as node_keys
 
-__all__ = ["Rotated", "Rotation"]
-
 _TOLD = 8  # successions that a hello tells, the latest
 
 log = get_logger("rotation")

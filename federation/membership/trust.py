@@ -15,8 +15,6 @@ from federation.transport.errors import TransportError
 from node.model.errors import Conflict
 from node.processes.service import Processes
 
-__all__ = ["PATIENCE", "Decisions"]
-
 PATIENCE = 3.0  # seconds that the caller of a block waits for the ends
 
 

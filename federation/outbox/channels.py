@@ -27,8 +27,6 @@ from node.host.sync import Bell
 from node.model.errors import RpcError
 from node.model.types import Process, State
 
-__all__ = ["Talker"]
-
 _REMEMBERED = 4096
 
 log = get_logger("talking")

@@ -26,19 +26,6 @@ from node.model.codec import unpack
 from node.model.types import Process
 from node.store import keys
 
-__all__ = [
-    "Hop",
-    "Testimony",
-    "Verdict",
-    "asked",
-    "beyond",
-    "check",
-    "gather",
-    "meant",
-    "request_to",
-    "signer",
-]
-
 
 class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
     """A colony in the chain: the id that signed, its name here, all ids it had, its process."""

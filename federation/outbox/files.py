@@ -40,8 +40,6 @@ from node.model.types import SECOND, Process
 from node.store import files as store
 from node.store.files import File, Newest, Reference
 
-__all__ = ["Depot"]
-
 _CHUNK = 2**20
 _PATIENCE = 8.0  # seconds that the sender of a submission waits for an answer
 _STALE = 3600 * SECOND  # after which files without their process are removed

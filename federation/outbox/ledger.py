@@ -28,8 +28,6 @@ from node.processes.extension import Addition
 from node.processes.service import Processes
 from node.store import processes as store
 
-__all__ = ["Detour", "Entry", "Ledger"]
-
 _BATCH = 60  # entries read in one transaction
 
 

@@ -37,8 +37,6 @@ from node.model.numbers import beyond_float
 from node.model.types import Process, State
 from node.store import processes as store
 
-__all__ = ["Results"]
-
 _POLL = 30  # seconds
 _VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between looks at a peer that should owe nothing

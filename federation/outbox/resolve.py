@@ -18,8 +18,6 @@ from node.model.errors import Conflict, Invalid, NotFound
 from node.model.types import Process, State
 from node.store import processes as store
 
-__all__ = ["resolve"]
-
 _TRIES = 4
 
 log = get_logger("resolving")

@@ -29,8 +29,6 @@ from node.model.types import Process, State
 from node.processes.extension import Addition
 from node.store import processes as store
 
-__all__ = ["Endings"]
-
 _MANY = 40  # processes looked at together
 _TRIES = 8
 _LONGEST = 60.0  # seconds between two tries

@@ -29,8 +29,6 @@ from node.model.errors import RpcError
 from node.model.types import Process
 from node.store import keys
 
-__all__ = ["Delivery"]
-
 _WINDOW = 8  # messages to one peer at a time
 # What a receipt may say, and whether it then names the peer's own process.
 _OF_SUBMIT = (("accepted", True), ("cancelled", False))

@@ -39,8 +39,6 @@ from node.store import keys
 from node.store import processes as store
 from node.store.channels import Head
 
-__all__ = ["Follower"]
-
 # Lines stored in one transaction: each takes three operations of the 128.
 _LINES = 38
 _BYTES = 400_000  # of lines in one transaction: three copies fit a request

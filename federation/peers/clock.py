@@ -22,8 +22,6 @@ import msgspec
 
 from federation.wire.messages import MOST
 
-__all__ = ["SLACK", "Clock", "Reading", "apart", "bridgeable", "read", "told"]
-
 SLACK = 5  # seconds that clocks are apart without being set wrong; whole seconds are told
 
 

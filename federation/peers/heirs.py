@@ -17,8 +17,6 @@ from federation.wire.refusals import Refusal
 from federation.wire.succession import LIMIT, Heir, prove
 from node.host.log import get_logger
 
-__all__ = ["MOST_FORMER", "follow", "succeed"]
-
 MOST_FORMER = 16  # keys that a colony had before which are kept; the oldest is let go
 _MOST_BLOCKED = 8  # changes of key that a blocked colony's record takes; of further ones, none
 _RATE = 8  # changes of key of one colony that are followed in a day, and how many at once

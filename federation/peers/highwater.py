@@ -17,8 +17,6 @@ from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.types import SECOND
 
-__all__ = ["HighWater"]
-
 log = get_logger("federation")
 
 

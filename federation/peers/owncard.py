@@ -19,8 +19,6 @@ from node.etcd.errors import EtcdNoSpace
 from node.host.config import FederationConfig
 from node.host.log import get_logger
 
-__all__ = ["Portrait", "own_addresses"]
-
 _DAY = 86_400
 _LOCAL = ("127.", "[::1]")
 

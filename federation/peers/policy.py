@@ -20,19 +20,6 @@ from federation.wire.messages import MAX_HOPS
 from node.host.config import PolicyConfig
 from node.model.types import FunctionSpec
 
-__all__ = [
-    "Breach",
-    "Bucket",
-    "Meter",
-    "Policy",
-    "PolicyError",
-    "breach",
-    "changed",
-    "of_config",
-    "onward",
-    "read",
-]
-
 _FULL_AGAIN = 5  # seconds after which a peer may ask whether there is room again
 
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]

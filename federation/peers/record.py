@@ -15,18 +15,6 @@ from federation.peers.clock import Clock
 from federation.peers.policy import Bucket, Policy
 from federation.wire.card import VERSION, Card, versions_in
 
-__all__ = [
-    "BLOCKED",
-    "PENDING",
-    "SEEN",
-    "TRUSTED",
-    "Former",
-    "Known",
-    "Peer",
-    "Roster",
-    "Usurped",
-]
-
 SEEN, PENDING, TRUSTED, BLOCKED = "seen", "pending", "trusted", "blocked"
 _MAX_ADDRESSES = 8  # that were announced, of one colony
 _MAX_PROVEN = 4

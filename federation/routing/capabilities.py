@@ -17,21 +17,6 @@ from federation.peers.policy import Policy
 from federation.wire.messages import Capabilities, Offer
 from node.model.types import SECOND, Executor, ExecutorState, Function
 
-__all__ = [
-    "HEARD",
-    "LIFETIME",
-    "STALE",
-    "Board",
-    "Statement",
-    "Survey",
-    "fits",
-    "load",
-    "offers",
-    "permitted",
-    "present",
-    "same",
-]
-
 # Seconds that a statement is believed, by the clock of who received it: theirs may be wrong.
 STALE = 90.0
 # Seconds that its signature holds, by the clock of who made it.

@@ -26,8 +26,6 @@ from node.members.service import Members
 from node.model.types import ExecutorState
 from node.processes.service import Processes
 
-__all__ = ["Exchange"]
-
 _AGAIN = 25.0  # seconds after which an unchanged statement is told again
 _LEAST = 3.0  # seconds between two statements to one peer
 _AWAY = 60.0  # seconds until a peer is told again that was not there, and did not return

@@ -29,8 +29,6 @@ from node.processes.queue import Entry
 from node.store import keys
 from node.store import processes as store
 
-__all__ = ["Waiting"]
-
 _BATCH = 32  # processes sent in one turn: what peers say next should count them
 _READ = 400  # processes read in one turn
 _PAGE = 40

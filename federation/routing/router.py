@@ -34,8 +34,6 @@ from federation.wire.sizes import FORWARD, forward_size
 from node.host.log import get_logger
 from node.model.types import SECOND, ExecutorState, FunctionSpec, Process
 
-__all__ = ["Router"]
-
 _MOST_TRIED = 16  # peers that one process is tried at
 
 log = get_logger("router")

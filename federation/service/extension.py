@@ -26,8 +26,6 @@ from node.model.errors import TooLarge
 from node.model.types import Process
 from node.processes.extension import Addition, Hooks
 
-__all__ = ["Attachment"]
-
 
 @dataclass(kw_only=True)
 class Attachment(Hooks):

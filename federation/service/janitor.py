@@ -10,8 +10,6 @@ from federation.peers.keys import Keys
 from node.etcd.client import EtcdClient
 from node.processes.service import Processes
 
-__all__ = ["Upkeep"]
-
 _PAGE = 1000  # keys read at once
 _PAGES = 10  # of each kind, looked through at a sweep
 _MANY = 40  # processes looked for together

@@ -63,8 +63,6 @@ from node.members.service import Members
 from node.model.errors import RpcError
 from node.processes.service import Processes
 
-__all__ = ["Federation"]
-
 _TICK = 0.5  # seconds between looks at deadlines
 _LOOK = 0.5  # seconds between looks at what waits and what we offer
 _CLOCK = 60.0

@@ -28,8 +28,6 @@ from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import ProcessById
 from node.store import keys
 
-__all__ = ["late_output", "outcome_view"]
-
 
 class Resolve(msgspec.Struct):
     """End the doubt about a process."""

@@ -25,8 +25,6 @@ from node.model.errors import Invalid
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import Empty
 
-__all__ = ["ByPeer", "calls"]
-
 
 class ByPeer(msgspec.Struct):
     """A peer by id, unique beginning of an id, or name."""

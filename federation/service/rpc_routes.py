@@ -24,8 +24,6 @@ from node.rpc.requests import Empty
 if TYPE_CHECKING:
     from federation.service.main import Federation
 
-__all__ = ["ExplainRoute", "calls", "statement_view", "tried_view"]
-
 
 class ExplainRoute(msgspec.Struct):
     """A spec that was not submitted, as if it had waited for `age` seconds."""

@@ -36,8 +36,6 @@ from node.model.errors import RpcError
 
 Action = Callable[[Opened, bytes], Awaitable[bytes]]
 
-__all__ = ["Gate"]
-
 # Where version 1 of the protocol had forwards: its answers name ids only, and prove too little.
 _FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
 _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card

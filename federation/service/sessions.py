@@ -16,8 +16,6 @@ from federation.peers.registry import Known
 from federation.transport.link import Link
 from node.host.containment import contained, keep_going
 
-__all__ = ["Tending"]
-
 
 @dataclass
 class Tending:

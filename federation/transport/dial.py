@@ -21,8 +21,6 @@ from federation.wire.signer import Sealer
 from node.host.log import get_logger
 from node.http.client import ask, http_client, reason_of
 
-__all__ = ["Found", "client", "fetch_card", "find", "itself", "text_of"]
-
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
 _STAGGER = 0.3  # seconds between two tries of a peer's addresses

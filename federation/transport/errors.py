@@ -5,8 +5,6 @@ That no answer came, or no connection, is in `transport.dial`.
 
 from __future__ import annotations
 
-__all__ = ["Later", "Lost", "PeerRefused", "TransportError", "Unsent", "Untimely"]
-
 
 class TransportError(Exception):
     """A message got no valid answer; what that means for it, the subclass tells."""

@@ -25,8 +25,6 @@ from node.host.containment import contained
 from node.host.log import get_logger
 from node.http.server import Request, Response
 
-__all__ = ["Collector", "Office", "Ways", "pass_on"]
-
 _WAIT = 25  # seconds of a poll
 _GAP = 10.0  # seconds between two polls of a colony that is there
 _ANSWER = 15.0  # seconds for an answer, beside what the message itself allows

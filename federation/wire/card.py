@@ -16,17 +16,6 @@ from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_
 from node.host.keys import PrivateKey, id_of
 from node.model.ids import valid_name
 
-__all__ = [
-    "CARD_LIMIT",
-    "VERSION",
-    "Card",
-    "is_name",
-    "newer",
-    "open_card",
-    "sign_card",
-    "versions_in",
-]
-
 VERSION = 2  # of the federation protocol
 CARD_LIMIT = 8192  # bytes of a signed card
 _ANYONE = "*"  # a card is addressed to no colony in particular

@@ -17,19 +17,6 @@ import msgspec
 from federation.wire import cbor
 from node.host.keys import PrivateKey, id_of, verify_es256k
 
-__all__ = [
-    "MAX_AHEAD",
-    "MAX_LIFETIME",
-    "Code",
-    "Kind",
-    "Opened",
-    "Refused",
-    "Unverified",
-    "inspect",
-    "open_envelope",
-    "seal",
-]
-
 MAX_AHEAD = 120  # seconds the sender's clock may be ahead of ours
 MAX_LIFETIME = 7 * 24 * 3600  # seconds between issued and expires
 

@@ -16,8 +16,6 @@ from federation.wire.envelope import Refused
 from node.host.offload import apart as by_size
 from node.model.json import MAX_DEPTH
 
-__all__ = ["MOST_CONTAINERS", "apart", "require_bounded"]
-
 MOST_CONTAINERS = 50_000  # lists and objects in one value
 # Strings are passed over whole: what looks like a bracket in one is none.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{\]}]', re.DOTALL)

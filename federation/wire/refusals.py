@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from federation.wire.envelope import Refused
 
-__all__ = ["BROUGHT", "Refusal", "refusal_of", "store_full"]
-
 BROUGHT = ""  # the host that a message came from which a mailbox held
 
 _ROOM_AGAIN = 30  # seconds until a sender whom a full store refused comes again

@@ -15,8 +15,6 @@ from federation.wire.envelope import MAX_LIFETIME, Kind, seal
 from federation.wire.messages import dump
 from node.host.keys import PrivateKey
 
-__all__ = ["Sealer", "cti_of"]
-
 
 def cti_of(*parts: object) -> bytes:
     """The 16-byte name of a message: the same for the same parts."""

@@ -13,8 +13,6 @@ from federation.wire.messages import Succession, Successor, dump, load
 from federation.wire.signer import cti_of
 from node.host.keys import PrivateKey, id_of, verify_es256k
 
-__all__ = ["LIMIT", "OVERLAP", "Heir", "declare", "prove"]
-
 OVERLAP = MAX_LIFETIME  # seconds in which both keys are believed: what was signed before gets there
 _ANYONE = "*"
 LIMIT = 2048  # bytes of one of the two envelopes
