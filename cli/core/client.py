@@ -23,7 +23,7 @@ from node.host.keys import PrivateKey, sign_payload
 from node.http.client import TooLong, ask, http_client, reason_of
 from node.model.errors import RpcError, of_status
 
-__all__ = ["LONGEST_REPLY", "Client", "NoEnvelope", "RpcError", "Unreachable", "told"]
+__all__ = ["LONGEST_REPLY", "Client", "NoEnvelope", "RpcError", "Unreachable"]
 
 LONGEST_REPLY = 256 << 20  # bytes of one reply: a listing of what a store of 2 GiB may hold
 _LONGEST_HEALTH = 65_536
@@ -38,8 +38,8 @@ class NoEnvelope(RpcError):
     """Something that is no Colonies server answered, or a proxy before one."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(f"{message} (status {status})")
+        self.status, self.message = status, message
 
 
 class Unreachable(Exception):
@@ -48,11 +48,6 @@ class Unreachable(Exception):
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
         self.sent = sent
-
-
-def told(error: RpcError | Unreachable) -> str:
-    """Return what to report of a call that failed, with the status of the reply."""
-    return f"{error} (status {error.status})" if isinstance(error, RpcError) else str(error)
 
 
 class Client:

@@ -260,7 +260,7 @@ def owners(proc: Path, inodes: set[str]) -> set[str]:
 
 def check_daemon(session: Session) -> Iterator[Check]:
     """Whether the daemon answers, knows this user, and reaches its peers."""
-    from cli.core.client import Unreachable, told
+    from cli.core.client import Unreachable
     from node.model.errors import Denied, RpcError
 
     try:
@@ -312,7 +312,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
                 try:
                     reply = await client.call("pingpeermsg", {"peer": row["id"]}, key, 20.0)
                 except (RpcError, Unreachable) as error:
-                    reply = {"ok": False, "error": told(error)}
+                    reply = {"ok": False, "error": str(error)}
                 answers.append((row, reply))
             return answers
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from cli.core.client import Client, RpcError, Unreachable, told
+from cli.core.client import Client, RpcError, Unreachable
 from cli.core.errors import DENIED, Failure
 from cli.core.lookup import newest
 from cli.core.output import parse_time
@@ -245,7 +245,7 @@ class Worker:
                 if isinstance(error, Denied):
                     await self.register()  # unregistered while away; raises when rejected
                 else:
-                    self.report("refused", {"error": told(error)})
+                    self.report("refused", {"error": str(error)})
                 pause = await self._pause(pause)
                 continue
             if process is not None:
@@ -293,7 +293,7 @@ class Worker:
         try:
             won = await self._assigned()
         except (Unreachable, RpcError) as error:
-            self.report("unreachable", {"error": told(error)})
+            self.report("unreachable", {"error": str(error)})
             return
         for process in won:
             if process["processid"] not in self._active:
@@ -374,7 +374,7 @@ class Worker:
         except Unreachable:
             return True  # these lines are lost: the command must not wait for its log
         except RpcError as error:
-            self.report("not logged", {"processid": processid, "error": told(error)})
+            self.report("not logged", {"processid": processid, "error": str(error)})
             return False
         return True
 
@@ -463,8 +463,8 @@ class Worker:
             await self.client.call(kind, fields, self.key, _CLOSING)
         except RpcError as error:
             if error.status in (408, 429, *range(500, 600)) or error.message.startswith(_AMISS):
-                raise Unreachable(told(error), sent=True) from None
-            self.report("refused", {"processid": processid, "error": told(error)})
+                raise Unreachable(str(error), sent=True) from None
+            self.report("refused", {"processid": processid, "error": str(error)})
             if error.message.endswith(_OVER):
                 self._path(processid).unlink(missing_ok=True)
                 return None

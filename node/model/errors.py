@@ -69,7 +69,8 @@ _KINDS = (Invalid, Denied, NotFound, TimedOut, Conflict, TooLarge, TooMany, Unav
 
 
 def of_status(status: int, message: str) -> RpcError:
-    """Return the error that a reply told of with this HTTP status."""
+    """Return the error that a reply told of with this HTTP status, which its text names, too."""
     error = next((kind for kind in _KINDS if kind.status == status), RpcError)(message)
     error.status = status
+    error.args = (f"{message} (status {status})",)
     return error
