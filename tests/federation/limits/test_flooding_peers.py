@@ -380,8 +380,7 @@ async def test_what_a_mailbox_brought_in_vain_is_kept_within_bounds(lab: Lab) ->
 
 async def test_messages_of_every_kind_are_counted(lab: Lab) -> None:
     await lab.befriend()
-    office = Office(lab.context.sealer, lab.peers, lambda peerid: None)
-    lab.serve(*office.endpoints())
+    lab.serve(*Office(lab.context.sealer, lab.peers, lambda peerid: None).endpoints())
     await lab.peers.set_policy(lab.other.id, Policy(messages=30))
     statuses = [(await lab.post("outcomes", Kind.POLL, Poll(0, []))).status for _ in range(20)]
     assert statuses == [200] * 20
