@@ -11,7 +11,7 @@ from typing import Any
 import click
 import trio
 
-from cli.core.client import Client
+from cli.core.client import Signed
 from cli.core.errors import FAILED, NOT_FOUND, OK, Failure
 from cli.core.lookup import newest
 from cli.core.output import Check, print_json, short
@@ -73,14 +73,14 @@ def check(
 
 
 async def _reconciled_by(
-    client: Client, key: Any, colony: str, name: str, kind: str, executortype: str
+    client: Signed, colony: str, name: str, kind: str, executortype: str
 ) -> list[dict[str, Any]]:
     """Recent processes that made a blueprint real, or all of its kind, oldest first."""
     found: dict[str, dict[str, Any]] = {}
     for state in (1, 2, 3):
         fields = {"colonyname": colony, "count": _RECENT, "state": state}
         fields |= {"executortype": executortype, "label": "", "initiator": ""}
-        rows, _ = await newest(lambda asked: client.call("getprocessesmsg", asked, key), fields)
+        rows, _ = await newest(lambda asked: client.call("getprocessesmsg", asked), fields)
         for row in rows:
             kwargs = (row.get("spec") or {}).get("kwargs") or {}
             if kwargs.get("blueprintName", name) == name and kwargs.get("kind") == kind:
@@ -96,27 +96,27 @@ def doctor(session: Session, name: str | None, fix: bool) -> None:
     key, colony = session.member_key(), session.colony()
 
     async def work() -> tuple[list[Check], list[str]]:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             every = {"namespace": colony, "kind": "", "locationname": ""}
-            blueprints = await client.call("getblueprintsmsg", every, key) or []
+            blueprints = await client.call("getblueprintsmsg", every) or []
             blueprints = [b for b in blueprints if name in (None, b["metadata"]["name"])]
             if name and not blueprints:
                 raise Failure(f"no blueprint {name!r}", code=NOT_FOUND,
                               next_step="`colony blueprint ls`")  # fmt: skip
             here = {"colonyname": colony}
-            definitions = await client.call("getblueprintdefinitionsmsg", here, key) or []
-            executors = await client.call("getexecutorsmsg", here, key) or []
-            crons = await client.call("getcronsmsg", here | {"count": 1000}, key) or []
+            definitions = await client.call("getblueprintdefinitionsmsg", here) or []
+            executors = await client.call("getexecutorsmsg", here) or []
+            crons = await client.call("getcronsmsg", here | {"count": 1000}) or []
             checks: list[Check] = []
             fixed: list[str] = []
             for found in blueprints:
                 title, kind = found["metadata"]["name"], found["kind"]
-                runs = await _reconciled_by(client, key, colony, title, kind, "")
+                runs = await _reconciled_by(client, colony, title, kind, "")
                 mine = list(check(found, definitions, executors, crons, runs[-1] if runs else None))
                 checks += mine
                 if fix and any(each.ok is not True for each in mine):
                     fields = {"namespace": colony, "name": title, "force": False}
-                    await client.call("reconcileblueprintmsg", fields, key)
+                    await client.call("reconcileblueprintmsg", fields)
                     fixed.append(title)
             return checks, fixed
 
@@ -151,17 +151,17 @@ def log(session: Session, name: str | None, count: int, follow: bool) -> None:
     kept: list[log_lines.Line] = []
     show = kept.append if session.as_json else log_lines.stamped
 
-    async def sources(client: Client) -> list[dict[str, str]]:
+    async def sources(client: Signed) -> list[dict[str, str]]:
         """Which logs to read: of processes when one is named, else of executors."""
         here = {"colonyname": colony}
         if name:
             fields = {"namespace": colony, "name": name}
-            kind = (await client.call("getblueprintmsg", fields, key))["kind"]
-            runs = await _reconciled_by(client, key, colony, name, kind, "")
+            kind = (await client.call("getblueprintmsg", fields))["kind"]
+            runs = await _reconciled_by(client, colony, name, kind, "")
             return [here | {"processid": run["processid"]} for run in runs]
-        definitions = await client.call("getblueprintdefinitionsmsg", here, key) or []
+        definitions = await client.call("getblueprintdefinitionsmsg", here) or []
         types = {(d["spec"].get("handler") or {}).get("executorType") for d in definitions}
-        executors = await client.call("getexecutorsmsg", here, key) or []
+        executors = await client.call("getexecutorsmsg", here) or []
         return [
             here | {"executorname": row["executorname"]}
             for row in executors
@@ -169,13 +169,13 @@ def log(session: Session, name: str | None, count: int, follow: bool) -> None:
         ]
 
     async def work() -> None:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             since = 0
             while True:
                 lines: list[log_lines.Line] = []
                 for source in await sources(client):
                     asked: dict[str, Any] = {**source, "since": since, "count": count}
-                    lines += await log_lines.fetch(client, key, latest=since == 0, **asked)
+                    lines += await log_lines.fetch(client, latest=since == 0, **asked)
                 lines.sort(key=lambda line: int(line["timestamp"]))
                 for line in lines[-count:] if since == 0 else lines:
                     show(line)

@@ -66,9 +66,9 @@ def pack(session: Session, generator: str, args: tuple[str, ...]) -> None:
     full, key = _find(session, generator), session.member_key()
 
     async def work() -> None:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             for arg in args:
-                await client.call("packgeneratormsg", {"generatorid": full, "arg": arg}, key)
+                await client.call("packgeneratormsg", {"generatorid": full, "arg": arg})
 
     session.run(work)
     print_done(session, {"generatorid": full, "packed": len(args)}, f"packed {len(args)}")

@@ -12,6 +12,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,8 +21,9 @@ import trio
 
 from node.host.keys import PrivateKey, sign_payload
 from node.http.client import TooLong, ask, http_client, reason_of
+from node.model.errors import RpcError, of_status
 
-__all__ = ["LONGEST_REPLY", "Client", "NoEnvelope", "RpcError", "Unreachable"]
+__all__ = ["LONGEST_REPLY", "Client", "NoEnvelope", "RpcError", "Unreachable", "told"]
 
 LONGEST_REPLY = 256 << 20  # bytes of one reply: a listing of what a store of 2 GiB may hold
 _LONGEST_HEALTH = 65_536
@@ -32,17 +34,12 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACK
 _RESEND_PAUSE = 0.2  # seconds before the first repeat of an envelope; doubles
 
 
-class RpcError(Exception):
-    """The daemon answered with an error envelope (or with something that is none)."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{message} (status {status})")
-        self.status = status
-        self.message = message
-
-
 class NoEnvelope(RpcError):
     """Something that is no Colonies server answered, or a proxy before one."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Unreachable(Exception):
@@ -51,6 +48,11 @@ class Unreachable(Exception):
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
         self.sent = sent
+
+
+def told(error: RpcError | Unreachable) -> str:
+    """Return what to report of a call that failed, with the status of the reply."""
+    return f"{error} (status {error.status})" if isinstance(error, RpcError) else str(error)
 
 
 class Client:
@@ -185,12 +187,26 @@ class Client:
             raise failure from error
         except TooLong as error:
             message = f"{payloadtype}: {error}; ask for fewer at a time (--count)"
-            raise RpcError(502, message) from None
+            raise of_status(502, message) from None
         except (httpx.TransportError, trio.TooSlowError) as error:
             raise Unreachable(f"{self.url}: {_reason(error)}", sent=True) from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Unreachable(f"{self.url}: not a server address ({error})", sent=False) from error
         return decode(payloadtype, reply.status_code, reply.content)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """The calls of one key to one daemon."""
+
+    client: Client
+    key: PrivateKey
+
+    async def call(
+        self, payloadtype: str, fields: dict[str, Any], timeout: float = 10.0, *, attempts: int = 1
+    ) -> Any:
+        """Make one call as `Client.call` does, signed with the key."""
+        return await self.client.call(payloadtype, fields, self.key, timeout, attempts=attempts)
 
 
 def _reason(error: Exception) -> str:
@@ -253,7 +269,7 @@ def decode(payloadtype: str, status: int, body: bytes) -> Any:
         return payload
     message = payload.get("message") if isinstance(payload, dict) else None
     stated = payload.get("status") if isinstance(payload, dict) else None
-    raise RpcError(
+    raise of_status(
         stated if isinstance(stated, int) and stated >= 400 else max(status, 400),
         message if isinstance(message, str) and message else "the server gave no reason",
     )

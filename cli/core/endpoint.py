@@ -18,11 +18,10 @@ from node.host.home import Home
 from node.host.keys import IdentityError, read_key
 from node.host.listening import read_listening
 from node.host.ports import holder_of
+from node.model.errors import Denied
 
 if TYPE_CHECKING:
     from cli.core.session import Session
-
-__all__ = ["checked", "denied_by_another", "not_colonyd", "not_reachable"]
 
 _PATIENCE = 5.0  # seconds
 
@@ -72,7 +71,9 @@ def denied_by_another(session: Session, denial: RpcError) -> Failure | None:
     """
     keys = ("COLONIES_PRVKEY", "COLONIES_COLONY_PRVKEY", "COLONIES_SERVER_PRVKEY")
     own = session.own
-    if denial.status != 403 or (not own and any(session.environ.get(each) for each in keys)):
+    if not isinstance(denial, Denied) or (
+        not own and any(session.environ.get(each) for each in keys)
+    ):
         return None
     expected, url = _server_ids(session), session.url()
     there = trio.run(_server_at, session)

@@ -8,18 +8,6 @@ import click
 
 from cli.core.terminal import print_note
 
-__all__ = [
-    "DENIED",
-    "EXIT_CODES",
-    "FAILED",
-    "NOT_FOUND",
-    "OK",
-    "TIMEOUT",
-    "UNREACHABLE",
-    "USAGE",
-    "Failure",
-]
-
 OK, FAILED, USAGE, NOT_FOUND, DENIED, TIMEOUT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
 EXIT_CODES = (
     "0 ok, 1 failed (or the process failed), 2 wrong usage, 3 not found, 4 denied, "

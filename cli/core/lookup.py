@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cli.core.client import Client, RpcError, Unreachable
+from cli.core.client import RpcError, Signed, Unreachable
 from cli.core.errors import FAILED, NOT_FOUND, OK, USAGE, Failure
 from cli.core.output import cell_text, short, state_name
 from cli.core.session import TOO_LARGE, Session
@@ -15,16 +15,12 @@ from cli.core.session import TOO_LARGE, Session
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
 
-__all__ = ["SUCCESSFUL", "call_about", "explain_end", "find_id", "full_id", "newest", "wait_closed"]
-
 SUCCESSFUL = 2
 _POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds between polls of a process
 _PAGE = 100  # the most processes one call returns
 
 
-async def wait_closed(
-    client: Client, key: PrivateKey, processid: str, timeout: float | None
-) -> dict[str, Any]:
+async def wait_closed(client: Signed, processid: str, timeout: float | None) -> dict[str, Any]:
     """Poll until the process is closed; `timeout` in seconds. Raises TimeoutError, RpcError.
 
     A daemon that restarts meanwhile is waited for: the process outlives it.
@@ -33,9 +29,7 @@ async def wait_closed(
     with trio.move_on_after(float("inf") if timeout is None else timeout):
         while True:
             try:
-                found: dict[str, Any] = await client.call(
-                    "getprocessmsg", {"processid": processid}, key
-                )
+                found: dict[str, Any] = await client.call("getprocessmsg", {"processid": processid})
                 if found["state"] >= SUCCESSFUL:
                     return found
             except Unreachable:
@@ -58,13 +52,13 @@ def explain_end(found: dict[str, Any]) -> int:
     )
 
 
-async def find_id(client: Client, key: PrivateKey, colony: str, text: str) -> str:
+async def find_id(client: Signed, colony: str, text: str) -> str:
     """Complete the prefix of an id from the last processes of each state; full ids pass."""
     if len(text) == 64:
         return text
     found = {
         row["processid"]
-        for rows in [await _list(client, key, colony, state, _PAGE) for state in range(5)]
+        for rows in [await _list(client, colony, state, _PAGE) for state in range(5)]
         for row in rows
         if row["processid"].startswith(text.lower())
     }
@@ -82,11 +76,11 @@ async def find_id(client: Client, key: PrivateKey, colony: str, text: str) -> st
 
 
 async def _list(
-    client: Client, key: PrivateKey, colony: str, state: int, count: int, **filters: str
+    client: Signed, colony: str, state: int, count: int, **filters: str
 ) -> list[dict[str, Any]]:
     fields: dict[str, Any] = {"colonyname": colony, "count": count, "state": state}
     fields |= {"executortype": "", "label": "", "initiator": ""} | filters
-    rows, _ = await newest(lambda asked: client.call("getprocessesmsg", asked, key), fields)
+    rows, _ = await newest(lambda asked: client.call("getprocessesmsg", asked), fields)
     return rows
 
 
@@ -107,10 +101,10 @@ async def newest(
         count //= 2
 
 
-async def full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:
+async def full_id(session: Session, client: Signed, text: str) -> str:
     """Complete an id of the session's colony; full ids pass without asking."""
     colony = "" if len(text) == 64 else session.colony()
-    return await find_id(client, key, colony, text)
+    return await find_id(client, colony, text)
 
 
 def call_about(
@@ -127,9 +121,9 @@ def call_about(
     """
 
     async def work() -> str:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            await client.call(payloadtype, {"processid": full, **fields}, key, **how)
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
+            await client.call(payloadtype, {"processid": full, **fields}, **how)
             return full
 
     return session.run(work)

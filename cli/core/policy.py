@@ -15,8 +15,6 @@ import click
 
 from cli.core.errors import USAGE, Failure
 
-__all__ = ["policy_fields", "policy_options", "wish"]
-
 # Option, field of the policy, and how it is shown.
 _LISTS = (
     ("--function", "functions", "Function, or a glob; repeat for more. '*' allows all."),

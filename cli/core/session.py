@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,22 +19,21 @@ import click
 from cli.core.errors import DENIED, EXIT_CODES, FAILED, NOT_FOUND, OK, TIMEOUT, USAGE, Failure
 
 if TYPE_CHECKING:
-    from cli.core.client import Client
+    from cli.core.client import Client, Signed
     from node.host.config import Config
     from node.host.keys import PrivateKey
 
-__all__ = ["Session", "colony_command", "colony_group"]
-
-
-_BY_STATUS = {403: DENIED, 404: NOT_FOUND, 408: TIMEOUT}
-_NEXT_BY_STATUS = {
-    400: "correct the request: the message names what is wrong",
-    403: "check which key signs: COLONIES_PRVKEY / COLONIES_COLONY_PRVKEY, or --home",
-    404: "list what exists with an `ls` command, e.g. `colony process ls`",
-    409: "look at it again with a `show` or `ls` command, then decide",
-    413: "send less at once, or raise rpc.max_body at the daemon",
-    429: "wait a little, then try again",
-    503: "try again; `colony status` shows how the daemon is",
+# What a command ends with after a refusal with this status: exit code and next step.
+_DOCTOR = "`colony doctor` looks for causes"
+_BY_STATUS = {
+    400: (FAILED, "correct the request: the message names what is wrong"),
+    403: (DENIED, "check which key signs: COLONIES_PRVKEY / COLONIES_COLONY_PRVKEY, or --home"),
+    404: (NOT_FOUND, "list what exists with an `ls` command, e.g. `colony process ls`"),
+    408: (TIMEOUT, _DOCTOR),
+    409: (FAILED, "look at it again with a `show` or `ls` command, then decide"),
+    413: (FAILED, "send less at once, or raise rpc.max_body at the daemon"),
+    429: (FAILED, "wait a little, then try again"),
+    503: (FAILED, "try again; `colony status` shows how the daemon is"),
 }
 # What a daemon says of an answer with too many rows, and the client of one that it stopped reading.
 TOO_LARGE = re.compile(r"answer (has more|is longer) than \d+ bytes")
@@ -152,6 +152,14 @@ class Session:
 
         return Client(url, verification(self, url), audience=audience, again=again)
 
+    @asynccontextmanager
+    async def signed(self, key: PrivateKey) -> AsyncIterator[Signed]:
+        """Calls to that daemon which this key signs."""
+        from cli.core.client import Signed
+
+        async with self.client() as client:
+            yield Signed(client, key)
+
     def colony(self) -> str:
         """The home colony's name: $COLONIES_COLONY_NAME, else what `colony init` wrote."""
         from node.host.home import Home
@@ -232,11 +240,8 @@ class Session:
         from cli.core.client import NoEnvelope, RpcError, Unreachable
         from cli.core.endpoint import denied_by_another, not_colonyd, not_reachable
 
-        async def main() -> T:
-            return await work()
-
         try:
-            return trio.run(main)
+            return trio.run(work)
         except Exception as error:
             leaf = _leaf(error)
             if isinstance(leaf, NoEnvelope):
@@ -271,8 +276,8 @@ class Session:
         signing = key or (self.owner_key() if owner else self.member_key())
 
         async def work() -> Any:
-            async with self.client() as client:
-                return await client.call(payloadtype, fields, signing, timeout, attempts=attempts)
+            async with self.signed(signing) as client:
+                return await client.call(payloadtype, fields, timeout, attempts=attempts)
 
         return self.run(work)
 
@@ -292,23 +297,12 @@ def rpc_failure(status: int, message: str) -> Failure:
             next_step="COLONIES_SERVER_ID names the server that requests are for; correct it, or"
             " leave it out to ask the server",
         )
-    return Failure(
-        f"{message} (status {status})",
-        code=_BY_STATUS.get(status, FAILED),
-        next_step=_next_step(status, message),
-    )
-
-
-def _next_step(status: int, message: str) -> str:
-    """What helps against an error, by its cause where the message tells it."""
-    for pattern, step in _NEXT_BY_CAUSE:
-        if re.search(pattern, message):
-            return step
-    if status == 404:
+    code, step = _BY_STATUS.get(status, (FAILED, _DOCTOR))
+    known = next((step for pattern, step in _NEXT_BY_CAUSE if re.search(pattern, message)), "")
+    if code == NOT_FOUND and not known:
         named = [(message.find(noun), listing) for noun, listing in _LISTS if noun in message]
-        if named:
-            return f"`{min(named)[1]}` shows what there is"
-    return _NEXT_BY_STATUS.get(status, "`colony doctor` looks for causes")
+        known = f"`{min(named)[1]}` shows what there is" if named else ""
+    return Failure(f"{message} (status {status})", code=code, next_step=known or step)
 
 
 def _leaf(error: BaseException) -> BaseException:

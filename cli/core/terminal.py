@@ -12,8 +12,6 @@ from typing import Any
 
 import click
 
-__all__ = ["json_text", "print_line", "print_note", "print_result", "printable"]
-
 # JSON escapes C0 itself. DEL, C1, bidi controls, line separators and lone surrogates it lets pass.
 _NOT_ASCII_OR_DEL = re.compile(r"[^\n -~]")
 

@@ -32,11 +32,8 @@ def _run(work: Callable[[], Awaitable[T]]) -> T:
     from node.host.config import ConfigError
     from node.host.home import HomeError
 
-    async def main() -> T:
-        return await work()
-
     try:
-        return trio.run(main)
+        return trio.run(work)
     except BaseException as error:
         leaf = error
         while isinstance(leaf, BaseExceptionGroup):

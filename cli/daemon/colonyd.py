@@ -21,7 +21,8 @@ import trio
 from federation.peers.policy import of_config
 from federation.service.main import Federation
 from federation.service.rpc import calls
-from node.daemon.main import Settings, load, run
+from federation.wire.clock import SigningClock
+from node.daemon.main import Joined, Settings, load, run
 from node.etcd.errors import EtcdError, StoreRefused
 from node.handlers.status import clock_calls
 from node.host.config import Config, ConfigError
@@ -45,43 +46,42 @@ log = get_logger("colonyd")
 @asynccontextmanager
 async def federated(
     node: Node, table: Table, info: HomeInfo, config: Config
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Joined | None]:
     """Plug federation into a node that is about to open its doors."""
     if not config.federation.enabled:
         for call in clock_calls.of(node):
             table.add(call)
-        yield
+        yield None
         return
     federation = Federation(
         info.name,
         info.colony,
         node.client,
         node.processes,
+        node.handout,
         config,
         Path(config.node.home),
-        node.now,
+        SigningClock(node.clock.now, trio.current_time),
         node.members,
+        files=node.files,
     )
-    federation.depot.files = node.files
-    federation.delivery.late = node.processes.clock.late
-    if node.client.pressure.own:  # what one host's clock shows is nothing to several
-        node.retiming.also.append(federation.delivery.clock_set)
-    node.processes.hooks = federation.hooks
-    node.reload.appliers["federation.policy"] = partial(_default_policy, federation)
-    node.extra_status = partial(_federation_status, federation)
+    node.processes.attach(federation.hooks)
     for call in calls(federation):
         table.add(call)
     async with trio.open_nursery() as nursery:
         await nursery.start(federation.run)
-        node.peer_addresses = federation.addresses
-        yield
+        yield Joined(
+            federation.addresses,
+            partial(_federation_status, federation),
+            {"federation.policy": partial(_default_policy, federation)},
+        )
         # Its own end is bounded: what can still be flushed is.
         federation.drain.set()
 
 
 def _default_policy(federation: Federation, config: Config) -> None:
     """What those may do here from now on that have no policy of their own."""
-    federation.peers.default = of_config(config.federation.policy)
+    federation.peers.set_default(of_config(config.federation.policy))
 
 
 def _federation_status(federation: Federation) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _federation_status(federation: Federation) -> dict[str, Any]:
     return {
         "federationport": federation.port,
         "peers": {state: states[state] for state in ("trusted", "pending", "seen", "blocked")},
-        "messages": dict(federation.gate.counters),
+        "messages": dict(federation.server.counters),
         "progress": dict(federation.results.follower.counters),
         "channels": dict(federation.talker.counters),
         "files": dict(federation.depot.counters),

@@ -65,7 +65,7 @@ def demo(session: Session, keep: bool, seconds: float) -> None:
     """Start two colonies, let them find and trust each other, forward one function."""
     if shutil.which("etcd") is None:
         raise Failure("no etcd on PATH", next_step="scripts/setup installs it")
-    say = _quiet if session.as_json else _say
+    say = _quiet if session.as_json else print_line
     base = Path(tempfile.mkdtemp(prefix="colonyd-demo-"))
     result: dict[str, Any] = {}
 
@@ -86,10 +86,6 @@ def demo(session: Session, keep: bool, seconds: float) -> None:
         shutil.rmtree(base)
     if session.as_json:
         print_json(result)
-
-
-def _say(text: str) -> None:
-    print_line(text)
 
 
 def _quiet(text: str) -> None:

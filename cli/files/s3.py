@@ -20,8 +20,6 @@ from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.files.transfer import Content, Meter
 from node.http.client import Reply, ask, http_client
 
-__all__ = ["S3Settings", "S3Store"]
-
 _CHUNK = 1 << 20
 _ANSWER = 1 << 20  # bytes of an answer that is no file
 _QUIET = 60.0  # seconds without a byte after which a connection counts as lost

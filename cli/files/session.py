@@ -41,7 +41,7 @@ class Depot:
         return await self.client.call(payloadtype, fields, self.key, 30.0, attempts=attempts)
 
     async def newest(self, target: str) -> dict[str, Any]:
-        """The newest version of LABEL/NAME, or the one with an id. Raises RpcError 404."""
+        """The newest version of LABEL/NAME, or the one with an id. Raises NotFound."""
         found = await self.call("getfilemsg", {**address(target), "latest": True})
         return dict(found[0])
 

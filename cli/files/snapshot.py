@@ -90,7 +90,7 @@ def download(session: Session, name: str, to: Path, force: bool) -> None:
     async def work() -> dict[str, Any]:
         import trio
 
-        from cli.core.client import RpcError
+        from node.model.errors import NotFound
 
         versions: dict[Item, dict[str, Any]] = {}
         lost = []
@@ -99,9 +99,7 @@ def download(session: Session, name: str, to: Path, force: bool) -> None:
             for fileid in found["fileids"]:
                 try:
                     version = await ours.newest(fileid)
-                except RpcError as error:
-                    if error.status != 404:
-                        raise
+                except NotFound:
                     lost.append(fileid)
                     continue
                 versions[checked_item(version["label"], version["name"])] = version

@@ -15,18 +15,6 @@ from cli.files.transfer import Content, digest, is_partial
 from node.files.labels import check_name, normalise_label
 from node.model.errors import RpcError
 
-__all__ = [
-    "MARKER",
-    "Item",
-    "Plan",
-    "Scan",
-    "plan",
-    "read_marker",
-    "scan",
-    "settle",
-    "write_marker",
-]
-
 # Upstream's own marker: it says which label a directory is kept in step with.
 MARKER = ".cfs"
 

@@ -21,16 +21,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 import trio
 
-from cli.core.client import Client, RpcError, Unreachable, decode
+from cli.core.client import Client, Unreachable, decode
 from cli.core.errors import Failure
 from cli.core.terminal import printable
 from node.host.fsync import publish
 from node.http.client import ask, http_client, read_body
+from node.model.errors import Denied, Unavailable
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
-
-__all__ = ["Content", "DaemonStore", "Meter", "Store", "digest", "fetch", "meter"]
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 6  # tries without progress before a transfer is given up
@@ -249,11 +248,9 @@ class DaemonStore:
             return int(reached), False
         try:
             decode("PUT", answer.status_code, answer.content)
-        except RpcError as error:
-            # An expired ticket (403) and a store that is away (503) are worth a new ticket.
-            if error.status in (403, 503):
-                raise _Retry(error.message) from None
-            raise
+        except (Denied, Unavailable) as error:
+            # An expired ticket, and a store that is away, are worth a new ticket.
+            raise _Retry(error.message) from None
         raise _Retry(f"status {answer.status_code}")
 
     async def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:

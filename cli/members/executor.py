@@ -153,8 +153,8 @@ def _add(
     kind: str | None,
     location: str,
     file: str | None,
-    identity: str | None,
-    approve: bool,
+    identity: str | None = None,
+    approve: bool = True,
 ) -> None:
     given = read_object(file, "executor") if file else {}
     path = key_path(session, f"executor-{check_member_name(name)}")
@@ -184,27 +184,19 @@ def _add(
 @_adding
 @click.option("--id", "identity", default=None, help="Its id, if it has a key [make one].")
 @click.option("--approve", is_flag=True, help="Approve it, too.")
-def add(
-    session: Session,
-    name: str,
-    kind: str | None,
-    location: str,
-    file: str | None,
-    identity: str | None,
-    approve: bool,
-) -> None:
+def add(session: Session, **given: Any) -> None:
     """Add an executor, as the colony's owner, and print its id.
 
     Without --id its key is made at keys/executor-NAME.key, where --as NAME finds it.
     """
-    _add(session, name, kind, location, file, identity, approve)
+    _add(session, **given)
 
 
 @colony_command("create", "colony executor create camera-1 --type camera")
 @_adding
-def create(session: Session, name: str, kind: str | None, location: str, file: str | None) -> None:
+def create(session: Session, **given: Any) -> None:
     """Make a key for an executor, add it and approve it: `add --approve`."""
-    _add(session, name, kind, location, file, None, True)
+    _add(session, **given)
 
 
 @colony_command("change-id", "colony executor change-id --as camera-1")

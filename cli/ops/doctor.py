@@ -260,7 +260,8 @@ def owners(proc: Path, inodes: set[str]) -> set[str]:
 
 def check_daemon(session: Session) -> Iterator[Check]:
     """Whether the daemon answers, knows this user, and reaches its peers."""
-    from cli.core.client import RpcError, Unreachable
+    from cli.core.client import Unreachable, told
+    from node.model.errors import Denied, RpcError
 
     try:
         url = session.url()
@@ -300,10 +301,10 @@ def check_daemon(session: Session) -> Iterator[Check]:
         async with session.client() as client:
             try:
                 rows = await client.call("getpeersmsg", {}, key) or []
-            except RpcError as error:
-                if error.status == 403 and error.message.startswith("payloadtype"):
-                    return None
-                raise
+            except Denied as error:
+                if not error.message.startswith("payloadtype"):
+                    raise
+                return None
             answers = []
             for row in rows:
                 if row.get("state") != "trusted":
@@ -311,7 +312,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
                 try:
                     reply = await client.call("pingpeermsg", {"peer": row["id"]}, key, 20.0)
                 except (RpcError, Unreachable) as error:
-                    reply = {"ok": False, "error": str(error)}
+                    reply = {"ok": False, "error": told(error)}
                 answers.append((row, reply))
             return answers
 

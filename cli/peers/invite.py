@@ -18,8 +18,6 @@ from cli.core.policy import policy_fields, policy_options, wish
 from cli.core.session import Session, colony_command, shared_options
 from cli.core.terminal import print_line, print_note
 
-__all__ = ["invite", "join"]
-
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _JOIN_TIMEOUT = 90.0  # seconds: several addresses may have to be tried
 

@@ -37,16 +37,14 @@ def add(
     signer = session.signer(executor)
 
     async def work() -> dict[str, Any]:
-        async with session.client() as client:
+        async with session.signed(signer) as client:
             fields = {
-                "targetid": await full_id(session, client, signer, processid),
+                "targetid": await full_id(session, client, processid),
                 "key": key,
                 "value": value,
                 "attributetype": _TYPES.index(kind),
             }
-            added: dict[str, Any] = await client.call(
-                "addattributemsg", {"attribute": fields}, signer
-            )
+            added: dict[str, Any] = await client.call("addattributemsg", {"attribute": fields})
             return added
 
     added = session.run(work)

@@ -92,17 +92,17 @@ def _read(
     ended: list[str] = []
 
     async def work() -> None:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
             seen = after
             while True:
                 # Asked before reading: what was said before the end is then all read.
                 closed = False
                 if follow:
-                    found = await client.call("getprocessmsg", {"processid": full}, key)
+                    found = await client.call("getprocessmsg", {"processid": full})
                     closed = found["state"] >= _CLOSED
                 fields = {"processid": full, "name": name, "afterseq": seen, "limit": _PAGE}
-                entries = await client.call("channelreadmsg", fields, key) or []
+                entries = await client.call("channelreadmsg", fields) or []
                 for entry in entries:
                     if session.as_json:
                         kept.append(entry)

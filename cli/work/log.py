@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import trio
 
-from cli.core.client import Client
+from cli.core.client import Signed
 from cli.core.errors import USAGE, Failure
 from cli.core.inputs import since as moment
 from cli.core.output import print_done, print_json, print_table, short
 from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.core.terminal import json_text, print_line, print_result
-
-if TYPE_CHECKING:
-    from node.host.keys import PrivateKey
 
 PAGE = 500  # the most log lines one call returns
 _POLL = 1.0  # seconds between two looks when following
@@ -37,16 +34,16 @@ Line = dict[str, Any]
 Show = Callable[[Line], None]
 
 
-async def fetch(client: Client, key: PrivateKey, **fields: Any) -> list[Line]:
+async def fetch(client: Signed, **fields: Any) -> list[Line]:
     """One page of lines, oldest first; fields as in `getlogsmsg`."""
     asked = {"processid": "", "executorname": "", "count": PAGE, "since": 0, "latest": False}
-    return await client.call("getlogsmsg", asked | fields, key) or []
+    return await client.call("getlogsmsg", asked | fields) or []
 
 
-async def drain(client: Client, key: PrivateKey, show: Show, since: int, **fields: Any) -> int:
+async def drain(client: Signed, show: Show, since: int, **fields: Any) -> int:
     """Show every line after `since` (Unix ns), page by page; returns the last one's time."""
     while True:
-        lines = await fetch(client, key, since=since, **fields)
+        lines = await fetch(client, since=since, **fields)
         for line in lines:
             since = max(since, int(line["timestamp"]))
             show(line)
@@ -115,20 +112,20 @@ def get(
             kept.append(line)
 
     async def work() -> None:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             fields: dict[str, Any] = {"colonyname": session.colony()}
             if processid:
-                fields["processid"] = await full_id(session, client, key, processid)
+                fields["processid"] = await full_id(session, client, processid)
             else:
                 fields["executorname"] = executorname
             # What comes between two looks has a later time than all that was there.
-            lines = await fetch(client, key, since=begin, count=count, latest=latest, **fields)
+            lines = await fetch(client, since=begin, count=count, latest=latest, **fields)
             for line in lines:
                 show(line)
             last = max([begin, *(int(line["timestamp"]) for line in lines)])
             while follow:
-                closed = processid and await _closed(client, key, fields["processid"])
-                last = await drain(client, key, show, last, **fields)
+                closed = processid and await _closed(client, fields["processid"])
+                last = await drain(client, show, last, **fields)
                 if closed:
                     return
                 await trio.sleep(_POLL)
@@ -138,8 +135,8 @@ def get(
         print_json(kept)
 
 
-async def _closed(client: Client, key: PrivateKey, processid: str) -> bool:
-    found = await client.call("getprocessmsg", {"processid": processid}, key)
+async def _closed(client: Signed, processid: str) -> bool:
+    found = await client.call("getprocessmsg", {"processid": processid})
     return bool(found["state"] >= _CLOSED)
 
 
@@ -167,16 +164,16 @@ def search(session: Session, text: str, days: int, count: int, in_full: bool, se
     key, colony = session.member_key(), session.colony()
 
     async def work() -> tuple[list[Line], list[list[Line]]]:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             fields = {"colonyname": colony, "text": text, "days": days, "count": count}
-            hits: list[Line] = await client.call("searchlogsmsg", fields, key, 60.0) or []
+            hits: list[Line] = await client.call("searchlogsmsg", fields, 60.0) or []
             hits.sort(key=lambda hit: int(hit["timestamp"]))
             around = []
             for hit in hits if in_full else []:
                 before = int(hit["timestamp"]) - seconds * 10**9 - 1
                 which = "processid" if hit.get("processid") else "executorname"
                 fields = {"colonyname": colony, which: hit[which], "since": before}
-                around.append(await fetch(client, key, **fields))
+                around.append(await fetch(client, **fields))
             return hits, around
 
     hits, around = session.run(work)

@@ -26,8 +26,6 @@ from cli.work.process import process, process_fields
 from cli.work.resolve import resolve
 from cli.work.run import argument, called
 
-__all__ = ["process"]
-
 _REMOVABLE = ("waiting", "successful", "failed", "cancelled")
 
 

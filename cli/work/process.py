@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import trio
@@ -32,10 +32,7 @@ from cli.core.output import (
 from cli.core.session import Session, colony_command, colony_group, finish
 from cli.core.terminal import print_line, print_note, print_result
 from cli.work import log as log_lines
-
-if TYPE_CHECKING:
-    pass
-
+from node.model.errors import Denied, Invalid, NotFound
 
 process = colony_group(
     "process",
@@ -63,7 +60,7 @@ def ls(
     states = range(5) if state is None else [STATES.index(state)]
 
     async def work() -> tuple[list[dict[str, Any]], int]:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             rows: list[dict[str, Any]] = []
             most = count
             unknown: RpcError | None = None
@@ -71,12 +68,12 @@ def ls(
                 try:
                     fields = {"colonyname": colony, "count": most, "state": number, **filters}
                     more, most = await newest(
-                        lambda asked: client.call("getprocessesmsg", asked, key), fields
+                        lambda asked: client.call("getprocessesmsg", asked), fields
                     )
                     rows += more
-                except RpcError as error:
+                except Invalid as error:
                     # A former member is known in the states of its processes only.
-                    if error.status != 400 or not initiator:
+                    if not initiator:
                         raise
                     unknown = error
             if unknown is not None and not rows:
@@ -122,19 +119,17 @@ def show(session: Session, processid: str) -> None:
     key = session.member_key()
 
     async def work() -> tuple[dict[str, Any], dict[str, Any] | None, list[dict[str, Any]]]:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            found = await client.call("getprocessmsg", {"processid": full}, key)
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
+            found = await client.call("getprocessmsg", {"processid": full})
             try:
-                forward = await client.call("getforwardmsg", {"processid": full}, key)
-            except RpcError as error:
-                if error.status not in (400, 403, 404):
-                    raise
+                forward = await client.call("getforwardmsg", {"processid": full})
+            except (Invalid, Denied, NotFound):
                 forward = None  # never forwarded, or a server without federation
             asked: list[dict[str, Any]] = []
             if str(found.get("initiatorname")).startswith("colony/"):
                 with suppress(RpcError):  # a server that can't tell
-                    asked = await client.call("getoriginmsg", {"processid": full}, key) or []
+                    asked = await client.call("getoriginmsg", {"processid": full}) or []
             return found, forward or None, asked
 
     found, forward, asked = session.run(work)
@@ -270,9 +265,9 @@ def wait(session: Session, processid: str, timeout: float | None) -> None:
     key = session.member_key()
 
     async def work() -> dict[str, Any]:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
-            return await wait_told(client, key, full, timeout)
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
+            return await wait_told(client, full, timeout)
 
     try:
         found = session.run(work)
@@ -311,13 +306,13 @@ def logs(session: Session, processid: str, follow: bool) -> None:
     keep = kept.append if session.as_json else log_lines.plain
 
     async def work() -> None:
-        async with session.client() as client:
-            full = await full_id(session, client, key, processid)
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
             fields = {"colonyname": colony, "processid": full}
-            since = await log_lines.drain(client, key, keep, 0, **fields)
+            since = await log_lines.drain(client, keep, 0, **fields)
             while follow:
-                found = await client.call("getprocessmsg", {"processid": full}, key)
-                since = await log_lines.drain(client, key, keep, since, **fields)
+                found = await client.call("getprocessmsg", {"processid": full})
+                since = await log_lines.drain(client, keep, since, **fields)
                 if found["state"] >= SUCCESSFUL:
                     return
                 await trio.sleep(_POLL_MOST)

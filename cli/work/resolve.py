@@ -15,8 +15,6 @@ from cli.core.lookup import full_id
 from cli.core.output import print_done, state_name
 from cli.core.session import Session, colony_command, confirm
 
-__all__ = ["resolve"]
-
 
 @colony_command(
     "resolve",
@@ -40,10 +38,10 @@ def resolve(session: Session, processid: str, failed: bool, requeue: bool, yes: 
     member, owner = session.member_key(), session.owner_key()
 
     async def work() -> dict[str, Any]:
-        async with session.client() as client:
-            full = await full_id(session, client, member, processid)
+        async with session.signed(member) as client:
+            full = await full_id(session, client, processid)
             fields = {"processid": full, "decision": "requeue" if requeue else "failed"}
-            found: dict[str, Any] = await client.call("resolveprocessmsg", fields, owner)
+            found: dict[str, Any] = await client.client.call("resolveprocessmsg", fields, owner)
             return found
 
     found = session.run(work)

@@ -9,12 +9,12 @@ import copy
 import csv
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import trio
 
-from cli.core.client import Client, RpcError, Unreachable
+from cli.core.client import RpcError, Signed, Unreachable
 from cli.core.errors import TIMEOUT, USAGE, Failure
 from cli.core.inputs import read_object, refuse_unknown
 from cli.core.lookup import explain_end
@@ -24,9 +24,6 @@ from cli.core.terminal import print_line, print_note, print_result
 from cli.work.log import drain
 from cli.work.waiting import wait_told
 from node.model.types import FunctionSpec
-
-if TYPE_CHECKING:
-    from node.host.keys import PrivateKey
 
 
 @colony_command(
@@ -70,18 +67,18 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
     submitted: list[str] = []
 
     async def work() -> dict[str, Any]:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             process: dict[str, Any] = await client.call(
-                "submitfuncspecmsg", {"spec": spec}, key, attempts=4
+                "submitfuncspecmsg", {"spec": spec}, attempts=4
             )
             submitted.append(process["processid"])
             if not wait:
                 return process
-            logs = Follower(client, key, process)
+            logs = Follower(client, process)
             async with trio.open_nursery() as nursery:
                 if follow:
                     nursery.start_soon(logs.run)
-                ended = await wait_told(client, key, process["processid"], timeout)
+                ended = await wait_told(client, process["processid"], timeout)
                 nursery.cancel_scope.cancel()
             if follow:
                 await logs.look()
@@ -111,8 +108,8 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
 class Follower:
     """Prints on stderr what is logged about a process, each line once."""
 
-    def __init__(self, client: Client, key: PrivateKey, process: dict[str, Any]) -> None:
-        self._client, self._key = client, key
+    def __init__(self, client: Signed, process: dict[str, Any]) -> None:
+        self._client = client
         colony = process["spec"]["conditions"]["colonyname"]
         self._fields = {"colonyname": colony, "processid": process["processid"]}
         self._since = 0
@@ -125,7 +122,7 @@ class Follower:
     async def look(self) -> None:
         """Print what is new; a daemon that is away, or a peer's colony, has nothing to tell."""
         with suppress(RpcError, Unreachable):
-            await drain(self._client, self._key, self._show, self._since, **self._fields)
+            await drain(self._client, self._show, self._since, **self._fields)
 
     async def run(self) -> None:
         """Look for ever, twice a second."""

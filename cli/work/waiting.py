@@ -6,45 +6,38 @@ Waiting itself is in `cli.work.process`.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
-from cli.core.client import Client, RpcError, Unreachable
+from cli.core.client import RpcError, Signed, Unreachable
 from cli.core.lookup import wait_closed
 from cli.core.output import short
 from cli.core.terminal import print_note
 
-if TYPE_CHECKING:
-    from node.host.keys import PrivateKey
-
-__all__ = ["wait_told", "words"]
-
 _FIRST, _AGAIN = 1.0, 5.0  # seconds until it is said what a process waits for, and looked at again
 
 
-async def wait_told(
-    client: Client, key: PrivateKey, processid: str, timeout: float | None
-) -> dict[str, Any]:
+async def wait_told(client: Signed, processid: str, timeout: float | None) -> dict[str, Any]:
     """Wait as `wait_closed` does; what hinders a process is said on stderr after a second.
 
     On a terminal, also what it waits for as long as nothing hinders it.
     """
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell, client, key, processid)
-        found = await wait_closed(client, key, processid, timeout)
+        nursery.start_soon(_tell, client, processid)
+        found = await wait_closed(client, processid, timeout)
         nursery.cancel_scope.cancel()
     return found
 
 
-async def _tell(client: Client, key: PrivateKey, processid: str) -> None:
+async def _tell(client: Signed, processid: str) -> None:
     told, pause = "", _FIRST
     calm = sys.stderr.isatty()
     while True:
         await trio.sleep(pause)
         pause = _AGAIN
         try:
-            found = await client.call("getwaitingmsg", {"processid": processid}, key)
+            found = await client.call("getwaitingmsg", {"processid": processid})
         except Unreachable:
             continue
         except RpcError:

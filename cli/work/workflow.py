@@ -5,12 +5,12 @@ How a graph is drawn is in `cli.work.graph`; files are read by `cli.core.inputs`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import trio
 
-from cli.core.client import Client, Unreachable
+from cli.core.client import Signed, Unreachable
 from cli.core.errors import FAILED, TIMEOUT, Failure
 from cli.core.inputs import pick, workflow_spec
 from cli.core.output import (
@@ -32,9 +32,6 @@ from cli.core.session import Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line, print_result
 from cli.work.graph import leaves, progress, tree
 
-if TYPE_CHECKING:
-    from node.host.keys import PrivateKey
-
 _PAGE = 100  # the most graphs one call returns
 _AT_ONCE = 16  # processes asked for at a time
 _MOST_NODES = 500  # processes of a graph that `show` asks for
@@ -51,38 +48,36 @@ workflow = colony_group(
 )
 
 
-async def _graphs(
-    client: Client, key: PrivateKey, colony: str, state: int, count: int
-) -> list[dict[str, Any]]:
+async def _graphs(client: Signed, colony: str, state: int, count: int) -> list[dict[str, Any]]:
     fields = {"colonyname": colony, "count": count, "state": state}
-    return await client.call("getprocessgraphsmsg", fields, key) or []
+    return await client.call("getprocessgraphsmsg", fields) or []
 
 
-async def _full_id(session: Session, client: Client, key: PrivateKey, text: str) -> str:
+async def _full_id(session: Session, client: Signed, text: str) -> str:
     if len(text) == 64:
         return text
     rows: list[dict[str, Any]] = []
     for state in range(len(STATES)):
-        rows += await _graphs(client, key, session.colony(), state, _PAGE)
+        rows += await _graphs(client, session.colony(), state, _PAGE)
     found = pick(rows, text, ["processgraphid"], "workflow", "colony workflow ls")
     return str(found["processgraphid"])
 
 
-async def _load(client: Client, key: PrivateKey, graphid: str) -> dict[str, Any]:
+async def _load(client: Signed, graphid: str) -> dict[str, Any]:
     reply: dict[str, Any] = await client.call(
-        "getprocessgraphmsg", {"processgraphid": graphid}, key, timeout=60.0
+        "getprocessgraphmsg", {"processgraphid": graphid}, timeout=60.0
     )
     return reply
 
 
-async def _processes(client: Client, key: PrivateKey, ids: list[str]) -> dict[str, dict[str, Any]]:
+async def _processes(client: Signed, ids: list[str]) -> dict[str, dict[str, Any]]:
     """The processes with these ids, a few at a time."""
     found: dict[str, dict[str, Any]] = {}
     slots = trio.CapacityLimiter(_AT_ONCE)
 
     async def fetch(processid: str) -> None:
         async with slots:
-            found[processid] = await client.call("getprocessmsg", {"processid": processid}, key)
+            found[processid] = await client.call("getprocessmsg", {"processid": processid})
 
     async with trio.open_nursery() as nursery:
         for processid in ids:
@@ -90,15 +85,13 @@ async def _processes(client: Client, key: PrivateKey, ids: list[str]) -> dict[st
     return found
 
 
-async def _until_closed(
-    client: Client, key: PrivateKey, graphid: str, timeout: float | None
-) -> dict[str, Any]:
+async def _until_closed(client: Signed, graphid: str, timeout: float | None) -> dict[str, Any]:
     """Poll until the workflow is closed; `timeout` in seconds. Raises TimeoutError, RpcError."""
     pause = _POLL_FIRST
     with trio.move_on_after(float("inf") if timeout is None else timeout):
         while True:
             try:
-                graph = await _load(client, key, graphid)
+                graph = await _load(client, graphid)
                 if graph["state"] >= _SUCCESSFUL:
                     return graph
             except Unreachable:
@@ -113,11 +106,11 @@ def _wait(session: Session, text: str, timeout: float | None) -> None:
     key = session.member_key()
 
     async def work() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        async with session.client() as client:
-            graphid = await _full_id(session, client, key, text)
-            graph = await _until_closed(client, key, graphid, timeout)
+        async with session.signed(key) as client:
+            graphid = await _full_id(session, client, text)
+            graph = await _until_closed(client, graphid, timeout)
             last = leaves(graph)
-            return graph, list((await _processes(client, key, last)).values())
+            return graph, list((await _processes(client, last)).values())
 
     try:
         graph, ends = session.run(work)
@@ -185,10 +178,10 @@ def ls(session: Session, state: str | None, count: int) -> None:
     states = range(len(STATES)) if state is None else [STATES.index(state)]
 
     async def work() -> list[dict[str, Any]]:
-        async with session.client() as client:
+        async with session.signed(key) as client:
             rows: list[dict[str, Any]] = []
             for number in states:
-                rows += await _graphs(client, key, colony, number, count)
+                rows += await _graphs(client, colony, number, count)
             return rows
 
     rows = session.run(work)
@@ -216,10 +209,10 @@ def show(session: Session, workflowid: str) -> None:
     key = session.member_key()
 
     async def work() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        async with session.client() as client:
-            graph = await _load(client, key, await _full_id(session, client, key, workflowid))
+        async with session.signed(key) as client:
+            graph = await _load(client, await _full_id(session, client, workflowid))
             ids = list(graph.get("processids") or [])[:_MOST_NODES]
-            return graph, await _processes(client, key, ids)
+            return graph, await _processes(client, ids)
 
     graph, processes = session.run(work)
     if session.as_json:
@@ -248,10 +241,10 @@ def _change(session: Session, payloadtype: str, text: str, word: str, extra: Any
     key = session.member_key()
 
     async def work() -> str:
-        async with session.client() as client:
-            full = await _full_id(session, client, key, text)
+        async with session.signed(key) as client:
+            full = await _full_id(session, client, text)
             fields = {"processgraphid": full, **(extra or {})}
-            await client.call(payloadtype, fields, key, timeout=60.0)
+            await client.call(payloadtype, fields, timeout=60.0)
             return full
 
     full = session.run(work)

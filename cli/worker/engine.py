@@ -22,17 +22,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from cli.core.client import Client, RpcError, Unreachable
+from cli.core.client import Client, RpcError, Unreachable, told
 from cli.core.errors import DENIED, Failure
 from cli.core.lookup import newest
 from cli.core.output import parse_time
 from cli.worker.livelog import Feed, relay
 from cli.worker.subprocess import Ending, Guard, Hearing, run_command
+from node.model.errors import Conflict, Denied, Invalid, NotFound, TimedOut, TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from node.host.keys import PrivateKey
-
-__all__ = ["Settings", "Worker"]
 
 PENDING, APPROVED, REJECTED, UNREGISTERED = range(4)
 RUNNING = 1
@@ -118,7 +117,7 @@ class Worker:
             mine = await self._me()  # an earlier try may have worked and its reply been lost
             if mine is not None and mine["state"] != UNREGISTERED:
                 return mine
-            if error.status not in (400, 409):
+            if not isinstance(error, Invalid | Conflict):
                 raise
             raise Failure(
                 f"can't register executor {self.settings.name}: {error.message}",
@@ -131,10 +130,8 @@ class Worker:
         fields = {"colonyname": self.settings.colony}
         try:
             rows = await self._again("getexecutorsmsg", fields, self.key)
-        except RpcError as error:
-            if error.status in (403, 404):
-                return None  # not known at all yet
-            raise
+        except (Denied, NotFound):
+            return None  # not known at all yet
         return next((row for row in rows or [] if row["executorid"] == self.key.id), None)
 
     async def _approval(self) -> None:
@@ -245,10 +242,10 @@ class Worker:
                     await self._adopt()
                 continue
             except RpcError as error:
-                if error.status == 403:
+                if isinstance(error, Denied):
                     await self.register()  # unregistered while away; raises when rejected
                 else:
-                    self.report("refused", {"error": str(error)})
+                    self.report("refused", {"error": told(error)})
                 pause = await self._pause(pause)
                 continue
             if process is not None:
@@ -266,11 +263,12 @@ class Worker:
             nursery.start_soon(self._cancel_on_stop, nursery.cancel_scope)
             try:
                 got = await self.client.call("assignprocessmsg", fields, self.key, _POLL + 15.0)
+            except (NotFound, TimedOut, Unavailable):
+                pass  # there is none
             except (RpcError, Unreachable) as error:
                 failed = error
             nursery.cancel_scope.cancel()
-        none = isinstance(failed, RpcError) and failed.status in (404, 408, 503)
-        if failed is not None and not none:
+        if failed is not None:
             raise failed
         if got is not None and not self._usable(got):
             got = None
@@ -295,7 +293,7 @@ class Worker:
         try:
             won = await self._assigned()
         except (Unreachable, RpcError) as error:
-            self.report("unreachable", {"error": str(error)})
+            self.report("unreachable", {"error": told(error)})
             return
         for process in won:
             if process["processid"] not in self._active:
@@ -376,7 +374,7 @@ class Worker:
         except Unreachable:
             return True  # these lines are lost: the command must not wait for its log
         except RpcError as error:
-            self.report("not logged", {"processid": processid, "error": str(error)})
+            self.report("not logged", {"processid": processid, "error": told(error)})
             return False
         return True
 
@@ -396,9 +394,10 @@ class Worker:
                 found = await self.client.call("getprocessmsg", {"processid": processid}, self.key)
             except Unreachable:
                 continue
-            except RpcError as error:
-                if error.status == 404:
-                    scope.cancel()
+            except NotFound:
+                scope.cancel()
+                continue
+            except RpcError:
                 continue
             if found["state"] != RUNNING or found["assignedexecutorid"] != self.key.id:
                 scope.cancel()
@@ -464,15 +463,15 @@ class Worker:
             await self.client.call(kind, fields, self.key, _CLOSING)
         except RpcError as error:
             if error.status in (408, 429, *range(500, 600)) or error.message.startswith(_AMISS):
-                raise Unreachable(str(error), sent=True) from None
-            self.report("refused", {"processid": processid, "error": str(error)})
+                raise Unreachable(told(error), sent=True) from None
+            self.report("refused", {"processid": processid, "error": told(error)})
             if error.message.endswith(_OVER):
                 self._path(processid).unlink(missing_ok=True)
                 return None
-            if error.status in (400, 413) and ending.ok:
+            if isinstance(error, Invalid | TooLarge) and ending.ok:
                 reason = f"the colony refused the output: {error.message}"
                 return await self._close_once(processid, Ending([], [reason]))
-            if error.status in (400, 413):
+            if isinstance(error, Invalid | TooLarge):
                 self._set_aside(self._path(processid), error.message)
                 return None
             # Cancelled, past its deadline, or given to another: the result is not wanted.

@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-__all__ = ["Feed", "relay"]
-
 MOST_LINE = 4_000  # bytes; a longer line is cut
 MOST_MESSAGE = 16_000  # bytes of one log message, which holds the lines of about a second
 MOST_PROCESS = 1_000_000  # bytes of all messages of one process: flash and history keep them

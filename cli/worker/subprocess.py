@@ -22,17 +22,6 @@ from node.model.errors import RpcError
 from node.rpc.calls import MAX_TOKENS
 from node.rpc.incremental import parse
 
-__all__ = [
-    "MOST_OUTPUT",
-    "Ending",
-    "Guard",
-    "Hearing",
-    "environment",
-    "open_guard",
-    "output_of",
-    "run_command",
-]
-
 MOST_OUTPUT = 8_000_000  # bytes of stdout
 _MOST_JSON = 12_000_000  # bytes of an output as JSON: with base64 it fits into rpc.max_body, 16 MiB
 _MOST_VARIABLE = 131_072  # bytes of NAME=VALUE and a NUL: Linux' MAX_ARG_STRLEN

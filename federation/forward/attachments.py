@@ -15,21 +15,8 @@ from typing import TypeVar
 from federation.wire.messages import MOST_FILES, Carried
 from node.files.labels import check_name, normalise_label
 from node.files.tickets import CHECKSUM
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.types import Filesystem
-
-__all__ = [
-    "MAX_BYTES",
-    "ROOT",
-    "check",
-    "dirs",
-    "file_id",
-    "label_here",
-    "needs_files",
-    "rewritten",
-    "snapshot_id",
-    "snapshots",
-]
 
 ROOT = "/forwarded"
 MAX_BYTES = 2**30  # of all files of one submission
@@ -40,44 +27,44 @@ M = TypeVar("M")
 def _bounded(mounts: list[M] | None, kind: str) -> list[M]:
     found = mounts or []
     if len(found) > _MOST_MOUNTS:
-        raise bad(f"spec.fs.{kind}: at most {_MOST_MOUNTS} are forwarded")
+        raise Invalid(f"spec.fs.{kind}: at most {_MOST_MOUNTS} are forwarded")
     return found
 
 
 def dirs(fs: Filesystem | None) -> list[str]:
-    """The labels that a spec's directories show. Raises RpcError 400."""
+    """The labels that a spec's directories show. Raises Invalid."""
     labels = [mount.label for mount in _bounded(fs.dirs if fs else None, "dirs")]
     return [normalise_label(label, "spec.fs.dirs.label") for label in labels if label]
 
 
 def snapshots(fs: Filesystem | None) -> dict[int, str]:
-    """The ids of a spec's snapshots by their places. Raises RpcError 400."""
+    """The ids of a spec's snapshots by their places. Raises Invalid."""
     mounts = _bounded(fs.snapshots if fs else None, "snapshots")
     return {place: mount.snapshotid for place, mount in enumerate(mounts) if mount.snapshotid}
 
 
 def needs_files(fs: Filesystem | None) -> bool:
-    """Whether a spec has mounts at all. Raises RpcError 400."""
+    """Whether a spec has mounts at all. Raises Invalid."""
     return bool(dirs(fs) or snapshots(fs))
 
 
 def check(files: Sequence[Carried]) -> int:
-    """The bytes that have to be fetched for these files. Raises RpcError 400."""
+    """The bytes that have to be fetched for these files. Raises Invalid."""
     if len(files) > MOST_FILES:
-        raise bad(f"files: at most {MOST_FILES}")
+        raise Invalid(f"files: at most {MOST_FILES}")
     total = 0
     seen: set[tuple[str, str, str]] = set()
     for place, each in enumerate(files):
         field = f"files[{place}]"
         if normalise_label(each.label, f"{field}.label") != each.label:
-            raise bad(f"{field}.label: not in its one spelling")
+            raise Invalid(f"{field}.label: not in its one spelling")
         check_name(each.name, f"{field}.name")
         if (each.mount, each.label, each.name) in seen:
-            raise bad(f"{field}: twice")
+            raise Invalid(f"{field}: twice")
         seen.add((each.mount, each.label, each.name))
         if not each.ref:
             if not CHECKSUM.match(each.checksum):
-                raise bad(f"{field}.checksum: 64 hex characters are needed")
+                raise Invalid(f"{field}.checksum: 64 hex characters are needed")
             total += each.size
     return total
 
@@ -99,7 +86,7 @@ def snapshot_id(pid: str, place: int) -> str:
 
 
 def rewritten(fs: Filesystem | None, pid: str) -> Filesystem | None:
-    """The mounts as an executor of ours must find them. Raises RpcError 400."""
+    """The mounts as an executor of ours must find them. Raises Invalid."""
     value = copy.deepcopy(fs)
     for directory in _bounded(value.dirs if value else None, "dirs"):
         if directory.label:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import msgspec
 
 from federation.forward.path import Request, keyring, local_id
-from federation.wire.envelope import Kind, Refused, inspect
+from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.messages import MAX_HOPS, Outcome, load
 from node.host.keys import id_of, verify_es256k
 from node.model.types import State
-
-__all__ = ["Step", "carried", "conclusion", "trace", "unbound"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ def _step(sealed: bytes, keys: dict[str, bytes]) -> tuple[Step, str]:
     try:
         seen = inspect(sealed, limit=len(sealed))
         outcome = load(seen.payload, Outcome)
-    except Refused as refused:
-        return Step("", 0, False, str(refused), None), ""
+    except Rejected as rejected:
+        return Step("", 0, False, str(rejected), None), ""
     key = keys.get(seen.issuer, b"")
     signed = bool(key) and verify_es256k(key, seen.signed_bytes(Kind.OUTCOME), seen.signature)
     problem = "" if signed else "the signature does not hold" if key else "its key is missing"
@@ -173,7 +171,7 @@ def carried(outcome: Outcome, below: bytes, public_key: bytes) -> Outcome:
     try:
         seen = inspect(below, limit=len(below))
         there = load(seen.payload, Outcome)
-    except Refused:
+    except Rejected:
         return outcome
     if (there.state, there.errors) != (outcome.state, outcome.errors):
         return outcome

@@ -14,8 +14,6 @@ from node.processes.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE, MAX_TYPE
 from node.store import channels as store
 from node.store.channels import Entry, Head
 
-__all__ = ["entries", "fits", "read"]
-
 _MOST = 100  # messages at once
 _BYTES = 256 * 2**10  # of payload at once, unless one message is larger
 _PAGE = 100

@@ -7,53 +7,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
+from typing import Any
 
 import msgspec
 
 from federation.forward.path import Request, request_of
-from federation.wire.envelope import MAX_LIFETIME, Refused
+from federation.wire.envelope import MAX_LIFETIME, Rejected
+from federation.wire.refusals import Proof
 from federation.wire.signer import cti_of
 from node.model.types import SECOND, Process
-
-__all__ = [
-    "ACCEPTED",
-    "CANCELLING",
-    "CLOSED",
-    "DOUBT",
-    "QUEUED",
-    "REFUSED",
-    "RETURNED",
-    "Act",
-    "Forward",
-    "Move",
-    "Tried",
-    "Way",
-    "blocked",
-    "cancelled",
-    "cancelling",
-    "concluded",
-    "deadline_passed",
-    "delay",
-    "emptied",
-    "lost",
-    "new_forward",
-    "overruled",
-    "received",
-    "refused",
-    "resolved",
-    "returned",
-    "sending",
-    "shifted",
-    "stranded",
-    "unsendable",
-    "unsent",
-    "untimely",
-]
-
-QUEUED, DOUBT, ACCEPTED, CANCELLING = "queued", "doubt", "accepted", "cancelling"
-# Only in the record of a finished forward; a returned one is back in the queue of its colony.
-CLOSED, REFUSED, RETURNED = "closed", "refused", "returned"
 
 # An outcome made at the last moment needs this long (ns) to come back.
 _GRACE = 3 * SECOND
@@ -62,6 +25,45 @@ _CANCEL_FOR = 86_400 * SECOND
 _FIRST_DELAY, _LAST_DELAY = 1.0, 300.0
 # How long (ns) a forward with somewhere else to go waits for its peer to be reached, at most.
 _SHARE = 30 * SECOND
+
+
+class State(StrEnum):
+    """Where a forward stands; the last three only in the record of a finished one."""
+
+    QUEUED = "queued"  # no copy left, or none arrived
+    DOUBT = "doubt"  # a copy may have arrived
+    ACCEPTED = "accepted"
+    CANCELLING = "cancelling"
+    CLOSED = "closed"
+    REFUSED = "refused"
+    RETURNED = "returned"  # the process is back in the queue of its colony
+
+
+class Event(Enum):
+    """What happens to a forward, in the words of the documentation."""
+
+    SENDING = "a copy is about to leave"
+    UNSENT = "the only copy did not arrive"
+    SILENCE = "no answer, or another copy may have arrived"
+    ACCEPTED = "a receipt: accepted"
+    OVERTAKEN = "a receipt: our cancel came first"
+    REFUSED = "refused"
+    DENIED = "refused for certain: by the peer's word, and no other copy counts"
+    COPY_REFUSED = "refused, and another copy may have arrived"
+    COPY_EXPIRED = "refused as expired, and another copy may have arrived"
+    UNSENDABLE = "no message can be made of it"
+    UNDELIVERED = "the deadline for delivery passed"
+    STRANDED = "not reached in its share of the time, and it may go elsewhere"
+    OVERDUE = "no outcome by the deadline"
+    ENDED = "the process was ended here"
+    WITHDRAWN = "the process was ended here, and no copy left"
+    ENDS_THERE = "a receipt of the cancel: its outcome comes"
+    NOT_THERE = "a receipt of the cancel: it never begins"
+    FAILED = "the owner: it has failed"
+    REQUEUED = "the owner: it runs here"
+    BLOCKED = "the peer was blocked"
+    OUTCOME = "the signed outcome"
+    RETURNED = "the process is back in our queue"
 
 
 class Tried(msgspec.Struct, frozen=True):
@@ -116,7 +118,7 @@ class Forward(msgspec.Struct, frozen=True):
     deliver: int
     unheard: int
     finish: int
-    state: str = QUEUED
+    state: State = State.QUEUED
     attempts: int = 0
     sent: int = 0
     firstsent: int = 0
@@ -153,13 +155,13 @@ class Forward(msgspec.Struct, frozen=True):
             if not self.envelope:
                 return None
             return request_of(self.envelope, relayed=bool(self.origin))
-        except Refused:
+        except Rejected:
             return None
 
     @property
     def outstanding(self) -> bool:
         """Whether the peer may owe an outcome."""
-        return self.state != QUEUED
+        return self.state is not State.QUEUED
 
 
 class Act(Enum):
@@ -172,17 +174,90 @@ class Act(Enum):
 
 
 @dataclass(frozen=True)
-class Move:
-    """What follows: the forward, whether it stays in the outbox, and the process's fate.
+class Step:
+    """A row: the next state, the process's fate, and whether the forward stays in the outbox.
 
     `certain`: the peer surely will not run it, so another may.
     """
+
+    to: State
+    act: Act = Act.NOTHING
+    stays: bool = True
+    certain: bool = False
+
+
+@dataclass(frozen=True)
+class Move:
+    """What follows: the forward, and what its row says of it, with errors for the process."""
 
     forward: Forward
     stays: bool
     act: Act = Act.NOTHING
     errors: list[str] = field(default_factory=list)
     certain: bool = False
+
+
+_GOES_ON = Step(State.DOUBT)
+_STOPPED = Step(State.CANCELLING, Act.FAIL)  # the peer is told: nobody waits any more
+_OVER = Step(State.CLOSED, stays=False)
+_NEVER_RAN = Step(State.CLOSED, Act.FAIL, stays=False, certain=True)
+_NO = Step(State.REFUSED, Act.FAIL, stays=False)
+_CERTAIN_NO = Step(State.REFUSED, Act.FAIL, stays=False, certain=True)
+_UNKNOWN = Step(State.DOUBT, Act.FAIL, stays=False)
+_BACK = Step(State.RETURNED, stays=False)
+
+# All that can happen: a pair that is not here is a mistake of ours.
+TRANSITIONS: dict[tuple[State, Event], Step] = {
+    (State.QUEUED, Event.SENDING): _GOES_ON,
+    (State.QUEUED, Event.REFUSED): _NO,
+    (State.QUEUED, Event.UNSENDABLE): Step(State.CLOSED, Act.FAIL, stays=False),
+    (State.QUEUED, Event.UNDELIVERED): _NEVER_RAN,
+    (State.QUEUED, Event.STRANDED): _NEVER_RAN,
+    (State.QUEUED, Event.OVERDUE): _STOPPED,
+    (State.QUEUED, Event.ENDED): Step(State.CANCELLING),
+    (State.QUEUED, Event.WITHDRAWN): _OVER,
+    (State.QUEUED, Event.BLOCKED): _NEVER_RAN,
+    (State.QUEUED, Event.OUTCOME): _OVER,
+    (State.DOUBT, Event.SENDING): _GOES_ON,
+    (State.DOUBT, Event.UNSENT): Step(State.QUEUED),
+    (State.DOUBT, Event.SILENCE): _GOES_ON,
+    (State.DOUBT, Event.ACCEPTED): Step(State.ACCEPTED, Act.START),
+    (State.DOUBT, Event.OVERTAKEN): Step(State.CLOSED, Act.CANCEL, stays=False),
+    (State.DOUBT, Event.REFUSED): _NO,
+    (State.DOUBT, Event.DENIED): _CERTAIN_NO,
+    (State.DOUBT, Event.COPY_REFUSED): _UNKNOWN,
+    (State.DOUBT, Event.COPY_EXPIRED): _GOES_ON,
+    (State.DOUBT, Event.OVERDUE): _STOPPED,
+    (State.DOUBT, Event.ENDED): Step(State.CANCELLING),
+    (State.DOUBT, Event.FAILED): _STOPPED,
+    (State.DOUBT, Event.REQUEUED): Step(State.CANCELLING),
+    (State.DOUBT, Event.BLOCKED): _UNKNOWN,
+    (State.DOUBT, Event.OUTCOME): _OVER,
+    (State.ACCEPTED, Event.OVERDUE): _STOPPED,
+    (State.ACCEPTED, Event.ENDED): Step(State.CANCELLING),
+    (State.ACCEPTED, Event.FAILED): _STOPPED,
+    (State.ACCEPTED, Event.REQUEUED): Step(State.CANCELLING),
+    (State.ACCEPTED, Event.BLOCKED): _UNKNOWN,
+    (State.ACCEPTED, Event.OUTCOME): _OVER,
+    (State.CANCELLING, Event.ENDS_THERE): Step(State.CANCELLING),
+    (State.CANCELLING, Event.NOT_THERE): _OVER,
+    (State.CANCELLING, Event.REFUSED): _OVER,
+    (State.CANCELLING, Event.OVERDUE): _OVER,
+    (State.CANCELLING, Event.ENDED): Step(State.CANCELLING),
+    (State.CANCELLING, Event.BLOCKED): _OVER,
+    (State.CANCELLING, Event.OUTCOME): _OVER,
+    (State.CANCELLING, Event.RETURNED): _BACK,
+    (State.CLOSED, Event.RETURNED): _BACK,
+    (State.REFUSED, Event.RETURNED): _BACK,
+}
+
+
+def _move(forward: Forward, event: Event, error: str = "", **changes: Any) -> Move:
+    """What follows from an event; `error` is for a process that fails by it."""
+    step = TRANSITIONS[forward.state, event]
+    after = msgspec.structs.replace(forward, state=step.to, **changes)
+    errors = [error] if error and step.act is Act.FAIL else []
+    return Move(after, step.stays, step.act, errors, step.certain)
 
 
 def new_forward(process: Process, way: Way | None = None, now: int = 0) -> Forward:
@@ -234,70 +309,59 @@ def sending(forward: Forward, envelope: bytes, now: int, request: Request | None
     `request` is what the envelope asks for, and whose word that is.
     """
     asked = request or Request(forward.askedby, forward.asked)
-    return msgspec.structs.replace(
+    return _move(
         forward,
-        state=DOUBT,
+        Event.SENDING,
         envelope=envelope,
         asked=asked.digest,
         askedby=asked.origin,
         attempts=forward.attempts + 1,
         sent=forward.sent + 1,
         firstsent=forward.firstsent or now,
-    )
+    ).forward
 
 
 def unsent(forward: Forward, error: str) -> Forward:
     """The copy certainly did not arrive, or was turned away for now."""
     sent = max(0, forward.sent - 1)
-    state = QUEUED if forward.state == DOUBT and sent == 0 else forward.state
-    return msgspec.structs.replace(
-        forward,
-        state=state,
-        sent=sent,
-        firstsent=forward.firstsent if sent else 0,
-        lasterror=error,
-    )
+    event = Event.SILENCE if sent else Event.UNSENT
+    first = forward.firstsent if sent else 0
+    return _move(forward, event, sent=sent, firstsent=first, lasterror=error).forward
 
 
-def untimely(forward: Forward, error: str, signed: bool) -> Forward:
-    """The peer's clock shows another time than we thought, so it did not take the copy.
+def untimely(forward: Forward, error: str, signed: bool, early: bool) -> Forward:
+    """Return the forward after its copy did not hold by the peer's clock.
 
-    If that is certain, and it was the only one, the next is sealed with other times. Else the
-    bytes stay the same ones, as an earlier copy may have arrived.
+    If the peer `signed` that, and took no other copy, the next is sealed with other times. It took
+    none if there was no other, or if the copy is `early`, from the future for the peer: so was each
+    before it, as all have the same times and the clock by which a colony judges only goes forward.
+    Else the bytes stay the same ones, as an earlier copy may have arrived.
     """
-    if not signed or forward.sent > 1:
+    if not signed or (forward.sent > 1 and not early):
         return lost(forward, error)
-    return msgspec.structs.replace(
-        unsent(forward, error), envelope=b"", asked=b"", askedby="", meant={}
-    )
+    return _unsealed(unsent(msgspec.structs.replace(forward, sent=1), error))
 
 
 def lost(forward: Forward, error: str) -> Forward:
     """No answer came, so the copy may have arrived."""
-    return msgspec.structs.replace(forward, lasterror=error)
+    return _move(forward, Event.SILENCE, lasterror=error).forward
 
 
 def received(forward: Forward, status: str, remote: str, receipt: bytes) -> Move:
-    """The peer signed that it has the submission."""
-    after = msgspec.structs.replace(
-        forward, receipt=receipt, remoteprocessid=remote or forward.remoteprocessid, lasterror=""
-    )
-    if status == "accepted":
-        after = msgspec.structs.replace(after, state=ACCEPTED)
-        return Move(after, True, Act.START)
-    # Only our own cancel makes a peer answer so: it overtook the submission.
-    return Move(msgspec.structs.replace(after, state=CLOSED), False, Act.CANCEL)
+    """The peer signed that it has the submission, or that our cancel overtook it."""
+    event = Event.ACCEPTED if status == "accepted" else Event.OVERTAKEN
+    remote = remote or forward.remoteprocessid
+    return _move(forward, event, receipt=receipt, remoteprocessid=remote, lasterror="")
 
 
 def cancelled(forward: Forward, remote: str, receipt: bytes, now: int) -> Move:
-    """The peer signed that it knows of the cancel."""
-    after = msgspec.structs.replace(
-        forward, receipt=receipt, remoteprocessid=remote or forward.remoteprocessid, lasterror=""
-    )
-    if remote:
-        # The outcome that the cancel led to is still owed, and must be acknowledged.
-        return Move(after, True)
-    return Move(msgspec.structs.replace(after, state=CLOSED, ended=now), False)
+    """The peer signed that it knows of the cancel.
+
+    The outcome that the cancel led to there is still owed, and must be acknowledged.
+    """
+    event, ended = (Event.ENDS_THERE, forward.ended) if remote else (Event.NOT_THERE, now)
+    remote = remote or forward.remoteprocessid
+    return _move(forward, event, receipt=receipt, remoteprocessid=remote, lasterror="", ended=ended)
 
 
 def refused(
@@ -306,52 +370,47 @@ def refused(
     message: str,
     peername: str,
     now: int,
-    *,
-    signed: bool = False,
-    brought: bool = False,
-    kept: bool = False,
+    proof: Proof = Proof.NONE,
 ) -> Move:
-    """The peer turned the message away for good; `signed` is whether it put its name to that.
-
-    `brought`: another colony brought it there, and may have before, or may again. `kept`: the peer
-    put its name to that it took no copy and will take none.
-    """
+    """The peer turned the message away for good."""
     error = f"peer {peername} refused: {code}: {message}"
-    after = msgspec.structs.replace(forward, lasterror=error, ended=now)
-    if forward.state == CANCELLING:
-        return Move(msgspec.structs.replace(after, state=CLOSED), False)
-    if (forward.sent > 1 or brought) and not kept:
-        if code == "expired":
-            # Says nothing about the other copies: the outcome is awaited.
-            return Move(msgspec.structs.replace(after, deliver=0, ended=0), True)
-        error += "; another copy may have arrived: in doubt, the peer may still run it"
-        return Move(msgspec.structs.replace(after, state=DOUBT), False, Act.FAIL, [error])
-    # Another message under this id, which it has, may be one of ours that a lost store forgot.
-    certain = (signed or kept) and code != "id_reuse"
-    return Move(msgspec.structs.replace(after, state=REFUSED), False, Act.FAIL, [error], certain)
+    told, event = error, Event.REFUSED
+    if forward.state is not State.CANCELLING:
+        if (forward.sent > 1 or proof.carried) and proof is not Proof.KEPT:
+            if code == "expired":
+                # Says nothing about the other copies: the outcome is awaited.
+                return _move(forward, Event.COPY_EXPIRED, lasterror=error, deliver=0, ended=0)
+            told += "; another copy may have arrived: in doubt, the peer may still run it"
+            event = Event.COPY_REFUSED
+        elif proof.certain and code != "id_reuse":
+            # Another message under this id, which it has, may be one of ours that a lost store
+            # forgot: so no more is certain.
+            event = Event.DENIED
+    return _move(forward, event, told, lasterror=error, ended=now)
 
 
 def unsendable(forward: Forward, error: str, now: int) -> Move:
     """It can't be put into a message at all, and never left."""
-    after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
-    return Move(after, False, Act.FAIL, [error])
+    return _move(forward, Event.UNSENDABLE, error, lasterror=error, ended=now)
+
+
+def withdrawn(forward: Forward, now: int) -> Forward:
+    """The record of a process that was ended here before a copy left."""
+    return _move(forward, Event.WITHDRAWN, ended=now).forward
 
 
 def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -> Move | None:
     """What follows from the time alone; None when nothing does."""
-    if forward.state == QUEUED and now > forward.deliver:
+    if forward.state is State.QUEUED and now > forward.deliver:
         reason = forward.lasterror or lasterror or "it was never reached"
         error = f"forward to peer {peername} not delivered by its deadline: {reason}"
-        after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
-        return Move(after, False, Act.FAIL, [error], True)
-    if now <= (forward.unheard if forward.state == DOUBT else forward.finish):
+        return _move(forward, Event.UNDELIVERED, error, lasterror=error, ended=now)
+    if now <= (forward.unheard if forward.state is State.DOUBT else forward.finish):
         return None
-    if forward.state == CANCELLING:
-        return Move(msgspec.structs.replace(forward, state=CLOSED, ended=now), False)
+    if forward.state is State.CANCELLING:
+        return _move(forward, Event.OVERDUE, ended=now)
     error = f"no outcome from peer {peername} by the deadline: in doubt, the peer may still run it"
-    # The peer is asked to stop: nobody waits any more.
-    after = cancelling(msgspec.structs.replace(forward, lasterror=error), now)
-    return Move(after, True, Act.FAIL, [error])
+    return _stopping(forward, Event.OVERDUE, now, error, lasterror=error)
 
 
 def shifted(forward: Forward, by: int, before: int) -> Forward:
@@ -377,32 +436,22 @@ def stranded(forward: Forward, now: int, peername: str, lasterror: str) -> Move 
 
     Without another place the caller lets it be: it ends at its own deadline.
     """
-    if forward.state != QUEUED or not forward.retry or now <= forward.share:
+    if forward.state is not State.QUEUED or not forward.retry or now <= forward.share:
         return None
     error = f"peer {peername} not reached: {forward.lasterror or lasterror or 'no connection'}"
-    after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
-    return Move(after, False, Act.FAIL, [error], True)
+    return _move(forward, Event.STRANDED, error, lasterror=error, ended=now)
 
 
 def returned(forward: Forward, tried: tuple[Tried, ...], now: int) -> Forward:
     """The record of a forward whose process is back in our queue."""
-    return msgspec.structs.replace(
-        forward,
-        state=RETURNED,
-        envelope=b"",
-        asked=b"",
-        askedby="",
-        meant={},
-        tried=list(tried),
-        ended=now,
-    )
+    return _move(_unsealed(forward), Event.RETURNED, tried=list(tried), ended=now).forward
 
 
 def resolved(forward: Forward, peername: str, now: int, *, aside: bool) -> Move:
     """A person ended the doubt; `aside`: the process goes on without this forward."""
     error = f"given up by the owner: in doubt, peer {peername} may still run it"
-    after = cancelling(msgspec.structs.replace(forward, lasterror=error, aside=aside), now)
-    return Move(after, True, Act.NOTHING if aside else Act.FAIL, [error])
+    event = Event.REQUEUED if aside else Event.FAILED
+    return _stopping(forward, event, now, error, lasterror=error, aside=aside)
 
 
 def overruled(move: Move, now: int) -> Forward:
@@ -417,16 +466,14 @@ def overruled(move: Move, now: int) -> Forward:
 
 def blocked(forward: Forward, peername: str, now: int) -> Move:
     """The owner blocked the peer: nobody waits for it any more, and nothing more is sent to it."""
-    if forward.state == CANCELLING:
-        error = f"peer {peername} is blocked here; whether it stopped is not known"
-        after = msgspec.structs.replace(forward, state=CLOSED, lasterror=error, ended=now)
-        return Move(after, False)
-    state, error = CLOSED, f"peer {peername} was blocked here before this was sent: it never ran"
-    if forward.state != QUEUED:
-        state = DOUBT
-        error = f"peer {peername} was blocked here: in doubt, the peer may still run it"
-    after = msgspec.structs.replace(forward, state=state, lasterror=error, ended=now)
-    return Move(after, False, Act.FAIL, [error], state == CLOSED)
+    match forward.state:
+        case State.CANCELLING:
+            error = f"peer {peername} is blocked here; whether it stopped is not known"
+        case State.QUEUED:
+            error = f"peer {peername} was blocked here before this was sent: it never ran"
+        case _:
+            error = f"peer {peername} was blocked here: in doubt, the peer may still run it"
+    return _move(forward, Event.BLOCKED, error, lasterror=error, ended=now)
 
 
 def emptied(forward: Forward) -> Forward:
@@ -435,20 +482,28 @@ def emptied(forward: Forward) -> Forward:
     return msgspec.structs.replace(forward, envelope=b"", asked=asked.digest, askedby=asked.origin)
 
 
+def _unsealed(forward: Forward) -> Forward:
+    return msgspec.structs.replace(forward, envelope=b"", asked=b"", askedby="", meant={})
+
+
 def cancelling(forward: Forward, now: int) -> Forward:
     """The process was ended here; the peer must be told."""
-    return msgspec.structs.replace(
-        emptied(forward), state=CANCELLING, finish=now + _CANCEL_FOR, receipt=b""
-    )
+    return _stopping(forward, Event.ENDED, now).forward
+
+
+def _stopping(forward: Forward, event: Event, now: int, error: str = "", **changes: Any) -> Move:
+    """The peer is asked to stop, for as long as a cancel is tried."""
+    finish = now + _CANCEL_FOR
+    return _move(emptied(forward), event, error, finish=finish, receipt=b"", **changes)
 
 
 def concluded(forward: Forward, outcome: bytes, remote: str, now: int) -> Forward:
     """The record of a forward whose signed outcome came."""
-    return msgspec.structs.replace(
+    return _move(
         emptied(forward),
-        state=CLOSED,
+        Event.OUTCOME,
         outcome=outcome,
         remoteprocessid=remote,
         lasterror="",
         ended=now,
-    )
+    ).forward

@@ -8,12 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from federation.forward.path import Request, request_of
-from federation.wire.envelope import Opened, Refused
+from federation.wire.envelope import Opened, Rejected
 from node.etcd.client import EtcdClient
 from node.store import keys
-
-__all__ = ["SAID", "Kept", "Marker", "request_in"]
-
 
 # In the record of how much of the channels of a process a colony told us of: how many bytes of
 # the store that took. No channel has this name.
@@ -64,5 +61,5 @@ async def request_in(client: EtcdClient, home: str, marker: Marker) -> Request:
     found = await client.get(keys.submission(home, marker.localpid))
     try:
         return request_of(found.value) if found is not None else Request()
-    except Refused:
+    except Rejected:
         return Request()

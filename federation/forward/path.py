@@ -11,34 +11,9 @@ import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
+from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Rejected, inspect
 from federation.wire.messages import MAX_HOPS, MOST, Submit, load
 from node.host.keys import id_of, verify_es256k
-
-__all__ = [
-    "Asked",
-    "BadPath",
-    "Hop",
-    "Request",
-    "hops_for",
-    "is_mine",
-    "keyring",
-    "local_id",
-    "onward_target",
-    "passed_on",
-    "request_of",
-    "segments",
-    "unwrap",
-    "way",
-]
-
-
-class BadPath(Exception):
-    """The way that a submission claims to have come can't be; `code` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code, self.message = code, message
 
 
 @dataclass(frozen=True)
@@ -133,17 +108,17 @@ def unwrap(
     """Check the way of a submission that just came, down to the origin's own signature.
 
     `me` are our ids, `limit` bytes of each envelope; `same` is whether two ids are one colony's,
-    before and after it changed its key. Raises BadPath: hops, loop, bad_path.
+    before and after it changed its key. Raises Rejected: hops, loop, bad_path.
     """
     path = submit.path
     if not 1 <= submit.hops <= MAX_HOPS or len(path) >= submit.hops:
         message = f"hop {len(path) + 1} of {submit.hops}; at most {MAX_HOPS} here"
-        raise BadPath("hops", message)
+        raise Rejected("hops", message)
     before = [*path, opened.issuer]
     if len(set(before)) < len(before) or not set(before).isdisjoint(me):
-        raise BadPath("loop", "the process was in this colony, or twice in another, before")
+        raise Rejected("loop", "the process was in this colony, or twice in another, before")
     if bool(path) != bool(submit.inner) or bool(path) == bool(submit.spec):
-        raise BadPath("bad_path", "a relay sends what it was sent, an origin its own spec")
+        raise Rejected("bad_path", "a relay sends what it was sent, an origin its own spec")
     keys = keyring(submit.keys)
     hops = [Hop(opened.issuer, opened.audience, opened.issued, submit, opened.digest)]
     expires = opened.expires
@@ -170,11 +145,11 @@ def _inner(
     try:
         seen = inspect(outer.submit.inner, limit=limit)
         submit = load(seen.payload, Submit)
-    except Refused as refused:
-        raise BadPath("bad_path", f"what {outer.issuer[:12]} was sent: {refused}") from None
+    except Rejected as rejected:
+        raise Rejected("bad_path", f"what {outer.issuer[:12]} was sent: {rejected}") from None
     key = keys.get(issuer)
     if key is None:
-        raise BadPath("bad_path", f"the key of {issuer[:12]}, which is in the path, is missing")
+        raise Rejected("bad_path", f"the key of {issuer[:12]}, which is in the path, is missing")
     problem = ""
     if seen.issuer != issuer or not same(seen.audience, outer.issuer):
         problem = "is not from whom the path says"
@@ -192,7 +167,7 @@ def _inner(
     elif bool(submit.path) == bool(submit.spec):
         problem = "has no spec, or one too many"
     if problem:
-        raise BadPath("bad_path", f"what {outer.issuer[:12]} was sent {problem}")
+        raise Rejected("bad_path", f"what {outer.issuer[:12]} was sent {problem}")
     digest = hashlib.sha256(outer.submit.inner).digest()
     return Hop(issuer, seen.audience, seen.issued, submit, digest), seen.expires
 
@@ -209,7 +184,7 @@ def way(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], b
             seen.issuer, seen.audience, seen.cti, seen.issued, seen.expires, seen.payload, digest
         )
         asked = unwrap(opened, load(seen.payload, Submit), (), len(sealed))
-    except (Refused, BadPath):
+    except Rejected:
         return [], False
     valid = (
         seen.issuer == issuer
@@ -224,7 +199,7 @@ def request_of(sealed: bytes, *, relayed: bool = True) -> Request:
     """Return which submission of which origin is at the core of a sealed one.
 
     One that is not `relayed` is the origin's own, and its payload is not read. Nothing is verified:
-    it is for messages that we made, or checked when they came. Raises Refused.
+    it is for messages that we made, or checked when they came. Raises Rejected.
     """
     for _ in range(MAX_HOPS):
         seen = inspect(sealed, limit=len(sealed))
@@ -232,7 +207,7 @@ def request_of(sealed: bytes, *, relayed: bool = True) -> Request:
         if not inner:
             return Request(seen.issuer, hashlib.sha256(sealed).digest())
         sealed = inner
-    raise Refused("malformed", f"more than {MAX_HOPS} hops")
+    raise Rejected("malformed", f"more than {MAX_HOPS} hops")
 
 
 # -- the way on --------------------------------------------------------------------------------
@@ -243,7 +218,7 @@ def passed_on(
 ) -> tuple[Submit, int]:
     """What a relay sends for the sealed submission it received, and when that one expires.
 
-    `pid` and `attempt` are the relay's own, `keys` the public keys it knows by id. Raises Refused.
+    `pid` and `attempt` are the relay's own, `keys` the public keys it knows by id. Raises Rejected.
     """
     seen = inspect(received, limit=len(received))
     inner = load(seen.payload, Submit)

@@ -11,34 +11,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from federation.wire.json import require_bounded
 from federation.wire.messages import Extra, Follow, Line, News
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.numbers import beyond_float
 from node.model.types import Attribute, Log, Process
-
-__all__ = [
-    "MAX_ATTRIBUTES",
-    "MAX_LINES",
-    "MAX_LINE_BYTES",
-    "MAX_OUTPUT",
-    "MOST_WEIGHT",
-    "NEVER",
-    "Followed",
-    "Pace",
-    "added_after",
-    "admit",
-    "as_attribute",
-    "begin",
-    "digest_of",
-    "follow_of",
-    "fresh_extras",
-    "lines_of",
-    "named",
-    "output_of",
-    "weight_of",
-]
 
 NEVER = 2**63 - 1  # a time after all lines: nothing more is wanted
 MAX_LINES = 10_000  # of one process, that its origin keeps
@@ -211,16 +189,16 @@ def as_attribute(extra: Extra, process: Process, attributeid: str) -> Attribute:
 
 
 def output_of(out: bytes) -> list[object]:
-    """The output so far, which is JSON. Raises RpcError 400."""
+    """The output so far, which is JSON. Raises Invalid."""
     if len(out) > MAX_OUTPUT:
-        raise bad(f"news: the output has more than {MAX_OUTPUT} bytes")
+        raise Invalid(f"news: the output has more than {MAX_OUTPUT} bytes")
     try:
         require_bounded(out, most=_MOST_CONTAINERS)
         value: list[object] = msgspec.json.decode(out, type=list)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused) as error:
-        raise bad(f"news: the output: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Rejected) as error:
+        raise Invalid(f"news: the output: {error}") from None
     if beyond_float(out, value):
-        raise bad("news: a number in the output beyond what a 64-bit float holds")
+        raise Invalid("news: a number in the output beyond what a 64-bit float holds")
     return value
 
 

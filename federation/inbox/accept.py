@@ -5,7 +5,6 @@ A message gets here opened and from a trusted colony; each acceptance is one tra
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,34 +13,34 @@ import trio
 
 from federation.forward import path as relays
 from federation.forward.marker import Marker, request_in
-from federation.forward.path import Asked, BadPath, Request, local_id
+from federation.forward.path import Asked, Request, local_id
 from federation.inbox.outcomes import Owing
+from federation.inbox.tombstones import Tombstones
 from federation.inbox.usage import Stocktaking
 from federation.limits.accounts import Accounts
 from federation.limits.decoding import load_large
-from federation.peers.keys import Keys
-from federation.peers.policy import Breach, Meter, breach, explained, onward
-from federation.peers.registry import BLOCKED, TRUSTED, Peers, trusted_revision
-from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Refused, inspect
+from federation.outbox.files import Depot
+from federation.outbox.ledger import Ledger
+from federation.peers.context import Context
+from federation.peers.policy import Meter, breach, explained, onward
+from federation.peers.registry import BLOCKED, TRUSTED, trusted_revision
+from federation.wire.endpoint import Endpoint
+from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Rejected, inspect
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Cancel, Receipt, Submit, load
-from federation.wire.refusals import Refusal, store_full
-from federation.wire.signer import Sealer, cti_of
-from node.etcd.client import EtcdClient
+from federation.wire.refusals import Refusal, refusal_of, store_full
+from federation.wire.signer import cti_of
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Compare, Get, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import Conflict, RpcError
 from node.model.json import prune
 from node.model.numbers import beyond_float
 from node.model.types import SECOND, FunctionSpec, Process
 from node.processes.extension import Addition
-from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.store import processes as store
-
-__all__ = ["Inbox"]
 
 _TRIES = 5
 _MARKER = 1300  # bytes of a marker with its key, about
@@ -56,7 +55,7 @@ def parse_spec(data: bytes) -> FunctionSpec:
         if beyond_float(data, value):
             raise Refusal(400, "bad_spec", "spec: a number beyond what a 64-bit float holds")
         return msgspec.convert(prune(value), FunctionSpec)
-    except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, Rejected) as error:
         raise Refusal(400, "bad_spec", f"spec: {error}") from None
 
 
@@ -69,65 +68,40 @@ def parse_input(data: bytes) -> list[Any]:
         value: list[Any] = msgspec.json.decode(data, type=list)
         if beyond_float(data, value):
             raise Refusal(400, "bad_input", "input: a number beyond what a 64-bit float holds")
-    except (msgspec.DecodeError, ValueError, RecursionError, Refused) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, Rejected) as error:
         raise Refusal(400, "bad_input", f"input: {error}") from None
     return value
 
 
-def _nowhere(target: str, path: Sequence[str]) -> str:
-    return ""
-
-
-async def _no_files(opened: Opened, submit: Submit, first: Submit, process: Process) -> None:
-    raise Refusal(409, "no_files", "this colony keeps no files")
-
-
-def _none(issuer: str) -> int:
-    return 0
-
-
 @dataclass
 class Inbox:
-    """What other colonies have here.
+    """What other colonies have here. `ledger` has what went on, `depot` fetches files."""
 
-    `way_to` gives the trusted peer that leads to another colony, by the target and the ids of
-    those that had the process already, or "". `relayed` counts a colony's processes on their way.
-    """
-
-    home: str
-    sealer: Sealer
-    client: EtcdClient
-    processes: Processes
-    peers: Peers
-    keys: Keys
+    context: Context
+    ledger: Ledger
+    depot: Depot
+    owing: Owing
+    accounts: Accounts
     meter: Meter = field(default_factory=Meter)
-    way_to: Callable[[str, Sequence[str]], str] = _nowhere
-    relayed: Callable[[str], int] = _none
-    owing: Owing = field(init=False)
-    accounts: Accounts = field(init=False)
     stock: Stocktaking = field(init=False)
-    bring: Callable[[Opened, Submit, Submit, Process], Awaitable[None]] = _no_files
 
     def __post_init__(self) -> None:
-        self.accounts = Accounts(self.peers)
-        self.owing = Owing(
-            self.home, self.sealer, self.client, self.processes, self.peers, self.keys
-        )
-        self.owing.weigh = self.accounts.weigh
-        self.stock = Stocktaking(
-            self.home,
-            self.client,
-            self.processes,
-            self.keys,
-            self.accounts,
-            self.owing,
-        )
+        self.stock = Stocktaking(self.context, self.accounts, self.owing)
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where a process is sent, cancelled, and asked about."""
+        tombstones = Tombstones(self.context, self.accounts)
+        return [
+            Endpoint("/v2/submit", Kind.SUBMIT, self.accept, keep=tombstones.keep),
+            Endpoint("/v2/cancel", Kind.CANCEL, self.cancel),
+            Endpoint("/v2/outcomes", Kind.POLL, self.owing.outcomes),
+        ]
 
     def removable(self, process: Process) -> str:
         """Why a process must stay, or ""."""
         if not process.origin or not process.notify:
             return ""
-        name = self.peers.name(process.origin)
+        name = self.context.peers.name(process.origin)
         if not process.closed:
             return f"the process came from colony {name}; cancel it, so that it hears of its end"
         if process.notify.rpartition("/")[2] in self.owing.owed.get(process.origin, ()):
@@ -136,19 +110,23 @@ class Inbox:
 
     def _receipt(self, opened: Opened, receipt: Receipt) -> bytes:
         name = cti_of("receipt", opened.cti.hex(), receipt.status)
-        return self.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=name)
+        return self.context.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=name)
 
     def _trust_in(self, issuer: str, peer: str) -> list[ModRevision]:
         """What a transaction demands, so that no block that it overlooks can precede it.
 
         `peer` is whom the process goes on to, if it does.
         """
-        trusted = [ModRevision(self.keys.peer(issuer), trusted_revision(self.peers, issuer))]
+        trusted = [
+            ModRevision(
+                self.context.keys.peer(issuer), trusted_revision(self.context.peers, issuer)
+            )
+        ]
         if peer:
-            entry = self.peers.get(peer)
+            entry = self.context.peers.get(peer)
             if entry is None or entry.peer.state != TRUSTED:
                 raise Refusal(404, "no_way", "the colony that leads there is trusted no more")
-            trusted.append(ModRevision(self.keys.peer(peer), entry.revision))
+            trusted.append(ModRevision(self.context.keys.peer(peer), entry.revision))
         return trusted
 
     # -- submit --------------------------------------------------------------------------
@@ -160,18 +138,20 @@ class Inbox:
             outer = msgspec.structs.replace(opened, issuer=opened.wire)
             asked = await apart(
                 submit.inner,
-                lambda _: relays.unwrap(outer, submit, self.sealer.ids, len(data), self._same),
+                lambda _: relays.unwrap(
+                    outer, submit, self.context.sealer.ids, len(data), self._same
+                ),
             )
-        except BadPath as error:
-            raise Refusal(400, error.code, error.message) from None
-        if any(self.peers.state(each) == BLOCKED for each in asked.ids):
+        except Rejected as error:
+            raise refusal_of(error) from None
+        if any(self.context.peers.state(each) == BLOCKED for each in asked.ids):
             raise Refusal(403, "blocked", "this colony blocks one that the process was in")
         spec = await apart(asked.first.spec, parse_spec)
         given = await apart(asked.first.input, parse_input)
         process = self._build(opened, submit, asked, spec, given)
         # One that goes on stands in the outbox as well, with what it was asked by.
         left = _left_by(asked.first, 2 * len(data) if process.peer else len(data))
-        full = self.client.pressure.refuses(Need.GROWS)
+        full = self.context.client.pressure.refuses(Need.GROWS)
         forbidden = None if full else self._enter(opened.issuer, process, submit, len(data), left)
         if full or forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
@@ -180,20 +160,18 @@ class Inbox:
                 return self._again(marker, opened, asked.request)
             if forbidden is None:
                 raise store_full()
-            raise Refusal(
-                forbidden.status, forbidden.code, forbidden.message, again=forbidden.again
-            )
+            raise forbidden
         fresh = True
         try:
             needed = asked.first.files is not None and not process.peer
             # A repeat needs nothing more.
             if needed and await self._marker(opened, submit) is None:
                 fresh = False
-                await self.bring(opened, submit, asked.first, process)
+                await self.depot.bring(opened, submit, asked.first, process)
                 fresh = True
             answer, fresh = await self._take_in(opened, data, submit, process, asked.request, left)
         except Refusal as refusal:
-            fresh = refusal.status >= 500
+            fresh = not refusal.certain
             raise
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
@@ -203,17 +181,17 @@ class Inbox:
 
     async def _marker(self, opened: Opened, submit: Submit) -> Marker | None:
         """What was decided about a submission before."""
-        found = await self.client.get(self.keys.marker(opened.issuer, submit.pid))
+        found = await self.context.client.get(self.context.keys.marker(opened.issuer, submit.pid))
         marker = unpack(found.value, Marker) if found else None
         return marker if marker is not None and marker.concerns(opened) else None
 
     def _same(self, one: str, other: str) -> bool:
         """Whether two ids are of one colony, as far as we know."""
-        return self.peers.roster.root(one) == self.peers.roster.root(other)
+        return self.context.peers.roster.root(one) == self.context.peers.roster.root(other)
 
     def _enter(
         self, issuer: str, process: Process, submit: Submit, size: int, left: int
-    ) -> Breach | None:
+    ) -> Refusal | None:
         """Hold a place for a submission, or say what the policy has against it.
 
         `left` is how many bytes it leaves beside its marker.
@@ -223,23 +201,23 @@ class Inbox:
         end of such a process would have to change it. So daemons may together let in what they
         took at the same moment, before they heard of each other.
         """
-        policy = self.peers.policy(issuer)
+        policy = self.context.peers.policy(issuer)
         hops = len(submit.path) + 1
         problem = breach(policy, process.spec, size=size, hops=hops)
-        if problem is None and process.spec.conditions.colonyname != self.home:
+        if problem is None and process.spec.conditions.colonyname != self.context.home:
             problem = onward(policy, hops=hops, limit=submit.hops)
             if problem is None and not process.peer:
                 name = process.spec.conditions.colonyname[:80]
-                why = self.peers.ambiguity(process.spec.conditions.colonyname)
+                why = self.context.peers.ambiguity(process.spec.conditions.colonyname)
                 why = why or f"no way leads from here to a colony {name!r}"
-                problem = Breach("no_way", why, 404)
+                problem = Refusal(404, "no_way", why)
         if problem is not None:
-            further = process.spec.conditions.colonyname != self.home
-            name = self.peers.name(issuer)
+            further = process.spec.conditions.colonyname != self.context.home
+            name = self.context.peers.name(issuer)
             return explained(
-                problem, self.home, name, hops=hops, limit=submit.hops, further=further
+                problem, self.context.home, name, hops=hops, limit=submit.hops, further=further
             )
-        waiting = self.processes.queue.count_of(issuer) + self.relayed(issuer)
+        waiting = self.context.processes.queue.count_of(issuer) + self.ledger.relayed(issuer)
         problem = self.meter.enter(issuer, policy, waiting, trio.current_time())
         if problem is None:
             problem = self.accounts.take(issuer, left + _MARKER)
@@ -275,11 +253,11 @@ class Inbox:
             origin=request.origin,
             left=left,
         )
-        key = self.keys.marker(opened.issuer, submit.pid)
+        key = self.context.keys.marker(opened.issuer, submit.pid)
         addition = Addition()
         if process.peer:
             # From here on it is a forward like any other.
-            addition = self.processes.hooks.forwarding(process)
+            addition = self.context.processes.hooks.forwarding(process)
         try:
             step = store.submit(process, data, addition.ops)
         except ValueError as error:
@@ -293,12 +271,12 @@ class Inbox:
                 [Get(key)],
             )
             try:
-                with self.processes.telling(process):
-                    result = await self.client.commit(txn)
+                with self.context.processes.telling(process):
+                    result = await self.context.client.commit(txn)
             except (EtcdTooLarge, EtcdTooManyOps) as error:
                 raise Refusal(413, "too_large", f"the store refuses it: {error}") from None
             if result.succeeded:
-                self.processes.committed_submit(process, result.revision)
+                self.context.processes.committed_submit(process, result.revision)
                 return marker.receipt, True
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, Marker)
@@ -308,7 +286,7 @@ class Inbox:
                     free = other
                     continue
             for each in filter(None, (opened.issuer, process.peer)):
-                await self.peers.reload(each)
+                await self.context.peers.reload(each)
             if self._trust_in(opened.issuer, process.peer) == trusted:
                 raise Refusal(409, "id_reuse", "the process exists here without its marker")
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
@@ -330,11 +308,11 @@ class Inbox:
         seen = inspect(marker.receipt, limit=len(marker.receipt))
         receipt = load(seen.payload, Receipt)
         old = bool(receipt.remote) and not receipt.asked and request is not None
-        if seen.issued <= self.sealer.seconds and not old:
+        if seen.issued <= self.context.clock.seconds and not old:
             return marker.receipt
         if old and request is not None:
             receipt = msgspec.structs.replace(receipt, asked=request.digest, origin=request.origin)
-        return self.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=seen.cti)
+        return self.context.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=seen.cti)
 
     def _build(
         self,
@@ -345,27 +323,27 @@ class Inbox:
         given: list[Any],
     ) -> Process:
         target, peer = submit.target if submit.path else spec.conditions.colonyname, ""
-        if relays.is_mine(target, self.home, self.sealer.ids):
-            target = self.home
+        if relays.is_mine(target, self.context.home, self.context.sealer.ids):
+            target = self.context.home
         else:
-            peer = self.way_to(target, asked.ids)
+            peer = self.context.peers.toward(target, asked.ids)
         spec.conditions.colonyname = target
         try:
             process = build_process(
                 spec,
                 processid=local_id(opened.wire, submit.pid, submit.attempt),
                 initiatorid=opened.issuer,
-                initiatorname=f"colony/{self.peers.name(opened.issuer)}",
-                colonyname=self.home,
-                now=self.sealer.now(),
+                initiatorname=f"colony/{self.context.peers.name(opened.issuer)}",
+                colonyname=self.context.home,
+                now=self.context.clock.now(),
                 origin=opened.issuer,
-                notify=self.keys.owed(opened.issuer, submit.pid),
+                notify=self.context.keys.owed(opened.issuer, submit.pid),
                 peer=peer,
             )
         except RpcError as error:
             raise Refusal(400, "bad_spec", error.message) from None
         process.input = given
-        policy, taken = self.peers.policy(opened.issuer), len(submit.path) + 1
+        policy, taken = self.context.peers.policy(opened.issuer), len(submit.path) + 1
         if onward(policy, hops=taken, limit=submit.hops) is None:
             process.hops = min(submit.hops, policy.max_hops) - taken
         if peer and process.waitdeadline:
@@ -381,7 +359,7 @@ class Inbox:
         The mark of what never was here is one more thing that a colony leaves, and counts as such.
         """
         wish = load(opened.payload, Cancel)
-        found = await self.client.get(self.keys.marker(opened.issuer, wish.pid))
+        found = await self.context.client.get(self.context.keys.marker(opened.issuer, wish.pid))
         there = unpack(found.value, Marker) if found else None
         if there is not None and there.localpid:
             return await self._end(opened, there, wish)
@@ -389,7 +367,7 @@ class Inbox:
             return self._first_receipt(there, opened)
         full = self.accounts.tombstone(opened.issuer, _MARKER)
         if full is not None:
-            raise Refusal(full.status, full.code, full.message, again=full.again)
+            raise full
         written = True  # if there is no answer, perhaps
         try:
             answer, written = await self._prevent(opened, wish)
@@ -402,16 +380,17 @@ class Inbox:
 
     async def _prevent(self, opened: Opened, wish: Cancel) -> tuple[bytes, bool]:
         """See to it that a process never begins: the receipt, and whether a mark was left."""
-        key, peer = self.keys.marker(opened.issuer, wish.pid), self.keys.peer(opened.issuer)
-        if self.client.pressure.refuses(Need.WORKS) and await self.client.get(key) is None:
+        client, keys = self.context.client, self.context.keys
+        key, peer = keys.marker(opened.issuer, wish.pid), keys.peer(opened.issuer)
+        if client.pressure.refuses(Need.WORKS) and await client.get(key) is None:
             raise store_full()  # what is here is ended; what never came is not stored either
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
         marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)
         free: Compare = Absent(key)
         for _ in range(_TRIES):
-            revision = trusted_revision(self.peers, opened.issuer)
+            revision = trusted_revision(self.context.peers, opened.issuer)
             txn = Txn([free, ModRevision(peer, revision)], [Put(key, pack(marker))], [Get(key)])
-            result = await self.client.commit(txn)
+            result = await self.context.client.commit(txn)
             if result.succeeded:
                 return receipt, True
             if result.responses[0]:
@@ -425,18 +404,18 @@ class Inbox:
                     return self._first_receipt(there, opened), False
                 else:
                     return await self._end(opened, there, wish), False
-            await self.peers.reload(opened.issuer)
+            await self.context.peers.reload(opened.issuer)
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
     async def _end(self, opened: Opened, marker: Marker, wish: Cancel) -> bytes:
         status: Literal["cancelled", "already_closed"] = "cancelled"
         try:
-            await self.processes.cancel(self.home, marker.localpid)
-        except RpcError as error:
-            if error.status == 409:
-                raise Refusal(503, "busy", error.message, again=1) from None
+            await self.context.processes.cancel(self.context.home, marker.localpid)
+        except Conflict as error:
+            raise Refusal(503, "busy", error.message, again=1) from None
+        except RpcError:
             status = "already_closed"
-        request = await request_in(self.client, self.home, marker)
+        request = await request_in(self.context.client, self.context.home, marker)
         answer = Receipt(
             wish.pid, marker.attempt, status, marker.localpid, request.digest, request.origin
         )
@@ -450,7 +429,7 @@ class Inbox:
         Raises EtcdError.
         """
         await self.owing.load()
-        await self.stock.take(self.sealer.seconds)
+        await self.stock.take(self.context.clock.seconds)
 
 
 def _left_by(first: Submit, size: int) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from federation.forward import channels as words
 from federation.forward.marker import SAID, Marker
-from federation.inbox.accept import Inbox
+from federation.limits.accounts import Accounts
+from federation.peers.context import Context
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened
 from federation.wire.messages import Heard, Say, load
 from federation.wire.refusals import Refusal
@@ -18,8 +19,6 @@ from node.model.types import Process
 from node.store import channels as store
 from node.store import keys
 
-__all__ = ["Listener"]
-
 _TRIES = 5
 _ENTRY = 300  # bytes of a message with its key beside the payload, about
 
@@ -28,8 +27,12 @@ _ENTRY = 300  # bytes of a message with its key beside the payload, about
 class Listener:
     """Takes what origins say in channels of their processes here."""
 
-    inbox: Inbox
-    now: Callable[[], int]
+    context: Context
+    accounts: Accounts
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where messages of channels are sent."""
+        return [Endpoint("/v1/say", Kind.SAY, self.hear)]
 
     async def hear(self, opened: Opened, data: bytes) -> bytes:
         """Store messages, once; the answer tells how many entries that colony told us of by now.
@@ -37,26 +40,26 @@ class Listener:
         Refused, and not stored: unknown_process, no_channel, closed, channel_full, bad_message.
         Raises StoreFull.
         """
-        say, inbox = load(opened.payload, Say), self.inbox
-        found = await inbox.client.get(inbox.keys.marker(opened.issuer, say.pid))
+        say, context = load(opened.payload, Say), self.context
+        found = await context.client.get(context.keys.marker(opened.issuer, say.pid))
         marker = unpack(found.value, Marker) if found else None
         if marker is None or not marker.localpid or marker.attempt != say.attempt:
             raise Refusal(404, "unknown_process", "no such process of your colony is here")
-        inbox.client.pressure.demand(Need.GROWS)
+        context.client.pressure.demand(Need.GROWS)
         for _ in range(_TRIES):
             after = await self._store(opened.issuer, marker.localpid, say)
             if after is not None:
                 heard = Heard(say.pid, say.attempt, say.name, after)
-                return inbox.sealer.seal(Kind.HEARD, opened.issuer, heard)
+                return context.sealer.seal(Kind.HEARD, opened.issuer, heard)
         raise Refusal(503, "busy", "the channel changes too fast", again=1)
 
     async def _store(self, issuer: str, pid: str, say: Say) -> int | None:
         """One try; None when somebody else changed the channel meanwhile."""
-        inbox, home = self.inbox, self.inbox.home
-        key = inbox.keys.hearing(issuer, say.pid)
+        context, home = self.context, self.context.home
+        key = context.keys.hearing(issuer, say.pid)
         place = store.head(home, pid, say.name)
         reads = [Get(keys.process(home, pid)), Get(key), Get(place)]
-        there, known, head = (await inbox.client.commit(Txn([], reads))).responses
+        there, known, head = (await context.client.commit(Txn([], reads))).responses
         if not there:
             raise Refusal(404, "unknown_process", "the process was removed")
         process = unpack(there[0].value, Process)
@@ -68,15 +71,15 @@ class Listener:
         if process.closed:
             raise Refusal(409, "closed", f"the process is {process.state.name.lower()}")
         holds = unpack(head[0].value, store.Head) if head else store.Head()
-        entries = words.entries(say.said, say.start, say.after, issuer, self.now())
+        entries = words.entries(say.said, say.start, say.after, issuer, context.clock.now())
         if not entries:
             raise Refusal(400, "bad_message", "no messages, out of order, or one too large")
         if not words.fits(holds, entries):
             raise Refusal(409, "channel_full", "the channel takes no more messages")
         size = sum(len(each.payload) + _ENTRY for each in entries)
-        full = inbox.accounts.take(issuer, size, 0)
+        full = self.accounts.take(issuer, size, 0)
         if full is not None:
-            raise Refusal(full.status, full.code, full.message, again=full.again)
+            raise full
         compare, ops = store.extend(
             home, pid, say.name, entries, holds, head[0].mod_revision if head else 0
         )
@@ -88,10 +91,10 @@ class Listener:
         put = Put(key, pack(heard | {say.name: say.after, SAID: heard.get(SAID, 0) + size}))
         written = True  # if there is no answer, perhaps
         try:
-            written = (await inbox.client.commit(Txn(compare, [*ops, put]))).succeeded
+            written = (await context.client.commit(Txn(compare, [*ops, put]))).succeeded
         finally:
-            inbox.accounts.settle(issuer, size, 0, left=written)
+            self.accounts.settle(issuer, size, 0, left=written)
         if not written:
             return None
-        inbox.processes.hooks.progressed(process)
+        context.processes.hooks.progressed(process)
         return say.after

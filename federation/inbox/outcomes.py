@@ -5,7 +5,6 @@ They ask for them (`/v2/outcomes`); what they submit and cancel is `inbox.accept
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,19 +15,16 @@ from federation.forward.machine import Forward
 from federation.forward.marker import Marker, request_in
 from federation.forward.path import Request
 from federation.inbox.updates import Teller
-from federation.peers.keys import Keys
-from federation.peers.registry import Peers, trusted_revision
+from federation.limits.accounts import Accounts
+from federation.peers.context import Context
+from federation.peers.registry import trusted_revision
 from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, inspect
 from federation.wire.messages import Outcome, Outcomes, Poll, load
-from federation.wire.signer import Sealer, cti_of
+from federation.wire.signer import cti_of
 from federation.wire.sizes import SIZES
-from node.etcd.client import EtcdClient
 from node.etcd.txn import Delete, Op, Txn
 from node.model.codec import unpack
 from node.model.types import Process, State
-from node.processes.service import Processes
-
-__all__ = ["Owing"]
 
 _PAGE = 64  # outcomes in one answer
 _PAGE_BYTES = 2_000_000  # of outcomes in one answer, unless one alone is larger
@@ -42,31 +38,22 @@ class Owing:
     """Answers the polls of other colonies. `owed` are the ids of their processes, by colony.
 
     That mirrors the store as far as this daemon heard of it, and is corrected by every listing.
-    `weigh` counts what a poll asks about as so many messages more, or raises Refusal.
     """
 
-    home: str
-    sealer: Sealer
-    client: EtcdClient
-    processes: Processes
-    peers: Peers
-    keys: Keys
+    context: Context
+    accounts: Accounts
+    teller: Teller
     owed: dict[str, set[str]] = field(default_factory=dict)
     draining: bool = False
-    teller: Teller = field(init=False)
     bells: dict[str, trio.Event] = field(default_factory=dict)
-    weigh: Callable[[str, int], None] = lambda issuer, count: None
-
-    def __post_init__(self) -> None:
-        self.teller = Teller(self.home, self.client, self.processes, self.keys)
 
     async def load(self) -> None:
         """Read which outcomes are owed. Raises EtcdError."""
         before = {issuer: set(pids) for issuer, pids in self.owed.items()}
-        items, _ = await self.client.range_all(self.keys.owed_all)
+        items, _ = await self.context.client.range_all(self.context.keys.owed_all)
         listed: dict[str, set[str]] = {}
         for item in items:
-            issuer, pid = item.key[len(self.keys.owed_all) :].split("/")
+            issuer, pid = item.key[len(self.context.keys.owed_all) :].split("/")
             listed.setdefault(issuer, set()).add(pid)
         for issuer in {**before, **self.owed, **listed}:
             self._correct(issuer, before.get(issuer, set()), listed.get(issuer, set()))
@@ -105,7 +92,8 @@ class Owing:
     async def outcomes(self, opened: Opened, data: bytes) -> bytes:
         """Forget what was acknowledged, then give what is owed, waiting for it if need be."""
         poll = load(opened.payload, Poll)
-        self.weigh(opened.issuer, (len(poll.follow or ()) + len(poll.ack)) // _WEIGHT)
+        # What a poll asks about counts as so many messages more.
+        self.accounts.weigh(opened.issuer, (len(poll.follow or ()) + len(poll.ack)) // _WEIGHT)
         await self._acknowledge(opened.issuer, poll.ack)
         until = trio.current_time() + poll.wait
         while True:
@@ -121,22 +109,22 @@ class Owing:
             if quiet.cancelled_caught:
                 self.teller.look_again()
             # It may have been blocked while it waited: what is owed is kept, and not served.
-            trusted_revision(self.peers, opened.issuer)
+            trusted_revision(self.context.peers, opened.issuer)
         answer = Outcomes(list(found.values()), news, cut)
-        return self.sealer.seal(Kind.OUTCOMES, opened.issuer, answer)
+        return self.context.sealer.seal(Kind.OUTCOMES, opened.issuer, answer)
 
     async def _acknowledge(self, issuer: str, pids: list[str]) -> None:
         if not pids:
             return
-        ops: list[Op] = [Delete(self.keys.owed(issuer, pid)) for pid in dict.fromkeys(pids)]
-        await self.client.commit(Txn([], ops))
+        ops: list[Op] = [Delete(self.context.keys.owed(issuer, pid)) for pid in dict.fromkeys(pids)]
+        await self.context.client.commit(Txn([], ops))
         self.owed.get(issuer, set()).difference_update(pids)
 
     async def _owed(self, issuer: str) -> dict[str, bytes]:
         """Some of the outcomes that a colony has not acknowledged, by its process ids."""
-        prefix = self.keys.owed_to(issuer)
+        prefix = self.context.keys.owed_to(issuer)
         before = set(self.owed.get(issuer, ()))
-        listing = await self.client.range(prefix, limit=_PAGE)
+        listing = await self.context.client.range(prefix, limit=_PAGE)
         if not listing.more:
             self._correct(issuer, before, {item.key[len(prefix) :] for item in listing.items})
         sealed: dict[str, bytes] = {}
@@ -151,14 +139,14 @@ class Owing:
         return sealed
 
     async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
-        found = await self.client.get(self.keys.marker(issuer, pid))
+        found = await self.context.client.get(self.context.keys.marker(issuer, pid))
         marker = unpack(found.value, Marker) if found else None
         attempt, request = 1, Request()
         if marker is not None:
             attempt = marker.attempt
-            request = await request_in(self.client, self.home, marker)
-        loaded = await self.processes.load(self.home, localpid)
-        now = self.sealer.seconds
+            request = await request_in(self.context.client, self.context.home, marker)
+        loaded = await self.context.processes.load(self.context.home, localpid)
+        now = self.context.clock.seconds
         if loaded is None:
             gone = ["the process was removed before its outcome was fetched"]
             outcome = Outcome(pid, attempt, int(State.FAILED), b"[]", gone, localpid, "", 0, 0)
@@ -184,7 +172,7 @@ class Owing:
             issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
         outcome = msgspec.structs.replace(outcome, asked=request.digest, origin=request.origin)
         name = cti_of("outcome", pid, attempt)
-        sealed = self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
+        sealed = self.context.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
         if len(sealed) <= SIZES[Kind.OUTCOME].bytes:
             return sealed
         # JSON may be several times as long as what the store has: better an end than none.
@@ -192,19 +180,19 @@ class Owing:
         outcome = msgspec.structs.replace(
             outcome, state=int(State.FAILED), out=b"[]", errors=[message], below=b"", keys=[]
         )
-        return self.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
+        return self.context.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
 
     async def _carry(self, process: Process, outcome: Outcome) -> Outcome:
         """A relay's outcome goes with the one that it was told itself, for its origin to check."""
-        found = await self.client.get(self.keys.proof(process.processid))
+        found = await self.context.client.get(self.context.keys.proof(process.processid))
         if found is None:
             return outcome
         record = unpack(found.value, Forward)
         below = record.outcome
         if not below:
-            kept = await self.client.get(self.keys.apart(process.processid))
+            kept = await self.context.client.get(self.context.keys.apart(process.processid))
             below = kept.value if kept else b""
         if not below:
             return outcome
-        key = self.peers.public_key(inspect(below, limit=len(below)).issuer)
+        key = self.context.peers.public_key(inspect(below, limit=len(below)).issuer)
         return chains.carried(outcome, below, key or b"")

@@ -5,59 +5,63 @@ A mailbox has the bytes of what it carries, and may bring them again when the po
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from federation.forward.marker import Kept, Marker
-from federation.inbox.accept import Inbox
+from federation.limits.accounts import Accounts
 from federation.limits.decoding import load_large
+from federation.peers.context import Context
 from federation.peers.registry import TRUSTED
-from federation.wire.envelope import MAX_LIFETIME, Opened, Refused
+from federation.wire.envelope import MAX_LIFETIME, Opened, Rejected
 from federation.wire.messages import Submit
 from federation.wire.refusals import Refusal
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
 
-__all__ = ["is_final", "keep"]
-
-
 KEPT = 1000  # bytes of the mark of a refusal with its key, about
 
 
-def is_final(refusal: Refusal) -> bool:
-    """Whether a repeat of the same message would be refused as well, as far as we know."""
-    return refusal.status < 500 and refusal.status != 429 and refusal.code != "id_reuse"
+@dataclass
+class Tombstones:
+    """The marks of what was refused for good, counted by `accounts`."""
 
+    context: Context
+    accounts: Accounts
 
-async def keep(inbox: Inbox, opened: Opened, refusal: Refusal) -> bool:
-    """Remember that a submission was refused; whether no copy of it was taken, nor ever will be.
+    async def keep(self, opened: Opened, refusal: Refusal) -> bool:
+        """Remember that a submission was refused; whether no copy was taken, nor ever will be.
 
-    Only for trusted colonies: others can't fill the store.
-    """
-    try:
-        submit = await load_large(opened.payload, Submit)
-    except Refused:
-        return False
-    if inbox.peers.state(opened.issuer) != TRUSTED or not is_final(refusal):
-        return False
-    if inbox.client.pressure.refuses(Need.WORKS):
-        return False
-    key = inbox.keys.marker(opened.issuer, submit.pid)
-    kept = Kept(refusal.status, refusal.code, refusal.message[:300])
-    found = await inbox.client.get(key)
-    if found is not None:
-        return _says(unpack(found.value, Marker), opened)
-    if inbox.accounts.tombstone(opened.issuer, KEPT) is not None:
-        return False
-    expires = opened.expires + MAX_LIFETIME
-    marker = Marker(opened.digest, submit.attempt, "", b"", expires, kept)
-    written = True  # if there is no answer, perhaps
-    try:
-        result = await inbox.client.commit(
-            Txn([Absent(key)], [Put(key, pack(marker))], [Get(key)]),
-        )
-        written = result.succeeded
-    finally:
-        inbox.accounts.settle(opened.issuer, KEPT, left=written)
-    return written or _says(unpack(result.responses[0][0].value, Marker), opened)
+        Only for trusted colonies: others can't fill the store.
+        """
+        try:
+            submit = await load_large(opened.payload, Submit)
+        except Rejected:
+            return False
+        if self.context.peers.state(opened.issuer) != TRUSTED:
+            return False
+        if not refusal.lasting or refusal.code == "id_reuse":
+            return False
+        if self.context.client.pressure.refuses(Need.WORKS):
+            return False
+        key = self.context.keys.marker(opened.issuer, submit.pid)
+        kept = Kept(refusal.status, refusal.code, refusal.message[:300])
+        found = await self.context.client.get(key)
+        if found is not None:
+            return _says(unpack(found.value, Marker), opened)
+        if self.accounts.tombstone(opened.issuer, KEPT) is not None:
+            return False
+        expires = opened.expires + MAX_LIFETIME
+        marker = Marker(opened.digest, submit.attempt, "", b"", expires, kept)
+        written = True  # if there is no answer, perhaps
+        try:
+            result = await self.context.client.commit(
+                Txn([Absent(key)], [Put(key, pack(marker))], [Get(key)]),
+            )
+            written = result.succeeded
+        finally:
+            self.accounts.settle(opened.issuer, KEPT, left=written)
+        return written or _says(unpack(result.responses[0][0].value, Marker), opened)
 
 
 def _says(there: Marker, opened: Opened) -> bool:

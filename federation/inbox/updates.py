@@ -7,24 +7,21 @@ is stored here, and an answer that is lost is simply told again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import msgspec
 
 from federation.forward import channels as words
 from federation.forward import updates as progress
-from federation.forward.updates import Followed
-from federation.peers.keys import Keys
+from federation.outbox.updates import Follower
+from federation.peers.context import Context
 from federation.wire.messages import Follow, Line, News, Poll, Said, dump
-from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdTooLarge
+from node.members.service import Members
 from node.model.codec import unpack
 from node.model.types import Log, Process, State
-from node.processes.service import Processes
 from node.store import keys as node_keys
-
-__all__ = ["Teller"]
 
 _BYTES = 600_000  # of news in one answer, and of one more piece
 _PAGE = 101  # lines read at once
@@ -41,28 +38,16 @@ class Known(msgspec.Struct, frozen=True):
     attempt: int
 
 
-def _nameless(executorid: str) -> str:
-    return executorid[:12]
-
-
-def _unknown(processid: str) -> tuple[Followed, int] | None:
-    return None
-
-
 @dataclass
 class Teller:
-    """`name_of` gives the name of an executor of ours by its id.
+    """`follower` knows what we were told ourselves of a process that went on to another colony.
 
-    `heard` gives what we were told ourselves of a process that went on to another colony, and the
-    revision of that.
+    `members` have the names of our executors; without, their ids stand for them.
     """
 
-    home: str
-    client: EtcdClient
-    processes: Processes
-    keys: Keys
-    name_of: Callable[[str], str] = _nameless
-    heard: Callable[[str], tuple[Followed, int] | None] = _unknown
+    context: Context
+    follower: Follower
+    members: Members | None = None
     told: int = 0
     _places: OrderedDict[tuple[str, str], Known] = field(default_factory=OrderedDict)
     _recent: dict[str, OrderedDict[str, str]] = field(default_factory=dict)
@@ -129,7 +114,7 @@ class Teller:
         """Our process for one of another colony's. It never changes, once it is there."""
         known = self._places.get((issuer, pid))
         if known is None:
-            found = await self.client.get(self.keys.marker(issuer, pid))
+            found = await self.context.client.get(self.context.keys.marker(issuer, pid))
             marker = unpack(found.value, Known) if found is not None else None
             if marker is None or not marker.localpid:
                 return None
@@ -146,7 +131,7 @@ class Teller:
         if self._quiet.get(localpid) == follow:
             return None
         turn = self._turns.get(localpid, 0)
-        loaded = await self.processes.load(self.home, localpid)
+        loaded = await self.context.processes.load(self.context.home, localpid)
         if loaded is None:
             self._places.pop((issuer, follow.pid), None)
             return None
@@ -197,13 +182,18 @@ class Teller:
         """State, executor and start of a process wherever it is, and the version of all that."""
         if not process.peer:
             running = process.state == State.RUNNING
-            executor = self.name_of(process.assignedexecutorid) if running else ""
+            executor = self._name_of(process.assignedexecutorid) if running else ""
             return process.state, executor, process.starttime if running else 0, revision
-        heard = self.heard(process.processid)
+        heard = self.follower.of(process.processid)
         if heard is None or process.closed:
             return process.state if process.closed else State.WAITING, "", 0, revision
         followed, version = heard
         return State(followed.state), followed.executor, followed.start, max(revision, version)
+
+    def _name_of(self, executorid: str) -> str:
+        home, members = self.context.home, self.members
+        executor = members.directory.executor_of(home, executorid) if members else None
+        return executor.executorname if executor else executorid[:12]
 
     async def _said(
         self, follow: Follow, process: Process
@@ -217,7 +207,12 @@ class Teller:
             passed = self._passed.get(place, (0, 0))
             begin = passed[1] if passed[0] <= start <= passed[1] else start
             found, after, more = await words.read(
-                self.client, self.home, process.processid, name, begin, process.origin
+                self.context.client,
+                self.context.home,
+                process.processid,
+                name,
+                begin,
+                process.origin,
             )
             if not found:
                 self._passed[place] = (start, after)
@@ -236,12 +231,12 @@ class Teller:
     async def _lines(self, follow: Follow, localpid: str) -> tuple[list[Line], bool]:
         if follow.line >= progress.NEVER:
             return [], False
-        prefix = node_keys.process_logs(self.home, localpid)
+        prefix = node_keys.process_logs(self.context.home, localpid)
         start = prefix + node_keys.log_place(follow.line + 1)
         try:
-            page = await self.client.range(prefix, limit=_PAGE, start=start)
+            page = await self.context.client.range(prefix, limit=_PAGE, start=start)
         except EtcdTooLarge:
-            page = await self.client.range(prefix, limit=1, start=start)
+            page = await self.context.client.range(prefix, limit=1, start=start)
         lines, more = progress.lines_of([unpack(item.value, Log) for item in page.items])
         return lines, more or page.more
 

@@ -14,13 +14,10 @@ import msgspec
 from federation.forward.marker import SAID, Marker
 from federation.inbox.outcomes import Owing
 from federation.limits.accounts import Accounts, Pages, Stock
-from federation.peers.keys import Keys
-from node.etcd.client import EtcdClient, KeyValue
+from federation.peers.context import Context
+from node.etcd.client import KeyValue
 from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
-from node.processes.service import Processes
-
-__all__ = ["Stocktaking"]
 
 _LOOKED_FOR = 10_000  # processes of crowded colonies that are looked for at a time, at most
 _MANY = 40  # together
@@ -30,10 +27,7 @@ _MANY = 40  # together
 class Stocktaking:
     """Reads all that is there, page by page, so that nobody waits for it."""
 
-    home: str
-    client: EtcdClient
-    processes: Processes
-    keys: Keys
+    context: Context
     accounts: Accounts
     owing: Owing
 
@@ -43,10 +37,10 @@ class Stocktaking:
         self.accounts.begin()
         gone: list[tuple[KeyValue, Marker]] = []
         looked = 0
-        async for items in Pages(self.client, self.keys.markers):
+        async for items in Pages(self.context.client, self.context.keys.markers):
             for item in items:
                 marker = unpack(item.value, Marker)
-                issuer, pid = item.key[len(self.keys.markers) :].split("/")
+                issuer, pid = item.key[len(self.context.keys.markers) :].split("/")
                 over = marker.expires <= now
                 if over and pid not in self.owing.owed.get(issuer, ()):
                     if await self._forget(item, marker, issuer, pid):
@@ -63,26 +57,28 @@ class Stocktaking:
 
     async def _forget(self, item: KeyValue, marker: Marker, issuer: str, pid: str) -> bool:
         """Delete a marker whose time is over; False while its process is open."""
-        loaded = marker.localpid and await self.processes.load(self.home, marker.localpid)
+        loaded = marker.localpid and await self.context.processes.load(
+            self.context.home, marker.localpid
+        )
         if loaded and not loaded[0].closed:
             return False
         settled: list[Compare] = [
             ModRevision(item.key, item.mod_revision),
-            Absent(self.keys.owed(issuer, pid)),
+            Absent(self.context.keys.owed(issuer, pid)),
         ]
-        ops = [Delete(item.key), Delete(self.keys.hearing(issuer, pid))]
-        return (await self.client.commit(Txn(settled, ops))).succeeded
+        ops = [Delete(item.key), Delete(self.context.keys.hearing(issuer, pid))]
+        return (await self.context.client.commit(Txn(settled, ops))).succeeded
 
     async def _count_rest(self, listed: dict[str, Stock]) -> None:
         """Count what stands beside markers: what was said in channels, and files fetched."""
-        start = len(self.keys.hearings)
-        async for items in Pages(self.client, self.keys.hearings):
+        start = len(self.context.keys.hearings)
+        async for items in Pages(self.context.client, self.context.keys.hearings):
             for item in items:
                 issuer = item.key[start:].partition("/")[0]
                 said = unpack(item.value, dict[str, int]).get(SAID, 0)
                 listed.setdefault(issuer, Stock()).add(0, len(item.key) + len(item.value) + said)
-        start = len(self.keys.fetched_all)
-        async for items in Pages(self.client, self.keys.fetched_all):
+        start = len(self.context.keys.fetched_all)
+        async for items in Pages(self.context.client, self.context.keys.fetched_all):
             for item in items:
                 issuer = item.key[start:].partition("/")[0]
                 listed.setdefault(issuer, Stock()).add(1, len(item.key))
@@ -91,13 +87,14 @@ class Stocktaking:
         """A marker whose process left the store stands for itself only."""
         pids = [marker.localpid for _, marker in markers]
         there = {
-            each.processid for each in await self.processes.load_many(self.home, pids, light=True)
+            each.processid
+            for each in await self.context.processes.load_many(self.context.home, pids, light=True)
         }
         for item, marker in markers:
             if marker.localpid in there:
                 continue
             light = Put(item.key, pack(msgspec.structs.replace(marker, left=0)))
             unchanged = ModRevision(item.key, item.mod_revision)
-            if (await self.client.commit(Txn([unchanged], [light]))).succeeded:
-                issuer = item.key[len(self.keys.markers) :].partition("/")[0]
+            if (await self.context.client.commit(Txn([unchanged], [light]))).succeeded:
+                issuer = item.key[len(self.context.keys.markers) :].partition("/")[0]
                 self.accounts.lighten(issuer, marker.left)

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
-import trio
 
-from federation.peers.policy import Breach, Bucket
+from federation.peers.policy import Bucket
 from federation.peers.registry import Peers
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue
-
-__all__ = ["Accounts", "Pages", "Stock"]
 
 _PAGE = 500  # keys read at once: what follows of them must not hold up everybody else
 _AT_ONCE = 128  # messages of one colony that are worked on at a time
@@ -79,7 +77,7 @@ class Accounts:
     """
 
     peers: Peers
-    clock: Callable[[], float] = trio.current_time  # seconds that never jump
+    clock: SigningClock
     _stocks: dict[str, Stock] = field(default_factory=dict)
     _taken: dict[str, Stock] = field(default_factory=dict)  # for what is under way
     _since: dict[str, Stock] | None = None  # what came while the store is being read
@@ -101,7 +99,7 @@ class Accounts:
         self.weigh(peerid, 1)
         if kind in _RATES:
             bucket = self._kinds.setdefault((peerid, kind), Bucket())
-            if wait := bucket.take(_RATES[kind], self.clock()):
+            if wait := bucket.take(_RATES[kind], self.clock.steady()):
                 text = f"more than {_RATES[kind]} messages of kind {kind.value} a minute"
                 raise Refusal(429, "peer_rate", text, again=math.ceil(wait))
         bounds: dict[Kind | None, int] = {None: _AT_ONCE}
@@ -127,20 +125,20 @@ class Accounts:
         if not limit:
             return
         bucket = self._messages.setdefault(peerid, Bucket())
-        if wait := bucket.take(limit, self.clock(), float(count)):
+        if wait := bucket.take(limit, self.clock.steady(), float(count)):
             text = f"more than {limit} messages a minute of your colony (policy.messages)"
             raise Refusal(429, "policy_messages", text, again=math.ceil(wait))
 
     def card(self, peerid: str) -> None:
         """Count a newer card, whose writing costs more than most. Raises Refusal (card_rate)."""
-        wait = self._cards.setdefault(peerid, Bucket()).take(_CARDS, self.clock())
+        wait = self._cards.setdefault(peerid, Bucket()).take(_CARDS, self.clock.steady())
         if wait:
             text = f"more than {_CARDS} newer cards a minute of your colony"
             raise Refusal(429, "card_rate", text, again=math.ceil(wait))
 
     # -- what stays in the store -----------------------------------------------------------
 
-    def take(self, peerid: str, size: int, entries: int = 1) -> Breach | None:
+    def take(self, peerid: str, size: int, entries: int = 1) -> Refusal | None:
         """Take room for what is about to be written, or say why there is none."""
         policy, stock = self.peers.policy(peerid), self.stock(peerid)
         taken = self._taken.get(peerid) or Stock()
@@ -150,13 +148,13 @@ class Accounts:
                 f"{there.entries} entries of your colony are in the store here; at most "
                 f"{policy.max_entries} (policy.max_entries); they go some days after the end"
             )
-            return Breach("policy_entries", text, 429, _FULL_AGAIN)
+            return Refusal(429, "policy_entries", text, again=_FULL_AGAIN)
         if policy.max_kept and there.size + size > policy.max_kept:
             text = (
                 f"{there.size} bytes of your colony are in the store here; at most "
                 f"{policy.max_kept} (policy.max_kept); they go some days after the end"
             )
-            return Breach("policy_kept", text, 429, _FULL_AGAIN)
+            return Refusal(429, "policy_kept", text, again=_FULL_AGAIN)
         self._taken.setdefault(peerid, Stock()).add(entries, size)
         return None
 
@@ -169,7 +167,7 @@ class Accounts:
         if left:
             self._count(peerid, entries, size)
 
-    def leave(self, peerid: str, size: int) -> Breach | None:
+    def leave(self, peerid: str, size: int) -> Refusal | None:
         """Count one thing that is written at once, or say why there is no room for it."""
         full = self.take(peerid, size)
         if full is None:
@@ -180,17 +178,17 @@ class Accounts:
         """What a marker stands for has left the store."""
         self._count(peerid, 0, -size)
 
-    def tombstone(self, peerid: str, size: int) -> Breach | None:
+    def tombstone(self, peerid: str, size: int) -> Refusal | None:
         """Take room for the mark of what never was here, as often as the rate of submissions.
 
         As `take`.
         """
         rate = self.peers.policy(peerid).rate
         if rate:
-            wait = self._tombstones.setdefault(peerid, Bucket()).take(rate, self.clock())
+            wait = self._tombstones.setdefault(peerid, Bucket()).take(rate, self.clock.steady())
             if wait:
                 text = f"more than {rate} a minute about what is not here (policy.rate)"
-                return Breach("policy_rate", text, 429, math.ceil(wait))
+                return Refusal(429, "policy_rate", text, again=math.ceil(wait))
         return self.take(peerid, size)
 
     def _count(self, peerid: str, entries: int, size: int) -> None:
@@ -228,12 +226,12 @@ class Accounts:
         if not limit:
             return True
         bucket = self._news.setdefault(peerid, Bucket(period=_DAY))
-        return bucket.take(limit, self.clock(), float(size)) == 0
+        return bucket.take(limit, self.clock.steady(), float(size)) == 0
 
     def told(self, peerid: str) -> int:
         """How many bytes of news a colony may not tell now, of those of a day."""
         limit, bucket = self.peers.policy(peerid).max_kept, self._news.get(peerid)
         if not limit or bucket is None:
             return 0
-        bucket.take(limit, self.clock(), 0.0)
+        bucket.take(limit, self.clock.steady(), 0.0)
         return max(0, limit - int(bucket.level or 0))

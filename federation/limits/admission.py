@@ -14,8 +14,6 @@ from federation.peers.policy import Bucket
 from federation.wire.address import source_of
 from federation.wire.refusals import Refusal
 
-__all__ = ["Admission"]
-
 # Messages a minute whose signatures are checked: of one address (an IPv6 /64 counts as one), and
 # of all strangers together.
 STRANGER_RATE, STRANGERS_RATE = 60, 600

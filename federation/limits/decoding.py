@@ -11,11 +11,9 @@ import msgspec
 import trio
 
 from federation.wire import cbor
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from federation.wire.messages import load, most_items
 from federation.wire.sizes import QUICK
-
-__all__ = ["load_large"]
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -23,12 +21,12 @@ M = TypeVar("M", bound=msgspec.Struct)
 async def load_large(payload: bytes, kind: type[M]) -> M:
     """Decode a payload that may have very many values, which then does not hold the event loop.
 
-    Raises Refused (malformed).
+    Raises Rejected (malformed).
     """
     most = most_items(kind)
     try:
         return load(payload, kind, items=min(QUICK, most))
-    except Refused as refused:
-        if most > QUICK and isinstance(refused.__cause__, cbor.TooMany):
+    except Rejected as rejected:
+        if most > QUICK and isinstance(rejected.__cause__, cbor.TooMany):
             return await trio.to_thread.run_sync(load, payload, kind)
         raise

@@ -8,30 +8,29 @@ the owner's decision, unless the configuration says otherwise. Who introduced wh
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
+from federation.peers.context import Context
 from federation.peers.introduced import Introduced
+from federation.peers.owncard import Portrait
 from federation.peers.policy import Bucket
-from federation.peers.registry import PENDING, TRUSTED, Known, Peers
-from federation.transport.errors import TransportError
-from federation.transport.link import Link, PeerRefused
+from federation.peers.registry import PENDING, TRUSTED, Known
+from federation.transport.errors import RemoteRefusal, TransportError
+from federation.transport.link import Link
 from federation.wire.card import Card, open_card
-from federation.wire.envelope import Kind, Opened, Refused, inspect
+from federation.wire.endpoint import Endpoint
+from federation.wire.envelope import Kind, Opened, Rejected, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load
 from federation.wire.refusals import Refusal
-from federation.wire.signer import Sealer
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import Bell
+from node.host.sync import Bell, Bells
 from node.model.errors import RpcError
 from node.store.update import update
-
-__all__ = ["MOST", "Introducer", "chosen"]
 
 MOST = 64  # cards in one exchange
 _MOST_TRUSTED = 256  # that an introduction alone made trusted
@@ -63,7 +62,7 @@ def chosen(trusted: Iterable[Known], to: str, now: float) -> list[Introduction]:
 def _expiry(card: bytes) -> int:
     try:
         return inspect(card, limit=len(card)).expires
-    except Refused:
+    except Rejected:
         return 0
 
 
@@ -74,54 +73,52 @@ class Latest(msgspec.Struct, frozen=True):
     seq: int = -1
 
 
-def _none() -> int:
-    return 0
-
-
 @dataclass
 class Introducer:
     """`mode` is "pending", "trust" or "off", as configured.
 
-    `first` is a number that is larger in each run of this daemon than in all before.
+    Messages are numbered from the sequence number of our card, larger at each start.
     """
 
-    sealer: Sealer
-    peers: Peers
-    high_water: Callable[[], float]
+    context: Context
+    portrait: Portrait
     mode: str = "pending"
-    chance: Callable[[], random.Random] = random.Random
-    first: Callable[[], int] = _none
     _count: int = 0
-    _bells: dict[str, Bell] = field(default_factory=dict)
+    _bells: Bells = field(default_factory=Bells)
     _buckets: dict[str, Bucket] = field(default_factory=dict)
     _turns: dict[str, trio.Lock] = field(default_factory=dict)
     _known: frozenset[tuple[str, int]] = frozenset()
     introduced: Introduced = field(init=False)
 
     def __post_init__(self) -> None:
-        self.introduced = Introduced(self.peers)
+        self.introduced = Introduced(self.context.peers)
 
     # -- ours ----------------------------------------------------------------------------
 
     def _message(self, peerid: str) -> Introductions:
         self._count += 1
-        known = chosen(self.peers.trusted(), peerid, self.sealer.seconds)
-        return Introductions(known, (self.first() << 24) + self._count)
+        known = chosen(self.context.peers.trusted(), peerid, self.context.clock.seconds)
+        return Introductions(known, (self.portrait.sequence << 24) + self._count)
 
     def look(self) -> None:
         """A peer changed: if it is whom we trust, all others hear of it."""
-        known = frozenset((each.peer.id, each.peer.distance) for each in self.peers.trusted())
+        known = frozenset(
+            (each.peer.id, each.peer.distance) for each in self.context.peers.trusted()
+        )
         if known != self._known:
             self._known = known
-            for bell in self._bells.values():
-                bell.ring()
+            self._bells.ring()
 
     # -- theirs --------------------------------------------------------------------------
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where introductions are exchanged."""
+        return [Endpoint("/v1/introductions", Kind.INTRODUCTIONS, self.answer)]
 
     async def answer(self, opened: Opened, data: bytes) -> bytes:
         """A peer introduced colonies: take them in, and introduce ours.
 
-        Raises Refusal (not_found, introductions_rate) or Refused (malformed).
+        Raises Refusal (not_found, introductions_rate) or Rejected (malformed).
         """
         if self.mode == "off":
             raise Refusal(404, "not_found", "this colony introduces nobody")
@@ -133,7 +130,7 @@ class Introducer:
             raise Refusal(429, "introductions_rate", message, again=again)
         await self._hear(opened.issuer, opened.wire, load(opened.payload, Introductions))
         ours = self._message(opened.issuer)
-        return self.sealer.seal(Kind.INTRODUCTIONS, opened.issuer, ours)
+        return self.context.sealer.seal(Kind.INTRODUCTIONS, opened.issuer, ours)
 
     async def _hear(self, by: str, signer: str, said: Introductions) -> None:
         """Take in what a peer says, unless it said something later before.
@@ -148,7 +145,7 @@ class Introducer:
 
     async def _is_later(self, by: str, signer: str, seq: int) -> bool:
         """Whether a message has a higher number than all before, which is then remembered."""
-        key, entry = self.peers.keys.introducing(by), self.peers.get(by)
+        key, entry = self.context.keys.introducing(by), self.context.peers.get(by)
 
         def latest(known: Latest | None) -> Latest | None:
             if known is None or signer == known.signer:
@@ -158,7 +155,7 @@ class Introducer:
                 later = not known.signer or (entry is not None and signer == entry.peer.wire)
             return Latest(signer, seq) if later else None
 
-        taken, _ = await update(self.peers.client, key, Latest, latest, what="the number")
+        taken, _ = await update(self.context.client, key, Latest, latest, what="the number")
         return taken is not None
 
     async def take_in(self, by: str, said: Introductions) -> None:
@@ -167,16 +164,18 @@ class Introducer:
         for each in said.known:
             await trio.lowlevel.checkpoint()  # each costs the check of a signature
             try:
-                card = open_card(each.card, self.sealer.seconds, high_water=self.high_water())
-            except Refused as refused:
-                log.debug("introduced card not taken", by=by, why=refused)
+                card = open_card(
+                    each.card, self.context.clock.seconds, high_water=self.context.clock.floor
+                )
+            except Rejected as rejected:
+                log.debug("introduced card not taken", by=by, why=rejected)
                 continue
             known = cards.get(card.id)
             if known is None or card.sequence > known[0].sequence:
                 cards[card.id] = (card, each)
         self.introduced.dismiss(by, cards.keys())
         # A chain of introductions is counted from where our owner's own word ends.
-        introducer = self.peers.get(by)
+        introducer = self.context.peers.get(by)
         way = introducer.peer.distance if introducer is not None else 0
         for card, each in cards.values():
             hops = way + each.hops
@@ -185,17 +184,17 @@ class Introducer:
                 await self._trust(entry, hops)
 
     async def _trust(self, entry: Known, hops: int) -> None:
-        taken = sum(each.peer.distance > 0 for each in self.peers.trusted())
+        taken = sum(each.peer.distance > 0 for each in self.context.peers.trusted())
         if entry.peer.state != PENDING or taken >= _MOST_TRUSTED or hops > DEEPEST:
             return
-        if self.peers.taken(entry.peer):
+        if self.context.peers.taken(entry.peer):
             return  # its name is that of another trusted peer: the owner decides
-        await self.peers.trust(entry.peer.id, distance=hops)
+        await self.context.peers.trust(entry.peer.id, distance=hops)
 
     def prune(self) -> None:
         """Forget introduced colonies whose card expired; once a minute is enough."""
-        now = self.sealer.seconds
-        for entry in list(self.peers.known.values()):
+        now = self.context.clock.seconds
+        for entry in list(self.context.peers.known.values()):
             expired = _expiry(entry.latest or entry.peer.card) <= now
             if entry.peer.state == PENDING and entry.introduced and expired:
                 for by in list(entry.introduced):
@@ -203,19 +202,19 @@ class Introducer:
 
     # -- exchanging ------------------------------------------------------------------------
 
-    async def exchange_forever(self, link: Link, back: Callable[[], trio.Event]) -> None:
-        """Exchange introductions with one peer, until cancelled; `back` tells of its return."""
+    async def exchange_forever(self, link: Link, back: Bell) -> None:
+        """Exchange introductions with one peer, until cancelled; `back` rings at its return."""
         if self.mode == "off":
             await trio.sleep_forever()
-        bell = self._bells.setdefault(link.id, Bell())
+        bell = self._bells[link.id]
         while True:
-            returned, event = back(), bell.event
+            returned, event = back.event, bell.event
             pause = await self.exchange(link)
             if pause:
                 with trio.move_on_after(pause):
                     await returned.wait()
                 continue
-            with trio.move_on_after(_AGAIN * self.chance().uniform(0.8, 1.0)):
+            with trio.move_on_after(_AGAIN * self.context.chance.uniform(0.8, 1.0)):
                 await event.wait()
             await trio.sleep(_LEAST)
 
@@ -224,12 +223,12 @@ class Introducer:
         try:
             body = link.seal(Kind.INTRODUCTIONS, self._message(link.id))
             opened, _ = await link.post("/v1/introductions", body, Kind.INTRODUCTIONS)
-            if self.peers.state(link.id) == TRUSTED:
+            if self.context.peers.state(link.id) == TRUSTED:
                 await self._hear(link.id, opened.wire, load(opened.payload, Introductions))
-        except PeerRefused as error:
+        except RemoteRefusal as error:
             log.debug("peer introduces nobody", peer=link.id, code=error.code)
             return _OLD if error.code == "not_found" else _AWAY
-        except (TransportError, Refused, EtcdError, RpcError) as error:
+        except (TransportError, Rejected, EtcdError, RpcError) as error:
             log.debug("no introductions", peer=link.id, error=error)
             return _AWAY
         return 0.0

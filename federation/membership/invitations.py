@@ -9,33 +9,29 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
-from federation.peers.keys import Keys
+from federation.peers.context import Context
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Bucket, Policy
 from federation.peers.reachability import cannot_be
-from federation.peers.registry import BLOCKED, Peers
+from federation.peers.registry import BLOCKED
 from federation.wire import invitation as tokens
 from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened
 from federation.wire.invitation import Token
 from federation.wire.messages import Join, Welcome, load
 from federation.wire.refusals import Refusal
-from federation.wire.signer import Sealer
 from node.etcd.batch import read
-from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Delete, ModRevision, Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import bad, conflict, missing
-
-__all__ = ["Invitation", "Invitations"]
+from node.model.errors import Conflict, Invalid, NotFound
 
 MOST = 100  # open invitations
 LONGEST = 30 * 86_400  # seconds
@@ -71,14 +67,10 @@ class Used(msgspec.Struct, frozen=True):
 
 @dataclass
 class Invitations:
-    """The invitations of the colony whose key `sealer` has; its card is `peers.owncard`'s."""
+    """The invitations of the home colony."""
 
-    client: EtcdClient
-    keys: Keys
-    sealer: Sealer
-    peers: Peers
+    context: Context
     portrait: Portrait
-    high_water: Callable[[], float]
     _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _all: Bucket = field(default_factory=Bucket)
     _each: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
@@ -90,22 +82,22 @@ class Invitations:
     async def invite(self, seconds: int, policy: Policy | None, addresses: list[str]) -> Token:
         """Make an invitation that is good for `seconds`; the secret is in the token only.
 
-        Raises RpcError 400 for fields that can't be, 409 when too many are open.
+        Raises Invalid for fields that can't be, Conflict when too many are open.
         """
         if not 0 < seconds <= LONGEST:
-            raise bad(f"expires: 1 to {LONGEST} seconds")
+            raise Invalid(f"expires: 1 to {LONGEST} seconds")
         for each in addresses:
             # Not compared with our own: this is where we are.
             if why := cannot_be(each):
-                raise bad(f"addresses: {each[:80]!r} {why}")
+                raise Invalid(f"addresses: {each[:80]!r} {why}")
         places = addresses or self.portrait.endpoints
         if not places:
-            raise bad("addresses: none is known; give one at which the other side reaches this")
-        if await self.client.count(self.keys.invitations) >= MOST:
-            raise conflict(f"{MOST} invitations are open; revoke some: colony peers invite ls")
-        secret, now = secrets.token_bytes(tokens.SECRET_BYTES), self.sealer.seconds
+            raise Invalid("addresses: none is known; give one at which the other side reaches this")
+        if await self.context.client.count(self.context.keys.invitations) >= MOST:
+            raise Conflict(f"{MOST} invitations are open; revoke some: colony peers invite ls")
+        secret, now = secrets.token_bytes(tokens.SECRET_BYTES), self.context.clock.seconds
         token = Token(
-            self.sealer.key.id,
+            self.context.sealer.key.id,
             self.portrait.fingerprint,
             places[: tokens.MAX_ADDRESSES],
             now + seconds,
@@ -114,27 +106,29 @@ class Invitations:
         try:
             tokens.write_token(token)
         except ValueError as error:
-            raise bad(f"addresses: {error}") from None
+            raise Invalid(f"addresses: {error}") from None
         kept = Invitation(tokens.key_of(secret), now, token.expires, policy)
-        await self.client.put(self.keys.invitation(tokens.name_of(secret)), pack(kept))
+        await self.context.client.put(
+            self.context.keys.invitation(tokens.name_of(secret)), pack(kept)
+        )
         self._known[tokens.name_of(secret)] = (kept.key, Bucket())
         log.info("invited", invitation=tokens.name_of(secret), expires=token.expires)
         return token
 
     async def open(self) -> list[tuple[str, Invitation]]:
         """The invitations that nobody used, by name."""
-        items, _ = await self.client.range_all(self.keys.invitations)
-        start = len(self.keys.invitations)
+        items, _ = await self.context.client.range_all(self.context.keys.invitations)
+        start = len(self.context.keys.invitations)
         return [(item.key[start:], unpack(item.value, Invitation)) for item in items]
 
     async def revoke(self, text: str) -> str:
-        """Forget one, named by the beginning of its name. Raises RpcError 404 or 400."""
+        """Forget one, named by the beginning of its name. Raises NotFound or Invalid."""
         found = [name for name, _ in await self.open() if text and name.startswith(text)]
         if not found:
-            raise missing(f"invitation: none that begins with {text[:40]!r} is open")
+            raise NotFound(f"invitation: none that begins with {text[:40]!r} is open")
         if len(found) > 1:
-            raise bad(f"invitation: {text!r} may be {', '.join(found[:5])}; give more of it")
-        await self.client.delete(self.keys.invitation(found[0]))
+            raise Invalid(f"invitation: {text!r} may be {', '.join(found[:5])}; give more of it")
+        await self.context.client.delete(self.context.keys.invitation(found[0]))
         self._known.pop(found[0], None)
         log.info("invitation revoked", invitation=found[0])
         return found[0]
@@ -145,8 +139,8 @@ class Invitations:
         Raises EtcdError.
         """
         listed = {name: kept.key for name, kept in await self.open()}
-        items, _ = await self.client.range_all(self.keys.used_invitations)
-        start = len(self.keys.used_invitations)
+        items, _ = await self.context.client.range_all(self.context.keys.used_invitations)
+        start = len(self.context.keys.used_invitations)
         used = sorted(((unpack(item.value, Used), item.key) for item in items), key=_ending)
         listed |= {key[start:]: each.key for each, key in used[-_KNOWN:]}
         before = self._known
@@ -157,16 +151,20 @@ class Invitations:
 
     async def sweep(self) -> None:
         """Forget what is past its time."""
-        now = self.sealer.seconds
+        now = self.context.clock.seconds
         for name, kept in await self.open():
             if kept.expires < now:
-                await self.client.delete(self.keys.invitation(name))
-        items, _ = await self.client.range_all(self.keys.used_invitations)
+                await self.context.client.delete(self.context.keys.invitation(name))
+        items, _ = await self.context.client.range_all(self.context.keys.used_invitations)
         for item in items:
             if unpack(item.value, Used).expires + _KEEP_USED < now:
-                await self.client.delete(item.key)
+                await self.context.client.delete(item.key)
 
     # -- the inviting side ---------------------------------------------------------------
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where a colony joins that has an invitation."""
+        return [Endpoint("/v1/join", Kind.JOIN, self.answer, knock=self.knock)]
 
     def knock(self, remote: str, shown: str, body: bytes) -> None:
         """Count an attempt from an address. Raises Refusal (join_rate).
@@ -218,7 +216,7 @@ class Invitations:
             return self._welcome(opened, challenges[0], b"")
         if not any(hmac.compare_digest(join.answer, each) for each in challenges):
             raise Refusal(409, "join_stale", "the exchange took too long; begin again")
-        card = open_card(join.card, self.sealer.seconds, high_water=self.high_water())
+        card = open_card(join.card, self.context.clock.seconds, high_water=self.context.clock.floor)
         for _ in range(_TRIES):
             key = await self._verify(opened, join, card)
             if key is not None:
@@ -231,10 +229,10 @@ class Invitations:
         A wrong secret takes the same reads and the same comparison as a right one.
         """
         places = (
-            self.keys.invitation(join.invitation),
-            self.keys.used_invitation(join.invitation),
+            self.context.keys.invitation(join.invitation),
+            self.context.keys.used_invitation(join.invitation),
         )
-        fresh, used = await read(self.client, *places)
+        fresh, used = await read(self.context.client, *places)
         kept = unpack(fresh.value, Invitation) if fresh else None
         past = unpack(used.value, Used) if used else None
         key = kept.key if kept else past.key if past else secrets.token_bytes(32)
@@ -248,9 +246,9 @@ class Invitations:
                 "no open invitation fits this token: it was used, was revoked, or is another "
                 "colony's; ask for a new one (there: colony peers invite)",
             )
-        if kept.expires < self.sealer.seconds:
+        if kept.expires < self.context.clock.seconds:
             raise Refusal(403, "join_expired", "the invitation has expired; ask for a new one")
-        admitted = await self.peers.admit(
+        admitted = await self.context.peers.admit(
             card,
             join.card,
             kept.policy,
@@ -260,7 +258,7 @@ class Invitations:
         if admitted:
             log.info("joined", invitation=join.invitation, peer=opened.issuer)
             return key
-        if self.peers.state(opened.issuer) == BLOCKED:
+        if self.context.peers.state(opened.issuer) == BLOCKED:
             raise Refusal(403, "blocked", "this colony blocks yours")
         return None
 
@@ -269,13 +267,13 @@ class Invitations:
             key,
             role,
             joiner=opened.issuer,
-            inviter=self.sealer.key.id,
+            inviter=self.context.sealer.key.id,
             nonces=(join.nonce, join.answer),
             fingerprint=self.portrait.fingerprint,
         )
 
     def _welcome(self, opened: Opened, nonce: bytes, proof: bytes) -> bytes:
-        return self.sealer.seal(Kind.WELCOME, opened.issuer, Welcome(nonce, proof))
+        return self.context.sealer.seal(Kind.WELCOME, opened.issuer, Welcome(nonce, proof))
 
 
 def _ending(used: tuple[Used, str]) -> tuple[int, str]:

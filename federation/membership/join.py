@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from federation.peers.context import Context
+from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy
-from federation.peers.registry import Known, Peer, Peers
-from federation.transport.errors import Lost, TransportError, Unsent
-from federation.transport.link import Link, PeerRefused, fetch_card
+from federation.peers.registry import Known, Peer
+from federation.transport.errors import Lost, RemoteRefusal, TransportError, Unsent
+from federation.transport.link import Guide, Link, fetch_card
 from federation.wire import invitation as tokens
 from federation.wire.card import Card
-from federation.wire.envelope import Kind, Refused
+from federation.wire.envelope import Kind, Rejected
 from federation.wire.invitation import KNOCK, Token, TokenError
 from federation.wire.messages import Join, Welcome, load
-from federation.wire.signer import Sealer
 from node.host.log import get_logger
-from node.model.errors import bad, conflict, denied
-
-__all__ = ["Joining"]
+from node.model.errors import Conflict, Denied, Invalid
 
 _PATH = "/v1/join"
 _TRIES = 3  # of one message whose answer was lost
@@ -32,13 +31,27 @@ log = get_logger("joining")
 
 
 @dataclass
-class Joining:
-    """Joins as the colony whose key `sealer` has; `card` gives our signed card."""
+class _Inviter(Guide):
+    """Leads to the address of an invitation, and nowhere else. `key` is made from its secret."""
 
-    sealer: Sealer
-    peers: Peers
-    card: Callable[[], bytes]
-    high_water: Callable[[], float]
+    name: str
+    key: bytes
+
+    def headers(self, body: bytes) -> Mapping[str, str]:
+        """Return the proof that the secret is known: who has it does not queue with strangers."""
+        return {KNOCK: f"{self.name} {tokens.knock(self.key, body).hex()}"}
+
+    async def renew(self, address: str) -> None:
+        """No other certificate will do. Raises Unsent."""
+        raise Unsent(f"{address}: shows another certificate than the invitation says")
+
+
+@dataclass
+class Joining:
+    """Joins as the home colony."""
+
+    context: Context
+    portrait: Portrait
 
     async def join(self, text: str, policy: Policy | None) -> Known:
         """Prove to know a token's secret, be trusted there, then trust the colony that invited.
@@ -51,48 +64,43 @@ class Joining:
         for address in token.addresses:
             try:
                 return await self._at(address, token, policy)
-            except PeerRefused as error:
-                raise denied(f"the invitation was not accepted: {error}") from None
             except TransportError as error:
+                if error.final:
+                    raise Denied(f"the invitation was not accepted: {error}") from None
                 problems.append(str(error))
-        raise conflict(f"nobody who could accept the invitation was reached: {'; '.join(problems)}")
+        raise Conflict(f"nobody who could accept the invitation was reached: {'; '.join(problems)}")
 
     def _read(self, text: str) -> Token:
         try:
             token = tokens.read_token(text)
         except TokenError as error:
-            raise bad(f"token: {error}") from None
-        if token.id == self.sealer.key.id:
-            raise bad("token: this colony made it; use it at the colony that is invited")
-        now = max(self.sealer.seconds, int(self.high_water()))
+            raise Invalid(f"token: {error}") from None
+        if token.id == self.context.sealer.key.id:
+            raise Invalid("token: this colony made it; use it at the colony that is invited")
+        now = max(self.context.clock.seconds, int(self.context.clock.floor))
         if token.expires < now:
-            raise bad(f"token: it expired {now - token.expires} s ago; ask for a new one")
+            raise Invalid(f"token: it expired {now - token.expires} s ago; ask for a new one")
         return token
 
     async def _at(self, address: str, token: Token, policy: Policy | None) -> Known:
         """Join at one address. Raises TransportError, RpcError."""
-        card, data = await fetch_card(
-            address, self.sealer, self.high_water(), pinned=token.fingerprint
-        )
+        card, data = await fetch_card(address, self.context.clock, pinned=token.fingerprint)
         if card.id != token.id:
             raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
-        link = self._link(address, card)
+        link = self._link(address, card, token)
         try:
             await self._prove(link, token)
         finally:
             await link.close()
-        if not await self.peers.admit(card, data, policy, compare=[], ops=[], unblock=True):
-            raise conflict("the peer's record changed meanwhile; try again")
-        entry = self.peers.find(card.id)
+        if not await self.context.peers.admit(card, data, policy, compare=[], ops=[], unblock=True):
+            raise Conflict("the peer's record changed meanwhile; try again")
+        entry = self.context.peers.find(card.id)
         entry.give(address)
         entry.prove(address)
         log.info("joined", peer=card.id, called=card.name)
         return entry
 
-    def _link(self, address: str, card: Card) -> Link:
-        async def renew(at: str) -> None:
-            raise Unsent(f"{at}: shows another certificate than the invitation says")
-
+    def _link(self, address: str, card: Card, token: Token) -> Link:
         peer = Peer(
             card.id,
             name=card.name,
@@ -100,32 +108,32 @@ class Joining:
             fingerprint=card.fingerprint,
             endpoints=[address],
         )
-        return Link(Known(peer), self.sealer, renew, self.high_water)
+        guide = _Inviter(tokens.name_of(token.secret), tokens.key_of(token.secret))
+        return Link(Known(peer), self.context.sealer, guide)
 
     async def _prove(self, link: Link, token: Token) -> None:
         """The exchange: nonces, our proof, theirs. Raises TransportError."""
         key, name = tokens.key_of(token.secret), tokens.name_of(token.secret)
-        card, nonce = self.card(), secrets.token_bytes(16)
-        theirs = (await self._say(link, Join(card, name, nonce), key)).nonce
+        card, nonce = self.portrait.card(), secrets.token_bytes(16)
+        theirs = (await self._say(link, Join(card, name, nonce))).nonce
 
         def proof(role: tokens.Role) -> bytes:
             return tokens.proof(
                 key,
                 role,
-                joiner=self.sealer.key.id,
+                joiner=self.context.sealer.key.id,
                 inviter=token.id,
                 nonces=(nonce, theirs),
                 fingerprint=token.fingerprint,
             )
 
-        welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")), key)
+        welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")))
         if not hmac.compare_digest(welcome.proof, proof("inviter")):
-            raise PeerRefused("join_unproven", "the other side does not know the secret itself")
+            raise RemoteRefusal("join_unproven", "the other side does not know the secret itself")
 
-    async def _say(self, link: Link, message: Join, key: bytes) -> Welcome:
+    async def _say(self, link: Link, message: Join) -> Welcome:
         """Send one message, again while its answer is lost. Raises TransportError."""
-        body = self.sealer.seal(Kind.JOIN, link.id, message)
-        link.headers = {KNOCK: f"{message.invitation} {tokens.knock(key, body).hex()}"}
+        body = self.context.sealer.seal(Kind.JOIN, link.id, message)
         for left in reversed(range(_TRIES)):
             try:
                 opened, _ = await link.post(_PATH, body, Kind.WELCOME)
@@ -133,6 +141,6 @@ class Joining:
             except Lost:
                 if not left:
                     raise
-            except Refused as error:
+            except Rejected as error:
                 raise Lost(f"the answer is not valid: {error}") from None
         raise AssertionError("unreachable")

@@ -6,8 +6,7 @@ Addresses are hints (`network.candidates` bounds what they cost); who a card mak
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -15,23 +14,21 @@ import trio
 from federation.forward import machine as outbox
 from federation.network.candidates import Hint, Hints
 from federation.network.mdns import Sighting
-from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peers
+from federation.peers.context import Context
+from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known
 from federation.transport.errors import TransportError, Unsent
 from federation.transport.link import fetch_card
 from federation.wire.address import is_near, source_of, split_address
-from federation.wire.envelope import Refused
-from federation.wire.signer import Sealer
+from federation.wire.envelope import Rejected
 from node.etcd.errors import EtcdError
 from node.host.containment import contained
 from node.host.log import get_logger
-from node.host.sync import Bell
+from node.host.sync import Bell, Bells
 from node.model.errors import RpcError
-
-__all__ = ["Meeting"]
 
 _PATIENCE = 10.0  # seconds for a card: who sends one byte after the other gets no longer
 _PROBE_S = 5.0  # seconds between two probes of one peer that was heard again
-_EXPECTED = (TransportError, EtcdError, RpcError, Refused, ValueError)
+_EXPECTED = (TransportError, EtcdError, RpcError, Rejected, ValueError)
 
 log = get_logger("meeting")
 
@@ -43,13 +40,10 @@ def _plain(address: str) -> str:
 
 @dataclass
 class Meeting:
-    """`probe` wakes the probe of a trusted peer. `heard` and `forget` are for one thread only."""
+    """`probes` wake the probes of trusted peers. `heard` and `forget` are for one thread only."""
 
-    sealer: Sealer
-    peers: Peers
-    high_water: Callable[[], float]
-    probe: Callable[[str], None]
-    chance: Callable[[], random.Random] = random.Random
+    context: Context
+    probes: Bells
     hints: Hints = field(default_factory=Hints)
     _bell: Bell = field(default_factory=Bell)
     _probed: dict[str, float] = field(default_factory=dict)
@@ -61,9 +55,9 @@ class Meeting:
         """Addresses were announced. Those of strangers wait for a look, trusted ones are probed."""
         now = trio.current_time()
         for sighting in found:
-            entry, address = self.peers.get(sighting.id), sighting.address
+            entry, address = self.context.peers.get(sighting.id), sighting.address
             state = entry.peer.state if entry is not None else SEEN
-            if sighting.id == self.peers.me or state == BLOCKED:
+            if sighting.id == self.context.sealer.key.id or state == BLOCKED:
                 continue
             if entry is not None and state == TRUSTED:
                 entry.sight(address)
@@ -76,7 +70,7 @@ class Meeting:
             ):
                 continue
             elif self.hints.offer(Hint(sighting.id, address), now):
-                self.peers.sighted(sighting.id, address)
+                self.context.peers.sighted(sighting.id, address)
         self._bell.ring()
 
     def forget(self) -> None:
@@ -97,12 +91,12 @@ class Meeting:
     def _probe_heard(self, now: float) -> float:
         """Probe those heard again, each once in a while; seconds until the next is due."""
         for peerid in list(self._again):
-            if self.peers.state(peerid) != TRUSTED:
+            if self.context.peers.state(peerid) != TRUSTED:
                 self._again.discard(peerid)
             elif now - self._probed.get(peerid, float("-inf")) >= _PROBE_S:
                 self._again.discard(peerid)
                 self._probed[peerid] = now
-                self.probe(self.peers.roster.root(peerid))
+                self.probes[self.context.peers.roster.root(peerid)].ring()
         for peerid in [each for each, at in self._probed.items() if now - at > _PROBE_S]:
             del self._probed[peerid]
         return min(
@@ -128,7 +122,7 @@ class Meeting:
             self.hints.done(hint, trio.current_time(), ok=ok)
             self._bell.ring()
         if problem:
-            entry = self.peers.get(hint.id)
+            entry = self.context.peers.get(hint.id)
             if entry is not None and entry.peer.state == SEEN:
                 entry.error = problem
             # Anybody can announce what leads nowhere: not worth a line each.
@@ -147,13 +141,13 @@ class Meeting:
     async def _fetch(
         self, address: str, peerid: str = "", *, unblock: bool = False
     ) -> tuple[str, Known | None]:
-        card, data = await fetch_card(address, self.sealer, self.high_water())
-        root = self.peers.roster.root
+        card, data = await fetch_card(address, self.context.clock)
+        root = self.context.peers.roster.root
         if peerid and root(card.id) != root(peerid):
             raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
         host, _ = split_address(address)
         near = is_near(host)
-        entry = await self.peers.learn(
+        entry = await self.context.peers.learn(
             card, data, near=near, unblock=unblock, source=source_of(host)
         )
         if entry is not None:
@@ -166,7 +160,7 @@ class Meeting:
         tries = 0
         while True:
             try:
-                known = self.peers.get(peerid)
+                known = self.context.peers.get(peerid)
                 if known is not None:
                     known.give(_plain(url))  # also while nobody answers there
                 entry = await self.fetch(url, peerid)
@@ -177,5 +171,5 @@ class Meeting:
             except _EXPECTED as error:
                 tries += 1
                 log.info("configured peer not reached", url=url, error=error)
-            pause = min(60.0, outbox.delay(tries, self.chance())) if tries else 60.0
+            pause = min(60.0, outbox.delay(tries, self.context.chance)) if tries else 60.0
             await trio.sleep(pause)

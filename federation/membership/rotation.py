@@ -5,26 +5,23 @@ Key files are `node.host.home`'s; what a succession proves is in `wire.successio
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from federation.peers.keys import Keys
+from federation.peers.context import Context
+from federation.peers.owncard import Portrait
 from federation.wire.messages import Successor
-from federation.wire.signer import Sealer
 from federation.wire.succession import OVERLAP, declare, prove
-from node.etcd.client import EtcdClient
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.home import Home
 from node.host.log import get_logger
+from node.host.sync import Bells
 from node.members.service import Members
 from node.model.codec import pack, unpack
-from node.model.errors import conflict, missing
+from node.model.errors import Conflict, NotFound
 from node.model.types import Colony
 from node.store import keys as node_keys
-
-__all__ = ["Rotated", "Rotation"]
 
 _TOLD = 8  # successions that a hello tells, the latest
 
@@ -42,65 +39,64 @@ class Rotated(msgspec.Struct, frozen=True):
 
 @dataclass
 class Rotation:
-    """`renew` is called once everything speaks with the new key."""
+    """`portrait` tells of a new key, and so does a hello to every peer, which `probes` wake."""
 
-    home: str
-    sealer: Sealer
-    client: EtcdClient
-    keys: Keys
-    renew: Callable[[], Awaitable[None]]
+    context: Context
+    portrait: Portrait
+    probes: Bells
     members: Members | None = None
     _all: list[Successor] = field(default_factory=list)
 
     async def load(self) -> None:
         """Read the ids that were ours before."""
-        found = await self.client.get(self.keys.succession)
+        found = await self.context.client.get(self.context.keys.succession)
         self._all = unpack(found.value, list[Successor]) if found else []
-        self.sealer.former = tuple(prove(each).old for each in reversed(self._all))
+        self.context.sealer.inherit([prove(each).old for each in reversed(self._all)])
 
     def successors(self) -> list[Successor]:
         """What every hello tells, so that who was away learns of it."""
         return self._all[-_TOLD:]
 
     async def rotate(self, home: Home) -> Rotated:
-        """Go on under a new key; the old one stays in a file of its own. Raises RpcError 404, 409.
+        """Go on under a new key; the old one stays in a file of its own. Raises NotFound, Conflict.
 
         The new key is on disk before the store hears of it, and in its place only after. A crash in
         between is mended at the next start (`node.daemon.recovery`): the store's word counts.
         """
-        old, new = self.sealer.key, home.next_key()
-        colony_key = node_keys.colony(self.home)
-        found = await self.client.get(colony_key)
-        known = await self.client.get(self.keys.succession)
+        old, new = self.context.sealer.key, home.next_key()
+        colony_key = node_keys.colony(self.context.home)
+        found = await self.context.client.get(colony_key)
+        known = await self.context.client.get(self.context.keys.succession)
         if found is None:
-            raise missing(f"colony {self.home} is not in the store")
+            raise NotFound(f"colony {self.context.home} is not in the store")
         colony = unpack(found.value, Colony)
         if colony.colonyid == new.id:
             # Only the answer to the write was lost.
             self._all = unpack(known.value, list[Successor]) if known else []
             revision = found.mod_revision
         elif colony.colonyid != old.id:
-            raise conflict("the colony has another key by now; restart this daemon with that")
+            raise Conflict("the colony has another key by now; restart this daemon with that")
         else:
-            successor = declare(old, new, self.sealer.seconds)
+            successor = declare(old, new, self.context.clock.seconds)
             compare = [
                 ModRevision(colony_key, found.mod_revision),
-                ModRevision(self.keys.succession, known.mod_revision if known else 0),
+                ModRevision(self.context.keys.succession, known.mod_revision if known else 0),
             ]
             said = [*(unpack(known.value, list[Successor]) if known else []), successor]
             colony = msgspec.structs.replace(colony, colonyid=new.id)
             ops: list[Op] = [
                 Put(colony_key, pack(colony)),
-                Put(self.keys.succession, pack(said)),
+                Put(self.context.keys.succession, pack(said)),
             ]
-            result = await self.client.commit(Txn(compare, ops))
+            result = await self.context.client.commit(Txn(compare, ops))
             if not result.succeeded:
-                raise conflict("the colony's record changed meanwhile; try again")
+                raise Conflict("the colony's record changed meanwhile; try again")
             self._all, revision = said, result.revision
-        kept = home.take_next_key(self.sealer.now())
-        self.sealer.succeed(new)
+        kept = home.take_next_key(self.context.clock.now())
+        self.context.sealer.succeed(new)
         if self.members is not None:
             self.members.directory.apply(colony_key, pack(colony), revision)
         log.warning("the colony changed its key", id=new.id, former=old.id)
-        await self.renew()
+        await self.portrait.renew()
+        self.probes.ring()
         return Rotated(new.id, old.id, prove(self._all[-1]).issued + OVERLAP, str(kept))

@@ -9,13 +9,12 @@ from typing import Protocol
 import trio
 
 from federation.outbox.revoke import Endings
+from federation.peers.context import Context
 from federation.peers.policy import Policy
-from federation.peers.registry import BLOCKED, Known, Peers
+from federation.peers.registry import BLOCKED, Known
 from federation.transport.errors import TransportError
-from node.model.errors import conflict
-from node.processes.service import Processes
-
-__all__ = ["PATIENCE", "Decisions"]
+from node.model.errors import Conflict
+from node.processes.assignment import HandOut
 
 PATIENCE = 3.0  # seconds that the caller of a block waits for the ends
 
@@ -32,14 +31,14 @@ class Fetch(Protocol):
 class Decisions:
     """Each is in the store before it is told."""
 
-    peers: Peers
-    processes: Processes
+    context: Context
+    handout: HandOut
     endings: Endings
     fetch: Fetch
 
     async def trust(self, text: str, policy: Policy | None = None) -> Known:
         """Trust a colony, meeting it first if need be. Raises RpcError."""
-        entry = self.peers.find(text)
+        entry = self.context.peers.find(text)
         if not entry.peer.public_key:
             unblock = entry.peer.state == BLOCKED
             problems: list[str] = []
@@ -51,23 +50,23 @@ class Decisions:
                     problems.append(str(error))
             else:
                 reason = "; ".join(problems) or "no address is known"
-                raise conflict(f"its card can't be fetched: {reason}")
-        trusted = await self.peers.trust(entry.peer.id, policy)
-        self.processes.handout.wake_all()  # more of its processes may run than before
+                raise Conflict(f"its card can't be fetched: {reason}")
+        trusted = await self.context.peers.trust(entry.peer.id, policy)
+        self.handout.wake_all()  # more of its processes may run than before
         return trusted
 
     async def set_policy(self, text: str, policy: Policy | None) -> Known:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
-        entry = await self.peers.set_policy(self.peers.find(text).peer.id, policy)
-        self.processes.handout.wake_all()
+        entry = await self.context.peers.set_policy(self.context.peers.find(text).peer.id, policy)
+        self.handout.wake_all()
         return entry
 
     async def block(self, text: str) -> Known:
-        """Refuse a colony from now on, and end what it has here and we there. Raises RpcError 404.
+        """Refuse a colony from now on, and end what it has here and we there. Raises NotFound.
 
         What has not ended within a few seconds does so later, after a restart too.
         """
-        entry = await self.peers.block(self.peers.find(text).peer.id)
+        entry = await self.context.peers.block(self.context.peers.find(text).peer.id)
         with trio.move_on_after(PATIENCE):
             await self.endings.wait(entry)
         return entry

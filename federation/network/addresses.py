@@ -11,8 +11,6 @@ import ipaddress
 
 from federation.network.interfaces import Network
 
-__all__ = ["is_loopback", "problem_of"]
-
 # Where machines in data centres get credentials and settings from.
 _METADATA = frozenset(
     {"169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "fd00:ec2::254"}

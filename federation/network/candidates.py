@@ -13,8 +13,6 @@ import msgspec
 
 from federation.wire.address import host_of, source_of
 
-__all__ = ["Hint", "Hints"]
-
 _BACKOFF = (20.0, 600.0)  # seconds until an address is looked at again that showed no card
 _AGAIN = 60.0  # ... that showed one
 

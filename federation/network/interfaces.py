@@ -23,8 +23,6 @@ from federation.network.netlink import (
     interfaces,
 )
 
-__all__ = ["ANY", "Network", "network_of", "survey"]
-
 ANY = {"*": (4, 6), "0.0.0.0": (4,), "::": (6,)}  # hosts that stand for all addresses: families
 # A host of containers has hundreds, and the kernel lets a socket join 20 groups.
 _MOST_INTERFACES = 16

@@ -29,17 +29,6 @@ from federation.network.addresses import problem_of
 from federation.network.interfaces import Network
 from node.host.log import get_logger
 
-__all__ = [
-    "SERVICE",
-    "Advert",
-    "Box",
-    "Counter",
-    "Sighting",
-    "Station",
-    "instance_name",
-    "sightings",
-]
-
 SERVICE = "_colonyd._tcp.local."
 _VERSION = "1"
 _HEX = frozenset("0123456789abcdef")

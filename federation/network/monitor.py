@@ -19,8 +19,6 @@ from node.host.clock import SET, Moment, jumped, moment
 from node.host.log import get_logger
 from node.host.sync import Bell
 
-__all__ = ["Damper", "Surroundings"]
-
 _TICK = 1.0  # seconds between looks at the clocks
 _LOOK = 10.0  # seconds between looks at the interfaces where the kernel tells of changes
 _LOOK_BLIND = 3.0  # ... and where it does not

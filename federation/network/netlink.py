@@ -14,19 +14,6 @@ from collections.abc import Iterator
 import msgspec
 import trio
 
-__all__ = [
-    "LOOPBACK",
-    "MULTICAST",
-    "RUNNING",
-    "UP",
-    "Address",
-    "Interface",
-    "NetlinkError",
-    "interfaces",
-    "parse",
-    "watch_socket",
-]
-
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # family, hardware type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, length of prefix, flags, scope, index

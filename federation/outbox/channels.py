@@ -8,7 +8,6 @@ the order stays that of the sender.
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -17,17 +16,16 @@ import trio
 from federation.forward import channels as words
 from federation.forward import machine as outbox
 from federation.outbox.ledger import Ledger
-from federation.transport.errors import TransportError
-from federation.transport.link import Later, Link, PeerRefused
-from federation.wire.envelope import Kind, Refused
+from federation.peers.context import Context
+from federation.transport.errors import RemoteRefusal, TransportError
+from federation.transport.link import Link
+from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Heard, Say, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import Bell
+from node.host.sync import Bells
 from node.model.errors import RpcError
 from node.model.types import Process, State
-
-__all__ = ["Talker"]
 
 _REMEMBERED = 4096
 
@@ -41,31 +39,28 @@ class Talker:
     `counters` tell of `sent` messages, and of the codes with which peers `refused` any.
     """
 
+    context: Context
     ledger: Ledger
     counters: Counter[str] = field(default_factory=Counter)
     _due: dict[str, dict[str, None]] = field(default_factory=dict)
-    _bells: dict[str, Bell] = field(default_factory=dict)
+    _bells: Bells = field(default_factory=Bells)
     # How many entries a peer was told of, and how many were looked at, by peer, process, channel.
     _told: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
-    _chance: random.Random = field(default_factory=random.Random)
 
     def wake(self, process: Process) -> None:
         """There may be something to be sent."""
         if process.spec.channels and process.state == State.RUNNING:
             self._due.setdefault(process.peer, {})[process.processid] = None
-            self._bell(process.peer).ring()
-
-    def _bell(self, peerid: str) -> Bell:
-        return self._bells.setdefault(peerid, Bell())
+            self._bells[process.peer].ring()
 
     async def talk_forever(self, link: Link) -> None:
         """Send what is said to one peer, in its order, until cancelled."""
         due, failures = self._due.setdefault(link.id, {}), 0
         for entry in self.ledger.of_peer(link.id):
-            if entry.forward.state == outbox.ACCEPTED:
+            if entry.forward.state == outbox.State.ACCEPTED:
                 due[entry.forward.processid] = None
         while True:
-            event, back = self._bell(link.id).event, self.ledger.returned(link.id).event
+            event, back = self._bells[link.id].event, self.ledger.returned(link.id).event
             if not due:
                 await event.wait()
                 continue
@@ -74,24 +69,25 @@ class Talker:
             try:
                 await self._talk(link, pid)
                 failures = 0
-            except PeerRefused as error:
-                # It closed, or an older release: who speaks on is told no more than before.
-                self.counters[error.code] += 1
-                log.info("not taken by the peer", process=pid, peer=link.id, error=error)
-            except (TransportError, EtcdError, RpcError, Refused) as error:
+            except (TransportError, EtcdError, RpcError, Rejected) as error:
+                if isinstance(error, RemoteRefusal) and error.final:
+                    # It closed, or an older release: who speaks on is told no more than before.
+                    self.counters[error.code] += 1
+                    log.info("not taken by the peer", process=pid, peer=link.id, error=error)
+                    continue
                 due[pid] = None
                 failures += 1
                 log.info("not said", process=pid, peer=link.id, error=error)
-                pause = outbox.delay(failures, self._chance)
-                if isinstance(error, Later):
+                pause = outbox.delay(failures, self.context.chance)
+                if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
                 with trio.move_on_after(pause):
                     await back.wait()
 
     async def _talk(self, link: Link, pid: str) -> None:
-        ledger = self.ledger
-        known = await ledger.processes.recall(ledger.home, pid)
-        entry = ledger.entries.get(pid)
+        context = self.context
+        known = await context.processes.recall(context.home, pid)
+        entry = self.ledger.entries.get(pid)
         if known is None or known[0].peer != link.id or known[0].closed:
             return
         attempt = entry.forward.attempt if entry is not None else known[0].attempt
@@ -104,7 +100,7 @@ class Talker:
         while True:
             start, passed = self._told.get(place, (0, 0))
             said, after, _ = await words.read(
-                self.ledger.client, self.ledger.home, pid, name, passed, link.id
+                self.context.client, self.context.home, pid, name, passed, link.id
             )
             if not said:
                 self._keep(place, start, after)  # what came from there is not told there
@@ -113,9 +109,9 @@ class Talker:
             opened, _ = await link.post("/v1/say", body, Kind.HEARD)
             heard = load(opened.payload, Heard)
             if (heard.pid, heard.attempt, heard.name) != (pid, attempt, name):
-                raise Refused("malformed", "the answer is about another channel")
+                raise Rejected("malformed", "the answer is about another channel")
             if heard.after == start:
-                raise Refused("malformed", "the answer tells of nothing")
+                raise Rejected("malformed", "the answer tells of nothing")
             # After a restart we don't know what it was told, and after one of its own it may have
             # lost some: what it says counts.
             self.counters["sent"] += len(said) if heard.after == after else 0

@@ -16,28 +16,15 @@ import msgspec
 from federation.forward import chain as chains
 from federation.forward import path as relays
 from federation.forward.machine import Forward
-from federation.outbox.ledger import Ledger
+from federation.peers.context import Context
 from federation.peers.registry import Peers
-from federation.wire.envelope import Refused, inspect
+from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Outcome
 from node.etcd.txn import Get, Txn
 from node.host.keys import id_of
 from node.model.codec import unpack
 from node.model.types import Process
 from node.store import keys
-
-__all__ = [
-    "Hop",
-    "Testimony",
-    "Verdict",
-    "asked",
-    "beyond",
-    "check",
-    "gather",
-    "meant",
-    "request_to",
-    "signer",
-]
 
 
 class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -84,15 +71,15 @@ class Testimony(msgspec.Struct, frozen=True, omit_defaults=True):
     meant: dict[str, list[str]] = {}
 
 
-def beyond(ledger: Ledger, process: Process, peer: str) -> list[str]:
+def beyond(context: Context, process: Process, peer: str) -> list[str]:
     """Return the names or ids of the colonies beyond a peer that a process is meant for."""
-    target, home = process.spec.conditions.colonyname, (ledger.home, *ledger.sealer.ids)
-    left = relays.onward_target(target, ledger.peers.names(peer), home)
+    target, home = process.spec.conditions.colonyname, (context.home, *context.sealer.ids)
+    left = relays.onward_target(target, context.peers.names(peer), home)
     return relays.segments(left) if left else []
 
 
 def meant(
-    ledger: Ledger, process: Process, forward: Forward | None, wanted: Sequence[str]
+    context: Context, process: Process, forward: Forward | None, wanted: Sequence[str]
 ) -> dict[str, list[str]]:
     """Return the ids that the colonies which a target names may have, as far as we know any.
 
@@ -101,9 +88,9 @@ def meant(
     to say.
     """
     if process.origin:
-        return ledger.peers.widened({each: [each] for each in wanted if len(each) == 64})
-    sent = ledger.peers.widened(forward.meant) if forward is not None else {}
-    return ledger.peers.meant(wanted) | sent
+        return context.peers.widened({each: [each] for each in wanted if len(each) == 64})
+    sent = context.peers.widened(forward.meant) if forward is not None else {}
+    return context.peers.meant(wanted) | sent
 
 
 def request_to(forward: Forward, peer: str) -> relays.Request | None:
@@ -118,41 +105,41 @@ def signer(peers: Peers, sealed: bytes, peer: str) -> tuple[str, bytes]:
     """Under which of a peer's keys a message was sealed, that one or a former; its id and key."""
     try:
         issuer = inspect(sealed, limit=len(sealed)).issuer
-    except Refused:
+    except Rejected:
         return peer, b""
     if peers.roster.root(issuer) != peer:
         return peer, b""
     return issuer, peers.public_key(issuer) or b""
 
 
-async def gather(ledger: Ledger, process: Process) -> Testimony | None:
+async def gather(context: Context, process: Process) -> Testimony | None:
     """All that other colonies signed of a process; None for one that is ours alone.
 
     What they say is not judged here: who reads it can. Raises EtcdError.
     """
     told = Testimony()
     if process.origin:
-        place = keys.submission(ledger.home, process.processid)
-        found = await ledger.client.get(place)
+        place = keys.submission(context.home, process.processid)
+        found = await context.client.get(place)
         request = found.value if found is not None else b""
-        _, key = signer(ledger.peers, request, process.origin)
-        name = ledger.peers.name(process.origin)
+        _, key = signer(context.peers, request, process.origin)
+        name = context.peers.name(process.origin)
         told = Testimony(origin=name, request=request, requestkey=key)
     if process.peer:
-        return await _outcome(ledger, process, told)
+        return await _outcome(context, process, told)
     return told if process.origin else None
 
 
-async def _outcome(ledger: Ledger, process: Process, told: Testimony) -> Testimony:
+async def _outcome(context: Context, process: Process, told: Testimony) -> Testimony:
     """How a process fared at its peer."""
-    peers, forward, sealed, late = ledger.peers, *await _found(ledger, process)
+    peers, forward, sealed, late = context.peers, *await _found(context, process)
     name = peers.name(process.peer)
     told = msgspec.structs.replace(told, peer=process.peer, peername=name, late=late)
     if forward is None:
         return told
     issuer, key = signer(peers, sealed, forward.peer)
-    mine, request = ledger.sealer.ids, forward.request
-    wanted = beyond(ledger, process, forward.peer)
+    mine, request = context.sealer.ids, forward.request
+    wanted = beyond(context, process, forward.peer)
     return msgspec.structs.replace(
         told,
         state=forward.state,
@@ -167,7 +154,7 @@ async def _outcome(ledger: Ledger, process: Process, told: Testimony) -> Testimo
         beyond=wanted,
         asked=request.digest if request else b"",
         askedby=request.origin if request else "",
-        meant=meant(ledger, process, forward, wanted),
+        meant=meant(context, process, forward, wanted),
         chain=[
             Hop(
                 step.issuer,
@@ -180,13 +167,13 @@ async def _outcome(ledger: Ledger, process: Process, told: Testimony) -> Testimo
     )
 
 
-async def _found(ledger: Ledger, process: Process) -> tuple[Forward | None, bytes, bytes]:
+async def _found(context: Context, process: Process) -> tuple[Forward | None, bytes, bytes]:
     """The forward, its sealed outcome, and one that came late."""
-    places = ledger.keys
+    places = context.keys
     names = (places.proof, places.apart, places.late)
     gets = [Get(name(process.processid)) for name in names]
     gets.append(Get(places.forward(process.peer, process.processid)))
-    proof, apart, late, open_ = (await ledger.client.commit(Txn([], gets))).responses
+    proof, apart, late, open_ = (await context.client.commit(Txn([], gets))).responses
     found = proof or open_
     forward = unpack(found[0].value, Forward) if found else None
     if forward is not None and forward.peer != process.peer:
@@ -234,8 +221,8 @@ def check(record: Mapping[str, Any]) -> Verdict | None:
 
     try:
         issuer = inspect(told.outcome, limit=len(told.outcome)).issuer
-    except Refused as refused:
-        return Verdict("", told.peername, problem=str(refused))
+    except Rejected as rejected:
+        return Verdict("", told.peername, problem=str(rejected))
     request = relays.Request(told.askedby, told.asked) if told.asked else None
     steps = chains.trace(told.outcome, issuer, told.publickey, told.colony, known, request)
     outcome, problem = chains.conclusion(steps, told.beyond, told.meant)

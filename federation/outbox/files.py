@@ -10,7 +10,7 @@ submission names, for its receiver, and until there is an outcome.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,13 @@ import trio
 
 from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
-from federation.limits.accounts import Pages
+from federation.limits.accounts import Accounts, Pages
 from federation.limits.decoding import load_large
 from federation.outbox.ledger import Ledger
-from federation.peers.policy import Breach
+from federation.peers.context import Context
 from federation.transport.errors import TransportError
-from federation.transport.link import Link, PeerRefused
+from federation.transport.link import Link
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load
 from federation.wire.refusals import Refusal
@@ -35,12 +36,10 @@ from node.files.catalog import Files
 from node.files.tickets import Scope
 from node.host.log import get_logger
 from node.model.codec import unpack
-from node.model.errors import RpcError, bad
+from node.model.errors import Conflict, Invalid, RpcError
 from node.model.types import SECOND, Process
 from node.store import files as store
 from node.store.files import File, Newest, Reference
-
-__all__ = ["Depot"]
 
 _CHUNK = 2**20
 _PATIENCE = 8.0  # seconds that the sender of a submission waits for an answer
@@ -49,23 +48,18 @@ _STALE = 3600 * SECOND  # after which files without their process are removed
 log = get_logger("depot")
 
 
-def _no_link(peerid: str) -> Link | None:
-    return None
-
-
 @dataclass
 class Depot:
-    """`files` are the home colony's; without, nothing is carried. `link_to` leads to a peer.
-
-    `room` takes room in the store for something that a peer leaves, or says why there is none.
+    """`files` are the home colony's; without, nothing is carried. `links` lead to trusted peers.
 
     `counters` tell of bytes `fetched` and `served`, and of what was `refused`.
     """
 
+    context: Context
     ledger: Ledger
+    accounts: Accounts
+    links: Mapping[str, Link]
     files: Files | None = None
-    link_to: Callable[[str], Link | None] = _no_link
-    room: Callable[[str, int], Breach | None] = lambda peerid, size: None
     counters: Counter[str] = field(default_factory=Counter)
 
     # -- at the origin ---------------------------------------------------------------------
@@ -73,39 +67,43 @@ class Depot:
     async def gather(self, process: Process) -> list[Carried] | None:
         """The files that a process of ours needs, as they are now; None without mounts.
 
-        Raises RpcError 400 for too many.
+        Raises Invalid for too many.
         """
         fs = process.spec.fs
         if self.files is None or not manifest.needs_files(fs):
             return None
         found: list[Carried] = []
         for label in dict.fromkeys(manifest.dirs(fs)):
-            items, _ = await self.ledger.client.range_all(store.tree(self.ledger.home, label))
+            items, _ = await self.context.client.range_all(store.tree(self.context.home, label))
             ids = [unpack(item.value, Newest).fileid for item in items]
             found += await self._carry("d", ids)
         for place, snapshotid in manifest.snapshots(fs).items():
-            snapshot = await self.files.snapshot(self.ledger.home, snapshotid)
+            snapshot = await self.files.snapshot(self.context.home, snapshotid)
             if snapshot is None:
-                raise bad(f"spec.fs.snapshots[{place}].snapshotid: no such snapshot")
+                raise Invalid(f"spec.fs.snapshots[{place}].snapshotid: no such snapshot")
             data = snapshot.fileids
             ids = [data[at : at + 32].hex() for at in range(0, len(data), 32)]
             found += await self._carry(str(place), ids)
         unique = {(each.mount, each.label, each.name): each for each in found}
         files = list(unique.values())
         if manifest.check(files) > manifest.MAX_BYTES:
-            raise bad(f"spec.fs: at most {manifest.MAX_BYTES} bytes of files are forwarded")
+            raise Invalid(f"spec.fs: at most {manifest.MAX_BYTES} bytes of files are forwarded")
         return files
 
     async def _carry(self, mount: str, ids: Sequence[str]) -> list[Carried]:
         assert self.files is not None
         found: list[Carried] = []
         for fileid in ids:
-            file = await self.files.get(self.ledger.home, fileid)
+            file = await self.files.get(self.context.home, fileid)
             if file is None:
                 continue  # removed meanwhile
             ref = b"" if file.ref.protocol == "colonyd" else msgspec.json.encode(file.ref)
             found.append(Carried(mount, file.label, file.name, file.size, file.checksum, ref))
         return found
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where bytes of files are fetched."""
+        return [Endpoint("/v1/files", Kind.FETCH, self.serve)]
 
     async def serve(self, opened: Opened, data: bytes) -> bytes:
         """Give bytes to the peer that a process of ours was sent to.
@@ -131,35 +129,35 @@ class Depot:
             chunk = await self._read(fetch)
         self.counters["served"] += len(chunk)
         answer = Chunk(fetch.checksum, fetch.offset, chunk)
-        return self.ledger.sealer.seal(Kind.CHUNK, opened.issuer, answer)
+        return self.context.sealer.seal(Kind.CHUNK, opened.issuer, answer)
 
     async def _sent(self, peerid: str, fetch: Fetch) -> Forward | None:
         """The forward that a fetch is for; another daemon of this colony may have sent it."""
         entry = self.ledger.entries.get(fetch.pid)
         if entry is not None and _is_for(entry.forward, peerid, fetch):
             return entry.forward
-        found = await self.ledger.client.get(self.ledger.keys.forward(peerid, fetch.pid))
+        found = await self.context.client.get(self.context.keys.forward(peerid, fetch.pid))
         forward = unpack(found.value, Forward) if found is not None else None
         return forward if forward is not None and _is_for(forward, peerid, fetch) else None
 
     async def _read(self, fetch: Fetch) -> bytes:
         vault = self.files.vault if self.files is not None else None
-        held = self.files and await self.files.holding(self.ledger.home, fetch.checksum)
+        held = self.files and await self.files.holding(self.context.home, fetch.checksum)
         if vault is None or not held or vault.size_of(fetch.checksum) is None:
             raise Refusal(404, "file_gone", "the bytes are not here, or not any more")
         return await trio.to_thread.run_sync(_part, vault.file(fetch.checksum), fetch.offset)
 
     async def _pass_on(self, fetch: Fetch, before: Submit) -> bytes:
         """A relay has no bytes of its own: it asks the colony that it got the process from."""
-        known = await self.ledger.processes.recall(self.ledger.home, fetch.pid)
-        link = self.link_to(known[0].origin) if known is not None else None
+        known = await self.context.processes.recall(self.context.home, fetch.pid)
+        link = self.links.get(known[0].origin) if known is not None else None
         if link is None:
             raise Refusal(404, "file_gone", "the colony that has the bytes is not known here")
         try:
             return await _ask(link, before.pid, before.attempt, fetch.checksum, fetch.offset)
-        except PeerRefused as error:
-            raise Refusal(404, "file_gone", error.message) from None
         except TransportError as error:
+            if error.final:
+                raise Refusal(404, "file_gone", str(error)) from None
             raise Refusal(503, "busy", str(error)[:200], again=2) from None
 
     # -- where it is to run ----------------------------------------------------------------
@@ -202,20 +200,20 @@ class Depot:
         """Have the bytes of one file, from that colony itself: who only knows their checksum has
         no right to what others gave us.
         """
-        key = self.ledger.keys.fetched(issuer, each.checksum)
-        known = await self.ledger.client.get(key)
-        if known is None and (full := self.room(issuer, len(key))) is not None:
-            raise Refusal(full.status, full.code, full.message, again=full.again)
+        key = self.context.keys.fetched(issuer, each.checksum)
+        known = await self.context.client.get(key)
+        if known is None and (full := self.accounts.leave(issuer, len(key))) is not None:
+            raise full
         if known is None or vault.size_of(each.checksum) != each.size:
             await self._fetch(issuer, submit, each, vault)
-            await self.ledger.client.put(key, b"")
-        await files.hold(self.ledger.home, each.checksum, each.size)
+            await self.context.client.put(key, b"")
+        await files.hold(self.context.home, each.checksum, each.size)
 
     async def _fetch(self, issuer: str, submit: Submit, each: Carried, vault: Vault) -> None:
-        link = self.link_to(issuer)
+        link = self.links.get(issuer)
         if link is None:
             raise Refusal(429, "files_pending", "no way to your colony yet", again=2)
-        scope = Scope("PUT", self.ledger.home, each.checksum, each.size, 0, f"colony/{issuer}")
+        scope = Scope("PUT", self.context.home, each.checksum, each.size, 0, f"colony/{issuer}")
         try:
             while True:
                 offset = vault.offset(scope)
@@ -226,21 +224,21 @@ class Depot:
                         raise Refusal(409, "file_checksum", f"{each.name}: fewer bytes than told")
                 try:
                     reached = await vault.write(scope, offset, data)
+                except Invalid as error:
+                    message = f"{each.name}: {error.message}"
+                    raise Refusal(409, "file_checksum", message) from None
                 except RpcError as error:
-                    if error.status == 400:
-                        message = f"{each.name}: {error.message}"
-                        raise Refusal(409, "file_checksum", message) from None
                     if vault.offset(scope) != offset:
                         continue  # the same file for another process, at the same moment
-                    if error.status == 409:
+                    if isinstance(error, Conflict):
                         raise Refusal(413, "files_quota", error.message) from None
                     raise
                 self.counters["fetched"] += len(data)
                 if reached.complete:
                     return
-        except PeerRefused as error:
-            raise Refusal(409, "file_gone", f"{each.name}: {error}") from None
         except TransportError as error:
+            if error.final:
+                raise Refusal(409, "file_gone", f"{each.name}: {error}") from None
             message = f"your colony can't be asked for {each.name}: {error}"
             raise Refusal(429, "files_pending", message[:300], again=2) from None
 
@@ -248,16 +246,16 @@ class Depot:
         self, carried: Sequence[Carried], process: Process, snapshots: Sequence[int], files: Files
     ) -> None:
         """Store versions and snapshots under the process's own label; a repeat changes nothing."""
-        pid, home = process.processid, self.ledger.home
+        pid, home = process.processid, self.context.home
         for each in carried:
             ref = Reference("colonyd")
             if each.ref:
                 try:
                     ref = msgspec.json.decode(each.ref, type=Reference)
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    raise bad(f"files: the reference of {each.name[:80]!r}") from None
+                    raise Invalid(f"files: the reference of {each.name[:80]!r}") from None
                 if ref.protocol == "colonyd":
-                    raise bad(f"files: the reference of {each.name[:80]!r}")
+                    raise Invalid(f"files: the reference of {each.name[:80]!r}")
             label = manifest.label_here(pid, each.mount, each.label)
             fileid = manifest.file_id(pid, each)
             if await files.get(home, fileid) is not None:
@@ -275,12 +273,12 @@ class Depot:
         files = self.files
         if files is None:
             return
-        home, gone = self.ledger.home, dict[str, bool]()
+        home, gone = self.context.home, dict[str, bool]()
         await self._forget_fetched(files)
         for label in await whole(files.labels(home, f"{manifest.ROOT}/")):
             pid = label.name.split("/")[2]
             if pid not in gone:
-                gone[pid] = await self.ledger.processes.load(home, pid) is None
+                gone[pid] = await self.context.processes.load(home, pid) is None
             if not gone[pid]:
                 continue
             for listed in await whole(files.listing(home, label.name)):
@@ -299,10 +297,10 @@ class Depot:
         """Forget who gave us bytes that are here no more."""
         if files.vault is None:
             return
-        async for items in Pages(self.ledger.client, self.ledger.keys.fetched_all):
+        async for items in Pages(self.context.client, self.context.keys.fetched_all):
             for item in items:
                 if files.vault.size_of(item.key.rpartition("/")[2]) is None:
-                    await self.ledger.client.delete(item.key)
+                    await self.context.client.delete(item.key)
 
 
 def _is_for(forward: Forward, peerid: str, fetch: Fetch) -> bool:

@@ -6,29 +6,24 @@ What an event means for a forward is decided by `forward.machine`; messages are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 import trio
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward, Move, Way
-from federation.peers.keys import Keys
-from federation.peers.registry import Peers
-from federation.wire.signer import Sealer
-from node.etcd.client import EtcdClient
+from federation.peers.context import Context
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
-from node.host.sync import Bell
+from node.host.sync import Bell, Bells
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import Conflict, NotFound
 from node.model.types import Process, State
 from node.processes.extension import Addition
-from node.processes.service import Processes
 from node.store import processes as store
-
-__all__ = ["Detour", "Entry", "Ledger"]
 
 _BATCH = 60  # entries read in one transaction
 
@@ -44,9 +39,14 @@ class Detour:
     forward: Forward
 
 
-def _nowhere(process: Process, move: Move) -> Detour | None:
-    """Without routes, what one peer will not run fails."""
-    return None
+class Detours(Protocol):
+    """Decides where a process goes that its peer will not run; `routing.router` does.
+
+    The router stands above the outbox, and this is all that the outbox asks of it.
+    """
+
+    def elsewhere(self, process: Process, move: Move) -> Detour | None:
+        """Return where a process goes now, None when it has to fail."""
 
 
 @dataclass
@@ -67,49 +67,44 @@ class Entry:
     def to_send(self) -> bool:
         """Whether a message must go out."""
         state = self.forward.state
-        if state == outbox.CANCELLING:
+        if state == outbox.State.CANCELLING:
             return not self.forward.receipt
-        return state in (outbox.QUEUED, outbox.DOUBT)
+        return state in (outbox.State.QUEUED, outbox.State.DOUBT)
 
 
 @dataclass
 class Ledger:
-    """The outbox of the colony `home`.
+    """The outbox of the home colony.
 
     `stale` are the forwards to be read again, as (process id, peer id), and `reading` those of them
     that are being read.
     """
 
-    home: str
-    sealer: Sealer
-    client: EtcdClient
-    processes: Processes
-    peers: Peers
-    keys: Keys
+    context: Context
+    detours: Detours
     entries: dict[str, Entry] = field(default_factory=dict)
     activity: Bell = field(default_factory=Bell)
     stale: dict[tuple[str, str], None] = field(default_factory=dict)
     reading: dict[tuple[str, str], None] = field(default_factory=dict)
     readers: dict[str, trio.Lock] = field(default_factory=dict)  # by peer id
-    bells: dict[str, Bell] = field(default_factory=dict)
-    returns: dict[str, Bell] = field(default_factory=dict)
+    bells: Bells = field(default_factory=Bells)
+    returns: Bells = field(default_factory=Bells)
     paused: dict[str, float] = field(default_factory=dict)
-    elsewhere: Callable[[Process, Move], Detour | None] = _nowhere
 
     async def load(self) -> None:
         """Read the outbox."""
-        items, _ = await self.client.range_all(self.keys.outbox, page=100)
+        items, _ = await self.context.client.range_all(self.context.keys.outbox, page=100)
         for item in items:
             forward = unpack(item.value, Forward)
             self.entries[forward.processid] = Entry(forward, item.mod_revision)
 
     def bell(self, peerid: str) -> Bell:
         """What wakes the tasks of one peer."""
-        return self.bells.setdefault(peerid, Bell())
+        return self.bells[peerid]
 
     def returned(self, peerid: str) -> Bell:
         """What tells that a peer is back."""
-        return self.returns.setdefault(peerid, Bell())
+        return self.returns[peerid]
 
     def of_peer(self, peerid: str) -> list[Entry]:
         """The forwards to one peer."""
@@ -149,21 +144,23 @@ class Ledger:
         """The outbox entry of a process that goes to its peer, by a route if there is a `way`."""
         # A node of a workflow may have waited for others, for longer than a message may live.
         late = way is not None or bool(process.parents)
-        forward = outbox.new_forward(process, way, self.sealer.now() if late else 0)
-        return Addition([Put(self.keys.forward(forward.peer, forward.processid), pack(forward))])
+        forward = outbox.new_forward(process, way, self.context.clock.now() if late else 0)
+        return Addition(
+            [Put(self.context.keys.forward(forward.peer, forward.processid), pack(forward))]
+        )
 
     def cancelling(self, process: Process) -> Addition:
         """The peer must be told, unless the process certainly never left."""
-        key = self.keys.forward(process.peer, process.processid)
+        key = self.context.keys.forward(process.peer, process.processid)
         entry = self.entries.get(process.processid)
         if entry is not None and entry.forward.peer != process.peer:
             entry = None  # another daemon sent it elsewhere
-        now = self.sealer.now()
+        now = self.context.clock.now()
         if entry is not None and self._never_left(entry):
             # Asked again about the same one, it is not in the store as we know it.
             entry.withdrawn = entry.revision
-            ended = msgspec.structs.replace(entry.forward, state=outbox.CLOSED, ended=now)
-            ops: list[Op] = [Delete(key), Put(self.keys.proof(process.processid), pack(ended))]
+            ended = pack(outbox.withdrawn(entry.forward, now))
+            ops: list[Op] = [Delete(key), Put(self.context.keys.proof(process.processid), ended)]
             return Addition(ops, [ModRevision(key, entry.revision)])
         forward = entry.forward if entry else self._unknown(process)
         return Addition([Put(key, pack(outbox.cancelling(forward, now)))])
@@ -176,7 +173,7 @@ class Ledger:
 
     @staticmethod
     def _never_left(entry: Entry) -> bool:
-        unsent = not entry.busy and entry.forward.state == outbox.QUEUED
+        unsent = not entry.busy and entry.forward.state == outbox.State.QUEUED
         return unsent and entry.withdrawn != entry.revision
 
     def touched(self, process: Process) -> None:
@@ -228,8 +225,8 @@ class Ledger:
             self.reading[pid, peerid] = None
         done = False
         try:
-            gets = [Get(self.keys.forward(peerid, pid)) for pid in pids]
-            result = await self.client.commit(Txn([], gets))
+            gets = [Get(self.context.keys.forward(peerid, pid)) for pid in pids]
+            result = await self.context.client.commit(Txn([], gets))
             done = True
         finally:
             for pid in pids:
@@ -265,10 +262,10 @@ class Ledger:
         if entry.forward is not before:
             self.mark(forward)
             return False
-        key = self.keys.forward(forward.peer, forward.processid)
+        key = self.context.keys.forward(forward.peer, forward.processid)
         txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(forward))])
         with self._marking(forward):
-            result = await self.client.commit(txn)
+            result = await self.context.client.commit(txn)
         if result.succeeded:
             entry.forward, entry.revision = forward, result.revision
             return True
@@ -278,20 +275,22 @@ class Ledger:
     def leaving(self, move: Move) -> list[Op]:
         """What becomes of the entry, to be written with what becomes of the process."""
         forward = move.forward
-        key = self.keys.forward(forward.peer, forward.processid)
+        key = self.context.keys.forward(forward.peer, forward.processid)
         if move.stays:
             return [Put(key, pack(forward))]
         if forward.aside:
             return [Delete(key)]  # the record is of where the process went instead
         record = msgspec.structs.replace(
-            outbox.emptied(forward), ended=forward.ended or self.sealer.now()
+            outbox.emptied(forward), ended=forward.ended or self.context.clock.now()
         )
-        return [Delete(key), Put(self.keys.proof(forward.processid), pack(record))]
+        return [Delete(key), Put(self.context.keys.proof(forward.processid), pack(record))]
 
     async def apply(self, entry: Entry, move: Move, before: Forward) -> bool:
         """Do what follows from an event and `before`, in one transaction; False if overtaken."""
         after, done = move.forward, False
-        unchanged = ModRevision(self.keys.forward(before.peer, before.processid), entry.revision)
+        unchanged = ModRevision(
+            self.context.keys.forward(before.peer, before.processid), entry.revision
+        )
         if move.certain and entry.forward is before and await self.detour(entry, move):
             return True
         if move.act is Act.NOTHING:
@@ -301,7 +300,7 @@ class Ledger:
                 self.mark(after)
                 return False
             with self._marking(after):
-                result = await self.client.commit(Txn([unchanged], self.leaving(move)))
+                result = await self.context.client.commit(Txn([unchanged], self.leaving(move)))
             if result.succeeded:
                 self.entries.pop(after.processid, None)
                 return True
@@ -312,7 +311,7 @@ class Ledger:
         def step(process: Process, revision: int) -> store.Step | None:
             nonlocal done, tried
             done = False
-            now = self.sealer.now()
+            now = self.context.clock.now()
             if process.closed or process.peer != after.peer:
                 return None
             ops = self.leaving(move)
@@ -335,10 +334,8 @@ class Ledger:
 
         with self._marking(after):
             try:
-                await self.processes.change(self.home, after.processid, step)
-            except RpcError as error:
-                if error.status != 404:
-                    raise
+                await self.context.processes.change(self.context.home, after.processid, step)
+            except NotFound:
                 await self.forget(before)
                 done = True
         if done:
@@ -356,32 +353,30 @@ class Ledger:
         compares both, so that it does nothing once another daemon's copy left.
         """
         before, known = entry.forward, entry.revision
-        key = self.keys.forward(before.peer, before.processid)
+        key = self.context.keys.forward(before.peer, before.processid)
         taken: Detour | None = None
 
         def step(process: Process, revision: int) -> store.Step | None:
             nonlocal taken
             taken = None
             if entry.forward is before and _waits_for(process, before.peer):
-                taken = self.elsewhere(process, move)
+                taken = self.detours.elsewhere(process, move)
             if taken is None:
                 return None
             forward = taken.forward
-            place = self.keys.proof(forward.processid)
+            place = self.context.keys.proof(forward.processid)
             if taken.peer:
-                place = self.keys.forward(taken.peer, forward.processid)
+                place = self.context.keys.forward(taken.peer, forward.processid)
             ops: list[Op] = [Delete(key), Put(place, pack(forward))]
             compare = [ModRevision(key, known)]
             return store.move(process, revision, taken.peer, ops, compare)
 
         try:
-            await self.processes.change(self.home, before.processid, step)
-        except RpcError as error:
-            if error.status not in (404, 409):
-                raise
+            await self.context.processes.change(self.context.home, before.processid, step)
+        except (NotFound, Conflict) as error:
             # Gone, or the forward is not what we know of it: read it again before anything else.
             self.look_for(before.processid, before.peer)
-            return error.status == 409
+            return isinstance(error, Conflict)
         except BaseException:
             # It may have happened: what is to be sent is in the store.
             if taken is not None:
@@ -398,7 +393,7 @@ class Ledger:
 
     async def forget(self, forward: Forward) -> None:
         """The process is gone from the store: so is its forward."""
-        await self.client.delete(self.keys.forward(forward.peer, forward.processid))
+        await self.context.client.delete(self.context.keys.forward(forward.peer, forward.processid))
 
 
 def _waits_for(process: Process, peer: str) -> bool:

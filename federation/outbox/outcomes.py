@@ -5,8 +5,7 @@ Only the origin connects, so this works from behind NAT; what is owed is kept by
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,23 +20,21 @@ from federation.forward.path import Request
 from federation.outbox import evidence as testimony
 from federation.outbox.ledger import Ledger
 from federation.outbox.updates import Follower
+from federation.peers.context import Context
 from federation.transport.errors import TransportError
-from federation.transport.link import Later, Link
-from federation.wire.envelope import Kind, Opened, Refused, open_envelope
+from federation.transport.link import Link
+from federation.wire.envelope import Kind, Opened, Rejected, open_envelope
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
-from federation.wire.signer import Sealer
 from federation.wire.sizes import SIZES
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import NotFound, RpcError
 from node.model.numbers import beyond_float
 from node.model.types import Process, State
 from node.store import processes as store
-
-__all__ = ["Results"]
 
 _POLL = 30  # seconds
 _VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait
@@ -58,17 +55,12 @@ class _About(msgspec.Struct, frozen=True):
 class Results:
     """The fetching half of the outbox."""
 
+    context: Context
     ledger: Ledger
-    sealer: Sealer
-    high_water: Callable[[], float]
+    follower: Follower
     late: int = 0
     broken: int = 0  # outcomes that were malformed, or whose chain did not hold
-    follower: Follower = field(init=False)
     _acks: dict[str, set[str]] = field(default_factory=dict)
-    _chance: random.Random = field(default_factory=random.Random)
-
-    def __post_init__(self) -> None:
-        self.follower = Follower(self.ledger)
 
     # -- outcomes ----------------------------------------------------------------------------
 
@@ -95,13 +87,13 @@ class Results:
                 # Repeats of what is settled come for a moment after a crash, or from a liar.
                 vain = vain + 1 if told and self.ledger.outstanding(link.id) >= before else 0
                 if vain > _VAIN:
-                    await trio.sleep(outbox.delay(min(vain - _VAIN, 6), self._chance))
-            except (TransportError, EtcdError, RpcError, Refused) as error:
+                    await trio.sleep(outbox.delay(min(vain - _VAIN, 6), self.context.chance))
+            except (TransportError, EtcdError, RpcError, Rejected) as error:
                 failures += 1
                 link.entry.error = str(error)
                 log.info("outcomes not fetched", peer=link.id, error=error)
-                pause = outbox.delay(failures, self._chance)
-                if isinstance(error, Later):
+                pause = outbox.delay(failures, self.context.chance)
+                if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
                 with trio.move_on_after(min(pause, 60.0)):
                     await back.wait()
@@ -122,7 +114,7 @@ class Results:
         for sealed in answer.outcomes:
             try:
                 pid = await self.settle(link, sealed, more)
-            except (Refused, RpcError, EtcdError) as error:
+            except (Rejected, RpcError, EtcdError) as error:
                 problem = error
                 continue
             self._acks.setdefault(link.id, set()).add(pid)
@@ -142,21 +134,19 @@ class Results:
         opened = await apart(sealed, partial(self._open, link))
         problem = False
         about = load(opened.payload, _About)
-        key = self.ledger.keys.forward(link.id, about.pid)
-        found = await self.ledger.client.get(key)
-        now = self.sealer.now()
+        key = self.context.keys.forward(link.id, about.pid)
+        found = await self.context.client.get(key)
+        now = self.context.clock.now()
         forward = unpack(found.value, Forward) if found else None
         fits = forward is not None and forward.attempt == about.attempt
         try:
             outcome = await self._told(link, opened, sealed, forward if fits else None)
             output = await apart(outcome.out, read_output)
-        except Refused as refused:
+        except Rejected as rejected:
             # Signed by the peer: no repeat of it can be better.
-            outcome, output, problem = self._nonsense(link, about, refused), [], True
+            outcome, output, problem = self._nonsense(link, about, rejected), [], True
         leaving: list[Op] = []
-        slim: list[Op] = []  # the same, of next to no size
         rest: list[Op] = []
-        record: Forward | None = None
         if forward is not None and fits:
             evidence = b"" if problem and len(sealed) > _EVIDENCE else sealed
             remote = outcome.localpid or forward.remoteprocessid
@@ -164,36 +154,24 @@ class Results:
             rest = self.follower.ending(
                 link.id, outcome.pid, outcome.attempt, more=more is None or outcome.pid in more
             )
-            place = self.ledger.keys.proof(outcome.pid)
+            place = self.context.keys.proof(outcome.pid)
             leaving = [Delete(key), Put(place, pack(record)), *rest]
-            bare = msgspec.structs.replace(record, outcome=b"", remoteprocessid=remote[:64])
-            slim = [Delete(key), Put(place, pack(bare)), *rest]
         # A person let the process go on without it: its place and its record are others by now.
         aside = forward is not None and fits and forward.aside
         if aside:
-            leaving = slim = [Delete(key), *rest]
+            leaving = [Delete(key), *rest]
         try:
             waits = fits and not aside
             closed = await self._close(link, outcome, output, leaving) if waits else False
         except EtcdTooLarge:
-            assert record is not None
-            if not await self._keep_apart(outcome.pid, sealed) and record.origin:
-                # Without its proof nobody would believe what we pass on.
-                outcome = _failure(
-                    outcome, "the output is too large to be passed on with its signature"
-                )
-                output = []
-            try:
-                closed = await self._close(link, outcome, output, slim)
-            except EtcdTooLarge:
-                name = self.ledger.peers.name(link.id)
-                outcome = _failure(
-                    outcome, f"what peer {name} says of the end is too large to be kept here"
-                )
-                closed = await self._close(link, outcome, [], slim)
-            leaving = slim
+            # With all the peer told of it before, the process is larger than one value may be.
+            name = self.context.peers.name(link.id)
+            outcome = _failure(
+                outcome, f"what peer {name} says of the end is too large to be kept here"
+            )
+            closed = await self._close(link, outcome, [], leaving)
         if not closed:
-            await self._too_late(link, outcome, sealed, (leaving, slim), aside)
+            await self._too_late(link, outcome, sealed, leaving, aside)
         # A repeat may be of what was taken in already, without an answer of the store to that.
         if rest or not fits:
             await self.follower.ended(outcome.pid)
@@ -210,18 +188,18 @@ class Results:
         return open_envelope(
             sealed,
             kind=Kind.OUTCOME,
-            audience=self.sealer.ids,
+            audience=self.context.sealer.ids,
             now=link.seconds,
             keys=link.key_of,
             limit=SIZES[Kind.OUTCOME].bytes,
             high_water=link.highest,
         )
 
-    def _nonsense(self, link: Link, about: _About, refused: Refused) -> Outcome:
+    def _nonsense(self, link: Link, about: _About, refused: Rejected) -> Outcome:
         """What follows from a malformed outcome that the peer signed: the process failed."""
         self.broken += 1
         log.warning("outcome malformed", process=about.pid, peer=link.id, why=refused)
-        name = self.ledger.peers.name(link.id)
+        name = self.context.peers.name(link.id)
         errors = [f"peer {name} told a malformed end: {refused.message[:300]}"]
         return Outcome(about.pid, about.attempt, State.FAILED, b"[]", errors, "", "", 0, 0)
 
@@ -234,13 +212,13 @@ class Results:
         nobody waits for it. A chain that does not hold is the peer's own doing, and ends the
         process as a failure: no repeat of it can hold, and nobody else would tell us more.
         """
-        ledger, outcome = self.ledger, load(opened.payload, Outcome)
-        known = await ledger.processes.recall(ledger.home, outcome.pid)
-        wanted = testimony.beyond(ledger, known[0], link.id) if known is not None else []
+        context, outcome = self.context, load(opened.payload, Outcome)
+        known = await context.processes.recall(context.home, outcome.pid)
+        wanted = testimony.beyond(context, known[0], link.id) if known is not None else []
         if not outcome.below and outcome.localpid not in {
-            relays.local_id(each, outcome.pid, outcome.attempt) for each in self.sealer.ids
+            relays.local_id(each, outcome.pid, outcome.attempt) for each in self.context.sealer.ids
         }:
-            raise Refused("malformed", "outcome: it names another process there")
+            raise Rejected("malformed", "outcome: it names another process there")
         # Of what never left by our own records, as after a restore, nothing can be the outcome.
         request = (forward.request or Request()) if forward is not None else None
         told: Outcome | None = outcome
@@ -251,31 +229,19 @@ class Results:
             steps = await apart(
                 sealed,
                 lambda data: chains.trace(
-                    data, opened.issuer, key, self.sealer.ids, ledger.peers.ids, request
+                    data, opened.issuer, key, self.context.sealer.ids, context.peers.ids, request
                 ),
             )
-            meant = testimony.meant(ledger, known[0], forward, wanted) if known else {}
+            meant = testimony.meant(context, known[0], forward, wanted) if known else {}
             told, problem = chains.conclusion(steps, wanted, meant)
         if told is not None and not problem:
             return msgspec.structs.replace(outcome, out=told.out)
         self.broken += 1
         log.warning("outcome without a valid chain", process=outcome.pid, why=problem)
         errors = [
-            f"what peer {ledger.peers.name(link.id)} says of the end is not proven: {problem}"
+            f"what peer {context.peers.name(link.id)} says of the end is not proven: {problem}"
         ]
         return _failure(outcome, *errors)
-
-    async def _keep_apart(self, pid: str, sealed: bytes) -> bool:
-        """Keep a large outcome for itself, before the process is closed with it; whether it fits.
-
-        A crash in between leaves a copy that the next try replaces.
-        """
-        try:
-            await self.ledger.client.put(self.ledger.keys.apart(pid), sealed)
-        except EtcdTooLarge:
-            log.warning("outcome too large to keep its signature", process=pid)
-            return False
-        return True
 
     async def _close(
         self, link: Link, outcome: Outcome, output: list[object], leaving: Sequence[Op]
@@ -295,17 +261,15 @@ class Results:
                 ran,
                 revision,
                 State(outcome.state),
-                self.sealer.now(),
+                self.context.clock.now(),
                 output=output,
                 errors=outcome.errors,
                 extra=leaving,
             )
 
         try:
-            await self.ledger.processes.change(self.ledger.home, outcome.pid, step)
-        except RpcError as error:
-            if error.status != 404:
-                raise
+            await self.context.processes.change(self.context.home, outcome.pid, step)
+        except NotFound:
             return False
         return mine
 
@@ -314,16 +278,13 @@ class Results:
         link: Link,
         outcome: Outcome,
         sealed: bytes,
-        leaving: Sequence[Sequence[Op]],
+        leaving: Sequence[Op],
         aside: bool,
     ) -> None:
-        """Nobody waits for it any more: keep it as such, unless it is a repeat or too large.
-
-        The forward leaves in the first of these ways that the store takes.
-        """
+        """Nobody waits for it any more: keep it as such, unless it is a repeat or has no room."""
         late: list[Op] = []
-        known = await self.ledger.processes.load(self.ledger.home, outcome.pid)
-        proof = await self.ledger.client.get(self.ledger.keys.proof(outcome.pid))
+        known = await self.context.processes.load(self.context.home, outcome.pid)
+        proof = await self.context.client.get(self.context.keys.proof(outcome.pid))
         record = unpack(proof.value, Forward) if proof is not None else None
         repeat = record is not None and bool(record.outcome)
         ours = known is not None and known[0].peer == link.id
@@ -331,21 +292,12 @@ class Results:
             # Its owner took it back from there, and the forward is gone, too.
             aside = any(each.final and each.peer == link.id for each in record.tried)
         wanted = (aside or (ours and not repeat)) and outcome.state != State.CANCELLED
-        if wanted and self.follower.room(link.id, len(sealed)):
+        if wanted and self.follower.accounts.news(link.id, len(sealed)):
             self.late += 1
-            late = [Put(self.ledger.keys.late(outcome.pid), sealed)]
+            late = [Put(self.context.keys.late(outcome.pid), sealed)]
             log.info("outcome came late", process=outcome.pid, peer=link.id)
-        *ways, last = [[*ops, *more] for more in (late, []) for ops in leaving]
-        for ops in ways:
-            try:
-                return await self._leave(ops)
-            except EtcdTooLarge:
-                log.warning("late outcome too large", process=outcome.pid, peer=link.id)
-        await self._leave(last)
-
-    async def _leave(self, ops: list[Op]) -> None:
-        if ops:
-            await self.ledger.client.commit(Txn([], ops))
+        if ops := [*leaving, *late]:
+            await self.context.client.commit(Txn([], ops))
 
 
 def _failure(outcome: Outcome, *errors: str) -> Outcome:
@@ -353,15 +305,15 @@ def _failure(outcome: Outcome, *errors: str) -> Outcome:
 
 
 def read_output(data: bytes) -> list[object]:
-    """The output of an outcome. Raises Refused (malformed)."""
+    """The output of an outcome. Raises Rejected (malformed)."""
     try:
         # Deeper, the store would take it and never give the process back.
         require_bounded(data)
         value: list[object] = msgspec.json.decode(data, type=list)
-    except Refused as refused:
-        raise Refused("malformed", f"outcome: {refused.message}") from None
+    except Rejected as rejected:
+        raise Rejected("malformed", f"outcome: {rejected.message}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused("malformed", f"outcome: {error}") from None
+        raise Rejected("malformed", f"outcome: {error}") from None
     if beyond_float(data, value):
-        raise Refused("malformed", "outcome: a number beyond what a 64-bit float holds")
+        raise Rejected("malformed", "outcome: a number beyond what a 64-bit float holds")
     return value

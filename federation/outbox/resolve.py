@@ -14,11 +14,9 @@ from federation.outbox.ledger import Ledger
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError, bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound
 from node.model.types import Process, State
 from node.store import processes as store
-
-__all__ = ["resolve"]
 
 _TRIES = 4
 
@@ -30,29 +28,27 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
 
     One transaction changes the process and turns its forward into a cancel, and compares both, so
     that an outcome that comes meanwhile wins. A crash before it changes nothing; after it, the
-    cancel is in the outbox and is sent. Raises RpcError 400, 404 or 409.
+    cancel is in the outbox and is sent. Raises Invalid, NotFound or Conflict.
     """
     problem = ""
     for _ in range(_TRIES):
-        loaded = await ledger.processes.load(ledger.home, processid)
+        loaded = await ledger.context.processes.load(ledger.context.home, processid)
         if loaded is None:
-            raise missing(f"process {processid} is not in colony {ledger.home}")
+            raise NotFound(f"process {processid} is not in colony {ledger.context.home}")
         process = loaded[0]
         _demand_doubtful(process, ledger, requeue=requeue)
-        key = ledger.keys.forward(process.peer, processid)
-        found = await ledger.client.get(key)
+        key = ledger.context.keys.forward(process.peer, processid)
+        found = await ledger.context.client.get(key)
         if found is None:
             # An outcome may have come since the process was read: the next look says so.
             problem = "no forward of the process is under way; look at it again"
             continue
         forward = unpack(found.value, Forward)
-        if forward.state not in (outbox.DOUBT, outbox.ACCEPTED):
-            raise bad(f"the process is not in doubt, it is {forward.state}; cancel it instead")
+        if (forward.state, outbox.Event.FAILED) not in outbox.TRANSITIONS:
+            raise Invalid(f"the process is not in doubt, it is {forward.state}; cancel it instead")
         try:
             done = await _decide(ledger, forward, found.mod_revision, requeue=requeue)
-        except RpcError as error:
-            if error.status != 409:
-                raise
+        except Conflict as error:
             problem = error.message
             continue  # the forward changed, or the process did: look again
         finally:
@@ -60,36 +56,38 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
             ledger.touched(process)
         log.info("doubt resolved", process=processid, peer=process.peer, requeued=requeue)
         return done
-    raise conflict(problem)
+    raise Conflict(problem)
 
 
 def _demand_doubtful(process: Process, ledger: Ledger, *, requeue: bool) -> None:
     if process.closed:
         state = process.state.name.lower()
-        raise bad(f"the process is {state} already, and stays so; submit it again if need be")
+        raise Invalid(f"the process is {state} already, and stays so; submit it again if need be")
     if not process.peer:
-        raise bad("the process is at no other colony, so nothing about it is in doubt")
+        raise Invalid("the process is at no other colony, so nothing about it is in doubt")
     if requeue and process.origin:
-        name = ledger.peers.name(process.origin)
-        raise bad(f"the process came from colony {name}; only its owner may run it elsewhere")
+        name = ledger.context.peers.name(process.origin)
+        raise Invalid(f"the process came from colony {name}; only its owner may run it elsewhere")
 
 
 async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: bool) -> Process:
-    key = ledger.keys.forward(forward.peer, forward.processid)
+    key = ledger.context.keys.forward(forward.peer, forward.processid)
     guard = ModRevision(key, revision)
-    name = ledger.peers.name(forward.peer)
+    name = ledger.context.peers.name(forward.peer)
 
     def step(process: Process, at: int) -> store.Step:
-        now = ledger.sealer.now()
+        now = ledger.context.clock.now()
         if process.closed or process.peer != forward.peer:
-            raise conflict("the process went on meanwhile; look at it again")
+            raise Conflict("the process went on meanwhile; look at it again")
         move = outbox.resolved(forward, name, now, aside=requeue)
         extra: list[Op] = [Put(key, pack(move.forward))]
         if not requeue:
             return store.close(
                 process, at, State.FAILED, now, errors=move.errors, extra=extra, compare=[guard]
             )
-        extra.append(Put(ledger.keys.proof(forward.processid), pack(outbox.overruled(move, now))))
+        extra.append(
+            Put(ledger.context.keys.proof(forward.processid), pack(outbox.overruled(move, now)))
+        )
         # Its next attempt has another number than the one that may still run.
         here = msgspec.structs.replace(
             process, peer="", attempt=max(process.attempt, forward.attempt)
@@ -98,4 +96,4 @@ async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: b
         txn = Txn([*back.txn.compare, guard], [*back.txn.success, *extra])
         return store.Step(back.process, txn)
 
-    return await ledger.processes.change(ledger.home, forward.processid, step)
+    return await ledger.context.processes.change(ledger.context.home, forward.processid, step)

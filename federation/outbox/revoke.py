@@ -7,8 +7,6 @@ each forward is `forward.machine`'s to say.
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -18,18 +16,17 @@ from federation.forward.machine import Act, Forward
 from federation.forward.marker import Marker
 from federation.limits.accounts import Pages
 from federation.outbox.ledger import Entry, Ledger
+from federation.peers.context import Context
 from federation.peers.registry import BLOCKED, Known
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
 from node.host.sync import Bell
 from node.model.codec import unpack
-from node.model.errors import conflict
+from node.model.errors import Conflict
 from node.model.types import Process, State
 from node.processes.extension import Addition
 from node.store import processes as store
-
-__all__ = ["Endings"]
 
 _MANY = 40  # processes looked at together
 _TRIES = 8
@@ -47,11 +44,10 @@ class Endings:
     ourselves (a submission under way, a workflow's next node); `Attachment.submitted` hears of it.
     """
 
+    context: Context
     ledger: Ledger
-    now: Callable[[], int]
     _begin: Bell = field(default_factory=Bell)
     _ended: Bell = field(default_factory=Bell)
-    _chance: random.Random = field(default_factory=random.Random)
 
     async def run(self) -> None:
         """Sweep whenever there is something to, also what a crash left undone; until cancelled."""
@@ -66,7 +62,7 @@ class Endings:
                     log.warning("block not finished", peer=peerid, error=repr(error))
             self._ended.ring()
             tries = tries + 1 if failed else 0
-            pause = min(_LONGEST, outbox.delay(tries, self._chance)) if failed else math.inf
+            pause = min(_LONGEST, outbox.delay(tries, self.context.chance)) if failed else math.inf
             with trio.move_on_after(pause):
                 await event.wait()
 
@@ -81,7 +77,7 @@ class Endings:
 
     def due(self) -> set[str]:
         """The colonies for which a sweep was not finished, or must be made anew."""
-        peers = self.ledger.peers
+        peers = self.context.peers
         marked = {
             entry.peer.id
             for entry in peers.known.values()
@@ -93,21 +89,21 @@ class Endings:
 
     def _over(self, peerid: str) -> bool:
         """Whether the owner trusts it again: then what is left goes on."""
-        return self.ledger.peers.state(peerid) != BLOCKED
+        return self.context.peers.state(peerid) != BLOCKED
 
     async def sweep(self, peerid: str) -> None:
         """End all there is, then note that it is done. Raises EtcdError, RpcError: try again."""
         forwards = await self._sweep_outbox(peerid)
         processes = await self._sweep_inbox(peerid)
         if not self._over(peerid):
-            await self.ledger.peers.ended(peerid)
+            await self.context.peers.ended(peerid)
             log.info("blocked", peer=peerid, forwards=forwards, processes=processes)
 
     # -- what we have there --------------------------------------------------------------
 
     async def _sweep_outbox(self, peerid: str) -> int:
         """Fail what waits or may run there; what the peer may run is in doubt, and says so."""
-        client, keys = self.ledger.client, self.ledger.keys
+        client, keys = self.context.client, self.context.keys
         items, _ = await client.range_all(keys.forward(peerid, ""), page=100)
         count = 0
         for item in items:
@@ -121,7 +117,7 @@ class Endings:
                 # A copy left, a receipt came, or it went elsewhere: what it is now decides.
                 found = await client.get(item.key)
             else:
-                raise conflict(f"the forward {item.key} changes too fast")
+                raise Conflict(f"the forward {item.key} changes too fast")
         return count
 
     async def _end_forward(self, item: KeyValue) -> bool:
@@ -131,8 +127,8 @@ class Endings:
         never left and came by a route may go elsewhere instead.
         """
         forward = unpack(item.value, Forward)
-        pid, now = forward.processid, self.now()
-        move = outbox.blocked(forward, self.ledger.peers.name(forward.peer), now)
+        pid, now = forward.processid, self.context.clock.now()
+        move = outbox.blocked(forward, self.context.peers.name(forward.peer), now)
         known = self.ledger.entries.get(pid)
         if known is None or known.revision != item.mod_revision:
             known = Entry(forward, item.mod_revision)
@@ -140,7 +136,7 @@ class Endings:
             return False
         leaving = self.ledger.leaving(move)
         unchanged = ModRevision(item.key, item.mod_revision)
-        loaded = await self.ledger.processes.load(self.ledger.home, pid)
+        loaded = await self.context.processes.load(self.context.home, pid)
         closed = loaded is None or loaded[0].closed or loaded[0].peer != forward.peer
         if loaded is None:
             txn = Txn([unchanged], [Delete(item.key)])
@@ -149,7 +145,7 @@ class Endings:
         else:
             errors = [*(tried.error for tried in forward.tried), *move.errors]
             return await self._fail(loaded[0], loaded[1], unchanged, errors, leaving)
-        ended = (await self.ledger.client.commit(txn)).succeeded
+        ended = (await self.context.client.commit(txn)).succeeded
         if ended:
             self._gone(pid, forward.peer)
         return ended
@@ -166,14 +162,14 @@ class Endings:
             process,
             revision,
             State.FAILED,
-            self.now(),
+            self.context.clock.now(),
             errors=errors,
             extra=leaving,
             compare=[unchanged],
         )
-        result = await self.ledger.client.commit(step.txn)
+        result = await self.context.client.commit(step.txn)
         if result.succeeded:
-            self.ledger.processes.settle(step.process, result.revision)
+            self.context.processes.settle(step.process, result.revision)
             self._gone(process.processid, process.peer)
         return result.succeeded
 
@@ -189,9 +185,9 @@ class Endings:
 
     async def _sweep_inbox(self, peerid: str) -> int:
         """Cancel what it has here: each open process of another colony has its marker."""
-        client, keys = self.ledger.client, self.ledger.keys
-        processes, home = self.ledger.processes, self.ledger.home
-        reason = f"colony {self.ledger.peers.name(peerid)}, where this came from, was blocked"
+        client, keys = self.context.client, self.context.keys
+        processes, home = self.context.processes, self.context.home
+        reason = f"colony {self.context.peers.name(peerid)}, where this came from, was blocked"
         count = 0
         async for items in Pages(client, keys.marker(peerid, "")):
             ids = [marker.localpid for marker in (unpack(item.value, Marker) for item in items)]
@@ -211,7 +207,7 @@ class Endings:
         Not as a caller does, to whom a node of a workflow ends with all of it: what follows for a
         workflow is what follows when such a node is cancelled there.
         """
-        processes, seen, ended = self.ledger.processes, process, False
+        processes, seen, ended = self.context.processes, process, False
 
         def step(known: Process, revision: int) -> store.Step | None:
             nonlocal seen, ended
@@ -223,7 +219,7 @@ class Endings:
                 known,
                 revision,
                 State.CANCELLED,
-                self.now(),
+                self.context.clock.now(),
                 errors=[reason],
                 extra=onward.ops,
                 compare=onward.compare,

@@ -5,9 +5,9 @@ What an event means for a forward is decided by `forward.machine`; what is store
 
 from __future__ import annotations
 
-import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 import trio
@@ -15,22 +15,22 @@ import trio
 from federation.forward import machine as outbox
 from federation.forward import path as relays
 from federation.forward.machine import Forward
+from federation.outbox.files import Depot
 from federation.outbox.ledger import Entry, Ledger
-from federation.transport.errors import Lost, TransportError, Unsent
-from federation.transport.link import Later, Link, PeerRefused, Untimely
-from federation.wire.envelope import Kind, Refused, inspect
+from federation.peers.context import Context
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
+from federation.transport.link import Link
+from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.json import apart
-from federation.wire.messages import Cancel, Carried, Receipt, Submit, load
-from federation.wire.signer import Sealer
-from node.etcd.errors import EtcdError, EtcdTooLarge
+from federation.wire.messages import Cancel, Receipt, Submit, load
+from federation.wire.refusals import Proof
+from node.etcd.errors import EtcdError
 from node.etcd.txn import Delete, ModRevision, Txn
 from node.host.log import get_logger
 from node.model.codec import whole_spec
 from node.model.errors import RpcError
 from node.model.types import Process
 from node.store import keys
-
-__all__ = ["Delivery"]
 
 _WINDOW = 8  # messages to one peer at a time
 # What a receipt may say, and whether it then names the peer's own process.
@@ -40,35 +40,28 @@ _OF_CANCEL = (("cancelled", False), ("cancelled", True), ("already_closed", True
 log = get_logger("delivery")
 
 
-async def _nobody(link: Link) -> None:
-    """Without a greeter, whether a peer is there is found out by sending."""
+class Greeting(Protocol):
+    """Asks a peer for a sign that it is there; `membership.probe` does, which stands above."""
 
-
-async def _nothing(process: Process) -> list[Carried] | None:
-    """Without a depot no files go with a process."""
-    return None
+    async def hello(self, link: Link) -> object:
+        """Exchange signed hellos. Raises what `Link.post` does."""
 
 
 @dataclass
 class Delivery:
-    """The sending half of the outbox.
+    """The sending half of the outbox. The files that go with a process are in `depot`."""
 
-    `greet` asks a peer for a sign that it is there, and raises what `Link.post` does. `late` gives
-    the Unix ns by which deadlines are judged.
-    """
-
+    context: Context
     ledger: Ledger
-    sealer: Sealer
+    depot: Depot
+    greeting: Greeting
     hops: int = 1  # that our own processes may take, unless their target names more
-    greet: Callable[[Link], Awaitable[object]] = _nobody
-    gather: Callable[[Process], Awaitable[list[Carried] | None]] = _nothing
-    late: Callable[[], int] = field(init=False)
-    _chance: random.Random = field(default_factory=random.Random)
     # Those that were moved for a step which is not yet dealt with for all.
     _shifted: set[str] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.late = lambda: self.sealer.now()
+    def _late(self) -> int:
+        """The Unix ns by which deadlines are judged."""
+        return self.context.processes.clock.late()
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -87,7 +80,13 @@ class Delivery:
                         await link.connect()
                         if link.unheard:
                             # What never left a mailbox would be in doubt, as far as we know.
-                            await self.greet(link)
+                            await self.greeting.hello(link)
+                        elif link.unmeasured:
+                            try:
+                                await self.greeting.hello(link)
+                            except RemoteRefusal as error:
+                                if not error.final:  # that, the forward will hear as well
+                                    raise
                         failures = 0
                         # What was due before the peer was reached may have gone elsewhere since.
                         due, again = self._plan(link.id)
@@ -96,10 +95,10 @@ class Delivery:
                             nursery.start_soon(self._deliver, link, entry)
                     elif due:
                         again = self._paused(link.id)
-                except (TransportError, EtcdError, RpcError, Refused) as error:
+                except (TransportError, EtcdError, RpcError, Rejected) as error:
                     # The peer as a whole is away: one back-off for all, and nothing is written.
                     failures += 1
-                    pause = outbox.delay(failures, self._chance)
+                    pause = outbox.delay(failures, self.context.chance)
                     again = self.ledger.paused[link.id] = trio.current_time() + pause
                     link.entry.error = str(error)
                     log.info("peer not reached", peer=link.id, error=error, retry=round(pause, 1))
@@ -113,7 +112,8 @@ class Delivery:
         if entry.busy or not entry.to_send:
             return False
         # What is past its delivery deadline would be refused as expired.
-        return entry.forward.state == outbox.CANCELLING or (self.late() <= entry.forward.deliver)
+        cancelling = entry.forward.state is outbox.State.CANCELLING
+        return cancelling or self._late() <= entry.forward.deliver
 
     def _plan(self, peerid: str) -> tuple[list[Entry], float]:
         """What to send now, and when to look again if nothing else happens."""
@@ -133,12 +133,12 @@ class Delivery:
     async def _deliver(self, link: Link, entry: Entry) -> None:
         """One message of one forward; whatever goes wrong concerns this forward only."""
         try:
-            if entry.forward.state == outbox.CANCELLING:
+            if entry.forward.state == outbox.State.CANCELLING:
                 await self._send_cancel(link, entry)
             else:
                 await self._send_submit(link, entry)
         except TransportError as error:
-            self._back_off(entry, error.seconds if isinstance(error, Later) else 0.0)
+            self._back_off(entry, error.seconds)
             link.entry.error = str(error)
         except (EtcdError, RpcError) as error:
             self._back_off(entry, 0.0)
@@ -155,7 +155,7 @@ class Delivery:
 
     def _back_off(self, entry: Entry, least: float) -> None:
         entry.tries += 1
-        wait = max(least, outbox.delay(entry.tries, self._chance))
+        wait = max(least, outbox.delay(entry.tries, self.context.chance))
         entry.due = trio.current_time() + wait
 
     async def _send_cancel(self, link: Link, entry: Entry) -> None:
@@ -163,19 +163,19 @@ class Delivery:
         body = link.seal(Kind.CANCEL, Cancel(forward.processid, forward.attempt))
         try:
             opened, data = await link.post("/v2/cancel", body, Kind.RECEIPT)
-        except PeerRefused as error:
-            if error.brought and not error.signed:
+        except RemoteRefusal as error:
+            if not error.final or error.proof is Proof.CARRIED:
                 raise  # whoever carries it may have made that up
-            name, now = self.ledger.peers.name(link.id), self.sealer.now()
+            name, now = self.context.peers.name(link.id), self.context.clock.now()
             move = outbox.refused(forward, error.code, error.message, name, now)
             await self.ledger.apply(entry, move, forward)
             return
         receipt = _receipt(opened.payload, forward, self._there(forward), _OF_CANCEL)
-        move = outbox.cancelled(forward, receipt.remote, data, self.sealer.now())
+        move = outbox.cancelled(forward, receipt.remote, data, self.context.clock.now())
         await self.ledger.apply(entry, move, forward)
 
     async def _send_submit(self, link: Link, entry: Entry) -> None:
-        now, before = self.sealer.now(), entry.forward
+        now, before = self.context.clock.now(), entry.forward
         try:
             envelope, meant = before.envelope, before.meant
             if not envelope:
@@ -191,43 +191,16 @@ class Delivery:
         forward = msgspec.structs.replace(forward, meant=meant)
         # In the store before its first byte leaves: neither a crash nor another daemon of this
         # colony must take it for unsent, or for the only copy.
-        try:
-            if not await self.ledger.save(entry, forward, before):
-                return
-        except EtcdTooLarge as error:
-            name = self.ledger.peers.name(link.id)
-            move = outbox.refused(forward, "too_large", str(error), name, now)
-            await self.ledger.apply(entry, move, before)
+        if not await self.ledger.save(entry, forward, before):
             return
         try:
             opened, data = await link.post("/v2/submit", envelope, Kind.RECEIPT)
-        except (Unsent, Later) as error:
-            if isinstance(error, Unsent) or error.certain:
-                await self.ledger.save(entry, outbox.unsent(forward, str(error)), forward)
-            elif entry.forward is forward:
-                entry.forward = outbox.lost(forward, str(error))
-            raise
-        except Lost as error:
-            # A cancel may have come meanwhile: it must not be forgotten.
-            if entry.forward is forward:
-                entry.forward = outbox.lost(forward, str(error))
-            raise
-        except Untimely as error:
-            after = outbox.untimely(forward, str(error), error.signed)
-            await self.ledger.save(entry, after, forward)
-            raise
-        except PeerRefused as error:
-            name = self.ledger.peers.name(link.id)
-            move = outbox.refused(
-                forward,
-                error.code,
-                error.message,
-                name,
-                self.sealer.now(),
-                signed=error.signed,
-                brought=error.brought,
-                kept=error.kept,
-            )
+        except TransportError as error:
+            if not isinstance(error, RemoteRefusal) or not error.final:
+                await self._not_taken(entry, forward, error)
+                raise
+            name, now = self.context.peers.name(link.id), self.context.clock.now()
+            move = outbox.refused(forward, error.code, error.message, name, now, error.proof)
             log.info("forward refused", process=forward.processid, peer=link.id, code=error.code)
             await self.ledger.apply(entry, move, forward)
             return
@@ -236,32 +209,45 @@ class Delivery:
         if not await self.ledger.apply(entry, move, forward):
             self._back_off(entry, 0.0)
 
+    async def _not_taken(self, entry: Entry, forward: Forward, error: TransportError) -> None:
+        """Take note that a copy got no receipt, and may get one yet."""
+        text, proof = str(error), error.proof if isinstance(error, RemoteRefusal) else Proof.NONE
+        if isinstance(error, RemoteRefusal) and error.reason is Reason.UNTIMELY:
+            early = error.code == "not_yet_valid"
+            after = outbox.untimely(forward, text, proof.certain, early)
+            await self.ledger.save(entry, after, forward)
+        elif isinstance(error, Unsent) or proof.certain:
+            await self.ledger.save(entry, outbox.unsent(forward, text), forward)
+        elif entry.forward is forward:
+            # A cancel may have come meanwhile: it must not be forgotten.
+            entry.forward = outbox.lost(forward, text)
+
     def _there(self, forward: Forward) -> set[str]:
         """The peer's own id of a process; which of our keys it was sent under, it may have been."""
         return {
-            relays.local_id(each, forward.processid, forward.attempt) for each in self.sealer.ids
+            relays.local_id(each, forward.processid, forward.attempt)
+            for each in self.context.sealer.ids
         }
 
     async def _give_up(self, entry: Entry, before: Forward) -> None:
         """The process ended before a byte of it left; a cancel that is in the store has its way."""
-        ledger = self.ledger
         if entry.forward is before:
-            key = ledger.keys.forward(before.peer, before.processid)
-            await ledger.client.commit(Txn([ModRevision(key, entry.revision)], [Delete(key)]))
-        ledger.mark(before)
+            key = self.context.keys.forward(before.peer, before.processid)
+            await self.context.client.commit(Txn([ModRevision(key, entry.revision)], [Delete(key)]))
+        self.ledger.mark(before)
 
     async def _envelope(self, link: Link, forward: Forward) -> tuple[bytes, dict[str, list[str]]]:
         """Seal the submission, b"" when the process is gone. Its bytes never change again.
 
         Beside it, the ids of those colonies beyond the peer that we know by their names.
         """
-        found = await self.ledger.processes.load(self.ledger.home, forward.processid)
+        found = await self.context.processes.load(self.context.home, forward.processid)
         if found is None or found[0].closed:
             return b"", {}
         process, target = found[0], found[0].spec.conditions.colonyname
         expires = forward.deliver // 1_000_000_000 + 1
-        home = (self.ledger.home, *self.sealer.ids)
-        beyond = relays.onward_target(target, self.ledger.peers.names(link.id), home)
+        home = (self.context.home, *self.context.sealer.ids)
+        beyond = relays.onward_target(target, self.context.peers.names(link.id), home)
         meant: dict[str, list[str]] = {}
         if process.origin:
             submit, latest = await self._passed_on(process, forward, beyond)
@@ -271,7 +257,7 @@ class Delivery:
                 process.spec.conditions, colonyname=beyond or link.wire
             )
             spec = msgspec.structs.replace(process.spec, conditions=conditions)
-            meant = self.ledger.peers.meant(relays.segments(beyond) if beyond else [])
+            meant = self.context.peers.meant(relays.segments(beyond) if beyond else [])
             submit = Submit(
                 forward.processid,
                 forward.attempt,
@@ -280,7 +266,7 @@ class Delivery:
                 hops=relays.hops_for(target, self.hops),
                 path=[],
                 input=msgspec.json.encode(process.input) if process.input else b"",
-                files=await self.gather(process),
+                files=await self.depot.gather(process),
             )
         return link.seal(Kind.SUBMIT, submit, cti=forward.cti, expires=expires), meant
 
@@ -288,12 +274,13 @@ class Delivery:
         self, process: Process, forward: Forward, beyond: str
     ) -> tuple[Submit, int]:
         """The submission of a process that came from another colony, in that one's own words."""
-        ledger = self.ledger
-        received = await ledger.client.get(keys.submission(ledger.home, process.processid))
+        received = await self.context.client.get(
+            keys.submission(self.context.home, process.processid)
+        )
         if received is None:
-            raise Refused("malformed", "the submission that asked for it is gone")
+            raise Rejected("malformed", "the submission that asked for it is gone")
         issuer = inspect(received.value, limit=len(received.value)).issuer
-        known = {issuer: ledger.peers.public_key(issuer) or b""}
+        known = {issuer: self.context.peers.public_key(issuer) or b""}
         return await apart(
             received.value,
             lambda data: relays.passed_on(data, forward.processid, forward.attempt, beyond, known),
@@ -320,13 +307,13 @@ class Delivery:
     async def expire(self) -> None:
         """End every forward whose deadline passed, whether or not its peer is there."""
         await self.ledger.refresh_all()
-        now = self.late()
+        now = self._late()
         for entry in list(self.ledger.entries.values()):
             if entry.busy:
                 continue
-            peer = self.ledger.peers.get(entry.forward.peer)
+            peer = self.context.peers.get(entry.forward.peer)
             name, problem = (
-                self.ledger.peers.name(entry.forward.peer),
+                self.context.peers.name(entry.forward.peer),
                 ((peer.error or peer.peer.mismatch) if peer else ""),
             )
             away = outbox.stranded(entry.forward, now, name, problem)
@@ -352,7 +339,7 @@ def _receipt(
     """
     try:
         receipt = load(payload, Receipt)
-    except Refused as error:
+    except Rejected as error:
         raise Lost(f"the receipt is not valid: {error}") from None
     if receipt.pid != forward.processid or receipt.attempt != forward.attempt:
         raise Lost("the receipt is for another process")

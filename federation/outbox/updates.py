@@ -9,7 +9,8 @@ to two daemons of this colony, find the cursor moved.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,17 +20,19 @@ from federation.forward import channels as words
 from federation.forward import machine as outbox
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
+from federation.limits.accounts import Accounts
 from federation.outbox.ledger import Ledger
+from federation.peers.context import Context
 from federation.peers.log_limit import Sparing
 from federation.transport.link import Link
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from federation.wire.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.pressure import Need
 from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError, bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Log, Process
 from node.processes.logs import puts
 from node.processes.spec import attribute_id
@@ -37,8 +40,6 @@ from node.store import channels as store_channels
 from node.store import keys
 from node.store import processes as store
 from node.store.channels import Head
-
-__all__ = ["Follower"]
 
 # Lines stored in one transaction: each takes three operations of the 128.
 _LINES = 38
@@ -61,21 +62,22 @@ class Follower:
 
     `counters` tell of `taken` news, `lines`, messages `said`, and of what was left: `stray` news of
     what is not at that peer, `malformed` ones, and `unfit` ones that the process takes no more, or
-    for which there is no `room`: it takes the peer and how many bytes its news would leave.
+    for which `accounts` have no room.
     """
 
+    context: Context
     ledger: Ledger
+    accounts: Accounts
     known: dict[str, tuple[Followed, int]] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
-    room: Callable[[str, int], bool] = lambda peerid, size: True
     _paces: dict[str, Pace] = field(default_factory=dict)
     _turns: Counter[str] = field(default_factory=Counter)
     _sparing: Sparing = field(default_factory=Sparing)
 
     async def load(self) -> None:
         """Read what is known."""
-        prefix = self.ledger.keys.followed_all
-        items, _ = await self.ledger.client.range_all(prefix)
+        prefix = self.context.keys.followed_all
+        items, _ = await self.context.client.range_all(prefix)
         for item in items:
             pid = item.key[len(prefix) :]
             self.known[pid] = (unpack(item.value, Followed), item.mod_revision)
@@ -87,7 +89,7 @@ class Follower:
     @property
     def full(self) -> bool:
         """Whether the store takes no news: then none are asked for, until there is room again."""
-        return self.ledger.client.pressure.refuses(Need.GROWS)
+        return self.context.client.pressure.refuses(Need.GROWS)
 
     # -- asking ----------------------------------------------------------------------------
 
@@ -104,7 +106,7 @@ class Follower:
         pids = [
             entry.forward.processid
             for entry in self.ledger.of_peer(peerid)
-            if entry.forward.state in (outbox.ACCEPTED, outbox.CANCELLING)
+            if entry.forward.state in (outbox.State.ACCEPTED, outbox.State.CANCELLING)
         ]
         pids += self.tails(peerid)
         # Where the last poll ended, if it could not ask for all.
@@ -156,10 +158,10 @@ class Follower:
             await trio.lowlevel.checkpoint()  # each may cost milliseconds
             try:
                 news = load(data, News)
-            except Refused as refused:
+            except Rejected as rejected:
                 self.counters["malformed"] += 1
                 if (cut := self._sparing.line(trio.current_time())) is not None:
-                    log.warning("news not understood", peer=link.id, error=refused, **cut)
+                    log.warning("news not understood", peer=link.id, error=rejected, **cut)
                 continue
             if await self._take_one(link, news):
                 more.add(news.pid)
@@ -194,32 +196,34 @@ class Follower:
             return await self._pass_over(link, news) and news.more
         self.counters["taken"] += kept
         if kept:
-            known = await self.ledger.processes.recall(self.ledger.home, news.pid)
+            known = await self.context.processes.recall(self.context.home, news.pid)
             if known is not None and known[0].origin:
-                self.ledger.processes.hooks.progressed(known[0])
+                self.context.processes.hooks.progressed(known[0])
         return news.more
 
     async def _take_lines(self, link: Link, news: News) -> bool:
         """Store the lines that are new, some at a time, in their order.
 
-        Raises RpcError 404 when the process is gone.
+        Raises NotFound when the process is gone.
         """
-        home, name = self.ledger.home, self.ledger.peers.name(link.id)
-        ahead = (link.seconds - self.ledger.sealer.seconds) * SECOND
+        home, name = self.context.home, self.context.peers.name(link.id)
+        ahead = (link.seconds - self.context.clock.seconds) * SECOND
         lines, kept, lost = news.lines, False, 0
         while lines:
             part = _part(lines)
             before, revision = self._before(news, link.id)
-            now = self.ledger.sealer.now()
+            now = self.context.clock.now()
             after, shown = progress.admit(
                 before, msgspec.structs.replace(news, lines=part), name, ahead, now
             )
             if after == before:
                 lines = lines[len(part) :]
                 continue
-            if not self.room(link.id, sum(len(each[2].encode()) + _LINE for each in shown)):
+            if not self.accounts.news(
+                link.id, sum(len(each[2].encode()) + _LINE for each in shown)
+            ):
                 raise _full(name)
-            key = self.ledger.keys.followed(news.pid)
+            key = self.context.keys.followed(news.pid)
             ops: list[Op] = [Put(key, pack(after))]
             for at, executor, message in shown:
                 ops.extend(puts(Log(news.pid, home, executor, message, at)))
@@ -227,7 +231,7 @@ class Follower:
                 ModRevision(key, revision),
                 Present(keys.process(home, news.pid)),
             ]
-            result = await self.ledger.client.commit(Txn(compare, ops))
+            result = await self.context.client.commit(Txn(compare, ops))
             if not result.succeeded:
                 lost += 1
                 await self._overtaken(news.pid, lost)
@@ -241,11 +245,11 @@ class Follower:
     async def _overtaken(self, pid: str, times: int) -> None:
         """What is known was out of date: read it, unless that was so many times in a row.
 
-        Raises _Overtaken, and RpcError 404 when the process is gone.
+        Raises _Overtaken, and NotFound when the process is gone.
         """
         await self._reload(pid)
-        if await self.ledger.processes.load(self.ledger.home, pid) is None:
-            raise missing("news: the process is gone")
+        if await self.context.processes.load(self.context.home, pid) is None:
+            raise NotFound("news: the process is gone")
         if times >= _TRIES:
             raise _Overtaken
 
@@ -270,7 +274,7 @@ class Follower:
         self, link: Link, news: News, name: str, said: list[Said], after: int
     ) -> bool | None:
         """One try to store what was said in one channel; None when it has to be done again."""
-        home, pid, client = self.ledger.home, news.pid, self.ledger.client
+        home, pid, client = self.context.home, news.pid, self.context.client
         before, revision = self._before(news, link.id)
         start = before.heard.get(name, 0)
         if after <= start:
@@ -280,18 +284,18 @@ class Follower:
             await client.commit(Txn([], [Get(keys.process(home, pid)), Get(head)]))
         ).responses
         if not there or name not in (unpack(there[0].value, Process).spec.channels or ()):
-            raise bad("news: the process has no such channel")
+            raise Invalid("news: the process has no such channel")
         holds = unpack(found[0].value, Head) if found else Head()
-        entries = words.entries(said, start, after, link.id, self.ledger.sealer.now())
+        entries = words.entries(said, start, after, link.id, self.context.clock.now())
         if (
             entries is None
             or not words.fits(holds, entries)
-            or not self.room(link.id, sum(len(each.payload) + _LINE for each in entries))
+            or not self.accounts.news(link.id, sum(len(each.payload) + _LINE for each in entries))
         ):
             self.counters["unfit"] += 1
             entries, after = [], _NEVER
         more = msgspec.structs.replace(before, heard=before.heard | {name: after})
-        key = self.ledger.keys.followed(pid)
+        key = self.context.keys.followed(pid)
         at = found[0].mod_revision if found else 0
         compare, ops = store_channels.extend(home, pid, name, entries, holds, at)
         txn = Txn([ModRevision(key, revision), *compare], [Put(key, pack(more)), *ops])
@@ -307,22 +311,19 @@ class Follower:
         """Store state, attributes and output, with the version that they are of."""
         lost = 0
         while True:
-            try:
+            with suppress(Conflict):
                 return await self._change(link, news)
-            except RpcError as error:
-                if error.status != 409:
-                    raise
             lost += 1
             await self._overtaken(news.pid, lost)
 
     async def _change(self, link: Link, news: News) -> bool:
-        """One try to store what changed. Raises RpcError 409 when that was overtaken."""
+        """One try to store what changed. Raises Conflict when that was overtaken."""
         before, revision = self._before(news, link.id)
         changes: dict[str, object] = {}
         if news.version != before.version:
             executor = ""
             if news.executor:
-                executor = progress.named(news.executor, self.ledger.peers.name(link.id))
+                executor = progress.named(news.executor, self.context.peers.name(link.id))
             changes |= {"state": news.state, "executor": executor, "start": news.start}
         after = msgspec.structs.replace(
             before,
@@ -334,9 +335,9 @@ class Follower:
         if after == before:
             return False
         added = sum(len(each.key) + len(each.value) + _LINE for each in news.added)
-        if not self.room(link.id, added + len(news.out)):
-            raise _full(self.ledger.peers.name(link.id))
-        key = self.ledger.keys.followed(news.pid)
+        if not self.accounts.news(link.id, added + len(news.out)):
+            raise _full(self.context.peers.name(link.id))
+        key = self.context.keys.followed(news.pid)
         compare = [ModRevision(key, revision)]
         put = Put(key, pack(after))
         tried = 0
@@ -344,16 +345,16 @@ class Follower:
         def step(process: Process, at: int) -> store.Step:
             nonlocal tried
             if process.closed:
-                raise bad("the process has ended, and stays as it is")
+                raise Invalid("the process has ended, and stays as it is")
             if at == tried:
-                raise conflict("what is known of it is not what it was")
+                raise Conflict("what is known of it is not what it was")
             tried = at
             changed, extra = _changed(process, news)
             taken = store.update(changed, at, [put, *extra])
             return store.Step(taken.process, Txn([*taken.txn.compare, *compare], taken.txn.success))
 
-        process = await self.ledger.processes.change(self.ledger.home, news.pid, step)
-        known = await self.ledger.processes.recall(self.ledger.home, process.processid)
+        process = await self.context.processes.change(self.context.home, news.pid, step)
+        known = await self.context.processes.recall(self.context.home, process.processid)
         self.known[news.pid] = (after, known[1] if known is not None else 0)
         return True
 
@@ -380,10 +381,10 @@ class Follower:
             attributes=max(before.attributes, news.attributes),
             output=news.output,
         )
-        key = self.ledger.keys.followed(news.pid)
-        there = Present(keys.process(self.ledger.home, news.pid))
+        key = self.context.keys.followed(news.pid)
+        there = Present(keys.process(self.context.home, news.pid))
         txn = Txn([ModRevision(key, revision), there], [Put(key, pack(after))])
-        result = await self.ledger.client.commit(txn)
+        result = await self.context.client.commit(txn)
         if result.succeeded:
             self.known[news.pid] = (after, result.revision)
         return result.succeeded
@@ -395,7 +396,7 @@ class Follower:
 
     async def _reload(self, pid: str) -> None:
         """Somebody else changed what is known: read it again."""
-        found = await self.ledger.client.get(self.ledger.keys.followed(pid))
+        found = await self.context.client.get(self.context.keys.followed(pid))
         if found is None:
             self.known.pop(pid, None)
         else:
@@ -411,10 +412,10 @@ class Follower:
         """
         known = self.known.get(pid)
         if not more:
-            return [Delete(self.ledger.keys.followed(pid))] if known else []
+            return [Delete(self.context.keys.followed(pid))] if known else []
         begun = progress.begin(known[0] if known else None, peerid, attempt)
         after = msgspec.structs.replace(begun, tail=True)
-        return [Put(self.ledger.keys.followed(pid), pack(after))]
+        return [Put(self.context.keys.followed(pid), pack(after))]
 
     async def ended(self, pid: str) -> None:
         """An outcome was taken in: what is known is what the store says."""
@@ -422,12 +423,14 @@ class Follower:
 
     async def drop(self, pid: str) -> None:
         """Nothing is left to be told."""
-        await self.ledger.client.delete(self.ledger.keys.followed(pid))
+        await self.context.client.delete(self.context.keys.followed(pid))
         self.known.pop(pid, None)
 
 
 def _full(peer: str) -> RpcError:
-    return bad(f"news: colony {peer} told all that it may in a day (policy.max_kept); see there")
+    return Invalid(
+        f"news: colony {peer} told all that it may in a day (policy.max_kept); see there"
+    )
 
 
 def _part(lines: list[Line]) -> list[Line]:

@@ -22,8 +22,6 @@ import msgspec
 
 from federation.wire.messages import MOST
 
-__all__ = ["SLACK", "Clock", "Reading", "apart", "bridgeable", "read", "told"]
-
 SLACK = 5  # seconds that clocks are apart without being set wrong; whole seconds are told
 
 
@@ -52,7 +50,7 @@ def read(told: int, latest: int, sent: float, received: float) -> Reading:
 
 
 @dataclass
-class Clock:
+class PeerClock:
     """The clock of one peer, as far as it is known."""
 
     reading: Reading | None = None

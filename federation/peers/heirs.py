@@ -10,14 +10,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from federation.peers.registry import BLOCKED, TRUSTED, Former, Peer, Peers, Usurped
+from federation.peers.registry import BLOCKED, TRUSTED, Former, Peer, Peers
 from federation.wire.envelope import MAX_LIFETIME, inspect
 from federation.wire.messages import Successor
 from federation.wire.refusals import Refusal
 from federation.wire.succession import LIMIT, Heir, prove
 from node.host.log import get_logger
-
-__all__ = ["MOST_FORMER", "follow", "succeed"]
 
 MOST_FORMER = 16  # keys that a colony had before which are kept; the oldest is let go
 _MOST_BLOCKED = 8  # changes of key that a blocked colony's record takes; of further ones, none
@@ -26,11 +24,16 @@ _RATE = 8  # changes of key of one colony that are followed in a day, and how ma
 log = get_logger("peers")
 
 
+def _usurped(why: str) -> Refusal:
+    return Refusal(409, "usurped", why)
+
+
 async def follow(peers: Peers, successors: Sequence[Successor], now: int) -> None:
     """Follow the successions that concern a colony about which was decided; `now` in seconds.
 
     Whoever says hello may bring any: those of others cost no signature check, and so do those
-    that are known. Raises Refused, Usurped, or Refusal (blocked, succession_rate).
+    that are known. Raises Rejected, or Refusal (usurped, blocked,
+    succession_rate).
     """
     for each in successors:
         old, new = (inspect(said, limit=LIMIT).issuer for said in (each.by_old, each.by_new))
@@ -44,21 +47,21 @@ async def succeed(peers: Peers, heir: Heir, now: int) -> bool:
     """A colony that we decided about goes on under another key; `now` in seconds.
 
     One write: everything else stays where it is. Whoever knows of one successor takes no other;
-    True when it is new. Raises Usurped, and Refusal when there are too many changes.
+    True when it is new. Raises Refusal (usurped, blocked, succession_rate).
     """
     entry = peers.known.get(heir.old)
     if entry is None or entry.peer.state not in (TRUSTED, BLOCKED):
         return False
     other = peers.known.get(heir.new)
     if other is not None and other is not entry and other.revision:
-        raise Usurped("the new key is that of another colony, about which was decided here")
+        raise _usurped("the new key is that of another colony, about which was decided here")
     former = Former(heir.old, heir.old_key, min(heir.until, now + MAX_LIFETIME))
 
     def followed(peer: Peer) -> Peer:
         if heir.new in peer.ids:
             return peer
         if heir.old != peer.wire:
-            raise Usurped(f"{heir.old[:12]} has another successor, {peer.wire[:12]}")
+            raise _usurped(f"{heir.old[:12]} has another successor, {peer.wire[:12]}")
         # Its cards count anew: whoever stole the old key may have used up the numbers.
         return msgspec.structs.replace(
             peer,

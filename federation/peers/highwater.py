@@ -6,25 +6,23 @@ the owner, who knows that a clock was wrong, can have it forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from federation.peers.keys import Keys
+from federation.wire.clock import SigningClock
 from node.etcd.client import EtcdClient
 from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.model.types import SECOND
-
-__all__ = ["HighWater"]
 
 log = get_logger("federation")
 
 
 @dataclass
 class HighWater:
-    """`now` gives Unix ns; `latest` is in seconds.
+    """Keeps the floor of a `clock`, in seconds.
 
     The store has what counts, for all daemons of the colony. Since each of them only ever raises
     it, a lower value than the one remembered is the owner's decision.
@@ -32,19 +30,23 @@ class HighWater:
 
     client: EtcdClient
     keys: Keys
-    now: Callable[[], int]
-    latest: float = 0.0
+    clock: SigningClock
     _lock: trio.Lock = field(default_factory=trio.Lock)
 
     @property
-    def clock(self) -> float:
-        """Now, in seconds."""
-        return self.now() / SECOND
+    def now(self) -> float:
+        """The time that the clock shows, in seconds."""
+        return self.clock.now() / SECOND
+
+    @property
+    def latest(self) -> float:
+        """The latest time remembered, in seconds."""
+        return self.clock.floor
 
     @property
     def behind(self) -> float:
         """By how many seconds the clock is behind the latest time remembered."""
-        return max(0.0, self.latest - self.clock)
+        return max(0.0, self.latest - self.now)
 
     async def load(self) -> None:
         """Read what is remembered."""
@@ -54,7 +56,7 @@ class HighWater:
     async def keep(self) -> None:
         """Remember the time that it is, if it is a later one."""
         async with self._lock:
-            revision, now = await self._read(), self.clock
+            revision, now = await self._read(), self.now
             if now > self.latest:
                 await self._write(revision, now)
 
@@ -62,7 +64,7 @@ class HighWater:
         """Forget any later time than it is now; returns the one that was remembered."""
         async with self._lock:
             while True:
-                revision, now = await self._read(), self.clock
+                revision, now = await self._read(), self.now
                 before = self.latest
                 if before <= now:
                     return before
@@ -73,7 +75,7 @@ class HighWater:
     async def _read(self) -> int:
         """Take over what the store has; the revision of that."""
         found = await self.client.get(self.keys.clock)
-        self.latest = float(found.value) if found else 0.0
+        self.clock.remember(float(found.value) if found else 0.0)
         return found.mod_revision if found else 0
 
     async def _write(self, revision: int, now: float) -> bool:
@@ -82,5 +84,5 @@ class HighWater:
         put = Put(key, f"{now:.0f}".encode())
         done = await self.client.commit(Txn([ModRevision(key, revision)], [put]))
         if done.succeeded:
-            self.latest = now
+            self.clock.remember(now)
         return done.succeeded

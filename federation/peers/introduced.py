@@ -13,8 +13,6 @@ import msgspec
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.wire.card import Card
 
-__all__ = ["Introduced"]
-
 _MOST = 256  # beside the strangers of `peers`; the newest finds no room
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from federation.peers.policy import Bucket
 
-__all__ = ["Sparing"]
-
 
 @dataclass
 class Sparing:

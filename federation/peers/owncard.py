@@ -10,16 +10,12 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.network.interfaces import ANY, survey
-from federation.peers.keys import Keys
+from federation.peers.context import Context
 from federation.wire.card import VERSION, Card, is_name, sign_card
 from federation.wire.envelope import MAX_LIFETIME
-from federation.wire.signer import Sealer
-from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace
 from node.host.config import FederationConfig
 from node.host.log import get_logger
-
-__all__ = ["Portrait", "own_addresses"]
 
 _DAY = 86_400
 _LOCAL = ("127.", "[::1]")
@@ -41,13 +37,11 @@ def own_addresses(settings: FederationConfig, port: int) -> list[str]:
 
 @dataclass
 class Portrait:
-    """The card of the colony `name`; `start` before `card`."""
+    """The card of the home colony; `start` before `card`. `name` is what it is called there."""
 
-    name: str
-    sealer: Sealer
-    client: EtcdClient
-    keys: Keys
+    context: Context
     settings: FederationConfig
+    name: str = field(init=False)
     port: int = 0
     fingerprint: str = ""
     endpoints: list[str] = field(default_factory=list)
@@ -56,6 +50,9 @@ class Portrait:
     _due: bool = False
     _lock: trio.Lock = field(default_factory=trio.Lock)
     _signed: tuple[str, int, bytes] = ("", 0, b"")
+
+    def __post_init__(self) -> None:
+        self.name = self.context.home
 
     @property
     def announced(self) -> list[str]:
@@ -79,14 +76,14 @@ class Portrait:
         """
         self.port, self.fingerprint = port, fingerprint
         if not is_name(self.name):
-            self.name = f"colony-{self.sealer.key.id[:8]}"
+            self.name = f"colony-{self.context.sealer.key.id[:8]}"
             log.warning("the colony's name is none for peers; there it is called", name=self.name)
         self.endpoints = own_addresses(self.settings, port)
         try:
             await self._next_sequence()
         except EtcdNoSpace as error:
             log.warning("card not renewed", error=error)
-            found = await self.client.get(self.keys.sequence)
+            found = await self.context.client.get(self.context.keys.sequence)
             self._sequence, self._due = int(found.value) if found else 0, True
 
     async def moved(self) -> bool:
@@ -121,15 +118,15 @@ class Portrait:
         return True
 
     async def _next_sequence(self) -> None:
-        found = await self.client.get(self.keys.sequence)
-        sequence = max(self.sealer.seconds, int(found.value) + 1 if found else 0)
-        await self.client.put(self.keys.sequence, str(sequence).encode())
+        found = await self.context.client.get(self.context.keys.sequence)
+        sequence = max(self.context.clock.seconds, int(found.value) + 1 if found else 0)
+        await self.context.client.put(self.context.keys.sequence, str(sequence).encode())
         # No number is told before it is stored: a card of the same one would be ignored.
         self._sequence, self._signed, self._due = sequence, ("", 0, b""), False
 
     def card(self) -> bytes:
         """The signed card, signed anew each day and by each new key."""
-        now, key = self.sealer.seconds, self.sealer.key
+        now, key = self.context.clock.seconds, self.context.sealer.key
         signer, signed, _ = self._signed
         if signer != key.id or abs(now - signed) > _DAY:
             card = Card(

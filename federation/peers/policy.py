@@ -17,21 +17,9 @@ from typing import Annotated, Any
 import msgspec
 
 from federation.wire.messages import MAX_HOPS
+from federation.wire.refusals import Refusal
 from node.host.config import PolicyConfig
 from node.model.types import FunctionSpec
-
-__all__ = [
-    "Breach",
-    "Bucket",
-    "Meter",
-    "Policy",
-    "PolicyError",
-    "breach",
-    "changed",
-    "of_config",
-    "onward",
-    "read",
-]
 
 _FULL_AGAIN = 5  # seconds after which a peer may ask whether there is room again
 
@@ -106,30 +94,21 @@ def of_config(section: PolicyConfig) -> Policy:
     return Policy(**fields)
 
 
-class Breach(msgspec.Struct, frozen=True):
-    """Why a submission is turned away: stable code, sentence, HTTP status, seconds to wait."""
-
-    code: str
-    message: str
-    status: int = 403
-    again: int = 0
-
-
 def _allowed(patterns: list[str], name: str) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def breach(policy: Policy, spec: FunctionSpec, *, size: int, hops: int) -> Breach | None:
+def breach(policy: Policy, spec: FunctionSpec, *, size: int, hops: int) -> Refusal | None:
     """What about a submission the policy never allows, None for nothing.
 
     `size` is in bytes, as it came; `hops` counts those taken so far, this one included.
     """
     if policy.max_body and size > policy.max_body:
         message = f"{size} bytes; at most {policy.max_body} are taken from your colony here"
-        return Breach("policy_body", message, 413)
+        return Refusal(413, "policy_body", message)
     if hops > policy.max_hops:
         message = f"{hops} hops away from its origin; at most {policy.max_hops} from your colony"
-        return Breach("policy_hops", message)
+        return Refusal(403, "policy_hops", message)
     for code, what, patterns, name in (
         ("policy_function", "function", policy.functions, spec.funcname),
         (
@@ -141,23 +120,23 @@ def breach(policy: Policy, spec: FunctionSpec, *, size: int, hops: int) -> Breac
         ("policy_label", "label", policy.labels, spec.label),
     ):
         if not _allowed(patterns, name):
-            return Breach(code, f"{what} {name[:80]!r} is not open to your colony here")
+            return Refusal(403, code, f"{what} {name[:80]!r} is not open to your colony here")
     return None
 
 
-def onward(policy: Policy, *, hops: int, limit: int) -> Breach | None:
+def onward(policy: Policy, *, hops: int, limit: int) -> Refusal | None:
     """Why a process that took `hops` may not take another, None when it may.
 
     `limit` is how many hops its origin allows.
     """
     if not policy.forward:
-        return Breach("policy_forward", "your colony's processes are not forwarded from here")
+        return Refusal(403, "policy_forward", "your colony's processes are not forwarded from here")
     if hops + 1 > limit:
         message = f"{hops} hops away from its origin, which allows {limit} (federation.hops there)"
-        return Breach("policy_hops", message)
+        return Refusal(403, "policy_hops", message)
     if hops + 1 > policy.max_hops:
         message = f"{hops} hops away from its origin; at most {policy.max_hops} from your colony"
-        return Breach("policy_hops", message)
+        return Refusal(403, "policy_hops", message)
     return None
 
 
@@ -175,9 +154,9 @@ def opening(peer: str, *, hops: int, further: bool) -> str:
 
 
 def explained(
-    problem: Breach, home: str, peer: str, *, hops: int, limit: int, further: bool
-) -> Breach:
-    """The same breach; if the owner of `home` can allow so many hops, with how.
+    problem: Refusal, home: str, peer: str, *, hops: int, limit: int, further: bool
+) -> Refusal:
+    """The same refusal; if the owner of `home` can allow so many hops, with how.
 
     `limit` is how many hops the origin allows, `further` whether it is to go on from here.
     """
@@ -187,7 +166,7 @@ def explained(
     if further and hops + 1 > limit:
         return problem
     message = f"{problem.message}; the owner of {home} allows it by `{command}`"
-    return msgspec.structs.replace(problem, message=message)
+    return Refusal(problem.status, problem.code, message, problem.again)
 
 
 @dataclass
@@ -235,19 +214,19 @@ class Meter:
         """How many places are held."""
         return self._held[peer]
 
-    def enter(self, peer: str, policy: Policy, waiting: int, now: float) -> Breach | None:
+    def enter(self, peer: str, policy: Policy, waiting: int, now: float) -> Refusal | None:
         """Hold a place and take a token, or say why not; `waiting` processes are there already.
 
         Each None must be followed by `leave`.
         """
         if policy.max_waiting and waiting + self._held[peer] >= policy.max_waiting:
             message = f"{waiting} of your colony's processes wait here; no more than that"
-            return Breach("policy_waiting", message, 429, _FULL_AGAIN)
+            return Refusal(429, "policy_waiting", message, again=_FULL_AGAIN)
         if policy.rate:
             wait = self._buckets.setdefault(peer, Bucket()).take(policy.rate, now)
             if wait > 0:
                 message = f"more than {policy.rate} submissions a minute"
-                return Breach("policy_rate", message, 429, math.ceil(wait))
+                return Refusal(429, "policy_rate", message, again=math.ceil(wait))
         self._held[peer] += 1
         return None
 

@@ -13,8 +13,6 @@ from federation.peers.owncard import own_addresses
 from federation.wire.address import split_address
 from node.host.config import Config
 
-__all__ = ["cannot_be", "wrong_peers"]
-
 
 def cannot_be(address: str, own: Collection[str] = ()) -> str:
     """Why "host:port" can't be where another colony is, in words that follow the address; or "".

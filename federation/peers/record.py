@@ -11,29 +11,13 @@ from typing import Any
 
 import msgspec
 
-from federation.peers.clock import Clock
+from federation.peers.clock import PeerClock
 from federation.peers.policy import Bucket, Policy
 from federation.wire.card import VERSION, Card, versions_in
-
-__all__ = [
-    "BLOCKED",
-    "PENDING",
-    "SEEN",
-    "TRUSTED",
-    "Former",
-    "Known",
-    "Peer",
-    "Roster",
-    "Usurped",
-]
 
 SEEN, PENDING, TRUSTED, BLOCKED = "seen", "pending", "trusted", "blocked"
 _MAX_ADDRESSES = 8  # that were announced, of one colony
 _MAX_PROVEN = 4
-
-
-class Usurped(Exception):
-    """A key may not take another one's place; the message says why."""
 
 
 class Former(msgspec.Struct, frozen=True):
@@ -139,7 +123,7 @@ class Known:
     sighted: list[str] = field(default_factory=list)  # "host:port" hints, newest first
     proven: list[str] = field(default_factory=list)  # where it was, latest first
     given: list[str] = field(default_factory=list)  # the owner's word
-    clock: Clock = field(default_factory=Clock)
+    clock: PeerClock = field(default_factory=PeerClock)
     introduced: dict[str, int] = field(default_factory=dict)  # hops, by the id of the introducer
     met: bool = False  # it spoke to us, or we to it
     latest: bytes = b""  # its card as last signed, which outlives the one that is stored

@@ -26,16 +26,16 @@ from federation.peers.record import (
     Known,
     Peer,
     Roster,
-    Usurped,
 )
 from federation.wire.card import Card
 from federation.wire.refusals import Refusal
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound
 from node.store.update import Unmet, update
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "Known",
     "Peer",
     "Peers",
-    "Usurped",
     "trusted_revision",
 ]
 
@@ -62,24 +61,35 @@ log = get_logger("peers")
 
 @dataclass
 class Peers:
-    """The registry of `home`, whose own id is `me`. `changed` hears of every peer that changes.
+    """The registry of the colony that `sealer` signs for.
 
-    `default` is the policy of peers that have none of their own, `former` our ids before this one.
+    `default` is the policy of peers that have none of their own.
     """
 
     client: EtcdClient
     keys: Keys
-    me: str
+    sealer: Sealer
     lan: bool = False
-    changed: Callable[[str], None] = lambda _: None
     known: dict[str, Known] = field(default_factory=dict)
     default: Policy = field(default_factory=Policy)
-    former: Collection[str] = ()
     roster: Roster = field(init=False)
+    _watchers: list[Callable[[str], None]] = field(default_factory=list)
     _sparing: Sparing = field(default_factory=Sparing)
 
     def __post_init__(self) -> None:
         self.known = self.roster = Roster(self.known)
+
+    def watch(self, watcher: Callable[[str], None]) -> None:
+        """Call `watcher` with the id of every peer that changes, from now on."""
+        self._watchers.append(watcher)
+
+    def _changed(self, peerid: str) -> None:
+        for watcher in self._watchers:
+            watcher(peerid)
+
+    def set_default(self, policy: Policy) -> None:
+        """Let `policy` hold for the peers that have none of their own."""
+        self.default = policy
 
     async def load(self) -> None:
         """Read all decisions."""
@@ -99,7 +109,7 @@ class Peers:
                 return
         elif before and self._revision(peerid) == before:
             del self.known[peerid]
-        self.changed(peerid)
+        self._changed(peerid)
 
     async def look_again(self) -> None:
         """Take over what other daemons decided, and what our own writes came to that got no answer.
@@ -128,7 +138,7 @@ class Peers:
             # Under its new key it may have been a stranger, until now.
             if each != stored.id:
                 self.known.pop(each, None)
-        self.changed(stored.id)
+        self._changed(stored.id)
         return True
 
     # -- asking --------------------------------------------------------------------------
@@ -263,7 +273,7 @@ class Peers:
     def find(self, text: str) -> Known:
         """The peer with this id, unique beginning of an id (8 or more), or name.
 
-        Raises RpcError 404, or 400 when several fit.
+        Raises NotFound, or Invalid when several fit.
         """
         found = [self.known[text]] if text in self.known else []
         if not found:
@@ -278,10 +288,10 @@ class Peers:
                 )
             ]
         if not found:
-            raise missing(f"peer: no colony {text[:80]!r} is known here")
+            raise NotFound(f"peer: no colony {text[:80]!r} is known here")
         if len(found) > 1:
             ids = ", ".join(sorted(entry.peer.id[:12] for entry in found))
-            raise bad(f"peer: {text[:80]!r} may be {ids}; give the beginning of the id")
+            raise Invalid(f"peer: {text[:80]!r} may be {ids}; give the beginning of the id")
         return found[0]
 
     # -- learning ------------------------------------------------------------------------
@@ -298,7 +308,7 @@ class Peers:
 
     def is_me(self, peerid: str) -> bool:
         """Whether an id is ours, or was."""
-        return peerid == self.me or peerid in self.former
+        return peerid in self.sealer.ids
 
     def _make_room(self, state: str) -> None:
         strangers = [
@@ -360,7 +370,7 @@ class Peers:
                 )
             else:
                 await self.trust(card.id)
-        self.changed(card.id)
+        self._changed(card.id)
         return entry
 
     def _room_for_trust(self) -> bool:
@@ -390,17 +400,17 @@ class Peers:
                 self._adopt(unpack(there[0].value, Peer), there[0].mod_revision, entry)
             else:
                 entry.revision = 0
-        raise conflict(f"{_RECORD} changes too fast; try again")
+        raise Conflict(f"{_RECORD} changes too fast; try again")
 
     async def trust(self, peerid: str, policy: Policy | None = None, *, distance: int = 0) -> Known:
-        """Let a colony whose card is known send work here. Raises RpcError 404 or 409.
+        """Let a colony whose card is known send work here. Raises NotFound or Conflict.
 
         Without a `policy` it keeps the one it has, or has the default one. `distance` is for one
         that is trusted for an introduction alone.
         """
         entry = self.find(peerid)
         if not entry.peer.public_key:
-            raise conflict("no card of this colony was seen yet; is its daemon reachable?")
+            raise Conflict("no card of this colony was seen yet; is its daemon reachable?")
 
         def trusted(peer: Peer) -> Peer:
             return msgspec.structs.replace(
@@ -432,7 +442,7 @@ class Peers:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
         entry = self.find(peerid)
         if entry.peer.state != TRUSTED:
-            raise conflict(f"the colony is {entry.peer.state}; a policy is for trusted ones")
+            raise Conflict(f"the colony is {entry.peer.state}; a policy is for trusted ones")
         await self.save(entry, lambda peer: msgspec.structs.replace(peer, policy=policy))
         log.info("policy changed", peer=entry.peer.id, called=entry.peer.name)
         return entry
@@ -450,7 +460,7 @@ class Peers:
         """Trust a colony in one transaction with `ops`, if `compare` holds; False if it does not.
 
         A blocked one stays blocked, False as well, unless the owner asks to `unblock`. Raises
-        RpcError 409 after too many races.
+        Conflict after too many races.
         """
         key = self.keys.peer(self.roster.root(card.id))
 
@@ -482,7 +492,7 @@ class Peers:
         return True
 
     async def block(self, peerid: str) -> Known:
-        """Refuse a colony from now on; the tombstone stays. Raises RpcError 404.
+        """Refuse a colony from now on; the tombstone stays. Raises NotFound.
 
         `ending` is set in the same write: whoever finds it after a crash ends the rest.
         """

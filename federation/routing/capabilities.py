@@ -7,30 +7,16 @@ Values in, values out: statements are sent by `exchange`, and what they lead to 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import msgspec
 
 from federation.peers.policy import Policy
+from federation.wire.clock import SigningClock
 from federation.wire.messages import Capabilities, Offer
 from node.model.types import SECOND, Executor, ExecutorState, Function
-
-__all__ = [
-    "HEARD",
-    "LIFETIME",
-    "STALE",
-    "Board",
-    "Statement",
-    "Survey",
-    "fits",
-    "load",
-    "offers",
-    "permitted",
-    "present",
-    "same",
-]
 
 # Seconds that a statement is believed, by the clock of who received it: theirs may be wrong.
 STALE = 90.0
@@ -201,9 +187,9 @@ class Statement:
 
 @dataclass
 class Board:
-    """The latest statement of each peer. `time` gives seconds of a clock that never jumps."""
+    """The latest statement of each peer."""
 
-    time: Callable[[], float]
+    clock: SigningClock
     statements: dict[str, Statement] = field(default_factory=dict)
 
     def take(self, peerid: str, said: Capabilities) -> bool:
@@ -211,7 +197,7 @@ class Board:
         known = self.statements.get(peerid)
         if known is not None and said.seq <= known.said.seq:
             return False
-        self.statements[peerid] = Statement(said, self.time())
+        self.statements[peerid] = Statement(said, self.clock.steady())
         return True
 
     def drop(self, peerid: str) -> None:
@@ -225,7 +211,7 @@ class Board:
     def age(self, peerid: str) -> float | None:
         """Seconds since the latest statement came."""
         known = self.statements.get(peerid)
-        return None if known is None else self.time() - known.at
+        return None if known is None else self.clock.steady() - known.at
 
     def sent(self, peerid: str, executortype: str) -> None:
         """A process goes there."""

@@ -6,27 +6,25 @@ What a statement says is decided in `capabilities`; who is given work because of
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
-from federation.peers.registry import Peers
+from federation.peers.context import Context
+from federation.peers.owncard import Portrait
 from federation.routing.capabilities import LIFETIME, Board, Survey, offers, permitted, same
-from federation.transport.errors import TransportError
-from federation.transport.link import Link, PeerRefused
-from federation.wire.envelope import Kind, Opened, Refused
+from federation.transport.errors import RemoteRefusal, TransportError
+from federation.transport.link import Link
+from federation.wire.endpoint import Endpoint
+from federation.wire.envelope import Kind, Opened, Rejected
 from federation.wire.messages import Capabilities, Offer, load
-from federation.wire.signer import Sealer
 from federation.wire.sizes import MAX_BODY
+from node.etcd.pressure import Need
 from node.host.log import get_logger
-from node.host.sync import Bell
+from node.host.sync import Bell, Bells
 from node.members.service import Members
 from node.model.types import ExecutorState
-from node.processes.service import Processes
-
-__all__ = ["Exchange"]
+from node.processes.assignment import HandOut
 
 _AGAIN = 25.0  # seconds after which an unchanged statement is told again
 _LEAST = 3.0  # seconds between two statements to one peer
@@ -37,29 +35,22 @@ _FRESH = 1.0  # seconds that a survey is good for
 log = get_logger("capabilities")
 
 
-def _none() -> int:
-    return 0
-
-
 @dataclass
 class Exchange:
-    """`members` may be None: then we offer nothing. `first` is the first number of statements.
+    """`members` may be None: then we offer nothing. Once `drain` is set we accept nothing.
 
-    `accepting` is whether we take anything from others now.
+    Statements are numbered from the sequence number of our card, larger at each start.
     """
 
-    home: str
-    sealer: Sealer
-    peers: Peers
-    processes: Processes
+    context: Context
+    handout: HandOut
     board: Board
+    portrait: Portrait
+    drain: trio.Event
     members: Members | None = None
-    first: Callable[[], int] = _none
-    accepting: Callable[[], bool] = lambda: True
-    chance: Callable[[], random.Random] = random.Random
     _count: int = 0
     _told: dict[str, tuple[float, Capabilities]] = field(default_factory=dict)
-    _bells: dict[str, Bell] = field(default_factory=dict)
+    _bells: Bells = field(default_factory=Bells)
     _survey: tuple[float, Survey] = (float("-inf"), Survey(0))
     _offers: dict[str, Offer] = field(default_factory=dict)
 
@@ -67,34 +58,34 @@ class Exchange:
 
     def survey(self) -> Survey:
         """What the indexes say of the home colony, at most a second old."""
-        if self.board.time() - self._survey[0] >= _FRESH:
-            self._survey = (self.board.time(), self._look())
+        if self.context.clock.steady() - self._survey[0] >= _FRESH:
+            self._survey = (self.context.clock.steady(), self._look())
             self._offers = offers(self._survey[1])
         return self._survey[1]
 
     def polls(self, executortype: str) -> int:
         """How many executors of a type ask for work at this moment."""
-        polling = self.processes.handout.polling(self.home)
+        polling = self.handout.polling(self.context.home)
         return sum(known == executortype for known, _ in polling)
 
     def approved(self, executortype: str) -> bool:
         """Whether an executor of a type, there or not, may take work here."""
-        roster = self.members.directory.roster(self.home).executors if self.members else {}
+        roster = self.members.directory.roster(self.context.home).executors if self.members else {}
         return any(
             each.executortype == executortype and each.state == ExecutorState.APPROVED
             for each in roster.values()
         )
 
     def _look(self) -> Survey:
-        members, processes, home = self.members, self.processes, self.home
+        members, processes, home = self.members, self.context.processes, self.context.home
         if members is None:
-            return Survey(self.sealer.now())
+            return Survey(self.context.clock.now())
         roster = members.directory.roster(home)
         return Survey(
-            self.sealer.now(),
+            self.context.clock.now(),
             [members.executor(home, name) for name in roster.executors],
             list(roster.functions.values()),
-            processes.handout.polling(home),
+            self.handout.polling(home),
             processes.queue.depths(home),
             [
                 (running.executortype, running.executorid)
@@ -102,62 +93,70 @@ class Exchange:
             ],
         )
 
+    def _accepting(self) -> bool:
+        """Whether we take anything from others now."""
+        full = self.context.client.pressure.refuses(Need.GROWS)
+        return not full and not self.drain.is_set()
+
     def statement(self, peerid: str, number: int = 0) -> Capabilities:
         """What we offer one peer now, as the statement of this number."""
         self.survey()
-        policy = self.peers.policy(peerid)
+        policy = self.context.peers.policy(peerid)
         limits = {"body": policy.max_body or MAX_BODY}
         if policy.max_waiting:
-            waiting = self.processes.queue.count_of(peerid)
+            waiting = self.context.processes.queue.count_of(peerid)
             limits["room"] = max(0, policy.max_waiting - waiting)
         return Capabilities(
             seq=number,
-            accepting=self.accepting() and self.home not in self.processes.handout.paused,
+            accepting=self._accepting() and self.context.home not in self.handout.paused,
             types=permitted(self._offers, policy),
             labels=list(policy.labels),
             limits=limits,
-            clock=self.sealer.seconds,
+            clock=self.context.clock.seconds,
         )
 
     def _next(self, peerid: str) -> tuple[Capabilities, int]:
         """The next statement, and when it expires."""
         self._count += 1
-        said = self.statement(peerid, (self.first() << 24) + self._count)
-        return said, self.sealer.seconds + LIFETIME
+        said = self.statement(peerid, (self.portrait.sequence << 24) + self._count)
+        return said, self.context.clock.seconds + LIFETIME
 
     def _remember(self, peerid: str, said: Capabilities) -> None:
-        self._told[peerid] = (self.board.time(), said)
+        self._told[peerid] = (self.context.clock.steady(), said)
 
     def look(self) -> None:
         """Wake what tells peers of marked changes; call it once a second or so."""
         for peerid, (at, said) in list(self._told.items()):
-            if self.board.time() - at >= _LEAST and not same(said, self.statement(peerid)):
-                self._bell(peerid).ring()
+            if self.context.clock.steady() - at >= _LEAST and not same(
+                said, self.statement(peerid)
+            ):
+                self._bells[peerid].ring()
 
     # -- others --------------------------------------------------------------------------
 
+    def endpoints(self) -> list[Endpoint]:
+        """Where statements are exchanged."""
+        return [Endpoint("/v1/capabilities", Kind.CAPABILITIES, self.answer)]
+
     async def answer(self, opened: Opened, data: bytes) -> bytes:
-        """A peer told us what it offers: tell it what we do. Raises Refused (malformed)."""
+        """A peer told us what it offers: tell it what we do. Raises Rejected (malformed)."""
         self.board.take(opened.issuer, load(opened.payload, Capabilities))
         said, expires = self._next(opened.issuer)
         self._remember(opened.issuer, said)
-        return self.sealer.seal(Kind.CAPABILITIES, opened.issuer, said, expires=expires)
+        return self.context.sealer.seal(Kind.CAPABILITIES, opened.issuer, said, expires=expires)
 
     def forget(self, peerid: str) -> None:
         """A peer is trusted no more."""
         self.board.drop(peerid)
         self._told.pop(peerid, None)
 
-    def _bell(self, peerid: str) -> Bell:
-        return self._bells.setdefault(peerid, Bell())
-
-    async def tell_forever(self, link: Link, back: Callable[[], trio.Event]) -> None:
+    async def tell_forever(self, link: Link, back: Bell) -> None:
         """Exchange statements with one peer, until cancelled.
 
-        `back` gives the event of its return: without that, one that is away is left in peace.
+        `back` rings at its return: without that, one that is away is left in peace.
         """
         while True:
-            returned = back()
+            returned = back.event
             pause = await self._tell(link)
             if pause:
                 with trio.move_on_after(pause):
@@ -167,12 +166,12 @@ class Exchange:
 
     async def _until_due(self, peerid: str) -> None:
         """Return when there is something to tell; nothing is, to a peer that told us just now."""
-        again = _AGAIN * self.chance().uniform(0.8, 1.0)
+        again = _AGAIN * self.context.chance.uniform(0.8, 1.0)
         while True:
-            event = self._bell(peerid).event
+            event = self._bells[peerid].event
             at, said = self._told.get(peerid, (float("-inf"), None))
             changed = said is None or not same(said, self.statement(peerid))
-            left = at + (_LEAST if changed else again) - self.board.time()
+            left = at + (_LEAST if changed else again) - self.context.clock.steady()
             if left <= 0:
                 return
             with trio.move_on_after(left):
@@ -185,10 +184,10 @@ class Exchange:
         try:
             opened, _ = await link.post("/v1/capabilities", sealed, Kind.CAPABILITIES)
             self.board.take(link.id, load(opened.payload, Capabilities))
-        except PeerRefused as error:
+        except RemoteRefusal as error:
             log.info("peer tells nothing", peer=link.id, code=error.code)
             return _OLD if error.code == "not_found" else _AWAY
-        except (TransportError, Refused) as error:
+        except (TransportError, Rejected) as error:
             log.debug("no statement", peer=link.id, error=error)
             return _AWAY
         self._remember(link.id, said)

@@ -15,21 +15,21 @@ from sortedcontainers import SortedSet
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Tried
 from federation.limits.decoding import load_large
+from federation.outbox.ledger import Ledger
+from federation.peers.context import Context
 from federation.routing.router import Router
 from federation.routing.rules import ALWAYS, Option, Report, Route, Subject, matches
-from federation.wire.envelope import Refused, inspect
+from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Submit
 from node.etcd.batch import read
 from node.etcd.txn import Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
+from node.model.errors import Conflict, NotFound
 from node.model.types import SECOND, Process, State
 from node.processes.queue import Entry
 from node.store import keys
 from node.store import processes as store
-
-__all__ = ["Waiting"]
 
 _BATCH = 32  # processes sent in one turn: what peers say next should count them
 _READ = 400  # processes read in one turn
@@ -70,6 +70,8 @@ class _Class:
 class Waiting:
     """The home colony's queue as routes see it; `router` decides."""
 
+    context: Context
+    ledger: Ledger
     router: Router
     _items: dict[str, _Item | None] = field(default_factory=dict)
     _classes: dict[tuple[str, str, str], _Class] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Waiting:
 
     async def _gather(self) -> None:
         """Bring the items in step with the queue's index."""
-        entries = self.router.ledger.processes.queue.entries
+        entries = self.context.processes.queue.entries
         for processid in self._items.keys() - entries.keys():
             self._forget(processid)
         fresh: list[str] = []
@@ -110,7 +112,7 @@ class Waiting:
 
     def _interesting(self, entry: Entry) -> bool:
         """What the index already tells against it; the function is in the process only."""
-        if entry.colony != self.router.home or entry.blocked:
+        if entry.colony != self.context.home or entry.blocked:
             return False
         waiting = entry.waiting
         if waiting.executornames or waiting.locationname:
@@ -121,18 +123,18 @@ class Waiting:
         )
 
     async def _read(self, processids: list[str]) -> None:
-        places = [self.router.ledger.keys.proof(processid) for processid in processids]
-        proofs = await read(self.router.ledger.client, *places)
+        places = [self.context.keys.proof(processid) for processid in processids]
+        proofs = await read(self.context.client, *places)
         tried = {
             processid: tuple(unpack(found.value, Forward).tried)
             for processid, found in zip(processids, proofs, strict=True)
             if found
         }
-        found = await self.router.ledger.processes.load_many(self.router.home, processids)
+        found = await self.context.processes.load_many(self.context.home, processids)
         paths = await self._paths([each for each in found if each.origin])
         for process in found:
             pid = process.processid
-            entry = self.router.ledger.processes.queue.entries.get(pid)
+            entry = self.context.processes.queue.entries.get(pid)
             if entry is not None and pid not in self._items:
                 self._add(process, entry.revision, tried.get(pid, ()), paths.get(pid, ()))
 
@@ -141,14 +143,14 @@ class Waiting:
         known: dict[str, list[str]] = {}
         for pid in (each.processid for each in foreign if not self.router.onward(each)):
             # One at a time: each may be as large as an answer of the store.
-            sealed = await self.router.ledger.client.get(keys.submission(self.router.home, pid))
+            sealed = await self.context.client.get(keys.submission(self.context.home, pid))
             data = sealed.value if sealed is not None else b""
             try:
                 payload = inspect(data, limit=len(data)).payload
                 path = (await load_large(payload, Submit)).path
-            except Refused:
+            except Rejected:
                 continue  # then whom it comes to refuses it
-            known[pid] = [self.router.peers.roster.root(each) for each in path]
+            known[pid] = [self.context.peers.roster.root(each) for each in path]
         return known
 
     def _add(
@@ -165,7 +167,7 @@ class Waiting:
             self._items[processid] = None
             return
         # A node of a workflow waits from when it is ready, which is now at the earliest.
-        begun = process.submissiontime if not process.parents else self.router.ledger.sealer.now()
+        begun = process.submissiontime if not process.parents else self.context.clock.now()
         item = _Item(processid, max(begun, process.endtime), revision, tried, path)
         place = (spec.funcname, spec.conditions.executortype, spec.label)
         kind = self._classes.get(place)
@@ -188,14 +190,14 @@ class Waiting:
         least = self._least_age(kind)
         if least is None or not self._leads_anywhere(kind):
             return 0
-        now, time = self.router.ledger.sealer.now(), self.router.board.time()
+        now, time = self.context.clock.now(), self.context.clock.steady()
         due: list[_Item] = []
         for since, processid in kind.order:
             if (now - since) / SECOND <= least or len(due) >= room:
                 break
             item = self._items[processid]
             # The owner took one back from a peer that was not told yet: it stays till then.
-            told = processid not in self.router.ledger.entries
+            told = processid not in self.ledger.entries
             if item is not None and item.after <= time and told:
                 due.append(item)
         for item in due:
@@ -220,7 +222,7 @@ class Waiting:
 
     async def _send(self, item: _Item) -> bool:
         """Send one process from our queue to a peer; False when it stays."""
-        queue = self.router.ledger.processes.queue
+        queue = self.context.processes.queue
         entry = queue.entries.get(item.processid)
         if entry is None or entry.revision != item.revision:
             self._forget(item.processid)  # it was somewhere else since
@@ -232,7 +234,7 @@ class Waiting:
             sent = None
             if process.state != State.WAITING or process.peer or process.waitforparents:
                 return None
-            now = self.router.ledger.sealer.now()
+            now = self.context.clock.now()
             subject = self.router.subject_of(
                 process, (now - item.since) / SECOND, item.tried, item.path
             )
@@ -242,28 +244,25 @@ class Waiting:
             way = self.router.way_by(subject, *sent, item.tried)
             after = msgspec.structs.replace(process, peer=sent[1].id)
             forward = outbox.new_forward(after, way, now)
-            key = self.router.ledger.keys.forward(forward.peer, forward.processid)
+            key = self.context.keys.forward(forward.peer, forward.processid)
             return store.move(process, revision, forward.peer, [Put(key, pack(forward))])
 
         # Hidden from our own executors meanwhile; the transaction keeps others' away.
         queue.take(entry)
         process: Process | None = None
         try:
-            process = await self.router.ledger.processes.change(
-                self.router.home, item.processid, step
-            )
-        except RpcError as error:
-            if error.status not in (404, 409):
-                raise
+            process = await self.context.processes.change(self.context.home, item.processid, step)
+        except (NotFound, Conflict):
+            pass
         finally:
             # After an error nobody knows: whoever takes it next looks at the store's word, and
             # what is to be sent is there.
             if sent is None or process is None:
                 queue.give_back(entry)
                 # Who looked meanwhile found nothing.
-                self.router.ledger.processes.handout.wake(entry)
+                self.router.exchange.handout.offered(entry)
             if sent is not None:
-                self.router.ledger.look_for(item.processid, sent[1].id)
+                self.ledger.look_for(item.processid, sent[1].id)
         if sent is None or process is None:
             return False
         self._forget(item.processid)

@@ -5,16 +5,15 @@ What is decided is `routing.rules`'; what waits in our own queue is looked at by
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Move, Tried, Way
-from federation.outbox.ledger import Detour, Ledger
-from federation.peers.registry import Peers
+from federation.outbox.ledger import Detour
+from federation.peers.context import Context
 from federation.routing.capabilities import Board, present
 from federation.routing.exchange import Exchange
 from federation.routing.rules import (
@@ -34,8 +33,6 @@ from federation.wire.sizes import FORWARD, forward_size
 from node.host.log import get_logger
 from node.model.types import SECOND, ExecutorState, FunctionSpec, Process
 
-__all__ = ["Router"]
-
 _MOST_TRIED = 16  # peers that one process is tried at
 
 log = get_logger("router")
@@ -43,19 +40,12 @@ log = get_logger("router")
 
 @dataclass
 class Router:
-    """`routes` in their order; `exchange` knows our executors, `board` what peers offer.
+    """`routes` in their order; `exchange` knows our executors, `board` what peers offer."""
 
-    `ready` hears of a node of a workflow that waits no more for others.
-    """
-
-    home: str
+    context: Context
     routes: Sequence[Route]
-    peers: Peers
-    ledger: Ledger
     board: Board
     exchange: Exchange
-    chance: Callable[[], random.Random]
-    ready: Callable[[str], None] = lambda _: None
     counters: dict[int, int] = field(default_factory=dict)
     _chosen: tuple[str, Way] | None = None
 
@@ -64,9 +54,7 @@ class Router:
     def route(self, process: Process) -> str:
         """Id of the peer that a process goes to which is submitted or ready now, or ""."""
         self._chosen = None
-        if process.parents:
-            self.ready(process.processid)
-        if not self.routes or process.colonyname != self.home:
+        if not self.routes or process.colonyname != self.context.home:
             return ""
         subject = self.subject_of(process, 0.0)
         found = self.choose(subject)
@@ -108,7 +96,7 @@ class Router:
         """Why a process of another colony may not go on from here, or ""."""
         if process.hops < 1:
             return "it came from another colony, as far as it may go"
-        if not self.peers.policy(process.origin).forward:
+        if not self.context.peers.policy(process.origin).forward:
             return "the policy of the colony it came from keeps it here"
         return ""
 
@@ -137,13 +125,13 @@ class Router:
         return [
             Other(
                 entry.peer.id,
-                self.peers.name(entry.peer.id),
+                self.context.peers.name(entry.peer.id),
                 entry.peer.state,
                 self.board.get(entry.peer.id),
                 self.board.age(entry.peer.id),
                 entry.peer.mismatch,
             )
-            for entry in self.peers.known.values()
+            for entry in self.context.peers.known.values()
         ]
 
     def decision(self, subject: Subject, *, thorough: bool = False) -> Decision:
@@ -156,7 +144,7 @@ class Router:
         if subject.bound or not any(not matches(route, subject) for route in self.routes):
             return None
         report = self.decision(subject).report
-        return None if report is None else (report, pick(report, self.chance()))
+        return None if report is None else (report, pick(report, self.context.chance))
 
     def way_by(
         self, subject: Subject, report: Report, choice: Option, tried: Sequence[Tried]
@@ -179,11 +167,11 @@ class Router:
 
         The next peer that a route leads to, else our own queue if an executor may take it there.
         """
-        forward, now = move.forward, self.ledger.sealer.now()
+        forward, now = move.forward, self.context.clock.now()
         if not forward.retry or len(forward.tried) >= _MOST_TRIED:
             return None
         statement = self.board.get(forward.peer)
-        refused = forward.state == outbox.REFUSED
+        refused = forward.state == outbox.State.REFUSED
         seq = statement.said.seq if statement else -1
         this = Tried(forward.peer, forward.lasterror, now, refused, seq)
         tried = (*(each for each in forward.tried if each.peer != forward.peer), this)

@@ -14,22 +14,6 @@ from fnmatch import fnmatchcase
 from federation.routing.capabilities import STALE, Statement, fits, load
 from node.host.config import WAITING, RouteConfig
 
-__all__ = [
-    "ALWAYS",
-    "NO_EXECUTOR",
-    "Decision",
-    "Here",
-    "Option",
-    "Other",
-    "Report",
-    "Route",
-    "Subject",
-    "decide",
-    "odds",
-    "pick",
-    "read_routes",
-]
-
 ALWAYS, NO_EXECUTOR = "always", "no-executor"
 ANY = "any"
 _SHORTEST = 8  # characters that the beginning of an id has

@@ -17,16 +17,16 @@ from federation.outbox import evidence as testimony
 from federation.outbox.channels import Talker
 from federation.outbox.ledger import Ledger
 from federation.outbox.revoke import Endings
+from federation.outbox.sender import Delivery
 from federation.peers.registry import BLOCKED, Peers
 from federation.routing.exchange import Exchange
+from federation.routing.requeue import Waiting
 from federation.routing.router import Router
 from federation.wire.messages import MAX_HOPS
 from federation.wire.sizes import FORWARD, forward_size
-from node.model.errors import RpcError
+from node.model.errors import TooLarge
 from node.model.types import Process
 from node.processes.extension import Addition, Hooks
-
-__all__ = ["Attachment"]
 
 
 @dataclass(kw_only=True)
@@ -39,9 +39,11 @@ class Attachment(Hooks):
     ledger: Ledger
     inbox: Inbox
     router: Router
+    waiting: Waiting
     exchange: Exchange
     talker: Talker
     endings: Endings
+    delivery: Delivery
 
     # -- asked ---------------------------------------------------------------------------
 
@@ -76,14 +78,15 @@ class Attachment(Hooks):
 
     def route(self, process: Process) -> str:
         """Id of the peer that the routes send a process to, or ""."""
+        if process.parents:
+            self.waiting.ready(process.processid)
         return self.router.route(process)
 
     def forwarding(self, process: Process) -> Addition:
-        """The outbox entry that joins a submission. Raises RpcError 413 for one too large."""
+        """The outbox entry that joins a submission. Raises TooLarge for one too large."""
         # What was sent to us is as large as it may be, and goes on as it came.
         if not process.origin and (size := forward_size(process)) > FORWARD:
-            raise RpcError(
-                413,
+            raise TooLarge(
                 f"spec: {size} bytes with arguments and input; what goes to another colony has at"
                 f" most {FORWARD}",
             )
@@ -107,7 +110,7 @@ class Attachment(Hooks):
 
     async def record(self, process: Process) -> dict[str, Any]:
         """How a process fared at its peer, with what that signed. Raises EtcdError."""
-        told = await testimony.gather(self.ledger, process)
+        told = await testimony.gather(self.ledger.context, process)
         kept: dict[str, Any] = msgspec.to_builtins(told, builtin_types=(bytes,)) if told else {}
         return kept
 
@@ -116,6 +119,10 @@ class Attachment(Hooks):
         return self.peers.policy(origin).max_running
 
     # -- told ----------------------------------------------------------------------------
+
+    async def clock_set(self, by: int, before: int) -> None:
+        """Give what is on its way other deadlines."""
+        await self.delivery.clock_set(by, before)
 
     def submitted(self, process: Process) -> None:
         """Wake the sender; what a block overtook ends with all the rest."""

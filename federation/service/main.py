@@ -1,6 +1,6 @@
 """Federation as one service: listener, discovery, and the tasks of every trusted peer.
 
-It does the wiring; each capability is in a module of its own, and `hooks` is what a node needs.
+`Federation.__init__` makes the parts, each from those above it; `hooks` is what a node needs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 
 import trio
 
-from federation.forward import machine as outbox
 from federation.inbox.accept import Inbox
 from federation.inbox.channels import Listener
+from federation.inbox.outcomes import Owing
+from federation.inbox.updates import Teller
+from federation.limits.accounts import Accounts
 from federation.membership.gossip import Introducer
 from federation.membership.invitations import Invitations
 from federation.membership.join import Joining
@@ -31,6 +33,9 @@ from federation.outbox.ledger import Ledger
 from federation.outbox.outcomes import Results
 from federation.outbox.revoke import Endings
 from federation.outbox.sender import Delivery
+from federation.outbox.updates import Follower
+from federation.peers.context import Context
+from federation.peers.highwater import HighWater
 from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import of_config
@@ -42,28 +47,29 @@ from federation.routing.router import Router
 from federation.routing.rules import read_routes
 from federation.service.extension import Attachment
 from federation.service.janitor import Upkeep
-from federation.service.server import Gate
+from federation.service.links import PeerGuide
+from federation.service.server import Server
 from federation.service.sessions import Tending
-from federation.transport.link import Link
+from federation.transport.link import Guide, Link
 from federation.transport.mailbox import Collector, Office, Ways
-from federation.transport.resolve import ways_to
 from federation.transport.tls import make_certificate, server_context
+from federation.wire.clock import SigningClock
 from federation.wire.signer import Sealer
 from federation.wire.sizes import MAX_BODY
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.pressure import Need
+from node.files.catalog import Files
 from node.host.config import Config
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
 from node.host.log import get_logger
+from node.host.sync import Bells
 from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.http.server import Limits, serve_http
 from node.members.service import Members
 from node.model.errors import RpcError
+from node.processes.assignment import HandOut
 from node.processes.service import Processes
-
-__all__ = ["Federation"]
 
 _TICK = 0.5  # seconds between looks at deadlines
 _LOOK = 0.5  # seconds between looks at what waits and what we offer
@@ -76,7 +82,10 @@ log = get_logger("federation")
 
 
 class Federation:
-    """The federation of one home colony. `now` gives Unix ns; set `drain` to end `run`."""
+    """The federation of one home colony. Set `drain` to end `run`.
+
+    Without `members` nothing is offered to peers, without `files` none are carried.
+    """
 
     def __init__(
         self,
@@ -84,108 +93,93 @@ class Federation:
         key: PrivateKey,
         client: EtcdClient,
         processes: Processes,
+        handout: HandOut,
         config: Config,
         directory: Path,
-        now: Callable[[], int],
+        clock: SigningClock,
         members: Members | None = None,
+        *,
+        files: Files | None = None,
+        chance: random.Random | None = None,
     ) -> None:
-        self.home, self.client, self.config = home_name, client, config
-        self.directory, self.now = directory, now
-        self.keys = Keys(home_name)
-        self.sealer = sealer = Sealer(key, now)
-        self.upkeep = Upkeep(home_name, client, processes, self.keys, now)
-        self.high_water = self.upkeep.high_water
-        lan = config.federation.trust == "lan"
-        default = of_config(config.federation.policy)
-        self.peers = Peers(client, self.keys, key.id, lan, changed=self._changed, default=default)
-        self.ledger = Ledger(home_name, sealer, client, processes, self.peers, self.keys)
-        self.delivery = Delivery(self.ledger, sealer, config.federation.hops)
-        self.results = Results(self.ledger, sealer, self.high_water)
-        self.inbox = Inbox(home_name, sealer, client, processes, self.peers, self.keys)
-        self.portrait = Portrait(home_name, sealer, client, self.keys, config.federation)
-        self.rotation = Rotation(home_name, sealer, client, self.keys, self._renew, members)
-        self.links: dict[str, Link] = {}
-        self.greeter = Greeter(
-            sealer,
-            self.peers,
-            self.ledger,
-            self.portrait,
-            self.rotation,
-            self.high_water,
-            lambda: self._chance,
-            self.link_to,
-            self.links,
-        )
-        greeted = self.greeter.greeted
-        self.delivery.greet = self.greeter.hello
-        self.gate = Gate(
-            sealer, self.peers, self.inbox, self.portrait.card, greeted, self.high_water
-        )
-        self.board = Board(trio.current_time)
-        self.exchange = Exchange(
-            home_name,
-            sealer,
-            self.peers,
-            processes,
-            self.board,
-            members,
-            lambda: self.portrait.sequence,
-            lambda: not self.inbox.owing.draining and not client.pressure.refuses(Need.GROWS),
-            lambda: self._chance,
-        )
-        self.gate.capabilities = self.exchange.answer
-        self.introducer = Introducer(
-            sealer,
-            self.peers,
-            self.high_water,
-            config.federation.introductions,
-            lambda: self._chance,
-            lambda: self.portrait.sequence,
-        )
-        self.gate.introductions = self.introducer.answer
-        self.gate.successors = self.rotation.successors
-        self.office = Office(sealer, self.peers, greeted)
-        self.gate.mail, self.gate.passing = self.office.collect, self.office.forward
-        self.collector = Collector(
-            sealer, self.gate.handle, lambda tries: outbox.delay(tries, self._chance)
-        )
-        self.router = Router(
-            home_name,
-            read_routes(config.routes),
-            self.peers,
-            self.ledger,
-            self.board,
-            self.exchange,
-            lambda: self._chance,
-        )
-        self.ledger.elsewhere = self.router.elsewhere
-        self.inbox.way_to, self.inbox.relayed = self.peers.toward, self.ledger.relayed
-        self.waiting = Waiting(self.router)
-        self.router.ready = self.waiting.ready
-        self.depot = Depot(self.ledger, link_to=self.links_to)
-        self.depot.room = self.inbox.accounts.leave
-        self.gate.files, self.inbox.bring = self.depot.serve, self.depot.bring
-        self.delivery.gather = self.depot.gather
-        self.talker = Talker(self.ledger)
-        self.gate.channels = Listener(self.inbox, now).hear
-        self.inbox.owing.teller.name_of = self._name_of
-        self.inbox.owing.teller.heard = self.results.follower.of
-        self.results.follower.room = self.inbox.accounts.news
-        self.invitations = self.gate.invitations = Invitations(
-            client, self.keys, sealer, self.peers, self.portrait, self.high_water
-        )
-        self.joining = Joining(sealer, self.peers, self.portrait.card, self.high_water)
-        self.endings = Endings(self.ledger, now)
-        self.surroundings = Surroundings(config.federation.interfaces)
-        self.meeting = Meeting(
-            sealer, self.peers, self.high_water, self.greeter.wake, lambda: self._chance
-        )
+        settings = config.federation
+        self.home, self.client, self.config, self.directory = home_name, client, config, directory
+        self.port, self.addresses, self.fingerprint = 0, list[str](), ""
         self.drain = trio.Event()
-        self.port, self.addresses = 0, list[str]()
-        self.fingerprint = ""
-        self.ways = Ways(self.office, self.peers, self.links, sealer)
+
+        # What nearly every part works with.
+        self.keys = Keys(home_name)
+        self.sealer = Sealer(key, clock)
+        self.memory = HighWater(client, self.keys, clock)
+        lan, default = settings.trust == "lan", of_config(settings.policy)
+        self.peers = Peers(client, self.keys, self.sealer, lan, default=default)
+        self.context = context = Context(
+            home_name,
+            self.sealer,
+            client,
+            processes,
+            self.peers,
+            self.keys,
+            chance or random.Random(),
+        )
+        self.upkeep = Upkeep(context)
+        self.links: dict[str, Link] = {}
+        self.probes = Bells()
+        self.portrait = Portrait(context, settings)
+        self.rotation = Rotation(context, self.portrait, self.probes, members)
+        accounts = Accounts(self.peers, clock)
+
+        # Where a process goes, above the outbox that asks: so the router comes first.
+        self.board = Board(clock)
+        self.exchange = Exchange(context, handout, self.board, self.portrait, self.drain, members)
+        self.router = Router(context, read_routes(config.routes), self.board, self.exchange)
+
+        # The outbox.
+        self.ledger = Ledger(context, self.router)
+        self.depot = Depot(context, self.ledger, accounts, self.links, files)
+        self.greeter = Greeter(
+            context, self.ledger, self.portrait, self.rotation, self.probes, self.links
+        )
+        self.delivery = Delivery(context, self.ledger, self.depot, self.greeter, settings.hops)
+        follower = Follower(context, self.ledger, accounts)
+        self.results = Results(context, self.ledger, follower)
+        self.talker = Talker(context, self.ledger)
+        self.endings = Endings(context, self.ledger)
+        self.waiting = Waiting(context, self.ledger, self.router)
+
+        # The inbox.
+        owing = Owing(context, accounts, Teller(context, follower, members))
+        self.inbox = Inbox(context, self.ledger, self.depot, owing, accounts)
+
+        # How colonies meet.
+        self.surroundings = Surroundings(settings.interfaces)
+        self.meeting = Meeting(context, self.probes)
+        self.introducer = Introducer(context, self.portrait, settings.introductions)
+        self.invitations = Invitations(context, self.portrait)
+        self.joining = Joining(context, self.portrait)
+        self.decisions = Decisions(context, handout, self.endings, self.fetch)
+
+        # What peers ask, and the links on which we ask them.
+        self.office = Office(self.sealer, self.peers, self.greeter.greeted)
+        self.server = Server(
+            self.sealer,
+            self.peers,
+            accounts,
+            self.portrait.card,
+            [
+                *self.greeter.endpoints(),
+                *self.invitations.endpoints(),
+                *self.inbox.endpoints(),
+                *self.exchange.endpoints(),
+                *self.office.endpoints(),
+                *Listener(context, accounts).endpoints(),
+                *self.depot.endpoints(),
+                *self.introducer.endpoints(),
+            ],
+        )
+        self.collector = Collector(self.server.handle, context.chance)
+        self.ways = Ways(context, self.office, self.links)
         self.tending = Tending(
-            self.ledger,
             self.links,
             self.link_to,
             [
@@ -200,30 +194,24 @@ class Federation:
         )
         self.hooks = Attachment(
             home=home_name,
-            hops=config.federation.hops,
+            hops=settings.hops,
             peers=self.peers,
             ledger=self.ledger,
             inbox=self.inbox,
             router=self.router,
+            waiting=self.waiting,
             exchange=self.exchange,
             talker=self.talker,
             endings=self.endings,
+            delivery=self.delivery,
         )
-        self.decisions = Decisions(self.peers, processes, self.endings, self.fetch)
-        self._chance = random.Random()
+        # Nearly every part hears of a peer that changes, so this comes last.
+        self.peers.watch(self._changed)
 
     @property
     def key(self) -> PrivateKey:
         """The colony's key, which may change."""
         return self.sealer.key
-
-    # -- what parts ask ------------------------------------------------------------------
-
-    def _name_of(self, executorid: str) -> str:
-        """The name of an executor of the home colony."""
-        members = self.exchange.members
-        executor = members.directory.executor_of(self.home, executorid) if members else None
-        return executor.executorname if executor else executorid[:12]
 
     # -- running -------------------------------------------------------------------------
 
@@ -250,7 +238,7 @@ class Federation:
         async with trio.open_nursery() as outer:
             serve = functools.partial(serve_http, limits=limits, drain=self.drain, grace=_FLUSH)
             await outer.start(
-                functools.partial(serve, self.gate.handle, listeners, error=self.gate.refuse)
+                functools.partial(serve, self.server.handle, listeners, error=self.server.refuse)
             )
             async with trio.open_nursery() as watching:
                 watching.start_soon(keep_going, "surroundings", self.surroundings.run)
@@ -261,7 +249,7 @@ class Federation:
     async def work(self, task_status: trio.TaskStatus[None]) -> None:
         """Speak to peers until `drain` is set; what is on its way then gets a moment to end."""
         async with trio.open_nursery() as inner:
-            self.tending.nursery = inner
+            self.tending.open(inner)
             self._start(inner)
             log.info("federation ready", port=self.port, id=self.key.id)
             task_status.started()
@@ -270,7 +258,7 @@ class Federation:
             self.office.drain()
             with trio.move_on_after(_FLUSH):
                 await self.ledger.wait_idle()
-            self.tending.nursery = None
+            self.tending.close()
             inner.cancel_scope.cancel()
 
     def _start(self, nursery: trio.Nursery) -> None:
@@ -292,9 +280,8 @@ class Federation:
             self._changed(entry.peer.id)
 
     async def _load(self) -> None:
-        await self.upkeep.load()
+        await self.memory.load()
         await self.rotation.load()
-        self.peers.former = self.sealer.former
         await self.peers.load()
         await self.inbox.owing.load()
         await self.invitations.load()
@@ -316,12 +303,12 @@ class Federation:
         await self.waiting.tick()
 
     async def _keep_clock(self) -> None:
-        await self.upkeep.keep_clock()
+        await self.memory.keep()
         await self.peers.look_again()
         await self.invitations.load()
         self.introducer.prune()
         if await self.portrait.moved():
-            self.greeter.greet_all()
+            self.probes.ring()
 
     async def _sweep(self) -> None:
         await self.inbox.sweep()
@@ -358,7 +345,7 @@ class Federation:
             if moves != before:
                 for link in list(self.links.values()):
                     await link.close()  # a connection from where we were may stay silent for long
-            self.greeter.greet_all()
+            self.probes.ring()
 
     # -- peers ---------------------------------------------------------------------------
 
@@ -385,44 +372,25 @@ class Federation:
         await self.greeter.probe_forever(link)
 
     async def _exchange_forever(self, link: Link) -> None:
-        await self.exchange.tell_forever(link, lambda: self.ledger.returned(link.id).event)
+        await self.exchange.tell_forever(link, self.ledger.returned(link.id))
 
     async def _introduce_forever(self, link: Link) -> None:
-        back = self.ledger.returned(link.id)
-        await self.introducer.exchange_forever(link, lambda: back.event)
+        await self.introducer.exchange_forever(link, self.ledger.returned(link.id))
 
     async def _collect_forever(self, link: Link) -> None:
         await self.ways.polled(link.id).wait()
         await self.portrait.polls(self.ways.mailboxes())
-        self.greeter.greet_all()
+        self.probes.ring()
         await self.collector.collect_forever(link)
-
-    def links_to(self, peerid: str) -> Link | None:
-        """The way to a trusted peer that is in use."""
-        return self.links.get(peerid)
 
     def link_to(self, entry: Known) -> Link:
         """A way to a peer; the caller closes it."""
+        return Link(entry, self.sealer, self.guide_to(entry))
 
-        async def renew(address: str) -> None:
-            await self.fetch(address, entry.peer.id)
-
-        around = functools.partial(self.ways.around, entry)
-        measure, follow = functools.partial(self.greeter.wake, entry.peer.id), self.greeter.follow
-        # Of its own, as a name that hangs keeps a thread: only its peer's others are to wait.
-        names = trio.CapacityLimiter(1)
-
-        async def ways(address: str) -> list[str]:
-            if address in entry.given:
-                return [address]
-            # Where our own port is for this machine only, all our peers are on it.
-            loopback = is_loopback(self.config.federation.host)
-            return await ways_to(address, self.surroundings.network, names, loopback=loopback)
-
-        return Link(entry, self.sealer, renew, self.high_water, around, measure, follow, ways)
-
-    async def _renew(self) -> None:
-        """Our key is another: cards and greetings tell of it."""
-        self.peers.me, self.peers.former = self.sealer.key.id, self.sealer.former
-        await self.portrait.renew()
-        self.greeter.greet_all()
+    def guide_to(self, entry: Known) -> Guide:
+        """What a link to a peer asks."""
+        # Where our own port is for this machine only, all our peers are on it.
+        loopback = is_loopback(self.config.federation.host)
+        return PeerGuide(
+            entry, self.context, self.fetch, self.ways, self.surroundings, self.probes, loopback
+        )

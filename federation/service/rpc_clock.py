@@ -18,7 +18,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 @calls.row("getclockmsg", Empty, Who.OWNER, reply="{clock, latest, behind}")
 async def get_clock(federation: Federation, caller: Caller, request: Empty) -> dict[str, int]:
     """The daemon's clock, and the latest time that it remembers."""
-    return memory_view(federation.upkeep.memory)
+    return memory_view(federation.memory)
 
 
 @calls.row(
@@ -31,17 +31,17 @@ async def get_clock(federation: Federation, caller: Caller, request: Empty) -> d
 )
 async def reset_clock(federation: Federation, caller: Caller, request: Empty) -> dict[str, int]:
     """Forget a later time than the clock's, by which messages are judged."""
-    memory = federation.upkeep.memory
+    memory = federation.memory
     before = await memory.reset()
-    await Replays(federation.client, federation.now).forget()
-    federation.greeter.greet_all()  # peers that were shut out learn of it at once
+    await Replays(federation.client, federation.context.clock.now).forget()
+    federation.probes.ring()  # peers that were shut out learn of it at once
     return memory_view(memory) | {"before": round(before)}
 
 
 def memory_view(memory: HighWater) -> dict[str, int]:
     """Our clock, the latest time remembered, and how far the clock is behind that: in seconds."""
     return {
-        "clock": round(memory.clock),
+        "clock": round(memory.now),
         "latest": round(memory.latest),
         "behind": round(memory.behind),
     }

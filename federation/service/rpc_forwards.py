@@ -16,19 +16,17 @@ from federation.outbox import resolve as resolving
 from federation.outbox.outcomes import read_output
 from federation.service import rpc_routes as route_calls
 from federation.service.main import Federation
-from federation.wire.envelope import Kind, Refused, inspect
+from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Outcome, load
 from node.etcd.pressure import Need
 from node.host.keys import id_of, verify_es256k
 from node.model.codec import unpack, wire_process, wire_time
-from node.model.errors import missing
+from node.model.errors import NotFound
 from node.model.types import Process, State
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import ProcessById
 from node.store import keys
-
-__all__ = ["late_output", "outcome_view"]
 
 
 class Resolve(msgspec.Struct):
@@ -47,12 +45,12 @@ async def get_forward(
 ) -> dict[str, Any]:
     """How far a forwarded process is, and its outcome.
 
-    Raises RpcError 404.
+    Raises NotFound.
     """
     processid = request.processid
-    loaded = await federation.ledger.processes.load(federation.home, processid)
+    loaded = await federation.context.processes.load(federation.home, processid)
     if loaded is None:
-        raise missing(f"process {processid} was not forwarded from this colony")
+        raise NotFound(f"process {processid} was not forwarded from this colony")
     process, places = loaded[0], federation.keys
     found = None
     if process.peer:
@@ -61,16 +59,16 @@ async def get_forward(
         # Without a peer it may have come back from one.
         found = await federation.client.get(places.proof(processid))
     if found is None:
-        raise missing(f"no forward of process {processid} is known")
+        raise NotFound(f"no forward of process {processid} is known")
     forward = unpack(found.value, Forward)
     entry = federation.ledger.entries.get(processid)
     if entry is not None and entry.revision == found.mod_revision:
         forward = entry.forward  # knows the latest tries as well
     state = forward.state
-    if state == outbox.CANCELLING and process.state == State.FAILED:
-        state = outbox.DOUBT  # given up by its deadline; the peer is being told
+    if state == outbox.State.CANCELLING and process.state == State.FAILED:
+        state = outbox.State.DOUBT  # given up by its deadline; the peer is being told
     peer = federation.peers.get(forward.peer)
-    waiting = state in (outbox.QUEUED, outbox.DOUBT, outbox.CANCELLING)
+    waiting = state in (outbox.State.QUEUED, outbox.State.DOUBT, outbox.State.CANCELLING)
     return {
         "processid": processid,
         "peer": forward.peer,
@@ -119,8 +117,8 @@ def _named(federation: Federation, forward: Forward, process: Process) -> list[d
 
     Without ids nothing was checked: no trusted colony has that name, so it may be anybody's.
     """
-    wanted = testimony.beyond(federation.ledger, process, forward.peer)
-    meant = testimony.meant(federation.ledger, process, forward, wanted)
+    wanted = testimony.beyond(federation.context, process, forward.peer)
+    meant = testimony.meant(federation.context, process, forward, wanted)
     return [
         {"name": name, "ids": meant.get(name) or ([name] if len(name) == 64 else [])}
         for name in wanted
@@ -151,7 +149,7 @@ def late_output(data: bytes) -> list[Any]:
     """What a late outcome gives as output; nothing of one that is no JSON: it is kept unread."""
     try:
         return read_output(data) if data else []
-    except Refused:
+    except Rejected:
         return []
 
 
@@ -197,15 +195,15 @@ async def get_origin(
 ) -> list[dict[str, Any]]:
     """The colonies that asked for a process, each verified.
 
-    The origin comes first. Raises RpcError 404.
+    The origin comes first. Raises NotFound.
     """
     processid = request.processid
-    loaded = await federation.ledger.processes.load(federation.home, processid)
+    loaded = await federation.context.processes.load(federation.home, processid)
     found = None
     if loaded is not None and loaded[0].origin:
         found = await federation.client.get(keys.submission(federation.home, processid))
     if loaded is None or found is None:
-        raise missing(f"process {processid} did not come from another colony")
+        raise NotFound(f"process {processid} did not come from another colony")
     peers = federation.peers
     issuer, key = testimony.signer(federation.peers, found.value, loaded[0].origin)
     hops, valid = await apart(found.value, lambda data: relays.way(data, issuer, key))
@@ -234,7 +232,7 @@ def outcome_view(
         return None
     try:
         seen = inspect(sealed, limit=len(sealed))
-    except Refused:
+    except Rejected:
         return {"issuer": "", "issued": 0, "signaturevalid": False, "answers": False}
     valid = (
         seen.issuer == peer
@@ -253,6 +251,6 @@ def outcome_view(
 def _answers(payload: bytes, request: Request | None) -> bool | None:
     try:
         outcome = load(payload, Outcome)
-    except Refused:
+    except Rejected:
         return False
     return None if request is None else not chains.unbound(outcome, request)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from federation.membership.rotation import Rotated
-from federation.peers.clock import Clock
+from federation.peers.clock import PeerClock
 from federation.peers.policy import Policy, PolicyError, changed, read
 from federation.peers.reachability import cannot_be
 from federation.peers.registry import TRUSTED, Known
@@ -18,14 +18,12 @@ from federation.service import rpc_routes as route_calls
 from federation.service.main import Federation
 from federation.transport.errors import TransportError
 from federation.wire import invitation as tokens
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from node.etcd.pressure import Need
 from node.host.home import Home
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import Empty
-
-__all__ = ["ByPeer", "calls"]
 
 
 class ByPeer(msgspec.Struct):
@@ -41,14 +39,14 @@ class Wish(msgspec.Struct):
     change: dict[str, Any] | None = None
 
     def over(self, present: Policy) -> Policy | None:
-        """The policy that is wanted, None when nothing was said. Raises RpcError 400."""
+        """The policy that is wanted, None when nothing was said. Raises Invalid."""
         if self.policy is None and not self.change:
             return None
         try:
             base = present if self.policy is None else read(self.policy)
             return changed(base, self.change or {})
         except PolicyError as error:
-            raise bad(str(error)) from None
+            raise Invalid(str(error)) from None
 
 
 class TrustPeer(Wish, kw_only=True):
@@ -104,8 +102,8 @@ def peer_view(federation: Federation, entry: Known) -> dict[str, Any]:
         "lastseen": entry.lastseen,
         "error": entry.error or peer.mismatch,
         "outstanding": federation.ledger.outstanding(peer.id),
-        "waiting": federation.ledger.processes.queue.count_of(peer.id),
-        "running": federation.ledger.processes.running.count_of(peer.id),
+        "waiting": federation.context.processes.queue.count_of(peer.id),
+        "running": federation.context.processes.running.count_of(peer.id),
         "left": left_view(federation, peer.id),
         "policy": policy_view(federation.peers.policy(peer.id)),
         "ownpolicy": peer.policy is not None,
@@ -146,7 +144,7 @@ async def set_policy(federation: Federation, caller: Caller, request: SetPolicy)
     entry = federation.peers.find(request.peer)
     policy = request.over(federation.peers.policy(entry.peer.id))
     if policy is None and not request.default:
-        raise bad("policy: say what to change")
+        raise Invalid("policy: say what to change")
     chosen = None if request.default else policy
     return peer_view(federation, await federation.decisions.set_policy(entry.peer.id, chosen))
 
@@ -205,10 +203,11 @@ async def join(federation: Federation, caller: Caller, request: JoinPeer) -> dic
 @calls.row("pingpeermsg", ByPeer, Who.OWNER, reply="{ok, rtt, error, clock}", need=Need.FREES)
 async def ping(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
     """Ask a colony for a signed answer."""
-    federation.peers.find(request.peer)
+    entry = federation.peers.find(request.peer)
     try:
-        rtt = await federation.greeter.ping(request.peer)
-    except (TransportError, Refused) as error:
+        async with federation.tending.link(entry) as link:
+            rtt = await federation.greeter.hello(link)
+    except (TransportError, Rejected) as error:
         rtt, problem = 0.0, str(error)
     else:
         problem = ""
@@ -236,7 +235,7 @@ def left_view(federation: Federation, peerid: str) -> dict[str, int]:
     return {"entries": stock.entries, "bytes": stock.size, "news": told}
 
 
-def clock_view(clock: Clock) -> dict[str, Any] | None:
+def clock_view(clock: PeerClock) -> dict[str, Any] | None:
     """How many seconds a peer's clock is ahead of ours, give or take `within`; None if unknown."""
     reading = clock.reading
     if reading is None:

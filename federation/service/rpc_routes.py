@@ -16,15 +16,13 @@ from federation.peers.policy import opening
 from federation.routing.capabilities import Statement
 from federation.routing.rules import Option, Report, Route, odds
 from node.etcd.pressure import Need
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.types import FunctionSpec
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import Empty
 
 if TYPE_CHECKING:
     from federation.service.main import Federation
-
-__all__ = ["ExplainRoute", "calls", "statement_view", "tried_view"]
 
 
 class ExplainRoute(msgspec.Struct):
@@ -78,9 +76,9 @@ def route_view(route: Route) -> dict[str, Any]:
 
 
 def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[str, Any]:
-    """Where a spec would go now, with every route and every peer looked at. Raises RpcError 400."""
+    """Where a spec would go now, with every route and every peer looked at. Raises Invalid."""
     if not spec.conditions.executortype:
-        raise bad("spec.conditions.executortype: routes look at it, so a name is needed")
+        raise Invalid("spec.conditions.executortype: routes look at it, so a name is needed")
     name, router = spec.conditions.colonyname, federation.router
     base: dict[str, Any] = {"age": age, "routes": [], "choices": [], "needs": []}
     if name and name != federation.home:

@@ -1,42 +1,36 @@
-"""The server's end of the wire: the checks of a message in their order, and its way to the inbox.
+"""The server's end of the wire: the checks of a message in their order, and its way to an endpoint.
 
-Sockets and HTTP are `node.http.server`'s; what a message does is in `inbox.accept`.
+Sockets and HTTP are `node.http.server`'s; what a message does is said by the part that answers it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import InitVar, dataclass, field
 
 import msgspec
-import trio
 
-from federation.inbox.accept import Inbox
-from federation.inbox.tombstones import keep
+from federation.limits.accounts import Accounts
 from federation.limits.admission import Admission
-from federation.membership.invitations import Invitations
 from federation.peers.heirs import follow
 from federation.peers.log_limit import Sparing
-from federation.peers.registry import BLOCKED, TRUSTED, Peers, Usurped
+from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.wire.address import is_near, source_of
 from federation.wire.card import VERSION, Card, open_card
-from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.wire.endpoint import Endpoint
+from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
 from federation.wire.invitation import KNOCK
-from federation.wire.messages import SIGNED, Denial, Hello, Successor, load
-from federation.wire.refusals import BROUGHT, Refusal, refusal_of, store_full
+from federation.wire.messages import SIGNED, Hello, SignedRefusal, load
+from federation.wire.refusals import BROUGHT, Refusal, RefusalBody, refusal_of, store_full
 from federation.wire.signer import Sealer
 from federation.wire.sizes import MAX_BODY, SIZES
 from node.etcd.errors import EtcdError, StoreFull
 from node.host.log import get_logger
 from node.http.server import Request, Response
 from node.model.errors import RpcError
-
-Action = Callable[[Opened, bytes], Awaitable[bytes]]
-
-__all__ = ["Gate"]
 
 # Where version 1 of the protocol had forwards: its answers name ids only, and prove too little.
 _FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
@@ -45,48 +39,29 @@ _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card
 log = get_logger("gate")
 
 
-async def _nobody(opened: Opened, data: bytes) -> bytes:
-    raise Refusal(404, "not_found", "this colony introduces nobody")
-
-
-async def _no_mailbox(opened: Opened, data: bytes) -> bytes:
-    raise Refusal(404, "not_found", "this colony holds no mail")
-
-
-async def _nothing(opened: Opened, data: bytes) -> bytes:
-    raise Refusal(404, "not_found", "this colony tells nobody what it offers")
-
-
 @dataclass
-class Gate:
-    """Answers peers. `card` gives our signed card, `greeted` hears of a trusted peer's hello."""
+class Server:
+    """Answers peers at `endpoints`. `card` gives our signed card."""
 
     sealer: Sealer
     peers: Peers
-    inbox: Inbox
+    accounts: Accounts
     card: Callable[[], bytes]
-    greeted: Callable[[str], None]
-    high_water: Callable[[], float] = lambda: 0.0
-    max_body: int = MAX_BODY
-    capabilities: Action = _nothing
-    introductions: Action = _nobody
-    mail: Action = _no_mailbox
-    passing: Action = _no_mailbox
-    channels: Action = _nothing
-    files: Action = _nothing
-    invitations: Invitations | None = None
-    successors: Callable[[], list[Successor]] = list
+    endpoints: InitVar[Iterable[Endpoint]]
     counters: Counter[str] = field(default_factory=Counter)
-    admission: Admission = field(default_factory=Admission)
-    clock: Callable[[], float] = trio.current_time  # seconds that never jump
+    _admission: Admission = field(default_factory=Admission)
     _sparing: Sparing = field(default_factory=Sparing)
+    _table: dict[str, Endpoint] = field(init=False)
+
+    def __post_init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self._table = {each.path: each for each in endpoints}
 
     async def handle(self, request: Request) -> Response:
         """Answer one request. Never raises for what a peer did."""
         try:
             return await self._route(request)
-        except Refused as refused:
-            return self._refuse(refusal_of(refused), request)
+        except Rejected as rejected:
+            return self._refuse(refusal_of(rejected), request)
         except Refusal as refusal:
             return self._refuse(refusal, request)
         except StoreFull:
@@ -101,39 +76,33 @@ class Gate:
 
     def _refuse(self, refusal: Refusal, request: Request | None = None) -> Response:
         self.counters[refusal.code] += 1
-        body: dict[str, object] = {
-            "code": refusal.code,
-            "message": refusal.message,
-            "clock": self.sealer.seconds,
-        }
-        certain = refusal.status < 500  # else the store may have taken it
-        signed = request is not None and request.path in (*SIGNED, *_FORMER[:1])
-        signed = signed and request is not None and request.method == "POST" and certain
-        if request is not None and signed and (by := self._denial(refusal, request)):
-            body["signed"] = by
+        signed = self._signed(refusal, request) if request and refusal.certain else b""
+        body = RefusalBody(refusal.code, refusal.message, self.sealer.clock.seconds, signed)
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
-    def _denial(self, refusal: Refusal, request: Request) -> bytes:
+    def _signed(self, refusal: Refusal, request: Request) -> bytes:
         """Our name under a refusal: its origin may send the process to another colony."""
+        if request.method != "POST" or request.path not in (*SIGNED, *_FORMER[:1]):
+            return b""
         try:
-            issuer = inspect(request.body, limit=self.max_body).issuer
-        except Refused:
+            issuer = inspect(request.body, limit=MAX_BODY).issuer
+        except Rejected:
             return b""
         movable = request.path == "/v2/submit" and self.peers.get(issuer) is not None
         if refusal.code == "stranger_rate" and not movable:
             # Refused without a look at its signature, it is not worth one of ours either.
             return b""
-        denial = Denial(
+        signed = SignedRefusal(
             refusal.code,
             refusal.message[:300],
             hashlib.sha256(request.body).digest(),
-            self.sealer.seconds,
-            self._latest(),
+            self.sealer.clock.seconds,
+            self.sealer.clock.latest,
             request.path,
             refusal.kept,
         )
-        return self.sealer.seal(Kind.REFUSAL, issuer, denial)
+        return self.sealer.seal(Kind.REFUSAL, issuer, signed)
 
     async def _route(self, request: Request) -> Response:
         if request.path == "/v1/card":
@@ -147,18 +116,37 @@ class Gate:
                 f"this colony speaks version {VERSION} of the federation protocol, and this is "
                 "version 1: upgrade the daemon of the colony that sent it",
             )
-        if request.path not in self._calls:
+        endpoint = self._table.get(request.path)
+        if endpoint is None:
             raise Refusal(404, "not_found", "there is nothing at this path")
-        kind, action = self._calls[request.path]
         if request.method != "POST":
             raise Refusal(405, "method", "POST an envelope")
-        limit = min(SIZES[kind].bytes, self.max_body)
-        if len(request.body) > limit:
-            raise Refusal(413, "too_large", f"{len(request.body)} bytes; at most {limit} here")
-        if kind is Kind.JOIN and self.invitations is not None:
-            self.invitations.knock(request.remote, request.headers.get(KNOCK, ""), request.body)
-        card = self._card_in(request, kind) if kind in _INTRODUCING else None
-        opened = self._open(request, kind, limit, card)
+        if (size := len(request.body)) > endpoint.limit:
+            raise Refusal(413, "too_large", f"{size} bytes; at most {endpoint.limit} here")
+        if endpoint.knock is not None:
+            endpoint.knock(request.remote, request.headers.get(KNOCK, ""), request.body)
+        opened = await self._identify(request, endpoint)
+        if not endpoint.public and (refusal := request.signed(opened.issuer)):
+            raise Refusal(503, "busy", refusal, again=2)
+        public, message = endpoint.public, self.accounts.message
+        try:
+            with nullcontext() if public else message(opened.issuer, endpoint.kind):
+                answer = await endpoint.action(opened, request.body)
+        except Refusal as refusal:
+            if endpoint.keep is not None and request.remote == BROUGHT:
+                refusal.kept = await endpoint.keep(opened, refusal)
+            raise
+        self.counters[f"ok_{endpoint.kind.value}"] += 1
+        return Response(200, answer, "application/cose")
+
+    async def _identify(self, request: Request, endpoint: Endpoint) -> Opened:
+        """Open a message, and know its sender by the id under which it is kept.
+
+        Raises Rejected, or Refusal for whom we do not trust.
+        """
+        kind = endpoint.kind
+        card = self._card_in(request, endpoint) if kind in _INTRODUCING else None
+        opened = self._open(request, endpoint, card)
         if card is not None and kind is Kind.HELLO:
             hello = load(opened.payload, Hello)
             await self._follow(hello)
@@ -166,26 +154,12 @@ class Gate:
             near, source = is_near(request.remote), source_of(request.remote)
             await self.peers.learn(card, hello.card, near=near, source=source)
         root = self.peers.roster.root(opened.issuer)
-        if root != opened.issuer and kind is not Kind.JOIN:
+        if root != opened.issuer and not endpoint.public:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
-        self._demand_trust(opened.issuer, joining=kind is Kind.JOIN)
-        if kind is not Kind.JOIN and (refusal := request.signed(opened.issuer)):
-            raise Refusal(503, "busy", refusal, again=2)
-        if kind is Kind.JOIN:
-            counted: AbstractContextManager[None] = nullcontext()
-        else:
-            counted = self.inbox.accounts.message(opened.issuer, kind)
-        try:
-            with counted:
-                answer = await action(opened, request.body)
-        except Refusal as refusal:
-            if kind is Kind.SUBMIT and request.remote == BROUGHT:
-                refusal.kept = await keep(self.inbox, opened, refusal)
-            raise
-        self.counters[f"ok_{kind.value}"] += 1
-        return Response(200, answer, "application/cose")
+        self._demand_trust(opened.issuer, public=endpoint.public)
+        return opened
 
-    def _open(self, request: Request, kind: Kind, limit: int, card: Card | None) -> Opened:
+    def _open(self, request: Request, endpoint: Endpoint, card: Card | None) -> Opened:
         """Check a message, after counting it if it comes from a colony that is not trusted."""
         name, mistakes = "", True
 
@@ -199,20 +173,20 @@ class Gate:
         try:
             opened = open_envelope(
                 request.body,
-                kind=kind,
+                kind=endpoint.kind,
                 audience=self.sealer.ids,
-                now=self.sealer.seconds,
+                now=self.sealer.clock.seconds,
                 keys=key_of,
-                limit=limit,
-                high_water=self.high_water(),
+                limit=endpoint.limit,
+                high_water=self.sealer.clock.floor,
                 explain=lambda: mistakes,
             )
-        except Refused as refused:
-            if name and refused.code in ("bad_signature", "wrong_kind"):
-                self.admission.failed(name, request.remote, self.clock())
+        except Rejected as rejected:
+            if name and rejected.code in ("bad_signature", "wrong_kind"):
+                self._admission.failed(name, request.remote, self.sealer.clock.steady())
             raise
         if name:
-            self.admission.held(name, request.remote)
+            self._admission.held(name, request.remote)
         return opened
 
     def _trusted(self, issuer: str) -> str:
@@ -225,27 +199,11 @@ class Gate:
 
         Raises Refusal (stranger_rate) before anything is checked.
         """
-        now = self.clock()
+        now = self.sealer.clock.steady()
         if name := self._trusted(issuer):
-            return self.admission.trusted(name, request.remote, now)
-        self.admission.stranger(request.remote, now)
+            return self._admission.trusted(name, request.remote, now)
+        self._admission.stranger(request.remote, now)
         return True
-
-    @property
-    def _calls(self) -> dict[str, tuple[Kind, Action]]:
-        return {
-            "/v1/hello": (Kind.HELLO, self._hello),
-            "/v1/join": (Kind.JOIN, self._join),
-            "/v2/submit": (Kind.SUBMIT, self.inbox.accept),
-            "/v2/cancel": (Kind.CANCEL, self.inbox.cancel),
-            "/v2/outcomes": (Kind.POLL, self.inbox.owing.outcomes),
-            "/v1/capabilities": (Kind.CAPABILITIES, self.capabilities),
-            "/v1/mail": (Kind.COLLECT, self.mail),
-            "/v1/pass": (Kind.PASS, self.passing),
-            "/v1/say": (Kind.SAY, self.channels),
-            "/v1/files": (Kind.FETCH, self.files),
-            "/v1/introductions": (Kind.INTRODUCTIONS, self.introductions),
-        }
 
     def _count_card(self, card: Card) -> None:
         """A newer card of a trusted colony is written. Raises Refusal (card_rate)."""
@@ -253,20 +211,21 @@ class Gate:
         if entry is None or entry.peer.state != TRUSTED or card.id != entry.peer.wire:
             return
         if card.sequence > entry.peer.sequence:
-            self.inbox.accounts.card(entry.peer.id)
+            self.accounts.card(entry.peer.id)
 
     async def _follow(self, hello: Hello) -> None:
         """Take note that a peer has another key now, before its card is that of a stranger."""
         try:
-            await follow(self.peers, hello.successors, self.sealer.seconds)
-        except Usurped as error:
-            if (more := self._sparing.line(self.clock())) is not None:
-                log.warning("succession refused", why=error, **more)
-            raise Refusal(409, "usurped", str(error)) from None
+            await follow(self.peers, hello.successors, self.sealer.clock.seconds)
+        except Refusal as refusal:
+            usurped = refusal.code == "usurped"
+            if usurped and (more := self._sparing.line(self.sealer.clock.steady())) is not None:
+                log.warning("succession refused", why=refusal.message, **more)
+            raise
 
     def _key(self, issuer: str, card: Card | None) -> bytes | None:
         entry = self.peers.get(issuer)
-        known = entry.peer.key_of(issuer, self.sealer.seconds) if entry else None
+        known = entry.peer.key_of(issuer, self.sealer.clock.seconds) if entry else None
         if known is None and entry is not None and issuer != entry.peer.wire:
             now_is = entry.peer.wire[:12]
             raise Refusal(401, "superseded", f"this key was replaced; the colony is {now_is}")
@@ -274,41 +233,24 @@ class Gate:
             return card.public_key
         return known
 
-    def _card_in(self, request: Request, kind: Kind) -> Card:
+    def _card_in(self, request: Request, endpoint: Endpoint) -> Card:
         """The card that a hello brings, so that a colony we cannot reach can introduce itself."""
         seen = inspect(request.body, limit=SIZES[Kind.HELLO].bytes)
-        if kind is not Kind.JOIN:
+        if not endpoint.public:
             self._admit(seen.issuer, request)
         data = load(seen.payload, Hello).card
-        card = open_card(data, self.sealer.seconds, high_water=self.high_water())
+        card = open_card(data, self.sealer.clock.seconds, high_water=self.sealer.clock.floor)
         if card.id != seen.issuer:
-            raise Refused("unknown_issuer", "the card is another colony's")
+            raise Rejected("unknown_issuer", "the card is another colony's")
         return card
 
-    def _demand_trust(self, issuer: str, *, joining: bool) -> None:
+    def _demand_trust(self, issuer: str, *, public: bool) -> None:
         state = self.peers.state(issuer)
         if state == BLOCKED:
             raise Refusal(403, "blocked", "this colony blocks yours")
-        if state != TRUSTED and not joining:
+        if state != TRUSTED and not public:
             raise Refusal(
                 403,
                 "untrusted",
                 f"this colony does not trust yours yet; there: colony peers trust {issuer[:12]}",
             )
-
-    async def _join(self, opened: Opened, body: bytes) -> bytes:
-        if self.invitations is None:
-            raise Refusal(404, "not_found", "this colony invites nobody")
-        return await self.invitations.answer(opened, body)
-
-    async def _hello(self, opened: Opened, body: bytes) -> bytes:
-        self.greeted(opened.issuer)
-        nonce = load(opened.payload, Hello).nonce
-        now, latest = self.sealer.seconds, self._latest()
-        hello = Hello(self.card(), nonce, now, latest, self.successors())
-        return self.sealer.seal(Kind.HELLO, opened.issuer, hello)
-
-    def _latest(self) -> int:
-        """The time that messages are judged by, if it is not the clock's."""
-        highest = int(self.high_water())
-        return highest if highest > self.sealer.seconds else 0

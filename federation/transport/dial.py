@@ -16,12 +16,10 @@ from federation.transport.errors import TransportError, Unsent
 from federation.transport.tls import TlsError, fetch_certificate, fingerprint_of, trusting
 from federation.wire.address import split_address
 from federation.wire.card import CARD_LIMIT, Card, open_card
-from federation.wire.envelope import Refused
-from federation.wire.signer import Sealer
+from federation.wire.clock import SigningClock
+from federation.wire.envelope import Rejected
 from node.host.log import get_logger
 from node.http.client import ask, http_client, reason_of
-
-__all__ = ["Found", "client", "fetch_card", "find", "itself", "text_of"]
 
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
 _LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
@@ -42,9 +40,7 @@ def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
     )
 
 
-async def fetch_card(
-    address: str, sealer: Sealer, high_water: float = 0, *, pinned: str = ""
-) -> tuple[Card, bytes]:
+async def fetch_card(address: str, clock: SigningClock, *, pinned: str = "") -> tuple[Card, bytes]:
     """Return the card shown at an address, proven, and its bytes.
 
     With `pinned`, a certificate's fingerprint, nothing is sent to who shows another. Raises
@@ -60,8 +56,8 @@ async def fetch_card(
         if reply.status_code != 200:
             raise Unsent(f"{address}: no card there (status {reply.status_code})")
         data = reply.content
-        card = open_card(data, sealer.seconds, high_water=high_water)
-    except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Refused) as error:
+        card = open_card(data, clock.seconds, high_water=clock.floor)
+    except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Rejected) as error:
         raise Unsent(f"{address}: {text_of(error)}") from None
     if card.fingerprint != fingerprint_of(der):
         raise Unsent(f"{address}: shows another certificate than the card there promises")
@@ -84,15 +80,10 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
 
-async def itself(address: str) -> list[str]:
-    """The ways to an address that is the owner's word: as it stands."""
-    return [address]
-
-
 async def find(
     addresses: Sequence[str],
     fingerprint: str,
-    ways: Callable[[str], Awaitable[list[str]]] = itself,
+    ways: Callable[[str], Awaitable[list[str]]],
 ) -> Found:
     """Try addresses, each a moment after the one before; the first that is right wins.
 

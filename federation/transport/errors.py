@@ -1,15 +1,20 @@
-"""What a message came to that was answered, but not as asked, and how certain that is.
+"""What a message came to that got no valid answer, and how certain that is.
 
-That no answer came, or no connection, is in `transport.dial`.
+Which answers a peer gives is in `wire.refusals`; connections are made in `transport.dial`.
 """
 
 from __future__ import annotations
 
-__all__ = ["Later", "Lost", "PeerRefused", "TransportError", "Unsent", "Untimely"]
+from enum import Enum
+
+from federation.wire.refusals import Proof
 
 
 class TransportError(Exception):
     """A message got no valid answer; what that means for it, the subclass tells."""
+
+    seconds = 0.0  # that the peer asks to wait for; 0 when it did not say
+    final = False  # whether the peer refused it, and will refuse it again
 
 
 class Unsent(TransportError):
@@ -20,45 +25,26 @@ class Lost(TransportError):
     """It may have reached the peer."""
 
 
-class Later(TransportError):
-    """The peer wants it later: in `seconds`, 0 when it did not say.
+class Reason(Enum):
+    """Why a peer did not take a message, as far as that decides what follows."""
 
-    `certain` is whether the peer put its name to that it did not take it, and nobody else has it.
-    """
-
-    def __init__(self, message: str, seconds: float, *, certain: bool = False) -> None:
-        super().__init__(message)
-        self.seconds, self.certain = seconds, certain
+    LATER = "it wants it later"
+    UNTIMELY = "its times do not hold by the peer's clock; once that is measured, others may"
+    FINAL = "it does not take it"
 
 
-class PeerRefused(TransportError):
-    """The peer does not take it; `signed` is whether it put its name to that.
-
-    `brought`: it came to the peer by way of another colony, which may bring it again. `kept`: the
-    peer put its name to that it took no copy and never will.
-    """
+class RemoteRefusal(TransportError):
+    """The peer did not take it; `proof` is how far that can be believed."""
 
     def __init__(
         self,
         code: str,
         message: str,
-        *,
-        signed: bool = False,
-        brought: bool = False,
-        kept: bool = False,
+        reason: Reason = Reason.FINAL,
+        proof: Proof = Proof.NONE,
+        seconds: float = 0.0,
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.code, self.message = code, message
-        self.signed, self.brought, self.kept = signed, brought, kept
-
-
-class Untimely(TransportError):
-    """Its times did not hold by the peer's clock; once that is measured anew, others may.
-
-    `signed` is whether the peer put its name to that it did not take this message, and nobody else
-    has it.
-    """
-
-    def __init__(self, message: str, *, signed: bool) -> None:
-        super().__init__(message)
-        self.signed = signed
+        self.reason, self.proof, self.seconds = reason, proof, seconds
+        self.final = reason is Reason.FINAL

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import httpx
 import msgspec
@@ -16,19 +17,20 @@ import trio
 
 from federation.peers.clock import Reading, apart, bridgeable, read, told
 from federation.peers.registry import TRUSTED, Known
-from federation.transport.dial import client, fetch_card, find, itself, text_of
-from federation.transport.errors import Later, Lost, PeerRefused, TransportError, Unsent, Untimely
+from federation.transport.dial import client, fetch_card, find, text_of
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
 from federation.transport.tls import fingerprint_of
 from federation.wire.address import split_address
-from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
-from federation.wire.messages import MOST, SIGNED, Denial, Hello, Successor, load
+from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
+from federation.wire.messages import MOST, SIGNED, Hello, SignedRefusal, Successor, load
+from federation.wire.refusals import Proof, RefusalBody
 from federation.wire.signer import Sealer
 from federation.wire.sizes import ANSWERS, SIZES
 from node.host.log import get_logger
 from node.http.client import read_body
 from node.model.types import SECOND
 
-__all__ = ["Answer", "Later", "Link", "PeerRefused", "Untimely", "fetch_card"]
+__all__ = ["Answer", "Guide", "Link", "fetch_card"]
 
 _REFUSAL_LIMIT = 4096
 _LARGE = 1_000_000  # bytes of an answer that is opened in a thread
@@ -56,46 +58,47 @@ class Answer(msgspec.Struct, frozen=True):
     brought: bool = False
 
 
-class _Refusal(msgspec.Struct):
-    code: str = ""
-    message: str = ""
-    signed: bytes = b""  # base64 in JSON
-    clock: int = 0
+class Guide(Protocol):
+    """What a link asks and tells about its peer: the parts that know of it stand above.
 
+    What is given here holds for a peer that is reached at its addresses as they stand.
+    """
 
-def _no_way() -> Carrier | None:
-    return None
+    async def renew(self, address: str) -> None:
+        """Take in the card shown at an address of the peer. Raises TransportError."""
 
+    def around(self) -> Carrier | None:
+        """Return another way than a connection of ours, None while there is none to be taken."""
+        return None
 
-async def _nowhere(successors: list[Successor]) -> None:
-    return None
+    def measure(self) -> None:
+        """Have the peer's clock measured: it turned out to be another than we thought."""
+        return
 
+    async def follow(self, successors: list[Successor]) -> None:
+        """Take note of the peer's change of keys. Raises Rejected."""
+        return
 
-def _nothing() -> None:
-    return None
+    def headers(self, body: bytes) -> Mapping[str, str]:
+        """Return what goes beside a message: what of it counts before its signature is checked."""
+        return {}
+
+    async def ways(self, address: str) -> list[str]:
+        """Return where an address leads that we may try. Raises Unsent."""
+        return [address]
 
 
 @dataclass
 class Link:
-    """The way to one peer. `renew` takes in a card fetched at an address of the peer.
-
-    `around` gives another way than a connection of ours, while there is one to be taken. `measure`
-    is called when the peer's clock turns out to be another than we thought. `follow` takes note of
-    its change of keys, `ways` gives where an address leads that we may try.
-    """
+    """The way to one peer, as its `guide` knows it."""
 
     entry: Known
     sealer: Sealer
-    renew: Callable[[str], Awaitable[None]]
-    high_water: Callable[[], float]
-    around: Callable[[], Carrier | None] = _no_way
-    measure: Callable[[], None] = _nothing
-    follow: Callable[[list[Successor]], Awaitable[None]] = _nowhere
-    ways: Callable[[str], Awaitable[list[str]]] = itself
-    headers: Mapping[str, str] = field(default_factory=dict)  # of every request
+    guide: Guide
     _http: httpx.AsyncClient | None = None
     _pinned: str = ""
     _sequence: int = -1
+    _greeted: bool = False
     _lock: trio.Lock = field(default_factory=trio.Lock)
 
     @property
@@ -110,7 +113,7 @@ class Link:
 
     def key_of(self, issuer: str) -> bytes | None:
         """The peer's key of this id, if it counts now."""
-        return self.entry.peer.key_of(issuer, self.sealer.seconds)
+        return self.entry.peer.key_of(issuer, self.sealer.clock.seconds)
 
     def demand_version(self) -> None:
         """Raise Unsent if the peer's card says that it speaks another version of the protocol."""
@@ -122,7 +125,7 @@ class Link:
 
         Returns the client for that, None when there is another way. Raises Unsent.
         """
-        if self.around() is not None:
+        if self.guide.around() is not None:
             return None
         return await self._connected()
 
@@ -133,14 +136,14 @@ class Link:
             await self._forget()
             peer = self.entry.peer
             addresses = self.entry.addresses()[:_MOST_ADDRESSES]
-            found = await find(addresses, peer.fingerprint, self.ways)
+            found = await find(addresses, peer.fingerprint, self.guide.ways)
             if found.address:
                 return self._use(found.address, found.at, found.der)
             problems = list(found.problems)
             for address, der in found.others:
                 try:
                     # A new certificate is fine once a newer card of the same colony says so.
-                    await self.renew(address)
+                    await self.guide.renew(address)
                     if fingerprint_of(der) == self.entry.peer.fingerprint:
                         return self._use(address, address, der)
                     problems.append(
@@ -172,10 +175,15 @@ class Link:
         return self._http
 
     @property
+    def unmeasured(self) -> bool:
+        """Whether the peer's clock is not known yet, so that times are those of our own."""
+        return self._translates and not self._greeted
+
+    @property
     def unheard(self) -> bool:
         """Whether what we send may be kept for a peer of which nobody knows that it is there."""
-        quiet = self.sealer.seconds - self.entry.lastseen > _HEARD or bool(self.entry.error)
-        return quiet and self.around() is not None
+        quiet = self.sealer.clock.seconds - self.entry.lastseen > _HEARD or bool(self.entry.error)
+        return quiet and self.guide.around() is not None
 
     async def _forget(self) -> None:
         http, self._http = self._http, None
@@ -197,13 +205,13 @@ class Link:
         An answer that is larger than one of its kind may be is not read to its end.
         """
         limit = SIZES[ANSWERS[path]].bytes
-        carrier = self.around()
+        carrier = self.guide.around()
         if carrier is not None:
             return await carrier(path, body, wait)
         http = await self._connected()
         timeout = httpx.Timeout(15.0 + wait, connect=5.0, pool=10.0, write=15.0)
         try:
-            headers = {"content-type": "application/cose", **self.headers}
+            headers = {"content-type": "application/cose", **self.guide.headers(body)}
             with trio.fail_after(_LEAST + wait + (len(body) + limit) / _SLOWEST):
                 async with http.stream(
                     "POST", path, content=body, headers=headers, timeout=timeout
@@ -232,9 +240,9 @@ class Link:
             raise self._failure(answer, refusal, path, body)
         try:
             opened = await self._open_large(answer.data, kind)
-        except Refused as error:
+        except Rejected as error:
             raise Lost(f"the answer is not valid: {error}") from None
-        self.entry.lastseen, self.entry.error = self.sealer.seconds, ""
+        self.entry.lastseen, self.entry.error = self.sealer.clock.seconds, ""
         return opened, answer.data
 
     # -- time, see `peers.clock` ------------------------------------------------------------
@@ -246,12 +254,12 @@ class Link:
     @property
     def seconds(self) -> int:
         """Now, by the clock with which the peer tells when it made a message."""
-        return self.sealer.seconds + (self.entry.clock.issuing if self._translates else 0)
+        return self.sealer.clock.seconds + (self.entry.clock.issuing if self._translates else 0)
 
     @property
     def highest(self) -> float:
         """The latest time we remember, as the peer's clock tells it."""
-        return self.high_water() + self.seconds - self.sealer.seconds
+        return self.sealer.clock.floor + self.seconds - self.sealer.clock.seconds
 
     def seal(
         self,
@@ -271,7 +279,7 @@ class Link:
             self.wire,
             message,
             cti=cti,
-            issued=self.sealer.seconds + ahead,
+            issued=self.sealer.clock.seconds + ahead,
             expires=None if expires is None else expires + ahead,
         )
 
@@ -281,9 +289,9 @@ class Link:
         The `nonce` of the message makes the answer a fresh one, whatever time it tells.
         """
         body = self.seal(Kind.HELLO, message)
-        sent = self.sealer.now() / SECOND
+        sent = self.sealer.clock.now() / SECOND
         answer = await self.exchange("/v1/hello", body, 0)
-        received = self.sealer.now() / SECOND
+        received = self.sealer.clock.now() / SECOND
         if answer.status != 200:
             refusal = _refusal(answer)
             denial = self._denial(refusal, "/v1/hello", body)
@@ -295,25 +303,26 @@ class Link:
             if inspect(answer.data, limit=limit).issuer not in self.entry.peer.ids:
                 # It may have another key by now, and then says so.
                 said = inspect(answer.data, limit=limit).payload
-                await self.follow(load(said, Hello).successors)
+                await self.guide.follow(load(said, Hello).successors)
             opened = self._open_now(answer.data, Kind.HELLO)
             hello = load(opened.payload, Hello)
+            self._greeted = True
             if not hello.nonce or hello.nonce != message.nonce:
                 self._open(answer.data, Kind.HELLO)  # by an older release: its time must do
-        except Refused as error:
+        except Rejected as error:
             raise Lost(f"the answer is not valid: {error}") from None
         if hello.clock and hello.nonce == message.nonce:
             self._learn(read(hello.clock, hello.latest, sent, received))
-        self.entry.lastseen, self.entry.error = self.sealer.seconds, ""
+        self.entry.lastseen, self.entry.error = self.sealer.clock.seconds, ""
         return hello
 
     def _learn(self, reading: Reading) -> None:
-        """Take note of its clock. Raises PeerRefused when it is too far off to be bridged."""
+        """Take note of its clock. Raises RemoteRefusal when it is too far off to be bridged."""
         if self.entry.clock.learn(reading):
             log.info("clock of peer", peer=self.id, ahead=reading.ahead)
         if abs(reading.ahead) > MOST:
             problem = apart(reading.at + reading.ahead, reading.at)
-            raise PeerRefused("clocks_apart", f"{problem}, at most {told(MOST)} can be bridged")
+            raise RemoteRefusal("clocks_apart", f"{problem}, at most {told(MOST)} can be bridged")
 
     async def _open_large(self, data: bytes, kind: Kind) -> Opened:
         """Open an answer; hashing a large one does not hold the event loop."""
@@ -342,41 +351,54 @@ class Link:
 
     # -- refusals --------------------------------------------------------------------------
 
-    def _denial(self, refusal: _Refusal, path: str, body: bytes) -> Denial | None:
+    def _denial(self, refusal: RefusalBody, path: str, body: bytes) -> SignedRefusal | None:
         """The peer's signed word that it did not take this very message at this path.
 
         Who carries messages for us may show the same bytes at another path, to be refused there.
         """
         try:
-            denial = load(self._open_now(refusal.signed, Kind.REFUSAL).payload, Denial)
-        except Refused:
+            denial = load(self._open_now(refusal.signed, Kind.REFUSAL).payload, SignedRefusal)
+        except Rejected:
             return None
         about = (denial.digest, denial.path, denial.code)
         return denial if about == (hashlib.sha256(body).digest(), path, refusal.code) else None
 
-    def _failure(self, answer: Answer, refusal: _Refusal, path: str, body: bytes) -> TransportError:
+    def _failure(
+        self, answer: Answer, refusal: RefusalBody, path: str, body: bytes
+    ) -> TransportError:
         status, brought = answer.status, answer.brought
         code = refusal.code[:40] or f"http_{status}"
         message = refusal.message[:1000] or "no reason given"
         denial = self._denial(refusal, path, body)
-        # Who brought it to the peer may have done so before, and may bring it again.
-        alone = denial is not None and not brought
+        if denial is None:
+            proof = Proof.CARRIED if brought else Proof.NONE
+        elif denial.kept:
+            proof = Proof.KEPT
+        else:
+            # Who brought it to the peer may have done so before, and may bring it again.
+            proof = Proof.SIGNED_CARRIED if brought else Proof.SIGNED
+        alone = Proof.NONE if brought else proof
         if status in (408, 429) or status >= 500 or status < 400:
             after = answer.retry_after
             seconds = min(int(after), _LONGEST_WAIT) if after.isdigit() else 0
-            return Later(f"{code}: {message}", seconds, certain=alone and status == 429)
-        if brought and denial is None and path in SIGNED:
+            # Of any other status the peer may have taken it all the same.
+            proof = alone if status == 429 else Proof.NONE
+            return RemoteRefusal(code, message, Reason.LATER, proof, seconds)
+        if proof is Proof.CARRIED and path in SIGNED:
             return Lost(f"{code}: {message} (the peer did not sign this)")
         # Times may have been right when they were sealed, and one of the clocks was set since.
-        if code in _TIMELY and self._translates and bridgeable(refusal.clock, self.sealer.seconds):
-            self.measure()
-            return Untimely(f"{code}: {message}", signed=alone)
-        kept = denial is not None and denial.kept
-        return PeerRefused(code, message, signed=denial is not None, brought=brought, kept=kept)
+        if (
+            code in _TIMELY
+            and self._translates
+            and bridgeable(refusal.clock, self.sealer.clock.seconds)
+        ):
+            self.guide.measure()
+            return RemoteRefusal(code, message, Reason.UNTIMELY, alone)
+        return RemoteRefusal(code, message, Reason.FINAL, proof)
 
 
-def _refusal(answer: Answer) -> _Refusal:
+def _refusal(answer: Answer) -> RefusalBody:
     try:
-        return msgspec.json.decode(answer.data, type=_Refusal)
+        return msgspec.json.decode(answer.data, type=RefusalBody)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _Refusal()
+        return RefusalBody()

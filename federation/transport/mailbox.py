@@ -7,16 +7,20 @@ here reads, signs or keeps any of it, and a sender's own outbox outlasts what is
 from __future__ import annotations
 
 import functools
+import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from federation.forward import machine as outbox
+from federation.peers.context import Context
 from federation.peers.registry import TRUSTED, Known, Peers
-from federation.transport.errors import Lost, TransportError, Unsent
-from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused, Untimely
-from federation.wire.envelope import Kind, Opened, Refused
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
+from federation.transport.link import Answer, Carrier, Link
+from federation.wire.endpoint import Endpoint
+from federation.wire.envelope import Kind, Opened, Rejected
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
 from federation.wire.refusals import BROUGHT, Refusal
 from federation.wire.signer import Sealer
@@ -24,8 +28,6 @@ from federation.wire.sizes import SIZES
 from node.host.containment import contained
 from node.host.log import get_logger
 from node.http.server import Request, Response
-
-__all__ = ["Collector", "Office", "Ways", "pass_on"]
 
 _WAIT = 25  # seconds of a poll
 _GAP = 10.0  # seconds between two polls of a colony that is there
@@ -70,17 +72,13 @@ class _Box:
         self.bell = trio.Event()
 
 
-def _nobody(peerid: str) -> None:
-    return None
-
-
 @dataclass
 class Office:
     """The boxes of the colonies that poll us. `arrived` hears of each that begins to."""
 
     sealer: Sealer
     peers: Peers
-    arrived: Callable[[str], None] = _nobody
+    arrived: Callable[[str], None]
     draining: bool = False
     _boxes: dict[str, _Box] = field(default_factory=dict)
     _count: int = 0
@@ -139,6 +137,13 @@ class Office:
         return held.answer
 
     # -- what peers ask ----------------------------------------------------------------------
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where a colony fetches what is held for it, and where others leave that."""
+        return [
+            Endpoint("/v1/mail", Kind.COLLECT, self.collect),
+            Endpoint("/v1/pass", Kind.PASS, self.forward),
+        ]
 
     async def collect(self, opened: Opened, data: bytes) -> bytes:
         """A colony brings answers and takes what is held for it, waiting for it if need be.
@@ -224,9 +229,12 @@ async def pass_on(link: Link, to: str, path: str, body: bytes, wait: float) -> A
     try:
         opened, _ = await link.post("/v1/pass", sealed, Kind.PASSED, wait + _ANSWER)
         passed = load(opened.payload, Passed)
-    except Later as error:
-        raise Later(f"its mailbox: {error}", error.seconds) from None
-    except (PeerRefused, Untimely, Refused) as error:
+    except RemoteRefusal as error:
+        if error.reason is not Reason.LATER:
+            raise Lost(f"its mailbox: {error}") from None
+        told = f"its mailbox: {error.message}"
+        raise RemoteRefusal(error.code, told, Reason.LATER, seconds=error.seconds) from None
+    except Rejected as error:
         raise Lost(f"its mailbox: {error}") from None
     return Answer(passed.status, passed.after, passed.data, brought=True)
 
@@ -238,33 +246,32 @@ class Ways:
     `links` are those to the trusted peers, by the id under which each is kept.
     """
 
+    context: Context
     office: Office
-    peers: Peers
     links: Mapping[str, Link]
-    sealer: Sealer
     _polled: dict[str, trio.Event] = field(default_factory=dict)
 
     def polled(self, peerid: str) -> trio.Event:
         """Set once a peer is one that we poll."""
-        return self._polled.setdefault(self.peers.roster.root(peerid), trio.Event())
+        return self._polled.setdefault(self.context.peers.roster.root(peerid), trio.Event())
 
     def mailboxes(self) -> list[str]:
         """Present ids of the trusted peers that we poll, as our card tells them."""
         return sorted(
-            self.peers.known[peerid].peer.wire
+            self.context.peers.known[peerid].peer.wire
             for peerid, event in self._polled.items()
-            if event.is_set() and self.peers.state(peerid) == TRUSTED
+            if event.is_set() and self.context.peers.state(peerid) == TRUSTED
         )
 
     def around(self, entry: Known) -> Carrier | None:
         """The way to a peer that polls us, or one whom we trust; None when it is reached itself."""
         peerid = entry.peer.id
         if self.office.open(peerid):
-            return functools.partial(self.office.carry, peerid, self.sealer.key.id)
+            return functools.partial(self.office.carry, peerid, self.context.sealer.key.id)
         if entry.sighted or entry.proven:
             return None
         for mailbox in entry.peer.mailboxes:
-            link = self.links.get(self.peers.roster.root(mailbox))
+            link = self.links.get(self.context.peers.roster.root(mailbox))
             if link is not None and link.id != peerid:
                 return functools.partial(pass_on, link, entry.peer.wire)
         return None
@@ -274,9 +281,8 @@ class Ways:
 class Collector:
     """The other end: fetches what peers hold for us and lets `handle` answer it."""
 
-    sealer: Sealer
     handle: Callable[[Request], Awaitable[Response]]
-    delay: Callable[[int], float]
+    chance: random.Random
 
     async def collect_forever(self, link: Link) -> None:
         """Poll one peer until cancelled, working on what it held meanwhile."""
@@ -286,11 +292,11 @@ class Collector:
                 try:
                     parcels = await self._exchange(link, Collect(_WAIT, []))
                     failures = 0
-                except (TransportError, Refused) as error:
+                except (TransportError, Rejected) as error:
                     failures += 1
                     log.info("mailbox not reached", peer=link.id, error=error)
-                    refused = isinstance(error, PeerRefused)
-                    await trio.sleep(_PATIENCE if refused else self.delay(failures))
+                    refused = isinstance(error, TransportError) and error.final
+                    await trio.sleep(_PATIENCE if refused else outbox.delay(failures, self.chance))
                     continue
                 for parcel in parcels:
                     nursery.start_soon(self._work_safely, link, parcel, slots)
@@ -322,5 +328,5 @@ class Collector:
                     part, more = data[start : start + _PART], start + _PART < len(data)
                     reply = Reply(parcel.id, response.status, after, part, more)
                     await self._exchange(link, Collect(0, [reply]))
-            except (TransportError, Refused) as error:
+            except (TransportError, Rejected) as error:
                 log.info("answer not brought to the mailbox", peer=link.id, error=error)

@@ -15,8 +15,6 @@ from federation.network.interfaces import Network
 from federation.transport.errors import Unsent
 from federation.wire.address import split_address
 
-__all__ = ["ways_to"]
-
 _RESOLVE = 3.0  # seconds that a name may take
 _MOST = 4  # addresses of one name
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 
-__all__ = ["host_of", "is_near", "source_of", "split_address"]
-
 
 def host_of(address: str) -> str:
     """The host in "host:port"."""

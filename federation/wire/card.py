@@ -12,20 +12,9 @@ import re
 import msgspec
 
 from federation.wire import cbor
-from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, inspect, open_envelope, seal
+from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, inspect, open_envelope, seal
 from node.host.keys import PrivateKey, id_of
 from node.model.ids import valid_name
-
-__all__ = [
-    "CARD_LIMIT",
-    "VERSION",
-    "Card",
-    "is_name",
-    "newer",
-    "open_card",
-    "sign_card",
-    "versions_in",
-]
 
 VERSION = 2  # of the federation protocol
 CARD_LIMIT = 8192  # bytes of a signed card
@@ -92,7 +81,7 @@ def sign_card(key: PrivateKey, card: Card, *, issued: int | None = None) -> byte
 
 
 def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
-    """Return the card in `data` once it has proven itself, else raise Refused.
+    """Return the card in `data` once it has proven itself, else raise Rejected.
 
     `now` and `high_water` are seconds since the epoch, as for `open_envelope`.
     """
@@ -109,7 +98,7 @@ def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
     )
     problem = _problem(card)
     if problem:
-        raise Refused("malformed", f"card: {problem}")
+        raise Rejected("malformed", f"card: {problem}")
     return card
 
 
@@ -127,7 +116,7 @@ def versions_in(data: bytes) -> tuple[int, ...]:
     try:
         seen = inspect(data, limit=CARD_LIMIT)
         return tuple(_parse(seen.payload, seen.issuer, seen.expires).versions)
-    except Refused:
+    except Rejected:
         return ()
 
 
@@ -144,10 +133,10 @@ def _parse(payload: bytes, issuer: str, expires: int) -> Card:
     try:
         body = cbor.decode(payload, depth=2, items=_ITEMS)
     except cbor.CborError as error:
-        raise Refused("malformed", f"card: {error}") from None
+        raise Rejected("malformed", f"card: {error}") from None
     if not isinstance(body, dict) or not body.keys() >= _KEYS:
         # More keys than these are a later version's; it is the reader who passes over them.
-        raise Refused("malformed", f"card: not a map with {', '.join(sorted(_KEYS))}")
+        raise Rejected("malformed", f"card: not a map with {', '.join(sorted(_KEYS))}")
     try:
         return Card(
             issuer,
@@ -161,7 +150,7 @@ def _parse(payload: bytes, issuer: str, expires: int) -> Card:
             msgspec.convert(body.get("mb", []), list[str]),
         )
     except msgspec.ValidationError as error:
-        raise Refused("malformed", f"card: {error}") from None
+        raise Rejected("malformed", f"card: {error}") from None
 
 
 def _problem(card: Card) -> str | None:

@@ -12,8 +12,6 @@ from typing import Any, TypeAlias
 
 import cbor2
 
-__all__ = ["CborError", "TooMany", "Value", "decode", "encode"]
-
 # Map keys are integers or text; `Any`, because a mapping is invariant in its keys.
 Value: TypeAlias = "int | bytes | str | bool | Sequence[Value] | Mapping[Any, Value] | None"
 

@@ -17,19 +17,6 @@ import msgspec
 from federation.wire import cbor
 from node.host.keys import PrivateKey, id_of, verify_es256k
 
-__all__ = [
-    "MAX_AHEAD",
-    "MAX_LIFETIME",
-    "Code",
-    "Kind",
-    "Opened",
-    "Refused",
-    "Unverified",
-    "inspect",
-    "open_envelope",
-    "seal",
-]
-
 MAX_AHEAD = 120  # seconds the sender's clock may be ahead of ours
 MAX_LIFETIME = 7 * 24 * 3600  # seconds between issued and expires
 
@@ -55,6 +42,8 @@ Code: TypeAlias = Literal[
     "expired",
     "lifetime_too_long",
 ]
+# Of the way that a submission came, see `forward.path`.
+PathCode: TypeAlias = Literal["hops", "loop", "bad_path"]
 
 
 class Kind(enum.StrEnum):
@@ -87,12 +76,12 @@ class Kind(enum.StrEnum):
 _BRINGING = (Kind.CARD, Kind.HELLO, Kind.JOIN)  # the sender's key is in the message itself
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """A message that was not accepted: a stable code to count and answer, and a sentence."""
 
-    def __init__(self, code: Code, message: str) -> None:
+    def __init__(self, code: Code | PathCode, message: str) -> None:
         super().__init__(f"{code}: {message}")
-        self.code: Code = code
+        self.code: Code | PathCode = code
         self.message = message
 
 
@@ -170,29 +159,29 @@ def seal(
 def inspect(data: bytes, *, limit: int) -> Unverified:
     """Check size (`limit` in bytes), structure and algorithm; nothing read here is proven.
 
-    Raises Refused: too_large, malformed, bad_algorithm.
+    Raises Rejected: too_large, malformed, bad_algorithm.
     """
     if len(data) > limit:
-        raise Refused("too_large", f"{len(data)} bytes; at most {limit} are accepted here")
+        raise Rejected("too_large", f"{len(data)} bytes; at most {limit} are accepted here")
     try:
         outer = cbor.decode(data, depth=_DEPTH, tag=_SIGN1_TAG, items=_ITEMS)
         match outer:
             case [bytes() as protected, dict() as unprotected, bytes() as payload, bytes() as sig]:
                 header = cbor.decode(protected, depth=_DEPTH, items=_ITEMS)
             case _:
-                raise Refused("malformed", "not the four parts of a COSE_Sign1")
+                raise Rejected("malformed", "not the four parts of a COSE_Sign1")
     except cbor.CborError as error:
-        raise Refused("malformed", str(error)) from None
+        raise Rejected("malformed", str(error)) from None
     if unprotected:
-        raise Refused("malformed", "unprotected headers are not allowed")
+        raise Rejected("malformed", "unprotected headers are not allowed")
     if len(sig) != 64:
-        raise Refused("malformed", f"the signature has {len(sig)} bytes, not 64")
+        raise Rejected("malformed", f"the signature has {len(sig)} bytes, not 64")
     match header:
         case {1: int() as algorithm} if algorithm != _ES256K:
-            raise Refused("bad_algorithm", f"algorithm {algorithm}; only ES256K (-47) is accepted")
+            raise Rejected("bad_algorithm", f"algorithm {algorithm}; only ES256K (-47) is accepted")
         case {1: int(), 4: bytes() as kid, 15: dict() as claims, **rest} if not rest:
             return _unverified(kid, claims, payload, protected, sig)
-    raise Refused("malformed", "the protected header is not exactly alg, kid and claims")
+    raise Rejected("malformed", "the protected header is not exactly alg, kid and claims")
 
 
 def _unverified(
@@ -209,13 +198,13 @@ def _unverified(
         } if not rest and not isinstance(expires, bool) and not isinstance(issued, bool):
             pass
         case _:
-            raise Refused("malformed", "the claims are not exactly iss, aud, exp, iat and cti")
+            raise Rejected("malformed", "the claims are not exactly iss, aud, exp, iat and cti")
     if len(kid) != 32 or kid.hex() != issuer:
-        raise Refused("malformed", "kid and iss do not name the same colony")
+        raise Rejected("malformed", "kid and iss do not name the same colony")
     if not 1 <= len(cti) <= _MAX_CTI:
-        raise Refused("malformed", f"cti has {len(cti)} bytes, not 1 to {_MAX_CTI}")
+        raise Rejected("malformed", f"cti has {len(cti)} bytes, not 1 to {_MAX_CTI}")
     if not 0 <= issued < expires <= _LAST_SECOND:
-        raise Refused("malformed", f"issued {issued} and expires {expires} are not a span of time")
+        raise Rejected("malformed", f"issued {issued} and expires {expires} are not a span of time")
     return Unverified(issuer, audience, cti, issued, expires, payload, protected, signature)
 
 
@@ -230,7 +219,7 @@ def open_envelope(
     high_water: float = 0,
     explain: Callable[[], bool] = lambda: True,
 ) -> Opened:
-    """Return the message in `data`, or raise Refused with the code of the first check that fails.
+    """Return the message in `data`, or raise Rejected with the code of the first check that fails.
 
     `now` and `high_water` (the latest wall-clock time this node remembers) are seconds since the
     epoch; `keys` maps a colony id to its 65-byte public key; `limit` is in bytes. `explain` is
@@ -239,12 +228,12 @@ def open_envelope(
     seen = inspect(data, limit=limit)
     public_key = keys(seen.issuer)
     if public_key is None:
-        raise Refused("unknown_issuer", f"no key is known for colony {seen.issuer}")
+        raise Rejected("unknown_issuer", f"no key is known for colony {seen.issuer}")
     if id_of(public_key) != seen.issuer:
-        raise Refused("unknown_issuer", f"{seen.issuer} is not the hash of the key given for it")
+        raise Rejected("unknown_issuer", f"{seen.issuer} is not the hash of the key given for it")
     _check_signature(seen, kind, public_key, explain)
     if seen.audience not in ((audience,) if isinstance(audience, str) else audience):
-        raise Refused("wrong_audience", f"meant for {seen.audience!r}, this is {audience!r}")
+        raise Rejected("wrong_audience", f"meant for {seen.audience!r}, this is {audience!r}")
     _check_time(seen, now, high_water)
     return Opened(
         seen.issuer,
@@ -270,8 +259,8 @@ def _check_signature(
         if other is not kind and verify_es256k(
             public_key, seen.signed_bytes(other), seen.signature
         ):
-            raise Refused("wrong_kind", f"signed as {other.value}, sent as {kind.value}")
-    raise Refused("bad_signature", f"the signature does not hold for colony {seen.issuer}")
+            raise Rejected("wrong_kind", f"signed as {other.value}, sent as {kind.value}")
+    raise Rejected("bad_signature", f"the signature does not hold for colony {seen.issuer}")
 
 
 def _check_time(seen: Unverified, now: float, high_water: float) -> None:
@@ -280,20 +269,20 @@ def _check_time(seen: Unverified, now: float, high_water: float) -> None:
     # the future" what is younger than its own memory.
     clock = max(now, high_water)
     if seen.issued > clock + MAX_AHEAD:
-        raise Refused(
+        raise Rejected(
             "not_yet_valid",
             f"issued at {_clock(seen.issued)} by the sender's clock, {_ours(now, high_water)}: "
             f"{seen.issued - clock:.0f} s ahead, at most {MAX_AHEAD} s are accepted",
         )
     if seen.expires <= clock:
-        raise Refused(
+        raise Rejected(
             "expired",
             f"issued at {_clock(seen.issued)} and expired at {_clock(seen.expires)} by the "
             f"sender's clock, {_ours(now, high_water)}: {clock - seen.expires:.0f} s late",
         )
     lifetime = seen.expires - seen.issued
     if lifetime > MAX_LIFETIME:
-        raise Refused(
+        raise Rejected(
             "lifetime_too_long",
             f"valid from {_clock(seen.issued)} to {_clock(seen.expires)}: {lifetime} s, "
             f"at most {MAX_LIFETIME} s are accepted",

@@ -18,21 +18,6 @@ import msgspec
 from federation.wire import cbor
 from federation.wire.address import split_address
 
-__all__ = [
-    "KNOCK",
-    "MAX_ADDRESSES",
-    "SECRET_BYTES",
-    "Role",
-    "Token",
-    "TokenError",
-    "key_of",
-    "knock",
-    "name_of",
-    "proof",
-    "read_token",
-    "write_token",
-]
-
 # The header of a join that shows, before anything of it is read, that a secret is known:
 # "NAME MAC", both in hex.
 KNOCK = "colonyd-knock"

@@ -12,11 +12,9 @@ from typing import TypeVar
 
 import msgspec
 
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from node.host.offload import apart as by_size
 from node.model.json import MAX_DEPTH
-
-__all__ = ["MOST_CONTAINERS", "apart", "require_bounded"]
 
 MOST_CONTAINERS = 50_000  # lists and objects in one value
 # Strings are passed over whole: what looks like a bracket in one is none.
@@ -26,7 +24,7 @@ T = TypeVar("T")
 
 
 def require_bounded(data: bytes, *, most: int = MOST_CONTAINERS) -> None:
-    """Raise Refused (malformed) for what is no JSON, nested deeper than a process may be, or many.
+    """Raise Rejected (malformed) for what is no JSON, nested deeper than a process may be, or many.
 
     `most` is how many lists and objects there may be.
     """
@@ -34,7 +32,7 @@ def require_bounded(data: bytes, *, most: int = MOST_CONTAINERS) -> None:
         # Syntax first, of which nothing is made: strings that do not end would cost the square.
         msgspec.json.decode(data, type=msgspec.Raw)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Refused("malformed", str(error)) from None
+        raise Rejected("malformed", str(error)) from None
     if data.count(b"[") + data.count(b"{") <= min(most, MAX_DEPTH):
         return
     count = depth = 0
@@ -45,9 +43,9 @@ def require_bounded(data: bytes, *, most: int = MOST_CONTAINERS) -> None:
             depth += 1
             # What is in the last one counts as a level, too.
             if depth + (_EMPTY.match(data, found.end()) is None) > MAX_DEPTH:
-                raise Refused("malformed", f"nested deeper than {MAX_DEPTH}")
+                raise Rejected("malformed", f"nested deeper than {MAX_DEPTH}")
             if count > most:
-                raise Refused("malformed", f"more than {most} lists and objects in one value")
+                raise Rejected("malformed", f"more than {most} lists and objects in one value")
         elif token in (b"]", b"}"):
             depth -= 1
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from federation.wire import cbor
-from federation.wire.envelope import Kind, Refused
+from federation.wire.envelope import Kind, Rejected
 from federation.wire.sizes import SIZES
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Carried",
     "Chunk",
     "Collect",
-    "Denial",
     "Extra",
     "Fetch",
     "Follow",
@@ -48,6 +47,7 @@ __all__ = [
     "Reply",
     "Said",
     "Say",
+    "SignedRefusal",
     "Submit",
     "Succession",
     "Successor",
@@ -78,7 +78,7 @@ MOST_FILES = 2000  # that one submission needs
 # Refusals at these are signed: of a process that may go elsewhere, and of whose clock is off.
 SIGNED = ("/v2/submit", "/v1/hello")
 M = TypeVar("M", bound=msgspec.Struct)
-_NAMES = {"Denial": "REFUSAL"}  # payloads that are called otherwise than their kind
+_NAMES = {"SignedRefusal": "REFUSAL"}  # payloads that are called otherwise than their kind
 _PART_ITEMS = 4_096  # values of what is encoded for itself inside of a message
 
 
@@ -445,7 +445,7 @@ class Passed(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class Denial(msgspec.Struct, frozen=True):
+class SignedRefusal(msgspec.Struct, frozen=True):
     """The message whose SHA-256 is `digest`, posted to `path`, was not taken: nothing came of it.
 
     At another path the same bytes may well have been. `clock` and `latest` as in a hello. `kept`:
@@ -469,12 +469,12 @@ def dump(message: msgspec.Struct) -> bytes:
 def load(payload: bytes, kind: type[M], *, items: int = 0) -> M:
     """Decode a payload of at most `items` values, else as many as its kind may have.
 
-    Raises Refused (malformed), which names the field.
+    Raises Rejected (malformed), which names the field.
     """
     try:
         return _load(payload, kind, items or most_items(kind))
     except (cbor.CborError, msgspec.ValidationError) as error:
-        raise Refused("malformed", f"payload: {error}") from error
+        raise Rejected("malformed", f"payload: {error}") from error
 
 
 def _load(payload: bytes, kind: type[M], items: int) -> M:

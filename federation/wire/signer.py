@@ -6,16 +6,15 @@ What is in a message is in `messages`, how an envelope is made and opened in `en
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import MAX_LIFETIME, Kind, seal
 from federation.wire.messages import dump
 from node.host.keys import PrivateKey
-
-__all__ = ["Sealer", "cti_of"]
 
 
 def cti_of(*parts: object) -> bytes:
@@ -25,13 +24,13 @@ def cti_of(*parts: object) -> bytes:
 
 @dataclass
 class Sealer:
-    """Signs with the home colony's key; `now` gives Unix nanoseconds.
+    """Signs with the home colony's key, by its clock.
 
     `former` are the ids of the keys that it had before: what is meant for those is meant for it.
     """
 
     key: PrivateKey
-    now: Callable[[], int]
+    clock: SigningClock
     former: tuple[str, ...] = ()
 
     @property
@@ -43,10 +42,9 @@ class Sealer:
         """Sign with another key from now on."""
         self.key, self.former = key, self.ids
 
-    @property
-    def seconds(self) -> int:
-        """The time as messages tell it."""
-        return self.now() // 1_000_000_000
+    def inherit(self, former: Sequence[str]) -> None:
+        """Take over the ids that the colony had before, the latest first."""
+        self.former = tuple(former)
 
     def seal(
         self,
@@ -60,8 +58,8 @@ class Sealer:
     ) -> bytes:
         """Seal one message; valid from now for as long as allowed unless told otherwise."""
         payload = dump(message)
-        begin = self.seconds if issued is None else issued
+        begin = self.clock.seconds if issued is None else issued
         end = begin + MAX_LIFETIME if expires is None else expires
         end = max(begin + 1, min(end, begin + MAX_LIFETIME))
-        name = cti or cti_of(kind, audience, self.now(), payload[:32].hex())
+        name = cti or cti_of(kind, audience, self.clock.now(), payload[:32].hex())
         return seal(self.key, kind, audience, payload, cti=name, issued=begin, expires=end)

@@ -13,8 +13,6 @@ from federation.wire.envelope import Kind
 from node.model.codec import whole_spec
 from node.model.types import Process
 
-__all__ = ["ANSWERS", "FORWARD", "MAX_BODY", "MOST_ITEMS", "QUICK", "SIZES", "Size", "forward_size"]
-
 QUICK = 8_192  # items that are decoded on the event loop in one piece; more, in a thread
 MOST_ITEMS = 27_000  # of any kind: a submission with all its files
 

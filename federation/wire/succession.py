@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, inspect, seal
+from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, inspect, seal
 from federation.wire.messages import Succession, Successor, dump, load
 from federation.wire.signer import cti_of
 from node.host.keys import PrivateKey, id_of, verify_es256k
-
-__all__ = ["LIMIT", "OVERLAP", "Heir", "declare", "prove"]
 
 OVERLAP = MAX_LIFETIME  # seconds in which both keys are believed: what was signed before gets there
 _ANYONE = "*"
@@ -45,17 +43,17 @@ def declare(old: PrivateKey, new: PrivateKey, now: int) -> Successor:
 
 
 def prove(successor: Successor) -> Heir:
-    """What a statement proves, however old it is. Raises Refused."""
+    """What a statement proves, however old it is. Raises Rejected."""
     by_old, by_new = (inspect(each, limit=LIMIT) for each in (successor.by_old, successor.by_new))
     if by_old.payload != by_new.payload:
-        raise Refused("malformed", "the two keys do not say the same")
+        raise Rejected("malformed", "the two keys do not say the same")
     said = load(by_old.payload, Succession)
     for seen, key in ((by_old, said.old), (by_new, said.new)):
         if id_of(key) != seen.issuer:
-            raise Refused("unknown_issuer", "a succession is signed by the two that it names")
+            raise Rejected("unknown_issuer", "a succession is signed by the two that it names")
         if not verify_es256k(key, seen.signed_bytes(Kind.SUCCESSION), seen.signature):
-            raise Refused("bad_signature", f"the signature does not hold for {seen.issuer}")
+            raise Rejected("bad_signature", f"the signature does not hold for {seen.issuer}")
     if by_old.issuer == by_new.issuer:
-        raise Refused("malformed", "nobody succeeds itself")
+        raise Rejected("malformed", "nobody succeeds itself")
     until = min(by_old.expires, by_old.issued + OVERLAP)
     return Heir(by_old.issuer, said.old, by_new.issuer, said.new, by_old.issued, until)

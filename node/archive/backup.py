@@ -35,8 +35,6 @@ from node.host.home import RESTORING, Home
 from node.store import keys
 from node.timers import election as leader
 
-__all__ = ["backup", "restore"]
-
 _LEASE = 60  # seconds after which a hold ends whose holder was killed
 _MOST_KEYS, _PAGE_BYTES = 1000, 4 << 20  # of one page
 _TXN_OPS, _TXN_BYTES, _WRITERS = 100, 512 * 1024, 4

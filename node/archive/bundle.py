@@ -28,20 +28,6 @@ from node.model.ids import valid_name
 from node.store import keys
 from node.version import VERSION
 
-__all__ = [
-    "REPLACED",
-    "STORE",
-    "BackupError",
-    "Item",
-    "Manifest",
-    "create",
-    "inspect",
-    "name_of",
-    "pack",
-    "records",
-    "unpack",
-]
-
 FORMAT = 1
 HOME, STORE, MANIFEST = "home/", "store.cbor", "manifest.json"
 # What the home has as directories: a file of such a name would keep the daemon from starting.

@@ -20,18 +20,6 @@ import msgspec
 
 from node.host.fsync import sync_directory
 
-__all__ = [
-    "Chain",
-    "Head",
-    "HistoryError",
-    "Verdict",
-    "batches",
-    "files",
-    "find_in",
-    "records",
-    "verify",
-]
-
 # A month, by the time of writing: once it is over, its file does not change any more.
 _NAME = re.compile(r"\d{4}-\d{2}\.jsonl\.gz\Z")
 _CHUNK = 1 << 16

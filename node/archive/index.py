@@ -19,8 +19,6 @@ from typing import Any
 from node.archive.chain import HistoryError, batches, files, find_in
 from node.host.fsync import sync_directory
 
-__all__ = ["PLACE", "Index"]
-
 # A run is a file of entries in their order: the start of the hash of an id, and the byte at which
 # the batch begins in the history file. Its name tells which bytes of which file it covers, and how
 # many entries it has.

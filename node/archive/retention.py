@@ -74,22 +74,18 @@ class Retention:
     `freed` is how many bytes of the store were moved, about, since a relief began.
     """
 
+    client: EtcdClient
+    processes: Processes
     workflows: Workflows
     directory: Directory
     leader: Leader
     past: Past
     home: Path
     config: HistoryConfig
-    client: EtcdClient = field(init=False)
-    processes: Processes = field(init=False)
+    relief: Relief
     _reconfigured: trio.Event = field(default_factory=trio.Event)
     _chains: dict[str, Chain] = field(default_factory=dict)
-    _relief: Relief = field(init=False)
     freed: int = 0
-
-    def __post_init__(self) -> None:
-        self.processes, self.client = self.workflows.processes, self.workflows.client
-        self._relief = Relief(self.client, self.processes.now)
 
     def configure(self, config: Config) -> None:
         """Go on with the settings of a new configuration."""
@@ -115,7 +111,7 @@ class Retention:
                     await self.relieve()
                 elif keep:
                     pause = min(_SWEEPS, max(1.0, keep / 20))
-                    await self.sweep(self.processes.now() - keep * SECOND)
+                    await self.sweep(self.processes.clock.now() - keep * SECOND)
             except (EtcdError, RpcError, OSError) as error:
                 log.warning("history waits", error=error)
             self._reconfigured = trio.Event()
@@ -127,25 +123,25 @@ class Retention:
 
         Raises as `sweep` does.
         """
-        if not await self._relief.due():
+        if not await self.relief.due():
             return 0
         moved = 0
         self.freed = 0
-        while self._relief.goal > self.freed:
-            limit = await self._relief.limit(self.places)
+        while self.relief.goal > self.freed:
+            limit = await self.relief.limit(self.places)
             some = await self._sweep(limit)
             moved += some
-            if not self._relief.moved(limit, some):
+            if not self.relief.moved(limit, some):
                 break
         if moved:
-            await self._relief.rest(self.freed)
+            await self.relief.rest(self.freed)
             log.info("moved to history", records=moved, because="the store is half full")
         return moved
 
     async def sweep(self, limit: int) -> int:
         """Move all that ended by `limit` (Unix ns); returns how many records that were.
 
-        Raises EtcdError, OSError, and RpcError 409 for a workflow that changes too fast.
+        Raises EtcdError, OSError, and Conflict for a workflow that changes too fast.
         """
         moved = await self._sweep(limit)
         if moved:
@@ -194,7 +190,7 @@ class Retention:
                     because=chain.trouble,
                 )
         # Kept only once written: after a failure it is read again from the disk.
-        head = await trio.to_thread.run_sync(chain.append, entries, self.processes.now())
+        head = await trio.to_thread.run_sync(chain.append, entries, self.processes.clock.now())
         self._chains[colony] = chain
         await self.client.commit(Txn([], [places.put_head(key, head)]))
         # Before it leaves the store: who reads it meanwhile finds it in one of both.
@@ -316,7 +312,7 @@ class Retention:
 
     async def _rest(self, began: float) -> None:
         """Leave the store to others for as long as it was just worked with, unless it is urgent."""
-        if not self._relief.urgent:
+        if not self.relief.urgent:
             await trio.sleep(min(_LONGEST_PAUSE, trio.current_time() - began))
 
     # -- workflows -----------------------------------------------------------------------

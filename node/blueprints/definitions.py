@@ -17,7 +17,7 @@ from node.blueprints.rules import check_definition
 from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, values
 from node.model.codec import unpack
-from node.model.errors import conflict, missing
+from node.model.errors import Conflict, NotFound
 from node.model.ids import new_id
 from node.processes.quotas import Quotas
 from node.store import blueprints as store
@@ -37,7 +37,7 @@ class Definitions:
     _removing: trio.Lock = field(default_factory=trio.Lock)
 
     async def add(self, definition: Definition) -> Definition:
-        """Store a new definition. Raises RpcError 400, 404, or 409 if name or kind is taken."""
+        """Store a new definition. Raises Invalid, NotFound, or Conflict: name or kind is taken."""
         check_definition(definition)
         colony = definition.metadata.colonyname
         count = await self.client.count(store.definitions(colony))
@@ -54,23 +54,23 @@ class Definitions:
             return definition
         kind, name = result.responses
         if name:
-            raise conflict(f"blueprintdefinition.metadata.name: {meta.name!r} exists already")
+            raise Conflict(f"blueprintdefinition.metadata.name: {meta.name!r} exists already")
         if kind:
             other = unpack(kind[0].value, Definition).metadata.name
-            raise conflict(
+            raise Conflict(
                 f"blueprintdefinition.spec.names.kind: {definition.names.kind!r} is defined by"
                 f" {other!r} already"
             )
-        raise missing(f"colony {meta.colonyname!r} is not hosted here")
+        raise NotFound(f"colony {meta.colonyname!r} is not hosted here")
 
     async def get(self, colony: str, name: str) -> Definition:
-        """The definition with a name. Raises RpcError 404."""
+        """The definition with a name. Raises NotFound."""
         kind = await self.client.get(store.definition_name(colony, name))
         if kind is not None:
             found = await self.client.get(store.definition(colony, kind.value.decode()))
             if found is not None:
                 return unpack(found.value, Definition)
-        raise missing(f"name: no blueprint definition {name[:80]!r} in colony {colony}")
+        raise NotFound(f"name: no blueprint definition {name[:80]!r} in colony {colony}")
 
     async def listing(self, colony: str) -> Pages[Definition]:
         """The definitions of a colony, by name, in pages: each may be large."""
@@ -83,7 +83,7 @@ class Definitions:
                 yield [unpack(kv.value, Definition) for kv in page]
 
     async def remove(self, colony: str, name: str) -> None:
-        """Remove a definition. Raises RpcError 404, or 409 while there are blueprints of it."""
+        """Remove a definition. Raises NotFound, or Conflict while there are blueprints of it."""
         async with self._removing:
             for _ in range(_TRIES):
                 definition = await self.get(colony, name)
@@ -93,10 +93,10 @@ class Definitions:
                     continue
                 left = await self.client.count(store.places(colony, kind))
                 if left:
-                    raise conflict(
+                    raise Conflict(
                         f"name: {left} blueprint(s) of kind {kind!r} exist; remove them first"
                     )
                 txn = store.undefine(definition, touched.mod_revision)
                 if (await self.client.commit(txn)).succeeded:
                     return
-        raise conflict(f"name: {name[:80]!r} changes too fast; try again")
+        raise Conflict(f"name: {name[:80]!r} changes too fast; try again")

@@ -23,7 +23,7 @@ from node.etcd.batch import read
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Present
 from node.model.codec import unpack
-from node.model.errors import missing
+from node.model.errors import NotFound
 from node.model.types import Colony, FunctionSpec, Process
 from node.processes.service import Processes
 from node.processes.spec import build_process
@@ -110,7 +110,7 @@ class Reconciliation:
             draft.compare.append(Present(own))
             return []
         if owner is None:
-            raise missing(f"colony {colony!r} is not hosted here")
+            raise NotFound(f"colony {colony!r} is not hosted here")
         if taken is not None or len(name) > _MAX_CRON_NAME:
             name = f"{name[: _MAX_CRON_NAME - 9]}-{cronid[:8]}"
         identity = colony_initiator(unpack(owner.value, Colony))

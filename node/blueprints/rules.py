@@ -12,7 +12,7 @@ import msgspec
 
 from node.blueprints.schema import SchemaError, check_schema, conform
 from node.model.codec import pack
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.ids import MAX_SECONDS
 from node.model.types import Colony, Conditions, FunctionSpec
 from node.store.blueprints import Blueprint, Definition
@@ -131,49 +131,49 @@ def reconcile_call(definition: Definition, location: str, kwargs: dict[str, Any]
 
 
 def check_name(text: str, name: str) -> None:
-    """Raise RpcError 400 unless a field holds one line of a bounded length."""
+    """Raise Invalid unless a field holds one line of a bounded length."""
     if not 0 < len(text) <= MAX_NAME or not text.isprintable():
-        raise bad(f"{name}: between 1 and {MAX_NAME} printable characters")
+        raise Invalid(f"{name}: between 1 and {MAX_NAME} printable characters")
 
 
 def check_definition(definition: Definition) -> None:
-    """Raise RpcError 400 that names the field of a definition that has no usable value."""
+    """Raise Invalid that names the field of a definition that has no usable value."""
     at = "blueprintdefinition"
     check_name(definition.metadata.name, f"{at}.metadata.name")
     check_name(definition.names.kind, f"{at}.spec.names.kind")
     handler = definition.handler
     if "/" in handler.executortype:
-        raise bad(f"{at}.spec.handler.executorType: a name without '/' is needed")
+        raise Invalid(f"{at}.spec.handler.executorType: a name without '/' is needed")
     if not 0 <= handler.reconcileinterval <= MAX_SECONDS:
-        raise bad(f"{at}.spec.handler.reconcileInterval: seconds, at most {MAX_SECONDS}")
+        raise Invalid(f"{at}.spec.handler.reconcileInterval: seconds, at most {MAX_SECONDS}")
     if definition.schema is not None:
         try:
             check_schema(definition.schema, f"{at}.spec.schema")
         except SchemaError as error:
-            raise bad(str(error)) from None
+            raise Invalid(str(error)) from None
     check_size(definition, at)
 
 
 def check_wanted(wanted: Wanted, definition: Definition) -> None:
-    """Check a blueprint and fill in its spec's defaults. Raises RpcError 400 naming the field."""
+    """Check a blueprint and fill in its spec's defaults. Raises Invalid naming the field."""
     check_name(wanted.name, "blueprint.metadata.name")
     if wanted.location:
         check_name(wanted.location, "blueprint.metadata.locationname")
     if len(wanted.blueprintid) > MAX_NAME:
-        raise bad(f"blueprint.blueprintid: at most {MAX_NAME} characters")
+        raise Invalid(f"blueprint.blueprintid: at most {MAX_NAME} characters")
     if not 0 <= wanted.generation <= MAX_GENERATION:
-        raise bad(f"blueprint.metadata.generation: between 0 and {MAX_GENERATION}")
+        raise Invalid(f"blueprint.metadata.generation: between 0 and {MAX_GENERATION}")
     if definition.schema is not None:
         try:
             wanted.spec = conform(wanted.spec, definition.schema, "blueprint.spec")
         except SchemaError as error:
-            raise bad(str(error)) from None
+            raise Invalid(str(error)) from None
 
 
 def check_size(value: object, name: str) -> None:
-    """Raise RpcError 400 for what is too large to be stored."""
+    """Raise Invalid for what is too large to be stored."""
     if len(pack(value)) > MAX_BYTES:
-        raise bad(f"{name}: at most {MAX_BYTES // 2**20} MiB with all that belongs to it")
+        raise Invalid(f"{name}: at most {MAX_BYTES // 2**20} MiB with all that belongs to it")
 
 
 def call_kwargs(blueprint: Blueprint) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from node.model.errors import bad
+from node.model.errors import Invalid
 
 _TEXT, _LIST, _TEXTS, _ANY = "a text", "a list", "a list of texts", "any value"
 _SCHEMA, _SCHEMAS = "a schema, as an object", "an object of schemas, each an object"
@@ -34,8 +34,8 @@ def fitting(schema: dict[str, Any], misfit: Callable[[str, str], None]) -> dict[
 
 
 def refuse(path: str, wanted: str) -> None:
-    """Raise RpcError 400 for a keyword of a definition that is sent."""
-    raise bad(f"blueprintdefinition.spec.schema{path}: must be {wanted}")
+    """Raise Invalid for a keyword of a definition that is sent."""
+    raise Invalid(f"blueprintdefinition.spec.schema{path}: must be {wanted}")
 
 
 def drop(path: str, wanted: str) -> None:

@@ -31,7 +31,7 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.pages import Pages, below, values
 from node.members.locations import Locations
 from node.model.codec import unpack
-from node.model.errors import RpcError, bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound, RpcError
 from node.model.ids import new_id
 from node.model.types import Process
 from node.processes.service import Processes
@@ -78,7 +78,7 @@ class Blueprints:
     # -- reading -------------------------------------------------------------------------
 
     async def get(self, colony: str, name: str) -> Blueprint:
-        """The blueprint with a name. Raises RpcError 404."""
+        """The blueprint with a name. Raises NotFound."""
         return (await self._load(colony, name))[0]
 
     async def _load(self, colony: str, name: str) -> tuple[Blueprint, int]:
@@ -108,7 +108,7 @@ class Blueprints:
     async def history(self, colonies: Sequence[str], blueprintid: str, limit: int) -> list[Change]:
         """Changes of a blueprint of one of these colonies, newest first; limit 0: all that fit.
 
-        Raises RpcError 404.
+        Raises NotFound.
         """
         for colony in colonies:
             name = await self.client.get(store.blueprint_id(colony, blueprintid))
@@ -116,7 +116,7 @@ class Blueprints:
                 found = await self.client.get(store.blueprint(colony, name.value.decode()))
                 if found is not None:
                     return await self._rows(unpack(found.value, Blueprint), limit)
-        raise missing("blueprintid: no blueprint of the caller's colonies has this id")
+        raise NotFound("blueprintid: no blueprint of the caller's colonies has this id")
 
     async def _rows(self, blueprint: Blueprint, limit: int) -> list[Change]:
         prefix, start, room = store.history(blueprint), None, _HISTORY_BYTES
@@ -137,7 +137,7 @@ class Blueprints:
     async def add(self, wanted: Wanted, initiator: Initiator) -> Blueprint:
         """Store a new blueprint and submit its first reconciliation.
 
-        Raises RpcError 400 for what makes no sense or breaks the schema, 409 if the name is taken.
+        Raises Invalid for what makes no sense or breaks the schema, Conflict if the name is taken.
         """
         colony = wanted.colony
         for _ in range(_TRIES):
@@ -158,9 +158,9 @@ class Blueprints:
                 known = unpack(there.value, Blueprint)
                 if wanted.repeatable and known.blueprintid == wanted.blueprintid:
                     return known
-                raise conflict(f"blueprint.metadata.name: {wanted.name!r} exists already")
+                raise Conflict(f"blueprint.metadata.name: {wanted.name!r} exists already")
             if taken is not None:
-                raise conflict("blueprint.blueprintid: another blueprint of this colony has it")
+                raise Conflict("blueprint.blueprintid: another blueprint of this colony has it")
             if wanted.location:
                 # Not in the transaction: a location that nothing refers to does no harm.
                 await self.locations.ensure(colony, wanted.location)
@@ -197,7 +197,7 @@ class Blueprints:
     async def update(self, wanted: Wanted, initiator: Initiator, *, force: bool) -> Blueprint:
         """Give a blueprint another spec, metadata or status; reconcile a new generation.
 
-        Raises RpcError 400, or 404 when there is no such blueprint.
+        Raises Invalid, or NotFound when there is no such blueprint.
         """
         colony, name = wanted.colony, wanted.name
         async with self._turn(colony, name):
@@ -212,7 +212,7 @@ class Blueprints:
                     raise _unknown(colony, name)
                 known = unpack(there.value, Blueprint)
                 if wanted.kind != known.kind:
-                    raise bad(
+                    raise Invalid(
                         f"blueprint.kind: {name!r} is of kind {known.kind!r}, and stays so;"
                         " remove it and add another"
                     )
@@ -256,7 +256,7 @@ class Blueprints:
         ]
 
     async def set_status(self, colony: str, name: str, status: dict[str, Any]) -> None:
-        """Replace the whole status. Raises RpcError 400 for one that is too large, or 404."""
+        """Replace the whole status. Raises Invalid for one that is too large, or NotFound."""
 
         def changed(known: Blueprint | None) -> Blueprint:
             if known is None:
@@ -276,8 +276,8 @@ class Blueprints:
     ) -> Process:
         """Submit a reconciliation under `processid`; with `force` as a new generation.
 
-        A repeat with the same id returns the process of the first. Raises RpcError 400 if the
-        kind has no handler, or 404.
+        A repeat with the same id returns the process of the first. Raises Invalid if the
+        kind has no handler, or NotFound.
         """
         async with self._turn(colony, name):
             for _ in range(_TRIES):
@@ -290,9 +290,9 @@ class Blueprints:
                     continue
                 definition = unpack(found.value, Definition)
                 if not definition.handler.executortype:
-                    raise bad("name: the blueprint's kind has no handler with an executor type")
+                    raise Invalid("name: the blueprint's kind has no handler with an executor type")
                 if not definition.handler.functionname:
-                    raise bad("name: the blueprint's kind has no handler with a function name")
+                    raise Invalid("name: the blueprint's kind has no handler with a function name")
                 meta, now = known.metadata, self.now()
                 blueprint = msgspec.structs.replace(
                     known,
@@ -315,7 +315,7 @@ class Blueprints:
         raise _too_fast(name)
 
     async def remove(self, colony: str, name: str, initiator: Initiator) -> None:
-        """Remove a blueprint, and have its reconciler clean up. Raises RpcError 404."""
+        """Remove a blueprint, and have its reconciler clean up. Raises NotFound."""
         async with self._turn(colony):
             for _ in range(_TRIES):
                 known, revision = await self._load(colony, name)
@@ -366,9 +366,9 @@ def _reconciled(blueprint: Blueprint, process: Process | None) -> Blueprint:
 
 def _defined(found: KeyValue | None, wanted: Wanted) -> Definition:
     if not wanted.kind:
-        raise bad("blueprint.kind: must not be empty")
+        raise Invalid("blueprint.kind: must not be empty")
     if found is None:
-        raise bad(
+        raise Invalid(
             f"blueprint.kind: colony {wanted.colony} has no definition of kind"
             f" {wanted.kind[:80]!r}; its owner adds one first"
         )
@@ -376,8 +376,8 @@ def _defined(found: KeyValue | None, wanted: Wanted) -> Definition:
 
 
 def _unknown(colony: str, name: str) -> RpcError:
-    return missing(f"name: no blueprint {name[:80]!r} in colony {colony}")
+    return NotFound(f"name: no blueprint {name[:80]!r} in colony {colony}")
 
 
 def _too_fast(name: str) -> RpcError:
-    return conflict(f"name: {name[:80]!r} changes too fast; try again")
+    return Conflict(f"name: {name[:80]!r} changes too fast; try again")

@@ -18,8 +18,8 @@ from node.files.blobs import Vault
 from node.files.catalog import Files
 from node.files.tickets import CHECKSUM, PREFIX, Scope
 from node.http.message import Request, Response
-from node.model.errors import RpcError, bad, missing
-from node.rpc.dispatch import reply
+from node.model.errors import Conflict, Invalid, NotFound, TooMany
+from node.rpc.dispatch import failure
 
 _CHUNK = 1 << 18
 # Up to this size an answer is one write; above it streams, and ends the connection.
@@ -38,29 +38,21 @@ _SAFE = (
 
 
 async def answer(files: Files, request: Request) -> Response:
-    """Answer a request below PREFIX. Raises EtcdError."""
-    try:
-        return await _answer(files, request)
-    except RpcError as error:
-        failure = {"status": error.status, "message": error.message}
-        return Response(error.status, reply("error", failure, error=True))
-
-
-async def _answer(files: Files, request: Request) -> Response:
+    """Answer a request below PREFIX. Raises RpcError, EtcdError."""
     checksum = request.path[len(PREFIX) :]
     vault, tickets = files.vault, files.tickets
     if vault is None or tickets is None or not CHECKSUM.match(checksum):
-        raise missing("path: /files/ and a SHA-256 in lower-case hex")
+        raise NotFound("path: /files/ and a SHA-256 in lower-case hex")
     scope = tickets.check(request.method, checksum, request.query)
     if refusal := request.signed(f"ticket {scope.colony} {scope.uploader}"):
-        raise RpcError(429, refusal)
+        raise TooMany(refusal)
     if scope.method == "PUT":
         if request.method == "HEAD":
             return _progress(vault.offset(scope), complete=False)
         return await _take(files, vault, scope, request)
     size = vault.size_of(checksum)
     if size is None:
-        raise missing("path: these bytes are not here any more")
+        raise NotFound("path: these bytes are not here any more")
     return await _give(vault.file(checksum), size, request)
 
 
@@ -69,12 +61,9 @@ async def _take(files: Files, vault: Vault, scope: Scope, request: Request) -> R
     offset = _part(request, scope)
     try:
         progress = await vault.write(scope, offset, request.body)
-    except RpcError as error:
-        if error.status != 409:
-            raise
-        failure = {"status": error.status, "message": error.message}
+    except Conflict as error:
         reached = (*_SAFE, ("upload-offset", str(vault.offset(scope))))
-        return Response(409, reply("error", failure, error=True), headers=reached)
+        return Response(error.status, failure(error.status, error.message), headers=reached)
     if progress.complete:
         await files.hold(scope.colony, scope.checksum, scope.size)
     return _progress(progress.offset, complete=progress.complete)
@@ -93,14 +82,14 @@ def _part(request: Request, scope: Scope) -> int:
     else:
         match = _CONTENT_RANGE.match(text)
         if match is None:
-            raise bad("content-range: expected 'bytes FIRST-LAST/SIZE'")
+            raise Invalid("content-range: expected 'bytes FIRST-LAST/SIZE'")
         total = int(match[3])
         first = int(match[1]) if match[1] else total
         length = int(match[2]) - first + 1 if match[2] else 0
     if total != scope.size:
-        raise bad(f"content-range: the ticket is for {scope.size} bytes, not {total}")
+        raise Invalid(f"content-range: the ticket is for {scope.size} bytes, not {total}")
     if length != len(request.body):
-        raise bad(f"content-range: it says {length} bytes, the body has {len(request.body)}")
+        raise Invalid(f"content-range: it says {length} bytes, the body has {len(request.body)}")
     return first
 
 

@@ -10,21 +10,23 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
+from node.archive.relief import Relief
 from node.archive.retention import Retention
 from node.daemon import recovery as succession
 from node.daemon import routes as door
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
-from node.etcd.pressure import DEFAULT_QUOTA
+from node.etcd.pressure import DEFAULT_QUOTA, Pressure
 from node.etcdserver import cluster
 from node.etcdserver import identity as storeid
 from node.etcdserver import sweep as sweeping
@@ -50,7 +52,7 @@ from node.handlers import (
     workflows,
 )
 from node.host import certificate
-from node.host.clock import boot_id, steady_ns
+from node.host.clock import Clock, boot_id, steady_ns
 from node.host.config import Config, ConfigError, load_config
 from node.host.containment import keep_going
 from node.host.home import Home, HomeError, HomeInfo, init_home, tighten
@@ -65,7 +67,7 @@ from node.rpc.dispatch import Table
 from node.rpc.replay import Replays
 from node.runtime import feeds as feeding
 from node.runtime.node import Node
-from node.runtime.reload import Reload
+from node.runtime.reload import Apply, Reload
 from node.store import keys
 from node.timers import runner as timers
 from node.timers.election import home_identity
@@ -93,7 +95,20 @@ HANDLERS = (
 
 _TICK = 1.0
 
-Extension = Callable[[Node, Table, HomeInfo, Config], AbstractAsyncContextManager[None]]
+
+@dataclass(frozen=True)
+class Joined:
+    """What an extension that runs adds to a node.
+
+    `addresses` are those of its own port, `status` tells of it, `appliers` are for `Reload`.
+    """
+
+    addresses: Sequence[str]
+    status: Callable[[], dict[str, Any]]
+    appliers: Mapping[str, Apply]
+
+
+Extension = Callable[[Node, Table, HomeInfo, Config], AbstractAsyncContextManager[Joined | None]]
 
 
 @dataclass(frozen=True)
@@ -148,10 +163,13 @@ async def run(
                 storeid.require_place(home)
                 target = await outer.start(_supervise, home.etcd, int(config.etcd.quota))
             try:
-                async with open_client(target) as client:
+                pressure = Pressure(
+                    quota=int(config.etcd.quota) or DEFAULT_QUOTA, own=not config.etcd.endpoints
+                )
+                async with open_client(target, pressure=pressure) as client:
                     if config.etcd.endpoints:
                         await cluster.require(client, config.etcd)
-                    await _open_pressure(client, config, settings.home)
+                    await _open_pressure(client, settings.home)
                     await storeid.settle(client, home, info.name)
                     await _serve(
                         client, settings, config, info, extension, notifier, signals, task_status
@@ -167,12 +185,9 @@ async def _supervise(
     await supervise(directory, quota_bytes=quota, task_status=task_status)
 
 
-async def _open_pressure(client: EtcdClient, config: Config, home: Path) -> None:
+async def _open_pressure(client: EtcdClient, home: Path) -> None:
     """Learn how full the store is before anything is written, and have it taken in again."""
-    pressure = client.pressure
-    pressure.quota = int(config.etcd.quota) or DEFAULT_QUOTA
-    pressure.own = not config.etcd.endpoints
-    if pressure.own:
+    if client.pressure.own:
         await clear_alarm(client)
         await observe(client, home)
         return
@@ -201,25 +216,28 @@ async def _serve(
     task_status: trio.TaskStatus[Node],
 ) -> None:
     began = time.monotonic()
-    node = Node.build(client, info.name, time.time_ns, steady_ns)
-    node.retiming.boot = boot_id()
-    replays = Replays(client, node.now)
+    home, clock = Home(settings.home), Clock(time.time_ns, steady_ns)
+    node = Node.build(
+        client,
+        info.name,
+        clock,
+        config,
+        identity=home_identity(settings.home),
+        boot=boot_id(),
+        history=settings.home / "history",
+        vault=_vault(home.files, config, clock),
+        tickets=Tickets(bytes.fromhex(info.server.hex), clock.now),
+    )
+    replays = Replays(client, clock.now)
     strict = config.rpc.replay == "strict"
-    table = Table(node.directory, node.now, strict_replay=strict, replays=replays)
-    table.pressure = client.pressure
-    _furnish(node, Home(settings.home).files, config, info)
-    node.past.directory = settings.home / "history"
-    node.reload = Reload(config, {"log.level": lambda new: configure_logging(new.log.level)})
-    node.reload.appliers["quotas"] = lambda new: _limit(node, new)
-    _limit(node, config)
-    node.reload.appliers["rpc.reregister"] = lambda new: _let_reregister(node, new)
-    _let_reregister(node, config)
-    node.leader.identity = home_identity(settings.home)
+    table = Table(
+        node.directory, clock.now, strict_replay=strict, replays=replays, pressure=client.pressure
+    )
     await node.retiming.load()
     for module in HANDLERS:
         for call in module.calls.of(node):
             table.add(call)
-    info = await succession.finish(client, Home(settings.home), info, node.now())
+    info = await succession.finish(client, home, info, clock.now())
     node.directory.serverid = await node.members.adopt(
         Colony(info.colony.id, info.name),
         User(info.name, info.user.id, info.username),
@@ -244,43 +262,64 @@ async def _serve(
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )
-        node.rpc_host, node.rpc_port = config.rpc.host, bound_port(listeners)
-        node.etcd_endpoint = next(iter(config.etcd.endpoints), "")
-        async with _extended(extension, node, table, info, config):
+        port = bound_port(listeners)
+        node.serving.opened(port)
+        async with _extended(extension, node, table, info, config) as joined:
+            if joined is not None:
+                node.serving.extended(joined.status)
             # Not before: what is ready by now may have to go to another colony, and hooks know.
             await nursery.start(keep_going, "workflows", node.workflows.run)
             await nursery.start(keep_going, "timers", partial(timers.run, node.retiming))
             drained = trio.Event()
             await nursery.start(door.serve, node, table, config, listeners, drained)
-            where = _where(node, info, config, addresses_of(listeners))
+            where = Listening(
+                os.getpid(),
+                info.name,
+                node.directory.serverid,
+                addresses_of(listeners),
+                config.rpc.tls,
+                list(joined.addresses) if joined is not None else [],
+            )
             announce(settings.home, where)
             task_status.started(node)
-            notifier.ready(f"colony {info.name} on port {node.rpc_port}")
+            notifier.ready(f"colony {info.name} on port {port}")
             log.info(
                 "ready",
                 colony=info.name,
                 id=info.colony.id,
-                port=node.rpc_port,
+                port=port,
                 seconds=round(time.monotonic() - began, 3),
             )
             nursery.start_soon(keep_going, "clock", node.retiming.run)
             nursery.start_soon(keep_going, "watchdog", partial(_watchdog, node, notifier))
             # After the extension: its hooks say what must stay.
             retention = Retention(
+                client,
+                node.processes,
                 node.workflows,
                 node.directory,
                 node.leader,
                 node.past,
                 settings.home,
                 config.history,
+                Relief(client, clock.now),
             )
             nursery.start_soon(keep_going, "retention", retention.run)
-            node.reload.appliers["history"] = retention.configure
+            reload = Reload(
+                config,
+                {
+                    "log.level": lambda new: configure_logging(new.log.level),
+                    "quotas": partial(_limit, node),
+                    "rpc.reregister": partial(_let_reregister, node),
+                    "history": retention.configure,
+                    **(joined.appliers if joined is not None else {}),
+                },
+            )
             # Modules and the first listing stay, and requests leave hardly any cycles: looking for
             # them among all that waits, every few requests, would make a deep queue a slow one.
             gc.freeze()
             gc.set_threshold(10_000, 20, 50)
-            await _until_signal(signals, node, settings, notifier)
+            await _until_signal(signals, node, reload, settings, notifier)
             notifier.stopping()
             log.info("draining")
             withdraw(settings.home)
@@ -288,18 +327,6 @@ async def _serve(
             await drained.wait()
         nursery.cancel_scope.cancel()
     log.info("stopped")
-
-
-def _where(node: Node, info: HomeInfo, config: Config, rpc: list[str]) -> Listening:
-    """What the home is told of this run."""
-    return Listening(
-        os.getpid(),
-        info.name,
-        node.directory.serverid,
-        rpc,
-        config.rpc.tls,
-        node.peer_addresses,
-    )
 
 
 def _tls(home: Path, config: Config) -> ssl.SSLContext | None:
@@ -317,7 +344,7 @@ def _tls(home: Path, config: Config) -> ssl.SSLContext | None:
 
 
 def _limit(node: Node, config: Config) -> None:
-    """Put the quotas into force."""
+    """Put the quotas of a new configuration into force."""
     node.processes.quotas.limits = config.quotas
     if node.files.vault is not None:
         node.files.vault.uploads = config.quotas.uploads
@@ -328,16 +355,12 @@ def _let_reregister(node: Node, config: Config) -> None:
     node.members.reregister = config.rpc.reregister
 
 
-def _furnish(node: Node, path: Path, config: Config, info: HomeInfo) -> None:
-    """Give the node its directory of bytes, at `path`. Raises HomeError."""
+def _vault(path: Path, config: Config, clock: Clock) -> Vault:
+    """The directory of bytes at `path`. Raises HomeError."""
     try:
-        node.files.vault = Vault(path, int(config.files.quota), node.now)
+        return Vault(path, int(config.files.quota), clock.now, uploads=config.quotas.uploads)
     except OSError as error:
         raise HomeError(f"{path}: {error.strerror}") from None
-    node.files.tickets = Tickets(bytes.fromhex(info.server.hex), node.now)
-    node.files.grace = config.files.grace
-    node.files.max_body = int(config.rpc.max_body)
-    node.files.port = lambda: node.rpc_port
 
 
 def _adopted(info: HomeInfo) -> Executor | None:
@@ -356,19 +379,19 @@ def _adopted(info: HomeInfo) -> Executor | None:
 @asynccontextmanager
 async def _extended(
     extension: Extension | None, node: Node, table: Table, info: HomeInfo, config: Config
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Joined | None]:
     if extension is None:
-        yield
+        yield None
         return
-    async with extension(node, table, info, config):
-        yield
+    async with extension(node, table, info, config) as joined:
+        yield joined
 
 
 async def _deadlines(node: Node) -> None:
     """Deal with passed deadlines once a second; a store that is away is tried again."""
     while True:
         try:
-            await expire(node.processes)
+            await expire(node.processes, node.handout)
         except Exception as error:
             # Whatever it is about one process, the others are looked at again in a second.
             log.warning("deadlines wait", error=repr(error))
@@ -387,7 +410,11 @@ async def _watchdog(node: Node, notifier: Notifier) -> None:
 
 
 async def _until_signal(
-    signals: AsyncIterator[int], node: Node, settings: Settings, notifier: Notifier
+    signals: AsyncIterator[int],
+    node: Node,
+    reload: Reload,
+    settings: Settings,
+    notifier: Notifier,
 ) -> None:
     """Return on SIGTERM or SIGINT; SIGHUP checks and reads the configuration again."""
     async for number in signals:
@@ -400,8 +427,8 @@ async def _until_signal(
             log.error("configuration kept", error=error)
             continue
         notifier.reloading()
-        applied, waiting = node.reload.take(config)
-        notifier.ready(f"colony {node.home} on port {node.rpc_port}")
+        applied, waiting = reload.take(config)
+        notifier.ready(f"colony {node.home} on port {node.serving.port}")
         log.info("configuration read", applied=", ".join(applied) or "nothing changed")
         if waiting:
             log.warning("settings need a restart", settings=", ".join(waiting))

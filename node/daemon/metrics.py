@@ -20,13 +20,11 @@ from node.etcd.errors import EtcdError
 from node.etcd.pressure import Level
 from node.handlers.colonies import statistics
 from node.http.message import Request, Response
-from node.model.errors import RpcError, denied, missing
+from node.model.errors import Denied, NotFound, RpcError
 from node.model.types import ExecutorState, State
 from node.rpc.dispatch import Table
 from node.runtime.node import Node
 from node.version import VERSION
-
-__all__ = ["Family", "Metrics", "render"]
 
 PATH = "/metrics"
 FRESH = 2.0  # seconds for which a reading is served again: scrapers may come in numbers
@@ -109,11 +107,11 @@ class Metrics:
     _reading: trio.Lock = field(default_factory=trio.Lock)
 
     async def answer(self, request: Request) -> Response:
-        """Answer `GET /metrics`. Raises RpcError 403 or 404."""
+        """Answer `GET /metrics`. Raises Denied or NotFound."""
         if self.access == "off":
-            raise missing("metrics are off here (rpc.metrics)")
+            raise NotFound("metrics are off here (rpc.metrics)")
         if self.access == "local" and not is_local(request.remote, request.headers):
-            raise denied(
+            raise Denied(
                 "metrics are for this host only, asked for as localhost or by a loopback address;"
                 " set rpc.metrics = 'open' for others"
             )
@@ -164,7 +162,7 @@ class Metrics:
     def _extension(self) -> list[Family]:
         """What is plugged in tells its numbers by name: peers by state, messages by outcome."""
         families = []
-        for name, value in self.node.extra_status().items():
+        for name, value in self.node.serving.status().items():
             if isinstance(value, dict):
                 family = Family(f"colonyd_{name}", "gauge", f"Number of {name}, by kind.")
                 for kind, number in value.items():
@@ -219,7 +217,7 @@ class Metrics:
         if entry is None:
             return 0.0
         known = await self.node.processes.load(colony, entry.processid)
-        return max(0.0, (self.node.now() - known[0].submissiontime) / 1e9) if known else 0.0
+        return max(0.0, (self.node.clock.now() - known[0].submissiontime) / 1e9) if known else 0.0
 
     def _disk(self) -> list[Family]:
         """Known while the store is away, too: a full disk may be why."""

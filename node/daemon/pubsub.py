@@ -42,13 +42,13 @@ from node.handlers.processes import locate
 from node.host.log import get_logger
 from node.http.message import Request, Response
 from node.model.codec import wire_process
-from node.model.errors import RpcError, bad, denied
+from node.model.errors import Denied, Invalid, RpcError, TooMany, Unavailable
 from node.model.types import Process, State
 from node.processes.channels import FRAME, frames, wire
 from node.processes.subscriptions import Meter, Wanted
 from node.rpc import requests as req
 from node.rpc.calls import MINE, PARTY, Call, Caller, Calls, Who
-from node.rpc.dispatch import Table, decode_envelope, reply
+from node.rpc.dispatch import Table, decode_envelope, failure, reply
 from node.runtime.node import Node
 from node.store.channels import Entry
 
@@ -75,7 +75,7 @@ _HANDSHAKE = ("host", "connection", "upgrade", "sec-websocket-key", "sec-websock
 
 
 def upgrade(node: Node, table: Table, frames: Frames, request: Request) -> Response:
-    """Answer `GET /pubsub`: take the connection over. Raises RpcError 400 for a bad handshake."""
+    """Answer `GET /pubsub`: take the connection over. Raises Invalid for a bad handshake."""
     websocket = WSConnection(ConnectionType.SERVER)
     headers = [
         (name.encode(), request.headers[name].encode("latin-1"))
@@ -87,7 +87,7 @@ def upgrade(node: Node, table: Table, frames: Frames, request: Request) -> Respo
         list(websocket.events())
         accept = websocket.send(AcceptConnection())
     except (ProtocolError, ValueError) as error:
-        raise bad(f"{PATH} speaks WebSocket, version 13: {str(error)[:200]}") from None
+        raise Invalid(f"{PATH} speaks WebSocket, version 13: {str(error)[:200]}") from None
 
     signed = request.signed
 
@@ -226,8 +226,7 @@ class _Socket:
         await self._write(lambda: self._frames.of(process))
 
     async def _refuse(self, error: RpcError) -> None:
-        failure = {"status": error.status, "message": error.message}
-        await self._send(TextMessage(data=reply("error", failure, error=True).decode()))
+        await self._send(TextMessage(data=failure(error.status, error.message).decode()))
 
     async def _say_goodbye(self) -> None:
         """Send our close frame, or answer the peer's, then read on until the peer has it."""
@@ -300,7 +299,7 @@ class _Socket:
             caller, request = self._table.admit(call, envelope)
             assert call is not None  # or admit had refused
             if not 0 <= getattr(request, "state", 0) <= State.CANCELLED:
-                raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
+                raise Invalid("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
             self._node.directory.demand_colonies(caller.id)
             key = (call.payloadtype, caller.id, msgspec.json.encode(request))
             if key in self._open_ones:
@@ -314,18 +313,17 @@ class _Socket:
         nursery.start_soon(self._serve, call, caller, request, key)
 
     def _require_room(self, caller: Caller) -> None:
-        """Raise RpcError 400 or 429 when there are too many subscriptions or connections."""
+        """Raise Invalid or TooMany when there are too many subscriptions or connections."""
         if self._active >= MAX_SUBSCRIPTIONS:
-            raise bad(f"a socket has at most {MAX_SUBSCRIPTIONS} subscriptions")
+            raise Invalid(f"a socket has at most {MAX_SUBSCRIPTIONS} subscriptions")
         subscriptions = self._node.subscriptions
         if subscriptions.signers[caller.id] >= subscriptions.most:
-            raise RpcError(
-                429,
+            raise TooMany(
                 f"this signer has {subscriptions.most} subscriptions, which is the most"
                 " (rpc.max_subscriptions); end some",
             )
         if refusal := self._signed(caller.id):
-            raise RpcError(429, refusal)
+            raise TooMany(refusal)
         self._known = True
 
     async def _keep_alive(self) -> None:
@@ -353,10 +351,10 @@ class _Socket:
             await self._refuse(error)
         except EtcdError as error:
             log.warning("store", error=error)
-            await self._refuse(RpcError(503, "the store does not answer; try again"))
+            await self._refuse(Unavailable("the store does not answer; try again"))
         except Exception:
             log.exception("subscription failed", payloadtype=call.payloadtype)
-            await self._refuse(RpcError(500, "internal error"))
+            await self._refuse(RpcError("internal error"))
         finally:
             self._active -= 1
             self._open_ones.discard(key)
@@ -480,4 +478,4 @@ class _Socket:
 
     def _require_member(self, caller: Caller, colony: str) -> None:
         if self._node.directory.member(colony, caller.id) is None:
-            raise denied(f"colony {colony[:80]!r}: only its {Who.MEMBER.value} may call this")
+            raise Denied(f"colony {colony[:80]!r}: only its {Who.MEMBER.value} may call this")

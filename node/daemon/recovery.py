@@ -14,8 +14,6 @@ from node.model.codec import unpack
 from node.model.types import Colony
 from node.store import keys
 
-__all__ = ["finish"]
-
 log = get_logger("rotation")
 
 

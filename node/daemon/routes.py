@@ -20,11 +20,9 @@ from node.host.log import get_logger
 from node.http import cors
 from node.http.server import Limits, Request, Response, serve_http
 from node.model.errors import RpcError
-from node.rpc.dispatch import Table, reply
+from node.rpc.dispatch import Table, failure
 from node.runtime.node import Node
 from node.store import keys
-
-__all__ = ["GRACE", "edge_error", "http_handler", "serve"]
 
 # Seconds that requests in flight get to finish after SIGTERM.
 GRACE = 10.0
@@ -52,8 +50,6 @@ async def serve(
         max_unread=int(rpc.max_unread),
         names="rpc.",
     )
-    node.subscriptions.most = rpc.max_subscriptions
-    node.subscriptions.room = int(rpc.max_unread)
     frames = pubsub.Frames(int(rpc.max_unread))
     handler = http_handler(node, table, metrics.Metrics(node, table, rpc.metrics), frames)
     try:
@@ -74,8 +70,7 @@ _SLASHED = frozenset({"/api/", "/health/", f"{pubsub.PATH}/"})
 
 
 def _plain_error(status_code: int, message: str) -> Response:
-    body = reply("error", {"status": status_code, "message": message}, error=True)
-    return Response(status_code, body)
+    return Response(status_code, failure(status_code, message))
 
 
 def edge_error(status_code: int, message: str) -> Response:
@@ -98,32 +93,27 @@ def http_handler(
         return cors.readable(await answer(request))
 
     async def answer(request: Request) -> Response:
+        try:
+            return await served(request)
+        except RpcError as error:
+            return _plain_error(error.status, error.message)
+        except EtcdError as error:
+            return _store_error(node, error)
+
+    async def served(request: Request) -> Response:
         if request.path == "/api" and request.method == "POST":
-            try:
-                status_code, body = await table.answer(request.body, request.signed)
-            except EtcdError as error:
-                return _store_error(node, error)
-            return Response(status_code, body)
+            return Response(*await table.answer(request.body, request.signed))
         if request.path == pubsub.PATH and request.method == "GET":
-            try:
-                return pubsub.upgrade(node, table, frames, request)
-            except RpcError as error:
-                return _plain_error(error.status, error.message)
+            return pubsub.upgrade(node, table, frames, request)
         if request.path == metrics.PATH and request.method == "GET":
             try:
                 return await numbers.answer(request)
             except RpcError as error:
                 return Response(error.status, f"{error.message}\n".encode())
         if request.path.startswith(PREFIX):
-            try:
-                return await filedoor.answer(node.files, request)
-            except EtcdError as error:
-                return _store_error(node, error)
+            return await filedoor.answer(node.files, request)
         if request.path == "/health" and request.method in ("GET", "HEAD"):
-            try:
-                await node.client.get(keys.SERVER)
-            except EtcdError as error:
-                return _store_error(node, error)
+            await node.client.get(keys.SERVER)
             return _health(node)
         return _plain_error(404, f"{request.method} {request.path[:80]}: POST /api is served here")
 

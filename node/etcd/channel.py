@@ -13,7 +13,6 @@ from functools import partial
 from typing import NoReturn
 
 import trio
-from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 
 from node.etcd.connection import Wire
 from node.etcd.dial import AUTHENTICATE, Access, connect, read_token
@@ -24,11 +23,10 @@ from node.etcd.errors import (
     EtcdUnauthenticated,
     EtcdUnavailable,
 )
-from node.etcd.frames import request_headers
-from node.etcd.http2 import MAX_MESSAGE, Call, ProtocolFault
+from node.etcd.frames import ProtocolFault, request_headers
+from node.etcd.generated import pb
+from node.etcd.http2 import MAX_MESSAGE, Call
 from node.host.log import get_logger
-
-__all__ = ["Channel", "Stream", "open_channel"]
 
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.05, 1.0  # seconds between two attempts to connect
 _CONNECT_TIMEOUT = 5.0  # seconds until the server has said that it speaks HTTP/2

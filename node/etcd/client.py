@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import trio
-from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from node.etcd.channel import Channel, Stream, open_channel
@@ -25,6 +24,7 @@ from node.etcd.errors import (
     EtcdUnavailable,
     LeaseLost,
 )
+from node.etcd.generated import pb
 from node.etcd.guard import GUARD
 from node.etcd.parts import MOST, WHOLE, Known, Stub, divide, joined, parts_of, stub_of
 from node.etcd.pressure import Pressure
@@ -169,12 +169,12 @@ class EtcdClient:
     A cancelled call returns at once, and like `EtcdUnavailable` leaves a write's outcome unknown.
     """
 
-    def __init__(self, channel: Channel, timeout: float) -> None:
+    def __init__(self, channel: Channel, timeout: float, pressure: Pressure | None = None) -> None:
         """Use `open_client` instead; `timeout` in seconds.
 
-        `pressure` counts what is written; nothing is refused until somebody gives it a quota.
+        `pressure` counts what is written; nothing is refused without a quota.
         """
-        self.pressure = Pressure()
+        self.pressure = pressure or Pressure()
         self.known = Known()
         self._channel = channel
         self._timeout = timeout
@@ -576,14 +576,16 @@ def _alarm_name(number: int) -> str:
 
 
 @asynccontextmanager
-async def open_client(target: str | Access, *, timeout: float = 5.0) -> AsyncIterator[EtcdClient]:
+async def open_client(
+    target: str | Access, *, timeout: float = 5.0, pressure: Pressure | None = None
+) -> AsyncIterator[EtcdClient]:
     """A client of the server at `target` ("unix:/path" or "host:port"); `timeout` seconds a call.
 
     Does not wait for the server: the first call does.
     """
     access = Access((target,)) if isinstance(target, str) else target
     async with open_channel(access) as channel:
-        client = EtcdClient(channel, timeout)
+        client = EtcdClient(channel, timeout, pressure)
         try:
             yield client
         finally:

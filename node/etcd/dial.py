@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
+
+from node.etcd.generated import pb
 
 AUTHENTICATE = "/etcdserverpb.Auth/Authenticate"
 # What a socket that would have to wait raises, TLS or not.

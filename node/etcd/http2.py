@@ -15,8 +15,6 @@ from node.etcd import frames as f
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, error_from
 from node.etcd.frames import ProtocolFault, frame
 
-__all__ = ["MAX_MESSAGE", "WINDOW", "Call", "ProtocolFault", "Session"]
-
 # Bytes of one message. A page of a listing that is larger is asked for again in smaller pages.
 MAX_MESSAGE = 64 * 1024 * 1024
 WINDOW = 1024 * 1024  # bytes that a call may be sent ahead of its reader

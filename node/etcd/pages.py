@@ -15,23 +15,6 @@ from node.etcd.batch import read
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdTooLarge
 
-__all__ = [
-    "LOOK",
-    "Pages",
-    "Rows",
-    "below",
-    "by_number",
-    "each",
-    "in_memory",
-    "last_begin",
-    "newest_first",
-    "number_of",
-    "numbered",
-    "oldest_first",
-    "values",
-    "whole",
-]
-
 T = TypeVar("T")
 # Whoever may leave one in the middle does so in `aclosing`.
 Pages: TypeAlias = AsyncGenerator[list[T], None]

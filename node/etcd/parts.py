@@ -20,19 +20,6 @@ import msgspec
 from node.etcd.errors import EtcdTooLarge
 from node.etcd.txn import Delete, DeletePrefix, Op, Put
 
-__all__ = [
-    "MOST",
-    "PLACE",
-    "WHOLE",
-    "Known",
-    "Stub",
-    "divide",
-    "joined",
-    "owner_of",
-    "parts_of",
-    "stub_of",
-]
-
 PLACE = "/colonyd/part/"
 MOST = 64 * 1024 * 1024  # bytes of one value
 WHOLE = 256 * 1024  # bytes of a value that is never divided because of itself

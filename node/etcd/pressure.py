@@ -13,8 +13,6 @@ import trio
 
 from node.etcd.errors import StoreFull
 
-__all__ = ["BATCH", "DEFAULT_QUOTA", "MIN_FREE", "Level", "Need", "Pressure"]
-
 # etcd allocates its write-ahead log in files of 64 MB, two of them at the start.
 MIN_FREE = 160 * 1024 * 1024
 

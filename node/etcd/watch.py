@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import msgspec
 import trio
-from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped]
 
 from node.etcd.client import EtcdClient, prefix_end
 from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable
+from node.etcd.generated import pb
 from node.etcd.parts import stub_of
 from node.host.log import get_logger
 

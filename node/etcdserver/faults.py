@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BEHIND", "CUT_OFF", "DAMAGE", "DISK_FULL", "Fault", "explain", "following", "is_noise"]
-
 # Where the home of the store belongs in what people are to do.
 _HOME = "--home HOME"
 DAMAGE = (

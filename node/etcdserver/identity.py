@@ -22,8 +22,6 @@ from node.host.home import Home
 from node.host.log import get_logger
 from node.store import keys
 
-__all__ = ["begin_anew", "check", "require_place", "settle"]
-
 log = get_logger("store")
 
 # What the mark says when the owner asked for a new store: whatever is there next is taken.

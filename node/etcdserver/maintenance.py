@@ -18,8 +18,6 @@ from node.etcd.errors import Compacted, EtcdError
 from node.etcd.pressure import Level, Pressure
 from node.host.log import get_logger
 
-__all__ = ["clear_alarm", "maintain", "observe", "watch_use"]
-
 log = get_logger("etcd")
 
 _WORTH_IT = 1000  # revisions: fewer are not worth a compaction, which costs writes to flash

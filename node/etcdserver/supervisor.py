@@ -23,14 +23,11 @@ from node.etcdserver.faults import BEHIND, DAMAGE, DISK_FULL, Fault, explain, fo
 from node.etcdserver.preflight import (
     Premises,
     environment,
-    lock_home,
     open_premises,
     stop_orphan,
     wait_exit,
 )
 from node.host.log import get_logger
-
-__all__ = ["StoreRefused", "lock_home", "supervise"]
 
 log = get_logger("etcd")
 

@@ -14,8 +14,6 @@ from node.etcd.errors import EtcdError
 from node.etcd.parts import PLACE, owner_of, stub_of
 from node.host.log import get_logger
 
-__all__ = ["run", "sweep"]
-
 log = get_logger("sweeping")
 
 _EVERY = 120.0  # seconds

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["is_cut_off"]
-
 _KIND = b"\x08"  # the tag of a record's first field
 _STATE = b"\x03"  # the kind of a record with the term, the vote and what is committed
 # Bytes of a file that are looked at: each of them begins with a state, behind few small records.

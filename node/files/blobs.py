@@ -20,7 +20,7 @@ import trio
 
 from node.files.tickets import CHECKSUM, Scope
 from node.host.fsync import sync_directory
-from node.model.errors import RpcError, bad, conflict
+from node.model.errors import Conflict, Invalid, RpcError, Unavailable
 
 _HASHED = 1 << 20
 # What an upload is, its size, and whose it is; the last was not in the names of older releases.
@@ -126,11 +126,11 @@ class Vault:
             return 0
 
     def require_room(self, scope: Scope) -> None:
-        """Raise RpcError 409 when an upload can't begin, as its size or the quota is now."""
+        """Raise Conflict when an upload can't begin, as its size or the quota is now."""
         owner = _owner(scope)
         own = sum(upload.owner == owner for upload in self._unfinished.values())
         if self.uploads and own >= self.uploads:
-            raise conflict(
+            raise Conflict(
                 f"checksum: {own} uploads of yours are unfinished, the most that there may be"
                 " (quotas.uploads); finish some, or wait until they are swept (files.grace)"
             )
@@ -149,13 +149,13 @@ class Vault:
         return [name for _, name in sorted(found)]
 
     def _full(self, size: int) -> RpcError:
-        return conflict(
+        return Conflict(
             f"size: {size} bytes more do not fit; {self.used} of {self.quota} are used"
             " (files.quota); remove files, or ask the owner for a larger quota"
         )
 
     def _reserve(self, upload: _Upload, size: int) -> None:
-        """Take room for bytes that have arrived. Raises RpcError 409."""
+        """Take room for bytes that have arrived. Raises Conflict."""
         if self.quota and self.used + size > self.quota:
             self._evict(self.used + size - self.quota)
             if self.used + size > self.quota:
@@ -177,18 +177,18 @@ class Vault:
     async def write(self, scope: Scope, offset: int, data: bytes) -> Progress:
         """Add a part of an upload at the offset reached; the last one completes it.
 
-        Raises RpcError 400 for bytes that are too many or not those promised, 409 for another
-        offset, a full quota or too many uploads, 503 when the disk refuses.
+        Raises Invalid for bytes that are too many or not those promised, Conflict for another
+        offset, a full quota or too many uploads, Unavailable when the disk refuses.
         """
         if offset + len(data) > scope.size:
-            raise bad(f"content-range: more than the {scope.size} bytes announced")
+            raise Invalid(f"content-range: more than the {scope.size} bytes announced")
         path = self._partial(scope)
         lock = self._locks[path.name]
         try:
             async with lock:
                 reached = self.offset(scope)
                 if offset != reached:
-                    raise conflict(f"content-range: {reached} bytes have arrived; go on there")
+                    raise Conflict(f"content-range: {reached} bytes have arrived; go on there")
                 upload = self._unfinished.get(path.name)
                 if upload is None:
                     self.require_room(scope)
@@ -207,7 +207,7 @@ class Vault:
                     await self._complete_upload(scope, path)
                 return Progress(reached, reached == scope.size)
         except OSError as error:
-            raise RpcError(503, f"the bytes can't be kept: {error.strerror}") from None
+            raise Unavailable(f"the bytes can't be kept: {error.strerror}") from None
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._locks.pop(path.name, None)
@@ -216,7 +216,7 @@ class Vault:
         found = await trio.to_thread.run_sync(_seal, path)
         if found != scope.checksum:
             self._drop(path)
-            raise bad(f"checksum: the bytes that arrived have {found}; upload them anew")
+            raise Invalid(f"checksum: the bytes that arrived have {found}; upload them anew")
         if self._settle(scope, path):
             shelf = self.file(scope.checksum).parent
             await trio.to_thread.run_sync(_sync_directories, shelf, self.path)

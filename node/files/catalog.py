@@ -21,11 +21,12 @@ from node.etcd.pages import Pages, below, each, values
 from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Present, Put, Txn
 from node.files.blobs import Vault
 from node.files.tickets import Tickets
+from node.host.listening import Serving
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound, TooMany
 from node.model.ids import new_id
-from node.processes.quotas import Quotas, TooMany
+from node.processes.quotas import Quotas
 from node.store import files as store
 from node.store import keys
 from node.store.files import File, Held, Holding, Known, Newest, Place, Snapshot
@@ -62,7 +63,7 @@ class FileData(msgspec.Struct):
 class Files:
     """`now` gives Unix nanoseconds. Without a vault, bytes are kept elsewhere only.
 
-    `grace` is in seconds, `max_body` in bytes; `port` gives that of RPC.
+    `grace` is in seconds, `max_body` in bytes.
     """
 
     client: EtcdClient
@@ -70,7 +71,7 @@ class Files:
     vault: Vault | None = None
     tickets: Tickets | None = None
     grace: float = 86_400.0
-    port: Callable[[], int] = lambda: 0
+    serving: Serving = field(default_factory=Serving)
     quotas: Quotas = field(default_factory=Quotas)
     max_body: int = 2 << 20
     _quiet: float = 0.0  # trio's time until which nothing is swept
@@ -155,7 +156,7 @@ class Files:
         """Add a version; its sequence number and time are set here.
 
         A file with the id of one that is there already returns that one, unless it differs.
-        Raises RpcError 409 when its bytes should be here and are not.
+        Raises Conflict when its bytes should be here and are not.
         """
         colony = file.colonyname
         ours = [file.checksum] if file.ref.protocol == "colonyd" else []
@@ -165,7 +166,7 @@ class Files:
                 if 0 < self.quotas.limits.colony_files <= known.last:
                     await self._require_room(file)
                 if ours and not self._kept(file, held.get(file.checksum)):
-                    raise conflict("file.ref: upload the bytes first (fileticketmsg)")
+                    raise Conflict("file.ref: upload the bytes first (fileticketmsg)")
                 new = msgspec.structs.replace(file, sequencenr=known.last + 1, added=self.now())
                 if ours:
                     where = held[file.checksum].value
@@ -177,7 +178,7 @@ class Files:
                 there = await self.get(colony, file.fileid)
                 if there is not None:
                     return there
-        raise conflict("file: others change the files of this colony too fast; try again")
+        raise Conflict("file: others change the files of this colony too fast; try again")
 
     async def _require_room(self, file: File) -> None:
         """Count the versions of a colony. It is slow: only for one that ever added as many."""
@@ -196,7 +197,7 @@ class Files:
 
     async def _require_colony(self, colony: str) -> None:
         if await self.client.get(keys.colony(colony)) is None:
-            raise missing(f"colony {colony} is not hosted here")
+            raise NotFound(f"colony {colony} is not hosted here")
 
     async def remove(self, colony: str, fileid: str) -> None:
         """Remove one version; one that is not there is no error, so a repeat is none."""
@@ -205,7 +206,7 @@ class Files:
                 file = await self.get(colony, fileid)
                 if file is None or await self._remove(colony, [file]):
                     return
-        raise conflict("fileid: others change the files of this colony too fast; try again")
+        raise Conflict("fileid: others change the files of this colony too fast; try again")
 
     async def remove_all(self, colony: str, label: str, name: str) -> None:
         """Remove all versions of one file, the oldest first: the newest is shown to the end."""
@@ -219,7 +220,7 @@ class Files:
                     return
                 if not await self._remove(colony, list(victims)):
                     tries -= 1
-        raise conflict("name: others change the files of this colony too fast; try again")
+        raise Conflict("name: others change the files of this colony too fast; try again")
 
     async def _remove(self, colony: str, victims: Sequence[File]) -> bool:
         """Remove versions of one file in one transaction; False when a race was lost."""
@@ -244,7 +245,7 @@ class Files:
         """Note that complete bytes are here for a colony, or renew their grace."""
         assert self.vault is not None
         key = store.holding(colony, checksum)
-        holder, where = self.vault.holder, (socket.gethostname(), self.port())
+        holder, where = self.vault.holder, (socket.gethostname(), self.serving.port)
         self.vault.touch(checksum)
 
         def held(there: Holding | None) -> Holding:
@@ -254,7 +255,7 @@ class Files:
         try:
             await update(self.client, key, Holding, held, what="checksum", compare=hosted)
         except Unmet:
-            raise missing(f"colony {colony} is not hosted here") from None
+            raise NotFound(f"colony {colony} is not hosted here") from None
 
     async def holding(self, colony: str, checksum: str) -> Holding | None:
         """Who keeps these bytes for a colony, if somebody does."""
@@ -268,11 +269,11 @@ class Files:
     ) -> Snapshot:
         """Keep the newest versions below a label as they are at one revision of the store.
 
-        Raises RpcError 409 when the name is taken, 400 for too many files.
+        Raises Conflict when the name is taken, Invalid for too many files.
         """
         tree = store.tree(colony, label)
         if (many := await self.client.count(tree)) > MAX_SNAPSHOT:
-            raise bad(f"label: {many} files; a snapshot holds at most {MAX_SNAPSHOT}")
+            raise Invalid(f"label: {many} files; a snapshot holds at most {MAX_SNAPSHOT}")
         found, _ = await self.client.range_all(tree, page=5000)
         ids = b"".join(bytes.fromhex(unpack(kv.value, Newest).fileid) for kv in found)
         new = Snapshot(snapshotid or new_id(), colony, label, name, ids, self.now())
@@ -290,7 +291,7 @@ class Files:
         there = await self.snapshot_named(colony, name)
         if there is not None and there.snapshotid == snapshotid:
             return there
-        raise conflict(f"name: there is a snapshot called {name[:80]!r}; remove it first")
+        raise Conflict(f"name: there is a snapshot called {name[:80]!r}; remove it first")
 
     async def snapshot(self, colony: str, snapshotid: str) -> Snapshot | None:
         """The snapshot with this id, or None."""

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from node.model.errors import bad, denied
+from node.model.errors import Denied, Invalid
 from node.model.types import SECOND
 
 PREFIX = "/files/"
@@ -58,13 +58,13 @@ class Tickets:
         uploader: str = "",
         lifetime: int = LIFETIME,
     ) -> tuple[str, int]:
-        """A query string, and when it expires (Unix seconds). Raises RpcError 400."""
+        """A query string, and when it expires (Unix seconds). Raises Invalid."""
         if method not in _METHODS:
-            raise bad("method: GET or PUT")
+            raise Invalid("method: GET or PUT")
         if not CHECKSUM.match(checksum):
-            raise bad("checksum: the SHA-256 as 64 lower-case hex characters is needed")
+            raise Invalid("checksum: the SHA-256 as 64 lower-case hex characters is needed")
         if not 0 <= size < 1 << 63:
-            raise bad("size: bytes, 0 or more")
+            raise Invalid("size: bytes, 0 or more")
         expires = self._now() // SECOND + lifetime
         scope = Scope(method, colony, checksum, size, expires, uploader)
         fields = {
@@ -78,7 +78,7 @@ class Tickets:
         return urlencode(fields), expires
 
     def check(self, method: str, checksum: str, query: str) -> Scope:
-        """What the ticket in `query` allows. HEAD goes with any ticket. Raises RpcError 403."""
+        """What the ticket in `query` allows. HEAD goes with any ticket. Raises Denied."""
         fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
         try:
             scope = Scope(
@@ -91,13 +91,13 @@ class Tickets:
             )
             signature = fields["signature"].encode()
         except (KeyError, ValueError):
-            raise denied("ticket: incomplete; get one with fileticketmsg") from None
+            raise Denied("ticket: incomplete; get one with fileticketmsg") from None
         if not hmac.compare_digest(signature, self._sign(scope).encode()):
-            raise denied("ticket: not made by this daemon for these bytes")
+            raise Denied("ticket: not made by this daemon for these bytes")
         if method not in (scope.method, "HEAD"):
-            raise denied(f"ticket: it allows {scope.method}, not {method[:10]}")
+            raise Denied(f"ticket: it allows {scope.method}, not {method[:10]}")
         if self._now() >= scope.expires * SECOND:
-            raise denied("ticket: expired; get a new one with fileticketmsg")
+            raise Denied("ticket: expired; get a new one with fileticketmsg")
         return scope
 
     def _sign(self, scope: Scope) -> str:

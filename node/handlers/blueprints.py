@@ -12,7 +12,7 @@ from node.blueprints.schema_types import drop, fitting, refuse
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.codec import wire_process, wire_time
-from node.model.errors import bad, denied
+from node.model.errors import Denied, Invalid
 from node.model.types import Int64
 from node.processes.spec import id_for
 from node.rpc.calls import MINE, Caller, Calls, Who, every
@@ -131,7 +131,7 @@ class GetHistory(msgspec.Struct):
 
 
 def wanted(sent: SentBlueprint) -> Wanted:
-    """Return the blueprint that a client sent. Raises RpcError 400 for a time that is none."""
+    """Return the blueprint that a client sent. Raises Invalid for a time that is none."""
     meta = sent.metadata or SentMetadata()
     return Wanted(
         kind=sent.kind or "",
@@ -149,7 +149,7 @@ def wanted(sent: SentBlueprint) -> Wanted:
 
 
 def _milliseconds(text: str, field: str) -> int:
-    """Unix ms of an RFC 3339 time, 0 for none and for upstream's year 1. Raises RpcError 400."""
+    """Unix ms of an RFC 3339 time, 0 for none and for upstream's year 1. Raises Invalid."""
     if not text:
         return 0
     try:
@@ -158,11 +158,11 @@ def _milliseconds(text: str, field: str) -> int:
             raise ValueError("no offset")
         return max(0, int(moment.timestamp() * 1000))
     except (ValueError, OverflowError):
-        raise bad(f"{field}: a time such as 2030-01-31T12:00:00Z is expected") from None
+        raise Invalid(f"{field}: a time such as 2030-01-31T12:00:00Z is expected") from None
 
 
 def defined(sent: SentDefinition) -> Definition:
-    """Return the definition that a client sent. Raises RpcError 400 for a schema of other types."""
+    """Return the definition that a client sent. Raises Invalid for a schema of other types."""
     meta, spec = sent.metadata or SentMetadata(), sent.spec or SentDefinitionSpec()
     names, handler = spec.names or SentNames(), spec.handler or SentHandler()
     return Definition(
@@ -290,7 +290,7 @@ def initiator(node: Node, caller: Caller) -> Initiator:
         return Initiator(caller.id, name_of(caller.member))
     colony = node.directory.colony(caller.colony)
     if colony is None:
-        raise denied(f"colony {caller.colony!r} is not hosted here")
+        raise Denied(f"colony {caller.colony!r} is not hosted here")
     return colony_initiator(colony)
 
 
@@ -428,6 +428,6 @@ async def history(node: Node, caller: Caller, request: GetHistory) -> list[dict[
         if roster.colony is not None and roster.colony.colonyid == caller.id:
             colonies.add(name)
     if not colonies:
-        raise denied("the caller is a member or the owner of no colony here")
+        raise Denied("the caller is a member or the owner of no colony here")
     rows = await node.blueprints.history(sorted(colonies), request.blueprintid, request.limit)
     return [wire_change(row) for row in rows]

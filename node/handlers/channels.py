@@ -10,7 +10,7 @@ import msgspec
 
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.types import Int64
 from node.processes.channels import MAX_TYPE, wire
 from node.rpc.calls import MANY_TOKENS, PARTY, Caller, Calls, Who
@@ -60,7 +60,7 @@ calls: Calls[Node] = Calls("Channels")
 async def append(node: Node, caller: Caller, request: Append) -> None:
     """Send a message."""
     if len(request.payloadtype) > MAX_TYPE:
-        raise bad(f"payloadtype: at most {MAX_TYPE} characters")
+        raise Invalid(f"payloadtype: at most {MAX_TYPE} characters")
     said = Entry(
         senderid=caller.id,
         sequence=request.sequence,
@@ -89,10 +89,10 @@ async def read(node: Node, caller: Caller, request: Read) -> Rows:
 
 
 def _bytes(payload: str | list[Byte] | None) -> bytes:
-    """The bytes of a payload. Raises RpcError 400."""
+    """The bytes of a payload. Raises Invalid."""
     if not isinstance(payload, str):
         return bytes(payload or ())
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
-        raise bad("payload: neither base64 nor an array of byte values") from None
+        raise Invalid("payload: neither base64 nor an array of byte values") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.etcd.pressure import Need
-from node.model.errors import missing
+from node.model.errors import NotFound
 from node.model.types import Colony, ExecutorState, State, User
 from node.rpc import requests as req
 from node.rpc.calls import Caller, Calls, Who
@@ -33,7 +33,7 @@ async def version(node: Node, caller: Caller, request: req.Empty) -> dict[str, A
 @calls.row("getserverinfomsg", req.Empty, Who.ANYONE, reply="ServerInfo", section="Server")
 async def server_info(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
     """Version, doors and id of the server."""
-    backend = {"type": "http", "port": node.rpc_port}
+    backend = {"type": "http", "port": node.serving.port}
     return {
         "buildversion": VERSION,
         "buildtime": "",
@@ -41,7 +41,7 @@ async def server_info(node: Node, caller: Caller, request: req.Empty) -> dict[st
         # Not upstream's: what a request says in `audience`.
         "serverid": node.directory.serverid,
         # Nor this, in Unix seconds: a clock that is wrong has signed calls refused.
-        "time": node.now() / 1e9,
+        "time": node.clock.now() / 1e9,
     }
 
 
@@ -110,7 +110,7 @@ async def get_user(node: Node, caller: Caller, request: req.Named) -> User:
     """A user by name."""
     user = node.directory.roster(request.colonyname).users.get(request.name)
     if user is None:
-        raise missing(f"user {request.name} is not in colony {request.colonyname}")
+        raise NotFound(f"user {request.name} is not in colony {request.colonyname}")
     return user
 
 
@@ -119,7 +119,7 @@ async def get_user_by_id(node: Node, caller: Caller, request: req.UserById) -> U
     """A user by id."""
     user = node.directory.user_of(request.colonyname, request.userid)
     if user is None:
-        raise missing(f"no user of colony {request.colonyname} has this id")
+        raise NotFound(f"no user of colony {request.colonyname} has this id")
     return user
 
 

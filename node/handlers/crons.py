@@ -10,7 +10,7 @@ from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.host.offload import apart
 from node.model.codec import wire_time
-from node.model.errors import bad, missing
+from node.model.errors import Invalid
 from node.model.types import Int64
 from node.processes.spec import id_for
 from node.rpc.calls import MINE, Caller, Calls, Who, every
@@ -80,10 +80,10 @@ async def wire(node: Node, cron: Cron) -> dict[str, Any]:
 
 async def locate(node: Node, caller: Caller, cronid: str) -> Cron:
     """A cron in one of the caller's colonies: others' can't be told from nothing."""
-    known = await node.directory.seek(caller.id, lambda colony: node.crons.load(colony, cronid))
-    if known is not None:
-        return known[0]
-    raise missing(f"cronid: no cron {cronid[:80]!r} in the caller's colonies")
+    known = await node.directory.seek(
+        caller.id, lambda colony: node.crons.load(colony, cronid), "cronid", cronid
+    )
+    return known[0]
 
 
 @calls.row(
@@ -122,7 +122,7 @@ async def get(node: Node, caller: Caller, request: CronById) -> dict[str, Any]:
 async def get_many(node: Node, caller: Caller, request: GetCrons) -> Rows:
     """List the crons."""
     if request.count < 0:
-        raise bad("count: 0 or more")
+        raise Invalid("count: 0 or more")
     found = await node.crons.listing(request.colonyname, request.count)
     return each(node.crons.with_specs(found), lambda pair: wire_cron(*pair))
 

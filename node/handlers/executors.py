@@ -9,7 +9,7 @@ import msgspec
 from node.etcd.pages import Rows, each, in_memory
 from node.etcd.pressure import Need
 from node.model.codec import wire_executor, wire_function
-from node.model.errors import bad, denied, missing
+from node.model.errors import Denied, Invalid, NotFound
 from node.model.types import Executor, ExecutorState, Function
 from node.rpc import requests as req
 from node.rpc.calls import MINE, SELF, Caller, Calls, Who, every
@@ -80,14 +80,14 @@ async def get_by_id(node: Node, caller: Caller, request: req.ExecutorById) -> di
         executor = node.directory.executor_of(colony, request.executorid)
         if executor is not None:
             return wire_executor(node.members.executor(colony, executor.executorname))
-    raise missing("executorid: no executor of the caller's colonies has this id")
+    raise NotFound("executorid: no executor of the caller's colonies has this id")
 
 
 @calls.row("updateexecutormsg", req.UpdateExecutor, Who.LOOSE, rights=SELF, need=Need.WORKS)
 async def update(node: Node, caller: Caller, request: req.UpdateExecutor) -> None:
     """Replace the capabilities of oneself."""
     if caller.executor.executorname != request.executorname:
-        raise bad("executorname: an executor may update itself only")
+        raise Invalid("executorname: an executor may update itself only")
     await node.members.change_executor(
         request.colonyname,
         request.executorname,
@@ -99,7 +99,7 @@ async def update(node: Node, caller: Caller, request: req.UpdateExecutor) -> Non
 async def allocate(node: Node, caller: Caller, request: req.ReportAllocation) -> None:
     """Replace the allocations of oneself."""
     if caller.executor.executorname != request.executorname:
-        raise bad("executorname: an executor may report for itself only")
+        raise Invalid("executorname: an executor may report for itself only")
     await node.members.change_executor(
         request.colonyname,
         request.executorname,
@@ -119,9 +119,9 @@ async def allocate(node: Node, caller: Caller, request: req.ReportAllocation) ->
 async def add_function(node: Node, caller: Caller, request: req.AddFunction) -> dict[str, Any]:
     """Say that one offers a function."""
     if caller.executor.executorname != request.fun.executorname:
-        raise denied("fun.executorname: an executor may register for itself only")
+        raise Denied("fun.executorname: an executor may register for itself only")
     if not request.fun.funcname:
-        raise bad("fun.funcname: must not be empty")
+        raise Invalid("fun.funcname: must not be empty")
     new = msgspec.convert(msgspec.to_builtins(request.fun), Function)
     return wire_function(await node.members.add_function(new))
 
@@ -142,10 +142,10 @@ async def remove_function(node: Node, caller: Caller, request: req.FunctionById)
             continue
         executor = node.directory.executor_of(colony, caller.id)
         if executor is None or executor.executorname != function.executorname:
-            raise denied("functionid: an executor may remove its own functions only")
+            raise Denied("functionid: an executor may remove its own functions only")
         await node.members.remove_function(colony, request.functionid)
         return
-    raise missing("functionid: no function of the caller's colonies has this id")
+    raise NotFound("functionid: no function of the caller's colonies has this id")
 
 
 @calls.row(

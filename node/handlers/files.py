@@ -14,7 +14,7 @@ from node.etcd.pressure import Need
 from node.files.labels import check_name, normalise_label
 from node.files.tickets import CHECKSUM, PREFIX
 from node.model.codec import wire_time
-from node.model.errors import RpcError, bad, denied, missing
+from node.model.errors import Denied, Invalid, NotFound, Unavailable
 from node.model.ids import new_id
 from node.model.types import Int64
 from node.processes.spec import id_for
@@ -88,7 +88,7 @@ calls: Calls[Node] = Calls("Files")
 async def added(node: Node, caller: Caller, request: AddFile, place: str) -> dict[str, Any]:
     found = await node.files.get(request.file.colonyname, id_for(caller.id, caller.nonce))
     if found is None:
-        raise missing("nonce: the file that this request added was removed")
+        raise NotFound("nonce: the file that this request added was removed")
     return wire_file(found)
 
 
@@ -109,7 +109,7 @@ async def add(node: Node, caller: Caller, request: AddFile) -> dict[str, Any]:
         file.fileid = id_for(caller.id, caller.nonce)
     added = await node.files.add(file)
     if _content(added) != _content(file):
-        raise denied("nonce: used already for another file")
+        raise Denied("nonce: used already for another file")
     return wire_file(added)
 
 
@@ -127,9 +127,9 @@ async def get(node: Node, caller: Caller, request: GetFile) -> list[dict[str, An
         if found and not request.latest:
             return each(node.files.versions(colony, label, name), wire_file)
     else:
-        raise bad("fileid, label: an id is needed, or a label and a name")
+        raise Invalid("fileid, label: an id is needed, or a label and a name")
     if not found:
-        raise missing("fileid, label, name: no such file in this colony")
+        raise NotFound("fileid, label, name: no such file in this colony")
     return [wire_file(file) for file in found]
 
 
@@ -159,7 +159,7 @@ async def remove(node: Node, caller: Caller, request: RemoveFile) -> None:
         name = check_name(request.name, "name")
         await node.files.remove_all(request.colonyname, label, name)
     else:
-        raise bad("fileid, label: an id is needed, or a label and a name")
+        raise Invalid("fileid, label: an id is needed, or a label and a name")
 
 
 async def ticket_again(node: Node, caller: Caller, request: Ticket, place: str) -> dict[str, Any]:
@@ -189,9 +189,9 @@ async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -
     files, colony, checksum = node.files, request.colonyname, request.checksum
     vault, tickets = files.vault, files.tickets
     if vault is None or tickets is None:
-        raise RpcError(503, "this daemon keeps no files")
+        raise Unavailable("this daemon keeps no files")
     if not CHECKSUM.match(checksum):
-        raise bad("checksum: the SHA-256 as 64 lower-case hex characters is needed")
+        raise Invalid("checksum: the SHA-256 as 64 lower-case hex characters is needed")
     held = await files.holding(colony, checksum)
     complete = held is not None and (
         held.holder != vault.holder or vault.size_of(checksum) == held.size
@@ -199,16 +199,18 @@ async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -
     size = request.size
     if request.method == "GET":
         if held is None or not complete:
-            raise missing("checksum: no bytes of this colony have it")
+            raise NotFound("checksum: no bytes of this colony have it")
         if held.holder != vault.holder:
-            raise missing(f"checksum: these bytes are kept by {held.server}:{held.port}; ask there")
+            raise NotFound(
+                f"checksum: these bytes are kept by {held.server}:{held.port}; ask there"
+            )
         size = held.size
     query, expires = tickets.issue(request.method, colony, checksum, size, uploader=caller.id)
     offset = 0
     if request.method == "PUT":
         if held is not None and complete:
             if held.size != size:
-                raise bad(f"size: the bytes with this checksum are {held.size}")
+                raise Invalid(f"size: the bytes with this checksum are {held.size}")
             if renew and held.holder == vault.holder:
                 await files.hold(colony, checksum, size)
             offset = size
@@ -229,12 +231,12 @@ async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -
 
 
 def _checked(new: NewFile) -> File:
-    """The version that a client asks to add. Raises RpcError 400."""
+    """The version that a client asks to add. Raises Invalid."""
     given = new.ref.s3object
     if not 0 <= new.size < 1 << 63:
-        raise bad("file.size: bytes, 0 or more")
+        raise Invalid("file.size: bytes, 0 or more")
     if not 0 <= given.port + 1 <= 65536:
-        raise bad("file.ref.s3object.port: between -1 and 65535")
+        raise Invalid("file.ref.s3object.port: between -1 and 65535")
     texts = {
         "file.checksum": new.checksum,
         "file.checksumalg": new.checksumalg,
@@ -247,13 +249,15 @@ def _checked(new: NewFile) -> File:
     }
     for name, text in texts.items():
         if len(text) > MAX_FIELD:
-            raise bad(f"{name}: at most {MAX_FIELD} characters")
+            raise Invalid(f"{name}: at most {MAX_FIELD} characters")
     protocol = new.ref.protocol or "s3"
     if protocol == "colonyd":
         if not CHECKSUM.match(new.checksum) or new.checksumalg.upper() != "SHA256":
-            raise bad("file.checksum: bytes kept here are named by their SHA256, lower-case hex")
+            raise Invalid(
+                "file.checksum: bytes kept here are named by their SHA256, lower-case hex"
+            )
         if given.object not in ("", new.checksum):
-            raise bad("file.ref.s3object.object: for bytes kept here it is the checksum")
+            raise Invalid("file.ref.s3object.object: for bytes kept here it is the checksum")
         given = S3Object(object=new.checksum)
     # Keys that a client put in are dropped: every member could read them.
     place = S3Object(

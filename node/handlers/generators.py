@@ -10,7 +10,7 @@ from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.host.offload import apart
 from node.model.codec import wire_time
-from node.model.errors import bad, missing
+from node.model.errors import Invalid, NotFound
 from node.model.types import Int64
 from node.processes.spec import id_for
 from node.rpc.calls import MINE, Caller, Calls, Who, every
@@ -82,12 +82,11 @@ async def wire(node: Node, generator: Generator) -> dict[str, Any]:
 
 async def locate(node: Node, caller: Caller, generatorid: str) -> Generator:
     """A generator in one of the caller's colonies: others' can't be told from nothing."""
+    load = node.generators.load
     known = await node.directory.seek(
-        caller.id, lambda colony: node.generators.load(colony, generatorid)
+        caller.id, lambda colony: load(colony, generatorid), "generatorid", generatorid
     )
-    if known is not None:
-        return known[0]
-    raise missing(f"generatorid: no generator {generatorid[:80]!r} in the caller's colonies")
+    return known[0]
 
 
 @calls.row(
@@ -138,7 +137,7 @@ async def resolve(node: Node, caller: Caller, request: ResolveGenerator) -> dict
     """A generator by name."""
     found = await node.generators.find(request.colonyname, request.generatorname)
     if found is None:
-        raise missing(f"generatorname: no generator {request.generatorname[:80]!r}")
+        raise NotFound(f"generatorname: no generator {request.generatorname[:80]!r}")
     return await wire(node, found)
 
 
@@ -146,7 +145,7 @@ async def resolve(node: Node, caller: Caller, request: ResolveGenerator) -> dict
 async def get_many(node: Node, caller: Caller, request: GetGenerators) -> Rows:
     """List the generators."""
     if request.count < 0:
-        raise bad("count: 0 or more")
+        raise Invalid("count: 0 or more")
     found = await node.generators.listing(request.colonyname, request.count)
     return each(node.generators.with_specs(found), lambda pair: wire_generator(*pair))
 

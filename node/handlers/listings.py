@@ -15,26 +15,13 @@ import trio
 from node.etcd.client import EtcdClient
 from node.etcd.pages import LOOK, Pages, Rows, below, newest_first, values
 from node.model.codec import unpack, wire_process
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.types import SECOND, Closed, Process, Running, State
 from node.processes.queue import Entry
 from node.processes.service import Processes
 from node.rpc import requests as req
 from node.store import keys
 from node.store import processes as store
-
-__all__ = [
-    "MAX_COUNT",
-    "MAX_HISTORY",
-    "is_wanted",
-    "matching",
-    "running",
-    "submitted_since",
-    "to_remove",
-    "waiting",
-    "wanted",
-    "wired",
-]
 
 MAX_COUNT = 100
 # Processes that one look back may give; more is refused.
@@ -71,14 +58,14 @@ async def running(processes: Processes, colony: str) -> Pages[tuple[str, Running
 async def matching(processes: Processes, request: req.GetProcesses, now: int) -> list[str]:
     """Ids of processes in one state, at most as many as asked for; `now` in Unix ns.
 
-    Waiting ones by priority, running ones by start, closed ones the newest first. Raises RpcError
-    400 and EtcdError.
+    Waiting ones by priority, running ones by start, closed ones the newest first. Raises Invalid
+    and EtcdError.
     """
     colony, limit = request.colonyname, request.count
     if not 0 <= limit <= MAX_COUNT:
-        raise bad(f"count: between 0 and {MAX_COUNT}")
+        raise Invalid(f"count: between 0 and {MAX_COUNT}")
     if not 0 <= request.state <= State.CANCELLED:
-        raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
+        raise Invalid("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
     if limit == 0:
         return []
     found = list[str]()
@@ -169,7 +156,7 @@ async def wired(
 async def submitted_since(processes: Processes, request: req.GetHistory, now: int) -> Rows:
     """Rows of the processes in one state that were submitted in the last seconds, oldest first.
 
-    They may be those of one executor. `now` in Unix ns. Raises RpcError 400 for too many of them,
+    They may be those of one executor. `now` in Unix ns. Raises Invalid for too many of them,
     and EtcdError.
     """
     colony, since = request.colonyname, now - request.seconds * SECOND
@@ -203,7 +190,7 @@ async def submitted_since(processes: Processes, request: req.GetHistory, now: in
 
 def _demand_few(count: int) -> None:
     if count > MAX_HISTORY:
-        raise bad(
+        raise Invalid(
             f"seconds: more than {MAX_HISTORY} processes in this state since then; ask for fewer"
             " seconds, or for one executor"
         )

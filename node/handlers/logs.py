@@ -9,7 +9,7 @@ import msgspec
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
 from node.handlers.processes import locate
-from node.model.errors import bad, denied, missing
+from node.model.errors import Denied, Invalid, NotFound
 from node.model.types import DAY, Int64, Log
 from node.processes import logs
 from node.processes.service import require_assigned
@@ -40,7 +40,7 @@ calls: Calls[Node] = Calls("Logs")
 
 
 async def rows(node: Node, prefix: str, request: req.GetLogs) -> Rows:
-    some, now = False, node.now()
+    some, now = False, node.clock.now()
     count, since, latest = request.count, request.since, request.latest
     lines = logs.lines(node.client, prefix, count, since=since, now=now, latest=latest)
     async with aclosing(lines) as pages:
@@ -53,7 +53,7 @@ async def rows(node: Node, prefix: str, request: req.GetLogs) -> Rows:
     if request.executorname:
         node.members.executor(request.colonyname, request.executorname)
     elif await node.processes.load(request.colonyname, request.processid) is None:
-        raise missing(f"processid: no process {request.processid[:80]!r} in the colony")
+        raise NotFound(f"processid: no process {request.processid[:80]!r} in the colony")
 
 
 @calls.row("addlogmsg", req.AddLog, Who.SIGNED, rights=ASSIGNED, once=Once.TOGETHER)
@@ -63,7 +63,7 @@ async def add(node: Node, caller: Caller, request: req.AddLog) -> None:
     require_assigned(process, caller.id)
     executor = node.directory.executor_of(process.colonyname, caller.id)
     if executor is None:
-        raise denied("only the assigned executor may log")
+        raise Denied("only the assigned executor may log")
     node.processes.quotas.count_line(process.processid)
     await logs.write(
         node.client,
@@ -72,7 +72,7 @@ async def add(node: Node, caller: Caller, request: req.AddLog) -> None:
             process.colonyname,
             executor.executorname,
             request.message,
-            node.tick(),
+            node.clock.tick(),
         ),
     )
     if process.origin:
@@ -83,9 +83,9 @@ async def add(node: Node, caller: Caller, request: req.AddLog) -> None:
 async def add_executor(node: Node, caller: Caller, request: req.AddExecutorLog) -> None:
     """Log a line about oneself, as an executor."""
     if caller.executor.executorname != request.executorname:
-        raise denied("executorname: an executor may log for itself only")
+        raise Denied("executorname: an executor may log for itself only")
     name, message = request.executorname, request.message
-    line = Log("", request.colonyname, name, message, node.tick())
+    line = Log("", request.colonyname, name, message, node.clock.tick())
     await logs.write(node.client, line)
 
 
@@ -93,13 +93,13 @@ async def add_executor(node: Node, caller: Caller, request: req.AddExecutorLog) 
 async def get(node: Node, caller: Caller, request: req.GetLogs) -> Rows:
     """Lines of a process or an executor, oldest first."""
     if not 0 <= request.count <= MAX_COUNT:
-        raise denied(f"count: between 0 and {MAX_COUNT}")
+        raise Denied(f"count: between 0 and {MAX_COUNT}")
     if request.executorname:
         prefix = keys.executor_logs(request.colonyname, request.executorname)
     elif request.processid and "/" not in request.processid:
         prefix = keys.process_logs(request.colonyname, request.processid)
     else:
-        raise missing("processid or executorname: one is needed")
+        raise NotFound("processid or executorname: one is needed")
     return rows(node, prefix, request)
 
 
@@ -109,12 +109,12 @@ async def get(node: Node, caller: Caller, request: req.GetLogs) -> Rows:
 async def search(node: Node, caller: Caller, request: SearchLogs) -> list[Log]:
     """Lines that contain a text."""
     if not 0 <= request.count <= MAX_FOUND:
-        raise bad(f"count: between 0 and {MAX_FOUND}")
+        raise Invalid(f"count: between 0 and {MAX_FOUND}")
     if not 0 <= request.days <= MAX_DAYS:
-        raise bad(f"days: between 0 and {MAX_DAYS}")
+        raise Invalid(f"days: between 0 and {MAX_DAYS}")
     if request.count == 0 or request.days == 0:
         return []
-    until = node.tick()
+    until = node.clock.tick()
     since = until - request.days * DAY
     colony, text = request.colonyname, request.text
     return await logs.search(node.client, colony, text, request.count, since=since, until=until)

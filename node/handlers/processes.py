@@ -12,11 +12,10 @@ from node.etcd.txn import Put, Txn
 from node.handlers import listings
 from node.http.delivery import carry
 from node.model.codec import pack, unpack, wire_attribute, wire_process
-from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError, TooMany
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import Attribute, Process, State
 from node.processes.queue import Candidate
-from node.processes.quotas import TooMany
 from node.processes.spec import attribute_id, build_process, id_for
 from node.rpc import requests as req
 from node.rpc.calls import ASSIGNED, MINE, Caller, Calls, Who, every, many
@@ -38,7 +37,7 @@ calls: Calls[Node] = Calls("Processes")
 async def submitted(node: Node, caller: Caller, request: req.Submit, place: str) -> dict[str, Any]:
     found = await node.client.get(place)
     if found is None:
-        raise missing("nonce: the process that this request submitted was removed")
+        raise NotFound("nonce: the process that this request submitted was removed")
     return wire_process(unpack(found.value, Process))
 
 
@@ -66,18 +65,18 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
         name = spec.conditions.colonyname[:80]
         if member is not None:
             if several := node.processes.hooks.ambiguity(spec.conditions.colonyname):
-                raise conflict(f"spec.conditions.colonyname: {several}")
-            raise missing(
+                raise Conflict(f"spec.conditions.colonyname: {several}")
+            raise NotFound(
                 f"spec.conditions.colonyname: {name!r} is neither here nor a trusted peer"
             )
-        raise denied(f"colony {name!r}: only its members may submit")
+        raise Denied(f"colony {name!r}: only its members may submit")
     process = build_process(
         spec,
         processid=id_for(caller.id, caller.nonce),
         initiatorid=caller.id,
         initiatorname=name_of(member),
         colonyname=colony,
-        now=node.now(),
+        now=node.clock.now(),
         peer=peer,
         nonce=hashlib.sha256(caller.submission).hexdigest() if caller.nonce else "",
     )
@@ -96,7 +95,7 @@ async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[s
         finally:
             quotas.end(colony, name)
     if stored.nonce != process.nonce:
-        raise denied("nonce: used already for another submission")
+        raise Denied("nonce: used already for another submission")
     return wire_process(stored)
 
 
@@ -107,10 +106,10 @@ async def assigned(node: Node, caller: Caller, request: req.Assign, place: str) 
         process is None
         or process.state != State.RUNNING
         or process.assignedexecutorid != caller.id
-        or node.processes.handout.doubts(process.processid)
+        or node.handout.doubts(process.processid)
     ):
-        raise missing("nonce: the process that this request was given is not the caller's now")
-    carry(node.processes.handout.deliver(process))
+        raise NotFound("nonce: the process that this request was given is not the caller's now")
+    carry(node.handout.deliver(process))
     return wire_process(process)
 
 
@@ -129,13 +128,13 @@ async def assigned(node: Node, caller: Caller, request: req.Assign, place: str) 
 async def assign(node: Node, caller: Caller, request: req.Assign) -> dict[str, Any]:
     """Take the next process, waiting for one."""
     if request.timeout == 0:
-        raise bad("timeout: seconds to wait, or a negative number for none; 0 is neither")
+        raise Invalid("timeout: seconds to wait, or a negative number for none; 0 is neither")
     executor = caller.executor
     try:
         cpu = parse_cpu(request.availablecpu) if request.availablecpu else None
         mem = parse_memory(request.availablemem) if request.availablemem else None
     except ValueError as error:
-        raise bad(f"availablecpu, availablemem: {error}") from None
+        raise Invalid(f"availablecpu, availablemem: {error}") from None
     candidate = Candidate(
         request.colonyname,
         executor.executortype,
@@ -148,8 +147,8 @@ async def assign(node: Node, caller: Caller, request: req.Assign) -> dict[str, A
     with aside():
         await node.members.heard_from(executor)
     timeout = min(request.timeout, LONGEST if caller.nonce else MAX_POLL)
-    process = await node.processes.handout.assign(candidate, executor, timeout)
-    carry(node.processes.handout.deliver(process))
+    process = await node.handout.assign(candidate, executor, timeout)
+    carry(node.handout.deliver(process))
     return wire_process(process)
 
 
@@ -158,16 +157,14 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
     """A process by id."""
     try:
         return wire_process(await locate(node, caller, request.processid))
-    except RpcError as error:
-        if error.status != 404 or "/" in request.processid:
+    except NotFound:
+        if "/" in request.processid:
             raise
-        unknown = error
 
     async def look(colony: str) -> Process | None:
         return await node.past.find(colony, request.processid)
 
-    if (found := await node.directory.seek(caller.id, look)) is None:
-        raise unknown
+    found = await node.directory.seek(caller.id, look, "processid", request.processid)
     return wire_process(found)
 
 
@@ -180,7 +177,7 @@ async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Row
 @calls.row("getprocesshistmsg", req.GetHistory, Who.MEMBER, reply="Process[]", heavy=every)
 async def history(node: Node, caller: Caller, request: req.GetHistory) -> Rows:
     """Processes of the last seconds in one state."""
-    return await listings.submitted_since(node.processes, request, node.now())
+    return await listings.submitted_since(node.processes, request, node.clock.now())
 
 
 @calls.row(
@@ -204,17 +201,15 @@ async def set_output(node: Node, caller: Caller, request: req.Output) -> None:
 )
 async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
     """Report success, with the output."""
-    colony = await colony_of(node, caller, request.processid)
     # Without a new output the one that was set before the close stays.
-    process = await node.processes.close(
-        colony,
+    await _close(
+        node,
+        caller,
         request.processid,
-        caller.id,
         State.SUCCESSFUL,
         output=request.out or None,
         ended=lambda process: node.count_function(process, caller.id),
     )
-    await node.settle(process)
 
 
 @calls.row(
@@ -227,11 +222,12 @@ async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
 )
 async def close_failed(node: Node, caller: Caller, request: req.CloseFailed) -> None:
     """Report failure, with errors."""
-    colony = await colony_of(node, caller, request.processid)
-    process = await node.processes.close(
-        colony, request.processid, caller.id, State.FAILED, errors=request.errors
-    )
-    await node.settle(process)
+    await _close(node, caller, request.processid, State.FAILED, errors=request.errors)
+
+
+async def _close(node: Node, caller: Caller, processid: str, state: State, **result: Any) -> None:
+    colony = await colony_of(node, caller, processid)
+    await node.settle(await node.processes.close(colony, processid, caller.id, state, **result))
 
 
 @calls.row("cancelprocessmsg", req.ProcessById, Who.SIGNED, rights=MINE, need=Need.FREES)
@@ -258,14 +254,14 @@ async def remove_all(node: Node, caller: Caller, request: req.RemoveAll) -> None
 async def pause(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
     """Hand out no more work."""
     await node.client.commit(Txn([], [Put(keys.paused(request.colonyname), pack(True))]))
-    node.processes.handout.paused.add(request.colonyname)
+    node.handout.paused.add(request.colonyname)
 
 
 @calls.row("resumeassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
 async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
     """Hand out work again."""
     await node.client.delete(keys.paused(request.colonyname))
-    node.processes.handout.resume(request.colonyname)
+    node.handout.resume(request.colonyname)
 
 
 @calls.row(
@@ -278,7 +274,7 @@ async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
 async def pause_status(node: Node, caller: Caller, request: req.ColonyOnly) -> dict[str, Any]:
     """Whether work is handed out; answers as pausestatusreplymsg."""
     name = request.colonyname
-    paused = name in node.processes.handout.paused
+    paused = name in node.handout.paused
     return {"colonyname": name, "ispaused": paused, "msgtype": "pausestatusreplymsg"}
 
 
@@ -310,12 +306,12 @@ async def get_attribute(node: Node, caller: Caller, request: req.AttributeById) 
         for attribute in known[0].attributes:
             if attribute.attributeid == request.attributeid:
                 return wire_attribute(attribute, known[0].state)
-    raise missing("attributeid: no attribute of the caller's colonies has this id")
+    raise NotFound("attributeid: no attribute of the caller's colonies has this id")
 
 
 async def colony_of(node: Node, caller: Caller, processid: str) -> str:
-    """The colony of a process that the caller may see. Raises RpcError 403 or 404."""
-    node.processes.handout.heard(processid, caller.id)
+    """The colony of a process that the caller may see. Raises Denied or NotFound."""
+    node.handout.heard(processid, caller.id)
     colonies = node.directory.colonies_of(caller.id)
     if len(colonies) == 1:
         return colonies[0]
@@ -328,25 +324,22 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
     async def look(colony: str) -> tuple[Process, int] | None:
         return await node.processes.load(colony, processid) if "/" not in processid else None
 
-    node.processes.handout.heard(processid, caller.id)
-    known = await node.directory.seek(caller.id, look)
-    if known is not None:
-        return known[0]
-    raise missing(f"processid: no process {processid[:80]!r} in the caller's colonies")
+    node.handout.heard(processid, caller.id)
+    return (await node.directory.seek(caller.id, look, "processid", processid))[0]
 
 
 def require_member(node: Node, colony: str, name: str) -> None:
-    """Raise RpcError 400 unless a user or an executor has this name, or it is that of a colony."""
+    """Raise Invalid unless a user or an executor has this name, or it is that of a colony."""
     roster = node.directory.roster(colony)
     if not (name in roster.users or name in roster.executors or name.startswith("colony/")):
-        raise bad(f"initiator: no user or executor of the colony has the name {name[:80]!r}")
+        raise Invalid(f"initiator: no user or executor of the colony has the name {name[:80]!r}")
 
 
 async def list_processes(node: Node, request: req.GetProcesses) -> Rows:
     """Processes in one state, or the nodes of a workflow: pycolonies asks so, upstream refuses."""
     colony, state = request.colonyname, request.state
     if not request.processgraphid:
-        found = await listings.matching(node.processes, request, node.now())
+        found = await listings.matching(node.processes, request, node.clock.now())
         # What a member that is gone submitted can still be listed.
         if not found and request.initiator:
             require_member(node, colony, request.initiator)
@@ -364,21 +357,21 @@ async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
     async with aclosing(pages) as found:
         async for page in found:
             for row in page:
-                node.processes.handout.heard(row["processid"], caller.id)
+                node.handout.heard(row["processid"], caller.id)
             yield page
 
 
 async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
     """Remove all processes of a colony in one state; -1 means every state, running ones too.
 
-    One that is gone or in another state by then is passed over. Raises RpcError 409 when some had
+    One that is gone or in another state by then is passed over. Raises Conflict when some had
     to stay, once the others are removed.
     """
     if request.state not in (-1, 0, 2, 3, 4):
-        raise bad("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
+        raise Invalid("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
     colony = request.colonyname
     refusal: RpcError | None = None
-    found = listings.to_remove(node.processes, colony, request.state, node.now())
+    found = listings.to_remove(node.processes, colony, request.state, node.clock.now())
     async with aclosing(found) as pages:
         async for page in pages:
             for processid in page:
@@ -393,7 +386,7 @@ async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
 async def _remove_in_state(node: Node, colony: str, processid: str, state: int) -> None:
     """Remove a process while it is in a state (-1: any); nothing is done when it is not.
 
-    One that runs is cancelled first. Raises RpcError 409 when it has to stay.
+    One that runs is cancelled first. Raises Conflict when it has to stay.
     """
     processes = node.processes
     for _ in range(_TRIES):
@@ -404,16 +397,15 @@ async def _remove_in_state(node: Node, colony: str, processid: str, state: int) 
         if process.state == State.RUNNING or (process.peer and not process.closed):
             try:
                 await processes.cancel(colony, processid)
-            except RpcError as error:
-                if error.status not in (400, 404):
-                    raise
+            except (Invalid, NotFound):
+                pass  # ended by itself, or gone: look again
             else:
                 state = -1  # cancelled by us, whatever it was before
             continue
         if reason := processes.hooks.removable(process):
-            raise conflict(reason)
+            raise Conflict(reason)
         # Not `processes.remove`: that would take one along that ended since it was looked at.
         if (await node.client.commit(store.remove(process, revision))).succeeded:
             processes.forget(processid)
             return
-    raise conflict(f"process {processid} changes too fast; try again")
+    raise Conflict(f"process {processid} changes too fast; try again")

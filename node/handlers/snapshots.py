@@ -14,7 +14,7 @@ from node.etcd.pressure import Need
 from node.files.catalog import snapshot_ids
 from node.files.labels import normalise_label
 from node.model.codec import wire_time
-from node.model.errors import bad, missing
+from node.model.errors import Invalid, NotFound
 from node.processes.spec import id_for
 from node.rpc.calls import Caller, Calls, Who, every
 from node.rpc.replay import Once
@@ -45,7 +45,7 @@ async def find(node: Node, request: OneSnapshot) -> Snapshot | None:
         return await node.files.snapshot(request.colonyname, request.snapshotid)
     if request.name:
         return await node.files.snapshot_named(request.colonyname, request.name)
-    raise bad("snapshotid, name: one is needed")
+    raise Invalid("snapshotid, name: one is needed")
 
 
 async def created(
@@ -53,7 +53,7 @@ async def created(
 ) -> dict[str, Any]:
     found = await node.files.snapshot(request.colonyname, id_for(caller.id, caller.nonce))
     if found is None:
-        raise missing("nonce: the snapshot that this request made was removed")
+        raise NotFound("nonce: the snapshot that this request made was removed")
     return _wire(found)
 
 
@@ -69,7 +69,7 @@ async def create(node: Node, caller: Caller, request: CreateSnapshot) -> dict[st
     """Note which files are under a label now."""
     name, snapshotid = request.name, ""
     if not 0 < len(name) <= MAX_NAME or "/" in name or not name.isprintable():
-        raise bad(f"name: 1 to {MAX_NAME} characters, no '/' and no control characters")
+        raise Invalid(f"name: 1 to {MAX_NAME} characters, no '/' and no control characters")
     if caller.nonce:
         # A repeat of the same request, after a lost reply, gives the first one's snapshot.
         snapshotid = id_for(caller.id, caller.nonce)
@@ -82,7 +82,7 @@ async def get(node: Node, caller: Caller, request: OneSnapshot) -> dict[str, Any
     """A snapshot by id or name."""
     found = await find(node, request)
     if found is None:
-        raise missing("snapshotid, name: no such snapshot in this colony")
+        raise NotFound("snapshotid, name: no such snapshot in this colony")
     return _wire(found)
 
 

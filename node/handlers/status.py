@@ -10,7 +10,7 @@ from node.etcd.pressure import Need
 from node.handlers.colonies import statistics
 from node.handlers.processes import locate
 from node.http.listeners import ANYWHERE
-from node.model.errors import denied
+from node.model.errors import Denied
 from node.model.types import SECOND, Process, State
 from node.processes.eligibility import Bench, stuck
 from node.rpc import requests as req
@@ -46,19 +46,19 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
     colony = node.directory.colony(node.home)
     owner = colony is not None and colony.colonyid == caller.id
     if not owner and node.directory.member(node.home, caller.id) is None:
-        raise denied("only members and the owner of the home colony may ask for its state")
+        raise Denied("only members and the owner of the home colony may ask for its state")
     etcd, pressure = await node.client.status(), node.client.pressure
     counts = await statistics(node, node.home)
     nobody = await nobody_takes(node)
     executors = node.directory.roster(node.home).executors.values()
-    silent = node.processes.handout.silent(node.home, {each.executorid for each in executors})
+    silent = node.handout.silent(node.home, {each.executorid for each in executors})
     states = ("waiting", "running", "successful", "failed", "cancelled")
     return {
         "version": VERSION,
         "colonyid": colony.colonyid if colony else "",
         "colonyname": node.home,
-        "uptime": (node.processes.clock.steady() - node.begun) / 1e9,
-        "rpcport": node.rpc_port,
+        "uptime": (node.clock.steady() - node.begun) / 1e9,
+        "rpcport": node.serving.port,
         "etcd": {
             "version": etcd.version,
             "dbsize": etcd.db_size,
@@ -71,10 +71,10 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
         },
         "clock": node.retiming.view(),
         "processes": {state: counts[f"{state}processes"] for state in states},
-        "paused": node.home in node.processes.handout.paused,
+        "paused": node.home in node.handout.paused,
         "stuck": nobody,
         "silent": {"count": len(silent), "processids": silent[:_SILENT]},
-        **node.extra_status(),
+        **node.serving.status(),
     }
 
 
@@ -125,12 +125,12 @@ def standing_of(node: Node, process: Process) -> dict[str, Any]:
     why, next_step = bench.trouble(kind, entry.waiting)
     if why and (route := processes.hooks.may_leave(process)):
         return base | {"route": route}
-    able, asking = bench.able(kind, entry.waiting), processes.handout.asking(entry)
-    if asking and not processes.handout.suits(entry):
+    able, asking = bench.able(kind, entry.waiting), node.handout.asking(entry)
+    if asking and not node.handout.suits(entry):
         why = f"{asking} executors ask for work, and none has the CPU or memory it wants"
         next_step = "`colony process show` tells what it wants"
     return base | {
-        "paused": colony in processes.handout.paused,
+        "paused": colony in node.handout.paused,
         "why": why,
         "next": next_step,
         "ahead": processes.queue.ahead(entry),
@@ -146,8 +146,8 @@ def this_node(node: Node) -> dict[str, Any]:
     The embedded store has no ports, and nothing is relayed from daemon to daemon.
     """
     hostname = socket.gethostname()
-    everywhere = node.rpc_host in (*ANYWHERE, "0.0.0.0", "::")
-    endpoint = node.etcd_endpoint
+    everywhere = node.serving.host in (*ANYWHERE, "0.0.0.0", "::")
+    endpoint = node.serving.store
     store = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
     try:
         port = store.port or 0
@@ -155,11 +155,11 @@ def this_node(node: Node) -> dict[str, Any]:
         port = 0
     return {
         "name": hostname,
-        "host": hostname if everywhere else node.rpc_host,
+        "host": hostname if everywhere else node.serving.host,
         "port": port,
         "peerport": 0,
         "relayport": 0,
-        "apiport": node.rpc_port,
+        "apiport": node.serving.port,
     }
 
 
@@ -170,7 +170,7 @@ clock_calls: Calls[Node] = Calls("Ours", home=lambda node: node.home)
 @clock_calls.row("getclockmsg", req.Empty, Who.OWNER, reply="{clock, latest, behind}")
 async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
     """The daemon's clock, and the latest time that it remembers."""
-    return await _clock_view(node, Replays(node.client, node.now))
+    return await _clock_view(node, Replays(node.client, node.clock.now))
 
 
 @clock_calls.row(
@@ -183,12 +183,12 @@ async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str,
 )
 async def reset_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
     """Forget a later time than the clock's, by which requests are judged."""
-    replays = Replays(node.client, node.now)
+    replays = Replays(node.client, node.clock.now)
     before = (await _clock_view(node, replays))["latest"]
     await replays.forget()
     return await _clock_view(node, replays) | {"before": before}
 
 
 async def _clock_view(node: Node, replays: Replays) -> dict[str, int]:
-    clock, latest = round(node.now() / SECOND), await replays.latest()
+    clock, latest = round(node.clock.now() / SECOND), await replays.latest()
     return {"clock": clock, "latest": max(clock, latest), "behind": max(0, latest - clock)}

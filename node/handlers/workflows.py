@@ -14,7 +14,7 @@ from node.etcd.pages import Pages, Rows
 from node.etcd.pressure import Need
 from node.host.offload import NODE, apart
 from node.model.codec import wire_graph, wire_process
-from node.model.errors import RpcError, bad, denied, missing
+from node.model.errors import Denied, Invalid, NotFound, RpcError
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
 from node.processes.spec import id_for
 from node.rpc.calls import MANY_TOKENS, MINE, Caller, Calls, Who, many
@@ -84,7 +84,7 @@ async def submitted(
     graphid = id_for(caller.id, caller.nonce)
     graph = await node.workflows.load(request.spec.colonyname, graphid)
     if graph is None:
-        raise missing("nonce: the workflow that this request submitted was removed")
+        raise NotFound("nonce: the workflow that this request submitted was removed")
     return wire_graph(graph)
 
 
@@ -116,7 +116,7 @@ async def submit(node: Node, caller: Caller, request: SubmitWorkflow) -> dict[st
         nonce=nonce,
     )
     if graph.nonce != nonce:
-        raise denied("nonce: used already for another submission")
+        raise Denied("nonce: used already for another submission")
     return wire_graph(graph)
 
 
@@ -132,9 +132,9 @@ async def get(node: Node, caller: Caller, request: GraphById) -> msgspec.Raw:
 async def get_many(node: Node, caller: Caller, request: GetGraphs) -> Rows | list[Any]:
     """Workflows in one state, newest first."""
     if not 0 <= request.count <= MAX_COUNT:
-        raise bad(f"count: between 0 and {MAX_COUNT}")
+        raise Invalid(f"count: between 0 and {MAX_COUNT}")
     if not 0 <= request.state <= State.CANCELLED:
-        raise bad("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
+        raise Invalid("state: 0 waiting, 1 running, 2 successful, 3 failed or 4 cancelled")
     if request.count == 0:
         return []
     return rows(node.workflows.listing(request.colonyname, request.state, request.count))
@@ -147,7 +147,7 @@ async def add_child(node: Node, caller: Caller, request: AddChild) -> dict[str, 
     """Add a node to a running workflow."""
     graph = await locate_graph(node, caller, request.processgraphid)
     if "/" in request.parentprocessid:
-        raise missing("parentprocessid: no node of this workflow")
+        raise NotFound("parentprocessid: no node of this workflow")
     wanted = Wanted(
         request.parentprocessid,
         request.childprocessid,
@@ -182,11 +182,11 @@ async def remove_all(node: Node, caller: Caller, request: RemoveGraphs) -> None:
 async def remove_by_state(node: Node, request: RemoveGraphs) -> None:
     """Remove all workflows of a colony in one state; -1 means every state, running ones too.
 
-    One that is gone or in another state by then is passed over. Raises RpcError 400 or 409 when
+    One that is gone or in another state by then is passed over. Raises Invalid or Conflict when
     some had to stay, once the others are removed.
     """
     if request.state not in (-1, 0, 2, 3, 4):
-        raise bad("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
+        raise Invalid("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
     colony, workflows = request.colonyname, node.workflows
     only = State(request.state) if request.state != -1 else None
     refusal: RpcError | None = None
@@ -195,20 +195,18 @@ async def remove_by_state(node: Node, request: RemoveGraphs) -> None:
             for graphid in page:
                 try:
                     await workflows.remove(colony, graphid, running=only is None, only=only)
+                except NotFound:
+                    continue
                 except RpcError as error:
-                    if error.status != 404:
-                        refusal = refusal or error
+                    refusal = refusal or error
     if refusal is not None:
         raise refusal
 
 
 async def locate_graph(node: Node, caller: Caller, graphid: str) -> Graph:
-    """A graph in one of the caller's colonies. Raises RpcError 403 or 404."""
+    """A graph in one of the caller's colonies. Raises Denied or NotFound."""
 
     async def look(colony: str) -> Graph | None:
         return await node.workflows.load(colony, graphid) if "/" not in graphid else None
 
-    graph = await node.directory.seek(caller.id, look)
-    if graph is not None:
-        return graph
-    raise missing(f"processgraphid: no workflow {graphid[:80]!r} in the caller's colonies")
+    return await node.directory.seek(caller.id, look, "processgraphid", graphid)

@@ -18,16 +18,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-__all__ = [
-    "CERTIFICATE",
-    "TlsError",
-    "fingerprint_of",
-    "make_certificate",
-    "rpc_context",
-    "server_context",
-    "trusting",
-]
-
 CERTIFICATE, KEY = "tls.crt", "tls.key"  # in the home directory
 
 # A host without a clock must not find a certificate "not yet valid"; 9999 means "no end"

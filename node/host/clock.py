@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 
 from node.model.types import DAY, SECOND
-
-__all__ = ["JUMP", "SET", "Clock", "Moment", "boot_id", "jumped", "moment", "place", "steady_ns"]
 
 JUMP = 3.0  # seconds that two clocks may drift apart between two looks
 SET = "clock set"
@@ -77,30 +74,37 @@ def jumped(before: Moment, now: Moment) -> str:
     return ""
 
 
-@dataclass
 class Clock:
-    """The wall clock (`wall`, Unix ns) by the side of a steady one (`steady`, ns).
+    """The wall clock (`now`, Unix ns) by the side of a steady one (`steady`, ns, never set).
 
     `judged` is what the wall clock would show had it not been set since `adopt`. What is judged by
     a stored time is judged by `late`: no step makes anything late before it was dealt with.
-    Where both are the same nothing is ever a step.
+    Without a steady clock nothing is ever a step.
     """
 
-    wall: Callable[[], int]
-    steady: Callable[[], int]
-    offset: int = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, now: Callable[[], int], steady: Callable[[], int] | None = None) -> None:
+        self.now = now
+        self.steady = steady or now
+        self._ticked = 0
         self.adopt()
+
+    def tick(self) -> int:
+        """Return a time in Unix ns that is larger than every one that `tick` returned before."""
+        self._ticked = max(self._ticked + 1, self.now())
+        return self._ticked
 
     def adopt(self) -> None:
         """What the wall clock shows now is the time."""
         self.offset = self._apart()
 
+    def resume(self, wall: int, steady: int) -> None:
+        """Go on from what both showed earlier: a step since then is still to be dealt with."""
+        self.offset = wall - steady
+
     def _apart(self) -> int:
         for _ in range(_READS):
             before = self.steady()
-            wall = self.wall()
+            wall = self.now()
             after = self.steady()
             if after - before < _ATOMIC * SECOND:
                 break
@@ -108,7 +112,7 @@ class Clock:
 
     def step(self) -> int:
         """By how many ns the wall clock was set; 0 for less than a step, which is adopted."""
-        if self.steady is self.wall:
+        if self.steady is self.now:
             return 0
         by = self._apart() - self.offset
         if abs(by) > JUMP * SECOND:
@@ -123,7 +127,7 @@ class Clock:
 
     def late(self) -> int:
         """Unix ns by which deadlines are judged: never ahead of the wall clock, nor of `judged`."""
-        return min(self.wall(), self.judged)
+        return min(self.now(), self.judged)
 
     def due(self, deadline: int, limit: int) -> int:
         """When, by the steady clock, a stored deadline (Unix ns) has come.

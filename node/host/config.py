@@ -17,27 +17,6 @@ import msgspec
 
 from node.host.configfiles import config_files, lay_over
 
-__all__ = [
-    "AUTO",
-    "Config",
-    "ConfigError",
-    "Duration",
-    "EtcdConfig",
-    "FederationConfig",
-    "FilesConfig",
-    "HistoryConfig",
-    "Keep",
-    "LogConfig",
-    "NodeConfig",
-    "PeerConfig",
-    "PolicyConfig",
-    "QuotasConfig",
-    "RouteConfig",
-    "RpcConfig",
-    "Size",
-    "load_config",
-]
-
 _ENV_PREFIX = "COLONYD_"
 _RETENTION = "COLONIES_RETENTION_POLICY"  # upstream's name; seconds
 _REREGISTER = "COLONIES_ALLOW_EXECUTOR_REREGISTER"  # upstream's name

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["config_files", "lay_over"]
-
 _STATE, _CONFIGURATION = Path("/var/lib"), Path("/etc")
 
 

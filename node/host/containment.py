@@ -15,8 +15,6 @@ import trio
 
 from node.host.log import get_logger
 
-__all__ = ["contained", "keep_going"]
-
 _PAUSE = (1.0, 60.0)  # seconds until a failed task is started again; doubles
 _STABLE = 60.0  # seconds after which the failures before do not count any more
 _ADVICE = "the daemon goes on; if it comes again, report it with this traceback"

@@ -14,8 +14,6 @@ from typing import Any
 
 import trio
 
-__all__ = ["Turns"]
-
 Party = tuple[str, ...]
 
 

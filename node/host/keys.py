@@ -16,18 +16,6 @@ from coincurve.ecdsa import cdata_to_der, deserialize_compact
 # Half of the group order of secp256k1 (SEC 2, section 2.4.1): a larger s is the malleable twin.
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
-__all__ = [
-    "IdentityError",
-    "PrivateKey",
-    "id_of",
-    "read_key",
-    "recover_id",
-    "recover_payload",
-    "sign_payload",
-    "verify_es256k",
-    "write_key",
-]
-
 
 class IdentityError(ValueError):
     """A key, id or signature that is malformed; the message never contains secret bytes."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -18,14 +19,37 @@ from node.host.home import HomeError
 from node.host.log import get_logger
 from node.model.ids import NAME
 
-__all__ = ["FILE", "Listening", "announce", "read_listening", "url_of", "withdraw", "withdrawn"]
-
 FILE = "listening.json"
 _LONGEST = 65_536  # bytes of the file that are read
 
 Address = Annotated[str, msgspec.Meta(pattern=r"^.+:[0-9]{1,5}\Z", max_length=300)]
 
 log = get_logger("listening")
+
+
+@dataclass
+class Serving:
+    """Where a daemon serves RPC (`host` as configured), and where its store is if not its own.
+
+    The parts of a node hold it before a port is open (it is 0 until then) and an extension runs.
+    """
+
+    host: str = ""
+    store: str = ""
+    port: int = 0
+    _extension: Callable[[], dict[str, Any]] | None = None
+
+    def opened(self, port: int) -> None:
+        """Note the port, once it is open."""
+        self.port = port
+
+    def extended(self, status: Callable[[], dict[str, Any]]) -> None:
+        """Note what tells of the extension, once it runs."""
+        self._extension = status
+
+    def status(self) -> dict[str, Any]:
+        """Return what the extension tells of itself, by name; {} without one."""
+        return self._extension() if self._extension is not None else {}
 
 
 class Listening(msgspec.Struct, frozen=True):

@@ -13,8 +13,6 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
-__all__ = ["Logger", "configure_logging", "get_logger", "under_journal"]
-
 _ROOT = "colonyd"
 _LONGEST_VALUE = 2048  # characters; a remote party must not be able to fill the disk with one line
 _SECRET_WORDS = ("secret", "password", "passwd", "token", "private", "prvkey", "credential")

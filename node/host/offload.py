@@ -11,8 +11,6 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-__all__ = ["NODE", "apart"]
-
 _SMALL = 32_768  # bytes that are worked on at once: about a millisecond
 NODE = 100  # bytes that a node of a workflow counts as
 

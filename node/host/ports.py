@@ -14,8 +14,6 @@ from pathlib import Path
 from node.host.home import user_name
 from node.host.listening import read_listening
 
-__all__ = ["Holder", "holder_of"]
-
 _LISTEN = "0A"  # TCP_LISTEN, in /proc/net/tcp
 _UNMAPPED = 65534  # what the kernel shows for users outside of our user namespace (PrivateUsers=)
 

@@ -14,8 +14,6 @@ import trio
 
 from node.host.log import get_logger
 
-__all__ = ["Notifier", "watchdog"]
-
 log = get_logger("notify")
 
 _STORE_PATIENCE = 8  # pings' intervals: four times what the manager waits for

@@ -15,8 +15,6 @@ from typing import Any, cast
 import httpx
 import msgspec
 
-__all__ = ["Reply", "TooLong", "ask", "http_client", "read_body", "reason_of"]
-
 
 def reason_of(error: BaseException) -> str:
     """Return why a connection failed, as the system says it, else what the error says.

@@ -22,8 +22,6 @@ from node.http.fastpath import parse_plain
 from node.http.message import Handler, Request, Response, head
 from node.http.pool import Places, source_of
 
-__all__ = ["Connection", "Limits", "Roster"]
-
 log = get_logger("http")
 
 _CHUNK = 65_536  # bytes asked of the kernel at a time

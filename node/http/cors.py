@@ -9,8 +9,6 @@ import msgspec
 
 from node.http.message import Request, Response
 
-__all__ = ["preflight", "readable", "shared"]
-
 # "*", because a browser holds nothing that it would add to a stranger page's request: no cookie,
 # no HTTP login and no client certificate count here. All rights hang on a signature, made with a
 # key that the page itself must hold; what is open without one (version, health) is open to anybody.

@@ -16,8 +16,6 @@ from typing import Any, Protocol
 
 import trio
 
-__all__ = ["UNTAKEN", "Deliveries", "Delivery", "carry"]
-
 # Seconds in which an answer that carries something has to be acknowledged by the other side's
 # kernel. A link that is away for longer costs a hand-out that is repeated.
 UNTAKEN = 20

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["parse_plain"]
-
 _HEAD = re.compile(
     rb"(POST|GET) (/[!-~]*) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*\r\n)+)\r\n"
 )

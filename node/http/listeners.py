@@ -17,8 +17,6 @@ import trio
 from node.host.log import get_logger
 from node.host.ports import holder_of
 
-__all__ = ["ANYWHERE", "ListenError", "Listener", "addresses_of", "bound_port", "open_listeners"]
-
 ANYWHERE = ("", "*")  # all addresses, IPv4 and IPv6
 
 _BACKLOG = 65_535  # connections that wait to be accepted; the kernel's own bound is lower

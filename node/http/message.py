@@ -14,8 +14,6 @@ from typing import TypeAlias
 import msgspec
 import trio
 
-__all__ = ["Handler", "Request", "Response", "Upgrade", "head", "plain_error"]
-
 _REASONS = {int(status): status.phrase for status in http.HTTPStatus}
 
 # Takes the stream and the bytes already read past the request; it owns the connection until it

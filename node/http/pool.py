@@ -15,8 +15,6 @@ from node.host.log import get_logger
 if TYPE_CHECKING:
     from node.http.connection import Connection, Limits
 
-__all__ = ["Places", "source_of"]
-
 _FRESH = 3.0  # seconds in which a connection makes room only when there is no place at all
 _MOST_ENDED = 4  # connections that make room for one: what is too many gets less
 

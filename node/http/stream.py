@@ -10,8 +10,6 @@ import socket
 
 import trio
 
-__all__ = ["PromptStream"]
-
 
 class PromptStream(trio.abc.HalfCloseableStream):
     """Takes over the socket of a `trio.SocketStream`; as that, but sending is no checkpoint."""

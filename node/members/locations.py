@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import bad, missing
+from node.model.errors import Invalid, NotFound
 from node.model.ids import new_id
 from node.model.names import check_name
 from node.processes.quotas import Quotas
@@ -40,27 +40,27 @@ class Locations:
         return None if result.succeeded else unpack(result.responses[0][0].value, Location)
 
     async def add(self, location: Location) -> Location:
-        """Raises RpcError 400 for a name that is unusable or taken in the colony."""
+        """Raises Invalid for a name that is unusable or taken in the colony."""
         if await self._create(location) is not None:
-            raise bad(f"location.name: {location.name!r} exists already in this colony")
+            raise Invalid(f"location.name: {location.name!r} exists already in this colony")
         return location
 
     async def ensure(self, colony: str, name: str) -> Location:
-        """The location called `name`, made if it is missing. Raises RpcError 400 for a bad name."""
+        """The location called `name`, made if it is missing. Raises Invalid for a bad name."""
         location = Location(name, colony)
         return await self._create(location) or location
 
     async def get(self, colony: str, name: str) -> Location:
-        """Raises RpcError 404 when there is none."""
+        """Raises NotFound when there is none."""
         found = await self.client.get(store.location(colony, name))
         if found is None:
-            raise missing(f"name: colony {colony} has no location {name[:80]!r}")
+            raise NotFound(f"name: colony {colony} has no location {name[:80]!r}")
         return unpack(found.value, Location)
 
     async def remove(self, colony: str, name: str) -> None:
-        """Raises RpcError 404 when there is none. Executors that name it stay as they are."""
+        """Raises NotFound when there is none. Executors that name it stay as they are."""
         if not await self.client.delete(store.location(colony, name)):
-            raise missing(f"name: colony {colony} has no location {name[:80]!r}")
+            raise NotFound(f"name: colony {colony} has no location {name[:80]!r}")
 
     async def all_of(self, colony: str) -> list[Location]:
         """The locations of a colony, by name."""

@@ -16,8 +16,6 @@ from node.store import crons, generators
 from node.store.crons import Cron
 from node.store.generators import Generator
 
-__all__ = ["TOGETHER", "Handover", "move_all", "prepare"]
-
 # Of one transaction, beside what else it holds: each takes one operation of 128.
 TOGETHER = 25
 _TRIES = 1000

@@ -18,7 +18,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.members import ownership as handover
 from node.model.codec import pack, unpack
-from node.model.errors import bad, conflict, denied, missing
+from node.model.errors import Conflict, Denied, Invalid, NotFound
 from node.model.types import Colony, Executor, ExecutorState, Process, State, User
 from node.processes.service import Processes
 from node.store import keys
@@ -46,37 +46,37 @@ class Identities:
     def present(self, executor: Executor) -> Executor:
         """The executor as it is now, to be asked before work is handed to a poll that waited.
 
-        Raises RpcError 403 when it is no longer approved under this id, 409 while that changes.
+        Raises Denied when it is no longer approved under this id, Conflict while that changes.
         """
         colony, identity = executor.colonyname, executor.executorid
         now_is = self.directory.executor_of(colony, identity)
         if now_is is None or now_is.state != ExecutorState.APPROVED:
-            raise denied("the caller is no longer an approved executor under this id")
+            raise Denied("the caller is no longer an approved executor under this id")
         if (colony, identity) in self._changing:
-            raise conflict("the executor's id is changing; ask again")
+            raise Conflict("the executor's id is changing; ask again")
         return now_is
 
     async def change_user(self, colony: str, old: str, new: str) -> None:
-        """Raises RpcError 400 for a bad id, 403 when no user calls, 409 for an id that is taken."""
+        """Raises Invalid for a bad id, Denied when no user calls, Conflict for a taken id."""
         user = self.directory.user_of(colony, old)
         if user is None:
-            raise denied("only a user may change its user id")
+            raise Denied("only a user may change its user id")
         self._check_free(colony, old, new, "userid")
         key = keys.user(colony, user.name)
         await self._rewrite(key, User, lambda u: u.userid == old, (colony, old, new), userid=new)
 
     async def change_colony(self, colony: str, new: str) -> None:
-        """A hosted colony gets another owner. Raises RpcError 400 or 409."""
+        """A hosted colony gets another owner. Raises Invalid or Conflict."""
         _check_id(new, "colonyid")
         if colony == self.home:
-            raise conflict(
+            raise Conflict(
                 f"colonyname: {colony} is the home colony of this daemon. Its id is what other"
                 " colonies trust, and comes from keys/colony.key, so it can't change here;"
                 " `colony key rotate` gives it a new key, and its peers follow"
             )
         for other in self.directory.rosters.values():
             if other.colony and other.colony.name != colony and other.colony.colonyid == new:
-                raise conflict("colonyid: another colony of this server has it")
+                raise Conflict("colonyid: another colony of this server has it")
         owner = self.directory.colony(colony)
         old = owner.colonyid if owner is not None else ""
         key = keys.colony(colony)
@@ -85,27 +85,27 @@ class Identities:
         )
 
     async def change_server(self, new: str) -> None:
-        """The server gets another owner, also after a restart. Raises RpcError 400 or 409."""
+        """The server gets another owner, also after a restart. Raises Invalid or Conflict."""
         _check_id(new, "serverid")
         old = self.directory.serverid.encode()
         found = await self.client.get(keys.SERVER)
         if found is None or found.value != old:
-            raise conflict("serverid: it changed meanwhile")
+            raise Conflict("serverid: it changed meanwhile")
         txn = Txn([ModRevision(keys.SERVER, found.mod_revision)], [Put(keys.SERVER, new.encode())])
         if not (await self.client.commit(txn)).succeeded:
-            raise conflict("serverid: it changed meanwhile")
+            raise Conflict("serverid: it changed meanwhile")
         self.directory.serverid = new
 
     async def change_executor(self, colony: str, old: str, new: str) -> None:
         """An executor goes on under another id, and so does all that it has.
 
         One transaction, unless the work does not fit in one: then the executor's own record comes
-        last, so that whatever interrupts this, the old key can ask again. Raises RpcError 400 for
-        a bad id, 403 when no executor calls, 409 for an id that is taken.
+        last, so that whatever interrupts this, the old key can ask again. Raises Invalid for
+        a bad id, Denied when no executor calls, Conflict for an id that is taken.
         """
         executor = self.directory.executor_of(colony, old)
         if executor is None:
-            raise denied("only an executor may change its executor id")
+            raise Denied("only an executor may change its executor id")
         self._check_free(colony, old, new, "executorid")
         if old == new:
             return
@@ -115,7 +115,7 @@ class Identities:
                 found = await self.client.get(key)
                 known = unpack(found.value, Executor) if found is not None else None
                 if found is None or known is None or known.executorid != old:
-                    raise conflict("executorid: it changed meanwhile")
+                    raise Conflict("executorid: it changed meanwhile")
                 await self._move_all(colony, old, new, leave=_MOST)
                 data = pack(msgspec.structs.replace(known, executorid=new))
                 timed = await handover.prepare(self.client, colony, old, new)
@@ -129,7 +129,7 @@ class Identities:
                     self.directory.apply(key, data, revision)
                     break
             else:
-                raise conflict("executorid: the executor and its work change too fast; try again")
+                raise Conflict("executorid: the executor and its work change too fast; try again")
             # What was handed out while this ran.
             await self._move_all(colony, old, new, leave=0)
             await handover.move_all(self.client, colony, old, new)
@@ -137,7 +137,7 @@ class Identities:
     @contextmanager
     def _no_new_work(self, colony: str, identity: str) -> Iterator[None]:
         if (colony, identity) in self._changing:
-            raise conflict("executorid: it is changing already")
+            raise Conflict("executorid: it is changing already")
         self._changing.add((colony, identity))
         try:
             yield
@@ -189,7 +189,7 @@ class Identities:
         _check_id(new, field_name)
         taken = self.directory.user_of(colony, new) or self.directory.executor_of(colony, new)
         if taken is not None and old != new:
-            raise conflict(f"{field_name}: another member of this colony has it")
+            raise Conflict(f"{field_name}: another member of this colony has it")
 
     async def _rewrite(
         self,
@@ -206,10 +206,10 @@ class Identities:
         for _ in range(_TRIES):
             found = await self.client.get(key)
             if found is None:
-                raise missing("it was removed meanwhile")
+                raise NotFound("it was removed meanwhile")
             value = unpack(found.value, kind)
             if not still(value):
-                raise conflict("it changed meanwhile")
+                raise Conflict("it changed meanwhile")
             data = pack(msgspec.structs.replace(value, **fields))
             timed = await handover.prepare(self.client, *change)
             txn = Txn(
@@ -222,7 +222,7 @@ class Identities:
                 self.directory.apply(key, data, result.revision)
                 await handover.move_all(self.client, *change)
                 return
-        raise conflict("it changes too fast; try again")
+        raise Conflict("it changes too fast; try again")
 
 
 def _fits(work: list[tuple[Process, int]]) -> bool:
@@ -231,4 +231,4 @@ def _fits(work: list[tuple[Process, int]]) -> bool:
 
 def _check_id(identity: str, field_name: str) -> None:
     if _ID.match(identity) is None:
-        raise bad(f"{field_name}: 64 lower-case hex characters are needed")
+        raise Invalid(f"{field_name}: 64 lower-case hex characters are needed")

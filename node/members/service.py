@@ -16,7 +16,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace
 from node.etcd.txn import Absent, Delete, DeletePrefix, Get, Op, Put, Txn
 from node.model.codec import is_older, pack, unpack
-from node.model.errors import bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound
 from node.model.ids import new_id, valid_name
 from node.model.names import check_id, check_name
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, User
@@ -73,7 +73,7 @@ class Members:
         data = pack(value)
         result = await self.client.commit(Txn([Absent(key)], [Put(key, data)]))
         if not result.succeeded:
-            raise bad(f"{what} exists already")
+            raise Invalid(f"{what} exists already")
         self.directory.apply(key, data, result.revision)
 
     async def _delete(self, key: str) -> None:
@@ -81,9 +81,9 @@ class Members:
         self.directory.apply(key, None, result.revision)
 
     async def add_colony(self, colony: Colony) -> Colony:
-        """Raises RpcError 400 for a bad name or id, or one that is taken."""
+        """Raises Invalid for a bad name or id, or one that is taken."""
         if not valid_name(colony.name):
-            raise bad("colony.name: use letters, digits, '_', '-' and '.'")
+            raise Invalid("colony.name: use letters, digits, '_', '-' and '.'")
         _check_id(colony.colonyid, "colony.colonyid")
         await self._create(keys.colony(colony.name), colony, f"colony {colony.name}")
         return colony
@@ -91,7 +91,7 @@ class Members:
     async def remove_colony(self, name: str) -> None:
         """Remove a colony with its members, processes and logs."""
         if self.directory.colony(name) is None:
-            raise missing(f"colony {name} is not hosted here")
+            raise NotFound(f"colony {name} is not hosted here")
         prefixes = [keys.members(name), keys.processes(name)]
         prefixes += [f"{keys.ROOT}{kind}/{name}/" for kind in _CLASSES]
         # One key, not a class of them: a colony of this name that comes later is not paused.
@@ -107,11 +107,11 @@ class Members:
             self.directory.apply(key, None, result.revision)
 
     async def add_user(self, user: User) -> User:
-        """Raises RpcError 400 for a bad name or id, or one that is taken in the colony."""
+        """Raises Invalid for a bad name or id, or one that is taken in the colony."""
         check_name(user.name, "user.name")
         check_id(user.userid, "user.userid")
         if self.directory.user_of(user.colonyname, user.userid):
-            raise bad("user.userid: another user of this colony has it")
+            raise Invalid("user.userid: another user of this colony has it")
         users = self.directory.roster(user.colonyname).users
         if user.name not in users:
             colony = f"colony {user.colonyname!r}"
@@ -120,33 +120,33 @@ class Members:
         return user
 
     async def remove_user(self, colony: str, name: str) -> None:
-        """Raises RpcError 404 when there is none."""
+        """Raises NotFound when there is none."""
         if name not in self.directory.roster(colony).users:
-            raise missing(f"user {name} is not in colony {colony}")
+            raise NotFound(f"user {name} is not in colony {colony}")
         await self._delete(keys.user(colony, name))
 
     def executor(self, colony: str, name: str) -> Executor:
-        """The executor as last known, with its latest heartbeat. Raises RpcError 404."""
+        """The executor as last known, with its latest heartbeat. Raises NotFound."""
         executor = self.directory.roster(colony).executors.get(name)
         if executor is None:
-            raise missing(f"executor {name} is not in colony {colony}")
+            raise NotFound(f"executor {name} is not in colony {colony}")
         heard = self._heard.get((colony, name), 0)
         if heard > executor.lastheardfromtime:
             executor = msgspec.structs.replace(executor, lastheardfromtime=heard)
         return executor
 
     def check_executor(self, executor: Executor) -> None:
-        """Raise RpcError 400 for a bad name, type or id, or an id that another executor has."""
+        """Raise Invalid for a bad name, type or id, or an id that another executor has."""
         check_name(executor.executorname, "executor.executorname")
         if not executor.executortype or "/" in executor.executortype:
-            raise bad("executor.executortype: a name without '/' is needed")
+            raise Invalid("executor.executortype: a name without '/' is needed")
         check_id(executor.executorid, "executor.executorid")
         twin = self.directory.executor_of(executor.colonyname, executor.executorid)
         if twin is not None and twin.executorname != executor.executorname:
-            raise bad("executor.executorid: another executor of this colony has it")
+            raise Invalid("executor.executorid: another executor of this colony has it")
 
     async def add_executor(self, executor: Executor) -> Executor:
-        """A new executor, pending; an unregistered name may come back. Raises RpcError 400, 409."""
+        """A new executor, pending; an unregistered name may come back. Raises Invalid, Conflict."""
         self.check_executor(executor)
         executors = self.directory.roster(executor.colonyname).executors
         if executor.executorname not in executors:
@@ -156,7 +156,7 @@ class Members:
 
         def added(there: Executor | None) -> Executor:
             if there is not None and there.state != ExecutorState.UNREGISTERED:
-                raise bad(
+                raise Invalid(
                     f"executor {executor.executorname} exists already; remove it first, or set"
                     " rpc.reregister"
                 )
@@ -178,11 +178,11 @@ class Members:
     async def change_executor(
         self, colony: str, name: str, change: Callable[[Executor], Executor]
     ) -> Executor:
-        """Write what `change` makes of the executor as stored. Raises RpcError 404 or 409."""
+        """Write what `change` makes of the executor as stored. Raises NotFound or Conflict."""
 
         def changed(there: Executor | None) -> Executor:
             if there is None:
-                raise missing(f"executor {name} is not in colony {colony}")
+                raise NotFound(f"executor {name} is not in colony {colony}")
             return change(there)
 
         return await self._update(colony, name, changed)
@@ -191,12 +191,12 @@ class Members:
         """Approve, reject or unregister; an unregistered executor must be added anew.
 
         To unregister it again is fine: what goes with it is not of one transaction, so a first
-        attempt may have been cut off. Raises RpcError 400, 404 or 409.
+        attempt may have been cut off. Raises Invalid, NotFound or Conflict.
         """
 
         def change(executor: Executor) -> Executor:
             if executor.state == ExecutorState.UNREGISTERED != state:
-                raise bad(f"executor {name} is unregistered; add it again")
+                raise Invalid(f"executor {name} is unregistered; add it again")
             return msgspec.structs.replace(executor, state=state)
 
         executor = await self.change_executor(colony, name, change)
@@ -255,7 +255,7 @@ class Members:
         """Make the home colony and its first members if missing; returns the server's id.
 
         An executor is one that the SDKs' variables name: approved, so that it can work at once.
-        Raises RpcError 409 when the store holds that colony under another key, SchemaError when a
+        Raises Conflict when the store holds that colony under another key, SchemaError when a
         later colonyd wrote there.
         """
         # Read first: etcd refuses whatever could write when it is full, also where it would not.
@@ -264,7 +264,7 @@ class Members:
         found = await self._found_or_put(key, pack(colony))
         there = unpack(found, Colony)
         if there.colonyid != colony.colonyid:
-            raise conflict(f"colony {colony.name} in this store belongs to another key")
+            raise Conflict(f"colony {colony.name} in this store belongs to another key")
         if is_older(found):
             # Each daemon reads it first: one of an earlier version then refuses to start, instead
             # of failing at what it cannot read.
@@ -288,4 +288,4 @@ class Members:
 
 def _check_id(identity: str, field_name: str) -> None:
     if len(identity) != 64 or not all(c in "0123456789abcdef" for c in identity):
-        raise bad(f"{field_name}: 64 lower-case hex characters are needed")
+        raise Invalid(f"{field_name}: 64 lower-case hex characters are needed")

@@ -1,35 +1,75 @@
-"""The error that a caller of the node sees: a status and a message that says what to do.
+"""What the node tells a caller instead of a result: one class for each meaning.
 
-Errors of the store have their own classes in `etcd.errors`.
+Code below the edges catches classes; the edges alone (`node.rpc`, `node.daemon`, the federation's
+server) read the HTTP status that a class suggests. Errors of the store are in `etcd.errors`.
 """
 
 from __future__ import annotations
 
 
 class RpcError(Exception):
-    """Refusal of a request. `status` is the HTTP status of the reply (400, 403, 404, ...)."""
+    """Refusal of a request: `message` says what is wrong, `status` is a hint for HTTP."""
 
-    def __init__(self, status: int, message: str) -> None:
+    status = 500
+
+    def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.status = status
         self.message = message
 
 
-def bad(message: str) -> RpcError:
-    """The request can't be understood or makes no sense (400)."""
-    return RpcError(400, message)
+class Invalid(RpcError):
+    """The request can't be understood, or makes no sense as things are."""
+
+    status = 400
 
 
-def denied(message: str) -> RpcError:
-    """The caller has no right to this (403)."""
-    return RpcError(403, message)
+class Denied(RpcError):
+    """The caller has no right to this."""
+
+    status = 403
 
 
-def missing(message: str) -> RpcError:
-    """What the request names is not here (404)."""
-    return RpcError(404, message)
+class NotFound(RpcError):
+    """What the request names is not here."""
+
+    status = 404
 
 
-def conflict(message: str) -> RpcError:
-    """The state of things forbids this now (409)."""
-    return RpcError(409, message)
+class TimedOut(RpcError):
+    """Nothing came in the time that the request gave."""
+
+    status = 408
+
+
+class Conflict(RpcError):
+    """The state of things forbids this now."""
+
+    status = 409
+
+
+class TooLarge(RpcError):
+    """The request has more bytes than such a request may."""
+
+    status = 413
+
+
+class TooMany(RpcError):
+    """A quota or another limit is reached; nothing was changed."""
+
+    status = 429
+
+
+class Unavailable(RpcError):
+    """This daemon can't do it now, through no fault of the caller's: try again later."""
+
+    status = 503
+
+
+_KINDS = (Invalid, Denied, NotFound, TimedOut, Conflict, TooLarge, TooMany, Unavailable)
+
+
+def of_status(status: int, message: str) -> RpcError:
+    """Return the error that a reply told of with this HTTP status."""
+    error = next((kind for kind in _KINDS if kind.status == status), RpcError)(message)
+    error.status = status
+    return error

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 
-__all__ = ["MAX_SECONDS", "NAME", "new_id", "valid_name"]
-
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}\Z")
 
 # Longest time limit in seconds: about 31 years, so that every deadline is a date.

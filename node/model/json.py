@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["MAX_DEPTH", "depth_of", "prune"]
-
 MAX_DEPTH = 64
 # Below these keys null means null: they hold the user's own data, or objects with types for null.
 _OPAQUE = frozenset(

@@ -9,9 +9,7 @@ import hashlib
 import unicodedata
 from urllib.parse import quote, unquote
 
-from node.model.errors import bad
-
-__all__ = ["MOST", "check_id", "check_name", "in_file", "in_key", "of_key"]
+from node.model.errors import Invalid
 
 MOST = 200  # characters
 # Bytes of the name of a file, less an ending of four; and how much of a longer one is still seen.
@@ -19,31 +17,31 @@ _MOST_FILE, _SEEN = 251, 96
 
 
 def check_name(name: str, field: str) -> None:
-    """Raise RpcError 400, which begins with `field`, for a name that nobody may have."""
+    """Raise Invalid, which begins with `field`, for a name that nobody may have."""
     if not 1 <= len(name) <= MOST:
-        raise bad(f"{field}: 1 to {MOST} characters")
+        raise Invalid(f"{field}: 1 to {MOST} characters")
     if not name.isprintable():
-        raise bad(
+        raise Invalid(
             f"{field}: {name!r} has characters that can't be seen, such as control characters"
         )
     if name != name.strip():
-        raise bad(f"{field}: {name!r} must not begin or end with a blank")
+        raise Invalid(f"{field}: {name!r} must not begin or end with a blank")
     if ":" in name:
-        raise bad(f"{field}: {name!r} must not have a ':'")
+        raise Invalid(f"{field}: {name!r} must not have a ':'")
     if name.startswith("colony/"):
-        raise bad(f"{field}: {name!r} is how colonies are named, so nobody else may be")
+        raise Invalid(f"{field}: {name!r} is how colonies are named, so nobody else may be")
     if not unicodedata.is_normalized("NFC", name):
         composed = unicodedata.normalize("NFC", name)
-        raise bad(f"{field}: write it in Unicode's normal form C, as {composed!r}")
+        raise Invalid(f"{field}: write it in Unicode's normal form C, as {composed!r}")
 
 
 def check_id(identity: str, field: str) -> None:
-    """Raise RpcError 400, which begins with `field`, for what can't be the id of a member.
+    """Raise Invalid, which begins with `field`, for what can't be the id of a member.
 
     An id that is the hash of no key is taken, as upstream does; nobody can sign with it.
     """
     if not 1 <= len(identity) <= MOST or not identity.isprintable():
-        raise bad(
+        raise Invalid(
             f"{field}: 1 to {MOST} printable characters; who signs has 64 lower-case hex ones"
         )
 

@@ -10,21 +10,19 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
 from node.etcd.errors import EtcdError, EtcdUnavailable
 from node.host.log import get_logger
-from node.model.errors import RpcError, missing
+from node.model.errors import NotFound, RpcError, TimedOut, Unavailable
 from node.model.types import Executor, Process, State
+from node.processes.observer import Observer
 from node.processes.queue import Candidate, Entry, matches
+from node.processes.service import Processes
 from node.store import keys
 from node.store import processes as store
-
-if TYPE_CHECKING:
-    from node.processes.service import Processes
 
 log = get_logger("handout")
 
@@ -91,19 +89,15 @@ class _Raced(Exception):
     """A process waits, and changed each time before it could be handed out."""
 
 
-def _same(executor: Executor) -> Executor:
-    return executor
-
-
 @dataclass
-class HandOut:
+class HandOut(Observer):
     """`paused` holds the names of the colonies whose assignments are paused.
 
     `present` gives an executor as it is now, or raises RpcError when it may not have work.
     """
 
     processes: Processes
-    present: Callable[[Executor], Executor] = _same
+    present: Callable[[Executor], Executor]
     paused: set[str] = field(default_factory=set)
     stopping: bool = False
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
@@ -130,7 +124,7 @@ class HandOut:
             # Not who may have the first of them: in its line there may be nobody, or only others.
             self._wake_first(place, lambda candidate: queue.offers(candidate, origin))
 
-    def wake(self, entry: Entry) -> None:
+    def offered(self, entry: Entry) -> None:
         """Wake the first waiter that may have the process; each looks again for itself."""
         for waiter in self._waiters.get((entry.colony, entry.executortype), {}):
             if not waiter.woken.is_set() and matches(waiter.candidate, entry.waiting):
@@ -158,6 +152,12 @@ class HandOut:
                 found.update((executortype, waiter.candidate.name) for waiter in line)
         return found
 
+    def listed(self) -> None:
+        """Take note of what runs since before this daemon began; every waiting poll looks again."""
+        if not self.processes.told:
+            self._inherit()
+        self.wake_all()
+
     def wake_all(self) -> None:
         """Everybody looks again."""
         for waiters in self._waiters.values():
@@ -172,7 +172,7 @@ class HandOut:
     async def assign(self, candidate: Candidate, executor: Executor, timeout: float) -> Process:
         """Hand the first matching process to an executor, waiting up to `timeout` seconds.
 
-        Raises RpcError 404 when there is none in time or the node stops, 408 or 503 when
+        Raises NotFound when there is none in time or the node stops, TimedOut or Unavailable when
         assignment is paused.
         """
         deadline = trio.current_time() + max(timeout, 0)
@@ -204,10 +204,11 @@ class HandOut:
                 elif waiter.woken.is_set():
                     self._pass_on(candidate)
         if self.stopping:
-            raise missing("the server is stopping; ask again")
+            raise NotFound("the server is stopping; ask again")
         if candidate.colony in self.paused:
-            raise RpcError(408 if timeout > 0 else 503, "assignments are paused in this colony")
-        raise missing("no process is waiting that this executor may have")
+            paused = TimedOut if timeout > 0 else Unavailable
+            raise paused("assignments are paused in this colony")
+        raise NotFound("no process is waiting that this executor may have")
 
     async def _hand_over(self, process: Process) -> None:
         """Put the process back if its caller left while the transaction ran."""
@@ -239,7 +240,7 @@ class HandOut:
         if handed is not None and handed.process.assignedexecutorid == executorid:
             del self._unheard[processid]
 
-    def inherit(self) -> None:
+    def _inherit(self) -> None:
         """What runs now was handed out by a daemon before this one, which may have been killed."""
         self._inherited = {
             processid: running.executorid
@@ -317,15 +318,12 @@ class HandOut:
         def step(process: Process, revision: int) -> store.Step | None:
             if not doubt.happened(process):
                 return None
-            return store.requeue(process, revision, self.processes.now(), counts=False)
+            return store.requeue(process, revision, self.processes.clock.now(), counts=False)
 
         began, is_open = trio.current_time(), False
-        try:
+        with suppress(NotFound):
             process = await self.processes.change(doubt.colony, processid, step)
             is_open = doubt.open(process) and began <= doubt.until
-        except RpcError as error:
-            if error.status != 404:
-                raise
         if not is_open and self._doubtful.get(processid) is doubt:
             del self._doubtful[processid]
 
@@ -341,7 +339,7 @@ class HandOut:
         """A woken waiter leaves: whatever woke it may be for another one."""
         find = self.processes.queue.find
         place = (candidate.colony, candidate.executortype)
-        self._wake_first(place, lambda other: find(other) is not None)
+        self._wake_first(place, lambda other: find(other, self.held) is not None)
 
     def _wake_first(self, place: tuple[str, str], suits: Callable[[Candidate], bool]) -> None:
         """Wake the first waiter of a line for whom there is something; who is alike is like it."""
@@ -355,7 +353,7 @@ class HandOut:
             vain.add(waiter.candidate)
 
     async def _take(self, candidate: Candidate, executor: Executor) -> Process | None:
-        while (entry := self.processes.queue.find(candidate)) is not None:
+        while (entry := self.processes.queue.find(candidate, self.held)) is not None:
             origin = entry.waiting.origin
             self.processes.queue.take(entry)
             self._starting[origin] += 1
@@ -366,7 +364,7 @@ class HandOut:
                 self.processes.queue.give_back(entry)
                 # Others may have looked in vain while it was taken; after lost races this poll,
                 # too, may look again.
-                self.wake(entry)
+                self.offered(entry)
                 if isinstance(error, _Raced):
                     return None
                 raise
@@ -403,7 +401,7 @@ class HandOut:
                 return None
             # The poll may have waited for long: the executor may have another id, or be gone.
             worker = self.present(executor)
-            step = store.assign(known[0], known[1], worker, self.processes.now())
+            step = store.assign(known[0], known[1], worker, self.processes.clock.now())
             try:
                 result = await self.processes.client.commit(step.txn)
             except EtcdError:

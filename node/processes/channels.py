@@ -21,8 +21,9 @@ from node.etcd.pages import Pages, below, whole
 from node.etcd.txn import Txn
 from node.etcd.watch import Batch, watch
 from node.model.codec import unpack, wire_time
-from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Process
+from node.processes.observer import Observer
 from node.store import channels as store
 from node.store.channels import Entry, Head, Pulse
 from node.store.directory import Directory
@@ -48,14 +49,14 @@ _Place = tuple[str, str, str]  # colony, process id, name
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise RpcError 400 unless `spec.channels` can be served."""
+    """Raise Invalid unless `spec.channels` can be served."""
     if len(names) > MAX_CHANNELS:
-        raise bad(f"spec.channels: at most {MAX_CHANNELS} channels")
+        raise Invalid(f"spec.channels: at most {MAX_CHANNELS} channels")
     for place, name in enumerate(names):
         if not 1 <= len(name) <= MAX_NAME:
-            raise bad(f"spec.channels[{place}]: a name has 1 to {MAX_NAME} characters")
+            raise Invalid(f"spec.channels[{place}]: a name has 1 to {MAX_NAME} characters")
     if len(set(names)) != len(names):
-        raise bad("spec.channels: the same name twice")
+        raise Invalid("spec.channels: the same name twice")
 
 
 def wire(entry: Entry) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class _Line:
 
 
 @dataclass
-class Channels:
+class Channels(Observer):
     """`now` gives Unix nanoseconds."""
 
     client: EtcdClient
@@ -148,37 +149,37 @@ class Channels:
     async def find(self, identity: str, processid: str, name: str) -> tuple[Process, int]:
         """A process, whose channel the caller may use, and its revision.
 
-        Raises RpcError 403 when the caller is not a member, or neither the initiator nor the
-        assigned executor; 404 when there is no such process or it has no such channel.
+        Raises Denied when the caller is not a member, or neither the initiator nor the
+        assigned executor; NotFound when there is no such process or it has no such channel.
         """
 
         async def look(colony: str) -> tuple[Process, int] | None:
             return await self.processes.load(colony, processid) if "/" not in processid else None
 
-        known = await self.directory.seek(identity, look)
-        if known is not None:
-            _check_party(known[0], identity, name)
-            return known
-        raise missing(f"processid: no process {processid[:80]!r} in the caller's colonies")
+        known = await self.directory.seek(identity, look, "processid", processid)
+        _check_party(known[0], identity, name)
+        return known
 
     # -- appending -----------------------------------------------------------------------
 
     async def append(self, processid: str, name: str, said: Entry, nonce: str = "") -> None:
         """Put a message at the end of a channel; a repeat of one that is there does nothing.
 
-        The time is set here. Raises RpcError 400 for a message that is too large or too many at
-        once, 409 when the channel is full or the process has ended, and as `find` does.
+        The time is set here. Raises Invalid for a message that is too large or too many at
+        once, Conflict when the channel is full or the process has ended, and as `find` does.
         """
         if len(said.payload) > MAX_PAYLOAD:
-            raise bad(f"payload: {len(said.payload)} bytes; a message has at most {MAX_PAYLOAD}")
+            raise Invalid(
+                f"payload: {len(said.payload)} bytes; a message has at most {MAX_PAYLOAD}"
+            )
         process, _ = await self.find(said.senderid, processid, name)
         if (process.origin or process.peer) and len(said.payload) > MAX_ABROAD:
-            raise bad(
+            raise Invalid(
                 f"payload: {len(said.payload)} bytes; between colonies a message has at most"
                 f" {MAX_ABROAD}"
             )
         if not self.rates.allow(processid, self.now()):
-            raise bad(
+            raise Invalid(
                 f"processid: the channels of a process take {RATE} messages a second and"
                 f" {BURST} at once; wait and send again"
             )
@@ -197,7 +198,7 @@ class Channels:
         colony, processid, name = place
         known = await self.processes.recall(colony, processid)
         if known is None:
-            raise missing(f"processid: process {processid} was removed")
+            raise NotFound(f"processid: process {processid} was removed")
         process, revision = known
         head, at = self._heads.get(place, (Head(), 0))
         for _ in range(_TRIES):
@@ -221,7 +222,7 @@ class Channels:
             if digest and result.responses[2]:
                 return  # said already: a safe retry, even after the end
             if not result.responses[0]:
-                raise missing(f"processid: process {processid} was removed")
+                raise NotFound(f"processid: process {processid} was removed")
             then = (revision, at)
             process = unpack(result.responses[0][0].value, Process)
             revision = result.responses[0][0].mod_revision
@@ -231,7 +232,7 @@ class Channels:
             self._keep(place, head, at)
             if refusal is not None and then == (revision, at):
                 raise refusal
-        raise conflict("name: the channel changes too fast; send again")
+        raise Conflict("name: the channel changes too fast; send again")
 
     def _keep(self, place: _Place, head: Head, at: int) -> None:
         self._heads[place] = (head, at)
@@ -269,6 +270,14 @@ class Channels:
             if not mine:
                 del self._listeners[processid]
 
+    def moved(self, processid: str) -> None:
+        """Ring who listens to a channel of a process."""
+        self.ring(processid)
+
+    def listed(self) -> None:
+        """Ring everybody."""
+        self.ring("")
+
     def ring(self, processid: str, name: str = "") -> None:
         """Ring who listens to a channel, or to any of a process, or ("") to any at all."""
         if not processid:
@@ -296,20 +305,20 @@ class Channels:
 
 def _check_party(process: Process, identity: str, name: str) -> None:
     if identity not in (process.initiatorid, process.assignedexecutorid):
-        raise denied(
+        raise Denied(
             "only the initiator of the process and its assigned executor may use its channels"
         )
     if name not in (process.spec.channels or ()):
-        raise missing(f"name: the process has no channel {name[:80]!r}; spec.channels names them")
+        raise NotFound(f"name: the process has no channel {name[:80]!r}; spec.channels names them")
 
 
 def _refusal(process: Process, head: Head, size: int) -> RpcError | None:
     """Why a message of `size` bytes can't be appended, or None."""
     if process.closed:
         ended = process.state.name.lower()
-        return conflict(f"processid: the process is {ended}; its channels take no more messages")
+        return Conflict(f"processid: the process is {ended}; its channels take no more messages")
     if head.count >= MAX_ENTRIES:
-        return conflict(f"name: the channel is full: it takes {MAX_ENTRIES} messages")
+        return Conflict(f"name: the channel is full: it takes {MAX_ENTRIES} messages")
     if head.size + size > MAX_SIZE:
-        return conflict(f"name: the channel is full: it takes {MAX_SIZE} bytes of payload")
+        return Conflict(f"name: the channel is full: it takes {MAX_SIZE} bytes of payload")
     return None

@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import partial
 
 from node.model.types import Process, State
+from node.processes.assignment import HandOut
 from node.processes.service import Processes
 from node.store import processes as store
 
 
-async def expire(processes: Processes) -> None:
+async def expire(processes: Processes, handout: HandOut) -> None:
     """Deal with every deadline that has passed; what could not be dealt with comes up again.
 
     So does every hand-out of which nobody knows whether it happened (`HandOut.look_again`).
@@ -35,7 +36,7 @@ async def expire(processes: Processes) -> None:
             processes.running.again(processid)
             failure = error
     try:
-        await processes.handout.look_again()
+        await handout.look_again()
     except Exception as error:
         failure = error
     if failure is not None:
@@ -54,7 +55,7 @@ def _late_start(
     if process.state != State.WAITING or away or process.waitdeadline != deadline:
         return None
     errors = ["Maximum waiting time limit exceeded"]
-    return store.close(process, revision, State.FAILED, processes.now(), errors=errors)
+    return store.close(process, revision, State.FAILED, processes.clock.now(), errors=errors)
 
 
 def _late_end(
@@ -63,7 +64,7 @@ def _late_end(
     """End, or put back, a process that runs past the deadline that has come; as `_late_start`."""
     if process.state != State.RUNNING or process.execdeadline != deadline:
         return None
-    now = processes.now()
+    now = processes.clock.now()
     if -1 < process.spec.maxretries <= process.retries:
         errors = ["Maximum execution time limit exceeded"]
         return store.close(process, revision, State.FAILED, now, errors=errors)

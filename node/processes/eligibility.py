@@ -14,8 +14,6 @@ from node.model.types import Executor, ExecutorState, Waiting
 from node.processes.queue import Queue
 from node.store.directory import Roster
 
-__all__ = ["Bench", "Stuck", "stuck"]
-
 _MOST_LANES = 10_000  # of all colonies, that are looked at
 _MOST_LOOKED = 1_000  # processes looked at one by one
 _MOST_OF_LANE = 200  # ... of those that ask for the same type, or name the same executor

@@ -83,6 +83,12 @@ class Hooks:
         """How many processes of the colony `origin` may be handed out here at once; 0: any."""
         return 0
 
+    async def clock_set(self, by: int, before: int) -> None:
+        """The wall clock was set by so many ns, when it would have shown `before`, in Unix ns.
+
+        Raises EtcdError.
+        """
+
     def submitted(self, process: Process) -> None:
         """A process with a peer is in the store."""
 

@@ -17,13 +17,10 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Present, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
 from node.model.types import Closed, State
 from node.store import keys
 from node.store import processes as store
 from node.store.directory import Directory
-
-__all__ = ["Indexing"]
 
 log = get_logger("index")
 
@@ -48,14 +45,14 @@ class Indexing:
                     continue
                 try:
                     await self.complete(colony)
-                except (EtcdError, RpcError) as error:
+                except EtcdError as error:
                     log.warning("index waits", colony=colony, error=error)
             await trio.sleep(_AGAIN)
 
     async def complete(self, colony: str) -> int:
         """Complete the index of one colony; returns how many processes were looked at.
 
-        Raises EtcdError, and RpcError 507 for a store that takes no more.
+        Raises EtcdError: StoreFull when the store takes no more.
         """
         done, looked_at = keys.closed_by_complete(colony), 0
         if await self.client.get(done) is None:

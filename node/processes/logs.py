@@ -11,7 +11,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, last_begin, numbered, oldest_first
 from node.etcd.txn import Get, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.types import Log
 from node.store import keys
 from node.store import logs as store
@@ -68,7 +68,7 @@ async def search(
 ) -> list[Log]:
     """The newest `count` lines that contain `text`, newest first; times in Unix ns.
 
-    Reads back only as far as it must. Raises RpcError 400 when the newest `MAX_LOOKED_AT` lines
+    Reads back only as far as it must. Raises Invalid when the newest `MAX_LOOKED_AT` lines
     have none at all and there are more.
     """
     found: list[Log] = []
@@ -97,7 +97,7 @@ async def search(
             if looked_at >= MAX_LOOKED_AT:
                 if found:
                     return found
-                raise bad(
+                raise Invalid(
                     f"text: not in the newest {looked_at} lines; ask for fewer days, or for the"
                     " lines of one process or executor"
                 )

@@ -13,8 +13,6 @@ from node.processes.queue import Entry
 from node.processes.service import Processes
 from node.store.processes import waiting_of
 
-__all__ = ["complete"]
-
 # Processes read at once.
 _MANY = 40
 _SLACK = int(JUMP * SECOND)
@@ -27,7 +25,7 @@ async def complete(processes: Processes) -> None:
     The others are not read: nothing of them can be wrong.
     """
     wanted: dict[str, list[Entry]] = {}
-    now = processes.clock.wall() + _SLACK
+    now = processes.clock.now() + _SLACK
     for number, entry in enumerate(list(processes.queue.entries.values())):
         if number % _AT_ONCE == 0:
             await trio.lowlevel.checkpoint()

@@ -126,11 +126,10 @@ class Queue:
 
     Processes that name executors stand in a lane of each name, so that they never slow the
     scan of an executor that they do not name. Each lane has a track for every colony that
-    processes came from; `held` tells which colonies have as much running as they may.
+    processes came from.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    held: Callable[[str], bool] = field(default=lambda _: False, repr=False, compare=False)
     _lanes: dict[tuple[str, str, str], dict[str, SortedSet[tuple[int, str]]]] = field(
         default_factory=dict
     )
@@ -240,13 +239,16 @@ class Queue:
         if entry is not None and (revision is None or entry.revision < revision):
             self._drop(entry)
 
-    def find(self, candidate: Candidate) -> Entry | None:
-        """The first process in order that the executor may have."""
+    def find(self, candidate: Candidate, held: Callable[[str], bool] | None = None) -> Entry | None:
+        """The first process in order that the executor may have.
+
+        `held` tells which colonies have as much running as they may: none of theirs is found.
+        """
         best: Entry | None = None
         for name in ("", candidate.name):
             lane = (candidate.colony, candidate.executortype, name)
             for origin, places in self._lanes.get(lane, {}).items():
-                if origin and self.held(origin):
+                if origin and held is not None and held(origin):
                     continue
                 for _, processid in places:
                     entry = self.entries[processid]

@@ -11,23 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from node.host.config import QuotasConfig
-from node.model.errors import RpcError
+from node.model.errors import TooMany
 from node.processes.queue import Queue, RunningSet, count_owner
-
-__all__ = ["Quotas", "TooMany"]
 
 _LOGGING = 4096  # processes whose lines are counted
 
 # Of the processes that a member may have open, the part that its crons and generators may fill:
 # what runs by the clock must not keep the member itself from submitting.
 TIMED = 0.5
-
-
-class TooMany(RpcError):
-    """A quota is reached; nothing was changed."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(429, message)
 
 
 @dataclass

@@ -15,11 +15,10 @@ from node.etcd.errors import EtcdError
 from node.etcd.watch import Batch
 from node.host.log import get_logger
 from node.model.types import Process
+from node.processes.observer import Observer
 from node.processes.service import Processes
 from node.processes.subscriptions import Subscriptions
 from node.store import keys
-
-__all__ = ["Elsewhere"]
 
 # Seconds that what is heard is collected for: the answer to our own write may come after the watch.
 _COLLECT = 0.05
@@ -45,7 +44,7 @@ def _place(key: str) -> Place | None:
 
 
 @dataclass
-class Elsewhere:
+class Elsewhere(Observer):
     """What happened to processes and is not yet told, by its revision; None is to be read."""
 
     processes: Processes

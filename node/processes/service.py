@@ -1,8 +1,8 @@
 """Processes of the colonies hosted here: submit, change, close, and read.
 
 The shell around `store.processes` and `processes.queue`: it runs transactions and keeps the indexes
-in step. Who may ask is decided by the caller, who gets what by `processes.assignment`, what is late
-by `deadlines`.
+in step, and tells its observers. Who may ask is decided by the caller, who gets what by
+`processes.assignment`, what is late by `deadlines`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -21,12 +20,13 @@ from node.etcd.errors import Compacted
 from node.etcd.txn import Compare, Get, Op, Put, Txn
 from node.host import clock as steps
 from node.host.clock import Clock
+from node.host.config import QuotasConfig
 from node.host.offload import apart
 from node.model.codec import unpack
-from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
-from node.processes.assignment import HandOut
 from node.processes.extension import Hooks
+from node.processes.observer import Observer
 from node.processes.queue import Entry, Queue, RunningSet
 from node.processes.quotas import Quotas
 from node.store import keys
@@ -40,48 +40,47 @@ _CACHE = 2048
 _MANY = 40
 
 
-def _ignore(*_: object) -> None:
-    """The observer of who needs none."""
-
-
-@dataclass
 class Processes:
-    """`now` gives Unix nanoseconds, `steady` those of a clock that is never set, if there is one.
+    """`clock` tells when deadlines have come; `limits` are the quotas."""
 
-    `clock` is both, and tells when deadlines have come.
-    """
+    def __init__(
+        self,
+        client: EtcdClient,
+        clock: Clock,
+        limits: QuotasConfig | None = None,
+        *,
+        queue: Queue | None = None,
+    ) -> None:
+        self.client = client
+        self.clock = clock
+        self.hooks = Hooks()
+        self.queue = Queue(due_at=clock.due) if queue is None else queue
+        self.running = RunningSet(due_at=clock.due)
+        self.quotas = Quotas(self.queue, self.running, limits or QuotasConfig())
+        self.reads = Reads(client)
+        # The watch has told every write before this revision. What it told and took back is no
+        # more: an answer that comes later must not bring it back.
+        self.told = 0
+        self._observers: tuple[Observer, ...] = ()
+        self._cache = OrderedDict[str, tuple[Process, int]]()
 
-    client: EtcdClient
-    now: Callable[[], int]
-    steady: Callable[[], int] | None = None
-    clock: Clock = field(init=False)
-    hooks: Hooks = field(default_factory=Hooks)
-    queue: Queue = field(default_factory=Queue)
-    running: RunningSet = field(default_factory=RunningSet)
-    reads: Reads = field(init=False)
-    handout: HandOut = field(init=False)
-    quotas: Quotas = field(init=False)
-    changed: Callable[[Process, int], None] = _ignore
-    moved: Callable[[str], None] = _ignore
-    stepped: Callable[[str, str, int], None] = _ignore
-    # The watch has told every write before this revision. What it told and took back is no more:
-    # an answer that comes later must not bring it back.
-    told: int = 0
-    _cache: OrderedDict[str, tuple[Process, int]] = field(default_factory=OrderedDict)
+    # Two knots that no order of construction unties: an observer looks up what it is told of in
+    # these processes, and an extension is built on them. Both are made after, and bound here.
 
-    def __post_init__(self) -> None:
-        self.reads = Reads(self.client)
-        self.handout = HandOut(self)
-        self.quotas = Quotas(self.queue, self.running)
-        self.queue.held = self.handout.held
-        self.clock = Clock(self.now, self.steady or self.now)
-        self.queue.due_at = self.running.due_at = self.clock.due
+    def observe(self, *observers: Observer) -> None:
+        """Tell these observers, in this order, of what happens from now on."""
+        self._observers = observers
+
+    def attach(self, hooks: Hooks) -> None:
+        """Ask and tell the hooks of an extension from now on."""
+        self.hooks = hooks
 
     # -- the indexes ---------------------------------------------------------------------
 
     def apply(self, key: str, value: bytes | None, revision: int) -> None:
         """Take in one change of a live key."""
-        self.moved(key.rpartition("/")[2])
+        for observer in self._observers:
+            observer.moved(key.rpartition("/")[2])
         if key.startswith(keys.QUEUE):
             if value is None:
                 self.queue.remove(keys.parse_queue(key)[3], revision)
@@ -94,13 +93,13 @@ class Processes:
                 self._enqueue(self._blocked_entry(key, value, revision))
         elif key.startswith(keys.STEPS):
             if value is not None:
-                self.stepped(*keys.parse_step(key)[:2], revision)
+                self._stepped(*keys.parse_step(key)[:2], revision)
         else:
             colony, processid = keys.parse_running(key)
             if value is None:
                 origin = self.running.origin_of(processid)
                 self.running.remove(processid, revision)
-                self.handout.freed(origin)
+                self._freed(origin)
             elif not self.running.is_old(processid, revision):
                 self.running.add(colony, processid, unpack(value, Running), revision)
 
@@ -116,20 +115,31 @@ class Processes:
                 entry = self._blocked_entry(key, value, revision)
                 entries.setdefault(entry.processid, entry)
             elif key.startswith(keys.STEPS):
-                self.stepped(*keys.parse_step(key)[:2], revision)
+                self._stepped(*keys.parse_step(key)[:2], revision)
             else:
                 colony, processid = keys.parse_running(key)
                 running[processid] = (colony, unpack(value, Running), revision)
         self.queue.replace(entries)
         self.running.replace(running)
-        if not self.told:
-            self.handout.inherit()
-        self.handout.wake_all()
-        self.moved("")
+        for observer in self._observers:
+            observer.listed()
 
     def _enqueue(self, entry: Entry) -> None:
         if self.queue.add(entry) and not entry.blocked:
-            self.handout.wake(entry)
+            for observer in self._observers:
+                observer.offered(entry)
+
+    def _changed(self, process: Process, revision: int) -> None:
+        for observer in self._observers:
+            observer.changed(process, revision)
+
+    def _stepped(self, colony: str, graphid: str, revision: int) -> None:
+        for observer in self._observers:
+            observer.stepped(colony, graphid, revision)
+
+    def _freed(self, origin: str) -> None:
+        for observer in self._observers:
+            observer.freed(origin)
 
     def remember(self, process: Process, revision: int) -> None:
         """Keep a value that is in the store at `revision` for the next transaction.
@@ -168,7 +178,7 @@ class Processes:
     ) -> list[Process]:
         """The processes that still exist, in the order of the ids.
 
-        With `light`, without arguments, input and output. Raises RpcError 400 when they have more
+        With `light`, without arguments, input and output. Raises Invalid when they have more
         than `most` bytes together (0: any).
         """
         loaded: list[Process] = []
@@ -181,7 +191,9 @@ class Processes:
                     continue
                 size += len(kv.value)
                 if 0 < most < size:
-                    raise bad(f"{len(processids)} processes with more than {most} bytes together")
+                    raise Invalid(
+                        f"{len(processids)} processes with more than {most} bytes together"
+                    )
                 process = unpack(kv.value, Process)
                 loaded.append(_light(process) if light else process)
         return loaded
@@ -225,7 +237,7 @@ class Processes:
         try:
             step = store.submit(process, submission, addition)
         except ValueError as error:
-            raise bad(f"spec.conditions: {error}") from None
+            raise Invalid(f"spec.conditions: {error}") from None
         with self.telling(process):
             result = await self.client.commit(step.txn)
         if not result.succeeded:
@@ -259,7 +271,7 @@ class Processes:
     def committed_submit(self, process: Process, revision: int) -> None:
         """A submission is in the store (perhaps in a wider transaction): update the indexes."""
         self.remember(process, revision)
-        self.changed(process, revision)
+        self._changed(process, revision)
         if process.peer and not process.waitforparents:
             self.hooks.submitted(process)
             return
@@ -269,9 +281,9 @@ class Processes:
     def settle(self, process: Process, revision: int) -> None:
         """A transition is in the store: bring memory in step before the watch does."""
         self.remember(process, revision)
-        self.changed(process, revision)
+        self._changed(process, revision)
         if process.processgraphid and (process.closed or not process.parents):
-            self.stepped(process.colonyname, process.processgraphid, revision)
+            self._stepped(process.colonyname, process.processgraphid, revision)
         if (process.origin or process.peer) and not process.closed:
             self.hooks.progressed(process)
         ahead = revision >= self.told
@@ -282,8 +294,7 @@ class Processes:
             self.running.add(process.colonyname, process.processid, running, revision)
             return
         self.running.end(process.processid, revision)
-        if process.origin:
-            self.handout.freed(process.origin)
+        self._freed(process.origin)
         if process.state != State.WAITING:
             entry = self.queue.entries.get(process.processid)
             if entry is not None:
@@ -298,12 +309,12 @@ class Processes:
         """Run a transition until it wins: `step` sees the current value and decides anew.
 
         `step` returns None when nothing is to be done, and raises RpcError to refuse.
-        Raises RpcError 404 when the process does not exist.
+        Raises NotFound when the process does not exist.
         """
         known = await self.recall(colony, processid)
         for _ in range(_TRIES):
             if known is None:
-                raise missing(f"process {processid} is not in colony {colony}")
+                raise NotFound(f"process {processid} is not in colony {colony}")
             taken, refusal = None, None
             try:
                 taken = step(*known)
@@ -323,7 +334,7 @@ class Processes:
                 self.settle(taken.process, result.revision)
                 return taken.process
             known = await self.load(colony, processid)
-        raise conflict(f"process {processid} changes too fast; try again")
+        raise Conflict(f"process {processid} changes too fast; try again")
 
     async def close(
         self,
@@ -334,7 +345,7 @@ class Processes:
         *,
         output: list[object] | None = None,
         errors: list[str] | None = None,
-        ended: Callable[[Process], None] = _ignore,
+        ended: Callable[[Process], None] | None = None,
     ) -> Process:
         """End a process as its assigned executor. Repeating the same close is a success.
 
@@ -344,32 +355,34 @@ class Processes:
 
         def step(process: Process, revision: int) -> store.Step | None:
             if process.assignedexecutorid != identity:
-                raise denied("the process is not assigned to this executor")
+                raise Denied("the process is not assigned to this executor")
             same = output is None or process.output == output
             if process.state == state and same and (errors is None or process.errors == errors):
                 return None
             if process.state != State.RUNNING:
-                raise bad(f"the process is {process.state.name.lower()}, not running")
-            taken = store.close(process, revision, state, self.now(), output=output, errors=errors)
+                raise Invalid(f"the process is {process.state.name.lower()}, not running")
+            taken = store.close(
+                process, revision, state, self.clock.now(), output=output, errors=errors
+            )
             ours[:] = [taken.process]
             return taken
 
         process = await self.change(colony, processid, step)
-        if ours and ours[0] is process:
+        if ended is not None and ours and ours[0] is process:
             ended(process)
         return process
 
     async def cancel(self, colony: str, processid: str, errors: Sequence[str] = ()) -> Process:
         """End a waiting or running process; `errors` say why, for whoever looks at it.
 
-        Raises RpcError 400 when it is closed already.
+        Raises Invalid when it is closed already.
         """
 
         def step(process: Process, revision: int) -> store.Step | None:
             if process.closed:
-                raise bad(f"the process is already {process.state.name.lower()}")
+                raise Invalid(f"the process is already {process.state.name.lower()}")
             if process.processgraphid:
-                raise bad("the process is part of a workflow; cancel that")
+                raise Invalid("the process is part of a workflow; cancel that")
             extra: Sequence[Op] = ()
             compare: Sequence[Compare] = ()
             if process.peer:
@@ -379,7 +392,7 @@ class Processes:
                 process,
                 revision,
                 State.CANCELLED,
-                self.now(),
+                self.clock.now(),
                 errors=list(errors) or None,
                 extra=extra,
                 compare=compare,
@@ -404,7 +417,7 @@ class Processes:
         def step(process: Process, revision: int) -> store.Step | None:
             if process.state != State.RUNNING or process.assignedexecutorid != executorid:
                 return None
-            return store.requeue(process, revision, self.now(), counts=False)
+            return store.requeue(process, revision, self.clock.now(), counts=False)
 
         for processid in self.running.of_executor(colony, executorid):
             # One that is gone must not keep the others with an executor that is gone, too.
@@ -424,14 +437,14 @@ class Processes:
         return await self.change(colony, processid, step)
 
     async def add_attribute(self, identity: str, attribute: Attribute) -> Attribute:
-        """Attach an attribute to a running process. Raises RpcError 400 for a second one."""
+        """Attach an attribute to a running process. Raises Invalid for a second one."""
 
         def step(process: Process, revision: int) -> store.Step:
             require_assigned(process, identity)
             if any(known.attributeid == attribute.attributeid for known in process.attributes):
-                raise bad(f"attribute.key: {attribute.key!r} exists already with this type")
+                raise Invalid(f"attribute.key: {attribute.key!r} exists already with this type")
             if len(process.attributes) >= 100:
-                raise bad("attribute: a process has at most 100 attributes")
+                raise Invalid("attribute: a process has at most 100 attributes")
             attribute.targetprocessgraphid = process.processgraphid
             process = _copy(process)
             process.attributes = [*process.attributes, attribute]
@@ -442,25 +455,25 @@ class Processes:
         return attribute
 
     async def remove(self, colony: str, processid: str) -> None:
-        """Delete a process that is not running. Raises RpcError 400, 404 or 409."""
+        """Delete a process that is not running. Raises Invalid, NotFound or Conflict."""
         for _ in range(_TRIES):
             found = await self.load(colony, processid)
             if found is None:
-                raise missing(f"process {processid} is not in colony {colony}")
+                raise NotFound(f"process {processid} is not in colony {colony}")
             process, revision = found
             if process.processgraphid:
-                raise bad("the process is part of a workflow; remove that")
+                raise Invalid("the process is part of a workflow; remove that")
             if process.state == State.RUNNING or (process.peer and not process.closed):
-                raise bad("the process is running; cancel it first")
+                raise Invalid("the process is running; cancel it first")
             reason = self.hooks.removable(process)
             if reason:
-                raise conflict(reason)
+                raise Conflict(reason)
             if (await self.client.commit(store.remove(process, revision))).succeeded:
                 self.forget(processid)
                 return
             if process.notify and await self.client.get(process.notify) is not None:
-                raise conflict("the colony that it came from has not fetched the outcome yet")
-        raise conflict(f"process {processid} changes too fast; try again")
+                raise Conflict("the colony that it came from has not fetched the outcome yet")
+        raise Conflict(f"process {processid} changes too fast; try again")
 
     def forget(self, processid: str) -> None:
         """A process is gone from the store."""
@@ -471,11 +484,8 @@ class Processes:
         self, colony: str, processid: str, step: Callable[[Process, int], store.Step | None]
     ) -> None:
         """Like `change`; a process that is gone is nothing to be told."""
-        try:
+        with suppress(NotFound):
             await self.change(colony, processid, step)
-        except RpcError as error:
-            if error.status != 404:
-                raise
 
     # -- entries of the index ------------------------------------------------------------
 
@@ -513,7 +523,7 @@ class Processes:
         blocked: bool = False,
     ) -> Entry:
         priority = waiting.priority
-        place = stored if priority is None else steps.place(stored, priority, self.now())
+        place = stored if priority is None else steps.place(stored, priority, self.clock.now())
         moved = place != stored
         return Entry(colony, executortype, place, processid, waiting, revision, blocked, moved)
 
@@ -521,9 +531,9 @@ class Processes:
 def require_assigned(process: Process, identity: str) -> None:
     """Raise RpcError unless the process runs and is assigned to `identity`."""
     if process.assignedexecutorid != identity:
-        raise denied("the process is not assigned to this executor")
+        raise Denied("the process is not assigned to this executor")
     if process.state != State.RUNNING:
-        raise bad(f"the process is {process.state.name.lower()}, not running")
+        raise Invalid(f"the process is {process.state.name.lower()}, not running")
 
 
 def _light(process: Process) -> Process:

@@ -11,7 +11,7 @@ import hashlib
 import msgspec
 
 from node.model import graph as graphs
-from node.model.errors import RpcError, bad, conflict
+from node.model.errors import Conflict, Invalid, RpcError
 from node.model.ids import MAX_SECONDS, new_id
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import (
@@ -45,23 +45,23 @@ def attribute_id(targetid: str, key: str, attributetype: int) -> str:
 
 
 def check_spec(spec: FunctionSpec) -> None:
-    """Raise RpcError 400 naming the field that has no usable value."""
+    """Raise Invalid naming the field that has no usable value."""
     if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
-        raise bad(f"spec.priority: between -{MAX_PRIORITY} and {MAX_PRIORITY}")
+        raise Invalid(f"spec.priority: between -{MAX_PRIORITY} and {MAX_PRIORITY}")
     for name in ("maxwaittime", "maxexectime", "maxretries"):
         if not -MAX_SECONDS <= getattr(spec, name) <= MAX_SECONDS:
-            raise bad(f"spec.{name}: at most {MAX_SECONDS}")
+            raise Invalid(f"spec.{name}: at most {MAX_SECONDS}")
     if len(spec.env or {}) > MAX_ENV:
-        raise bad(f"spec.env: at most {MAX_ENV} entries")
+        raise Invalid(f"spec.env: at most {MAX_ENV} entries")
     check_names(spec.channels or ())
     conditions = spec.conditions
     if not conditions.executortype or "/" in conditions.executortype:
-        raise bad("spec.conditions.executortype: a name without '/' is needed")
+        raise Invalid("spec.conditions.executortype: a name without '/' is needed")
     for name, parse in (("cpu", parse_cpu), ("mem", parse_memory)):
         try:
             parse(getattr(conditions, name))
         except ValueError as error:
-            raise bad(f"spec.conditions.{name}: {error}") from None
+            raise Invalid(f"spec.conditions.{name}: {error}") from None
 
 
 def build_process(
@@ -77,7 +77,7 @@ def build_process(
     peer: str = "",
     nonce: str = "",
 ) -> Process:
-    """Return the process that a valid spec asks for; `now` in Unix ns. Raises RpcError 400."""
+    """Return the process that a valid spec asks for; `now` in Unix ns. Raises Invalid."""
     check_spec(spec)
     attributes = [
         Attribute(
@@ -110,7 +110,7 @@ def build_process(
 def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field: str) -> Process:
     """The node at `place` of a workflow, at home or for the peer that its spec names.
 
-    Raises RpcError 400 that begins with `field`.
+    Raises Invalid that begins with `field`.
     """
     name = spec.conditions.colonyname
     peer = ""
@@ -118,9 +118,9 @@ def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field
         if graph.colonyname == hooks.home:
             peer = hooks.peer_of(name) or ""
         if not peer and (several := hooks.ambiguity(name)):
-            raise conflict(f"{field}.conditions.colonyname: {several}")
+            raise Conflict(f"{field}.conditions.colonyname: {several}")
         if not peer and hooks.unknown(name):
-            raise bad(
+            raise Invalid(
                 f"{field}.conditions.colonyname: {name[:80]!r} is neither here nor a peer that"
                 " this workflow's colony trusts"
             )
@@ -138,7 +138,7 @@ def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field
             peer=peer,
         )
     except RpcError as error:
-        raise bad(error.message.replace("spec", field, 1)) from None
+        raise Invalid(error.message.replace("spec", field, 1)) from None
     node.processgraphid = graph.processgraphid
     node.graphindex = place
     for attribute in node.attributes:

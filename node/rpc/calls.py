@@ -23,7 +23,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from node.etcd.pressure import Need
-from node.model.errors import denied
+from node.model.errors import Denied
 from node.model.types import Executor
 from node.rpc.replay import Once
 
@@ -69,9 +69,9 @@ class Caller:
 
     @property
     def executor(self) -> Executor:
-        """The calling executor. Raises RpcError 403 when a user calls."""
+        """The calling executor. Raises Denied when a user calls."""
         if not isinstance(self.member, Executor):
-            raise denied("only an executor may call this")
+            raise Denied("only an executor may call this")
         return self.member
 
 

@@ -23,7 +23,7 @@ from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.pressure import Pressure
 from node.host.fairqueue import Turns
 from node.host.keys import IdentityError, recover_payload
-from node.model.errors import RpcError, bad, denied
+from node.model.errors import Denied, Invalid, RpcError, TooLarge, TooMany, Unavailable
 from node.model.json import _OPAQUE, _TYPED, MAX_DEPTH, prune
 from node.model.numbers import beyond_float
 from node.rpc import incremental as large
@@ -138,12 +138,11 @@ class Table:
             assert call is not None  # or it had been refused
             entitled = call.who is not Who.SIGNED or self.directory.knows(caller.id)
             if caller.id and entitled and (refusal := signed(caller.id)):
-                raise RpcError(429, refusal)
+                raise TooMany(refusal)
             result = await self._served(call, caller, request, payload)
         except RpcError as error:
             self._count(payloadtype, error.status)
-            failure = {"status": error.status, "message": error.message}
-            return error.status, reply("error", failure, error=True)
+            return error.status, failure(error.status, error.message)
         except EtcdError as error:
             self._count(payloadtype, 507 if isinstance(error, EtcdNoSpace) else 503)
             raise
@@ -213,8 +212,7 @@ class Table:
                         await stack.enter_async_context(self._large)
                         limit.deadline, alone = trio.current_time() + left, True
                 return whole.end()
-        raise RpcError(
-            503,
+        raise Unavailable(
             f"the listing took more than {LONGEST_LISTING:.0f} s; ask for less at once (count,"
             " limit, seconds), or again later",
         )
@@ -251,9 +249,9 @@ class Table:
         try:
             identity = recover_payload(envelope.payload, envelope.signature)
         except IdentityError as error:
-            raise denied(str(error)) from None
+            raise Denied(str(error)) from None
         if call is None:
-            raise denied(f"payloadtype: {envelope.payloadtype[:60]!r} is unknown")
+            raise Denied(f"payloadtype: {envelope.payloadtype[:60]!r} is unknown")
         return self._judge(call, identity, envelope, parse_payload(envelope.payload), _convert)
 
     async def _admit_large(
@@ -263,25 +261,23 @@ class Table:
         try:
             identity = await in_turns(large.signer(posted))
         except IdentityError as error:
-            raise denied(str(error)) from None
+            raise Denied(str(error)) from None
         if call is None:
-            raise denied(f"payloadtype: {posted.payloadtype[:60]!r} is unknown")
+            raise Denied(f"payloadtype: {posted.payloadtype[:60]!r} is unknown")
         if not self.directory.knows(identity):
-            raise RpcError(
-                413, f"the request has {size} bytes; {SMALL} of a signer without a role here"
-            )
+            raise TooLarge(f"the request has {size} bytes; {SMALL} of a signer without a role here")
         if 0 < call.most < size:
-            raise RpcError(413, f"the request has {size} bytes; a {call.payloadtype} {call.most}")
+            raise TooLarge(f"the request has {size} bytes; a {call.payloadtype} {call.most}")
         text = await in_turns(large.text_of(posted))
         fields = await in_turns(large.parse(text, call.tokens, MAX_DEPTH - 1))
         if not isinstance(fields, dict):
-            raise bad("payload: a JSON object is expected")
+            raise Invalid("payload: a JSON object is expected")
         if b"null" in text:
             await in_turns(large.prune(fields, _OPAQUE))
             if isinstance(fields.get(_TYPED), dict):
                 await in_turns(large.prune(fields[_TYPED], frozenset()))
         if await in_turns(large.long_digits(text)) and beyond_float(text, fields):
-            raise bad("payload: a number beyond what a 64-bit float holds")
+            raise Invalid("payload: a number beyond what a 64-bit float holds")
         names = ("msgtype", "nonce", "issuedat", "audience")
         head = {name: fields[name] for name in names if name in fields}
         request = await in_turns(large.convert(fields, call.request))
@@ -300,7 +296,7 @@ class Table:
         """Check freshness and role of a request whose signature holds. Raises RpcError."""
         head = _convert(fields, Head)
         if head.msgtype != envelope.payloadtype:
-            raise bad(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
+            raise Invalid(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
         self._check_fresh(head)
         self._check_audience(head)
         request = convert(fields, call.request)
@@ -313,13 +309,13 @@ class Table:
     def _check_fresh(self, head: Head) -> None:
         if not head.nonce and not head.issuedat:
             if self.strict_replay:
-                raise bad("nonce, issuedat: this server demands both (rpc.replay = 'strict')")
+                raise Invalid("nonce, issuedat: this server demands both (rpc.replay = 'strict')")
             return
         now = self.now() / 1e9
         if not 16 <= len(head.nonce) <= 128:
-            raise bad("nonce: between 16 and 128 characters, beside issuedat")
+            raise Invalid("nonce: between 16 and 128 characters, beside issuedat")
         if abs(now - head.issuedat) > FRESH:
-            raise denied(
+            raise Denied(
                 f"issuedat: {head.issuedat:.0f} is {head.issuedat - now:+.0f} s from this"
                 f" server's clock {now:.0f}; at most {FRESH} s are allowed"
             )
@@ -333,10 +329,10 @@ class Table:
         """What was signed for one server is nothing to another."""
         if not head.audience:
             if self.strict_replay:
-                raise bad("audience: this server demands its id in it (rpc.replay = 'strict')")
+                raise Invalid("audience: this server demands its id in it (rpc.replay = 'strict')")
             return
         if head.audience != self.directory.serverid:
-            raise denied(
+            raise Denied(
                 f"audience: signed for server {head.audience[:64]!r}, and this is"
                 f" {self.directory.serverid!r}"
             )
@@ -344,13 +340,13 @@ class Table:
     def authorise(
         self, call: Call[R], identity: str, request: R, head: Head, envelope: Envelope
     ) -> Caller:
-        """Check the role that the call demands. Raises RpcError 403."""
+        """Check the role that the call demands. Raises Denied."""
         submission = b""
         if call.keeps:
             submission = f"{envelope.payload}.{envelope.signature}".encode()
         if call.who is Who.SIGNED or call.colony is None:
             if call.who is Who.SERVER and identity != self.directory.serverid:
-                raise denied("Access denied: only the server owner may call this")
+                raise Denied("Access denied: only the server owner may call this")
             return Caller(identity, nonce=head.nonce, submission=submission, issued=head.issuedat)
         name = call.colony(request)
         colony = self.directory.colony(name)
@@ -364,15 +360,20 @@ class Table:
         }[call.who]
         if not allowed:
             # Clients of upstream look for the first two words.
-            raise denied(
+            raise Denied(
                 f"Access denied: colony {name[:80]!r}: only its {call.who.value} may call this"
             )
         return Caller(identity, name, member, head.nonce, submission, head.issuedat)
 
 
-def reply(payloadtype: str, value: Any, *, error: bool = False) -> bytes:
+def reply(payloadtype: str, value: Any) -> bytes:
     """Make the bytes of a reply envelope."""
-    return _envelope(payloadtype, _to_json(value), b"true" if error else b"false")
+    return _envelope(payloadtype, _to_json(value), b"false")
+
+
+def failure(status: int, message: str) -> bytes:
+    """Make the bytes of the reply envelope of a refusal."""
+    return _envelope("error", _to_json({"status": status, "message": message}), b"true")
 
 
 def _envelope(payloadtype: str, text: bytes, error: bytes) -> bytes:
@@ -385,29 +386,29 @@ def _envelope(payloadtype: str, text: bytes, error: bytes) -> bytes:
 
 
 def decode_envelope(body: bytes) -> Envelope:
-    """Return what was posted. Raises RpcError 400."""
+    """Return what was posted. Raises Invalid."""
     try:
         return msgspec.json.decode(body, type=Envelope)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad(f"envelope: {error}") from None
+        raise Invalid(f"envelope: {error}") from None
 
 
 def parse_payload(payload: str) -> dict[str, Any]:
-    """Return the JSON object inside a base64 payload, pruned. Raises RpcError 400."""
+    """Return the JSON object inside a base64 payload, pruned. Raises Invalid."""
     try:
         text = base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
-        raise bad("payload: not base64") from None
+        raise Invalid("payload: not base64") from None
     try:
         value = large.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad(f"payload: {error}") from None
+        raise Invalid(f"payload: {error}") from None
     if not isinstance(value, dict):
-        raise bad("payload: a JSON object is expected")
+        raise Invalid("payload: a JSON object is expected")
     if text.count(b"{") + text.count(b"[") >= MAX_DEPTH and large.nesting(text, MAX_DEPTH - 1):
-        raise bad(f"payload: nested deeper than {MAX_DEPTH}")
+        raise Invalid(f"payload: nested deeper than {MAX_DEPTH}")
     if beyond_float(text, value):
-        raise bad("payload: a number beyond what a 64-bit float holds")
+        raise Invalid("payload: a number beyond what a 64-bit float holds")
     pruned: dict[str, Any] = prune(value) if b"null" in text else value
     return pruned
 
@@ -416,4 +417,4 @@ def _convert(fields: dict[str, Any], kind: type[R]) -> R:
     try:
         return msgspec.convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise bad(str(error).replace("`$.", "`")) from None
+        raise Invalid(str(error).replace("`$.", "`")) from None

@@ -19,26 +19,8 @@ import trio
 
 from node.host.keys import IdentityError, recover_id
 from node.model import numbers
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.store.limits import ANSWER
-
-__all__ = [
-    "Answer",
-    "Posted",
-    "Steps",
-    "answer",
-    "convert",
-    "decode",
-    "in_turns",
-    "long_digits",
-    "nesting",
-    "parse",
-    "prune",
-    "read",
-    "signer",
-    "text_of",
-    "wrapped",
-]
 
 _encode = msgspec.json.Encoder().encode
 T = TypeVar("T")
@@ -90,7 +72,7 @@ class Posted:
 
 
 def read(body: bytes) -> Steps[Posted]:
-    """Take a large envelope apart. Raises RpcError 400.
+    """Take a large envelope apart. Raises Invalid.
 
     Nearly all of it must be base64: then there is little that a decoder could be busy with.
     """
@@ -98,16 +80,16 @@ def read(body: bytes) -> Steps[Posted]:
     for start in range(0, len(body), _PIECE):
         around += len(body[start : start + _PIECE].translate(None, _BASE64))
         if around > _AROUND:
-            raise bad(f"envelope: more than {_AROUND} bytes beside the base64 of the payload")
+            raise Invalid(f"envelope: more than {_AROUND} bytes beside the base64 of the payload")
         yield
     try:
         raw = msgspec.json.decode(body, type=_Raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad(f"envelope: {error}") from None
+        raise Invalid(f"envelope: {error}") from None
     yield
     payload = bytes(raw.payload)
     if not payload.startswith(b'"'):
-        raise bad("envelope: Expected `str` - at `$.payload`")
+        raise Invalid("envelope: Expected `str` - at `$.payload`")
     payload = payload[1:-1]
     if b"\\" in payload:
         payload = payload.replace(b"\\/", b"/")  # some encoders escape it
@@ -128,16 +110,16 @@ def signer(posted: Posted) -> Steps[str]:
 
 
 def text_of(posted: Posted) -> Steps[bytes]:
-    """Return what the base64 of the payload says. Raises RpcError 400."""
+    """Return what the base64 of the payload says. Raises Invalid."""
     pieces = []
     for start in range(0, len(posted.payload), _PIECE):
         piece = posted.payload[start : start + _PIECE]
         try:
             pieces.append(binascii.a2b_base64(piece, strict_mode=True))
         except binascii.Error:
-            raise bad("payload: not base64") from None
+            raise Invalid("payload: not base64") from None
         if len(pieces[-1]) < len(piece) // 4 * 3 and start + _PIECE < len(posted.payload):
-            raise bad("payload: not base64")  # padding in the middle
+            raise Invalid("payload: not base64")  # padding in the middle
         yield
     return b"".join(pieces)
 
@@ -188,7 +170,7 @@ class _Malformed(Exception):
 
 
 def parse(text: bytes, most: int, deepest: int) -> Steps[Any]:
-    """Return the value of a JSON text of at most `most` tokens. Raises RpcError 400.
+    """Return the value of a JSON text of at most `most` tokens. Raises Invalid.
 
     Objects and arrays nest at most `deepest` deep; a value in them is one level more. Tokens are
     strings, brackets and commas. Large objects and arrays are decoded piece by piece.
@@ -200,7 +182,7 @@ def parse(text: bytes, most: int, deepest: int) -> Steps[Any]:
             seen += 1
             if not seen % _TOKENS:
                 if seen > most:
-                    raise bad(f"payload: more than {most} strings, brackets and commas")
+                    raise Invalid(f"payload: more than {most} strings, brackets and commas")
                 yield
             place = match.start()
             char = text[place]
@@ -209,7 +191,7 @@ def parse(text: bytes, most: int, deepest: int) -> Steps[Any]:
                     raise _Malformed
                 stack.append(_Open(place, char == 91, place + 1))
                 if len(stack) > deepest:
-                    raise bad(f"payload: nested deeper than {deepest + 1}")
+                    raise Invalid(f"payload: nested deeper than {deepest + 1}")
                 continue
             if not stack:
                 if end:
@@ -239,7 +221,7 @@ def parse(text: bytes, most: int, deepest: int) -> Steps[Any]:
                 if not stack:
                     end = place + 1
         if seen > most:
-            raise bad(f"payload: more than {most} strings, brackets and commas")
+            raise Invalid(f"payload: more than {most} strings, brackets and commas")
         if whole is None or stack:
             return decode(text)
         if text[: text.find(b"{") if isinstance(whole, dict) else text.find(b"[")].strip(_SPACE):
@@ -248,9 +230,9 @@ def parse(text: bytes, most: int, deepest: int) -> Steps[Any]:
             raise _Malformed
         return whole
     except _Malformed:
-        raise bad("payload: JSON is malformed") from None
+        raise Invalid("payload: JSON is malformed") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise bad(f"payload: {error}") from None
+        raise Invalid(f"payload: {error}") from None
 
 
 def _end_of_string(text: bytes, begin: int) -> Steps[int]:
@@ -364,7 +346,7 @@ class Answer:
         self._fresh = 0
 
     def add(self, values: list[Any]) -> Steps[None]:
-        """Add rows. Raises RpcError 400 above MOST."""
+        """Add rows. Raises Invalid above MOST."""
         for start in range(0, len(values), _GROUP):
             piece = _encode(values[start : start + _GROUP])
             self._held += (b"," if self.size else b"") + piece[1:-1]
@@ -381,7 +363,7 @@ class Answer:
             if self._fresh > _PIECE // 4:
                 self._fresh = 0
             if self.size > MOST:
-                raise bad(
+                raise Invalid(
                     f"the answer has more than {MOST} bytes; ask for less at once (count, limit,"
                     " seconds)"
                 )
@@ -394,7 +376,7 @@ class Answer:
 
 
 def answer(payloadtype: str, values: list[Any]) -> Steps[bytes]:
-    """Make the reply envelope of a list, as `table.reply` does. Raises RpcError 400 above MOST."""
+    """Make the reply envelope of a list, as `table.reply` does. Raises Invalid above MOST."""
     whole = Answer(payloadtype)
     yield from whole.add(values)
     return whole.end()
@@ -413,7 +395,7 @@ def wrapped(payloadtype: str, text: bytes) -> Steps[bytes]:
 
 
 def convert(fields: dict[str, Any], kind: type[T]) -> Steps[T]:
-    """As `msgspec.convert`, with long lists in parts. Raises RpcError 400.
+    """As `msgspec.convert`, with long lists in parts. Raises Invalid.
 
     It takes the lists out of `fields`.
     """
@@ -431,7 +413,7 @@ def convert(fields: dict[str, Any], kind: type[T]) -> Steps[T]:
                 owner = getattr(owner, name)
             msgspec.structs.force_setattr(owner, path[-1], built)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise bad(str(error).replace("`$.", "`")) from None
+        raise Invalid(str(error).replace("`$.", "`")) from None
     return made
 
 

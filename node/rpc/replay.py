@@ -22,11 +22,18 @@ from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.guard import GUARD
 from node.etcd.txn import Absent, DeletePrefix, Get, ModRevision, Put, Txn
 from node.host.log import get_logger
-from node.model.errors import RpcError, conflict, denied
+from node.model.errors import (
+    Conflict,
+    Denied,
+    Invalid,
+    NotFound,
+    RpcError,
+    TimedOut,
+    Unavailable,
+    of_status,
+)
 from node.model.types import SECOND
 from node.store import replay as store
-
-__all__ = ["FRESH", "LONGEST", "Claim", "Once", "Replays", "aside", "look"]
 
 # Seconds a signed time may be off before a request that carries one is refused.
 FRESH = 300
@@ -37,7 +44,7 @@ _KEEP = FRESH + LONGEST
 # Bytes of an answer that is kept for a repeat.
 _MOST_ANSWER = 8_192
 # Refusals that are kept: what was refused so must not happen later. Others say "try again".
-_FINAL = frozenset({400, 403, 404, 408, 503})
+_FINAL = (Invalid, Denied, NotFound, TimedOut, Unavailable)
 _SWEEP = 30.0  # seconds between two sweeps
 _AT_ONCE = 1000  # markers removed in one transaction, about: the store does nothing else meanwhile
 
@@ -57,11 +64,11 @@ class Once(enum.Enum):
     TOGETHER = "together"
 
 
-class Replayed(RpcError):
+class Replayed(Conflict):
     """These bytes took effect before, or a request with their nonce did."""
 
     def __init__(self, marker: store.Marker) -> None:
-        super().__init__(409, "nonce: this request was served already")
+        super().__init__("nonce: this request was served already")
         self.marker = marker
 
 
@@ -89,7 +96,7 @@ class Claim:
     async def commit(self, send: Callable[[Txn], Awaitable[TxnResult]], txn: Txn) -> TxnResult:
         """Send the first transaction that writes with the marker, all others as they are.
 
-        Raises Replayed, and RpcError 403 when the marker may have been removed since.
+        Raises Replayed, and Denied when the marker may have been removed since.
         """
         if self.spent or all(type(op) is Get for op in txn.success):
             return await send(txn)
@@ -143,7 +150,7 @@ class Claim:
                 await send(Txn([Absent(store.FLOOR)], [nothing]))
                 continue
             if (last := int(floor[0].value)) >= self.span:
-                raise denied(
+                raise Denied(
                     f"issuedat: what was signed before {(last + 1) * store.SPAN} is not known to"
                     " this store any more: the request waited too long, or a clock was set back;"
                     " if this host's clock is right now, `colony peers clock --reset` (as owner)"
@@ -210,16 +217,16 @@ class Replays:
         except Replayed as replayed:
             known = replayed.marker
         if known.digest != claim.digest:
-            raise denied("nonce: used already for another request")
+            raise Denied("nonce: used already for another request")
         if known.status == 200 and known.answer:
             return msgspec.Raw(known.answer)
         if known.status not in (0, 200):
-            raise RpcError(known.status, known.answer.decode())
+            raise of_status(known.status, known.answer.decode())
         if once is Once.TOGETHER:
             return await again(known.place)
         if once is Once.RESUMED and not known.status and not known.run.startswith(self._daemon):
             return await self._kept(claim, work)
-        raise conflict(
+        raise Conflict(
             "nonce: this request was begun before, and its answer is not known here; look at what"
             " it was to change, and sign a new request if that did not happen"
         )
@@ -260,7 +267,7 @@ class Replays:
         if refusal is None and not claim.spent:
             await claim.mark(200, _to_json({} if value is None else value))
         if refusal is not None:
-            if entitled and refusal.status in _FINAL:
+            if entitled and isinstance(refusal, _FINAL):
                 try:
                     await claim.mark(refusal.status, refusal.message.encode())
                 except EtcdError as error:

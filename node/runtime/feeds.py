@@ -14,8 +14,6 @@ from node.runtime.node import Node
 from node.store import keys
 from node.store.directory import Directory
 
-__all__ = ["follow", "take_in"]
-
 
 async def follow(
     node: Node, prefix: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -41,14 +39,14 @@ def take_in(node: Node, prefix: str, batch: Batch) -> None:
     if prefix == keys.paused(""):
         if batch.snapshot:
             there = {event.key[len(prefix) :] for event in batch.events}
-            for name in node.processes.handout.paused - there:
-                node.processes.handout.resume(name)
+            for name in node.handout.paused - there:
+                node.handout.resume(name)
         for event in batch.events:
             name = event.key[len(prefix) :]
             if event.value is None:
-                node.processes.handout.resume(name)
+                node.handout.resume(name)
             else:
-                node.processes.handout.paused.add(name)
+                node.handout.paused.add(name)
         return
     if prefix == keys.SERVER:
         for event in batch.events:

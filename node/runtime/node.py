@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from random import SystemRandom
 
 import msgspec
 import trio
@@ -18,118 +19,154 @@ from node.blueprints.reconcile import Reconciliation
 from node.blueprints.service import Blueprints
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
+from node.files.blobs import Vault
 from node.files.catalog import Files
+from node.files.tickets import Tickets
+from node.host.clock import Clock
 from node.host.config import Config
+from node.host.listening import Serving
 from node.host.log import get_logger
 from node.members.locations import Locations
 from node.members.rekey import Identities
 from node.members.service import Members
 from node.model.errors import RpcError
+from node.model.ids import new_id
 from node.model.types import Function, Process
+from node.processes.assignment import HandOut
 from node.processes.channels import Channels
 from node.processes.remote_changes import Elsewhere
 from node.processes.service import Processes
 from node.processes.subscriptions import Subscriptions
-from node.runtime.reload import Reload
 from node.store.directory import Directory
 from node.timers.crons import Crons
 from node.timers.election import Leader
 from node.timers.generators import Generators
 from node.timers.retime import Retiming
+from node.workflows.advance import Resolution
+from node.workflows.children import Children
 from node.workflows.service import PATIENCE, Workflows
 
 log = get_logger("node")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Node:
-    """`home` is the name of the home colony; `now` gives Unix nanoseconds."""
+    """All parts of a node. `home` is the name of the home colony.
+
+    `started` is in Unix ns, `begun` in ns of the clock that is not set.
+    """
 
     client: EtcdClient
     home: str
-    now: Callable[[], int]
+    clock: Clock
+    serving: Serving
     directory: Directory
     members: Members
+    locations: Locations
+    identities: Identities
     processes: Processes
+    handout: HandOut
     workflows: Workflows
-    subscriptions: Subscriptions = field(default_factory=Subscriptions)
-    past: Past = field(default_factory=Past)
-    elsewhere: Elsewhere = field(init=False)
-    channels: Channels = field(init=False)
-    locations: Locations = field(init=False)
-    files: Files = field(init=False)
-    identities: Identities = field(init=False)
-    leader: Leader = field(init=False)
-    crons: Crons = field(init=False)
-    generators: Generators = field(init=False)
-    definitions: Definitions = field(init=False)
-    blueprints: Blueprints = field(init=False)
-    retiming: Retiming = field(init=False)
-    rpc_host: str = ""
-    rpc_port: int = 0
-    peer_addresses: list[str] = field(default_factory=list)
-    etcd_endpoint: str = ""
-    reload: Reload = field(default_factory=lambda: Reload(Config()))
-    extra_status: Callable[[], dict[str, Any]] = dict
-    started: int = 0
-    begun: int = 0  # ns of the clock that is not set
+    channels: Channels
+    subscriptions: Subscriptions
+    elsewhere: Elsewhere
+    leader: Leader
+    crons: Crons
+    generators: Generators
+    retiming: Retiming
+    definitions: Definitions
+    blueprints: Blueprints
+    files: Files
+    past: Past
+    started: int
+    begun: int
     draining: trio.Event = field(default_factory=trio.Event)
-    _last_tick: int = 0
 
     @classmethod
     def build(
         cls,
         client: EtcdClient,
         home: str,
-        now: Callable[[], int],
-        steady: Callable[[], int] | None = None,
+        clock: Clock,
+        config: Config | None = None,
+        *,
+        identity: str = "",
+        boot: str = "",
+        history: Path | None = None,
+        vault: Vault | None = None,
+        tickets: Tickets | None = None,
+        dice: Callable[[], float] | None = None,
     ) -> Node:
-        """Put the parts together. Without `steady` (ns, never set) no step of `now` is noticed."""
-        directory = Directory()
-        members = Members(client, directory, now)
-        processes = Processes(client, now, steady)
-        workflows = Workflows(client, processes, now)
-        node = cls(
-            client,
-            home,
-            now,
-            directory,
-            members,
-            processes,
-            workflows,
-            started=now(),
-        )
-        node.begun = processes.clock.steady()
-        members.quotas = quotas = processes.quotas
-        node.elsewhere = Elsewhere(processes, node.subscriptions)
-        node.processes.changed = node.elsewhere.changed
-        node.channels = Channels(client, directory, processes, now)
-        processes.moved = node.channels.ring
-        node.locations = Locations(client, quotas)
-        node.leader = leader = Leader(client)
-        node.crons = Crons(client, directory, workflows, leader, now)
-        node.generators = Generators(client, directory, workflows, leader, now)
-        node.retiming = Retiming(
-            client, processes.clock, processes, node.crons, node.generators, leader
-        )
-        node.definitions = Definitions(client, now, quotas)
-        follow = Reconciliation(client, processes, node.crons, now)
-        node.blueprints = Blueprints(client, processes, follow, node.locations, now)
-        node.files = Files(client, now, quotas=quotas)
-        node.retiming.also.append(node.files.clock_set)
-        node.identities = Identities(client, directory, processes, home)
-        processes.handout.present = node.identities.present
-        return node
+        """Put the parts together, each from those before it.
 
-    def tick(self) -> int:
-        """A time in Unix ns that is larger than every one before: no two log lines share a key."""
-        self._last_tick = max(self._last_tick + 1, self.now())
-        return self._last_tick
+        `identity` is that of the home directory (made up without one), `boot` that of this start
+        of the machine. `history` is the directory of what left the store; `dice`, if given, rolls
+        the moments of random crons.
+        """
+        config = config or Config()
+        serving = Serving(config.rpc.host, next(iter(config.etcd.endpoints), ""))
+        directory, now = Directory(), clock.now
+        processes = Processes(client, clock, config.quotas)
+        quotas = processes.quotas
+        members = Members(client, directory, now, quotas, reregister=config.rpc.reregister)
+        locations = Locations(client, quotas)
+        identities = Identities(client, directory, processes, home)
+        handout = HandOut(processes, identities.present)
+        resolution = Resolution(client, processes)
+        children = Children(client, processes, resolution)
+        workflows = Workflows(client, processes, resolution, children)
+        channels = Channels(client, directory, processes, now)
+        subscriptions = Subscriptions(config.rpc.max_subscriptions, int(config.rpc.max_unread))
+        elsewhere = Elsewhere(processes, subscriptions)
+        processes.observe(handout, elsewhere, channels, resolution)
+        leader = Leader(client, identity or new_id())
+        crons = Crons(client, directory, workflows, leader, now, dice or SystemRandom().random)
+        generators = Generators(client, directory, workflows, leader, now)
+        files = Files(
+            client,
+            now,
+            vault,
+            tickets,
+            float(config.files.grace),
+            serving,
+            quotas,
+            int(config.rpc.max_body),
+        )
+        retiming = Retiming(
+            client, clock, processes, crons, generators, leader, boot, [files.clock_set]
+        )
+        reconciliation = Reconciliation(client, processes, crons, now)
+        return cls(
+            client=client,
+            home=home,
+            clock=clock,
+            serving=serving,
+            directory=directory,
+            members=members,
+            locations=locations,
+            identities=identities,
+            processes=processes,
+            handout=handout,
+            workflows=workflows,
+            channels=channels,
+            subscriptions=subscriptions,
+            elsewhere=elsewhere,
+            leader=leader,
+            crons=crons,
+            generators=generators,
+            retiming=retiming,
+            definitions=Definitions(client, now, quotas),
+            blueprints=Blueprints(client, processes, reconciliation, locations, now),
+            files=files,
+            past=Past(history),
+            started=now(),
+            begun=clock.steady(),
+        )
 
     def drain(self) -> None:
         """Stop handing out work: every waiting poll is answered now."""
         self.draining.set()
-        self.processes.handout.stop()
+        self.handout.stop()
 
     async def settle(self, process: Process) -> None:
         """Return when what follows in its workflow from a process's end has happened."""

@@ -1,12 +1,12 @@
 """A configuration read again: which settings changed, and which of them are in force at once.
 
-Reading it is in `host.config`; who applies a setting registers here.
+Reading it is in `host.config`; `daemon.main` names who applies which setting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ class Reload:
     """`appliers` take a new configuration, by the setting or the table of settings they are for."""
 
     config: Config
-    appliers: dict[str, Apply] = field(default_factory=dict)
+    appliers: Mapping[str, Apply]
 
     def take(self, config: Config) -> tuple[list[str], list[str]]:
         """Put what can be into force; gives the settings that are now, and those that wait.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from node.model.codec import unpack
-from node.model.errors import denied
+from node.model.errors import Denied, NotFound
 from node.model.names import of_key
 from node.model.types import Colony, Executor, ExecutorState, Function, User
 from node.store import keys
@@ -128,22 +128,25 @@ class Directory:
         return sorted(found)
 
     def demand_colonies(self, identity: str) -> list[str]:
-        """Like `colonies_of`. Raises RpcError 403 when there is none."""
+        """Like `colonies_of`. Raises Denied when there is none."""
         colonies = self.colonies_of(identity)
         if not colonies:
-            raise denied("the caller is a member of no colony here")
+            raise Denied("the caller is a member of no colony here")
         return colonies
 
-    async def seek(self, identity: str, look: Callable[[str], Awaitable[T | None]]) -> T | None:
-        """What `look` finds in the first of an id's colonies that has it, or None.
+    async def seek(
+        self, identity: str, look: Callable[[str], Awaitable[T | None]], field: str, wanted: str
+    ) -> T:
+        """What `look` finds in the first of an id's colonies that has it.
 
-        What others have can't be told from nothing this way. Raises RpcError 403 when the id is a
-        member of no colony here.
+        What others have can't be told from nothing this way. Raises Denied when the id is a
+        member of no colony here, and NotFound, which begins with the request's `field`.
         """
         for colony in self.demand_colonies(identity):
             if (found := await look(colony)) is not None:
                 return found
-        return None
+        noun = {"processgraphid": "workflow"}.get(field, field.removesuffix("id"))
+        raise NotFound(f"{field}: no {noun} {wanted[:80]!r} in the caller's colonies")
 
     def knows(self, identity: str) -> bool:
         """Whether an id has a role: server, owner, user, executor of any state."""

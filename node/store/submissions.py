@@ -17,8 +17,6 @@ import msgspec
 
 from node.model.types import FunctionSpec
 
-__all__ = ["grow", "shrink"]
-
 # No request begins so: one is text in base64, or a COSE message of another colony.
 _PACKED = b"\x01"
 _LARGE = 64  # characters of a string that may be referred to; others are left to the compression

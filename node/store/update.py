@@ -11,7 +11,7 @@ from typing import TypeVar
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import conflict
+from node.model.errors import Conflict
 
 __all__ = ["Unmet", "update"]
 
@@ -39,7 +39,7 @@ async def update(
     `change` gets None where there is nothing, may return None or raise to leave all as it is, and
     is called again with the present value when somebody else wrote meanwhile. If it returned None,
     the revision is that of what is there, 0 for nothing. `ops` go along in the same transaction,
-    which happens only if `compare` holds, too. Raises Unmet when that does not, RpcError 409 that
+    which happens only if `compare` holds, too. Raises Unmet when that does not, Conflict that
     begins with `what` when all of so many `tries` came too late, and EtcdError.
     """
     found = await client.get(key)
@@ -56,4 +56,4 @@ async def update(
         found = next(iter(result.responses[0]), None)
         if (found.mod_revision if found is not None else 0) == revision:
             raise Unmet(f"{key}: a condition of its change does not hold")
-    raise conflict(f"{what} changes too fast; try again")
+    raise Conflict(f"{what} changes too fast; try again")

@@ -6,7 +6,6 @@ the clock is decided in `timers.runner`.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
@@ -21,10 +20,9 @@ from node.etcd.txn import Compare, ModRevision
 from node.host.log import get_logger
 from node.host.offload import apart
 from node.model.codec import unpack
-from node.model.errors import RpcError, bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND, State
-from node.processes.quotas import TooMany
 from node.store import crons as store
 from node.store.crons import Cron, Firing
 from node.store.directory import Directory
@@ -49,18 +47,18 @@ _PAGE = 16
 
 
 def check_cron(cron: Cron, local: ZoneInfo) -> None:
-    """Raise RpcError 400 that names the field of a cron that has no usable value."""
+    """Raise Invalid that names the field of a cron that has no usable value."""
     check_name(cron.name, "cron.name")
     if cron.interval == 0 or cron.interval < -1 or cron.interval > MAX_SECONDS:
-        raise bad(f"cron.interval: seconds up to {MAX_SECONDS}, or -1 for the expression")
+        raise Invalid(f"cron.interval: seconds up to {MAX_SECONDS}, or -1 for the expression")
     if cron.interval > 0:
         return
     if cron.random:
-        raise bad("cron.random: needs cron.interval, in which a random moment is chosen")
+        raise Invalid("cron.random: needs cron.interval, in which a random moment is chosen")
     try:
         schedule.parse(cron.cronexpression, local)
     except schedule.ScheduleError as error:
-        raise bad(f"cron.cronexpression: {error}") from None
+        raise Invalid(f"cron.cronexpression: {error}") from None
 
 
 def next_run(cron: Cron, now: int, local: ZoneInfo, dice: Callable[[], float]) -> tuple[int, int]:
@@ -108,8 +106,8 @@ class Crons:
     workflows: Workflows
     leader: Leader
     now: Callable[[], int]
+    dice: Callable[[], float]
     local: ZoneInfo = field(default_factory=schedule.environment_zone)
-    dice: Callable[[], float] = field(default_factory=lambda: random.SystemRandom().random)
     index: Index[Cron] = field(default_factory=lambda: Index(Cron, due, owner))
     _told: Told = field(default_factory=Told)
 
@@ -118,7 +116,7 @@ class Crons:
     async def add(self, cron: Cron, workflowspec: str) -> Cron:
         """Store a new cron and say when it runs first; an empty id is filled in.
 
-        A repeat with the same id returns what is there. Raises RpcError 400 or 404, or TooMany.
+        A repeat with the same id returns what is there. Raises Invalid or NotFound, or TooMany.
         """
         check_cron(cron, self.local)
         place = "cron.workflowspec"
@@ -126,7 +124,7 @@ class Crons:
         try:
             nextrun, window = next_run(cron, self.now(), self.local, self.dice)
         except schedule.ScheduleError as error:
-            raise bad(f"cron.cronexpression: {error}") from None
+            raise Invalid(f"cron.cronexpression: {error}") from None
         cron = msgspec.structs.replace(
             cron, cronid=cron.cronid or new_id(), nextrun=nextrun, window=window
         )
@@ -138,8 +136,8 @@ class Crons:
             if mine:
                 return unpack(mine[0].value, Cron)
             if name:
-                raise bad(f"cron.name: a cron {cron.name!r} exists already")
-            raise missing(f"cron.colonyname: {cron.colonyname!r} is not hosted here")
+                raise Invalid(f"cron.name: a cron {cron.name!r} exists already")
+            raise NotFound(f"cron.colonyname: {cron.colonyname!r} is not hosted here")
         self.index.learn(store.key(cron.colonyname, cron.cronid), cron, result.revision)
         return cron
 
@@ -150,16 +148,16 @@ class Crons:
         quotas.require("colony_crons", f"colony {colony!r}", owners.get((colony, ""), 0), "crons")
 
     async def remove(self, colony: str, cronid: str) -> None:
-        """Remove a cron. Raises RpcError 404."""
+        """Remove a cron. Raises NotFound."""
         cron = await self.get(colony, cronid)
         result = await self.client.commit(store.remove(cron))
         self.index.apply(store.key(colony, cronid), None, result.revision)
 
     async def get(self, colony: str, cronid: str) -> Cron:
-        """The cron as the store has it. Raises RpcError 404."""
+        """The cron as the store has it. Raises NotFound."""
         found = await self.load(colony, cronid)
         if found is None:
-            raise missing(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
+            raise NotFound(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
         return found[0]
 
     async def find(self, colony: str, name: str) -> Cron | None:
@@ -196,7 +194,7 @@ class Crons:
         for _ in range(_TRIES):
             known = await self.load(colony, cronid)
             if known is None:
-                raise missing(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
+                raise NotFound(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
             if known[0].firing is not None:
                 await self._submit(*known, ())
                 continue
@@ -209,7 +207,7 @@ class Crons:
             if written is not None:
                 await self._submit(*written, ())
                 return await self.get(colony, cronid)
-        raise conflict("cronid: the cron changes too fast; try again")
+        raise Conflict("cronid: the cron changes too fast; try again")
 
     # -- for the leader ------------------------------------------------------------------
 
@@ -358,12 +356,12 @@ class Crons:
                 after, prevprocessgraphid=firing.previous, skipped=error.message
             )
             pause = LATER
+        except Conflict:
+            self._take_in(key, [kv] if (kv := await self.client.get(key)) is not None else [])
+            return 0.0
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
-            if isinstance(error, RpcError) and error.status == 409:
-                self._take_in(key, [kv] if (kv := await self.client.get(key)) is not None else [])
-                return 0.0
             self._tell(cron, f"its workflow is refused: {error}")
             after = msgspec.structs.replace(after, prevprocessgraphid="", skipped=str(error))
             pause = LATER if cron.skipped else 0.0

@@ -82,7 +82,7 @@ class Leader:
     """`identity` is that of the home directory. `holds` is whether this daemon leads."""
 
     client: EtcdClient
-    identity: str = field(default_factory=new_id)
+    identity: str
     start: str = field(default_factory=new_id)
     holds: bool = False
     _fence: Compare | None = None

@@ -20,10 +20,9 @@ from node.etcd.txn import Compare, Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
 from node.host.offload import apart
 from node.model.codec import unpack
-from node.model.errors import RpcError, bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND
-from node.processes.quotas import TooMany
 from node.store import generators as store
 from node.store.directory import Directory
 from node.store.generators import Arg, Firing, Generator, Packing
@@ -52,12 +51,12 @@ _ARGS_PAGE = 1000
 
 
 def check_generator(generator: Generator) -> None:
-    """Raise RpcError 400 that names the field of a generator that has no usable value."""
+    """Raise Invalid that names the field of a generator that has no usable value."""
     check_name(generator.name, "generator.name")
     if not 1 <= generator.trigger <= MAX_TRIGGER:
-        raise bad(f"generator.trigger: between 1 and {MAX_TRIGGER} arguments")
+        raise Invalid(f"generator.trigger: between 1 and {MAX_TRIGGER} arguments")
     if generator.timeout > MAX_SECONDS:
-        raise bad(f"generator.timeout: at most {MAX_SECONDS} seconds")
+        raise Invalid(f"generator.timeout: at most {MAX_SECONDS} seconds")
 
 
 def largest_arg(generator: Generator) -> int:
@@ -144,7 +143,7 @@ class Generators:
     async def add(self, generator: Generator, workflowspec: str) -> Generator:
         """Store a new generator; an empty id is filled in.
 
-        A repeat with the same id returns what is there. Raises RpcError 400 or 404, or TooMany.
+        A repeat with the same id returns what is there. Raises Invalid or NotFound, or TooMany.
         """
         check_generator(generator)
         place = "generator.workflowspec"
@@ -157,7 +156,7 @@ class Generators:
             roots=sum(not spec.conditions.dependencies for spec in specs),
         )
         if largest_arg(generator) < 1:
-            raise bad(
+            raise Invalid(
                 f"generator.trigger: {generator.roots} nodes without dependencies would get all of"
                 f" {generator.trigger} arguments; that is more than fits the store"
             )
@@ -169,8 +168,8 @@ class Generators:
             if mine:
                 return unpack(mine[0].value, Generator)
             if name:
-                raise bad(f"generator.name: a generator {generator.name!r} exists already")
-            raise missing(f"generator.colonyname: {generator.colonyname!r} is not hosted here")
+                raise Invalid(f"generator.name: a generator {generator.name!r} exists already")
+            raise NotFound(f"generator.colonyname: {generator.colonyname!r} is not hosted here")
         key = store.key(generator.colonyname, generator.generatorid)
         self.index.learn(key, generator, result.revision)
         return generator
@@ -184,16 +183,16 @@ class Generators:
         )
 
     async def remove(self, colony: str, generatorid: str) -> None:
-        """Remove a generator with its queue. Raises RpcError 404."""
+        """Remove a generator with its queue. Raises NotFound."""
         generator = await self.get(colony, generatorid)
         result = await self.client.commit(store.remove(generator))
         self.index.apply(store.key(colony, generatorid), None, result.revision)
 
     async def get(self, colony: str, generatorid: str) -> Generator:
-        """The generator as the store has it. Raises RpcError 404."""
+        """The generator as the store has it. Raises NotFound."""
         found = await self.load(colony, generatorid)
         if found is None:
-            raise missing(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
+            raise NotFound(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
         return found[0]
 
     async def find(self, colony: str, name: str) -> Generator | None:
@@ -270,7 +269,7 @@ class Generators:
         for _ in range(_TRIES):
             if known is None:
                 self.index.forget(key)
-                raise missing(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
+                raise NotFound(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
             self._check_room(known[0], seats)
             left = [seat for seat in seats if not seat.done]
             if not left:
@@ -286,7 +285,7 @@ class Generators:
             used = {kv.key.rpartition("/")[2] for kvs in tokens for kv in kvs}
             for seat in left:
                 seat.done = seat.packing.token in used
-        raise conflict("generatorid: the generator changes too fast; try again")
+        raise Conflict("generatorid: the generator changes too fast; try again")
 
     def _check_room(self, generator: Generator, seats: Sequence[_Seat]) -> None:
         """Refuse what is too large, and what the queue has no room for."""
@@ -299,7 +298,7 @@ class Generators:
             more = len(seat.packing.arg.encode())
             try:
                 if more > most:
-                    raise bad(
+                    raise Invalid(
                         f"arg: at most {most} bytes, so that {generator.trigger} fit one workflow"
                     )
                 quotas.require("generator_packs", whose, packs, "arguments that wait")
@@ -387,11 +386,11 @@ class Generators:
         except TooMany as error:
             # No argument is given up; the queue is bounded, so that those who pack hear of it.
             return self._wait(generator, error.message)
+        except Conflict:
+            return await self._reload(key, revision)
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
-            if isinstance(error, RpcError) and error.status == 409:
-                return await self._reload(key, revision)
             # No argument is given up: whoever can mend it, or removes the generator, decides.
             return self._wait(generator, f"its workflow is refused: {error}")
         size = sum(len(arg.encode()) for arg in args)

@@ -6,8 +6,8 @@ of crons, generators and processes; docs/architecture.md ("Clocks") has the rest
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -36,8 +36,6 @@ from node.timers.agenda import Index
 from node.timers.crons import Crons, next_run
 from node.timers.election import Leader
 from node.timers.generators import Generators
-
-__all__ = ["Retiming", "retimed_cron", "retimed_generator"]
 
 _TICK = 1.0  # seconds between looks at the clocks
 # Seconds between two writes of what the clocks show: a record is 100 bytes, and flash wears out.
@@ -114,7 +112,7 @@ class Retiming:
     leader: Leader
     boot: str = ""
     # What else is to be done for a step of so many ns, at a moment by the clock as it was before.
-    also: list[Callable[[int, int], Awaitable[None]]] = field(default_factory=list)
+    also: Sequence[Callable[[int, int], Awaitable[None]]] = ()
     kept: Seen | None = None
     behind: int = 0  # the latest time seen before, as long as the clock is behind that
     latest: int = 0  # the latest time that was shown before a step, as far as is known
@@ -134,8 +132,8 @@ class Retiming:
         if self.kept is None:
             return
         if self.boot and self.kept.boot == self.boot:
-            self.clock.offset = self.kept.wall - self.kept.steady
-        now, self.latest = self.clock.wall(), self.kept.wall
+            self.clock.resume(self.kept.wall, self.kept.steady)
+        now, self.latest = self.clock.now(), self.kept.wall
         if self.kept.wall > now + _SLACK:
             self.behind = self.kept.wall
             log.warning(
@@ -171,7 +169,7 @@ class Retiming:
             await self._mend(by)
         elif not self._begun and self.behind:
             # Nobody saw the step, and it was at least this one.
-            await self._tell_others(self.clock.wall() - self.behind, self.behind)
+            await self._tell_others(self.clock.now() - self.behind, self.behind)
         self._begun = True
         if not self._rewritten:
             self._count(processes=await self._rewrite())
@@ -179,7 +177,7 @@ class Retiming:
 
     def view(self) -> dict[str, int]:
         """What is known of the clock, for people: seconds, and how many were given other times."""
-        now, kept = self.clock.wall(), self.kept or Seen(0, 0, "")
+        now, kept = self.clock.now(), self.kept or Seen(0, 0, "")
         return {
             "now": now // SECOND,
             "behind": max(0, self.behind - now) // SECOND,
@@ -192,13 +190,15 @@ class Retiming:
 
     async def begin_term(self) -> None:
         """Look through crons and generators before they are followed. Raises EtcdError."""
-        now = self.clock.wall()
+        now = self.clock.now()
         crons, generators = await self._retime_timed(now, now)
         self._count(crons, generators)
 
     async def _tell_others(self, by: int, before: int) -> None:
         for act in self.also:
             await act(by, before)
+        if self.client.pressure.own:  # what one host's clock shows is nothing to several
+            await self.processes.hooks.clock_set(by, before)
 
     def _count(self, crons: int = 0, generators: int = 0, processes: int = 0) -> None:
         """Note what was given other times."""
@@ -208,7 +208,7 @@ class Retiming:
         kept = self.kept or Seen(0, 0, "")
         self.kept = msgspec.structs.replace(
             kept,
-            at=kept.at or self.clock.wall(),
+            at=kept.at or self.clock.now(),
             crons=kept.crons + crons,
             generators=kept.generators + generators,
             processes=kept.processes + processes,
@@ -224,10 +224,10 @@ class Retiming:
         with trio.move_on_after(_ELECTION if self.client.pressure.own else 0):
             await self.leader.elected()
         if self.leader.holds:
-            crons, generators = await self._retime_timed(self.clock.judged, self.clock.wall())
+            crons, generators = await self._retime_timed(self.clock.judged, self.clock.now())
         await self._tell_others(by, self.clock.judged)
         self.clock.adopt()
-        now = self.clock.wall()
+        now = self.clock.now()
         if by < 0 or now >= self.behind:
             self.behind = 0
         self._rewritten, self._kept_at = False, 0.0
@@ -300,7 +300,7 @@ class Retiming:
 
     async def _place(self) -> None:
         """Let those that were submitted in the future stand as if they had come now, in order."""
-        now, queue = self.clock.wall(), self.processes.queue
+        now, queue = self.clock.now(), self.processes.queue
         found: list[tuple[int, Entry]] = []
         for number, entry in enumerate(list(queue.entries.values())):
             if number % _AT_ONCE == 0:
@@ -349,7 +349,7 @@ class Retiming:
         await self._write()
 
     async def _write(self) -> None:
-        wall, steady = self.clock.wall(), self.clock.steady()
+        wall, steady = self.clock.now(), self.clock.steady()
         if not self._rewritten or abs(wall - steady - self.clock.offset) > _SLACK:
             return  # a step that is not dealt with: the store must know the time before it
         kept = self.kept or Seen(0, 0, "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.model import graph as graphs
-from node.model.errors import RpcError, bad
+from node.model.errors import Invalid, RpcError
 from node.model.types import SECOND, ExecutorState, FunctionSpec
 from node.processes.spec import check_spec
 from node.store.directory import Directory
@@ -43,29 +43,31 @@ class Told:
 
 
 def check_name(name: str, field: str) -> None:
-    """Raise RpcError 400 unless `name` is a text of one line and of a bounded length."""
+    """Raise Invalid unless `name` is a text of one line and of a bounded length."""
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise bad(f"{field}: between 1 and {MAX_NAME} printable characters")
+        raise Invalid(f"{field}: between 1 and {MAX_NAME} printable characters")
 
 
 def check_workflow(text: str, colony: str, field: str) -> list[FunctionSpec]:
     """Read a workflow and check it, as far as that can be done without submitting it.
 
-    Raises RpcError 400 that begins with `field`, also for the workflow of another colony.
+    Raises Invalid that begins with `field`, also for the workflow of another colony.
     """
     named, specs = read_workflow(text, field)
     if named not in ("", colony):
-        raise bad(f"{field}.colonyname: {named[:80]!r} is not the colony {colony!r} of what has it")
+        raise Invalid(
+            f"{field}.colonyname: {named[:80]!r} is not the colony {colony!r} of what has it"
+        )
     try:
         graphs.plan(specs)
     except graphs.GraphError as error:
-        raise bad(f"{field}.{error}") from None
+        raise Invalid(f"{field}.{error}") from None
     for place, spec in enumerate(specs):
         try:
             check_spec(spec)
         except RpcError as error:
             inner = f"{field}.functionspecs[{place}]"
-            raise bad(error.message.replace("spec", inner, 1)) from None
+            raise Invalid(error.message.replace("spec", inner, 1)) from None
     return specs
 
 

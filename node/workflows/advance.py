@@ -21,9 +21,10 @@ from node.etcd.parts import MOST as MOST_VALUE
 from node.etcd.txn import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError, bad
+from node.model.errors import Invalid, RpcError
 from node.model.graph import node_id
 from node.model.types import Graph, Process, State
+from node.processes.observer import Observer
 from node.processes.service import Processes
 from node.store import graphs as store
 from node.store import keys
@@ -70,7 +71,7 @@ class _Batch:
 
 
 @dataclass
-class Resolution:
+class Resolution(Observer):
     """Deals with the steps of all graphs, each graph by one task at a time."""
 
     client: EtcdClient
@@ -192,7 +193,7 @@ class Resolution:
             for value in [unpack(item.value, list[int])]
         ]
         await self._count(graph, batch, ends, most)
-        now = self.processes.now()
+        now = self.processes.clock.now()
         after = store.with_ends(graph, batch.ends, batch.started, now)
         if batch.failing and not graph.sweeping:
             after.sweeping = batch.failing
@@ -322,7 +323,7 @@ class Resolution:
                     continue
                 size += len(pack(parent.output))
                 if size > INPUT:
-                    raise bad(
+                    raise Invalid(
                         f"the outputs of its {len(ids)} parents have more than {INPUT} bytes, which"
                         " is the most for one input"
                     )
@@ -335,7 +336,7 @@ class Resolution:
             if now_is.closed:
                 return None
             return process_store.close(
-                now_is, revision, State.FAILED, self.processes.now(), errors=[reason]
+                now_is, revision, State.FAILED, self.processes.clock.now(), errors=[reason]
             )
 
         await self.processes.change_quietly(process.colonyname, process.processid, step)
@@ -347,7 +348,7 @@ class Resolution:
         (number,) = unpack(item.value, list[int])
         state = State(number)
         errors = ["another node of the workflow failed"] if state == State.FAILED else None
-        colony, graphid, now = graph.colonyname, graph.processgraphid, self.processes.now
+        colony, graphid, now = graph.colonyname, graph.processgraphid, self.processes.clock.now
         seen: dict[str, Process] = {}
 
         def step(process: Process, revision: int) -> process_store.Step | None:

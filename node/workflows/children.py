@@ -13,7 +13,7 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Compare, ModRevision, Op, Put, Txn
 from node.model import graph as graphs
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError, bad, conflict, denied, missing
+from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import FunctionSpec, Graph, Process, State
 from node.processes.service import Processes
 from node.processes.spec import build_node
@@ -29,7 +29,7 @@ TRIES = 8
 
 def too_fast(graphid: str) -> RpcError:
     """What is said after `TRIES` lost races."""
-    return conflict(f"processgraphid: workflow {graphid} changes too fast; try again")
+    return Conflict(f"processgraphid: workflow {graphid} changes too fast; try again")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Children:
     resolution: Resolution
 
     async def add(self, graph: Graph, wanted: Wanted) -> Process:
-        """Add a node below a running one. Raises RpcError 400, 403, 404, 409 or 429."""
+        """Add a node below a running one. Raises Invalid, Denied, NotFound, Conflict or TooMany."""
         async with self.resolution.held(graph.colonyname, graph.processgraphid):
             with self.processes.quotas.processes(graph.colonyname, graph.initiatorname):
                 for _ in range(TRIES):
@@ -71,14 +71,14 @@ class Children:
         found = await self.client.get(keys.graph(colony, graphid))
         parent = await self.processes.load(colony, parentid)
         if found is None or parent is None or parent[0].processgraphid != graphid:
-            raise missing(f"parentprocessid: {parentid[:80]!r} is no node of this workflow")
+            raise NotFound(f"parentprocessid: {parentid[:80]!r} is no node of this workflow")
         graph = unpack(found.value, Graph)
         if parent[0].assignedexecutorid != wanted.identity:
-            raise denied("parentprocessid: it is not assigned to this executor")
+            raise Denied("parentprocessid: it is not assigned to this executor")
         if parent[0].state != State.RUNNING or graph.sweeping:
-            raise bad("parentprocessid: it is not running")
+            raise Invalid("parentprocessid: it is not running")
         if graph.count >= graphs.MAX_NODES:
-            raise bad(f"processgraphid: a workflow has at most {graphs.MAX_NODES} nodes")
+            raise Invalid(f"processgraphid: a workflow has at most {graphs.MAX_NODES} nodes")
         node = build_node(hooks, graph, graph.count, wanted.spec, "spec")
         node.parents, node.waitforparents = [parent[0].graphindex], True
         compare: list[Compare] = [
@@ -88,7 +88,7 @@ class Children:
         ops: list[Op] = []
         moved = parent[0].children if insert else []
         if len(moved) > _MOST_MOVED:
-            raise bad(f"insert: the parent has more than {_MOST_MOVED} children")
+            raise Invalid(f"insert: the parent has more than {_MOST_MOVED} children")
         changed = msgspec.structs.replace(
             parent[0], children=[*([] if insert else parent[0].children), graph.count]
         )
@@ -128,10 +128,10 @@ class Children:
         colony, graphid = graph.colonyname, graph.processgraphid
         found = await self.processes.load(colony, childid) if "/" not in childid else None
         if found is None or found[0].processgraphid != graphid:
-            raise missing(f"childprocessid: {childid[:80]!r} is no node of this workflow")
+            raise NotFound(f"childprocessid: {childid[:80]!r} is no node of this workflow")
         child, revision = found
         if not child.waitforparents or child.closed:
-            raise bad("childprocessid: it waits for nobody any more")
+            raise Invalid("childprocessid: it waits for nobody any more")
         compare.append(ModRevision(keys.process(colony, childid), revision))
         if insert:
             parents = [graph.count if up == parent.graphindex else up for up in child.parents]
@@ -141,7 +141,7 @@ class Children:
             key = keys.pending(colony, childid)
             counter = await self.client.get(key)
             if counter is None:
-                raise bad("childprocessid: it waits for nobody any more")
+                raise Invalid("childprocessid: it waits for nobody any more")
             compare.append(ModRevision(key, counter.mod_revision))
             ops.append(Put(key, b"%d" % (int(counter.value) + 1)))
         return msgspec.structs.replace(child, parents=parents), revision

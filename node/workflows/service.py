@@ -7,9 +7,9 @@ What a running node adds is in `children`; what follows when a node starts or en
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -23,9 +23,8 @@ from node.host.log import get_logger
 from node.host.offload import NODE, apart
 from node.model import graph as graphs
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError, bad, conflict, missing
+from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.types import SECOND, FunctionSpec, Graph, Process, State
-from node.processes.quotas import TooMany
 from node.processes.service import Processes
 from node.processes.spec import build_node
 from node.rpc.replay import look
@@ -48,9 +47,9 @@ _STALE = 3600 * SECOND
 
 
 def check_given(given: Sequence[Any], roots: int, field: str) -> None:
-    """Raise RpcError 400 for arguments that are too large for as many nodes as get them."""
+    """Raise Invalid for arguments that are too large for as many nodes as get them."""
     if given and roots * len(pack(given)) > MAX_GIVEN:
-        raise bad(
+        raise Invalid(
             f"{field}: each of its {roots} nodes without dependencies gets the same arguments or"
             f" input; together they may have {MAX_GIVEN} bytes"
         )
@@ -59,24 +58,18 @@ def check_given(given: Sequence[Any], roots: int, field: str) -> None:
 def _there(result: TxnResult) -> Graph:
     """The graph that was there already; without one it was the guard that did not hold."""
     if not result.responses[0]:
-        raise conflict("who wanted this workflow changed meanwhile")
+        raise Conflict("who wanted this workflow changed meanwhile")
     return unpack(result.responses[0][0].value, Graph)
 
 
 @dataclass
 class Workflows:
-    """`now` gives Unix nanoseconds."""
+    """All process graphs of the colonies hosted here."""
 
     client: EtcdClient
     processes: Processes
-    now: Callable[[], int]
-    resolution: Resolution = field(init=False)
-    children: Children = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.resolution = Resolution(self.client, self.processes)
-        self.children = Children(self.client, self.processes, self.resolution)
-        self.processes.stepped = self.resolution.stepped
+    resolution: Resolution
+    children: Children
 
     # -- submitting ----------------------------------------------------------------------
 
@@ -100,20 +93,20 @@ class Workflows:
 
         `root_args` replace the args of the roots (and empty their kwargs), `root_input` becomes
         their input. A new graph is stored only while `guard` holds; `timed` says that it starts
-        by the clock. Raises RpcError 400 that begins with `field` and names node and field, 409
+        by the clock. Raises Invalid that begins with `field` and names node and field, Conflict
         when the guard does not hold, and TooMany.
         """
         try:
             plan = await apart(NODE * len(specs), graphs.plan, specs)
         except graphs.GraphError as error:
-            raise bad(f"{field}.{error}") from None
+            raise Invalid(f"{field}.{error}") from None
         check_given(root_args or root_input, len(plan.roots), field)
         graph = Graph(
             processgraphid=graphid,
             initiatorid=initiatorid,
             initiatorname=initiatorname,
             colonyname=colony,
-            submissiontime=self.now(),
+            submissiontime=self.processes.clock.now(),
             count=len(specs),
             roots=plan.roots,
             nonce=nonce,
@@ -151,7 +144,7 @@ class Workflows:
         try:
             self.processes.hooks.forwarding(node)
         except RpcError as error:
-            raise RpcError(error.status, error.message.replace("spec", field, 1)) from None
+            raise type(error)(error.message.replace("spec", field, 1)) from None
 
     def _forwarding(self, node: Process) -> Sequence[Op]:
         return self.processes.hooks.forwarding(node).ops if node.peer else ()
@@ -198,7 +191,7 @@ class Workflows:
         if (found := await self.client.get(key)) is not None:
             return unpack(found.value, Graph)
         await look()
-        attempt = f"{self.now():020d}-{secrets.token_hex(4)}"
+        attempt = f"{self.processes.clock.now():020d}-{secrets.token_hex(4)}"
         # Who waits for others is created first: nothing can end before its children are there.
         order = sorted(nodes, key=lambda node: not node.waitforparents)
         number, part, size = 0, list[Process](), 0
@@ -240,7 +233,7 @@ class Workflows:
         items = (await self.client.range(keys.GRAPH_PARTS, limit=_PAGE, keys_only=True)).items
         for item in items:
             colony, graphid, began = keys.parse_graph_part(item.key)
-            if began + _STALE > self.now():
+            if began + _STALE > self.processes.clock.now():
                 continue
             prefix = item.key.rpartition("/")[0] + "/"
             graph = await self.client.get(keys.graph(colony, graphid))
@@ -252,14 +245,14 @@ class Workflows:
     # -- ending --------------------------------------------------------------------------
 
     async def cancel(self, colony: str, graphid: str) -> None:
-        """End every node that waits or runs. Raises RpcError 400 when none does, or 404."""
+        """End every node that waits or runs. Raises Invalid when none does, or NotFound."""
         async with self.resolution.held(colony, graphid):
 
             def swept(graph: Graph | None) -> Graph:
                 if graph is None:
-                    raise missing(f"processgraphid: no workflow {graphid[:80]!r}")
+                    raise NotFound(f"processgraphid: no workflow {graphid[:80]!r}")
                 if sum(graph.ended.values()) >= graph.count:
-                    raise bad(f"the workflow is already {graph.state.name.lower()}")
+                    raise Invalid(f"the workflow is already {graph.state.name.lower()}")
                 return msgspec.structs.replace(graph, sweeping=int(State.CANCELLED))
 
             step = Put(keys.step(colony, graphid, keys.SWEEP), pack([int(State.CANCELLED)]))
@@ -273,17 +266,17 @@ class Workflows:
     ) -> None:
         """Delete a graph with all its nodes; one that is not finished only if `running`.
 
-        With `only`, nothing is done to one that is in another state by now. Raises RpcError 400,
-        404 or 409.
+        With `only`, nothing is done to one that is in another state by now. Raises Invalid,
+        NotFound or Conflict.
         """
         graph = await self.load(colony, graphid)
         if graph is None:
-            raise missing(f"processgraphid: no workflow {graphid[:80]!r}")
+            raise NotFound(f"processgraphid: no workflow {graphid[:80]!r}")
         if only not in (None, graph.state):
             return
         if sum(graph.ended.values()) < graph.count:
             if graph.state != State.WAITING and not running:
-                raise bad("the workflow is running; cancel it first")
+                raise Invalid("the workflow is running; cancel it first")
             if await self._ended(colony, graphid):
                 only = None
         async with self.resolution.held(colony, graphid):
@@ -297,7 +290,7 @@ class Workflows:
                 for node in await self.nodes(graph):
                     reason = self.processes.hooks.removable(node)
                     if reason:
-                        raise conflict(reason)
+                        raise Conflict(reason)
                 if await self._commit(graph, found.mod_revision, store.delete_graph(graph)):
                     break
             else:
@@ -308,9 +301,7 @@ class Workflows:
         """Cancel a graph that is to be removed; False when it ended by itself, or is gone."""
         try:
             await self.cancel(colony, graphid)
-        except RpcError as error:
-            if error.status not in (400, 404):
-                raise
+        except (Invalid, NotFound):
             return False
         await self.resolution.settle(colony, graphid)
         return True
@@ -357,7 +348,7 @@ class Workflows:
     async def listing(self, colony: str, state: int, limit: int) -> Pages[Graph]:
         """At most `limit` graphs in one state, newest first, in pages."""
         prefix, names = keys.graph_states(colony, state), list[str]()
-        marks = newest_first(self.client, prefix, self.now(), -1, limit=limit)
+        marks = newest_first(self.client, prefix, self.processes.clock.now(), -1, limit=limit)
         async with aclosing(marks) as pages:
             async for page in pages:
                 names += [keys.graph(colony, kv.key.rpartition("/")[2]) for kv in page]

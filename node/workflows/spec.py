@@ -12,7 +12,7 @@ import msgspec
 
 from node.model import types as model
 from node.model.codec import wire_spec
-from node.model.errors import bad
+from node.model.errors import Invalid
 from node.model.json import MAX_DEPTH, depth_of, prune
 from node.model.numbers import beyond_float
 from node.model.types import FunctionSpec
@@ -45,20 +45,20 @@ _NAMES = frozenset(name for each in _OBJECTS for name in each.__struct_encode_fi
 def read_workflow(text: str, field: str) -> tuple[str, list[FunctionSpec]]:
     """Parse the JSON text of a workflow, or of the bare list of its function specs.
 
-    Returns its colony's name ("" for a bare list) and the specs. Raises RpcError 400 that begins
+    Returns its colony's name ("" for a bare list) and the specs. Raises Invalid that begins
     with `field`.
     """
     try:
         value = msgspec.json.decode(text)
         if depth_of(value) > MAX_DEPTH:
-            raise bad(f"{field}: nested deeper than {MAX_DEPTH}")
+            raise Invalid(f"{field}: nested deeper than {MAX_DEPTH}")
         if beyond_float(text.encode(), value):
-            raise bad(f"{field}: a number beyond what a 64-bit float holds")
+            raise Invalid(f"{field}: a number beyond what a 64-bit float holds")
         if isinstance(value, list):
             value = {"functionspecs": value}
         spec = msgspec.convert(prune(value, _OPAQUE), WorkflowSpec)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise bad(f"{field}: {error}") from None
+        raise Invalid(f"{field}: {error}") from None
     return spec.colonyname, spec.functionspecs
 
 
@@ -66,7 +66,7 @@ def readable(text: str, colony: str, field: str) -> str:
     """Return the text of a workflow as every client may have it: as it is, if all read it alike.
 
     A bare list, a key twice, and keys that differ from a field's name only in case, which Go takes
-    for the field, make it the text of what was understood. Raises RpcError 400 as `read_workflow`.
+    for the field, make it the text of what was understood. Raises Invalid as `read_workflow`.
     """
     _, specs = read_workflow(text, field)
     plain = True

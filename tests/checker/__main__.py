@@ -32,7 +32,7 @@ def main() -> int:
         report = trio.run(storm, place, seed, arguments.seconds, wanted)
         print(f"  {len(report.befell)} nemeses: {', '.join(report.befell)}")
         print(f"  {report.told} lines, {report.processes} processes, {len(report.faults)} faults")
-        for fault in report.faults:
+        for fault in [*report.faults, *report.left]:
             print(f"  {fault}")
         if report.faults:
             return 1

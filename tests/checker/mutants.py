@@ -31,7 +31,7 @@ def losing_submission() -> None:
             return process
         return await submit(self, process, *more)
 
-    Processes.submit = lose  # type: ignore[method-assign]
+    Processes.submit = lose  # type: ignore[method-assign, assignment]
 
 
 def second_hand_out() -> None:
@@ -46,7 +46,7 @@ def second_hand_out() -> None:
         last[:] = [process]
         return process
 
-    HandOut.assign = again  # type: ignore[method-assign]
+    HandOut.assign = again  # type: ignore[method-assign, assignment]
 
 
 def forgotten_close() -> None:

@@ -6,10 +6,12 @@ import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from cli.core.client import RpcError
 from tests.checker.clients import Colony, Crowd
 from tests.checker.comparer import compare
 from tests.checker.journal import Journal, Kind, read
@@ -28,6 +30,7 @@ class Report:
     """What a storm was, and what is wrong after it."""
 
     faults: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)  # what has not ended, and what is known of it
     befell: list[str] = field(default_factory=list)
     told: int = 0
     processes: int = 0
@@ -54,8 +57,8 @@ async def storm(
             each.program = list(program) or each.program
         async with trio.open_nursery() as nursery:
             for each in hosts:
-                nursery.start_soon(trio.to_thread.run_sync, each.start)
-        colonies = [Colony(each, ahead=lambda each=each: each.ahead) for each in hosts]
+                nursery.start_soon(trio.to_thread.run_sync, partial(each.start))
+        colonies = [Colony(each, ahead=partial(getattr, each, "ahead")) for each in hosts]
         for colony in colonies:
             await stack.enter_async_context(colony.http)
         with Journal(path) as journal:
@@ -71,11 +74,15 @@ async def storm(
                     await _befall(hosts, dice, nemeses, journal, report)
                 await _heal(hosts, dice)
                 crowd.over.set()
-                await _calm(colonies, calm, report)
+                if not await _calm(colonies, calm):
+                    report.faults.append(f"there was work left after {calm} s of calm")
+                    report.left = [line for colony in colonies for line in await _left(colony)]
                 nursery.cancel_scope.cancel()
         with trio.fail_after(60):
             final = {colony.name: await colony.final() for colony in colonies}
     told = read(path)
+    for colony in colonies:
+        (place / f"{colony.name}.log").write_text("\n".join(colony.daemon.events))
     report.told, report.processes = len(told), sum(map(len, final.values()))
     report.faults += compare(told, final)
     return report
@@ -133,8 +140,8 @@ async def _heal(hosts: Sequence[Host], dice: random.Random) -> None:
         await until(90, well, step=0.3)
 
 
-async def _calm(colonies: Sequence[Colony], seconds: float, report: Report) -> None:
-    """Return once nothing waits or runs any more, or there was time enough for that."""
+async def _calm(colonies: Sequence[Colony], seconds: float) -> bool:
+    """Return whether everything ended in the time: what waits, runs, or is with a peer."""
 
     async def ended() -> bool:
         for colony in colonies:
@@ -146,4 +153,21 @@ async def _calm(colonies: Sequence[Colony], seconds: float, report: Report) -> N
     try:
         await until(seconds, ended, step=1)
     except trio.TooSlowError:
-        report.faults.append(f"there was work left after {seconds} s of calm")
+        return False
+    return True
+
+
+async def _left(colony: Colony) -> list[str]:
+    """Return what the colony, and its log, say of each process that has not ended."""
+    user, lines = colony.daemon.key("user"), list[str]()
+    for process in await colony.processes():
+        if process["state"] >= 2:
+            continue
+        pid = process["processid"]
+        try:
+            forward = await colony.insist("getforwardmsg", user, processid=pid)
+        except RpcError as error:
+            forward = str(error)
+        lines += [f"{colony.name}: {process}", f"{colony.name}: {forward}"]
+        lines += [line for line in colony.daemon.events if pid in line]
+    return lines

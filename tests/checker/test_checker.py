@@ -137,7 +137,7 @@ async def test_storms_lose_and_double_nothing(tmp_path: Path) -> None:
         place = tmp_path / str(number)
         place.mkdir()
         report = await storm(place, seed, 30)
-        print(report)
+        print(report, *report.left, sep="\n")
         assert report.faults == []
         assert report.processes > 20
         assert report.befell

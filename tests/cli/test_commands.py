@@ -398,7 +398,12 @@ def test_process_cancel_and_logs(colony: Colony, server: ColonyServer) -> None:
 
 
 def test_peers(colony: Colony, server: ColonyServer, home: Path) -> None:
-    peer = {"id": "ab" * 32, "name": "lab", "state": "pending", "endpoints": ["10.0.0.2:50081"]}
+    peer: dict[str, Any] = {
+        "id": "ab" * 32,
+        "name": "lab",
+        "state": "pending",
+        "endpoints": ["10.0.0.2:50081"],
+    }
     peer |= {"lastseen": 0, "error": "", "outstanding": 0}
     server.answers["getpeersmsg"] = lambda payload, caller: [peer]
     server.answers["trustpeermsg"] = lambda payload, caller: {**peer, "state": "trusted"}

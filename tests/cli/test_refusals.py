@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_the_doctor_names_a_store_that_is_gone(home: Path) -> None:
 def test_a_directory_in_place_of_a_file_is_named(home: Path) -> None:
     (home / "store.id").mkdir()
     (home / FILE).mkdir()
-    for act in (lambda: require_place(Home(home)), lambda: begin_anew(Home(home))):
+    for act in (partial(require_place, Home(home)), partial(begin_anew, Home(home))):
         with pytest.raises(StoreRefused, match=r"store\.id: Is a directory.* move it away"):
             act()
     with pytest.raises(HomeError, match=r"listening\.json: Is a directory.* move away"):

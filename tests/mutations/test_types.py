@@ -86,7 +86,7 @@ def test_a_field_of_any_type_is_noticed() -> None:
     """The types themselves: a struct that takes anything there lets the poison pass."""
 
     class Loose(model.FunctionSpec):
-        fs: Any = None  # type: ignore[assignment]
+        fs: Any = None
 
     asked = named.spec(fs={"mount": 7})
     loose = msgspec.convert(asked, Loose)

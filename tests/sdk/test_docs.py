@@ -65,7 +65,7 @@ def test_every_threat_that_is_tested_is_a_line() -> None:
 
 def codes_in_the_code() -> Iterator[str]:
     """The code of every refusal that is made anywhere in federation."""
-    place = {"Refusal": 1, "Refused": 0, "Breach": 0, "BadPath": 0, "PeerRefused": 0}
+    place = {"Refusal": 1, "Rejected": 0, "RemoteRefusal": 0}
     for path in (REPOSITORY / "federation").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not isinstance(node, ast.Call):
@@ -128,8 +128,10 @@ def test_every_kind_and_path_is_in_the_specification() -> None:
     text = read("federation.md")
     section = text.split("\n## Kinds\n")[1].split("\n## ")[0]
     assert set(re.findall(r"`(\w+)`", section)) == {kind.value for kind in Kind}
-    source = (REPOSITORY / "federation" / "service" / "server.py").read_text("utf-8")
-    paths = set(re.findall(r'"(/v\d/\w+)"', source))
+    pattern = re.compile(r'Endpoint\("(/v\d/\w+)"|_FORMER = \((.*)\)|path == "(/v\d/card)"')
+    sources = (path.read_text("utf-8") for path in (REPOSITORY / "federation").rglob("*.py"))
+    found = (match for source in sources for match in pattern.finditer(source))
+    paths = {path for match in found for path in re.findall(r"/v\d/\w+", match[0])}
     assert paths == set(re.findall(r"^\| `(?:GET )?(/v\d/\w+)` \|", text, re.M))
 
 
@@ -182,5 +184,6 @@ def test_the_map_has_every_package() -> None:
 
 def test_what_the_map_leads_to_exists() -> None:
     section = read("architecture.md").split("\n## The map\n")[1].split("\n## ")[0]
-    for path in re.findall(r"`((?:cli|federation|node|tests)/[\w/.]*)`", section):
+    habits = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+    for path in re.findall(r"`((?:cli|docs|federation|node|tests)/[\w/.]*)`", section + habits):
         assert (REPOSITORY / path).exists(), path

@@ -9,7 +9,7 @@ from typing import Any
 import crypto  # type: ignore[import-untyped]
 import pytest
 from model import Conditions, FuncSpec, Process  # type: ignore[import-untyped]
-from pycolonies import Colonies, func_spec  # type: ignore[import-untyped]
+from pycolonies import Colonies, func_spec
 
 from tests.support.daemons import Daemon
 
@@ -238,7 +238,7 @@ def test_rights(party: Party, lone_daemon: Daemon) -> None:
         lambda: party.colonies.approve_executor(COLONY, party.name, party.user),
     ):
         with pytest.raises(Exception, match=r"member|only|user"):
-            call()
+            call()  # type: ignore[no-untyped-call]
     pending = Party(lone_daemon)
     executor = {
         "executorname": pending.name,

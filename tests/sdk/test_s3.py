@@ -20,7 +20,7 @@ import boto3  # type: ignore[import-untyped]
 import crypto  # type: ignore[import-untyped]
 import pytest
 from click.testing import CliRunner, Result
-from pycolonies import Colonies  # type: ignore[import-untyped]
+from pycolonies import Colonies
 
 from cli.core.errors import Failure
 from cli.files.s3 import S3Settings

@@ -22,7 +22,7 @@ from federation.forward.updates import output_of
 from federation.inbox.accept import parse_input, parse_spec
 from federation.outbox.outcomes import read_output
 from federation.service.rpc_forwards import late_output
-from federation.wire.envelope import Kind, Refused
+from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Submit
 from federation.wire.refusals import Refusal
 from node.etcd.client import open_client
@@ -81,12 +81,12 @@ def workflow(*nodes: Any) -> Any:
 
 
 def received(payloadtype: str, fields: Any, kind: type[Any]) -> Any:
-    """What a handler would get. Raises RpcError 400 or msgspec.ValidationError."""
+    """What a handler would get. Raises Invalid or msgspec.ValidationError."""
     text = dumps({"msgtype": payloadtype, **fields})
     return msgspec.convert(parse_payload(base64.b64encode(text.encode()).decode()), kind)
 
 
-REFUSALS = (RpcError, msgspec.ValidationError, Refusal, Refused)
+REFUSALS = (RpcError, msgspec.ValidationError, Refusal, Rejected)
 
 
 def kept(value: Any, kind: type[Any]) -> Any:

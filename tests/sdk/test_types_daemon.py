@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import websocket  # type: ignore[import-untyped]
+import websocket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

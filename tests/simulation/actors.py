@@ -167,7 +167,7 @@ class Worker:
                     found = await node.processes.load(self.site.name, processid)
                     if found is not None and found[0].state == State.RUNNING:
                         return found[0]
-            return await node.processes.handout.assign(self.candidate, self.executor, 60)
+            return await node.handout.assign(self.candidate, self.executor, 60)
 
         if not self.site.up:
             await self.site.arrived.wait()

@@ -18,13 +18,14 @@ from federation.peers.policy import Policy
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Known
 from federation.service.main import Federation
-from federation.transport.errors import Unsent
 from federation.transport.link import Link
 from federation.wire.card import VERSION, Card, sign_card
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import MAX_LIFETIME
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
 from node.etcd.watch import Batch, Event
+from node.host.clock import Clock
 from node.host.config import Config, FederationConfig, RouteConfig
 from node.http.server import Request, Response
 from node.model.codec import pack
@@ -38,6 +39,7 @@ from tests.simulation.client import MemoryClient
 from tests.simulation.network import Gone, Network, SimulatedLink
 from tests.simulation.store import Change, MemoryStore
 from tests.simulation.world import EPOCH, Killed, World, key_of
+from tests.support.parts import Led
 
 __all__ = ["FINGERPRINT", "PORT", "WORKERS", "Site"]
 
@@ -63,16 +65,14 @@ class SimulatedFederation(Federation):
             site.key,
             client,
             node.processes,
+            node.handout,
             config,
             Path("/nowhere"),
-            site.now,
+            SigningClock(site.now, trio.current_time),
             node.members,
+            chance=random.Random(site.world.dice.random()),
         )
         self.site = site
-        chance = random.Random(site.world.dice.random())
-        for part in (self, *vars(self).values()):
-            if isinstance(getattr(part, "_chance", None), random.Random):
-                part._chance = chance
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As the real one, without listeners."""
@@ -92,22 +92,19 @@ class SimulatedFederation(Federation):
     async def _probe_forever(self, link: Link) -> None:
         if not self.site.talks:
             with trio.move_on_after(_QUIET):
-                await self.greeter.bell(link.id).event.wait()
+                await self.probes[link.id].event.wait()
         await super()._probe_forever(link)
 
     def sight_again(self) -> None:
         """As when colonies are seen again that did not answer, or have something of ours."""
         for peerid, link in self.links.items():
             if link.entry.error or any(True for _ in self.ledger.of_peer(peerid)):
-                self.greeter.wake(peerid)
+                self.probes[peerid].ring()
 
     def link_to(self, entry: Known) -> Link:
         """A way through the network."""
 
-        async def renew(address: str) -> None:
-            raise Unsent("simulated certificates don't change")
-
-        link = SimulatedLink(entry, self.sealer, renew, self.high_water)
+        link = SimulatedLink(entry, self.sealer, Led())
         link.network, link.source = self.site.network, self.site.key.id
         return link
 
@@ -202,7 +199,7 @@ class Site:
         self._client = MemoryClient(
             self.store, self.world, self.name, self.kill, lambda: self.frozen
         )
-        self.node = node = Node.build(self._client, self.name, self.now)
+        self.node = node = Node.build(self._client, self.name, Clock(self.now))
         async with trio.open_nursery() as nursery:
             self._nursery, self._life = nursery, nursery.cancel_scope
             if self._client.dead:
@@ -210,7 +207,7 @@ class Site:
             await nursery.start(self._follow, node)
             nursery.start_soon(self._deadlines, node)
             self.federation = SimulatedFederation(self, node, self._client)
-            node.processes.hooks = self.federation.hooks
+            node.processes.attach(self.federation.hooks)
             await nursery.start(self.federation.run)
             if self._client.dead:
                 raise Killed
@@ -246,7 +243,7 @@ class Site:
     async def _deadlines(self, node: Node) -> None:
         while True:
             try:
-                await expire(node.processes)
+                await expire(node.processes, node.handout)
             except (EtcdError, RpcError) as error:
                 self.world.note(self.name, "deadlines wait", error)
             await trio.sleep(self.pace)
@@ -321,7 +318,7 @@ class Site:
     async def handle(self, request: Request) -> Response:
         """Answer a peer."""
         assert self.federation is not None
-        return await self.federation.gate.handle(request)
+        return await self.federation.server.handle(request)
 
 
 class _Slot:

@@ -15,6 +15,7 @@ import trio
 
 from federation.forward.path import local_id
 from federation.wire.card import VERSION, Card, sign_card
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import MAX_LIFETIME, Kind, inspect
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
 from federation.wire.signer import Sealer
@@ -98,7 +99,7 @@ class Foes:
         key = key_of(name)
         if self.world.chance(0.3):  # in the owner's name, with a key that is another's
             key = replace(key, id=owner)
-        sealer = Sealer(key, site.now)
+        sealer = Sealer(key, SigningClock(site.now))
         conditions = {"colonyname": site.name, "executortype": TYPE}
         spec = msgspec.json.encode({"funcname": "f", "conditions": conditions})
         kind, path, message = dice.choice(
@@ -106,7 +107,7 @@ class Foes:
                 (Kind.SUBMIT, "/v2/submit", Submit(pid, 1, spec, "nobody", 1, [])),
                 (Kind.CANCEL, "/v2/cancel", Cancel(pid, 1)),
                 (Kind.POLL, "/v2/outcomes", Poll(0, [pid])),
-                (Kind.HELLO, "/v1/hello", Hello(foe_card(name, sealer.seconds))),
+                (Kind.HELLO, "/v1/hello", Hello(foe_card(name, sealer.clock.seconds))),
             )
         )
         return path, sealer.seal(kind, site.key.id, message)
@@ -119,7 +120,7 @@ class Foes:
 
     async def handle(self, request: Request) -> Response:
         """Eve as a server: takes everything, and tells outcomes of what others were asked to do."""
-        sealer = Sealer(key_of(EVE), lambda: self.world.now())
+        sealer = Sealer(key_of(EVE), SigningClock(self.world.now))
         seen = inspect(request.body, limit=len(request.body))
         if request.path == "/v2/submit":
             submit = load(seen.payload, Submit)
@@ -137,7 +138,7 @@ class Foes:
 
     def _lies(self, origin: str) -> list[bytes]:
         """An outcome, made up, of each process that this colony ever sent anywhere."""
-        sealer = Sealer(key_of(EVE), lambda: self.world.now())
+        sealer = Sealer(key_of(EVE), SigningClock(self.world.now))
         found = []
         asked = self._overheard()
         for owner, pid, _ in sorted(self.witness.forwarded):

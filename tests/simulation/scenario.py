@@ -17,8 +17,9 @@ import msgspec
 import trio
 
 from federation.peers.policy import Policy
+from node.etcd.errors import EtcdUnavailable
 from node.host.config import RouteConfig
-from node.model.errors import RpcError
+from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError, Unavailable
 from tests.simulation.actors import Job, Worker, patiently, submit_and_watch
 from tests.simulation.colony import WORKERS, Site
 from tests.simulation.foes import EVE, MALLORY, Foes
@@ -31,6 +32,10 @@ __all__ = ["Result", "Story", "play"]
 
 _PATIENCE = 8000.0  # virtual seconds that a healed world gets to come to rest
 _LOOK = 2.0
+_EXPECTED = tuple(
+    f"{kind.__name__}("
+    for kind in (EtcdUnavailable, Invalid, Denied, NotFound, Conflict, Unavailable)
+)
 _TROUBLES = ("split", "split", "one way", "freeze", "stop", "kill", "clock", "block")
 _COLONIES = (3,) * 40 + (4, 5, 6, 7, 8)
 
@@ -190,7 +195,7 @@ class _Errors(logging.Handler):
 
 
 def _expected(error: str) -> bool:
-    return error.startswith(("EtcdUnavailable(", "RpcError("))
+    return error.startswith(_EXPECTED)
 
 
 async def _troubles(story: Story, network: Network, sites: list[Site]) -> None:

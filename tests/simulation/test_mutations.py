@@ -17,13 +17,15 @@ from msgspec.structs import replace
 
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
-from federation.outbox.ledger import Ledger
 from federation.outbox.resolve import resolve
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
+from federation.wire.clock import SigningClock
 from federation.wire.signer import Sealer
 from node.etcd.client import KeyValue
 from node.etcd.txn import Put, Txn
+from node.host.clock import Clock
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
@@ -42,6 +44,7 @@ from tests.simulation.scenario import play
 from tests.simulation.store import MemoryStore
 from tests.simulation.witness import Witness
 from tests.simulation.world import EPOCH, World, key_of
+from tests.support.parts import ledger_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -186,7 +189,7 @@ class _Meddler(MemoryClient):
         """As the store has it, for the last time."""
         found = await super().get(key)
         if found is not None and "/outbox/" in key:
-            forward = replace(unpack(found.value, Forward), state=outbox.QUEUED, sent=0)
+            forward = replace(unpack(found.value, Forward), state=outbox.State.QUEUED, sent=0)
             self.store.commit(Txn([], [Put(key, pack(forward))]))
         return found
 
@@ -195,11 +198,12 @@ async def decide_about_what_never_left() -> None:
     """A person sees a doubt that there is no more when it is ended."""
     client = _Meddler(MemoryStore(), World(0), "c0", lambda: None, lambda: False)
     key, peer, keys = key_of("c0"), key_of("c1"), Keys("c0")
-    sealer = Sealer(key, lambda: EPOCH * SECOND)
-    processes = Processes(client, sealer.now)
-    ledger = Ledger("c0", sealer, client, processes, Peers(client, keys, key.id), keys)
+    sealer = Sealer(key, SigningClock(lambda: EPOCH * SECOND))
+    processes = Processes(client, Clock(sealer.clock.now))
+    peers = Peers(client, keys, sealer)
+    ledger = ledger_of(Context("c0", sealer, client, processes, peers, keys))
     spec = FunctionSpec(funcname="f", conditions=Conditions(colonyname="c1", executortype="t"))
-    begin = sealer.now()
+    begin = sealer.clock.now()
     process = Process("a" * 64, "b" * 64, "me", "c0", spec, begin, begin, peer=peer.id)
     forward = outbox.sending(outbox.new_forward(process), b"sealed", begin)
     entry = Put(keys.forward(peer.id, process.processid), pack(forward))

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from federation.forward.path import local_id
 from federation.inbox import accept as inbox
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.record import Peer
 from federation.peers.registry import TRUSTED, Peers
-from federation.service.server import Gate
+from federation.service.server import Server
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Outcomes, Poll, Submit, load
 from federation.wire.signer import Sealer
@@ -39,6 +41,7 @@ from node.etcd.txn import (
     Put,
     Txn,
 )
+from node.host.clock import Clock
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import SECOND
@@ -49,6 +52,7 @@ from tests.simulation.runner import main, run_seeds
 from tests.simulation.scenario import play
 from tests.simulation.store import MAX_OPS, MemoryStore
 from tests.simulation.world import World, key_of
+from tests.support.parts import inbox_of
 
 ROOT = Path(__file__).parents[2]
 CORES = os.cpu_count() or 1
@@ -126,21 +130,22 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     """What was signed in a future that is none any more is signed again."""
     time = [1_800_000_000 + 5000]
     home, origin, client = key_of("lab"), key_of("field"), _memory()
-    sealer = Sealer(home, lambda: time[0] * SECOND)
+    clock = SigningClock(lambda: time[0] * SECOND)
+    sealer = Sealer(home, clock)
     keys = Keys("lab")
-    peers = Peers(client, keys, home.id)
+    peers = Peers(client, keys, sealer)
     peer = Peer(origin.id, TRUSTED, "field", origin.public_key)
     await client.put(keys.peer(origin.id), pack(peer))
     await peers.load()
-    processes = Processes(client, sealer.now)
-    box = inbox.Inbox("lab", sealer, client, processes, peers, keys)
-    card = Gate(sealer, peers, box, lambda: b"", lambda _: None)
+    processes = Processes(client, Clock(clock.now))
+    box = inbox_of(Context("lab", sealer, client, processes, peers, keys))
+    server = Server(sealer, peers, box.accounts, lambda: b"", box.endpoints())
     spec = b'{"funcname":"f","conditions":{"colonyname":"lab","executortype":"t"}}'
-    there = Sealer(origin, lambda: (time[0] - 1) * SECOND)
+    there = Sealer(origin, SigningClock(lambda: (time[0] - 1) * SECOND))
     body = there.seal(Kind.SUBMIT, home.id, Submit("1" * 64, 1, spec, "me", 1, []))
 
     async def submitted() -> int:
-        answer = await card.handle(Request("POST", "/v2/submit", "", {}, body, "10.0.0.2"))
+        answer = await server.handle(Request("POST", "/v2/submit", "", {}, body, "10.0.0.2"))
         assert answer.status == 200, answer.body
         return inspect(answer.body, limit=10_000).issued
 
@@ -148,10 +153,10 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     localpid = local_id(origin.id, "1" * 64, 1)
     await processes.cancel("lab", localpid)
     time[0] -= 4000
-    card.high_water = lambda: time[0] + 4000
+    clock.remember(time[0] + 4000)
     assert await submitted() <= time[0]
     poll = there.seal(Kind.POLL, home.id, Poll(0, []))
-    answer = await card.handle(Request("POST", "/v2/outcomes", "", {}, poll, "10.0.0.2"))
+    answer = await server.handle(Request("POST", "/v2/outcomes", "", {}, poll, "10.0.0.2"))
     told = load(inspect(answer.body, limit=100_000).payload, Outcomes)
     assert [inspect(each, limit=10_000).issued <= time[0] for each in told.outcomes] == [True]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from federation.forward.machine import CANCELLING, Forward
+from federation.forward.machine import Forward
+from federation.forward.machine import State as There
 from federation.forward.marker import Marker
 from federation.forward.path import local_id
 from federation.peers.policy import Policy
@@ -89,7 +90,7 @@ class Witness:
             peer, pid = key[len(site.keys.outbox) :].split("/")
             if change.before is None:
                 self._forwarded(site, pid, peer)
-            elif unpack(change.before.value, Forward).state == CANCELLING:
+            elif unpack(change.before.value, Forward).state == There.CANCELLING:
                 self._cancelling(site, pid, change)
             if change.after is not None and unpack(change.after.value, Forward).aside:
                 self.decided.add((site.key.id, pid))
@@ -196,7 +197,7 @@ class Witness:
         if after.origin and after.origin not in self.foes:
             self._ended_there(site, after)
         found = site.store.get(site.keys.forward(after.peer, after.processid))
-        if found is not None and unpack(found.value, Forward).state != CANCELLING:
+        if found is not None and unpack(found.value, Forward).state != There.CANCELLING:
             self.broken("ended here, and the peer is not told", site.name, after.processid)
         if not after.peer or after.peer in self.foes:
             return
@@ -208,7 +209,10 @@ class Witness:
 
     def _cancelling(self, site: Site, pid: str, change: Change) -> None:
         """A wish to cancel stays one until the peer knows of it, or nobody waits any more."""
-        if change.after is not None and unpack(change.after.value, Forward).state != CANCELLING:
+        if (
+            change.after is not None
+            and unpack(change.after.value, Forward).state != There.CANCELLING
+        ):
             self.broken("a cancel was written over", site.name, pid)
 
     def _ended_there(self, site: Site, process: Process) -> None:

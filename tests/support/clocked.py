@@ -17,6 +17,7 @@ import trio
 
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.pages import whole
+from node.host.clock import Clock
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Graph, Process, State, User
 from node.processes.queue import Candidate
 from node.runtime.feeds import follow
@@ -78,11 +79,9 @@ class World:
 
     async def start(self, identity: str | None = None) -> Station:
         """Another node, ready."""
-        steady = (lambda: self.steady) if self.steady else None
-        node = Node.build(self.client, "dev", lambda: self.now, steady)
-        node.crons.dice = lambda: 0.5
+        clock = Clock(lambda: self.now, (lambda: self.steady) if self.steady else None)
+        node = Node.build(self.client, "dev", clock, identity=identity or "", dice=lambda: 0.5)
         if identity is not None:
-            node.leader.identity = identity
             await node.retiming.load()
         await node.members.adopt(Colony(OWNER, "dev"), User("dev", ANN, "ann"), ADA, "s" * 64)
         station = Station(node)
@@ -116,7 +115,7 @@ class World:
     async def assign(self, seconds: float = 50) -> Process:
         """Hand out the next process."""
         candidate = Candidate("dev", "cli", "ada")
-        return await self.node.processes.handout.assign(candidate, ADA, seconds)
+        return await self.node.handout.assign(candidate, ADA, seconds)
 
     async def close(self, process: Process, *output: Any, state: State = State.SUCCESSFUL) -> None:
         """End a process as its executor."""

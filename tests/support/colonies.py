@@ -24,11 +24,13 @@ from federation.service.main import Federation
 from federation.transport.errors import Lost, Unsent
 from federation.transport.link import Answer, Link
 from federation.wire.card import open_card
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import inspect
 from node.daemon.recovery import finish
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.host.config import Config, FederationConfig, PeerConfig
 from node.host.home import Home, HomeInfo
 from node.host.keys import PrivateKey, read_key, write_key
@@ -37,6 +39,7 @@ from node.model.codec import unpack
 from node.model.ids import new_id
 from node.model.types import Colony as HomeColony
 from node.model.types import Executor, ExecutorState, FunctionSpec, Process, State, User
+from node.processes.observer import Observer
 from node.processes.queue import Candidate
 from node.processes.spec import build_process
 from node.runtime.feeds import follow
@@ -100,13 +103,13 @@ class NearLink(Link):
 
     async def connect(self) -> Any:
         """Raises Unsent."""
-        if self.around() is None:
+        if self.guide.around() is None:
             self.source.target(self.id)
         return cast(Any, None)
 
     async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
         """Call the other's gate, in the other's nursery: it may die over it."""
-        carrier = self.around()
+        carrier = self.guide.around()
         if carrier is not None:
             return await carrier(path, body, wait)
         other = self.source.target(self.id)
@@ -125,12 +128,7 @@ class Near(Federation):
     def link_to(self, entry: Known) -> Link:
         """A way within the process."""
 
-        async def renew(address: str) -> None:
-            await self.fetch(address, entry.peer.id)
-
-        around = functools.partial(self.ways.around, entry)
-        follow = self.greeter.follow
-        link = NearLink(entry, self.sealer, renew, self.high_water, around, follow=follow)
+        link = NearLink(entry, self.sealer, self.guide_to(entry))
         link.source = self.colony
         return link
 
@@ -142,7 +140,7 @@ class Near(Federation):
             raise Unsent("connection refused")
         assert other.federation is not None
         data = other.federation.portrait.card()
-        card = open_card(data, self.sealer.seconds)
+        card = open_card(data, self.context.clock.seconds)
         if peerid and card.id != peerid:
             raise Unsent("another colony lives there")
         return await self.peers.learn(card, data, near=False, unblock=unblock)
@@ -196,7 +194,7 @@ class Colony:
 
         async def answer() -> None:
             try:
-                answers.append(await self.fed.gate.handle(request))
+                answers.append(await self.fed.server.handle(request))
             finally:
                 done.set()
 
@@ -214,10 +212,11 @@ class Colony:
                 client.kill = functools.partial(self._killed, nursery.cancel_scope)
                 client.writes, client.at, client.before = 0, self.at, self.before
                 self.at = 0
-                self.node = node = Node.build(client, self.name, time.time_ns)
+                self.node = node = Node.build(
+                    client, self.name, Clock(time.time_ns), identity=self.name
+                )
                 await self._read_key(client)
-                node.processes.changed = self._observe
-                node.processes.stepped = self._stepped
+                node.processes.observe(node.handout, node.channels, Local(self))
                 for prefix in (keys.MEMBERS, keys.LIVE):
                     await nursery.start(follow, node, prefix)
                 polled = [
@@ -235,13 +234,14 @@ class Colony:
                     self.key,
                     client,
                     node.processes,
+                    node.handout,
                     config,
                     Path("/nowhere"),
-                    time.time_ns,
+                    SigningClock(),
                     node.members,
                 )
                 fed.colony = self
-                node.processes.hooks = fed.hooks
+                node.processes.attach(fed.hooks)
                 await fed._load()
                 fed.fingerprint, fed.port = FINGERPRINT, PORT
                 await fed.portrait.start(PORT, FINGERPRINT)
@@ -315,7 +315,7 @@ class Colony:
         """Take one process and close it."""
         assert self.node is not None
         candidate = Candidate(self.name, "t", "w", "", None, None)
-        process = await self.node.processes.handout.assign(candidate, self.worker, 20)
+        process = await self.node.handout.assign(candidate, self.worker, 20)
         return await self.node.processes.close(
             self.name,
             process.processid,
@@ -371,16 +371,21 @@ class Colony:
         while not check():
             await self.changed.wait()
 
-    def _stepped(self, colony: str, graphid: str, revision: int) -> None:
-        """A store has one home, but for here: each deals with its own workflows."""
-        assert self.node is not None
-        if colony == self.name:
+
+class Local(Observer):
+    """A store has one home, but for here: each colony deals with its own workflows."""
+
+    def __init__(self, colony: Colony) -> None:
+        assert colony.node is not None
+        self.colony, self.node = colony, colony.node
+
+    def stepped(self, colony: str, graphid: str, revision: int) -> None:
+        if colony == self.colony.name:
             self.node.workflows.resolution.stepped(colony, graphid, revision)
 
-    def _observe(self, process: Process, revision: int) -> None:
-        assert self.node is not None
+    def changed(self, process: Process, revision: int) -> None:
         self.node.subscriptions.changed(process, revision)
-        self._news()
+        self.colony._news()
 
 
 def _spec(fields: dict[str, Any]) -> FunctionSpec:
@@ -398,7 +403,7 @@ class World(dict[str, Colony]):
         """Start another colony; one with a mailbox can't be connected to."""
         colony = self[name] = Colony(self, name, mailbox, **settings)
         colony.hidden = mailbox is not None
-        node = Node.build(self.client, name, time.time_ns)
+        node = Node.build(self.client, name, Clock(time.time_ns))
         await node.members.adopt(
             HomeColony(colony.key.id, name),
             User(name, PrivateKey.generate().id, "me"),

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import trio
@@ -177,7 +178,7 @@ def seeded_dice() -> random.Random:
     return random.Random(seed)
 
 
-async def until(seconds: float, check: object, *, step: float = 0.05) -> object:
+async def until(seconds: float, check: object, *, step: float = 0.05) -> Any:
     """Poll an async callable until it returns something true; for states that send no event."""
     assert callable(check)
     with trio.fail_after(seconds):

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-import atheris  # type: ignore[import-not-found,unused-ignore]
+import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 with atheris.instrument_imports(include=["node", "msgspec"]):
     from cli.ops.rpc import all_calls

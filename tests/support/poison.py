@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ POISON: list[Any] = [
 
 def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [at] if at else []
-    items = value.items() if isinstance(value, dict) else ()
+    items: Iterable[Any] = value.items() if isinstance(value, dict) else ()
     items = enumerate(value) if isinstance(value, list) else items
     for key, inner in items:
         found += _places(inner, (*at, key))

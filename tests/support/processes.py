@@ -5,12 +5,22 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
+
+from node.archive.relief import Relief
 from node.archive.retention import Retention
 from node.host.config import HistoryConfig
+from node.model.codec import pack
 from node.model.ids import new_id
-from node.model.types import Conditions, FunctionSpec, Process
+from node.model.types import Conditions, Executor, ExecutorState, FunctionSpec, Process
+from node.processes.assignment import HandOut
+from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.runtime.node import Node
+from node.store import keys
+from node.workflows.advance import Resolution
+from node.workflows.children import Children
+from node.workflows.service import Workflows
 
 
 def make(*, origin: str = "", location: str = "", executortype: str = "cli") -> Process:
@@ -30,4 +40,36 @@ def make(*, origin: str = "", location: str = "", executortype: str = "cli") -> 
 
 def retention(node: Node, home: Path, config: HistoryConfig) -> Retention:
     """What moves closed things of a node to the history files below `home`."""
-    return Retention(node.workflows, node.directory, node.leader, node.past, home, config)
+    return Retention(
+        node.client,
+        node.processes,
+        node.workflows,
+        node.directory,
+        node.leader,
+        node.past,
+        home,
+        config,
+        Relief(node.client, node.clock.now),
+    )
+
+
+def assigning(processes: Processes) -> HandOut:
+    """What hands out processes to any executor, as there are no members."""
+    handout = HandOut(processes, lambda executor: executor)
+    processes.observe(handout)
+    return handout
+
+
+def workflows_of(processes: Processes) -> Workflows:
+    """The workflows of processes that nobody else follows."""
+    resolution = Resolution(processes.client, processes)
+    processes.observe(resolution)
+    children = Children(processes.client, processes, resolution)
+    return Workflows(processes.client, processes, resolution, children)
+
+
+def enlist(node: Node, executor: Executor) -> None:
+    """Let a node know of an approved executor that is not in the store."""
+    approved = msgspec.structs.replace(executor, state=ExecutorState.APPROVED)
+    key = keys.executor(executor.colonyname, executor.executorname)
+    node.directory.apply(key, pack(approved), max(1, node.directory.told))

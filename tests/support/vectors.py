@@ -409,14 +409,14 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
                 "of a submission",
                 BEE,
                 ANT,
-                m.Denial("policy_function", "not open", denied, NOW, 0, "/v2/submit"),
+                m.SignedRefusal("policy_function", "not open", denied, NOW, 0, "/v2/submit"),
                 key,
             ),
             (
                 "of a submission that a mailbox brought",
                 BEE,
                 ANT,
-                m.Denial("policy_function", "not open", denied, NOW, 0, "/v2/submit", True),
+                m.SignedRefusal("policy_function", "not open", denied, NOW, 0, "/v2/submit", True),
                 key,
             ),
         ],
@@ -549,12 +549,12 @@ def relayed() -> dict[str, Any]:
             BEE, Kind.SUBMIT, CAT.id, dump(changed), cti=cti_of(_AT_BEE, 1), expires=expires
         )
 
-    def ran(key: PrivateKey = CAT, **change: Any) -> bytes:
+    def ran(key: PrivateKey = CAT, /, **change: Any) -> bytes:
         told = m.Outcome(_AT_BEE, 1, 2, b'["X"]', [], _AT_CAT, "e" * 64, NOW, NOW)
         told = msgspec.structs.replace(told, **answer | change)
         return _envelope(key, Kind.OUTCOME, BEE.id, dump(told), cti=cti_of("outcome", _AT_BEE, 1))
 
-    def told(below: bytes, **change: Any) -> bytes:
+    def told(below: bytes, /, **change: Any) -> bytes:
         mine = m.Outcome(_PID, 1, 2, b'["X"]', [], _AT_BEE, CAT.id, NOW, NOW)
         mine = chains.carried(mine, below, CAT.public_key) if below else mine
         mine = msgspec.structs.replace(mine, **answer | change)

@@ -72,7 +72,7 @@ async def ends_at(colonies: list[Colony], target: str) -> list[str]:
     assert [step.problem for step in steps] == [""] * len(steps)
     assert steps[-1].issuer == last.key.id
     for each in colonies:
-        assert each.fed.gate.counters["loop"] == 0, "nobody is asked that had it"
+        assert each.fed.server.counters["loop"] == 0, "nobody is asked that had it"
     names = {each.key.id: each.name for each in colonies}
     return [names[step.issuer] for step in steps]
 

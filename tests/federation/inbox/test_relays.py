@@ -24,7 +24,6 @@ from federation.forward import path as relays
 from federation.forward.chain import carried, conclusion, trace
 from federation.forward.path import (
     Asked,
-    BadPath,
     Request,
     hops_for,
     local_id,
@@ -33,7 +32,7 @@ from federation.forward.path import (
     unwrap,
 )
 from federation.peers.policy import Policy
-from federation.wire.envelope import Kind, Opened, inspect, seal
+from federation.wire.envelope import Kind, Opened, Rejected, inspect, seal
 from federation.wire.messages import MOST, Outcome, Submit, dump, load
 from node.host.keys import PrivateKey, read_key
 from node.http.server import Request as HttpRequest
@@ -267,7 +266,7 @@ def test_a_relay_can_change_nothing(changes: dict[str, Any], code: str | None) -
     if code is None:
         way.opened(data)
         return
-    with pytest.raises(BadPath) as caught:
+    with pytest.raises(Rejected) as caught:
         way.opened(data)
     assert caught.value.code == code
 
@@ -284,7 +283,7 @@ def test_a_path_without_its_signatures_is_refused() -> None:
     submit, _ = way.at_cat()
     for reason, inner in cases.items():
         forged = msgspec.structs.replace(submit, inner=inner)
-        with pytest.raises(BadPath, match=reason) as caught:
+        with pytest.raises(Rejected, match=reason) as caught:
             # By another clock than the inner one, so it may seem to live a day longer, and no more.
             way.opened(sealed(way.bee, way.cat.id, forged, NOW + 51 + MOST))
         assert caught.value.code == "bad_path"
@@ -294,7 +293,7 @@ def test_a_colony_that_is_in_the_path_refuses() -> None:
     way = Way()
     for path in ([way.cat.id], [way.bee.id], [way.ant.id, way.ant.id]):
         looped = msgspec.structs.replace(way.at_cat()[0], path=path, hops=4)
-        with pytest.raises(BadPath) as caught:
+        with pytest.raises(Rejected) as caught:
             way.opened(sealed(way.bee, way.cat.id, looped))
         assert caught.value.code == "loop"
 
@@ -492,7 +491,9 @@ async def test_a_repeat_of_what_was_passed_on_gets_the_first_receipt(tmp_path: P
             await ant.when(processid, lambda process: process.state == State.RUNNING)
         envelope = ant.fed.ledger.entries[processid].forward.envelope
         await bee.fed.peers.set_policy(ant.key.id, Policy())
-        answer = await bee.fed.gate.handle(HttpRequest("POST", "/v2/submit", "", {}, envelope, "x"))
+        answer = await bee.fed.server.handle(
+            HttpRequest("POST", "/v2/submit", "", {}, envelope, "x")
+        )
         assert answer.status == 200
         assert len(bee.fed.ledger.entries) == 1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,23 @@ import trio
 from federation.forward.marker import Marker
 from federation.forward.path import local_id
 from federation.inbox.accept import Inbox
+from federation.membership.probe import Greeter
+from federation.membership.rotation import Rotation
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peers
-from federation.service.server import Gate
+from federation.service.server import Server
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import SigningClock
+from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.wire.messages import load as load_message
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, open_client
+from node.host.clock import Clock
 from node.host.keys import PrivateKey
+from node.host.sync import Bells
 from node.http.server import Request, Response
 from node.model.codec import pack, unpack
 from node.model.types import Executor, Process, State
@@ -33,6 +41,8 @@ from node.processes.extension import Hooks
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from tests.node.etcd.support import start_store
+from tests.support.parts import inbox_of, portrait_of
+from tests.support.processes import assigning
 
 PID = "1" * 64
 SPEC = b'{"funcname":"f","args":[1,2.5],"conditions":{"colonyname":"lab","executortype":"t"}}'
@@ -51,21 +61,46 @@ class Closing(Hooks):
             self.inbox.owing.closed(process)
 
 
+@dataclass
+class Noting(Greeter):
+    """Notes who said hello."""
+
+    heard: list[str]
+
+    def greeted(self, peerid: str) -> None:
+        """Note a peer."""
+        self.heard.append(peerid)
+
+
 class Lab:
-    """The colony `lab` behind its gate, and one peer called `field` that speaks to it."""
+    """The colony `lab` behind its server, and one peer called `field` that speaks to it."""
 
     def __init__(self, client: EtcdClient) -> None:
         self.client = client
         self.key, self.other = PrivateKey.generate(), PrivateKey.generate()
         self.keys = Keys("lab")
-        self.peers = Peers(client, self.keys, self.key.id)
-        self.processes = Processes(client, time.time_ns)
-        sealer = Sealer(self.key, time.time_ns)
-        self.inbox = Inbox("lab", sealer, client, self.processes, self.peers, self.keys)
-        self.processes.hooks = Closing(self.inbox)
+        self.clock = SigningClock()
+        sealer = Sealer(self.key, self.clock)
+        self.peers = Peers(client, self.keys, sealer)
+        self.processes = Processes(client, Clock(time.time_ns))
+        self.context = Context("lab", sealer, client, self.processes, self.peers, self.keys)
+        self.inbox = inbox_of(self.context)
+        self.handout = assigning(self.processes)
+        self.processes.attach(Closing(self.inbox))
         self.greeted: list[str] = []
-        self.gate = Gate(sealer, self.peers, self.inbox, lambda: b"card", self.greeted.append)
-        self.sealer = Sealer(self.other, time.time_ns)
+        self.serve()
+        self.sealer = Sealer(self.other, SigningClock())
+
+    def serve(self, *more: Endpoint, card: Callable[[], bytes] = lambda: b"card") -> None:
+        """Answer peers with the parts as they are now, and at more places."""
+        portrait, probes = portrait_of(self.context), Bells()
+        portrait.fingerprint = "f" * 64
+        rotation = Rotation(self.context, portrait, probes)
+        greeter = Noting(
+            self.context, self.inbox.ledger, portrait, rotation, probes, {}, self.greeted
+        )
+        endpoints = [*self.inbox.endpoints(), *greeter.endpoints(), *more]
+        self.server = Server(self.context.sealer, self.peers, self.inbox.accounts, card, endpoints)
 
     def card_bytes(self, name: str = "field") -> bytes:
         now = int(time.time())
@@ -84,7 +119,7 @@ class Lab:
         return self.sealer.seal(kind, claims.pop("audience", self.key.id), message, **claims)
 
     async def raw(self, path: str, body: bytes, remote: str = "10.0.0.2") -> Response:
-        return await self.gate.handle(Request("POST", path_of(path), "", {}, body, remote))
+        return await self.server.handle(Request("POST", path_of(path), "", {}, body, remote))
 
     async def post(self, path: str, kind: Kind, message: msgspec.Struct) -> Response:
         return await self.raw(path, self.seal(kind, message))
@@ -117,7 +152,7 @@ class Lab:
 
     async def run_one(self) -> Process:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        process = await self.processes.handout.assign(candidate, WORKER, 5)
+        process = await self.handout.assign(candidate, WORKER, 5)
         return await self.processes.close(
             "lab", process.processid, WORKER.executorid, State.SUCCESSFUL, output=[3.5]
         )
@@ -169,14 +204,14 @@ async def test_the_checks_come_in_their_order(lab: Lab) -> None:
     assert code(await lab.raw("submit", looped)) == "hops"
     bad = lab.seal(Kind.SUBMIT, submission(spec=b'{"funcname":1}'))
     assert code(await lab.raw("submit", bad)) == "bad_spec"
-    assert lab.gate.counters["untrusted"] == 2
+    assert lab.server.counters["untrusted"] == 2
     assert (await lab.raw("submit", sealed)).status == 200
 
 
 async def test_other_paths_and_methods_are_refused(lab: Lab) -> None:
     assert code(await lab.raw("nothing", b"")) == "not_found"
-    assert code(await lab.gate.handle(Request("GET", "/v2/submit", "", {}, b"", "x"))) == "method"
-    card = await lab.gate.handle(Request("GET", "/v1/card", "", {}, b"", "x"))
+    assert code(await lab.server.handle(Request("GET", "/v2/submit", "", {}, b"", "x"))) == "method"
+    card = await lab.server.handle(Request("GET", "/v1/card", "", {}, b"", "x"))
     assert (card.status, card.body) == (200, b"card")
 
 
@@ -188,7 +223,7 @@ async def test_a_hello_is_answered_once_trusted_and_never_when_blocked(lab: Lab)
     assert code(await lab.introduce()) == "blocked"
     assert lab.peers.state(lab.other.id) == BLOCKED
     assert code(await lab.raw("submit", lab.seal(Kind.SUBMIT, submission()))) == "blocked"
-    again = Peers(lab.client, lab.keys, lab.key.id)
+    again = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
     await again.load()
     assert again.state(lab.other.id) == BLOCKED, "the tombstone is in the store"
     await again.trust(lab.other.id)
@@ -252,7 +287,7 @@ async def test_a_receipt_of_an_earlier_release_is_made_anew(lab: Lab) -> None:
     place = lab.keys.marker(lab.other.id, PID)
     found = await lab.client.get(place)
     assert found is not None
-    old = lab.inbox.sealer.seal(
+    old = lab.context.sealer.seal(
         Kind.RECEIPT, lab.other.id, Receipt(PID, 1, "accepted", receipt.remote)
     )
     marker = unpack(found.value, Marker)
@@ -269,7 +304,7 @@ async def test_a_receipt_of_an_earlier_release_is_made_anew(lab: Lab) -> None:
 async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
     await lab.befriend()
     sealed = lab.seal(Kind.SUBMIT, submission())
-    answer = await lab.gate.handle(Request("POST", f"/v1/{path}", "", {}, sealed, "10.0.0.2"))
+    answer = await lab.server.handle(Request("POST", f"/v1/{path}", "", {}, sealed, "10.0.0.2"))
     told = json.loads(answer.body)
     assert (answer.status, told["code"]) == (400, "version")
     assert "version 2" in told["message"]
@@ -281,7 +316,7 @@ async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
 
 async def test_a_block_by_another_daemon_is_noticed_inside_the_transaction(lab: Lab) -> None:
     await lab.befriend()
-    elsewhere = Peers(lab.client, lab.keys, lab.key.id)
+    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
     await elsewhere.load()
     await elsewhere.block(lab.other.id)
     assert lab.peers.state(lab.other.id) == TRUSTED
@@ -299,7 +334,7 @@ async def test_an_outcome_is_owed_until_acknowledged(lab: Lab) -> None:
     assert first == second
     assert (first[0].pid, first[0].state, first[0].out) == (PID, 2, b"[3.5]")
     assert (first[0].localpid, first[0].executor) == (receipt.remote, WORKER.executorid)
-    reloaded = Inbox("lab", lab.inbox.sealer, lab.client, lab.processes, lab.peers, lab.keys)
+    reloaded = inbox_of(lab.context)
     await reloaded.owing.load()
     assert reloaded.removable(process), "a restart does not forget what is owed"
     assert await lab.poll(0, PID) == []

@@ -16,8 +16,7 @@ import trio
 from federation.forward import channels as words
 from federation.forward import updates as progress
 from federation.forward.updates import Followed, Pace
-from federation.outbox.updates import Follower
-from federation.transport.link import PeerRefused
+from federation.transport.errors import RemoteRefusal
 from federation.wire.envelope import Kind
 from federation.wire.messages import (
     Extra,
@@ -37,6 +36,7 @@ from node.daemon.main import Settings
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put
+from node.host.clock import Clock
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.ids import new_id
@@ -61,6 +61,8 @@ from node.store.channels import Entry, Head
 from tests.node.etcd.support import start_store
 from tests.support.colonies import Colony, World, world
 from tests.support.daemons import free_port, until
+from tests.support.parts import follower_of
+from tests.support.processes import enlist
 
 SECONDS = 120
 
@@ -86,7 +88,7 @@ async def take(colony: Colony) -> Process:
     """Have one process handed out."""
     assert colony.node is not None
     candidate = Candidate(colony.name, "t", "w", "", None, None)
-    return await colony.node.processes.handout.assign(candidate, colony.worker, 20)
+    return await colony.node.handout.assign(candidate, colony.worker, 20)
 
 
 async def close(
@@ -154,6 +156,10 @@ async def befriended(there: World) -> list[Colony]:
             if other is not one:
                 await one.trust(other)
     return everybody
+
+
+def final(error: RemoteRefusal) -> bool:
+    return error.final
 
 
 async def test_outputs_become_inputs_over_three_colonies(tmp_path: Path) -> None:
@@ -329,10 +335,10 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
         async with trio.open_nursery() as nursery:
             etcd = await start_store(nursery, tmp_path / "etcd")
             async with open_client(etcd.target) as client:
-                node = Node.build(client, "dev", time.time_ns)
-                node.processes.hooks = Recorder()
+                node = Node.build(client, "dev", Clock(time.time_ns))
+                node.processes.attach(Recorder())
                 worker = Executor("e" * 64, "t", "w", "dev", state=ExecutorState.APPROVED)
-                node.processes.handout.present = lambda executor: executor
+                enlist(node, worker)
                 await node.workflows.submit(
                     "dev",
                     [spec("a", "dev"), spec("b", "bee", "a")],
@@ -341,7 +347,7 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
                     initiatorname="me",
                 )
                 candidate = Candidate("dev", "t", "w", "", None, None)
-                first = await node.processes.handout.assign(candidate, worker, 5)
+                first = await node.handout.assign(candidate, worker, 5)
                 pid = first.processid
                 await node.processes.close("dev", pid, "e" * 64, State.SUCCESSFUL, output=[1])
                 # It was killed before it could deal with that.
@@ -350,7 +356,7 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
                 @asynccontextmanager
                 async def slowly(node: Node, *_: object) -> AsyncIterator[None]:
                     await trio.sleep(0.3)
-                    node.processes.hooks = Recorder()
+                    node.processes.attach(Recorder())
                     yield
 
                 environ = {
@@ -375,7 +381,7 @@ async def write(colony: Colony, process: Process, *texts: str, quietly: bool = F
     """Log as the executor of a process, `quietly` if by another daemon of its colony."""
     assert colony.node is not None
     for text in texts:
-        line = Log(process.processid, colony.name, "w", text, colony.node.tick())
+        line = Log(process.processid, colony.name, "w", text, colony.node.clock.tick())
         await logs.write(colony.client, line)
     if not quietly:
         colony.node.processes.hooks.progressed(process)
@@ -521,7 +527,7 @@ async def test_two_daemons_of_one_colony_store_each_line_once(tmp_path: Path) ->
                 attributes=1,
             )  # fmt: skip
             answer = Outcomes([], [dump(news)])
-            first, second = ant.fed.results.follower, Follower(ant.fed.ledger)
+            first, second = ant.fed.results.follower, follower_of(ant.fed)
             await second.load()
             link = ant.fed.links[bee.key.id]
             # The second remembers what was so before the first took the news.
@@ -714,19 +720,19 @@ async def test_what_is_said_out_of_turn_is_refused(tmp_path: Path) -> None:
                 "bad_message": {"said": []},
             }
             for code, changes in refused.items():
-                with pytest.raises(PeerRefused, match=code):
+                with pytest.raises(RemoteRefusal, match=code, check=final):
                     await say(**changes)
-                assert bee.fed.gate.counters[code] == 1
-            with pytest.raises(PeerRefused, match="unknown_process"):
+                assert bee.fed.server.counters[code] == 1
+            with pytest.raises(RemoteRefusal, match="unknown_process", check=final):
                 await say(attempt=2)
-            with pytest.raises(PeerRefused, match="bad_message"):
+            with pytest.raises(RemoteRefusal, match="bad_message", check=final):
                 await say(said=[Said("c", 1, b"x")])
             assert (await say(start=5, after=6)).after == 0
             assert (await say()).after == 1
             assert (await say()).after == 1
             assert await talk(bee, far.processid, 1) == [(ant.key.id, "x")]
             await close(bee, far, "end")
-            with pytest.raises(PeerRefused, match="closed"):
+            with pytest.raises(RemoteRefusal, match="closed", check=final):
                 await say(start=1, after=2, said=[Said("c", 1, b"y")])
             full = Head(MAX_ENTRIES, 0)
             assert not words.fits(full, [Entry("s", 1, 0, 0, "", b"")])

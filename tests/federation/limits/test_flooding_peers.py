@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
 from federation.forward.marker import Marker
-from federation.inbox.accept import Inbox
 from federation.inbox.channels import Listener
 from federation.peers import heirs
 from federation.peers.policy import Policy
@@ -22,6 +22,7 @@ from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.transport.mailbox import Office
 from federation.wire import envelope, succession
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import (
     Cancel,
@@ -46,6 +47,7 @@ from tests.federation.inbox.test_updates import befriended, take, write
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.daemons import until
+from tests.support.parts import inbox_of
 
 HOME = "10.0.0.2"
 
@@ -56,7 +58,7 @@ async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
     async with open_client(store.target, timeout=60) as client:
         lab = Lab(client)
         # Time stands still, so that a slow machine lets no more through.
-        lab.gate.clock = lab.inbox.accounts.clock = lambda: 1000.0
+        lab.clock.steady = lambda: 1000.0
         yield lab
 
 
@@ -65,7 +67,7 @@ def greeting(key: PrivateKey, to: str, *successors: Successor, sequence: int = 1
     now = int(time.time())
     card = Card(key.id, key.public_key, "stranger", sequence, "e" * 64, [], [1], now + 3600)
     hello = Hello(sign_card(key, card, issued=now), successors=list(successors))
-    return Sealer(key, time.time_ns).seal(Kind.HELLO, to, hello)
+    return Sealer(key, SigningClock()).seal(Kind.HELLO, to, hello)
 
 
 async def stored(lab: Lab) -> int:
@@ -113,7 +115,7 @@ async def test_a_chain_of_successions_of_a_blocked_colony_writes_next_to_nothing
     assert entry is not None
     assert (entry.peer.state, len(entry.peer.former)) == (BLOCKED, 8)
     assert lab.peers.state(entry.peer.wire) == BLOCKED
-    again = Peers(lab.client, lab.keys, lab.key.id)
+    again = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
     await again.load()
     assert again.state(entry.peer.wire) == BLOCKED, "and so it is after a restart"
 
@@ -134,7 +136,7 @@ async def test_a_blocked_colony_stays_blocked_under_its_next_keys(lab: Lab) -> N
 async def test_a_trusted_colony_changes_its_key_so_often_a_day_and_keeps_so_many(lab: Lab) -> None:
     """Its record stays small, and a key that was let go is worth nothing."""
     await lab.befriend()
-    last, told = lab.other, []
+    last, told = lab.other, list[Any]()
     for number in range(30):
         following = PrivateKey.generate()
         told = [*told, declare(last, following, int(time.time()))][-8:]
@@ -314,7 +316,7 @@ async def test_what_a_peer_may_leave_in_all_has_a_bound(lab: Lab) -> None:
     assert code(await send(lab, 21)) == "policy_entries"
     assert (await send(lab, 10)).status == 409, "an id that was used, as before"
     assert (await cancel(lab, 10)).status == 200, "what is there can be ended"
-    again = Inbox("lab", lab.inbox.sealer, lab.client, lab.processes, lab.peers, lab.keys)
+    again = inbox_of(lab.context)
     await again.sweep()
     assert again.accounts.stock(lab.other.id).entries == 20
     known, counted = (each.accounts.stock(lab.other.id).size for each in (lab.inbox, again))
@@ -333,7 +335,7 @@ async def test_what_a_peer_may_leave_in_all_has_a_bound(lab: Lab) -> None:
 async def test_bytes_that_a_peer_leaves_have_a_bound(lab: Lab) -> None:
     await lab.befriend()
     await lab.peers.set_policy(lab.other.id, Policy(max_kept=300_000))
-    lab.gate.channels = Listener(lab.inbox, time.time_ns).hear
+    lab.serve(*Listener(lab.context, lab.inbox.accounts).endpoints())
     spec = msgspec.json.decode(SPEC)
     spec["args"], spec["channels"] = ["x" * 30_000], ["talk"]
     large = msgspec.json.encode(spec)
@@ -378,6 +380,8 @@ async def test_what_a_mailbox_brought_in_vain_is_kept_within_bounds(lab: Lab) ->
 
 async def test_messages_of_every_kind_are_counted(lab: Lab) -> None:
     await lab.befriend()
+    office = Office(lab.context.sealer, lab.peers, lambda peerid: None)
+    lab.serve(*office.endpoints())
     await lab.peers.set_policy(lab.other.id, Policy(messages=30))
     statuses = [(await lab.post("outcomes", Kind.POLL, Poll(0, []))).status for _ in range(20)]
     assert statuses == [200] * 20
@@ -480,8 +484,8 @@ async def test_a_mailbox_is_bounded_over_all_colonies_and_in_what_answers_bring(
 ) -> None:
     """A pair of colonies that sends and answers without end fills no memory."""
     await lab.befriend()
-    office = Office(lab.inbox.sealer, lab.peers)
-    lab.gate.mail = office.collect
+    office = Office(lab.context.sealer, lab.peers, lambda peerid: None)
+    lab.serve(*office.endpoints())
     results: list[str] = []
 
     async def carry() -> None:

@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import (
     Cancel,
@@ -64,7 +65,7 @@ class Foe:
         self.daemon, self.address, self.name = daemon, address, name
         self.key = PrivateKey.generate()
         self.target = daemon.key("colony").id
-        self.sealer = Sealer(self.key, time.time_ns)
+        self.sealer = Sealer(self.key, SigningClock())
 
     def hello(self) -> bytes:
         return self.seal(Kind.HELLO, Hello(card_of(self.key, self.name)))

@@ -13,10 +13,10 @@ from federation.limits.accounts import Accounts, Stock
 from federation.limits.admission import Admission
 from federation.membership.invitations import Invitations
 from federation.peers import heirs
-from federation.peers.keys import Keys
 from federation.peers.log_limit import Sparing
 from federation.peers.policy import Bucket, Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Former, Peer
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.invitation import key_of, knock, name_of
 from federation.wire.refusals import Refusal
@@ -113,7 +113,7 @@ def test_a_change_of_key_may_be_one_too_many() -> None:
 
 def test_only_the_key_of_an_invitation_gets_around_the_queue() -> None:
     nobody: Any = None
-    invitations = Invitations(nobody, Keys("home"), nobody, nobody, nobody, lambda: 0.0)
+    invitations = Invitations(nobody, nobody)
     secret, bucket = b"s" * 16, Bucket()
     name, key = name_of(secret), key_of(secret)
     invitations._known[name] = (key, bucket)
@@ -127,8 +127,9 @@ def test_only_the_key_of_an_invitation_gets_around_the_queue() -> None:
 # -- accounts ----------------------------------------------------------------------------------
 
 
-def accounts(**limits: int) -> Accounts:
-    return Accounts(registry(Peer(PEER, TRUSTED, "ant", b"k", 1, policy=Policy(**limits))))
+def accounts(**limits: Any) -> Accounts:
+    peers = registry(Peer(PEER, TRUSTED, "ant", b"k", 1, policy=Policy(**limits)))
+    return Accounts(peers, SigningClock())
 
 
 def took(found: object) -> str:

@@ -6,16 +6,19 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 import trio
 
 from federation.membership.gossip import MOST, Introducer, chosen
+from federation.peers.context import Context
+from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
 from federation.transport.link import Answer
 from federation.wire.card import Card, open_card, sign_card
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import DEEPEST, Introduction, Introductions
 from federation.wire.signer import Sealer
@@ -26,6 +29,7 @@ from tests.federation.membership.test_rotation import follows
 from tests.federation.peers.test_registry import registry
 from tests.support.colonies import Colony, World, world
 from tests.support.daemons import until
+from tests.support.parts import Led, portrait_of
 
 ME = "0" * 64
 NOW = int(time.time())
@@ -68,8 +72,10 @@ def test_whom_to_introduce(keys: list[PrivateKey]) -> None:
 
 
 def introducer(peers: Peers, mode: str = "pending", now: int = NOW) -> Introducer:
-    sealer = Sealer(PrivateKey.generate(), lambda: now * 1_000_000_000)
-    return Introducer(sealer, peers, lambda: 0.0, mode)
+    clock, nothing = SigningClock(lambda: now * 1_000_000_000), cast(Any, None)
+    sealer = Sealer(PrivateKey.generate(), clock)
+    context = Context("home", sealer, nothing, nothing, peers, Keys("home"))
+    return Introducer(context, portrait_of(context), mode)
 
 
 def said(*cards: bytes, hops: int = 1) -> Introductions:
@@ -110,9 +116,8 @@ async def test_a_blocked_colony_and_we_ourselves_are_not_brought_back(
     keys: list[PrivateKey],
 ) -> None:
     by, cat, _, _ = keys
-    peers = registry(trusted(by).peer, Peer(cat.id, BLOCKED, "cat", b"key", 1))
     me = PrivateKey.generate()
-    peers.me = me.id
+    peers = registry(trusted(by).peer, Peer(cat.id, BLOCKED, "cat", b"key", 1), key=me)
     taking = introducer(peers, "trust")
     await taking.take_in(by.id, said(card(cat, "cat", 9), card(me)))
     assert peers.state(cat.id) == BLOCKED
@@ -198,10 +203,10 @@ async def test_introductions_can_mean_trust_or_nothing(tmp_path: Path) -> None:
         await ant.trust(dog)
         body = ant.fed.sealer.seal(Kind.INTRODUCTIONS, dog.key.id, Introductions([], 1))
         request = Request("POST", "/v1/introductions", "", {}, body, "x")
-        assert (await dog.fed.gate.handle(request)).status == 404
+        assert (await dog.fed.server.handle(request)).status == 404
         statuses = [(await _ask(ant, bee)) for _ in range(8)]
         assert 429 in statuses, "a peer asks six times a minute at most"
-        assert bee.fed.gate.counters["introductions_rate"] > 0
+        assert bee.fed.server.counters["introductions_rate"] > 0
 
 
 @pytest.mark.parametrize("mode", ["pending", "trust"])
@@ -235,10 +240,10 @@ async def test_an_old_message_that_somebody_kept_changes_nothing(tmp_path: Path,
         async def replay(path: str, body: bytes, wait: float) -> Answer:
             return Answer(200, "", kept)
 
-        link.around = lambda: replay
+        guide, link.guide = link.guide, Led(replay)
         assert await ant.fed.introducer.exchange(link) == 0, "it is no answer to what we ask, too"
         assert ant.fed.peers.state(cat.key.id) == ""
-        link.around = lambda: None
+        link.guide = guide
         # The key of then counts for a while, but not after what the next one said.
         await bee.rotate()
         await follows(ant, bee)
@@ -274,4 +279,4 @@ async def test_the_card_of_a_trusted_colony_is_not_replaced_by_an_older_one(
 async def _ask(one: Colony, other: Colony) -> int:
     body = one.fed.sealer.seal(Kind.INTRODUCTIONS, other.key.id, Introductions([], 1))
     request = Request("POST", "/v1/introductions", "", {}, body, "x")
-    return (await other.fed.gate.handle(request)).status
+    return (await other.fed.server.handle(request)).status

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from cli.core.client import RpcError as CallError
 from federation.membership.invitations import Invitation, Invitations, Used
 from federation.membership.join import Joining
+from federation.peers.context import Context
 from federation.peers.keys import Keys
-from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.transport.tls import make_certificate, server_context
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, Opened, open_envelope
 from federation.wire.invitation import Token, TokenError, read_token, write_token
 from federation.wire.messages import Hello, Join, Welcome
@@ -36,7 +37,6 @@ from federation.wire.signer import Sealer
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
-from node.host.config import FederationConfig
 from node.host.keys import PrivateKey
 from node.http.listeners import bound_port, open_listeners
 from node.http.server import Limits, Request, Response, serve_http
@@ -46,6 +46,7 @@ from tests.federation.inbox.test_server import Lab, code, submission
 from tests.federation.service.test_two_colonies import Side
 from tests.node.etcd.support import start_store
 from tests.support.daemons import Daemon, until
+from tests.support.parts import portrait_of
 
 Make = Callable[..., Daemon]
 FINGERPRINT = "f" * 64
@@ -123,6 +124,7 @@ def test_a_short_token_for_two_addresses() -> None:
 
 def test_what_no_token_can_hold_is_refused_where_it_is_made() -> None:
     good = Token("a" * 64, "b" * 64, ["h:1"], 1, b"s" * 16)
+    change: dict[str, Any]
     for change in ({"addresses": []}, {"addresses": ["h:1"] * 5}, {"addresses": ["h"]},
                    {"secret": b"short"}, {"addresses": ["h" * 300 + ":1"]}):  # fmt: skip
         with pytest.raises(ValueError, match=r".+"):
@@ -166,11 +168,10 @@ class Inn(Lab):
 
     def __init__(self, client: Any) -> None:
         super().__init__(client)
-        sealer = self.inbox.sealer
-        portrait = Portrait("lab", sealer, client, self.keys, FederationConfig())
+        portrait = portrait_of(self.context)
         portrait.fingerprint, portrait.endpoints = FINGERPRINT, ["10.0.0.1:50081"]
-        self.invitations = Invitations(client, self.keys, sealer, self.peers, portrait, lambda: 0.0)
-        self.gate.invitations = self.invitations
+        self.invitations = Invitations(self.context, portrait)
+        self.serve(*self.invitations.endpoints())
 
 
 class Guest:
@@ -179,7 +180,7 @@ class Guest:
     def __init__(self, inn: Inn, secret: bytes, remote: str = "10.0.0.5") -> None:
         self.inn, self.secret, self.remote = inn, secret, remote
         self.key = PrivateKey.generate()
-        self.sealer = Sealer(self.key, time.time_ns)
+        self.sealer = Sealer(self.key, SigningClock())
         self.nonce = secrets.token_bytes(16)
         now = int(time.time())
         card = Card(self.key.id, self.key.public_key, "guest", 1, "e" * 64, [], [2], now + 3600)
@@ -243,8 +244,8 @@ async def test_who_knows_the_secret_is_trusted_once_and_hears_the_same(inn: Inn)
     assert await inn.invitations.open() == []
     assert code(await Guest(inn, guest.secret).join()) == "join_refused"
     assert code(await Guest(inn, secrets.token_bytes(16)).join()) == "join_refused"
-    assert inn.gate.counters["join_refused"] == 2
-    assert inn.gate.counters["ok_join"] == 4
+    assert inn.server.counters["join_refused"] == 2
+    assert inn.server.counters["ok_join"] == 4
 
 
 async def test_a_guest_whose_answer_was_lost_is_answered_again(inn: Inn) -> None:
@@ -365,7 +366,7 @@ async def with_proof(inn: Inn, guest: Guest, body: bytes, shown: str = "") -> Re
     name, key = tokens.name_of(guest.secret), tokens.key_of(guest.secret)
     shown = shown or f"{name} {tokens.knock(key, body).hex()}"
     headers = {tokens.KNOCK: shown}
-    return await inn.gate.handle(Request("POST", "/v1/join", "", headers, body, guest.remote))
+    return await inn.server.handle(Request("POST", "/v1/join", "", headers, body, guest.remote))
 
 
 async def test_who_knows_the_secret_does_not_queue_with_those_who_guess(inn: Inn) -> None:
@@ -409,10 +410,8 @@ async def test_another_daemon_learns_of_invitations_and_their_end(inn: Inn) -> N
     """What shows that a secret is known is looked up in memory, which follows the store."""
     guest = Guest(inn, await secret_of(inn))
     name = tokens.name_of(guest.secret)
-    elsewhere = Invitations(
-        inn.client, inn.keys, inn.inbox.sealer, inn.peers, inn.invitations.portrait, lambda: 0.0
-    )
-    inn.gate.invitations = elsewhere
+    elsewhere = Invitations(inn.context, inn.invitations.portrait)
+    inn.serve(*elsewhere.endpoints())
     for number in range(700):
         await inn.raw("join", b"nonsense", f"10.1.{number // 250}.{number % 250}")
     body = guest.sealer.seal(Kind.JOIN, inn.key.id, Join(guest.card, name, guest.nonce))
@@ -489,7 +488,7 @@ async def test_a_join_is_no_way_around_other_checks(inn: Inn) -> None:
     assert code(await inn.raw("submit", body)) == "unknown_issuer"
     hello = guest.sealer.seal(Kind.HELLO, inn.key.id, Hello(guest.card))
     assert code(await inn.raw("join", hello)) == "wrong_kind"
-    inn.gate.invitations = None
+    inn.serve()
     assert code(await guest.say()) == "not_found"
 
 
@@ -526,14 +525,14 @@ class Door:
         portrait = self.inn.invitations.portrait
         portrait.port, portrait.fingerprint = bound_port(listeners), fingerprint
         portrait.endpoints = [f"127.0.0.1:{portrait.port}"]
-        self.inn.gate.card = portrait.card
+        self.inn.serve(*self.inn.invitations.endpoints(), card=portrait.card)
         serve = functools.partial(
             serve_http, limits=Limits(max_body=10_000), drain=trio.Event(), grace=1.0
         )
         await nursery.start(serve, self._answer, listeners)
 
     async def _answer(self, request: Request) -> Response:
-        response = await self.inn.gate.handle(request)
+        response = await self.inn.server.handle(request)
         if request.path == "/v1/join":
             self.bodies.append(request.body)
             if self.spoil and self.spoil.pop(0):
@@ -546,11 +545,12 @@ class Visitor:
 
     def __init__(self, inn: Inn) -> None:
         self.key = PrivateKey.generate()
-        sealer, keys = Sealer(self.key, time.time_ns), Keys("visitor")
-        self.peers = Peers(inn.client, keys, self.key.id)
-        portrait = Portrait("visitor", sealer, inn.client, keys, FederationConfig())
+        sealer, keys = Sealer(self.key, SigningClock()), Keys("visitor")
+        self.peers = Peers(inn.client, keys, sealer)
+        context = Context("visitor", sealer, inn.client, inn.processes, self.peers, keys)
+        portrait = portrait_of(context)
         portrait.fingerprint = "d" * 64
-        self.joining = Joining(sealer, self.peers, portrait.card, lambda: 0.0)
+        self.joining = Joining(context, portrait)
 
 
 @pytest.fixture
@@ -580,7 +580,7 @@ async def test_who_does_not_know_the_secret_is_not_trusted_by_the_joiner(
         return b"?" * 32
 
     token = await inn.invitations.invite(60, None, [])
-    inn.invitations._verify = any_key  # type: ignore[method-assign, assignment]
+    inn.invitations._verify = any_key  # type: ignore[method-assign]
     visitor = Visitor(inn)
     with pytest.raises(RpcError, match="does not know the secret") as caught:
         await visitor.joining.join(write_token(token), None)

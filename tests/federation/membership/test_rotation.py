@@ -12,7 +12,8 @@ import trio
 
 from federation.peers.registry import TRUSTED, Former, Peer
 from federation.wire.card import Card, sign_card
-from federation.wire.envelope import Kind, Refused
+from federation.wire.clock import SigningClock
+from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Hello, Submit, Successor
 from federation.wire.signer import Sealer
 from federation.wire.succession import OVERLAP, declare, prove
@@ -47,7 +48,7 @@ def test_a_succession_is_proven_by_both_keys() -> None:
         declare(old, old, NOW),
     ]
     for each in mixed:
-        with pytest.raises(Refused):
+        with pytest.raises(Rejected):
             prove(each)
 
 
@@ -153,18 +154,18 @@ def sealed(key: PrivateKey, to: Colony, **fields: Any) -> bytes:
     """A submission by whoever holds a key."""
     spec = b'{"funcname":"f","conditions":{"colonyname":"bee","executortype":"t"}}'
     message = Submit("7" * 64, 1, spec, "me", 1, [])
-    return Sealer(key, time.time_ns).seal(Kind.SUBMIT, to.key.id, message)
+    return Sealer(key, SigningClock()).seal(Kind.SUBMIT, to.key.id, message)
 
 
 def greeting(key: PrivateKey, to: Colony, *successors: Successor) -> bytes:
     card = Card(key.id, key.public_key, "ant", 2**40, "f" * 64, [], [2], NOW + 3600)
     hello = Hello(sign_card(key, card, issued=NOW), successors=list(successors))
-    return Sealer(key, time.time_ns).seal(Kind.HELLO, to.key.id, hello)
+    return Sealer(key, SigningClock()).seal(Kind.HELLO, to.key.id, hello)
 
 
 async def post(to: Colony, path: str, body: bytes) -> str:
     """The code with which a message is refused, "" if it is not."""
-    answer = await to.fed.gate.handle(Request("POST", path_of(path), "", {}, body, "10.0.0.9"))
+    answer = await to.fed.server.handle(Request("POST", path_of(path), "", {}, body, "10.0.0.9"))
     return "" if answer.status == 200 else str(msgspec.json.decode(answer.body)["code"])
 
 
@@ -188,7 +189,7 @@ async def test_a_stolen_old_key_is_worth_nothing_once_its_successor_is_known(
         entry.peer = msgspec.structs.replace(entry.peer, former=over)
         assert await post(bee, "submit", sealed(stolen, bee)) == "superseded"
         assert await post(bee, "hello", greeting(stolen, bee)) == "superseded"
-        assert bee.fed.gate.counters["usurped"] == 1
+        assert bee.fed.server.counters["usurped"] == 1
         # A blocked colony stays blocked under its next key.
         await bee.fed.peers.block(ant.key.id)
         fourth = PrivateKey.generate()
@@ -205,7 +206,7 @@ async def test_a_peer_that_was_away_learns_of_it_at_the_next_hello(tmp_path: Pat
         await ant.until(lambda: bool(ant.waiting()))
         await ant.rotate()
         assert bee.fed.peers.find("ant").peer.wire != ant.key.id
-        bee.fed.greeter.greet_all()
+        bee.fed.probes.ring()
         await follows(bee, ant)
         with trio.fail_after(50):
             await ant.work("X")

@@ -8,7 +8,7 @@ from typing import cast
 import msgspec
 import pytest
 import trio
-from zeroconf import DNSPointer, RecordUpdate, Zeroconf
+from zeroconf import DNSPointer, RecordUpdate, Zeroconf  # type: ignore[attr-defined]
 
 from federation.network.interfaces import Network
 from federation.network.mdns import Box, Counter, sightings

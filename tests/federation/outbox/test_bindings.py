@@ -20,7 +20,8 @@ from msgspec.structs import replace
 
 from cli.work.process import forward_fields
 from federation.forward.chain import conclusion, trace
-from federation.forward.machine import QUEUED, Forward
+from federation.forward.machine import Forward
+from federation.forward.machine import State as There
 from federation.forward.marker import Marker
 from federation.forward.path import Request, local_id
 from federation.service.rpc_forwards import get_forward
@@ -90,7 +91,7 @@ class Relay:
                 there, 1, 2, b'["forged"]', [], local_id(self.bee.key.id, there, 1), "e" * 64, 1, 2,
                 asked=asked.digest, origin=asked.origin,
             )  # fmt: skip
-            now = self.bee.fed.sealer.seconds
+            now = self.bee.fed.context.clock.seconds
             self.below[pid] = seal(
                 self.throwaway, Kind.OUTCOME, self.bee.key.id, dump(told), cti=b"x", issued=now,
                 expires=now + 60,
@@ -289,7 +290,7 @@ async def test_to_a_peer_of_version_1_nothing_is_sent_until_it_is_upgraded(tmp_p
             processid = await ant.submit("bee")
             await until(20, lambda: _true("speaks version 1" in entry.error))
             forward = ant.fed.ledger.entries[processid].forward
-            assert (forward.state, forward.attempts) == (QUEUED, 0)
+            assert (forward.state, forward.attempts) == (There.QUEUED, 0)
             assert "upgrade its daemon" in entry.peer.mismatch
             assert not bee.waiting()
             await shows([2], card.sequence + 2)

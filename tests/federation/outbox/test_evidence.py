@@ -50,10 +50,9 @@ async def history(colony: Colony, path: Path) -> dict[str, Record]:
     """What ended goes to the history; the records as whoever has the files reads them."""
     node = colony.node
     assert node is not None
-    node.leader.identity = colony.name
     retention = retention_of(node, path, HistoryConfig(keep=Keep(0)))
     for state in (State.SUCCESSFUL, State.CANCELLED):
-        await retention._processes(colony.name, state, node.now())
+        await retention._processes(colony.name, state, node.clock.now())
     found = records(path / "history" / colony.name)
     return {record["id"]: record for record in found}
 

@@ -16,7 +16,7 @@ import trio
 
 from federation.forward import attachments as manifest
 from federation.outbox import files as depot
-from federation.transport.link import PeerRefused
+from federation.transport.errors import RemoteRefusal
 from federation.wire.envelope import Kind
 from federation.wire.messages import Carried, Chunk, Fetch, load
 from node.etcd.pages import whole
@@ -90,6 +90,10 @@ def label_of(process: Process, place: int = 0) -> str:
     return process.spec.fs.dirs[place].label
 
 
+def final(error: RemoteRefusal) -> bool:
+    return error.final
+
+
 async def test_an_executor_finds_the_files_of_the_origin(tmp_path: Path) -> None:
     async with furnished(tmp_path, "ant", "bee") as there:
         ant, bee = there.values()
@@ -146,7 +150,7 @@ async def test_wrong_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         process = await ant.closed(await ant.submit("bee", fs=mounts("/data")))
         assert process.state == State.FAILED
         assert "file_checksum" in process.errors[0]
-        assert bee.fed.gate.counters["file_checksum"] == 1
+        assert bee.fed.server.counters["file_checksum"] == 1
         assert bee.node is not None
         assert await bee.node.files.holding("bee", file.checksum) is None
         assert not bee.waiting()
@@ -195,7 +199,7 @@ async def test_what_takes_long_goes_on_where_it_stopped(
         monkeypatch.setattr(ant.fed.depot, "_read", slowly)
         await ant.submit("bee", fs=mounts("/data"))
         far = await take(bee)
-        assert bee.fed.gate.counters["files_pending"] >= 1
+        assert bee.fed.server.counters["files_pending"] >= 1
         assert await read_there(bee, far) == BIG
         assert served <= len(BIG) + 2**20
 
@@ -205,7 +209,7 @@ async def read_there(bee: Colony, far: Process) -> bytes:
 
 
 async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with furnished(tmp_path, "ant", "bee", "cat") as there:
         ant, bee, cat = there.values()
@@ -224,14 +228,14 @@ async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
             return load(opened.payload, Chunk).data
 
         assert await fetch(bee, sent.checksum) == b"sent"
-        with pytest.raises(PeerRefused, match="unknown_file"):
+        with pytest.raises(RemoteRefusal, match="unknown_file", check=final):
             await fetch(bee, other.checksum)
-        with pytest.raises(PeerRefused, match="unknown_process"):
+        with pytest.raises(RemoteRefusal, match="unknown_process", check=final):
             await fetch(cat, sent.checksum)
-        with pytest.raises(PeerRefused, match="unknown_process"):
+        with pytest.raises(RemoteRefusal, match="unknown_process", check=final):
             await fetch(bee, sent.checksum, attempt=2)
-        assert ant.fed.gate.counters["unknown_process"] == 2
-        await ant.fed.ledger.processes.cancel("ant", processid)
+        assert ant.fed.server.counters["unknown_process"] == 2
+        await ant.fed.context.processes.cancel("ant", processid)
         await ant.closed(processid)
         # A colony that only knows the checksum of another's file gets nothing of it.
         await put(cat, "/secret", "f", b"cat only")
@@ -242,7 +246,7 @@ async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
             assert await gathered(process) is not None
             return ant_says
 
-        ant.fed.delivery.gather = claim
+        monkeypatch.setattr(ant.fed.depot, "gather", claim)
         process = await ant.closed(await ant.submit("cat", fs=mounts("/data")))
         assert "file_gone" in process.errors[0]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import trio
@@ -12,15 +13,16 @@ import trio.testing
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward
 from federation.outbox.ledger import Entry, Ledger
-from federation.outbox.sender import Delivery
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, Txn
+from node.host.clock import Clock
 from node.model.codec import unpack
 from node.model.types import DAY, State
 from node.processes.service import Processes
 from tests.federation.outbox.test_revoke import Front, Sending
 from tests.support.interleaved import Meddled
+from tests.support.parts import delivery_of, ledger_of
 
 
 class Slow:
@@ -45,7 +47,7 @@ async def lab(client: EtcdClient) -> tuple[Front, str, Slow]:
     """A colony that forwarded a process, of which memory does not know yet."""
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.QUEUED)
+    pid = await front.forward(outbox.State.QUEUED)
     del front.ledger.entries[pid]
     front.ledger.look_for(pid, front.other.id)
     return front, pid, Slow(front)
@@ -127,10 +129,9 @@ async def test_the_end_waits_for_what_is_being_read(client: EtcdClient) -> None:
 
 async def beside(front: Front, *, knows: bool = True) -> tuple[Processes, Ledger]:
     """Another daemon of the same colony, which `knows` what was in the outbox by now."""
-    processes = Processes(front.client, time.time_ns)
-    inbox = front.inbox
-    ledger = Ledger("lab", inbox.sealer, front.client, processes, front.peers, front.keys)
-    processes.hooks = Sending(inbox, ledger)
+    processes = Processes(front.client, Clock(time.time_ns))
+    ledger = ledger_of(replace(front.context, processes=processes))
+    processes.attach(Sending(front.inbox, ledger))
     if knows:
         await ledger.load()
     return processes, ledger
@@ -147,11 +148,11 @@ async def stored(front: Front, pid: str) -> Forward:
 async def test_a_write_that_may_have_happened_is_looked_for(client: EtcdClient, how: str) -> None:
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.QUEUED)
+    pid = await front.forward(outbox.State.QUEUED)
     await front.ledger.refresh_all()
     entry = front.ledger.entries[pid]
     meddled = Meddled(client)
-    front.ledger.client = meddled  # type: ignore[assignment]
+    front.ledger.context = replace(front.context, client=cast(EtcdClient, meddled))
     sending = outbox.sending(entry.forward, b"sealed", 1)
     if how == "no answer":
         meddled.lost = True
@@ -169,10 +170,11 @@ async def test_a_write_that_may_have_happened_is_looked_for(client: EtcdClient, 
     assert list(front.ledger.stale) == [(pid, front.other.id)]
     await front.ledger.refresh(front.other.id)
     assert entry.forward == await stored(front, pid)
-    assert entry.forward.state == (outbox.DOUBT if how == "no answer" else outbox.QUEUED)
+    expected = outbox.State.DOUBT if how == "no answer" else outbox.State.QUEUED
+    assert entry.forward.state == expected
 
 
-@pytest.mark.parametrize("state", [outbox.QUEUED, outbox.ACCEPTED])
+@pytest.mark.parametrize("state", [outbox.State.QUEUED, outbox.State.ACCEPTED])
 async def test_an_end_without_an_answer_is_looked_for(client: EtcdClient, state: str) -> None:
     front = Front(client)
     await front.befriend()
@@ -180,7 +182,8 @@ async def test_an_end_without_an_answer_is_looked_for(client: EtcdClient, state:
     await front.ledger.refresh_all()
     entry = front.ledger.entries[pid]
     meddled = Meddled(client)
-    front.ledger.client = front.processes.client = meddled  # type: ignore[assignment]
+    front.processes.client = cast(EtcdClient, meddled)
+    front.ledger.context = replace(front.context, client=front.processes.client)
     meddled.lost = True
     move = outbox.deadline_passed(entry.forward, 2**62, "field", "")
     assert move is not None
@@ -194,18 +197,18 @@ async def test_a_cancel_is_not_refused_for_what_another_daemon_sent(client: Etcd
     """Memory has it as never sent."""
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.QUEUED)
+    pid = await front.forward(outbox.State.QUEUED)
     processes, _ = await beside(front)
     entry = front.ledger.entries[pid]
     await front.ledger.save(entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward)
     await processes.cancel("lab", pid)
-    assert (await stored(front, pid)).state == outbox.CANCELLING
+    assert (await stored(front, pid)).state == outbox.State.CANCELLING
 
 
 async def test_what_never_left_is_withdrawn_without_a_word(client: EtcdClient) -> None:
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.QUEUED)
+    pid = await front.forward(outbox.State.QUEUED)
     await front.processes.cancel("lab", pid)
     assert await client.get(front.keys.forward(front.other.id, pid)) is None
 
@@ -213,17 +216,17 @@ async def test_what_never_left_is_withdrawn_without_a_word(client: EtcdClient) -
 async def test_a_cancel_names_the_attempt_that_another_daemon_started(client: EtcdClient) -> None:
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.ACCEPTED)
+    pid = await front.forward(outbox.State.ACCEPTED)
     processes, _ = await beside(front, knows=False)
     await processes.cancel("lab", pid)
     forward = await stored(front, pid)
-    assert (forward.state, forward.attempt) == (outbox.CANCELLING, 1)
+    assert (forward.state, forward.attempt) == (outbox.State.CANCELLING, 1)
 
 
 async def test_a_deadline_of_old_memory_does_not_end_what_runs(client: EtcdClient) -> None:
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.QUEUED)
+    pid = await front.forward(outbox.State.QUEUED)
     _, ledger = await beside(front)
     mine, theirs = front.ledger.entries[pid], ledger.entries[pid]
     await front.ledger.save(mine, outbox.sending(mine.forward, b"sealed", 1), mine.forward)
@@ -235,7 +238,7 @@ async def test_a_deadline_of_old_memory_does_not_end_what_runs(client: EtcdClien
     assert (await front.process(pid)).state == State.RUNNING
     assert list(ledger.stale) == [(pid, front.other.id)]
     await ledger.refresh_all()
-    assert theirs.forward.state == outbox.ACCEPTED
+    assert theirs.forward.state == outbox.State.ACCEPTED
 
 
 async def test_a_late_mark_for_one_peer_leaves_that_for_another(client: EtcdClient) -> None:
@@ -252,10 +255,10 @@ async def test_a_clock_that_is_set_moves_every_forward_once(client: EtcdClient) 
     """Also when the store fails half-way and it is done again."""
     front = Front(client)
     await front.befriend()
-    pids = [await front.forward(outbox.QUEUED) for _ in range(3)]
+    pids = [await front.forward(outbox.State.QUEUED) for _ in range(3)]
     await front.ledger.refresh_all()
     given = [(await stored(front, pid)).deliver for pid in pids]
-    delivery, year = Delivery(front.ledger, front.inbox.sealer), 365 * DAY
+    delivery, year = delivery_of(front.context, front.ledger), 365 * DAY
     before = time.time_ns()
     save, saves = front.ledger.save, 0
 
@@ -266,12 +269,16 @@ async def test_a_clock_that_is_set_moves_every_forward_once(client: EtcdClient) 
             raise EtcdUnavailable("away")
         return await save(entry, forward, known)
 
-    front.ledger.save = failing  # type: ignore[method-assign]
+    front.ledger.save = failing  # type: ignore[method-assign, assignment]
     with pytest.raises(EtcdUnavailable):
         await delivery.clock_set(year, before)
     await delivery.clock_set(year, before)
     assert [(await stored(front, pid)).deliver - year for pid in pids] == given
-    delivery.late = lambda: before + year
+
+    def later() -> int:
+        return before + year
+
+    front.processes.clock = Clock(later, later)
     await delivery.expire()
     assert set(front.ledger.entries) == set(pids), "nothing was left of none"
     await delivery.clock_set(-year, before + year)

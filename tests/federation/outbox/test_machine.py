@@ -11,6 +11,7 @@ from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
 from node.model.codec import pack, unpack
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
+from tests.support import forward_states
 
 PEER = "b" * 64
 BEGIN = 1_700_000_000 * SECOND
@@ -54,9 +55,9 @@ def test_the_name_of_a_submission_depends_on_process_and_attempt_only() -> None:
 
 def test_a_copy_that_left_is_in_doubt_until_it_certainly_did_not() -> None:
     sent = outbox.sending(forward_of(), b"sealed", BEGIN + 1)
-    assert (sent.state, sent.sent, sent.firstsent) == (outbox.DOUBT, 1, BEGIN + 1)
+    assert (sent.state, sent.sent, sent.firstsent) == (outbox.State.DOUBT, 1, BEGIN + 1)
     back = outbox.unsent(sent, "connection refused")
-    assert (back.state, back.sent, back.firstsent) == (outbox.QUEUED, 0, 0)
+    assert (back.state, back.sent, back.firstsent) == (outbox.State.QUEUED, 0, 0)
     assert back.attempts == 1
     assert back.envelope == b"sealed", "a repeat must be the same bytes"
 
@@ -64,13 +65,13 @@ def test_a_copy_that_left_is_in_doubt_until_it_certainly_did_not() -> None:
 def test_a_lost_answer_is_not_undone_by_a_later_refused_connection() -> None:
     sent = outbox.lost(outbox.sending(forward_of(), b"sealed", BEGIN), "no answer")
     again = outbox.unsent(outbox.sending(sent, b"sealed", BEGIN + 5), "connection refused")
-    assert (again.state, again.sent, again.firstsent) == (outbox.DOUBT, 1, BEGIN)
+    assert (again.state, again.sent, again.firstsent) == (outbox.State.DOUBT, 1, BEGIN)
 
 
 def test_an_accepted_receipt_starts_the_process() -> None:
     move = outbox.received(outbox.sending(forward_of(), b"s", BEGIN), "accepted", "r" * 64, b"rc")
     assert (move.act, move.stays) == (Act.START, True)
-    assert move.forward.state == outbox.ACCEPTED
+    assert move.forward.state == outbox.State.ACCEPTED
     assert move.forward.remoteprocessid == "r" * 64
     assert move.forward.receipt == b"rc"
 
@@ -83,14 +84,14 @@ def test_a_receipt_that_says_cancelled_ends_it() -> None:
 def test_a_refusal_of_the_only_copy_is_final() -> None:
     sent = outbox.sending(forward_of(), b"s", BEGIN)
     move = outbox.refused(sent, "untrusted", "not yet", "lab", BEGIN)
-    assert (move.act, move.stays, move.forward.state) == (Act.FAIL, False, outbox.REFUSED)
+    assert (move.act, move.stays, move.forward.state) == (Act.FAIL, False, outbox.State.REFUSED)
     assert move.errors == ["peer lab refused: untrusted: not yet"]
 
 
 def test_a_refusal_after_a_lost_answer_leaves_doubt() -> None:
     twice = outbox.sending(outbox.sending(forward_of(), b"s", BEGIN), b"s", BEGIN + 5)
     move = outbox.refused(twice, "untrusted", "not any more", "lab", BEGIN + 5)
-    assert move.forward.state == outbox.DOUBT
+    assert move.forward.state == outbox.State.DOUBT
     assert "the peer may still run it" in move.errors[0]
     expired = outbox.refused(twice, "expired", "late", "lab", BEGIN + 5)
     assert expired.stays, "that a repeat is too old says nothing of the first copy"
@@ -118,13 +119,13 @@ def test_silence_after_sending_is_shown_as_doubt_and_the_peer_is_told_to_stop() 
             "no outcome from peer lab by the deadline: in doubt, the peer may still run it"
         ]
         assert (move.act, move.stays) == (Act.FAIL, True)
-        assert move.forward.state == outbox.CANCELLING
+        assert move.forward.state == outbox.State.CANCELLING
 
 
 def test_a_cancel_waits_for_the_outcome_only_where_the_process_was_known() -> None:
     wish = outbox.cancelling(outbox.sending(forward_of(), b"s", BEGIN), BEGIN)
     unknown = outbox.cancelled(wish, "", b"rc", BEGIN + 1)
-    assert (unknown.stays, unknown.forward.state) == (False, outbox.CLOSED)
+    assert (unknown.stays, unknown.forward.state) == (False, outbox.State.CLOSED)
     known = outbox.cancelled(wish, "r" * 64, b"rc", BEGIN + 1)
     assert known.stays
     assert known.forward.receipt == b"rc"
@@ -139,6 +140,19 @@ def test_back_off_grows_from_one_second_to_five_minutes_with_jitter() -> None:
         longest = min(300.0, 2.0 ** (tries - 1))
         assert longest / 2 <= outbox.delay(tries, chance) <= longest
     assert len({outbox.delay(5, chance) for _ in range(20)}) > 10
+
+
+def test_the_table_is_drawn_in_the_documentation() -> None:
+    """`scripts/states` makes the drawing; each event and each state is somewhere in the table."""
+    page = forward_states.PAGE.read_text("utf-8")
+    assert forward_states.diagram() in page
+    assert {event for _, event in outbox.TRANSITIONS} == set(outbox.Event)
+    reached = {step.to for step in outbox.TRANSITIONS.values()}
+    assert {state for state, _ in outbox.TRANSITIONS} | reached == set(outbox.State)
+    for (state, event), step in outbox.TRANSITIONS.items():
+        # What a peer may run stays in the outbox, or the process is said to be in doubt.
+        if step.certain:
+            assert (step.act, step.stays) == (Act.FAIL, False), (state, event)
 
 
 @settings(deadline=None)

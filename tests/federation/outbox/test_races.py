@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -18,6 +18,7 @@ from federation.wire.messages import Extra, Line, News, Outcomes, dump
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Delete, Txn
+from node.host.clock import Clock
 from node.host.config import HistoryConfig, Keep, RouteConfig
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
@@ -27,6 +28,7 @@ from node.store import keys
 from tests.federation.routing.test_router import Side, Wire, deliver, three, wire
 from tests.support.colonies import Colony, world
 from tests.support.interleaved import Meddled
+from tests.support.parts import follower_of
 from tests.support.processes import retention as retention_of
 
 SECONDS = 40
@@ -82,7 +84,7 @@ async def followed(client: EtcdClient) -> tuple[Side, Side, Wire, Process]:
     process, link = await ant.submit(), wire(ant, bee)
     await deliver(ant, bee, link, process)
     await ant.federation.ledger.refresh(bee.key.id)
-    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.ACCEPTED
+    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.State.ACCEPTED
     return ant, bee, link, process
 
 
@@ -108,9 +110,11 @@ class Overtaking:
         self.meddled, self.moves = Meddled(side.client), 0
         self._key = side.federation.keys.followed(process.processid)
         self._peer = peer.key.id
-        processes = Processes(self.meddled, time.time_ns)  # type: ignore[arg-type]
-        ledger = replace(side.federation.ledger, client=self.meddled, processes=processes)
-        self.follower = Follower(ledger)
+        client, federation = cast(EtcdClient, self.meddled), side.federation
+        processes = Processes(client, Clock(time.time_ns))
+        context = replace(federation.context, client=client, processes=processes)
+        ledger = replace(federation.ledger, context=context)
+        self.follower = Follower(context, ledger, federation.inbox.accounts)
         self.meddled.first = self._move
 
     async def _move(self) -> None:
@@ -124,7 +128,7 @@ async def test_lines_after_those_that_are_stored_are_kept(client: EtcdClient) ->
     """An answer of the store was lost, or another daemon had the first ones."""
     ant, _, link, process = await followed(client)
     first = ant.federation.results.follower
-    behind = Follower(ant.federation.ledger)
+    behind = follower_of(ant.federation)
     lines = some_lines(100)
     await first.take(link, told(process, lines=lines[:38]))
     for _ in range(2):
@@ -135,7 +139,7 @@ async def test_lines_after_those_that_are_stored_are_kept(client: EtcdClient) ->
 
 async def test_changes_are_kept_when_the_cursor_was_moved(client: EtcdClient) -> None:
     ant, _, link, process = await followed(client)
-    first, behind = ant.federation.results.follower, Follower(ant.federation.ledger)
+    first, behind = ant.federation.results.follower, follower_of(ant.federation)
     await first.take(link, told(process, lines=some_lines(1)))
     news: dict[str, Any] = {"version": 9, "added": [Extra("k", "v", 1)], "attributes": 1}
     assert await behind.take(link, told(process, **news)) == set()
@@ -207,7 +211,7 @@ async def test_a_repeat_finds_the_rest_that_the_store_has_noted(
     there = await bee.assign(5)
     await bee.processes.close("bee", there.processid, bee.worker.executorid, State.SUCCESSFUL)
     (sealed,) = (await bee.federation.inbox.owing._owed(ant.key.id)).values()
-    results, commit, lost = ant.federation.results, EtcdClient.commit, []
+    results, commit, lost = ant.federation.results, EtcdClient.commit, list[TxnResult]()
 
     async def silent(store: EtcdClient, txn: Txn) -> TxnResult:
         result = await commit(store, txn)
@@ -233,7 +237,7 @@ async def owed(client: EtcdClient) -> tuple[Side, Side, Process]:
     """bee has run a process of ant's to its end, by a daemon that this one did not hear of."""
     ant, bee, _, __ = await followed(client)
     there = await bee.assign(5)
-    other = Processes(client, time.time_ns)
+    other = Processes(client, Clock(time.time_ns))
     await other.close("bee", there.processid, bee.worker.executorid, State.SUCCESSFUL, output=[1])
     assert not bee.federation.inbox.owing.owed
     return ant, bee, await bee.load(there)
@@ -309,7 +313,8 @@ async def test_what_ends_while_debts_are_listed_is_not_forgotten(
     ant, bee, there = await owed(client)
     owing = bee.federation.inbox.owing
     await client.delete(there.notify)
-    owing.client = Between(client, lambda: owing.closed(there))  # type: ignore[assignment]
+    between = cast(EtcdClient, Between(client, lambda: owing.closed(there)))
+    owing.context = replace(owing.context, client=between)
     if how == "a poll":
         await owing._owed(ant.key.id)
     else:

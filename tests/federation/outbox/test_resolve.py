@@ -18,11 +18,14 @@ from cli.core.client import RpcError
 from federation.forward import machine as outbox
 from federation.outbox.ledger import Ledger
 from federation.outbox.resolve import resolve
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
+from federation.wire.clock import SigningClock
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Delete, Op, Put, Txn
+from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as NodeError
@@ -32,6 +35,7 @@ from node.store import processes as store_processes
 from tests.federation.service.test_two_colonies import Side, pair
 from tests.support.daemons import REPOSITORY, Daemon, until
 from tests.support.interleaved import Meddled
+from tests.support.parts import ledger_of
 
 Make = Callable[..., Daemon]
 pytestmark = pytest.mark.slow
@@ -193,9 +197,9 @@ async def doubtful(client: EtcdClient) -> tuple[Overtaken, Ledger, Process, list
     store = Overtaken(client)
     meddled = cast(EtcdClient, store)
     key, peer, federated = PrivateKey.generate(), PrivateKey.generate(), Keys("ant")
-    sealer, processes = Sealer(key, time.time_ns), Processes(meddled, time.time_ns)
-    peers = Peers(meddled, federated, key.id)
-    ledger = Ledger("ant", sealer, meddled, processes, peers, federated)
+    sealer, processes = Sealer(key, SigningClock()), Processes(meddled, Clock(time.time_ns))
+    peers = Peers(meddled, federated, sealer)
+    ledger = ledger_of(Context("ant", sealer, meddled, processes, peers, federated))
     spec = FunctionSpec(funcname="f", conditions=Conditions("bee", executortype="t"))
     now = time.time_ns()
     process = Process("a" * 64, "b" * 64, "me", "ant", spec, now, now, peer=peer.id)
@@ -207,7 +211,7 @@ async def doubtful(client: EtcdClient) -> tuple[Overtaken, Ledger, Process, list
 
 async def close(client: EtcdClient, process: Process, extra: list[Op]) -> None:
     """Another daemon takes in that the process failed."""
-    others = Processes(client, time.time_ns)
+    others = Processes(client, Clock(time.time_ns))
 
     def step(known: Process, revision: int) -> store_processes.Step:
         now = time.time_ns()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from cli.core.client import RpcError as CallError
 from federation.forward import machine as outbox
 from federation.forward.machine import Act, Forward
+from federation.forward.machine import State as There
 from federation.forward.marker import Marker
 from federation.inbox.accept import Inbox
 from federation.outbox.ledger import Detour, Ledger
@@ -27,6 +29,7 @@ from federation.wire.messages import Poll
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Op, Put, Txn
+from node.host.clock import Clock
 from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.ids import new_id
@@ -36,12 +39,13 @@ from node.processes.queue import Candidate
 from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.store import keys
-from node.workflows.service import Workflows
 from tests.federation.inbox.test_server import WORKER, Closing, Lab, code, submission
 from tests.federation.membership.test_invitations import joined
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.daemons import Daemon, until
+from tests.support.parts import inbox_of, ledger_of
+from tests.support.processes import assigning, workflows_of
 
 Make = Callable[..., Daemon]
 
@@ -49,22 +53,22 @@ Make = Callable[..., Daemon]
 
 
 @given(
-    st.sampled_from([outbox.QUEUED, outbox.DOUBT, outbox.ACCEPTED, outbox.CANCELLING]),
+    st.sampled_from([There.QUEUED, There.DOUBT, There.ACCEPTED, There.CANCELLING]),
     st.integers(0, 3),
 )
-def test_only_what_never_left_is_said_not_to_have_run(state: str, sent: int) -> None:
+def test_only_what_never_left_is_said_not_to_have_run(state: There, sent: int) -> None:
     forward = Forward("1" * 64, "2" * 64, 1, 9, 9, 9, state=state, sent=sent)
     move = outbox.blocked(forward, "bee", 5)
     assert move.stays is False
-    assert move.certain == (state == outbox.QUEUED)
+    assert move.certain == (state == There.QUEUED)
     assert "bee" in move.forward.lasterror
     assert "block" in move.forward.lasterror
-    if state == outbox.CANCELLING:
+    if state == There.CANCELLING:
         assert move.act is Act.NOTHING
         return
     assert move.act is Act.FAIL
-    assert ("in doubt" in move.errors[0]) == (state != outbox.QUEUED)
-    assert move.forward.state == (outbox.CLOSED if state == outbox.QUEUED else outbox.DOUBT)
+    assert ("in doubt" in move.errors[0]) == (state != There.QUEUED)
+    assert move.forward.state == (There.CLOSED if state == There.QUEUED else There.DOUBT)
 
 
 # -- with a store ------------------------------------------------------------------------
@@ -99,14 +103,15 @@ class Front(Lab):
 
     def start(self) -> None:
         """Everything in memory is new; the keys of both colonies stay."""
-        sealer = self.inbox.sealer
-        self.peers = Peers(self.client, self.keys, self.key.id)
-        self.processes = Processes(self.client, time.time_ns)
-        self.inbox = Inbox("lab", sealer, self.client, self.processes, self.peers, self.keys)
-        self.ledger = Ledger("lab", sealer, self.client, self.processes, self.peers, self.keys)
-        self.processes.hooks = Sending(self.inbox, self.ledger)
-        self.endings = Endings(self.ledger, time.time_ns)
-        self.gate.peers, self.gate.inbox = self.peers, self.inbox
+        self.peers = Peers(self.client, self.keys, self.context.sealer)
+        self.processes = Processes(self.client, Clock(time.time_ns))
+        self.context = replace(self.context, peers=self.peers, processes=self.processes)
+        self.ledger = ledger_of(self.context)
+        self.inbox = inbox_of(self.context, self.ledger)
+        self.handout = assigning(self.processes)
+        self.processes.attach(Sending(self.inbox, self.ledger))
+        self.endings = Endings(self.context, self.ledger)
+        self.serve()
 
     async def restart(self) -> None:
         self.start()
@@ -125,15 +130,15 @@ class Front(Lab):
         pid = process.processid
         await self.ledger.refresh(self.other.id)
         entry = self.ledger.entries[pid]
-        if state != outbox.QUEUED:
+        if state != There.QUEUED:
             await self.ledger.save(
                 entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward
             )
-        if state in (outbox.ACCEPTED, outbox.CANCELLING):
+        if state in (There.ACCEPTED, There.CANCELLING):
             move = outbox.received(entry.forward, "accepted", "9" * 64, b"receipt")
             await self.ledger.apply(entry, move, entry.forward)
             await self.ledger.refresh(self.other.id)
-        if state == outbox.CANCELLING:
+        if state == There.CANCELLING:
             await self.processes.cancel("lab", pid)
             await self.ledger.refresh(self.other.id)
         assert self.ledger.entries[pid].forward.state == state
@@ -155,7 +160,7 @@ class Front(Lab):
 
     async def taken(self) -> Process:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        return await self.processes.handout.assign(candidate, WORKER, 0)
+        return await self.handout.assign(candidate, WORKER, 0)
 
 
 @pytest.fixture
@@ -168,7 +173,12 @@ async def front(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Front]:
 
 
 async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
-    states = (outbox.QUEUED, outbox.DOUBT, outbox.ACCEPTED, outbox.CANCELLING)
+    states = (
+        There.QUEUED,
+        There.DOUBT,
+        There.ACCEPTED,
+        There.CANCELLING,
+    )
     pids = {state: await front.forward(state) for state in states}
     entry = await front.peers.block(front.other.id)
     assert (entry.peer.state, entry.peer.ending) == (BLOCKED, True)
@@ -176,10 +186,22 @@ async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
     await front.endings.sweep(front.other.id)
     assert entry.peer.ending is False
     expected = {
-        outbox.QUEUED: (State.FAILED, "before this was sent: it never ran", outbox.CLOSED),
-        outbox.DOUBT: (State.FAILED, "in doubt, the peer may still run it", outbox.DOUBT),
-        outbox.ACCEPTED: (State.FAILED, "in doubt, the peer may still run it", outbox.DOUBT),
-        outbox.CANCELLING: (State.CANCELLED, "", outbox.CLOSED),
+        There.QUEUED: (
+            State.FAILED,
+            "before this was sent: it never ran",
+            There.CLOSED,
+        ),
+        There.DOUBT: (
+            State.FAILED,
+            "in doubt, the peer may still run it",
+            There.DOUBT,
+        ),
+        There.ACCEPTED: (
+            State.FAILED,
+            "in doubt, the peer may still run it",
+            There.DOUBT,
+        ),
+        There.CANCELLING: (State.CANCELLED, "", There.CLOSED),
     }
     for state, (ends, told, recorded) in expected.items():
         process, record = await front.process(pids[state]), await front.record(pids[state])
@@ -194,7 +216,7 @@ async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
 
 
 async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) -> None:
-    pids = [await front.forward(state) for state in (outbox.QUEUED, outbox.DOUBT)]
+    pids = [await front.forward(state) for state in (There.QUEUED, There.DOUBT)]
     for pid in pids:
         entry = front.ledger.entries[pid]
         await front.ledger.save(
@@ -202,10 +224,13 @@ async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) 
         )
     other = "3" * 64
 
-    def elsewhere(process: Process, move: outbox.Move) -> Detour:
-        return Detour(other, msgspec.structs.replace(move.forward, peer=other, state="queued"))
+    class Elsewhere:
+        def elsewhere(self, process: Process, move: outbox.Move) -> Detour:
+            return Detour(
+                other, msgspec.structs.replace(move.forward, peer=other, state=There.QUEUED)
+            )
 
-    front.ledger.elsewhere = elsewhere
+    front.ledger.detours = Elsewhere()
     await front.peers.block(front.other.id)
     await front.endings.sweep(front.other.id)
     moved, doubtful = [await front.process(pid) for pid in pids]
@@ -242,7 +267,7 @@ async def test_what_it_has_here_is_cancelled_and_owed_but_not_served(front: Fron
 
 
 async def test_what_it_has_in_a_workflow_here_ends_and_the_workflow_with_it(front: Front) -> None:
-    workflows = Workflows(front.client, front.processes, time.time_ns)
+    workflows = workflows_of(front.processes)
     conditions = Conditions("lab", executortype="t")
     after = msgspec.structs.replace(conditions, dependencies=["one"])
     specs = [
@@ -271,7 +296,7 @@ async def test_what_it_has_in_a_workflow_here_ends_and_the_workflow_with_it(fron
         State.CANCELLED,
         ["colony field, where this came from, was blocked"],
     )
-    again = Workflows(front.client, front.processes, time.time_ns)
+    again = workflows_of(front.processes)
     again.resolution.stepped("lab", graph.processgraphid, 2**40)
     found = await again.load("lab", graph.processgraphid)
     assert found is not None
@@ -335,7 +360,7 @@ async def test_a_poll_that_waits_is_refused_at_once(front: Front) -> None:
 
 
 async def test_a_copy_that_leaves_during_the_sweep_is_in_doubt(front: Front) -> None:
-    pid = await front.forward(outbox.QUEUED)
+    pid = await front.forward(There.QUEUED)
     await front.peers.block(front.other.id)
     entry = front.ledger.entries[pid]
     commit = front.client.commit
@@ -353,7 +378,7 @@ async def test_a_copy_that_leaves_during_the_sweep_is_in_doubt(front: Front) -> 
     front.client.commit = racing  # type: ignore[method-assign]
     await front.endings.sweep(front.other.id)
     assert "in doubt" in (await front.process(pid)).errors[0]
-    assert (await front.record(pid)).state == outbox.DOUBT
+    assert (await front.record(pid)).state == There.DOUBT
 
 
 async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(front: Front) -> None:
@@ -362,7 +387,7 @@ async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(fron
     commit = front.client.commit
     for after in (False, True):
         for cut in range(1, 40):
-            states = (outbox.QUEUED, outbox.ACCEPTED, outbox.CANCELLING)
+            states = (There.QUEUED, There.ACCEPTED, There.CANCELLING)
             pids = [await front.forward(state) for state in states]
             mine = 2 * (100 * after + cut)
             await front.accept(mine)
@@ -411,7 +436,7 @@ async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(fron
 
 
 async def test_trust_stops_what_is_left_of_a_sweep(front: Front) -> None:
-    pids = [await front.forward(outbox.QUEUED) for _ in range(3)]
+    pids = [await front.forward(There.QUEUED) for _ in range(3)]
     await front.peers.block(front.other.id)
     settle = front.processes.settle
 
@@ -434,7 +459,7 @@ async def test_what_a_block_overtook_is_due_again(front: Front) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(front.endings.run)
         # Its submitter had found the peer trusted a moment before.
-        pid = await front.forward(outbox.QUEUED)
+        pid = await front.forward(There.QUEUED)
         front.endings.begin()
 
         async def failed() -> bool:

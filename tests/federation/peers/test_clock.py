@@ -12,19 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.forward import machine as outbox
-from federation.forward.machine import DOUBT, QUEUED, Forward
-from federation.peers.clock import SLACK, Clock, Reading, apart, bridgeable, read, told
+from federation.forward.machine import Forward
+from federation.forward.machine import State as There
+from federation.peers.clock import SLACK, PeerClock, Reading, apart, bridgeable, read, told
 from federation.peers.record import Known, Peer
 from federation.peers.registry import PENDING, TRUSTED
-from federation.transport.errors import Lost
-from federation.transport.link import Answer, Link, PeerRefused, Untimely
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError
+from federation.transport.link import Answer, Link
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind
 from federation.wire.messages import MOST, Hello, Receipt, Submit, load
-from federation.wire.signer import Sealer
+from federation.wire.refusals import Proof
 from node.etcd.client import open_client
 from tests.federation.inbox.test_server import PID, SPEC, Lab
 from tests.node.etcd.support import start_store
+from tests.support.parts import Led
 
 HOUR = 3600
 NOW = 1_700_000_000
@@ -64,16 +66,16 @@ def reading(ahead: int, judging: int | None = None) -> Reading:
 )
 def test_what_is_made_up_for(ahead: int, used: int) -> None:
     """Nothing of a small difference, and nothing of one that is beyond all bounds."""
-    clock = Clock(reading(ahead, 0))
+    clock = PeerClock(reading(ahead, 0))
     assert (clock.issuing, clock.judging) == (used, 0)
-    clock = Clock(reading(0, ahead))
+    clock = PeerClock(reading(0, ahead))
     assert (clock.issuing, clock.judging) == (0, used)
-    assert (Clock().issuing, Clock().judging) == (0, 0)
+    assert (PeerClock().issuing, PeerClock().judging) == (0, 0)
 
 
 def test_learning() -> None:
     """It tells when there is something new to be told."""
-    clock = Clock()
+    clock = PeerClock()
     assert not clock.learn(reading(1))
     assert clock.learn(reading(HOUR))
     assert not clock.learn(reading(HOUR + 1))
@@ -94,6 +96,18 @@ def test_words() -> None:
 
 
 # -- a link to a gate with another clock ---------------------------------------------------------
+
+
+def untimely(error: RemoteRefusal) -> bool:
+    return error.reason is Reason.UNTIMELY
+
+
+def final(error: RemoteRefusal) -> bool:
+    return error.final
+
+
+def lasting(error: TransportError) -> bool:
+    return isinstance(error, Lost) or error.final
 
 
 class Direct(Link):
@@ -118,21 +132,17 @@ class Pair:
         self.lab = lab
         self.measured = 0
         peer = Peer(lab.key.id, TRUSTED, "lab", lab.key.public_key)
-        self.link = Direct(Known(peer), lab.sealer, self._renew, lambda: 0.0, measure=self._measure)
+        self.link = Direct(Known(peer), lab.sealer, Led(measured=self._measure))
         self.link.lab = lab
-
-    async def _renew(self, address: str) -> None:
-        raise AssertionError("there are no certificates here")
 
     def _measure(self) -> None:
         self.measured += 1
 
     def set_clock(self, ahead: int) -> None:
-        sealer = Sealer(self.lab.key, lambda: time.time_ns() + ahead * 1_000_000_000)
-        self.lab.gate.sealer = self.lab.inbox.sealer = sealer
+        self.lab.clock.now = lambda: time.time_ns() + ahead * 1_000_000_000
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> PeerClock:
         return self.link.entry.clock
 
     def expect(self, ahead: int, judging: int | None = None) -> None:
@@ -151,7 +161,9 @@ class Pair:
     async def measure(self) -> None:
         try:
             await self.greet()
-        except Untimely:
+        except RemoteRefusal as error:
+            if not untimely(error):
+                raise
             await self.greet()
 
     def submission(self, seconds: int = 30) -> bytes:
@@ -184,9 +196,9 @@ async def test_clocks_apart(pair: Pair, ahead: int) -> None:
 async def test_before_it_is_measured(pair: Pair) -> None:
     """The refusal is signed, and wakes a measurement; the next try holds."""
     pair.set_clock(-HOUR)
-    with pytest.raises(Untimely, match="3600 s ahead") as caught:
+    with pytest.raises(RemoteRefusal, match="3600 s ahead", check=untimely) as caught:
         await pair.submit(pair.submission())
-    assert caught.value.signed
+    assert caught.value.proof is Proof.SIGNED
     assert pair.measured == 1
     await pair.measure()
     assert (await pair.submit(pair.submission())).status == "accepted"
@@ -194,8 +206,8 @@ async def test_before_it_is_measured(pair: Pair) -> None:
 
 async def test_a_clock_that_was_set_back(pair: Pair) -> None:
     """Who remembers a later time judges by that: what is short-lived must hold by it."""
-    pair.lab.gate.high_water = lambda: time.time() + HOUR
-    with pytest.raises(Untimely, match="expired"):
+    pair.lab.clock.remember(time.time() + HOUR)
+    with pytest.raises(RemoteRefusal, match="expired", check=untimely):
         await pair.submit(pair.submission())
     await pair.measure()
     assert pair.clock.issuing == 0
@@ -208,10 +220,10 @@ async def test_strangers_get_no_favour(pair: Pair) -> None:
     pair.set_clock(-HOUR)
     peer = pair.link.entry.peer
     pair.link.entry.peer = Peer(peer.id, PENDING, peer.name, peer.public_key)
-    with pytest.raises(PeerRefused, match="not_yet_valid"):
+    with pytest.raises(RemoteRefusal, match="not_yet_valid", check=final):
         await pair.greet()
     pair.expect(-HOUR)  # known, not used
-    with pytest.raises(PeerRefused, match="3600 s ahead"):
+    with pytest.raises(RemoteRefusal, match="3600 s ahead", check=final):
         await pair.submit(pair.submission())
     assert pair.measured == 0
     pair.set_clock(HOUR)
@@ -223,9 +235,10 @@ async def test_strangers_get_no_favour(pair: Pair) -> None:
 async def test_beyond_a_day_both_clocks_are_told(pair: Pair, ahead: int) -> None:
     pair.set_clock(ahead)
     word = "ahead of" if ahead > 0 else "behind"
-    with pytest.raises(PeerRefused, match=f"its clock says .*, ours .*: 1 d 2[12] h {word} ours"):
+    clocks = f"its clock says .*, ours .*: 1 d 2[12] h {word} ours"
+    with pytest.raises(RemoteRefusal, match=clocks, check=final):
         await pair.greet()
-    with pytest.raises((PeerRefused, Lost), match="our clock says"):
+    with pytest.raises((RemoteRefusal, Lost), match="our clock says", check=lasting):
         await pair.submit(pair.submission(3 * 86_400))
 
 
@@ -243,13 +256,13 @@ async def test_an_old_answer_teaches_nothing(pair: Pair) -> None:
     assert pair.clock.issuing == 0
     pair.link.replay = None
     pair.set_clock(-HOUR)
-    with pytest.raises(Untimely):
+    with pytest.raises(RemoteRefusal, check=untimely):
         await pair.greet()
     refusal = pair.link.last
     pair.set_clock(0)
     await pair.measure()
     pair.link.replay = refusal
-    with pytest.raises(Untimely):
+    with pytest.raises(RemoteRefusal, check=untimely):
         await pair.greet(b"another nonce 17")
     assert pair.clock.issuing == 0
 
@@ -261,9 +274,23 @@ def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
     """Any other stays the same bytes: an earlier one may have arrived."""
     forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
     once = outbox.sending(forward, b"bytes", 5)
-    after = outbox.untimely(once, "late", True)
-    assert (after.state, after.envelope, after.sent, after.lasterror) == (QUEUED, b"", 0, "late")
+    after = outbox.untimely(once, "late", True, False)
+    assert (after.state, after.envelope, after.sent, after.lasterror) == (
+        There.QUEUED,
+        b"",
+        0,
+        "late",
+    )
     twice = outbox.sending(once, b"bytes", 6)
     for before, signed in ((once, False), (twice, True)):
-        after = outbox.untimely(before, "late", signed)
-        assert (after.state, after.envelope, after.sent) == (DOUBT, b"bytes", before.sent)
+        after = outbox.untimely(before, "late", signed, False)
+        assert (after.state, after.envelope, after.sent) == (There.DOUBT, b"bytes", before.sent)
+
+
+def test_what_is_from_the_future_was_not_taken_before() -> None:
+    """All copies have the same times, and the clock that judges them only goes forward."""
+    forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
+    twice = outbox.sending(outbox.sending(forward, b"bytes", 5), b"bytes", 6)
+    after = outbox.untimely(twice, "early", True, True)
+    assert (after.state, after.envelope, after.sent) == (There.QUEUED, b"", 0)
+    assert outbox.untimely(twice, "early", False, True).envelope == b"bytes"

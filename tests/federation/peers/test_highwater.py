@@ -9,8 +9,8 @@ import pytest
 
 from cli.ops.doctor import check_memory
 from federation.peers.highwater import HighWater
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
-from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.model.types import SECOND
 from tests.federation.inbox.test_server import PID, Lab, code, submission
@@ -20,11 +20,13 @@ NOW = 1_700_000_000
 
 
 class Host:
-    """One daemon of the colony `lab`, and its clock in seconds."""
+    """One daemon of the colony `lab`, and its clock in seconds; `door` is what peers see of it."""
 
-    def __init__(self, lab: Lab, clock: int = NOW) -> None:
+    def __init__(self, lab: Lab, clock: int = NOW, *, door: bool = False) -> None:
         self.clock = clock
-        self.memory = HighWater(lab.client, lab.keys, self.now)
+        if door:
+            lab.clock.now = self.now
+        self.memory = HighWater(lab.client, lab.keys, lab.clock if door else SigningClock(self.now))
 
     def now(self) -> int:
         return self.clock * SECOND
@@ -89,8 +91,7 @@ async def test_the_owner_has_a_wrong_time_forgotten(lab: Lab) -> None:
     """A clock that was far ahead shuts everybody out, until then; what has expired stays so."""
     await lab.befriend()
     now = int(time.time())
-    host = Host(lab, now)
-    lab.gate.high_water = lambda: host.memory.latest
+    host = Host(lab, now, door=True)
     await host.at(now + 30 * DAY)
     host.clock = now
     body, old = (
@@ -107,8 +108,7 @@ async def test_what_was_accepted_stays_so_after_a_reset(lab: Lab) -> None:
     """Its marker outlasts a clock that is a week ahead, and the process outlasts the marker."""
     await lab.befriend()
     now = int(time.time())
-    host = Host(lab, now)
-    lab.gate.high_water = lambda: host.memory.latest
+    host = Host(lab, now, door=True)
     body = lab.seal(Kind.SUBMIT, submission(), issued=now, expires=now + DAY)
     first = (await lab.raw("submit", body)).body
     await lab.run_one()
@@ -117,10 +117,8 @@ async def test_what_was_accepted_stays_so_after_a_reset(lab: Lab) -> None:
 
     async def swept_in(days: int) -> None:
         await host.at(now + days * DAY)
-        lab.inbox.sealer = Sealer(lab.key, host.now)
         await lab.inbox.sweep()
         host.clock = now
-        lab.inbox.sealer = Sealer(lab.key, host.now)
         assert await host.memory.reset() == now + days * DAY
 
     await swept_in(7)

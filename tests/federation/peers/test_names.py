@@ -19,7 +19,7 @@ from federation.routing.rules import Other, Route, _reached
 from federation.service.rpc import calls
 from federation.wire import cbor
 from federation.wire.card import Card, is_name, open_card, sign_card
-from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, seal
+from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, seal
 from node.handlers.processes import submit_spec
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError
@@ -170,7 +170,7 @@ def test_a_name_that_is_none_makes_no_card() -> None:
         body: dict[str, Any] = {"key": key.public_key, "name": name, "seq": 1}
         body |= {"fp": bytes(32), "at": [], "ver": [2]}
         data = seal(key, Kind.CARD, "*", cbor.encode(body), cti=b"c", issued=NOW, expires=NOW + 9)
-        with pytest.raises(Refused, match="a name has"):
+        with pytest.raises(Rejected, match="a name has"):
             open_card(data, NOW)
 
 

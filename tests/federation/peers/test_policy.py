@@ -30,10 +30,12 @@ from federation.peers.policy import (
     read,
 )
 from federation.peers.registry import TRUSTED, Peers
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer
 from node.etcd.client import TxnResult, open_client
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.host.config import ConfigError, PolicyConfig, Size, load_config
 from node.host.keys import PrivateKey
 from node.http.server import Response
@@ -249,7 +251,7 @@ async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
     store = await start_store(nursery, tmp_path / "etcd")
     async with open_client(store.target, timeout=60) as client:
         lab = Lab(client)
-        lab.processes.hooks = Ruled(lab.inbox, lab.peers)
+        lab.processes.attach(Ruled(lab.inbox, lab.peers))
         await lab.befriend()
         yield lab
 
@@ -268,18 +270,17 @@ def spec_with(**fields: Any) -> bytes:
 async def test_each_rule_has_its_own_refusal(lab: Lab) -> None:
     policy = Policy(functions=["f"], executor_types=["t"], labels=["", "x*"], max_body=2000)
     await lab.peers.set_policy(lab.other.id, policy)
-    for number, (fields, expected) in enumerate(
-        [
-            ({"funcname": "g"}, "policy_function"),
-            ({"executortype": "u"}, "policy_executortype"),
-            ({"label": "y"}, "policy_label"),
-            ({"args": ["z" * 3000]}, "policy_body"),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"funcname": "g"}, "policy_function"),
+        ({"executortype": "u"}, "policy_executortype"),
+        ({"label": "y"}, "policy_label"),
+        ({"args": ["z" * 3000]}, "policy_body"),
+    ]
+    for number, (fields, expected) in enumerate(cases):
         response = await send(lab, number, spec=spec_with(**fields))
         assert code(response) == expected
         assert response.status == (413 if expected == "policy_body" else 403)
-        assert lab.gate.counters[expected] == 1
+        assert lab.server.counters[expected] == 1
     assert lab.processes.queue.entries == {}
     listing = await lab.client.range(lab.keys.markers)
     assert listing.items == [], "a refusal leaves nothing behind"
@@ -287,7 +288,7 @@ async def test_each_rule_has_its_own_refusal(lab: Lab) -> None:
 
 
 async def test_the_default_holds_until_there_is_a_policy_of_its_own(lab: Lab) -> None:
-    lab.peers.default = Policy(functions=["g"])
+    lab.peers.set_default(Policy(functions=["g"]))
     assert code(await send(lab, 1)) == "policy_function"
     await lab.peers.set_policy(lab.other.id, Policy())
     assert (await send(lab, 1)).status == 200
@@ -298,7 +299,7 @@ async def test_the_default_holds_until_there_is_a_policy_of_its_own(lab: Lab) ->
 async def test_first_sight_trust_has_the_default_policy(lab: Lab) -> None:
     lab.peers.lan, lab.peers.default = True, Policy(functions=["g"])
     lab.other = PrivateKey.generate()
-    lab.sealer = Sealer(lab.other, time.time_ns)
+    lab.sealer = Sealer(lab.other, SigningClock())
     assert (await lab.introduce("meadow")).status == 200
     found = lab.peers.get(lab.other.id)
     assert found is not None
@@ -310,7 +311,7 @@ async def test_a_policy_survives_cards_restarts_and_a_block(lab: Lab) -> None:
     policy = Policy(functions=["f"], rate=7)
     await lab.peers.set_policy(lab.other.id, policy)
     await lab.introduce()
-    again = Peers(lab.client, lab.keys, lab.key.id)
+    again = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
     await again.load()
     assert again.policy(lab.other.id) == policy
     await again.block(lab.other.id)
@@ -324,7 +325,7 @@ async def test_a_policy_survives_cards_restarts_and_a_block(lab: Lab) -> None:
 
 
 async def test_two_daemons_decide_and_neither_undoes_the_other(lab: Lab) -> None:
-    elsewhere = Peers(lab.client, lab.keys, lab.key.id)
+    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
     await elsewhere.load()
     await lab.peers.set_policy(lab.other.id, Policy(rate=1))
     # It still has the peer as it was; its own change must not bring that back.
@@ -396,7 +397,7 @@ async def test_no_more_run_than_may_and_the_next_starts_when_one_ends(lab: Lab) 
     for number in range(4):
         assert (await send(lab, number)).status == 200
     candidate = Candidate("lab", "t", "w", "", None, None)
-    handout = lab.processes.handout
+    handout = lab.handout
     started = [await handout.assign(candidate, WORKER, 0) for _ in range(2)]
     with pytest.raises(RpcError, match="no process is waiting"):
         await handout.assign(candidate, WORKER, 0)
@@ -433,7 +434,7 @@ async def test_concurrent_polls_do_not_exceed_the_most_that_may_run(lab: Lab) ->
     async def poll() -> None:
         nonlocal taken
         try:
-            await lab.processes.handout.assign(candidate, WORKER, 0)
+            await lab.handout.assign(candidate, WORKER, 0)
         except RpcError:
             return
         taken += 1
@@ -449,7 +450,7 @@ async def test_a_hand_out_that_comes_to_nothing_gives_its_place_to_another(lab: 
     for number, kind in enumerate(("t", "u")):
         await send(lab, number, spec=spec_with(executortype=kind))
     first = next(lab.processes.queue.in_order("lab")).processid
-    handout, commit = lab.processes.handout, lab.client.commit
+    handout, commit = lab.handout, lab.client.commit
     got: list[str] = []
     patience = {"t": 2, "u": 30}
 
@@ -468,7 +469,7 @@ async def test_a_hand_out_that_comes_to_nothing_gives_its_place_to_another(lab: 
             await trio.testing.wait_all_tasks_blocked()
             assert handout.held(lab.other.id)
             # Another daemon cancels it: this one has not heard.
-            await Processes(lab.client, time.time_ns).cancel("lab", first)
+            await Processes(lab.client, Clock(time.time_ns)).cancel("lab", first)
             return await commit(txn)
 
         lab.client.commit = overtaken  # type: ignore[method-assign]
@@ -481,13 +482,13 @@ async def test_what_is_held_back_keeps_nobody_else_waiting(lab: Lab) -> None:
     for number in range(3):
         await send(lab, number)
     candidate = Candidate("lab", "t", "w", "", None, None)
-    await lab.processes.handout.assign(candidate, WORKER, 0)
+    await lab.handout.assign(candidate, WORKER, 0)
     own = build_process(
         spec(), processid=new_id(), initiatorid="1" * 64, initiatorname="me",
         colonyname="lab", now=time.time_ns(),
     )  # fmt: skip
     await lab.processes.submit(own, b"")
-    got = await lab.processes.handout.assign(candidate, WORKER, 0)
+    got = await lab.handout.assign(candidate, WORKER, 0)
     assert got.processid == own.processid, "it came last, and its colony may have it"
     listed = [entry.processid for entry in lab.processes.queue.in_order("lab")]
     assert len(listed) == 2, "what is held back is still listed as waiting"

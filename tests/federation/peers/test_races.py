@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from federation.forward.machine import Forward
 from federation.outbox.files import Depot
 from federation.outbox.ledger import Entry, Ledger
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.owncard import Portrait
 from federation.peers.policy import Policy
@@ -22,6 +23,7 @@ from federation.service.janitor import Upkeep
 from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.wire.card import Card, open_card
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Opened, inspect
 from federation.wire.messages import Chunk, Fetch, dump, load
 from federation.wire.refusals import Refusal
@@ -29,6 +31,7 @@ from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.host.config import FederationConfig
 from node.host.keys import PrivateKey
 from node.model.codec import unpack
@@ -40,10 +43,11 @@ from tests.federation.inbox.test_updates import take
 from tests.federation.membership.test_rotation import follows, friends
 from tests.federation.outbox.test_files import furnished, mounts, put
 from tests.federation.outbox.test_revoke import Front
-from tests.federation.peers.test_registry import card, registry
+from tests.federation.peers.test_registry import KEY, card, registry
 from tests.support.colonies import Colony, world
 from tests.support.daemons import until
 from tests.support.interleaved import Meddled
+from tests.support.parts import ledger_of
 
 SECONDS = 60
 ME = "0" * 64
@@ -53,7 +57,7 @@ ME = "0" * 64
 
 def tended(colony: Colony) -> int:
     """How many sets of tasks of peers run at a colony."""
-    nursery = colony.fed.tending.nursery
+    nursery = colony.fed.tending._nursery
     assert nursery is not None
     return sum("Tending._serve" in task.name for task in nursery.child_tasks)
 
@@ -88,7 +92,7 @@ async def test_a_peer_with_a_new_key_has_one_set_of_tasks_and_a_block_ends_it(
 async def test_a_task_that_fails_leaves_alone_what_is_being_sent(autojump_clock: MockClock) -> None:
     key, peerid = PrivateKey.generate(), "a" * 64
     peers, none = registry(Peer(peerid, TRUSTED, "bee", b"key", 1)), cast(Any, None)
-    ledger = Ledger("ant", Sealer(key, time.time_ns), none, none, peers, Keys("ant"))
+    ledger = ledger_of(Context("ant", Sealer(key, SigningClock()), none, none, peers, Keys("ant")))
     sent = ledger.entries["1" * 64] = Entry(Forward("1" * 64, peerid, 1, 9, 9, 9), 1, busy=True)
     again, tries = trio.Event(), 0
 
@@ -106,11 +110,12 @@ async def test_a_task_that_fails_leaves_alone_what_is_being_sent(autojump_clock:
         async def close(self) -> None:
             """Nothing was opened."""
 
-    tending = Tending(ledger, {}, lambda entry: cast(Link, Way()), [fails_once])
+    tending = Tending({}, lambda entry: cast(Link, Way()), [fails_once])
     entry = peers.get(peerid)
     assert entry is not None
     with trio.fail_after(SECONDS):
-        async with trio.open_nursery() as tending.nursery:
+        async with trio.open_nursery() as nursery:
+            tending.open(nursery)
             tending.begin(peerid, entry)
             await again.wait()
             assert sent.busy
@@ -123,7 +128,8 @@ async def test_a_task_that_fails_leaves_alone_what_is_being_sent(autojump_clock:
 async def two(client: EtcdClient) -> tuple[Meddled, Peers, Peers, PrivateKey]:
     """Two daemons of one colony that trusts a peer; the first one's store is meddled with."""
     store, key = Meddled(client), PrivateKey.generate()
-    one, other = Peers(cast(EtcdClient, store), Keys("ant"), ME), Peers(client, Keys("ant"), ME)
+    sealer, keys = Sealer(KEY, SigningClock()), Keys("ant")
+    one, other = Peers(cast(EtcdClient, store), keys, sealer), Peers(client, keys, sealer)
     await one.learn(card(key), b"card", near=False)
     await one.trust(key.id)
     await other.load()
@@ -162,8 +168,8 @@ async def test_a_block_outlasts_a_change_that_it_overtook_and_that_was_lost(
 async def test_a_second_daemon_hears_of_decisions(client: EtcdClient) -> None:
     front, heard = Front(client), list[str]()
     await front.befriend()
-    front.peers.changed = heard.append
-    other = Peers(client, front.keys, front.key.id)
+    front.peers.watch(heard.append)
+    other = Peers(client, front.keys, Sealer(front.key, SigningClock()))
     await other.load()
     peerid, third = front.other.id, PrivateKey.generate()
     await other.set_policy(peerid, Policy(max_running=3))
@@ -242,7 +248,7 @@ async def test_what_is_read_late_changes_nothing_that_is_later(client: EtcdClien
 async def test_a_block_whose_answer_is_lost_holds_at_once(client: EtcdClient) -> None:
     store, one, _, key = await two(client)
     heard: list[str] = []
-    one.changed = heard.append
+    one.watch(heard.append)
     store.lost = True
     with pytest.raises(EtcdUnavailable):
         await one.block(key.id)
@@ -277,7 +283,7 @@ async def test_a_daemon_takes_up_what_another_one_decided(tmp_path: Path) -> Non
     with trio.fail_after(SECONDS):
         async with world(tmp_path) as colonies:
             ant, bee = await friends(colonies, "ant", "bee")
-            other = Peers(colonies.client, ant.fed.keys, ant.key.id)
+            other = Peers(colonies.client, ant.fed.keys, Sealer(ant.key, SigningClock()))
             await other.load()
             await other.block(bee.key.id)
             assert tended(ant) == 1
@@ -326,9 +332,10 @@ class Failing:
 
 
 async def portrayed(client: EtcdClient) -> tuple[Failing, Portrait]:
-    store, sealer = Failing(client), Sealer(PrivateKey.generate(), time.time_ns)
+    store, sealer = Failing(client), Sealer(PrivateKey.generate(), SigningClock())
     settings = FederationConfig(host="one.example")
-    portrait = Portrait("ant", sealer, cast(EtcdClient, store), Keys("ant"), settings)
+    meddled, keys, nobody = cast(EtcdClient, store), Keys("ant"), cast(Any, None)
+    portrait = Portrait(Context("ant", sealer, meddled, nobody, nobody, keys), settings)
     await portrait.start(1, "f" * 64)
     return store, portrait
 
@@ -363,9 +370,9 @@ async def test_a_card_that_could_not_be_renewed_is_renewed_at_the_next_call(
 
 async def test_a_card_is_by_the_present_key(client: EtcdClient) -> None:
     store, portrait = await portrayed(client)
-    assert shown(portrait).id == portrait.sealer.key.id
+    assert shown(portrait).id == portrait.context.sealer.key.id
     new = PrivateKey.generate()
-    portrait.sealer.succeed(new)
+    portrait.context.sealer.succeed(new)
     store.fails = True
     with pytest.raises(EtcdUnavailable):
         await portrait.renew()
@@ -379,7 +386,7 @@ async def test_a_card_is_by_the_present_key(client: EtcdClient) -> None:
 
 
 async def test_a_sweep_goes_on_where_the_last_one_ended(client: EtcdClient) -> None:
-    processes, federated = Processes(client, time.time_ns), Keys("ant")
+    processes, federated = Processes(client, Clock(time.time_ns)), Keys("ant")
     conditions = Conditions("ant", executortype="t")
     there = [f"1{number:063x}" for number in range(5)]
     for pid in there:
@@ -392,7 +399,9 @@ async def test_a_sweep_goes_on_where_the_last_one_ended(client: EtcdClient) -> N
     gone = [f"2{number:063x}" for number in range(4)]
     for pid in (*there, *gone):
         await client.put(federated.proof(pid), b"proof")
-    upkeep = Upkeep("ant", client, processes, federated, time.time_ns, page=2, pages=2)
+    sealer = Sealer(KEY, SigningClock())
+    peers = Peers(client, federated, sealer)
+    upkeep = Upkeep(Context("ant", sealer, client, processes, peers, federated), page=2, pages=2)
 
     async def left() -> list[str]:
         items, _ = await client.range_all(federated.proofs)
@@ -420,8 +429,8 @@ async def test_a_second_daemon_serves_the_files_of_what_the_first_one_sent(tmp_p
         pid = await ant.submit("bee", fs=mounts("/data"))
         await take(bee)
         fed, first = ant.fed, ant.fed.ledger
-        ledger = Ledger("ant", fed.sealer, fed.client, first.processes, fed.peers, fed.keys)
-        depot = Depot(ledger, fed.depot.files)
+        ledger = Ledger(fed.context, fed.router)
+        depot = Depot(fed.context, ledger, fed.inbox.accounts, fed.links, fed.depot.files)
 
         def asked(by: str, attempt: int = 1) -> Opened:
             fetch = dump(Fetch(pid, attempt, file.checksum, 0))

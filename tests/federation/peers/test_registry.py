@@ -8,12 +8,15 @@ from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
 from federation.wire.address import is_near, split_address
 from federation.wire.card import Card
+from federation.wire.clock import SigningClock
+from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 
-ME = "0" * 64
+KEY = PrivateKey.generate()
+ME = KEY.id
 
 
 class NoStore(EtcdClient):
@@ -23,9 +26,9 @@ class NoStore(EtcdClient):
         """Connect to nothing."""
 
 
-def registry(*peers: Peer) -> Peers:
+def registry(*peers: Peer, key: PrivateKey = KEY) -> Peers:
     known = {peer.id: Known(peer, 1) for peer in peers}
-    return Peers(NoStore(), Keys("home"), ME, known=known)
+    return Peers(NoStore(), Keys("home"), Sealer(key, SigningClock()), known=known)
 
 
 def peer(letter: str, name: str, state: str = TRUSTED) -> Peer:
@@ -99,7 +102,7 @@ async def test_a_tombstone_ignores_cards_and_sightings() -> None:
 
 async def test_we_are_no_peer_of_ours() -> None:
     key = PrivateKey.generate()
-    peers = Peers(NoStore(), Keys("home"), key.id)
+    peers = Peers(NoStore(), Keys("home"), Sealer(key, SigningClock()))
     assert await peers.learn(card(key), b"card", near=True) is None
     assert peers.sighted(key.id, "10.0.0.9:1") is None
     assert peers.known == {}

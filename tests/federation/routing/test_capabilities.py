@@ -23,6 +23,7 @@ from federation.routing.capabilities import (
     same,
 )
 from federation.routing.exchange import Exchange
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import Capabilities, Offer
 from federation.wire.messages import load as load_message
@@ -33,6 +34,7 @@ from node.processes.queue import Candidate, Entry, Queue
 from node.store.directory import Directory
 from tests.federation.inbox.test_server import Lab, code
 from tests.node.etcd.support import start_store
+from tests.support.parts import portrait_of
 
 NOW = 1_700_000_000 * SECOND
 
@@ -138,7 +140,7 @@ def test_marked_changes_are_told_apart_from_small_ones() -> None:
 
 def test_a_statement_holds_until_a_newer_one_or_until_it_is_stale() -> None:
     clock = [100.0]
-    board = Board(lambda: clock[0])
+    board = Board(SigningClock(steady=lambda: clock[0]))
     assert board.age("bee") is None
     assert board.take("bee", said(5))
     board.sent("bee", "cli")
@@ -177,11 +179,13 @@ class Offering(Lab):
         worker = Executor("e" * 64, "t", "w", "lab", ExecutorState.APPROVED)
         worker.lastheardfromtime = time.time_ns()
         roster.executors["w"] = worker
-        self.board = Board(trio.current_time)
+        self.board = Board(self.clock)
+        portrait = portrait_of(self.context)
+        portrait._sequence = 7
         self.exchange = Exchange(
-            "lab", self.inbox.sealer, self.peers, self.processes, self.board, members, lambda: 7
+            self.context, self.handout, self.board, portrait, trio.Event(), members
         )
-        self.gate.capabilities = self.exchange.answer
+        self.serve(*self.exchange.endpoints())
 
     async def hear(self, message: Capabilities) -> Capabilities:
         response = await self.post("capabilities", Kind.CAPABILITIES, message)
@@ -231,7 +235,7 @@ async def test_policy_pause_and_room_are_part_of_what_is_said(offering: Offering
     await lab.peers.set_policy(lab.other.id, Policy(executor_types=["x"], max_waiting=4))
     reply = await lab.hear(said(1))
     assert (reply.types, reply.limits["room"]) == ({}, 4)
-    lab.processes.handout.paused.add("lab")
+    lab.handout.paused.add("lab")
     assert not (await lab.hear(said(2))).accepting
 
 
@@ -241,7 +245,7 @@ async def test_a_waiting_poll_is_a_free_slot(offering: Offering) -> None:
     worker = Executor("e" * 64, "t", "w", "lab")
     async with trio.open_nursery() as nursery:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        nursery.start_soon(lab.processes.handout.assign, candidate, worker, 30)
+        nursery.start_soon(lab.handout.assign, candidate, worker, 30)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert (await lab.hear(said(1))).types["t"].free == 1
         nursery.cancel_scope.cancel()

@@ -369,7 +369,10 @@ async def test_a_node_takes_the_outputs_of_its_parents_along(hive: Hive) -> None
         graph = await ant.call("submitworkflowspecmsg", spec=workflow)
         found = [await ant.call("getprocessmsg", processid=each) for each in graph["processids"]]
         ids = {process["spec"]["nodename"]: process["processid"] for process in found}
-        outputs = {"plain-one": ["1", {"a": [None, 1.5]}], "plain-other": ["ü"]}
+        outputs: dict[str, list[Any]] = {
+            "plain-one": ["1", {"a": [None, 1.5]}],
+            "plain-other": ["ü"],
+        }
         for _ in outputs:
             node = await _assign(ant)
             await _close(ant, node, outputs[node["spec"]["funcname"]])

@@ -19,9 +19,12 @@ from federation.service.main import Federation
 from federation.transport.errors import Lost, Unsent
 from federation.transport.link import Answer, Link
 from federation.wire.card import Card
+from federation.wire.clock import SigningClock
 from federation.wire.messages import Capabilities, Offer
+from federation.wire.refusals import Proof
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
+from node.host.clock import Clock
 from node.host.config import Config, RouteConfig
 from node.host.keys import PrivateKey
 from node.http.server import Request
@@ -43,6 +46,7 @@ from node.processes.queue import Candidate
 from node.processes.spec import build_process
 from node.runtime.node import Node
 from node.store import keys
+from tests.support.parts import Led
 
 CARD = b"card"
 
@@ -52,19 +56,21 @@ class Side:
 
     def __init__(self, client: EtcdClient, name: str, *routes: RouteConfig) -> None:
         self.name, self.key, self.client = name, PrivateKey.generate(), client
-        self.node = Node.build(client, name, time.time_ns)
+        self.ahead = 0  # ns, of its clock
+        self.node = Node.build(client, name, Clock(lambda: time.time_ns() + self.ahead))
         self.federation = Federation(
             name,
             self.key,
             client,
             self.node.processes,
+            self.node.handout,
             Config(routes=list(routes)),
             Path("/nowhere"),
-            time.time_ns,
+            SigningClock(),
             self.node.members,
         )
-        self.processes = self.node.processes
-        self.processes.hooks = self.federation.hooks
+        self.processes, self.handout = self.node.processes, self.node.handout
+        self.processes.attach(self.federation.hooks)
         self.node.directory.apply(keys.colony(name), pack(Colony(self.key.id, name)), 1)
         self.worker = Executor(new_id(), "cli", "smith", name, ExecutorState.APPROVED)
 
@@ -124,7 +130,7 @@ class Side:
     async def assign(self, timeout: float = -1) -> Process:
         """Our own executor asks for work."""
         candidate = Candidate(self.name, "cli", "smith")
-        return await self.processes.handout.assign(candidate, self.worker, timeout)
+        return await self.handout.assign(candidate, self.worker, timeout)
 
 
 class Wire(Link):
@@ -144,7 +150,7 @@ class Wire(Link):
         if self.trouble is not None:
             raise self.trouble
         request = Request("POST", path, "", {}, body, "10.0.0.9")
-        response = await self.to.federation.gate.handle(request)
+        response = await self.to.federation.server.handle(request)
         data = response.body
         if response.status != 200:
             value = msgspec.json.decode(data)
@@ -156,14 +162,9 @@ class Wire(Link):
         return Answer(response.status, "", data)
 
 
-async def nowhere(address: str) -> None:
-    """No new card is to be had."""
-    raise Unsent(address)
-
-
 def wire(one: Side, other: Side) -> Wire:
     entry: Known = one.federation.peers.known[other.key.id]
-    link = Wire(entry, one.federation.sealer, nowhere, lambda: 0.0)
+    link = Wire(entry, one.federation.sealer, Led())
     link.to = other
     return link
 
@@ -263,7 +264,7 @@ async def test_a_signed_refusal_sends_it_to_the_next(client: EtcdClient) -> None
     assert await ant.forward(bee, process) is None
     forward = await ant.forward(cat, process)
     assert forward is not None
-    assert (forward.state, forward.attempt, forward.sent) == (outbox.QUEUED, 1, 0)
+    assert (forward.state, forward.attempt, forward.sent) == (outbox.State.QUEUED, 1, 0)
     assert [(tried.peer, tried.final) for tried in forward.tried] == [(bee.key.id, True)]
     await deliver(ant, cat, wire(ant, cat), process)
     assert (await ant.load(process)).state == State.RUNNING
@@ -382,7 +383,7 @@ async def test_what_may_have_arrived_stays_in_doubt(client: EtcdClient) -> None:
     await ant.federation.delivery.expire()
     forward = await ant.forward(bee, process)
     assert forward is not None
-    assert (forward.state, forward.sent) == (outbox.DOUBT, 1)
+    assert (forward.state, forward.sent) == (outbox.State.DOUBT, 1)
     # A refusal of the second copy says nothing about the first.
     await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
     await deliver(ant, bee, wire(ant, bee), process)
@@ -401,13 +402,13 @@ async def test_a_copy_that_another_daemon_sent_keeps_it_there(client: EtcdClient
     key = ant.federation.keys.forward(bee.key.id, process.processid)
     await client.put(key, pack(outbox.sending(forward, b"sealed", time.time_ns())))
     # Memory still says that it never left.
-    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.QUEUED
+    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.State.QUEUED
     await ant.federation.delivery.expire()
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.WAITING, bee.key.id)
     after = await ant.forward(bee, process)
     assert after is not None
-    assert after.state == outbox.DOUBT
+    assert after.state == outbox.State.DOUBT
 
 
 async def test_memory_of_where_it_was_does_no_harm(client: EtcdClient) -> None:
@@ -426,7 +427,7 @@ async def test_memory_of_where_it_was_does_no_harm(client: EtcdClient) -> None:
     await twin.processes.cancel("ant", process.processid)
     forward = await ant.forward(cat, process)
     assert forward is not None
-    assert (forward.peer, forward.state) == (cat.key.id, outbox.CANCELLING)
+    assert (forward.peer, forward.state) == (cat.key.id, outbox.State.CANCELLING)
 
 
 async def test_a_deadline_in_an_old_index_does_not_end_what_has_left(client: EtcdClient) -> None:
@@ -435,9 +436,9 @@ async def test_a_deadline_in_an_old_index_does_not_end_what_has_left(client: Etc
     twin = Side(client, "ant")  # whose watch has not told yet
     for entry in ant.processes.queue.entries.values():
         twin.processes.queue.add(entry)
-    twin.processes.now = lambda: time.time_ns() + 2 * SECOND
+    twin.ahead = 2 * SECOND
     await ant.tick()
-    await expire(twin.processes)
+    await expire(twin.processes, twin.handout)
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.WAITING, bee.key.id)
 
@@ -450,8 +451,11 @@ async def test_what_left_and_came_back_is_known_by_where_it_was_tried(client: Et
     await ant.tick()
     # Another daemon sent it there, and back here when it was refused.
     forward = outbox.new_forward(msgspec.structs.replace(process, peer=bee.key.id))
-    tried = (outbox.Tried(bee.key.id, "no", time.time_ns(), final=True),)
-    record = outbox.returned(forward, tried, time.time_ns())
+    tried, now = (outbox.Tried(bee.key.id, "no", time.time_ns(), final=True),), time.time_ns()
+    sent = outbox.sending(forward, b"sealed", now)
+    record = outbox.returned(
+        outbox.refused(sent, "no", "", "bee", now, Proof.SIGNED).forward, tried, now
+    )
     await client.put(ant.federation.keys.proof(process.processid), pack(record))
     (entry,) = ant.processes.queue.entries.values()
     ant.processes.queue.add(replace(entry, revision=entry.revision + 1))
@@ -527,7 +531,8 @@ def test_only_a_signed_refusal_of_the_only_copy_is_certain() -> None:
         (twice, "untrusted", True, False),
         (twice, "expired", True, False),
     ):
-        move = outbox.refused(copy, code, "no", "bee", now, signed=signed)
+        proof = Proof.SIGNED if signed else Proof.NONE
+        move = outbox.refused(copy, code, "no", "bee", now, proof)
         assert move.certain is certain, (copy.sent, code, signed)
 
 

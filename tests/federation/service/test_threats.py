@@ -25,12 +25,14 @@ from federation.forward.path import local_id
 from federation.network.candidates import Hint, Hints
 from federation.peers.policy import Policy
 from federation.peers.registry import TRUSTED, Known, Peer
-from federation.transport.errors import Unsent
-from federation.transport.link import Answer, Carrier, Later, Link, PeerRefused
+from federation.transport.errors import Reason, RemoteRefusal
+from federation.transport.link import Answer, Carrier, Link
 from federation.wire import cbor, envelope
 from federation.wire.card import Card, sign_card
-from federation.wire.envelope import Kind, Refused, inspect, seal
+from federation.wire.clock import SigningClock
+from federation.wire.envelope import Kind, Rejected, inspect, seal
 from federation.wire.messages import Cancel, Follow, Hello, Outcome, Outcomes, Poll, Receipt, load
+from federation.wire.refusals import Proof
 from federation.wire.signer import Sealer
 from federation.wire.succession import declare
 from node.etcd.client import open_client
@@ -43,6 +45,7 @@ from tests.federation.membership.test_rotation import follows, friends, post
 from tests.node.etcd.support import start_store
 from tests.support.colonies import FINGERPRINT, Colony, world
 from tests.support.daemons import Daemon, until
+from tests.support.parts import Led
 
 
 @pytest.fixture
@@ -58,15 +61,12 @@ async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
 def by_way_of(lab: Lab, carrier: Carrier) -> Link:
     """The way from the peer of the lab to the lab, as somebody else carries it."""
 
-    async def renew(address: str) -> None:
-        raise Unsent(address)
-
     peer = Peer(lab.key.id, TRUSTED, "lab", lab.key.public_key, fingerprint="f" * 64)
-    return Link(Known(peer), lab.sealer, renew, lambda: 0.0, lambda: carrier)
+    return Link(Known(peer), lab.sealer, Led(carrier))
 
 
 async def ask(lab: Lab, path: str, body: bytes, method: str = "POST") -> Answer:
-    response = await lab.gate.handle(Request(method, path, "", {}, body, ""))
+    response = await lab.server.handle(Request(method, path, "", {}, body, ""))
     after = dict(response.headers).get("retry-after", "")
     return Answer(response.status, after, bytes(response.body))
 
@@ -86,10 +86,11 @@ async def test_a_signed_refusal_from_another_door_is_worth_nothing(
         assert (await ask(lab, at, data)).status == 200
         return await ask(lab, path, data, method)
 
-    with pytest.raises(PeerRefused) as caught:
+    with pytest.raises(RemoteRefusal) as caught:
         await by_way_of(lab, lie).post("/v2/submit", body, Kind.RECEIPT)
     assert len(lab.processes.queue.entries) == 1
-    assert not caught.value.signed
+    assert caught.value.final
+    assert caught.value.proof is Proof.NONE
 
 
 async def test_only_the_peer_itself_can_say_that_it_took_nothing(lab: Lab) -> None:
@@ -105,18 +106,19 @@ async def test_only_the_peer_itself_can_say_that_it_took_nothing(lab: Lab) -> No
         assert (await ask(lab, at, data)).status == 200
         return lie
 
-    async def refused(carrier: Carrier, pid: str) -> Later:
+    async def refused(carrier: Carrier, pid: str) -> Proof:
         body = lab.seal(Kind.SUBMIT, msgspec.structs.replace(submission(), pid=pid))
-        with pytest.raises(Later) as caught:
+        with pytest.raises(RemoteRefusal) as caught:
             await by_way_of(lab, carrier).post("/v2/submit", body, Kind.RECEIPT)
-        return caught.value
+        assert caught.value.reason is Reason.LATER
+        return caught.value.proof
 
     await lab.peers.set_policy(lab.other.id, Policy(max_waiting=1))
     assert (await ask(lab, "/v2/submit", lab.seal(Kind.SUBMIT, submission()))).status == 200
-    assert (await refused(honest, "2" * 64)).certain, "the peer signed that"
+    assert (await refused(honest, "2" * 64)) is Proof.SIGNED, "the peer signed that"
     await lab.peers.set_policy(lab.other.id, Policy())
     for number, lie in enumerate((answers[0], Answer(429, "5", b'{"code":"policy_waiting"}'))):
-        assert not (await refused(functools.partial(deny, lie), f"{number + 3}" * 64)).certain
+        assert (await refused(functools.partial(deny, lie), f"{number + 3}" * 64)) is Proof.NONE
     assert len(lab.processes.queue.entries) == 3
 
 
@@ -126,7 +128,7 @@ async def test_who_carries_a_message_can_not_make_up_its_receipt(lab: Lab) -> No
     body = lab.seal(Kind.SUBMIT, submission())
 
     async def forge(at: str, data: bytes, wait: float) -> Answer:
-        thief = Sealer(PrivateKey.generate(), time.time_ns)
+        thief = Sealer(PrivateKey.generate(), SigningClock())
         made_up = Receipt(submission().pid, 1, "accepted", "0" * 64)
         return Answer(200, "", thief.seal(Kind.RECEIPT, lab.other.id, made_up))
 
@@ -153,7 +155,7 @@ async def test_a_stolen_key_redirects_a_peer_until_the_owner_changes_the_key(
         ant, bee = await friends(colonies, "ant", "bee")
         stolen = ant.key
         hello = Hello(portrait(stolen, 2**63 - 1, "e" * 64))
-        body = Sealer(stolen, time.time_ns).seal(Kind.HELLO, bee.key.id, hello)
+        body = Sealer(stolen, SigningClock()).seal(Kind.HELLO, bee.key.id, hello)
         assert await post(bee, "hello", body) == ""
         entry = bee.fed.peers.find("ant")
         assert entry.peer.fingerprint == "e" * 64
@@ -234,7 +236,7 @@ async def test_a_malformed_end_is_told_once_and_kept(tmp_path: Path, what: str) 
         made: list[bytes] = []
 
         async def lie(issuer: str, pid: str, localpid: str) -> bytes:
-            truth = cbor.decode(inspect(told(bee, ant, pid), limit=10_000).payload)
+            truth: Any = cbor.decode(inspect(told(bee, ant, pid), limit=10_000).payload)
             made.append(signed(bee, ant, cbor.encode({**truth, **change})))
             return made[-1]
 
@@ -297,7 +299,7 @@ async def test_nonsense_that_the_peer_did_not_sign_ends_nothing(tmp_path: Path) 
                 (signed(bee, ant, cbor.encode({"state": 2})), "malformed"),
                 (signed(bee, ant, b"nonsense"), "malformed"),
             ):
-                with pytest.raises(Refused, match=why):
+                with pytest.raises(Rejected, match=why):
                     await ant.fed.results.settle(link, sealed)
             await settle(ant, cat, signed(cat, ant, nonsense))
             another = cbor.encode({"pid": pid, "attempt": 2, "state": 7})
@@ -317,9 +319,9 @@ async def test_a_peer_can_not_end_what_went_to_another(tmp_path: Path) -> None:
             await settle(ant, cat, told(cat, ant, pid))
             await settle(ant, bee, told(bee, ant, pid, attempt=2))
             await settle(ant, bee, told(bee, ant, "3" * 64))
-            with pytest.raises(Refused, match="wrong_audience"):
+            with pytest.raises(Rejected, match="wrong_audience"):
                 await settle(ant, bee, told(bee, cat, pid))
-            with pytest.raises(Refused, match="unknown_issuer"):
+            with pytest.raises(Rejected, match="unknown_issuer"):
                 await settle(ant, bee, told(cat, ant, pid))
             assert (await ant.process(pid)).state == State.RUNNING
             await bee.work("X")
@@ -372,16 +374,16 @@ async def test_who_has_the_key_can_move_the_colony_to_a_key_of_its_own(tmp_path:
         stolen, third = ant.key, PrivateKey.generate()
         now = int(time.time())
         said = Hello(portrait(third, 2**40, "e" * 64), successors=[declare(stolen, third, now)])
-        body = Sealer(third, time.time_ns).seal(Kind.HELLO, bee.key.id, said)
+        body = Sealer(third, SigningClock()).seal(Kind.HELLO, bee.key.id, said)
         assert await post(bee, "hello", body) == ""
         assert bee.fed.peers.find("ant").peer.wire == third.id
         # The owner can't have it back, nor any other colony be drawn into it.
         fourth = PrivateKey.generate()
         said = Hello(portrait(fourth, 2**40, "f" * 64), successors=[declare(stolen, fourth, now)])
-        body = Sealer(fourth, time.time_ns).seal(Kind.HELLO, bee.key.id, said)
+        body = Sealer(fourth, SigningClock()).seal(Kind.HELLO, bee.key.id, said)
         assert await post(bee, "hello", body) == "usurped"
         await bee.fed.peers.block(third.id)
-        body = Sealer(third, time.time_ns).seal(Kind.SUBMIT, bee.key.id, submission())
+        body = Sealer(third, SigningClock()).seal(Kind.SUBMIT, bee.key.id, submission())
         assert await post(bee, "submit", body) == "blocked"
 
 
@@ -534,7 +536,7 @@ async def test_a_clock_once_far_ahead_shuts_everybody_out(lab: Lab) -> None:
     """It fails closed: the latest time remembered counts, until the clock has come that far."""
     await lab.befriend()
     body = lab.seal(Kind.SUBMIT, submission())
-    lab.gate.high_water = lambda: time.time() + 30 * 86_400
+    lab.clock.remember(time.time() + 30 * 86_400)
     assert code(await lab.raw("submit", body)) == "expired"
-    lab.gate.high_water = time.time
+    lab.clock.remember(time.time())
     assert (await lab.raw("submit", body)).status == 200

@@ -23,8 +23,9 @@ from federation.peers.registry import TRUSTED, Known, Peer
 from federation.transport.errors import Lost
 from federation.transport.link import Answer, Link
 from federation.transport.mailbox import pass_on
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, inspect
-from federation.wire.messages import Cancel, Denial, Pass, Passed, Submit, load
+from federation.wire.messages import Cancel, Pass, Passed, SignedRefusal, Submit, load
 from federation.wire.refusals import BROUGHT
 from federation.wire.signer import Sealer
 from node.etcd.client import EtcdClient
@@ -32,8 +33,9 @@ from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import Process, State
-from tests.federation.routing.test_router import BOTH, Side, nowhere, three
+from tests.federation.routing.test_router import BOTH, Side, three
 from tests.support.daemons import until
+from tests.support.parts import Led
 
 Say = Callable[[Answer], Awaitable[Answer]]
 
@@ -67,22 +69,22 @@ class Mailbox(Link):
     async def bring(self, path: str, body: bytes) -> Answer:
         """Hand a message to bee; its answer."""
         request = Request("POST", path, "", {}, body, self.remote)
-        response = await self.bee.federation.gate.handle(request)
+        response = await self.bee.federation.server.handle(request)
         after = dict(response.headers).get("retry-after", "")
         return Answer(response.status, after, bytes(response.body))
 
     async def passed(self, answer: Answer) -> Answer:
         """An answer of bee, as an honest mailbox gives it to ant."""
         message = Passed(answer.status, answer.retry_after, answer.data)
-        sealer = Sealer(self.key, time.time_ns)
+        sealer = Sealer(self.key, SigningClock())
         return Answer(200, "", sealer.seal(Kind.PASSED, self.sealer.key.id, message))
 
     def signed(self, told: Answer) -> Answer:
         """A refusal under which the mailbox puts its own name, as a peer does."""
         said = msgspec.json.decode(told.data)
         digest = hashlib.sha256(self.asked).digest()
-        denial = Denial(said["code"], "no", digest, path="/v1/pass", kept=True)
-        sealed = Sealer(self.key, time.time_ns).seal(Kind.REFUSAL, self.sealer.key.id, denial)
+        denial = SignedRefusal(said["code"], "no", digest, path="/v1/pass", kept=True)
+        sealed = Sealer(self.key, SigningClock()).seal(Kind.REFUSAL, self.sealer.key.id, denial)
         return Answer(told.status, "", msgspec.json.encode(said | {"signed": sealed}))
 
 
@@ -93,12 +95,12 @@ class Scene:
         self.ant, self.bee, self.cat = ant, bee, cat
         key = PrivateKey.generate()
         peer = Peer(key.id, TRUSTED, "mailbox", key.public_key, fingerprint="e" * 64)
-        self.mailbox = Mailbox(Known(peer), ant.federation.sealer, nowhere, lambda: 0.0)
+        self.mailbox = Mailbox(Known(peer), ant.federation.sealer, Led())
         self.mailbox.key, self.mailbox.bee, self.mailbox.kept = key, bee, []
         self.mailbox.say = self.mailbox.passed
         carry = functools.partial(pass_on, self.mailbox, bee.key.id)
         entry = ant.federation.peers.known[bee.key.id]
-        self.link = Link(entry, ant.federation.sealer, nowhere, lambda: 0.0, lambda: carry)
+        self.link = Link(entry, ant.federation.sealer, Led(carry))
 
     async def deliver(self, process: Process) -> None:
         """Send what is due for this process, once."""
@@ -169,7 +171,7 @@ async def test_what_was_delivered_and_denied_runs_nowhere_else(
         for copies in (1, 2):
             await scene.deliver(process)
             forward = await scene.forward(process)
-            assert (forward.state, forward.sent) == (outbox.DOUBT, copies), lie
+            assert (forward.state, forward.sent) == (outbox.State.DOUBT, copies), lie
             await scene.impatient(process)
             assert (await scene.ant.load(process)).peer == scene.bee.key.id, lie
         assert await scene.ant.forward(scene.cat, process) is None, lie
@@ -178,7 +180,7 @@ async def test_what_was_delivered_and_denied_runs_nowhere_else(
         # Once it tells the truth, the doubt is over.
         scene.mailbox.say = scene.mailbox.passed
         await scene.deliver(process)
-        assert (await scene.forward(process)).state == outbox.ACCEPTED, lie
+        assert (await scene.forward(process)).state == outbox.State.ACCEPTED, lie
         assert (await scene.ant.load(process)).state == State.RUNNING, lie
 
 
@@ -197,7 +199,7 @@ async def test_a_refusal_that_the_colony_keeps_to_ends_the_doubt(client: EtcdCli
     process = await ant.submit()
     scene.mailbox.say = unsaid
     await scene.deliver(process)
-    assert (await scene.forward(process)).state == outbox.DOUBT
+    assert (await scene.forward(process)).state == outbox.State.DOUBT
     scene.mailbox.say = scene.mailbox.passed
     await scene.deliver(process)
     assert (await ant.load(process)).peer == scene.cat.key.id
@@ -269,7 +271,7 @@ async def test_a_mailbox_can_not_end_a_cancel(client: EtcdClient) -> None:
     told = refusal(403, "untrusted")
     scene.mailbox.say = functools.partial(deny, scene, True, told, False)
     await scene.deliver(process)
-    assert (await scene.forward(process)).state == outbox.CANCELLING
+    assert (await scene.forward(process)).state == outbox.State.CANCELLING
     assert not (await scene.forward(process)).receipt
     scene.mailbox.say = scene.mailbox.passed
     await scene.deliver(process)
@@ -289,7 +291,7 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
     delivery, entry = scene.ant.federation.delivery, scene.link.entry
 
     async def sent() -> bool:
-        return (await scene.forward(process)).state == outbox.ACCEPTED
+        return (await scene.forward(process)).state == outbox.State.ACCEPTED
 
     async def failed() -> bool:
         return "mailbox_absent" in entry.error
@@ -297,7 +299,7 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
     async with trio.open_nursery() as sending:
         sending.start_soon(delivery.send_forever, scene.link)
         await until(50, failed, step=0.02)
-        assert (await scene.forward(process)).state == outbox.QUEUED
+        assert (await scene.forward(process)).state == outbox.State.QUEUED
         sending.cancel_scope.cancel()
     await scene.impatient(process)
     assert (await scene.ant.load(process)).peer == scene.cat.key.id

@@ -11,6 +11,7 @@ from federation.peers.registry import TRUSTED, Peer
 from federation.transport.errors import Lost, Unsent
 from federation.transport.link import Answer
 from federation.transport.mailbox import Office
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Reply, load
 from federation.wire.signer import Sealer
@@ -31,7 +32,7 @@ class Post:
     def __init__(self) -> None:
         self.me, self.away = PrivateKey.generate(), PrivateKey.generate()
         self.office = Office(
-            Sealer(self.me, lambda: 1_700_000_000 * 10**9),
+            Sealer(self.me, SigningClock(lambda: 1_700_000_000 * 10**9)),
             registry(Peer(self.away.id, TRUSTED, "away", b"key", 1)),
             lambda peerid: self.arrived.append(peerid),
         )
@@ -166,9 +167,9 @@ async def test_a_third_colony_gets_there_by_way_of_the_mailbox(tmp_path: Path) -
         assert (process.state, process.output) == (State.SUCCESSFUL, ["X"])
         assert done.origin == cat.key.id, "the mailbox carries, it does not ask"
         body = cat.fed.sealer.seal(Kind.PASS, bee.key.id, Pass("9" * 64, HELLO, b"", 0))
-        refused = await bee.fed.gate.handle(Request("POST", "/v1/pass", "", {}, body, "x"))
+        refused = await bee.fed.server.handle(Request("POST", "/v1/pass", "", {}, body, "x"))
         assert refused.status == 429
-        assert bee.fed.gate.counters["mailbox_absent"] == 1
+        assert bee.fed.server.counters["mailbox_absent"] == 1
 
 
 async def _polls(ant: Colony, bee: Colony) -> bool:

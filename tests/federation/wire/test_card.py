@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from federation.wire import cbor
 from federation.wire.card import CARD_LIMIT, Card, newer, open_card, sign_card
-from federation.wire.envelope import MAX_LIFETIME, Kind, Refused, seal
+from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, seal
 from node.host.keys import PrivateKey
 
 KEY = PrivateKey.from_hex("ddf7f7791208083b6a9ed975a72684f6406a269cfa36f1b1c32045c0a71fff05")
@@ -27,8 +27,8 @@ CARD = Card(
 )
 
 
-def refusal(data: bytes, now: float = NOW) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(data: bytes, now: float = NOW) -> Rejected:
+    with pytest.raises(Rejected) as caught:
         open_card(data, now)
     return caught.value
 

@@ -19,7 +19,7 @@ from federation.wire.envelope import (
     MAX_LIFETIME,
     Kind,
     Opened,
-    Refused,
+    Rejected,
     inspect,
     open_envelope,
     seal,
@@ -67,8 +67,8 @@ def opened(
     )
 
 
-def refusal(data: bytes, **arguments: float) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(data: bytes, **arguments: float) -> Rejected:
+    with pytest.raises(Rejected) as caught:
         opened(data, **arguments)  # type: ignore[arg-type]
     return caught.value
 
@@ -271,7 +271,7 @@ class TestRefused:
 
     def test_key_that_is_not_the_issuers(self) -> None:
         """A key store that gives the wrong key is caught: the id is the key's hash."""
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(Rejected) as caught:
             open_envelope(
                 sealed(),
                 kind=Kind.SUBMIT,

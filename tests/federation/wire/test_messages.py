@@ -7,7 +7,7 @@ from typing import Any
 import cbor2
 import pytest
 
-from federation.wire.envelope import Refused
+from federation.wire.envelope import Rejected
 from federation.wire.messages import Outcome, Poll, Submit, dump, load
 
 PID = "a" * 64
@@ -31,14 +31,14 @@ def encoded(fields: dict[str, Any]) -> bytes:
 
 @pytest.mark.parametrize("pid", ["", "a" * 63, PID + "\n", "A" * 64, "a" * 32 + "/" + "a" * 31, 7])
 def test_a_process_id_is_64_hex_characters(pid: object) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         load(encoded(SUBMIT | {"pid": pid}), Submit)
     assert caught.value.code == "malformed"
 
 
 @pytest.mark.parametrize("state", [-1, 0, 1, 5, 2.0, "2"])
 def test_an_outcome_is_of_a_closed_process(state: object) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         load(encoded(OUTCOME | {"state": state}), Outcome)
 
 
@@ -48,7 +48,7 @@ def test_counts_are_bounded() -> None:
         {"wait": -1, "ack": []},
         {"wait": 0, "ack": [PID] * 101},
     ):
-        with pytest.raises(Refused):
+        with pytest.raises(Rejected):
             load(encoded(fields), Poll)
 
 

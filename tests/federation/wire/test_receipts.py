@@ -15,7 +15,8 @@ from federation.wire.signer import cti_of
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
 from node.model.types import Process, State
-from tests.federation.routing.test_router import BOTH, Side, Wire, deliver, nowhere, three
+from tests.federation.routing.test_router import BOTH, Side, Wire, deliver, three
+from tests.support.parts import Led
 
 
 class Liar(Wire):
@@ -29,7 +30,7 @@ class Liar(Wire):
         answer = await super().exchange(path, body, wait)
         if self.said is None or answer.status != 200:
             return answer
-        truth = cbor.decode(inspect(answer.data, limit=10_000).payload)
+        truth: Any = cbor.decode(inspect(answer.data, limit=10_000).payload)
         now = int(time.time())
         payload = cbor.encode({**truth, **self.said})
         me = self.sealer.key.id
@@ -45,7 +46,7 @@ async def liar(client: EtcdClient) -> tuple[Side, Side, Liar, Process]:
     """ant, its peer bee, the way between them, and a process that is to go there."""
     ant, bee, _ = await three(client, BOTH)
     entry = ant.federation.peers.known[bee.key.id]
-    link = Liar(entry, ant.federation.sealer, nowhere, lambda: 0.0)
+    link = Liar(entry, ant.federation.sealer, Led())
     link.to, link.key = bee, bee.key
     return ant, bee, link, await ant.submit()
 
@@ -80,13 +81,17 @@ async def test_a_receipt_for_a_submission_names_the_very_process(client: EtcdCli
         link.said = lie
         await deliver(ant, bee, link, process)
         forward = await of(ant, bee, process)
-        assert (forward.state, forward.sent, forward.receipt) == (outbox.DOUBT, copies, b""), lie
+        assert (forward.state, forward.sent, forward.receipt) == (
+            outbox.State.DOUBT,
+            copies,
+            b"",
+        ), lie
         assert (await ant.load(process)).state == State.WAITING, lie
         assert link.entry.error.startswith("the receipt is"), lie
     link.said = None
     await deliver(ant, bee, link, process)
     forward = await of(ant, bee, process)
-    assert (forward.state, forward.remoteprocessid) == (outbox.ACCEPTED, there)
+    assert (forward.state, forward.remoteprocessid) == (outbox.State.ACCEPTED, there)
 
 
 async def test_a_receipt_for_a_cancel_is_not_that_of_the_submission(client: EtcdClient) -> None:
@@ -104,7 +109,7 @@ async def test_a_receipt_for_a_cancel_is_not_that_of_the_submission(client: Etcd
         link.said = lie
         await deliver(ant, bee, link, process)
         forward = await of(ant, bee, process)
-        assert (forward.state, forward.receipt) == (outbox.CANCELLING, b""), lie
+        assert (forward.state, forward.receipt) == (outbox.State.CANCELLING, b""), lie
     link.said = None
     await deliver(ant, bee, link, process)
     assert (await of(ant, bee, process)).receipt, "closed by now, which it may say"
@@ -120,5 +125,5 @@ async def test_a_process_keeps_its_id_there_when_we_change_our_key(client: EtcdC
     link.said = None
     await deliver(ant, bee, link, process)
     forward = await of(ant, bee, process)
-    assert forward.state == outbox.ACCEPTED
+    assert forward.state == outbox.State.ACCEPTED
     assert forward.remoteprocessid == local_id(before, process.processid, 1)

@@ -8,7 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,11 +23,11 @@ from federation.limits.decoding import load_large
 from federation.outbox.outcomes import read_output
 from federation.peers.registry import Known, Peer
 from federation.routing.capabilities import Survey, offers
-from federation.service.server import Gate
 from federation.transport.errors import Lost
 from federation.transport.link import Answer, Link
 from federation.wire import cbor, messages
-from federation.wire.envelope import Kind, Refused, inspect, open_envelope, seal
+from federation.wire.clock import SigningClock
+from federation.wire.envelope import Kind, Rejected, inspect, open_envelope, seal
 from federation.wire.json import MOST_CONTAINERS, require_bounded
 from federation.wire.messages import (
     MOST_FILES,
@@ -52,13 +52,14 @@ from tests.federation.membership.test_rotation import friends
 from tests.support.colonies import world
 from tests.support.daemons import Daemon, until
 from tests.support.lying_servers import LyingColony, Said, knows, peak
+from tests.support.parts import Led
 
 KEY = PrivateKey.generate()
 ME = PrivateKey.generate()
 PID = "a" * 64
 # One kind, a struct for its payload.
-STRUCTS = {
-    kind: getattr(messages, {"REFUSAL": "Denial"}.get(kind.name, kind.name.title()))
+STRUCTS: dict[Kind, Any] = {
+    kind: getattr(messages, {"REFUSAL": "SignedRefusal"}.get(kind.name, kind.name.title()))
     for kind in Kind
     if kind is not Kind.CARD
 }
@@ -75,11 +76,12 @@ def sealed(kind: Kind, payload: bytes) -> bytes:
     return seal(KEY, kind, ME.id, payload, cti=b"x", issued=now, expires=now + 600)
 
 
-def test_each_kind_has_a_size_and_each_path_an_answer() -> None:
+async def test_each_kind_has_a_size_and_each_path_an_answer(tmp_path: Path) -> None:
     """One table, for requests and answers alike."""
     assert set(SIZES) == set(Kind)
-    gate = Gate(*cast(Any, [None, None, _Inbox(), None, None]))
-    assert set(gate._calls) == set(ANSWERS)
+    async with world(tmp_path) as colonies:
+        ant = await colonies.add("ant")
+        assert set(ant.fed.server._table) == set(ANSWERS)
     assert all(most_items(STRUCTS[kind]) == SIZES[kind].items for kind in STRUCTS)
 
 
@@ -89,13 +91,6 @@ def test_the_table_is_documented() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \|$", text, re.M)
     told = {row[0]: tuple(int(each.replace(",", "")) for each in row[1:]) for row in rows}
     assert told == {kind.value: (size.bytes, size.items) for kind, size in SIZES.items()}
-
-
-class _Inbox:
-    accept = cancel = None
-
-    class owing:
-        outcomes = None
 
 
 @pytest.mark.parametrize("kind", list(STRUCTS))
@@ -116,7 +111,7 @@ async def test_the_worst_of_each_kind_is_cheap(kind: Kind) -> None:
             keys=lambda issuer: KEY.public_key,
             limit=size.bytes,
         )
-        with pytest.raises(Refused, match=f"more than {size.items} items"):
+        with pytest.raises(Rejected, match=f"more than {size.items} items"):
             await load_large(opened.payload, STRUCTS[kind])
         took = time.thread_time() - begin
         used = tracemalloc.get_traced_memory()[1]
@@ -137,7 +132,7 @@ async def test_the_most_items_of_each_kind_take_milliseconds(kind: Kind) -> None
 
 def _timed(action: Callable[[], object]) -> float:
     begin = time.thread_time()
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         action()
     return time.thread_time() - begin
 
@@ -159,7 +154,7 @@ def test_a_wrong_signature_of_a_large_message_is_not_explained() -> None:
 
     def refused(payload: bytes) -> str:
         data = sealed(Kind.POLL, payload)
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(Rejected) as caught:
             open_envelope(
                 data, kind=Kind.SUBMIT, audience=ME.id, now=time.time(), keys=keys, limit=len(data)
             )
@@ -290,14 +285,14 @@ def test_json_is_bounded_as_its_values_are(value: Any, deep: int) -> None:
         return 1 + sum(map(count, inner)) if isinstance(value, list | dict) else 0
 
     if depth_of(value) > MAX_DEPTH:
-        with pytest.raises(Refused, match="nested deeper"):
+        with pytest.raises(Rejected, match="nested deeper"):
             require_bounded(text)
         return
     require_bounded(text)
     # Few ones are not counted: as many as may be nested are no matter.
     if (containers := count(value)) > MAX_DEPTH:
         require_bounded(text, most=containers)
-        with pytest.raises(Refused, match="more than"):
+        with pytest.raises(Rejected, match="more than"):
             require_bounded(text, most=containers - 1)
 
 
@@ -344,7 +339,7 @@ async def test_an_answer_by_whatever_way_has_the_size_of_its_kind(kind: Kind) ->
         raise AssertionError
 
     peer = Peer(KEY.id, state="trusted", public_key=KEY.public_key)
-    link = Liar(Known(peer), Sealer(ME, time.time_ns), renew, lambda: 0.0)
+    link = Liar(Known(peer), Sealer(ME, SigningClock()), Led())
     link.answer = sealed(kind, b"x" * SIZES[kind].bytes)
     with pytest.raises(Lost, match="too_large"):
         await link.post("/v2/submit", b"", kind)
@@ -355,9 +350,9 @@ async def test_an_answer_by_whatever_way_has_the_size_of_its_kind(kind: Kind) ->
 
 def test_news_of_one_process_have_a_bound_of_their_own() -> None:
     """They come encoded inside of an answer, many in one."""
-    with pytest.raises(Refused, match="more than 4096 items"):
+    with pytest.raises(Rejected, match="more than 4096 items"):
         load(empties(100_000), News)
-    with pytest.raises(Refused, match="more than 4096 items"):
+    with pytest.raises(Rejected, match="more than 4096 items"):
         load(empties(100_000), Outcome)
 
 

@@ -23,11 +23,10 @@ from federation.forward import attachments as manifest
 from federation.forward import chain as chains
 from federation.forward import path as relays
 from federation.forward import updates as progress
-from federation.forward.path import BadPath
 from federation.wire import cbor, messages
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, open_card, sign_card
-from federation.wire.envelope import Code, Kind, Opened, Refused, inspect, open_envelope, seal
+from federation.wire.envelope import Code, Kind, Opened, Rejected, inspect, open_envelope, seal
 from federation.wire.messages import dump, load
 from federation.wire.signer import cti_of
 from federation.wire.succession import declare, prove
@@ -214,7 +213,7 @@ def test_a_signature_by_another_library() -> None:
         )
 
     assert opened(foreign["signature_low_s"]).payload.hex() == case["payload"]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         opened(foreign["signature_high_s"])
     assert caught.value.code == "bad_signature"
 
@@ -237,7 +236,7 @@ def test_what_is_refused(case: dict[str, Any]) -> None:
     if not case["code"]:
         assert opened().payload == b"hello"
         return
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         opened()
     assert caught.value.code == case["code"]
 
@@ -270,7 +269,7 @@ def test_a_card(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", CARDS["refused"], ids=lambda case: str(case["why"]))
 def test_what_is_no_card(case: dict[str, Any]) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         open_card(bytes.fromhex(case["envelope"]), CARDS["now"])
     assert caught.value.code == case["code"]
 
@@ -338,7 +337,7 @@ def test_a_succession() -> None:
     assert (heir.issued, heir.until) == (each["issued"], each["until"])
     made = declare(private(each["old"]), private(each["new"]), each["issued"])
     assert [made.by_old, made.by_new] == both
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         prove(messages.Successor(both[0], both[0]))
 
 
@@ -363,7 +362,7 @@ def test_the_way_there(case: dict[str, Any]) -> None:
         assert asked.request.digest.hex() == case["asked"]
         assert asked.request.origin == case["ids"][0]
         return
-    with pytest.raises(BadPath) as caught:
+    with pytest.raises(Rejected) as caught:
         relays.unwrap(opened, submit, [case["me"]], len(data))
     assert caught.value.code == case["code"]
 
@@ -398,6 +397,6 @@ def test_what_an_outcome_answers() -> None:
 
 def test_text_is_no_bytes() -> None:
     """A payload has one encoding: bytes in base64 would be a second one."""
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         load(cbor.encode({"card": "AAAA"}), messages.Hello)
     assert caught.value.code == "malformed"

@@ -24,6 +24,7 @@ from node.archive.chain import Chain, Head, files, records, verify
 from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.host.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
 from node.host.keys import PrivateKey
 from node.model.ids import new_id
@@ -228,8 +229,7 @@ class Place:
         return time.time_ns() + int(self.days * 86_400e9)
 
     def another(self, client: EtcdClient) -> Node:
-        node = Node.build(client, "dev", self.now)
-        node.leader.identity = "home"
+        node = Node.build(client, "dev", Clock(self.now), identity="home")
         return node
 
     async def adopt(self, node: Node) -> Node:
@@ -265,7 +265,7 @@ class Place:
         )
 
     async def log(self, processid: str, message: str) -> None:
-        line = Log(processid, "dev", "worker", message, self.node.tick())
+        line = Log(processid, "dev", "worker", message, self.node.clock.tick())
         await write(self.client, line)
 
     async def keys(self) -> list[str]:
@@ -292,7 +292,7 @@ async def place(tmp_path: Path) -> AsyncIterator[tuple[Place, Store]]:
 
 async def sweep(retention: Retention) -> int:
     """Move what is past its time, as the daemon does now and then."""
-    return await retention.sweep(retention.processes.now() - retention.config.keep * 10**9)
+    return await retention.sweep(retention.processes.clock.now() - retention.config.keep * 10**9)
 
 
 def keeping(days: int, *states: Any) -> HistoryConfig:
@@ -429,12 +429,12 @@ async def test_what_federation_still_needs_stays(tmp_path: Path) -> None:
         here.days = 3
         hooks = here.node.processes.hooks
         owed = ["colony ant has not fetched the outcome yet"]
-        hooks.removable = lambda it: owed[0]  # type: ignore[method-assign]
+        hooks.removable = lambda it: owed[0]  # type: ignore[method-assign, assignment]
 
         async def record(it: Process) -> dict[str, Any]:
             return {"outcome": b"\1\2"}
 
-        hooks.record = record  # type: ignore[method-assign]
+        hooks.record = record  # type: ignore[method-assign, assignment]
         retention = retention_of(here.node, tmp_path, keeping(1))
         assert await sweep(retention) == 0
         assert await here.node.processes.load("dev", process.processid) is not None

@@ -17,6 +17,7 @@ from node.blueprints.service import Blueprints
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
+from node.host.clock import Clock
 from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import Colony
@@ -35,7 +36,7 @@ class Pair:
     def __init__(self, client: EtcdClient, colony: str) -> None:
         self.client = client
         self.colony = colony
-        self.nodes = [Node.build(client, "dev", time.time_ns) for _ in range(2)]
+        self.nodes = [Node.build(client, "dev", Clock(time.time_ns)) for _ in range(2)]
         self.one, self.other = (node.blueprints for node in self.nodes)
         self.definitions = self.nodes[0].definitions
         self.meddled = Meddled(client)

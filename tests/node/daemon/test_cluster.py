@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from etcd3.etcdrpc import rpc_pb2 as pb
 
 from cli.core.client import Client, RpcError, Unreachable, encode
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access, tls_context
 from node.etcd.errors import EtcdDenied, EtcdError, EtcdUnavailable
+from node.etcd.generated import pb
 from node.host.keys import PrivateKey
 from node.model.types import SECOND
 from node.store import crons
@@ -304,21 +305,21 @@ async def test_two_daemons_serve_one_colony(tmp_path: Path, make_daemon: Make) -
         shutil.copy(ant.home / "colony", bee.home / "colony")
         await trio.to_thread.run_sync(bee.start)
         owner, user, worker = ant.key("colony"), ant.key("user"), PrivateKey.generate()
-        async with Client(f"http://127.0.0.1:{ant.port}") as client:
+        async with Client(f"http://127.0.0.1:{ant.port}") as caller:
             member = {"executorname": "w", "executorid": worker.id, "executortype": "cli"}
             member["colonyname"] = "dev"
-            await client.call("addexecutormsg", {"executor": member}, owner)
-            await client.call("approveexecutormsg", member, owner)
+            await caller.call("addexecutormsg", {"executor": member}, owner)
+            await caller.call("approveexecutormsg", member, owner)
             flow = {"colonyname": "dev", "functionspecs": [spec("tick", "clock", 0)]}
             asked = {"name": "tick", "colonyname": "dev", "interval": -1}
             asked |= {"cronexpression": "*/1 * * * * *", "workflowspec": json.dumps(flow)}
-            cron = await client.call("addcronmsg", {"cron": asked}, user)
+            cron = await caller.call("addcronmsg", {"cron": asked}, user)
         done: list[int] = []
 
         async def submit() -> None:
             for number in range(60):
                 body = encode("submitfuncspecmsg", {"spec": spec("f", "cli", number)}, user)
-                await insist(ant, lambda body=body: body)
+                await insist(ant, partial(bytes, body))
                 if number == 20:
                     three[0].signal(signal.SIGKILL)
 
@@ -335,7 +336,7 @@ async def test_two_daemons_serve_one_colony(tmp_path: Path, make_daemon: Make) -
                     raise
                 fields = {"processid": process["processid"], "out": ["x"]}
                 close = encode("closesuccessfulmsg", fields, worker)
-                await insist(bee, lambda close=close: close)
+                await insist(bee, partial(bytes, close))
                 done.append(process["spec"]["args"][0])
 
         async with trio.open_nursery() as nursery:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -13,19 +14,22 @@ import trio.testing
 
 from federation.membership.meeting import Meeting
 from federation.network.mdns import Sighting
-from federation.outbox.ledger import Ledger
+from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Known, Peer, Peers
 from federation.service.sessions import Tending
 from federation.transport.link import Link
 from federation.transport.mailbox import Collector
+from federation.wire.clock import SigningClock
 from federation.wire.messages import Parcel
 from federation.wire.signer import Sealer
-from node.etcd.client import EtcdClient
+from node.host.clock import Clock
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
+from node.host.sync import Bells
 from node.http.server import Request, Response
 from node.model.types import Running
+from node.processes.assignment import HandOut
 from node.processes.deadlines import expire
 from node.processes.service import Processes
 from node.store.crons import Cron
@@ -144,9 +148,10 @@ async def test_one_address_that_breaks_us_ends_its_own_look(
         raise MemoryError
 
     monkeypatch.setattr("federation.membership.meeting.fetch_card", fetch)
-    peers = Peers(cast(EtcdClient, None), Keys("home"), "a" * 64)
-    sealer = Sealer(PrivateKey.generate(), lambda: 0)
-    meeting = Meeting(sealer, peers, lambda: 0.0, lambda peerid: None)
+    nothing, sealer = cast(Any, None), Sealer(PrivateKey.generate(), SigningClock(lambda: 0))
+    peers = Peers(nothing, Keys("home"), sealer)
+    context = Context("home", sealer, nothing, nothing, peers, Keys("home"))
+    meeting = Meeting(context, Bells())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(meeting.run)
         for number in (1, 2):
@@ -171,7 +176,7 @@ async def test_one_message_of_a_mailbox_ends_alone(
     class Mailbox:
         id = "a" * 64
 
-    collector = Collector(Sealer(PrivateKey.generate(), lambda: 0), handle, float)
+    collector = Collector(handle, random.Random(1))
     parcels = [Parcel(b"1", "/v2/submit", b"", 0), Parcel(b"2", "/v2/cancel", b"", 0)]
 
     async def exchange(link: object, wish: object) -> list[Parcel]:
@@ -179,7 +184,7 @@ async def test_one_message_of_a_mailbox_ends_alone(
         taken, parcels[:] = parcels[:], []
         return taken
 
-    collector._exchange = exchange  # type: ignore[assignment, method-assign]
+    collector._exchange = exchange  # type: ignore[method-assign]
     with trio.move_on_after(10):
         await collector.collect_forever(cast(Link, Mailbox()))
     assert answered == ["/v2/cancel"]
@@ -213,7 +218,8 @@ async def test_one_peers_trouble_is_its_own(
             await trio.sleep(1)
 
     async with trio.open_nursery() as nursery:
-        tending = Tending(cast(Ledger, None), {}, link_to, [task], nursery)
+        tending = Tending({}, link_to, [task])
+        tending.open(nursery)
         for peerid in ("bad", "good"):
             tending.begin(peerid, Known(Peer(peerid)))
         await trio.sleep(5.5)
@@ -264,19 +270,7 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
         queue = Index([])
         running = Index([("dev", "one", RUN), ("dev", "two", RUN)])
 
-        class clock:
-            @staticmethod
-            def steady() -> int:
-                return 1
-
-        class handout:
-            @staticmethod
-            async def look_again() -> None:
-                return None
-
-        @staticmethod
-        def now() -> int:
-            return 1
+        clock = Clock(lambda: 1)
 
         @staticmethod
         async def change_quietly(colony: str, pid: str, step: object) -> None:
@@ -284,8 +278,13 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
             if pid == "one":
                 raise _Nothing
 
+    class HandOuts:
+        @staticmethod
+        async def look_again() -> None:
+            return None
+
     with pytest.raises(_Nothing):
-        await expire(cast(Processes, Fake))
+        await expire(cast(Processes, Fake), cast(HandOut, HandOuts))
     assert tried == ["one", "two"]
     assert Fake.running.kept == ["one"]
 

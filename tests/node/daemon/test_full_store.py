@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import httpx
 import pytest
 import trio
 from click.testing import CliRunner
-from pycolonies import Colonies, func_spec  # type: ignore[import-untyped]
+from pycolonies import Colonies, func_spec
 
 from cli.core.client import RpcError
 from cli.main import main
@@ -139,7 +140,7 @@ async def test_a_full_store_still_ends_blocks_and_frees(make_daemon: Make) -> No
     lab, field = make_daemon("lab", **SMALL), make_daemon("field")
     async with trio.open_nursery() as starting:
         for daemon in (lab, field):
-            starting.start_soon(trio.to_thread.run_sync, daemon.start)
+            starting.start_soon(trio.to_thread.run_sync, partial(daemon.start))
     async with lab.client() as here, field.client() as there:
         a, b = Side(lab, here), Side(field, there)
         await a.find(b)

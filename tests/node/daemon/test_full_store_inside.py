@@ -24,7 +24,7 @@ from node.etcdserver.supervisor import own_limit
 from node.host.keys import PrivateKey
 from node.http.message import Response
 from node.model.codec import pack
-from node.model.errors import RpcError
+from node.model.errors import Denied
 from node.model.types import Colony, User
 from node.rpc.calls import Call, Caller, Who
 from node.rpc.dispatch import Table
@@ -65,7 +65,7 @@ def test_members_are_refused_what_grows_and_strangers_are_left_to_the_handler() 
 
     async def handle(caller: Caller, request: Plain) -> None:
         if caller.id == stranger.id:
-            raise RpcError(403, "strangers are refused here")
+            raise Denied("strangers are refused here")
         reached.append(caller.id)
 
     def of(request: Plain) -> str:
@@ -177,7 +177,8 @@ async def test_news_are_asked_for_again_when_there_is_room(tmp_path: Path) -> No
         follower = ant.fed.results.follower
         await ant.until(
             lambda: any(
-                entry.forward.state == outbox.ACCEPTED for entry in ant.fed.ledger.entries.values()
+                entry.forward.state == outbox.State.ACCEPTED
+                for entry in ant.fed.ledger.entries.values()
             )
         )
         peer = ant.fed.ledger.entries[pid].forward.peer

@@ -32,7 +32,7 @@ def envelope(daemon: Daemon, payload: bytes, payloadtype: str, key: PrivateKey) 
     return {"payloadtype": payloadtype, "payload": text, "signature": sign_payload(key, text)}
 
 
-def post(daemon: Daemon, body: bytes) -> tuple[int, dict[str, Any]]:
+def post(daemon: Daemon, body: bytes) -> tuple[int, Any]:
     """Post bytes; return the status and the error's or reply's payload."""
     answer = httpx.post(f"http://127.0.0.1:{daemon.port}/api", content=body, timeout=20)
     reply = answer.json()
@@ -88,7 +88,7 @@ def test_bad_specs_name_the_field_and_leave_nothing(
     lone_daemon: Daemon, change: dict[str, Any], names: str
 ) -> None:
     key = lone_daemon.key("user")
-    fields = {"msgtype": "submitfuncspecmsg", "spec": SPEC | change}
+    fields: dict[str, Any] = {"msgtype": "submitfuncspecmsg", "spec": SPEC | change}
     body = json.dumps(envelope(lone_daemon, json.dumps(fields).encode(), fields["msgtype"], key))
     status, failure = post(lone_daemon, body.encode())
     assert status == 400
@@ -344,3 +344,11 @@ def test_no_secret_in_the_log(make_daemon: Make) -> None:
     daemon.stop()
     assert len(keys) == 3
     assert not [line for line in daemon.events for key in keys if key in line]
+
+
+def test_a_daemon_has_not_loaded_grpcio(lone_daemon: Daemon) -> None:
+    """Its library would be 10 MB of a small machine's memory, for a client that nobody calls."""
+    assert lone_daemon.process is not None
+    mapped = Path(f"/proc/{lone_daemon.process.pid}/maps").read_text("utf-8")
+    assert "coincurve" in mapped  # libraries are named there by their packages
+    assert "grpc" not in mapped

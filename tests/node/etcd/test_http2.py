@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from node.etcd import frames as f
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps, EtcdUnavailable
-from node.etcd.http2 import MAX_MESSAGE, WINDOW, Call, ProtocolFault, Session
+from node.etcd.frames import ProtocolFault
+from node.etcd.http2 import MAX_MESSAGE, WINDOW, Call, Session
 
 ANSWER = [(":status", "200"), ("content-type", "application/grpc")]
 GOOD = [("grpc-status", "0"), ("grpc-message", "")]

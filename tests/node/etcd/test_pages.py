@@ -13,6 +13,7 @@ from node.etcd import pages
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Op, Put, Txn
 from node.handlers import listings
+from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import SECOND, Colony, Process, State
 from node.processes.indexing import Indexing
@@ -108,7 +109,7 @@ async def test_an_index_is_completed_for_what_an_older_colonyd_closed(client: Et
     colony = pack(Colony("c" * 64, "dev"))
     directory.apply(keys.colony("dev"), colony, 1)
     await client.put(keys.colony("dev"), colony)
-    processes = Processes(client, time.time_ns)
+    processes = Processes(client, Clock(time.time_ns))
     now, mine = time.time_ns(), list[str]()
     for number in range(70):
         label = "rare" if number % 35 == 4 else "bulk"

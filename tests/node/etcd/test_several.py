@@ -40,7 +40,7 @@ async def test_a_call_out_of_patience_ends_no_other(store: Store, nursery: trio.
                 for number in range(20):
                     writers.start_soon(client.put, f"p/{turn}/{number}", b"v" * 10_000)
                 await give_up_at_once(client)
-        written = set()
+        written = set[str]()
         with trio.fail_after(60):
             while len(written) < 100:
                 batch = await receiver.receive()

@@ -21,7 +21,8 @@ from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import StoreRefused
 from node.etcdserver import preflight as premises
 from node.etcdserver import supervisor
-from node.etcdserver.supervisor import lock_home, supervise
+from node.etcdserver.preflight import lock_home
+from node.etcdserver.supervisor import supervise
 from tests.node.etcd.support import (
     QUOTA,
     Store,

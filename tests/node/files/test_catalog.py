@@ -14,7 +14,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from pycolonies import Colonies  # type: ignore[import-untyped]
+from pycolonies import Colonies
 
 from cli.core.client import RpcError, decode, encode
 from node.etcd.client import open_client

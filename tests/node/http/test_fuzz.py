@@ -128,6 +128,7 @@ def test_nothing_posted_is_our_own_fault(make_daemon: object) -> None:
         if done % 500 == 0:
             tidy()
         if done == max(200, min(INPUTS // 10, 1000)):
+            assert daemon.process is not None
             first = resident(daemon.process.pid)
 
     @settings(

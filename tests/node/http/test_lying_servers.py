@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-import time
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -22,9 +21,10 @@ from cli.core.errors import Failure
 from cli.files.s3 import S3Settings, S3Store
 from cli.files.transfer import Content, DaemonStore, fetch
 from federation.peers.registry import Known, Peer
-from federation.transport.errors import Lost, TransportError
+from federation.transport.errors import Lost
 from federation.transport.link import Link, fetch_card
 from federation.transport.tls import fetch_certificate
+from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.signer import Sealer
 from node.host.keys import PrivateKey
@@ -42,6 +42,7 @@ from tests.support.lying_servers import (
     serve_lies,
 )
 from tests.support.mdns_flood import announcement
+from tests.support.parts import Led
 from tests.support.rpc_server import ColonyServer
 
 Make = Callable[..., Daemon]
@@ -206,7 +207,7 @@ async def test_more_than_is_allowed_is_not_read(size: int, declared: bool) -> No
     """The bound holds for what comes, whatever was declared."""
     headers = {"content-length": str(size)} if declared else {}
 
-    async def body() -> object:
+    async def body() -> AsyncIterator[bytes]:
         for _ in range(size):
             yield b"x"
 
@@ -265,14 +266,11 @@ async def test_a_ticket_leads_nowhere_else(url: str, tmp_path: Path) -> None:
 async def test_a_link_reads_no_more_than_a_kind_has(nursery: trio.Nursery, tmp_path: Path) -> None:
     """A receipt of megabytes is none."""
     liar = await LyingColony(tmp_path / "liar").start(nursery)
-    sealer = Sealer(PrivateKey.generate(), time.time_ns)
-    card, data = await fetch_card(f"127.0.0.1:{liar.port}", sealer)
+    sealer = Sealer(PrivateKey.generate(), SigningClock())
+    card, data = await fetch_card(f"127.0.0.1:{liar.port}", sealer.clock)
     entry = Known(Peer(card.id).described(card, data))
 
-    async def renew(address: str) -> None:
-        raise TransportError(address)
-
-    link = Link(entry, sealer, renew, lambda: 0.0)
+    link = Link(entry, sealer, Led())
     small = liar.seal(Kind.RECEIPT, sealer.key.id, b"\x80" * 5000)
     liar.answers["/v2/submit"] = lambda body: Said(small)
     try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from node.daemon.metrics import Family, Metrics, is_local, render
 from node.etcd.client import open_client
+from node.host.clock import Clock
 from node.http.message import Request
 from node.model.errors import RpcError
 from node.rpc.dispatch import Table
@@ -96,8 +97,8 @@ async def test_off_is_404_and_others_are_refused_before_anything_is_read() -> No
 @pytest.mark.slow
 async def test_a_store_that_is_away_is_told(tmp_path: Path) -> None:
     async with open_client(f"unix:{tmp_path}/none") as client:
-        node = Node.build(client, "home", time.time_ns)
-        table = Table(node.directory, node.now)
+        node = Node.build(client, "home", Clock(time.time_ns))
+        table = Table(node.directory, node.clock.now)
         request = Request("GET", "/metrics", "", {}, b"", "192.168.0.7")
         answer = await Metrics(node, table, "open").answer(request)
     samples = parse(answer.body.decode())

@@ -16,7 +16,7 @@ import crypto  # type: ignore[import-untyped]
 import httpx
 import pytest
 import trio
-import websocket  # type: ignore[import-untyped]
+import websocket
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -217,7 +217,7 @@ async def test_subscribeprocesses_tells_of_each_transition(
                 colonyname=COLONY if state == 1 else "",
             )
         await raw.send(Ping(payload=b"registered?"))
-        assert await raw.next() == Pong(payload=bytearray(b"registered?"))
+        assert await raw.next() == Pong(payload=b"registered?")
         wanted = []
         for _ in range(3):
             process = await in_thread(party.submit)

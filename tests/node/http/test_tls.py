@@ -6,6 +6,7 @@ import json
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pycolonies
@@ -117,7 +118,10 @@ def test_pages_of_other_origins(secure: Daemon) -> None:
 
 def test_a_given_certificate(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     certificate, key, _ = make_certificate(tmp_path)
-    environ = SECURE | {"COLONYD_RPC__CERTIFICATE": str(certificate), "COLONYD_RPC__KEY": str(key)}
+    environ: dict[str, Any] = SECURE | {
+        "COLONYD_RPC__CERTIFICATE": str(certificate),
+        "COLONYD_RPC__KEY": str(key),
+    }
     daemon = make_daemon("dev", **environ).start()
     served = ssl.get_server_certificate(("127.0.0.1", daemon.port))
     assert served.strip() == certificate.read_text().strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pycolonies import Colonies, func_spec  # type: ignore[import-untyped]
+from pycolonies import Colonies, func_spec
 
 from tests.support.daemons import Daemon
 

@@ -14,9 +14,11 @@ import trio.testing
 from cli.core.client import Client, RpcError
 from node.etcd.client import open_client
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.model.codec import unpack
 from node.model.errors import RpcError as Refusal
+from node.model.errors import Unavailable
 from node.model.types import (
     Colony,
     Conditions,
@@ -196,7 +198,7 @@ async def test_more_work_than_a_transaction_holds_moves_in_parts(
     running = await start_store(nursery, tmp_path_factory.mktemp("s") / "etcd")
     old, new = "a" * 64, "b" * 64
     async with open_client(running.target) as client:
-        node = Node.build(client, "home", lambda: 10**18)
+        node = Node.build(client, "home", Clock(lambda: 10**18))
         await node.members.add_colony(Colony("0" * 64, "c"))
         await node.members.add_executor(Executor(old, "t", "worker", "c"))
         await node.members.set_state("c", "worker", ExecutorState.APPROVED)
@@ -208,14 +210,14 @@ async def test_more_work_than_a_transaction_holds_moves_in_parts(
             args = ["x" * 200_000] if number % 10 == 0 else []
             spec = FunctionSpec(args=args, conditions=Conditions(executortype="t"))
             await node.processes.submit(Process(processid, "i", "i", "c", spec, 0, 0), b"")
-            await node.processes.handout.assign(candidate, executor, 0)
+            await node.handout.assign(candidate, executor, 0)
         commit, commits = client.commit, 0
 
         async def dying(txn: Any) -> Any:
             nonlocal commits
             commits += 1
             if commits == 3:
-                raise Refusal(503, "cut off")
+                raise Unavailable("cut off")
             return await commit(txn)
 
         client.commit = dying  # type: ignore[method-assign]
@@ -240,7 +242,7 @@ async def node(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Node]:
     """A node that hosts the colony `c`, with ann in it and an executor called worker."""
     running = await start_store(nursery, tmp_path / "etcd")
     async with open_client(running.target) as client:
-        node = Node.build(client, "home", lambda: 10**18)
+        node = Node.build(client, "home", Clock(lambda: 10**18))
         await node.members.add_colony(Colony(OWNER, "c"))
         await node.members.add_user(User("c", ANN, "ann"))
         await node.members.add_executor(Executor(WORKER, "t", "worker", "c"))
@@ -266,7 +268,7 @@ async def makers(node: Node) -> dict[str, tuple[str, int]]:
     found: dict[str, tuple[str, int]] = {}
     for prefix in (crons.prefix("c"), generators.prefix("c")):
         for item in (await node.client.range_all(prefix))[0]:
-            it = unpack(item.value, Cron if prefix == crons.prefix("c") else Generator)
+            it: Any = unpack(item.value, Cron if prefix == crons.prefix("c") else Generator)
             found[it.name] = (it.initiatorid, item.mod_revision)
     return found
 
@@ -309,7 +311,7 @@ async def test_more_than_fit_go_before_and_what_comes_meanwhile_after(
     async def watched(txn: Txn) -> Any:
         if txn.compare:
             sizes.append(len(txn.success))
-        if not added and place in {op.key for op in txn.success}:
+        if not added and place in {getattr(op, "key", None) for op in txn.success}:
             added.append(name)
             await timed(node, old, name, 99)
         return await commit(txn)

@@ -18,9 +18,11 @@ from trio.testing import wait_all_tasks_blocked
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import ModRevision, Txn
+from node.host.clock import Clock
 from node.model.errors import RpcError
 from node.model.types import Colony, Executor, Process, State
 from node.processes import assignment as handout
+from node.processes.assignment import HandOut
 from node.processes.deadlines import expire
 from node.processes.extension import Hooks
 from node.processes.queue import Candidate
@@ -30,7 +32,7 @@ from node.runtime.node import Node
 from node.store import keys
 from node.store import processes as process_store
 from tests.support.interleaved import Meddled
-from tests.support.processes import make
+from tests.support.processes import assigning, enlist, make
 
 CANDIDATE = Candidate("dev", "cli", "ada")
 ADA = Executor("a" * 64, "cli", "ada", "dev")
@@ -72,15 +74,24 @@ class Scene:
     """Two daemons on a store; that of `one` can be meddled with. Their clock stands still."""
 
     client: EtcdClient
+    time: int = field(default_factory=time.time_ns)
     store: Store = field(init=False)
     one: Processes = field(init=False)
+    handout: HandOut = field(init=False)
     other: Processes = field(init=False)
+    other_handout: HandOut = field(init=False)
 
     def __post_init__(self) -> None:
-        now = time.time_ns()
-        self.store = Store(self.client)
-        self.one = Processes(cast(EtcdClient, self.store), lambda: now)
-        self.other = Processes(self.client, lambda: now + 1)
+        self.use(Store(self.client))
+        other = self.time + 1
+        self.other = Processes(self.client, Clock(lambda: other))
+        self.other_handout = assigning(self.other)
+
+    def use(self, store: Store) -> None:
+        """Start the first daemon, on a store."""
+        self.store = store
+        self.one = Processes(cast(EtcdClient, store), Clock(lambda: self.time))
+        self.handout = assigning(self.one)
 
     async def submit(self, **changes: str) -> Process:
         """A process that both daemons know of."""
@@ -93,7 +104,7 @@ class Scene:
     async def poll(self, executor: Executor = ADA, seconds: float = 0) -> Process:
         """What an executor gets from the first daemon."""
         candidate = Candidate("dev", "cli", executor.executorname)
-        return await self.one.handout.assign(candidate, executor, seconds)
+        return await self.handout.assign(candidate, executor, seconds)
 
     async def poll_in_vain(self, executor: Executor = ADA) -> None:
         """A poll that is told that the store is away."""
@@ -127,10 +138,10 @@ async def test_a_hand_out_whose_answer_is_lost_is_given_back(scene: Scene) -> No
             nursery.start_soon(wait)
             await wait_all_tasks_blocked(0.05)
             assert not got
-            await expire(scene.one)
+            await expire(scene.one, scene.handout)
     assert (got[0].processid, got[0].attempt, got[0].retries) == (process.processid, 2, 0)
     assert got[0].assignedexecutorid == BOB.executorid
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert (await scene.stored(process)).state == State.RUNNING, "that one was heard of"
 
 
@@ -139,9 +150,9 @@ async def test_a_hand_out_that_lands_after_its_error_is_given_back(scene: Scene)
     scene.store.slow = True
     await scene.poll_in_vain()
     scene.store.slow = False
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert await scene.store.land(0)
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert (await scene.stored(process)).state == State.WAITING
     assert (await scene.poll(BOB)).attempt == 2
 
@@ -151,13 +162,13 @@ async def test_whichever_of_two_lands_is_given_back(scene: Scene, landing: int) 
     process = await scene.submit()
     scene.store.slow = True
     await scene.poll_in_vain()
-    after = scene.one.now() + 5
-    scene.one.now = lambda: after
+    after = scene.time + 5
+    scene.time = after
     await scene.poll_in_vain(BOB)
     scene.store.slow = False
     assert await scene.store.land(landing)
     assert not await scene.store.land(1 - landing)
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert (await scene.stored(process)).state == State.WAITING
 
 
@@ -171,7 +182,7 @@ async def test_a_process_handed_out_anew_is_left_alone(scene: Scene, executor: E
     got = await scene.poll(executor)
     assert (got.processid, got.attempt) == (process.processid, 1)
     assert not await scene.store.land(0)
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     found = await scene.stored(process)
     assert (found.state, found.assignedexecutorid) == (State.RUNNING, executor.executorid)
 
@@ -181,9 +192,9 @@ async def test_what_another_daemon_handed_out_is_left_alone(scene: Scene) -> Non
     scene.store.slow = True
     await scene.poll_in_vain()
     scene.store.slow = False
-    got = await scene.other.handout.assign(CANDIDATE, ADA, 0)
+    got = await scene.other_handout.assign(CANDIDATE, ADA, 0)
     assert (got.processid, got.attempt) == (process.processid, 1)
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert (await scene.stored(process)).state == State.RUNNING
 
 
@@ -194,9 +205,9 @@ async def test_one_that_is_gone_is_forgotten(scene: Scene) -> None:
     scene.store.slow = False
     await scene.other.remove("dev", process.processid)
     for _ in range(2):  # what is remembered of it goes first
-        await expire(scene.one)
+        await expire(scene.one, scene.handout)
     before = scene.store.gets
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert scene.store.gets == before, "there is nothing left to look for"
 
 
@@ -209,18 +220,18 @@ async def test_it_is_looked_for_until_its_time_is_over(
     await scene.poll_in_vain()
     scene.store.slow, scene.store.away = False, True
     with pytest.raises(EtcdUnavailable):
-        await expire(scene.one)
+        await expire(scene.one, scene.handout)
     scene.store.away = False
     assert await scene.store.land(0)
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert (await scene.stored(process)).state == State.WAITING, "an error does not end the search"
 
     scene.store.slow = True
     await scene.poll_in_vain()
     scene.store.slow = False
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     before = scene.store.gets
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert scene.store.gets == before, "there is nothing left to look for"
 
 
@@ -244,11 +255,11 @@ async def test_no_more_are_looked_for_than_a_bound(
     scene.store.slow = True
     for kind in "tuv":
         with pytest.raises(EtcdUnavailable):
-            await scene.one.handout.assign(Candidate("dev", kind, "ada"), ADA, 0)
+            await scene.handout.assign(Candidate("dev", kind, "ada"), ADA, 0)
     scene.store.slow = False
     for number in range(3):
         assert await scene.store.land(number)
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     states = [(await scene.stored(process)).state for process in processes]
     assert states == [State.RUNNING, State.WAITING, State.WAITING]
 
@@ -272,8 +283,8 @@ async def test_what_a_caller_that_left_had_is_given_back_when_the_store_returns(
     assert (await scene.stored(process)).state == State.RUNNING
     scene.store.first = gone
     with pytest.raises(EtcdUnavailable):
-        await expire(scene.one)
-    await expire(scene.one)
+        await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.handout)
     found = await scene.stored(process)
     assert (found.state, found.retries) == (State.WAITING, 0)
     assert (await scene.poll(BOB)).processid == process.processid
@@ -289,8 +300,8 @@ class OneAtOnce(Hooks):
 class Workers:
     """Polls in a nursery, and what each got."""
 
-    def __init__(self, processes: Processes, nursery: trio.Nursery) -> None:
-        self.processes, self.nursery = processes, nursery
+    def __init__(self, handout: HandOut, nursery: trio.Nursery) -> None:
+        self.handout, self.nursery = handout, nursery
         self.got: dict[str, str] = {}
         self.served = trio.Event()
 
@@ -301,7 +312,7 @@ class Workers:
         await wait_all_tasks_blocked(0.02)
 
     async def _poll(self, candidate: Candidate, executor: Executor) -> None:
-        process = await self.processes.handout.assign(candidate, executor, 60)
+        process = await self.handout.assign(candidate, executor, 60)
         self.got[candidate.name] = process.processid
         self.served.set()
 
@@ -317,7 +328,7 @@ async def test_a_wake_is_passed_on_beyond_who_can_not_use_it(scene: Scene) -> No
     first, second = make(), make(location="lab")
 
     async def act(nursery: trio.Nursery) -> None:
-        workers = Workers(scene.one, nursery)
+        workers = Workers(scene.handout, nursery)
 
         async def others_come() -> None:
             """While the first is being handed out: who can't have the second, and who can."""
@@ -329,7 +340,7 @@ async def test_a_wake_is_passed_on_beyond_who_can_not_use_it(scene: Scene) -> No
         await scene.one.submit(first, b"")
         scene.store.first = others_come
         candidate = Candidate("dev", "cli", "ada", "lab")
-        got = await scene.one.handout.assign(candidate, ADA, 0)
+        got = await scene.handout.assign(candidate, ADA, 0)
         assert got.processid == first.processid
         await workers.served.wait()
         assert workers.got == {"bob": second.processid}
@@ -340,14 +351,14 @@ async def test_a_wake_is_passed_on_beyond_who_can_not_use_it(scene: Scene) -> No
 
 async def test_a_place_that_is_free_is_for_whoever_can_use_it(scene: Scene) -> None:
     """The first process of that colony in the line is for somebody who does not ask."""
-    scene.one.hooks = OneAtOnce()
+    scene.one.attach(OneAtOnce())
     running = await scene.submit(origin="peer")
     assert (await scene.poll()).processid == running.processid
     await scene.submit(origin="peer", location="hall")
     second = await scene.submit(origin="peer", location="lab")
 
     async def act(nursery: trio.Nursery) -> None:
-        workers = Workers(scene.one, nursery)
+        workers = Workers(scene.handout, nursery)
         await workers.poll("eve")
         await workers.poll("bob", "lab")
         assert not workers.got
@@ -362,16 +373,16 @@ async def test_a_place_that_is_free_is_for_whoever_can_use_it(scene: Scene) -> N
 async def test_a_colony_that_was_removed_while_paused_is_not_paused_when_it_comes_back(
     client: EtcdClient, nursery: trio.Nursery
 ) -> None:
-    node = Node.build(client, "home", time.time_ns)
-    node.processes.handout.present = lambda executor: executor
+    node = Node.build(client, "home", Clock(time.time_ns))
     await nursery.start(follow, node, keys.paused(""))
     await node.members.add_colony(Colony("a" * 64, "dev"))
     await client.put(keys.paused("dev"), b"\xc3")
-    node.processes.handout.paused.add("dev")  # as the call does
+    node.handout.paused.add("dev")  # as the call does
     await node.members.remove_colony("dev")
     await node.members.add_colony(Colony("c" * 64, "dev"))
+    enlist(node, ADA)
     process = await node.processes.submit(make(), b"")
-    got = await node.processes.handout.assign(CANDIDATE, ADA, 10)
+    got = await node.handout.assign(CANDIDATE, ADA, 10)
     assert got.processid == process.processid
     assert await client.get(keys.paused("dev")) is None
 
@@ -397,8 +408,8 @@ async def test_a_process_that_changed_at_each_try_is_handed_out_all_the_same(
     scene: Scene,
 ) -> None:
     """Eight races are lost in a row; nothing was wrong with the process."""
-    scene.store = store = Changing(scene.client, scene.other)
-    scene.one = Processes(cast(EtcdClient, store), scene.one.now)
+    store = Changing(scene.client, scene.other)
+    scene.use(store)
     process = await scene.submit()
     store.rivals = 8
     with trio.fail_after(30):
@@ -406,8 +417,8 @@ async def test_a_process_that_changed_at_each_try_is_handed_out_all_the_same(
 
 
 async def test_after_lost_races_a_process_is_there_for_the_next_poll(scene: Scene) -> None:
-    scene.store = store = Changing(scene.client, scene.other)
-    scene.one = Processes(cast(EtcdClient, store), scene.one.now)
+    store = Changing(scene.client, scene.other)
+    scene.use(store)
     process = await scene.submit()
     store.rivals = 8
     with pytest.raises(RpcError) as caught:

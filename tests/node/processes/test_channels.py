@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import crypto  # type: ignore[import-untyped]
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from cli.core.client import RpcError, decode, encode
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Process, User
-from node.processes.channels import FRAME, RATE, Rates, _refusal, frames
+from node.processes.channels import FRAME, RATE, Channels, Rates, _refusal, frames
 from node.runtime.node import Node
 from node.store import channels as store
 from node.store.channels import Entry, Head
@@ -306,7 +308,7 @@ async def test_what_makes_no_sense_is_refused(talk: Talk, lone_daemon: Daemon) -
             ([str(number) for number in range(101)], "at most 100"),
         ):
             with pytest.raises(Exception, match=text):
-                await trio.to_thread.run_sync(lambda names=names: talk.submit(channels=names))
+                await trio.to_thread.run_sync(partial(talk.submit, channels=names))
 
 
 def test_any_name_will_do_for_a_channel(talk: Talk) -> None:
@@ -323,8 +325,8 @@ async def test_messages_have_a_rate_and_an_end(
     running = await start_store(nursery, tmp_path_factory.mktemp("s") / "etcd")
     async with open_client(running.target) as client:
         clock = [10 * SECOND]
-        node = Node.build(client, COLONY, lambda: clock[0])
-        node.channels.rates = Rates(RATE, 3)
+        node = Node.build(client, COLONY, Clock(lambda: clock[0]))
+        channels = Channels(client, node.directory, node.processes, node.clock.now, Rates(RATE, 3))
         await node.members.add_colony(Colony("0" * 64, COLONY))
         await node.members.add_user(User(COLONY, "1" * 64, "ann"))
         spec = FunctionSpec(channels=["a", "b"], conditions=Conditions(executortype="t"))
@@ -332,7 +334,7 @@ async def test_messages_have_a_rate_and_an_end(
         await node.processes.submit(process, b"")
 
         async def say(name: str, sequence: int = 0) -> None:
-            await node.channels.append("p", name, entry(b"", sequence, "1" * 64))
+            await channels.append("p", name, entry(b"", sequence, "1" * 64))
 
         for name in "aba":
             await say(name)

@@ -138,7 +138,7 @@ async def take(side: Side) -> dict[str, Any]:
                 raise
             return None
 
-    return dict(await until(100, ask))  # type: ignore[call-overload]
+    return dict(await until(100, ask))
 
 
 @pytest.mark.parametrize(("polls", "seconds"), [(1, 30), (4, 75)])

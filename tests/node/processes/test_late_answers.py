@@ -12,6 +12,7 @@ import trio
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.txn import Txn
 from node.etcd.watch import Batch, Event
+from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import Colony, User
 from node.processes.service import Processes
@@ -22,7 +23,7 @@ from node.store.directory import Directory
 from tests.node.processes.test_assignment_races import ADA, CANDIDATE
 from tests.support.daemons import until
 from tests.support.interleaved import Meddled
-from tests.support.processes import make
+from tests.support.processes import enlist, make
 
 
 class Tardy(Meddled):
@@ -42,10 +43,10 @@ class Tardy(Meddled):
 async def tardy(client: EtcdClient, nursery: trio.Nursery) -> tuple[Node, Tardy]:
     """A daemon that hears of everything at once, except of what it wrote itself."""
     store = Tardy(client)
-    node = Node.build(cast(EtcdClient, store), "dev", time.time_ns)
-    node.processes.handout.present = lambda executor: executor
+    node = Node.build(cast(EtcdClient, store), "dev", Clock(time.time_ns))
     for prefix in (keys.LIVE, keys.MEMBERS):
         await nursery.start(follow, node, prefix)
+    enlist(node, ADA)
     return node, store
 
 
@@ -62,7 +63,7 @@ async def test_a_submit_that_is_answered_after_its_end_leaves_nothing_in_the_que
     client: EtcdClient, tardy: tuple[Node, Tardy]
 ) -> None:
     node, store = tardy
-    other = Processes(client, time.time_ns)
+    other = Processes(client, Clock(time.time_ns))
 
     async def it_is_cancelled(revision: int) -> None:
         await told(node.processes, revision)
@@ -80,7 +81,7 @@ async def test_a_hand_out_that_is_answered_after_its_end_does_not_run_on(
     client: EtcdClient, tardy: tuple[Node, Tardy]
 ) -> None:
     node, store = tardy
-    other = Processes(client, time.time_ns)
+    other = Processes(client, Clock(time.time_ns))
     process = await node.processes.submit(make(), b"")
 
     async def it_is_closed(revision: int) -> None:
@@ -91,7 +92,7 @@ async def test_a_hand_out_that_is_answered_after_its_end_does_not_run_on(
         await told(node.processes, ended[1])
 
     store.after = it_is_closed
-    await node.processes.handout.assign(CANDIDATE, ADA, 0)
+    await node.handout.assign(CANDIDATE, ADA, 0)
     assert node.processes.running.count("dev") == 0
 
 

@@ -84,7 +84,7 @@ class Party:
     bob: PrivateKey
     now: int
 
-    async def call(self, kind: str, key: PrivateKey | None = None, **fields: Any) -> Any:
+    async def call(self, kind: str, key: PrivateKey | None = None, /, **fields: Any) -> Any:
         return await self.client.call(
             kind, {"colonyname": "dev"} | fields, key or self.ann, timeout=120
         )
@@ -189,7 +189,7 @@ HISTORY = "getprocesshistmsg"
 async def test_looking_back_for_nothing_reads_nearly_nothing(party: Party) -> None:
     """Three at once: 1.7 GB and 42 s with 100,000 processes, when all of them were read."""
     seconds = 1 + (time.time_ns() - party.now) // SECOND
-    nothing = [
+    nothing: list[dict[str, Any]] = [
         {"state": 3, "seconds": 10**6},
         {"state": 2, "seconds": 10**6, "executorid": "f" * 64},
         {"state": 0, "seconds": 10**6, "executorid": "f" * 64},

@@ -33,7 +33,7 @@ async def hand_out(scene: Scene) -> tuple[Process, Handed]:
     """A process in an answer that is on its way."""
     await scene.submit()
     process = await scene.poll()
-    return process, scene.one.handout.deliver(process)
+    return process, scene.handout.deliver(process)
 
 
 async def test_a_lost_answer_gives_the_process_back(scene: Scene) -> None:
@@ -43,7 +43,7 @@ async def test_a_lost_answer_gives_the_process_back(scene: Scene) -> None:
     again = await scene.poll(BOB)
     assert (again.processid, again.attempt) == (process.processid, 2)
     await handed.lost()
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert await state(scene, process) == (State.RUNNING, 2, 0), "that one was taken"
 
 
@@ -53,7 +53,7 @@ async def test_with_the_store_away_it_is_given_back_later(scene: Scene) -> None:
     await handed.lost()
     scene.store.away = False
     assert await state(scene, process) == (State.RUNNING, 1, 0)
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert await state(scene, process) == (State.WAITING, 1, 0)
 
 
@@ -81,15 +81,15 @@ async def test_what_its_executor_knows_of_is_left_alone(
     scene: Scene, known: Callable[[HandOut, Process, Handed], None]
 ) -> None:
     process, handed = await hand_out(scene)
-    known(scene.one.handout, process, handed)
+    known(scene.handout, process, handed)
     await handed.lost()
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert await state(scene, process) == (State.RUNNING, 1, 0)
 
 
 async def test_that_somebody_else_speaks_of_it_says_nothing(scene: Scene) -> None:
     process, handed = await hand_out(scene)
-    scene.one.handout.heard(process.processid, BOB.executorid)
+    scene.handout.heard(process.processid, BOB.executorid)
     await handed.lost()
     assert await state(scene, process) == (State.WAITING, 1, 0)
 
@@ -98,7 +98,7 @@ async def test_an_answer_of_before_says_nothing_of_the_next_attempt(scene: Scene
     process, handed = await hand_out(scene)
     await handed.lost()
     again = await scene.poll()
-    second = scene.one.handout.deliver(again)
+    second = scene.handout.deliver(again)
     handed.taken()
     await second.lost()
     assert await state(scene, process) == (State.WAITING, 2, 0)
@@ -108,7 +108,7 @@ async def test_a_process_that_has_ended_is_left_alone(scene: Scene) -> None:
     process, handed = await hand_out(scene)
     await scene.other.close("dev", process.processid, ADA.executorid, State.SUCCESSFUL)
     await handed.lost()
-    await expire(scene.one)
+    await expire(scene.one, scene.handout)
     assert await state(scene, process) == (State.SUCCESSFUL, 1, 0)
 
 

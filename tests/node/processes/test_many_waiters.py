@@ -11,7 +11,7 @@ import json
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from wsproto.events import Ping, Pong, TextMessage
 
 from cli.core.client import Client, encode
 from node.etcd.client import open_client
+from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State
 from node.processes import subscriptions
@@ -34,7 +35,7 @@ from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import Daemon, until
 from tests.support.http_edge import Client as Connection
 from tests.support.http_edge import post
-from tests.support.processes import make
+from tests.support.processes import assigning, make
 
 TYPES = 20
 WAITERS = 1000
@@ -306,9 +307,9 @@ class CountingQueue(Queue):
 
     looks = 0
 
-    def find(self, candidate: Candidate) -> Entry | None:
+    def find(self, candidate: Candidate, held: Callable[[str], bool] | None = None) -> Entry | None:
         self.looks += 1
-        return super().find(candidate)
+        return super().find(candidate, held)
 
 
 async def test_a_submit_wakes_one_waiter_of_its_type(nursery: trio.Nursery, tmp_path: Path) -> None:
@@ -316,12 +317,13 @@ async def test_a_submit_wakes_one_waiter_of_its_type(nursery: trio.Nursery, tmp_
     got: list[tuple[int, str]] = []
     target = (await start_store(nursery, tmp_path / "etcd")).target
     async with open_client(target) as client, trio.open_nursery() as waiting:
-        processes = Processes(client, time.time_ns, queue=queue)
+        processes = Processes(client, Clock(time.time_ns), queue=queue)
+        handout = assigning(processes)
 
         async def wait(number: int, name: str) -> None:
             candidate = Candidate("dev", kind(number), name)
             executor = Executor(name * 64, kind(number), name, "dev")
-            process = await processes.handout.assign(candidate, executor, 60)
+            process = await handout.assign(candidate, executor, 60)
             got.append((number, process.processid))
             taken.set()
 

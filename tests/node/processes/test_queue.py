@@ -17,11 +17,13 @@ from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.parts import Known
 from node.etcd.txn import Get, ModRevision, Txn
+from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import Conditions, Executor, FunctionSpec, Process, Running, State, Waiting
 from node.processes.queue import Candidate, Due, Entry, Queue, RunningSet, matches
 from node.processes.service import Processes
 from node.store import keys
+from tests.support.processes import assigning
 
 NAMES = ["ada", "bob", "cy"]
 PLACES = ["", "Lab", "hall"]
@@ -402,13 +404,14 @@ def test_a_requeue_that_the_watch_tells_first_is_handed_out() -> None:
     """The watch may be ahead of the answer to our own transaction: memory still says running."""
     spec = FunctionSpec(funcname="echo", conditions=Conditions("dev", executortype="cli"))
     waiting = Process("p", "i", "ada", "dev", spec, 0, 0)
-    processes = Processes(cast(EtcdClient, OneProcess(waiting)), lambda: 1)
+    processes = Processes(cast(EtcdClient, OneProcess(waiting)), Clock(lambda: 1))
+    handout = assigning(processes)
     ran = msgspec.structs.replace(waiting, state=State.RUNNING, assignedexecutorid="x")
     processes.remember(ran, 5)
     place = keys.queue("dev", "cli", 0, "p")
     processes.apply(place, pack(Waiting([], "", 0, 0, 0, "", "")), 9)
     executor = Executor("x", "cli", "ada", "dev")
-    got = trio.run(processes.handout.assign, ANY, executor, -1)
+    got = trio.run(handout.assign, ANY, executor, -1)
     assert (got.processid, got.state, got.assignedexecutorid) == ("p", State.RUNNING, "x")
 
 

@@ -21,11 +21,12 @@ from node.host.fairqueue import Turns
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
+from node.model.errors import TooMany
 from node.model.ids import new_id
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
 from node.processes.extension import Hooks
 from node.processes.queue import Entry, Queue, RunningSet
-from node.processes.quotas import Quotas, TooMany
+from node.processes.quotas import Quotas
 from node.processes.spec import build_process
 from node.rpc.calls import Call, Caller, Who
 from node.rpc.dispatch import MAX_CALLS, Table
@@ -134,7 +135,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture
 async def me(daemon: Daemon) -> AsyncIterator[Member]:
     async with daemon.client() as client:
-        made = Member(client, "", *(PrivateKey.generate() for _ in range(4)))
+        made = Member(client, "", *[PrivateKey.generate() for _ in range(4)])  # type: ignore[arg-type]
         made.colony = f"c-{made.owner.id[:8]}"
         colony = {"colonyid": made.owner.id, "name": made.colony}
         await client.call("addcolonymsg", {"colony": colony}, daemon.key("server"))
@@ -229,7 +230,7 @@ async def test_a_blueprint_is_no_way_around(me: Member) -> None:
     await refused("colony_blueprints", add)
     handler = {"executorType": "cli", "functionName": "reconcile"}
     names = {"kind": "Busy"}
-    definition = {"metadata": {"name": "busy", "colonyname": me.colony}}
+    definition: dict[str, Any] = {"metadata": {"name": "busy", "colonyname": me.colony}}
     definition["spec"] = {"names": names, "handler": handler}
     await me.call("addblueprintdefinitionmsg", me.owner, blueprintdefinition=definition)
     await me.call("removeblueprintmsg", me.user, namespace=me.colony, name="n2")
@@ -338,7 +339,8 @@ def test_members_are_counted_as_often_as_they_have_something(
         waiting = [e.waiting for e in queue.entries.values() if not e.waiting.origin]
         busy = [r for _, r, _ in running.entries.values() if not r.origin]
         for each in ("ann", "eve"):
-            have = sum(w.initiatorname == each for w in [*waiting, *busy])
+            have = [w.initiatorname for w in waiting].count(each)
+            have += [r.initiatorname for r in busy].count(each)
             assert quotas.open("dev", each) == have
         assert quotas.open("dev") == len(waiting) + len(busy)
 

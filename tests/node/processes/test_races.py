@@ -18,6 +18,7 @@ import trio
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.handlers import executors
+from node.host.clock import Clock
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.ids import new_id
@@ -84,7 +85,7 @@ class Races:
         )
         candidate = Candidate("dev", "t", "w")
         executor = await self.one.members.set_state("dev", "w", ExecutorState.APPROVED)
-        process = await self.one.processes.handout.assign(candidate, executor, 5)
+        process = await self.one.handout.assign(candidate, executor, 5)
         assert process.graphindex == 0
         # Nothing else is left to be written about it.
         await self.one.workflows.resolution.settle("dev", graph.processgraphid)
@@ -99,8 +100,8 @@ class Races:
 @pytest.fixture
 async def races(client: EtcdClient, nursery: trio.Nursery) -> Races:
     meddled = Meddled(client)
-    one = Node.build(cast(EtcdClient, meddled), "dev", time.time_ns)
-    other = Node.build(client, "dev", time.time_ns)
+    one = Node.build(cast(EtcdClient, meddled), "dev", Clock(time.time_ns))
+    other = Node.build(client, "dev", Clock(time.time_ns))
     await one.members.add_colony(Colony("a" * 64, "dev"))
     await one.members.add_executor(Executor(BEE, "t", "w", "dev"))
     await nursery.start(one.workflows.run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from wsproto.events import Ping, Pong
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.watch import Batch, Event
+from node.host.clock import Clock
 from node.model.ids import new_id
 from node.model.types import Conditions, Executor, ExecutorState, FunctionSpec, Process, State
 from node.processes import remote_changes as elsewhere
@@ -28,6 +29,7 @@ from tests.sdk.test_pycolonies import COLONY, Party
 from tests.support.daemons import Daemon
 from tests.support.interleaved import Meddled
 from tests.support.pairs import two_daemons
+from tests.support.processes import enlist
 
 WORKER = Executor("b" * 64, "t", "w", "dev", state=ExecutorState.APPROVED)
 
@@ -57,7 +59,7 @@ async def test_each_state_is_told_once_at_either_daemon(pair: tuple[Daemon, Daem
                     colonyname=COLONY,
                 )
             await raw.send(Ping(payload=b"registered?"))
-            assert await raw.next() == Pong(payload=bytearray(b"registered?"))
+            assert await raw.next() == Pong(payload=b"registered?")
 
         async def read() -> None:
             """Who reads at a daemon must not make its subscribers miss anything."""
@@ -91,8 +93,8 @@ async def told(raw: Raw) -> tuple[str, int]:
 async def fed(client: EtcdClient) -> AsyncIterator[tuple[Node, Meddled]]:
     """A node that follows its store."""
     meddled = Meddled(client)
-    node = Node.build(cast(EtcdClient, meddled), "dev", time.time_ns)
-    node.processes.handout.present = lambda executor: executor
+    node = Node.build(cast(EtcdClient, meddled), "dev", Clock(time.time_ns))
+    enlist(node, WORKER)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.elsewhere.run)
         await nursery.start(feeding.follow, node, keys.LIVE)
@@ -113,7 +115,7 @@ async def submit(node: Node, *, waits: bool = False) -> Process:
 async def test_an_end_whose_answer_was_lost_is_told(client: EtcdClient) -> None:
     async with fed(client) as (node, meddled):
         process = await submit(node)
-        await node.processes.handout.assign(Candidate("dev", "t", "w"), WORKER, 5)
+        await node.handout.assign(Candidate("dev", "t", "w"), WORKER, 5)
         who = ("dev", process.processid, WORKER.executorid, State.SUCCESSFUL)
         with node.subscriptions.open(Wanted(frozenset({"dev"}), State.SUCCESSFUL)) as events:
             meddled.lost = True
@@ -125,7 +127,7 @@ async def test_an_end_whose_answer_was_lost_is_told(client: EtcdClient) -> None:
             # The repeat, and what the watch tells of it, are no news.
             await node.processes.close(*who, output=["x"])
             second = await submit(node)
-            await node.processes.handout.assign(Candidate("dev", "t", "w"), WORKER, 5)
+            await node.handout.assign(Candidate("dev", "t", "w"), WORKER, 5)
             await node.processes.close("dev", second.processid, WORKER.executorid, State.SUCCESSFUL)
             with trio.fail_after(50):
                 assert (await events.receive()).processid == second.processid
@@ -135,7 +137,7 @@ async def test_a_store_that_fails_is_asked_again(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fed(client) as (node, _):
-        other = Node.build(client, "dev", time.time_ns)
+        other = Node.build(client, "dev", Clock(time.time_ns))
         load_at, failed = node.processes.load_at, trio.Event()
 
         async def failing(wanted: Sequence[tuple[str, str, int]]) -> Any:
@@ -168,8 +170,8 @@ class Anything(Wanted):
 
 def neighbour(client: EtcdClient) -> Node:
     """Another daemon of the same store."""
-    other = Node.build(client, "dev", time.time_ns)
-    other.processes.handout.present = lambda executor: executor
+    other = Node.build(client, "dev", Clock(time.time_ns))
+    enlist(other, WORKER)
     return other
 
 
@@ -179,7 +181,7 @@ async def close(node: Node, process: Process) -> Process:
 
 
 async def told_of(
-    events: trio.MemoryReceiveChannel[Process], process: Process, last: State = State.SUCCESSFUL
+    events: AsyncIterable[Process], process: Process, last: State = State.SUCCESSFUL
 ) -> Told:
     """What is told of a process, as attempt and state, until it is `last`."""
     told: Told = []
@@ -198,7 +200,7 @@ async def test_who_reads_hears_no_less(client: EtcdClient) -> None:
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
             process = await submit(other)
             await node.processes.load("dev", process.processid)
-            await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+            await other.handout.assign(CANDIDATE, WORKER, 5)
             await node.processes.load("dev", process.processid)
             await close(other, process)
             await node.processes.load("dev", process.processid)
@@ -211,7 +213,7 @@ async def test_states_that_are_short_are_told(client: EtcdClient) -> None:
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
             for _ in range(30):
                 process = await submit(other)
-                await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+                await other.handout.assign(CANDIDATE, WORKER, 5)
                 await close(other, process)
             told: dict[str, Told] = {}
             with trio.fail_after(30):
@@ -238,7 +240,7 @@ async def test_what_two_daemons_do_is_told_in_order(client: EtcdClient) -> None:
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
             for _ in range(10):
                 process = await submit(other)
-                await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+                await other.handout.assign(CANDIDATE, WORKER, 5)
                 await close(node, process)
                 assert await told_of(events, process) == WHOLE
 
@@ -257,7 +259,7 @@ async def test_what_happened_while_nothing_was_heard_is_told(client: EtcdClient)
         nursery.start_soon(node.elsewhere.run)
         await listed()
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
-            await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+            await other.handout.assign(CANDIDATE, WORKER, 5)
             new = await submit(other)
             await listed()
             with trio.fail_after(30):
@@ -284,7 +286,7 @@ async def test_what_the_store_has_forgotten_is_told_by_its_end(
 
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
             process = await submit(other)
-            await other.processes.handout.assign(CANDIDATE, WORKER, 5)
+            await other.handout.assign(CANDIDATE, WORKER, 5)
             monkeypatch.setattr(node.processes, "load_at", late)
             await close(other, process)
             told = await told_of(events, process)

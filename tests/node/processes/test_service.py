@@ -13,14 +13,16 @@ import trio.testing
 from node.etcd.client import TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
+from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import Executor, Process, State
+from node.processes.assignment import HandOut
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from node.store import keys
 from node.store import processes as store
 from tests.node.etcd.support import start_store
-from tests.support.processes import make
+from tests.support.processes import assigning, make
 
 CANDIDATE = Candidate("dev", "cli", "ada")
 ADA = Executor("a" * 64, "cli", "ada", "dev")
@@ -30,12 +32,19 @@ ADA = Executor("a" * 64, "cli", "ada", "dev")
 async def processes(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Processes]:
     target = (await start_store(nursery, tmp_path / "etcd")).target
     async with open_client(target, timeout=60) as client:
-        yield Processes(client, time.time_ns)
+        yield Processes(client, Clock(time.time_ns))
 
 
-async def test_a_requeue_that_the_watch_tells_first_is_handed_out(processes: Processes) -> None:
+@pytest.fixture
+def handout(processes: Processes) -> HandOut:
+    return assigning(processes)
+
+
+async def test_a_requeue_that_the_watch_tells_first_is_handed_out(
+    processes: Processes, handout: HandOut
+) -> None:
     submitted = await processes.submit(make(), b"")
-    running = await processes.handout.assign(CANDIDATE, ADA, 5)
+    running = await handout.assign(CANDIDATE, ADA, 5)
     loaded = await processes.load("dev", running.processid)
     assert loaded is not None
     # Another daemon, or our own transaction whose answer is still on its way.
@@ -43,30 +52,35 @@ async def test_a_requeue_that_the_watch_tells_first_is_handed_out(processes: Pro
     result = await processes.client.commit(step.txn)
     queued = keys.queue("dev", "cli", submitted.prioritytime, submitted.processid)
     processes.apply(queued, pack(store.waiting_of(step.process)), result.revision)
-    again = await processes.handout.assign(CANDIDATE, ADA, 5)
+    again = await handout.assign(CANDIDATE, ADA, 5)
     assert (again.processid, again.attempt, again.retries) == (submitted.processid, 2, 1)
 
 
-async def test_a_caller_that_left_gets_nothing(processes: Processes) -> None:
+async def test_a_caller_that_left_gets_nothing(processes: Processes, handout: HandOut) -> None:
     submitted = await processes.submit(make(), b"")
     with trio.CancelScope() as gone:
         gone.cancel()
-        await processes.handout.assign(CANDIDATE, ADA, 5)
+        await handout.assign(CANDIDATE, ADA, 5)
     found = await processes.load("dev", submitted.processid)
     assert found is not None
     assert (found[0].state, found[0].retries) == (State.WAITING, 0)
-    assert (await processes.handout.assign(CANDIDATE, ADA, 5)).processid == submitted.processid
+    assert (await handout.assign(CANDIDATE, ADA, 5)).processid == submitted.processid
 
 
-async def test_a_caller_at_its_timeout_keeps_what_it_got(processes: Processes) -> None:
+async def test_a_caller_at_its_timeout_keeps_what_it_got(
+    processes: Processes, handout: HandOut
+) -> None:
     submitted = await processes.submit(make(), b"")
     # The deadline passes while the transaction runs: the caller is still there to take it.
-    got = await processes.handout.assign(CANDIDATE, ADA, 1e-6)
+    got = await handout.assign(CANDIDATE, ADA, 1e-6)
     assert got.processid == submitted.processid
 
 
 async def test_a_hand_out_that_fails_leaves_the_process_to_who_waits(
-    processes: Processes, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+    processes: Processes,
+    handout: HandOut,
+    monkeypatch: pytest.MonkeyPatch,
+    nursery: trio.Nursery,
 ) -> None:
     submitted = await processes.submit(make(), b"")
     commit, under_way, fail = processes.client.commit, trio.Event(), trio.Event()
@@ -79,7 +93,7 @@ async def test_a_hand_out_that_fails_leaves_the_process_to_who_waits(
 
     async def unlucky() -> None:
         with pytest.raises(EtcdUnavailable):
-            await processes.handout.assign(CANDIDATE, ADA, 5)
+            await handout.assign(CANDIDATE, ADA, 5)
 
     monkeypatch.setattr(processes.client, "commit", broken)
     nursery.start_soon(unlucky)
@@ -88,7 +102,7 @@ async def test_a_hand_out_that_fails_leaves_the_process_to_who_waits(
 
     async def lucky() -> None:
         with trio.fail_after(5):
-            got.append(await processes.handout.assign(CANDIDATE, ADA, 60))
+            got.append(await handout.assign(CANDIDATE, ADA, 60))
 
     async with trio.open_nursery() as inner:
         inner.start_soon(lucky)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import trio
 import trio.testing
 
 from node.etcd.client import EtcdClient
+from node.etcd.txn import Put
+from node.host.clock import Clock
 from node.model.ids import new_id
 from node.model.types import (
     SECOND,
@@ -24,11 +27,12 @@ from node.processes.spec import build_process
 from node.store import keys
 from node.store import processes as store
 from tests.federation.routing.test_router import BOTH, Wire, _age, three, wire
+from tests.support.processes import assigning
 
 WORKER = Executor("b" * 64, "t", "w", "dev", state=ExecutorState.APPROVED)
 
 
-class Clock:
+class Moving:
     """Unix nanoseconds that a test moves on."""
 
     def __init__(self) -> None:
@@ -38,11 +42,11 @@ class Clock:
         return self.time
 
 
-async def submit(processes: Processes, **limits: int) -> Process:
+async def submit(processes: Processes, **limits: Any) -> Process:
     spec = FunctionSpec("", "f", conditions=Conditions("dev", executortype="t"), **limits)
     process = build_process(
         spec, processid=new_id(), initiatorid="a" * 64, initiatorname="me", colonyname="dev",
-        now=processes.now(), peer="",
+        now=processes.clock.now(), peer="",
     )  # fmt: skip
     return await processes.submit(process, b"")
 
@@ -51,25 +55,27 @@ async def hand_out_unheard(processes: Processes, client: EtcdClient, process: Pr
     """It is handed out, of which only the watch tells."""
     found = await client.get(keys.process("dev", process.processid))
     assert found is not None
-    step = store.assign(process, found.mod_revision, WORKER, processes.now())
+    step = store.assign(process, found.mod_revision, WORKER, processes.clock.now())
     result = await client.commit(step.txn)
     assert result.succeeded
     key = keys.running("dev", process.processid)
     mark = await client.get(key)
     assert mark is not None
     processes.apply(key, mark.value, mark.mod_revision)
-    processes.apply(store.place(process)[0].key, None, result.revision)
+    placed = store.place(process)[0]
+    assert isinstance(placed, Put)
+    processes.apply(placed.key, None, result.revision)
 
 
 async def test_a_deadline_holds_for_a_hand_out_that_only_the_watch_told_of(
     client: EtcdClient,
 ) -> None:
-    clock = Clock()
-    processes = Processes(client, clock)
+    clock = Moving()
+    processes = Processes(client, Clock(clock))
     process = await submit(processes, maxexectime=5, maxretries=3)
     await hand_out_unheard(processes, client, process)
     clock.time += 6 * SECOND
-    await expire(processes)
+    await expire(processes, assigning(processes))
     found = await processes.load("dev", process.processid)
     assert found is not None
     assert (found[0].state, found[0].retries) == (State.WAITING, 1)
@@ -78,7 +84,7 @@ async def test_a_deadline_holds_for_a_hand_out_that_only_the_watch_told_of(
 async def test_an_executor_that_leaves_gives_back_what_only_the_watch_told_of(
     client: EtcdClient,
 ) -> None:
-    processes = Processes(client, time.time_ns)
+    processes = Processes(client, Clock(time.time_ns))
     process = await submit(processes)
     await hand_out_unheard(processes, client, process)
     await processes.release("dev", WORKER.executorid)
@@ -88,7 +94,7 @@ async def test_an_executor_that_leaves_gives_back_what_only_the_watch_told_of(
 
 
 async def test_a_close_without_output_may_be_repeated_after_set_output(client: EtcdClient) -> None:
-    processes = Processes(client, time.time_ns)
+    processes = Processes(client, Clock(time.time_ns))
     process = await submit(processes)
     await hand_out_unheard(processes, client, process)
     who = ("dev", process.processid, WORKER.executorid)
@@ -106,7 +112,7 @@ class Late(Wire):
         await self.reached.wait()
 
     def __init__(self, like: Wire) -> None:
-        super().__init__(like.entry, like.sealer, like.renew, like.high_water)
+        super().__init__(like.entry, like.sealer, like.guide)
         self.to = like.to
         self.reaching, self.reached = trio.Event(), trio.Event()
 

@@ -130,7 +130,9 @@ def test_nulls_are_pruned_alike(value: Any) -> None:
 
 def test_structs_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large, "_ROWS", 2)
-    specs = [{"nodename": f"n{place}", "funcname": "f", "args": [place]} for place in range(7)]
+    specs: list[dict[str, Any]] = [
+        {"nodename": f"n{place}", "funcname": "f", "args": [place]} for place in range(7)
+    ]
     fields = {"spec": {"colonyname": "dev", "functionspecs": specs}}
     wanted = msgspec.convert(copy.deepcopy(fields), SubmitWorkflow)
     assert run(large.convert(fields, SubmitWorkflow)) == wanted
@@ -223,8 +225,12 @@ async def test_who_has_no_role_is_told_so_before_anything_is_parsed(
         parsed.append(len(text))
         return parse(text, most, deepest)
 
+    def counting_decode(text: bytes) -> Any:
+        parsed.append(len(text))
+        return decode(text)
+
     monkeypatch.setattr(large, "parse", counting)
-    monkeypatch.setattr(large, "decode", lambda text: parsed.append(len(text)) or decode(text))
+    monkeypatch.setattr(large, "decode", counting_decode)
     made = make(nothing)
     status, message = await ask(made, signed("onemsg", filled(item, 70_000), STRANGER))
     assert (status, parsed) == (413, [])

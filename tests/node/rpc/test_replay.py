@@ -72,7 +72,7 @@ class Place:
         self.worker, self.loose, self.idle, self.lab = (PrivateKey.generate() for _ in range(4))
         self.ids: dict[str, Any] = {}
 
-    async def call(self, kind: str, key: PrivateKey | None = None, **fields: Any) -> Any:
+    async def call(self, kind: str, key: PrivateKey | None = None, /, **fields: Any) -> Any:
         return await self.client.call(kind, fields, key or self.user, 30.0)
 
     async def send(self, body: bytes) -> tuple[int, Any]:
@@ -151,7 +151,9 @@ class Place:
 
     async def dump(self) -> dict[str, bytes]:
         items, _ = await self.etcd.range_all(keys.ROOT)
-        aside = (store.MARKERS, store.FLOOR, LEADER, keys.HOLD)
+        # The index of what is closed is completed at some moment after a colony was added.
+        indexed = [keys.closed_by_complete(colony) for colony in ("dev", "lab")]
+        aside = (store.MARKERS, store.FLOOR, LEADER, keys.HOLD, *indexed)
         return {kv.key: kv.value for kv in items if not kv.key.startswith(aside)}
 
     async def restore(self, wanted: dict[str, bytes]) -> None:

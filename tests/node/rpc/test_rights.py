@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import websocket  # type: ignore[import-untyped]
+import websocket
 
 from cli.ops.rpc import all_calls
 from node.host.keys import PrivateKey, sign_payload

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import trio
 from model import Conditions, FuncSpec, Workflow  # type: ignore[import-untyped]
-from pycolonies import Colonies  # type: ignore[import-untyped]
+from pycolonies import Colonies
 
 from cli.core.client import RpcError, Unreachable, decode, encode
 from node.host.keys import PrivateKey

@@ -241,7 +241,7 @@ async def dev(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
-def process(now: int, name: str = "f", **limits: int) -> Process:
+def process(now: int, name: str = "f", **limits: Any) -> Process:
     spec = FunctionSpec(funcname=name, conditions=Conditions("dev", executortype="cli"), **limits)
     return build_process(
         spec,
@@ -271,9 +271,9 @@ async def order(dev: World) -> list[str]:
 
 async def mend(station: Station) -> None:
     """What `Retiming.run` does when it notices a step."""
-    assert station.node.processes.clock.step() != 0
+    assert station.node.clock.step() != 0
     await station.node.retiming._look()
-    assert station.node.processes.clock.step() == 0
+    assert station.node.clock.step() == 0
 
 
 @pytest.mark.parametrize("by", [-YEAR, -HOUR, HOUR, YEAR])
@@ -291,17 +291,17 @@ async def test_deadlines_keep_what_is_left_of_them(dev: World, by: int, mended: 
     assert (await dev.assign()).processid == running
     dev.advance(40)
     dev.now += by
-    await expire(dev.node.processes)
+    await expire(dev.node.processes, dev.node.handout)
     if mended:
         await mend(station)
         assert (await get(dev, running)).execdeadline == dev.now + 20 * SECOND
         assert abs((await get(dev, waits)).waitdeadline - dev.now - 20 * SECOND) < SECOND
     dev.advance(19)
-    await expire(dev.node.processes)
+    await expire(dev.node.processes, dev.node.handout)
     assert (await get(dev, running)).state == State.RUNNING
     assert (await get(dev, waits)).state == State.WAITING
     dev.advance(2)
-    await expire(dev.node.processes)
+    await expire(dev.node.processes, dev.node.handout)
     assert (await get(dev, running)).errors == ["Maximum execution time limit exceeded"]
     assert (await get(dev, waits)).errors == ["Maximum waiting time limit exceeded"]
 
@@ -358,7 +358,7 @@ async def test_a_host_that_was_corrected_while_it_was_off(dev: World) -> None:
     assert stored.prioritytime <= dev.now
     dev.advance(61)
     await until(20, dev.graphs)
-    await expire(dev.node.processes)
+    await expire(dev.node.processes, dev.node.handout)
     assert (await get(dev, running)).state == State.FAILED
     assert (await get(dev, waits)).state == State.FAILED
 
@@ -379,6 +379,7 @@ async def test_a_moment_that_was_shown_before_a_step_back_is_not_due_again(dev: 
         assert known is not None
         assert known[0].nextrun > dev.now
         dev.advance(3)
+    assert known is not None
     assert known[0].nextrun == NOON + 23 * HOUR
     dev.now += DAY
     await mend(station)
@@ -415,7 +416,7 @@ async def test_what_an_older_release_left_by_a_clock_that_was_ahead(dev: World) 
         assert stored.prioritytime <= dev.now + (DAY if processid == low.processid else 0)
     assert (await dev.assign()).processid == ahead[1]
     dev.advance(61)
-    await expire(dev.node.processes)
+    await expire(dev.node.processes, dev.node.handout)
     assert await order(dev) == [newer, low.processid]
     assert (await get(dev, ahead[2])).errors == ["Maximum waiting time limit exceeded"]
 
@@ -430,11 +431,11 @@ async def test_a_step_of_one_host_is_nothing_to_a_store_of_several(dev: World) -
     given = (await get(dev, waits)).waitdeadline
     dev.now += YEAR
     await mend(station)
-    await expire(dev.node.processes)
+    await expire(dev.node.processes, dev.node.handout)
     stored = await get(dev, waits)
     assert (stored.waitdeadline, stored.state) == (given, State.WAITING)
     dev.advance(61)
-    await expire(dev.node.processes)
+    await expire(dev.node.processes, dev.node.handout)
     assert (await get(dev, waits)).state == State.FAILED
 
 

@@ -156,7 +156,8 @@ def fields(draw: st.DrawFn, low: int, high: int, names: list[str]) -> tuple[str,
     """A field, the values it means, and whether upstream counts it as a star."""
 
     def say(value: int) -> str:
-        return names[value - low] if names and draw(st.booleans()) else str(value)
+        named: bool = bool(names) and draw(st.booleans())
+        return names[value - low] if named else str(value)
 
     texts, values, star = list[str](), set[int](), False
     for _ in range(draw(st.integers(1, 3))):

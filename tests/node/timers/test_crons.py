@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_random_runs_stay_in_their_intervals(
     span = interval * SECOND
     some, start = cron(interval=interval, random=True), now
     for fraction, late in steps:
-        nextrun, window = next_run(some, now, UTC, lambda fraction=fraction: fraction)
+        nextrun, window = next_run(some, now, UTC, partial(float, fraction))
         assert window == start + span
         assert start < nextrun <= window
         some = cron(interval=interval, random=True, nextrun=nextrun, window=window)

@@ -139,7 +139,7 @@ async def test_as_many_as_trigger_it_start_a_workflow(dev: World) -> None:
         await dev.close(process)
     roots = [(name, args, kwargs) for name, args, kwargs in seen if name != "child"]
     for name in ("root", "other"):
-        mine = sorted(args for node, args, _ in roots if node == name)
+        mine = sorted(args or [] for node, args, _ in roots if node == name)
         assert mine == [["a", "b", "c"], ["d", "e", "f"]]
     assert {str(kwargs) for _, _, kwargs in roots} == {"{}"}
     assert [args for name, args, _ in seen if name == "child"] == [["kept"]] * 2

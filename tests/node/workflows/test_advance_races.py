@@ -22,6 +22,7 @@ from node.etcd.watch import Batch, Event
 from node.handlers.processes import remove_by_state as remove_processes
 from node.handlers.workflows import RemoveGraphs
 from node.handlers.workflows import remove_by_state as remove_graphs
+from node.host.clock import Clock
 from node.host.config import HistoryConfig, Keep
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError
@@ -47,6 +48,7 @@ from node.store import keys
 from node.store import processes as store
 from node.timers.agenda import Index
 from tests.node.etcd.support import logged
+from tests.support.processes import enlist
 from tests.support.processes import retention as retention_of
 
 BEE = "b" * 64
@@ -173,10 +175,10 @@ class Bench:
         self.client = client
         self.trouble = Trouble(client)
         self.days = 0
-        self.one = Node.build(cast(EtcdClient, self.trouble), "dev", self.now)
-        self.other = Node.build(client, "dev", self.now)
+        self.one = Node.build(cast(EtcdClient, self.trouble), "dev", Clock(self.now))
+        self.other = Node.build(client, "dev", Clock(self.now))
         self.hooks = Sending()
-        self.one.processes.hooks = self.hooks
+        self.one.processes.attach(self.hooks)
 
     def now(self) -> int:
         return time.time_ns() + self.days * 86_400 * 10**9
@@ -580,8 +582,8 @@ async def test_a_colony_that_was_resumed_while_the_watch_was_away_hands_out_agai
     bench: Bench, nursery: trio.Nursery
 ) -> None:
     node, prefix = bench.one, keys.paused("")
-    handout = node.processes.handout
-    handout.present = lambda executor: executor
+    handout = node.handout
+    enlist(node, WORKER)
     paused = [Event(keys.paused(name), pack(True), 1) for name in ("dev", "lab")]
     take_in(node, prefix, Batch(True, paused, 1))
     pid = await bench.process()

@@ -44,7 +44,7 @@ class Party:
         await self.call("approveexecutormsg", self.owner, executorname=name)
         return self
 
-    async def call(self, payloadtype: str, key: PrivateKey | None = None, **fields: Any) -> Any:
+    async def call(self, payloadtype: str, key: PrivateKey | None = None, /, **fields: Any) -> Any:
         fields.setdefault("colonyname", self.colony)
         return await self.client.call(payloadtype, fields, key or self.user)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from federation.forward.machine import Forward, Move
 from federation.outbox import outcomes as results
 from federation.outbox.outcomes import Results
 from federation.transport.errors import TransportError
-from federation.wire.envelope import Refused, inspect
+from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Outcome, load
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
@@ -52,10 +53,9 @@ def second_outcome(patch: pytest.MonkeyPatch) -> None:
     close = Results._close
 
     async def again(self: Results, *args: Any) -> bool:
-        ledger = copy.copy(self.ledger)
-        ledger.processes = _Open(self.ledger.processes)  # type: ignore[assignment]
+        blind = cast(Processes, _Open(self.context.processes))
         bold = copy.copy(self)
-        bold.ledger = ledger
+        bold.context = replace(self.context, processes=blind)
         return await close(bold, *args)
 
     patch.setattr(Results, "_close", again)
@@ -142,7 +142,7 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
                 continue
             try:
                 await self.poll_once(link)
-            except (TransportError, EtcdError, RpcError, Refused):
+            except (TransportError, EtcdError, RpcError, Rejected):
                 await trio.sleep(1)
 
     patch.setattr(Results, "poll_forever", poll_forever)

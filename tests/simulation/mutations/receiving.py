@@ -22,7 +22,7 @@ from federation.service import server as gate
 from federation.service.extension import Attachment
 from federation.wire import envelope
 from federation.wire.card import Card
-from federation.wire.envelope import Kind, Opened, Refused, inspect, open_envelope
+from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
 from node.etcd.txn import Absent, Delete, Op, Put
 from node.model.codec import unpack
 
@@ -51,8 +51,8 @@ def any_kind(patch: pytest.MonkeyPatch) -> None:
         for kind in Kind:
             try:
                 return open_envelope(data, **checks | {"kind": kind})
-            except Refused as refused:
-                if refused.code not in ("wrong_kind", "bad_signature"):
+            except Rejected as rejected:
+                if rejected.code not in ("wrong_kind", "bad_signature"):
                     raise
         return open_envelope(data, **checks)
 
@@ -82,7 +82,7 @@ def anyones_trust(patch: pytest.MonkeyPatch) -> None:
         entry = peers.get(issuer)
         return entry.revision if entry else 0
 
-    patch.setattr(gate.Gate, "_demand_trust", lambda self, issuer, **_: None)
+    patch.setattr(gate.Server, "_demand_trust", lambda self, issuer, **_: None)
     patch.setattr(inbox, "trusted_revision", revision)
     patch.setattr(owing, "trusted_revision", revision)
 
@@ -103,7 +103,10 @@ def no_dedupe(patch: pytest.MonkeyPatch) -> None:
     async def taken(
         self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any, *more: Any
     ) -> Any:
-        if await self.client.get(self.keys.marker(opened.issuer, submit.pid)) is not None:
+        if (
+            await self.context.client.get(self.context.keys.marker(opened.issuer, submit.pid))
+            is not None
+        ):
             process.processid = hashlib.sha256(process.processid.encode()).hexdigest()
         return await take_in(self, opened, data, submit, process, *more)
 

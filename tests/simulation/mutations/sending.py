@@ -11,6 +11,7 @@ import pytest
 from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
 from federation.outbox.ledger import Entry, Ledger
+from federation.wire.refusals import Proof
 from node.etcd.txn import Delete, Op
 from node.processes.extension import Addition
 from node.processes.service import Processes
@@ -35,8 +36,11 @@ def unsigned_refusal(patch: pytest.MonkeyPatch) -> None:
     """A refusal counts as certain, whoever made it."""
     refused = outbox.refused
 
-    def certain(*args: Any, **kwargs: Any) -> Move:
-        return refused(*args, **kwargs | {"signed": True})
+    def certain(
+        forward: Forward, code: str, message: str, name: str, now: int, proof: Proof = Proof.NONE
+    ) -> Move:
+        signed = {Proof.NONE: Proof.SIGNED, Proof.CARRIED: Proof.SIGNED_CARRIED}
+        return refused(forward, code, message, name, now, signed.get(proof, proof))
 
     patch.setattr(outbox, "refused", certain)
 
@@ -46,8 +50,8 @@ def undoubting_block(patch: pytest.MonkeyPatch) -> None:
     blocked = outbox.blocked
 
     def unsent(forward: Forward, *args: Any) -> Move:
-        if forward.state != outbox.CANCELLING:
-            forward = msgspec.structs.replace(forward, state=outbox.QUEUED)
+        if forward.state != outbox.State.CANCELLING:
+            forward = msgspec.structs.replace(forward, state=outbox.State.QUEUED)
         return blocked(forward, *args)
 
     patch.setattr(outbox, "blocked", unsent)
@@ -92,7 +96,7 @@ def unsaved_sending(patch: pytest.MonkeyPatch) -> None:
     save = Ledger.save
 
     async def saved(self: Ledger, entry: Entry, forward: Forward, before: Forward) -> bool:
-        if forward.state == outbox.DOUBT and before.state == outbox.QUEUED:
+        if forward.state == outbox.State.DOUBT and before.state == outbox.State.QUEUED:
             entry.forward = forward
             return True
         return await save(self, entry, forward, before)
@@ -105,7 +109,7 @@ def overtaken_cancel(patch: pytest.MonkeyPatch) -> None:
     save = Ledger.save
 
     async def saved(self: Ledger, entry: Entry, forward: Forward, before: Forward) -> bool:
-        if forward.state in (outbox.DOUBT, outbox.QUEUED):
+        if forward.state in (outbox.State.DOUBT, outbox.State.QUEUED):
             before = entry.forward
         return await save(self, entry, forward, before)
 

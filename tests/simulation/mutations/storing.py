@@ -10,7 +10,7 @@ from federation.forward import machine as outbox
 from federation.forward.machine import Forward, Move
 from federation.outbox import resolve as resolving
 from node.etcd.txn import Absent, Txn
-from node.model.errors import conflict, missing
+from node.model.errors import Conflict, NotFound
 from node.model.types import Executor, Process, State
 from node.processes.assignment import HandOut
 from node.processes.queue import Entry as Waiting
@@ -55,7 +55,7 @@ def blind_hand_out(patch: pytest.MonkeyPatch) -> None:
             known = await self.processes.load(entry.colony, entry.processid)
             if known is None or known[0].state != State.WAITING:
                 return None
-            step = store.assign(*known, executor, self.processes.now())
+            step = store.assign(*known, executor, self.processes.clock.now())
             result = await self.processes.client.commit(step.txn)
             if result.succeeded:
                 self.processes.settle(step.process, result.revision)
@@ -71,9 +71,9 @@ def careless_removal(patch: pytest.MonkeyPatch) -> None:
     async def remove(self: Processes, colony: str, processid: str) -> None:
         found = await self.load(colony, processid)
         if found is None:
-            raise missing("it is gone")
+            raise NotFound("it is gone")
         if not (await self.client.commit(store.remove(*found))).succeeded:
-            raise conflict("it changed")
+            raise Conflict("it changed")
         self.forget(processid)
 
     patch.setattr(Processes, "remove", remove)
@@ -89,6 +89,6 @@ def endless_cancel(patch: pytest.MonkeyPatch) -> None:
     passed = outbox.deadline_passed
 
     def ever(forward: Forward, *args: Any) -> Move | None:
-        return None if forward.state == outbox.CANCELLING else passed(forward, *args)
+        return None if forward.state == outbox.State.CANCELLING else passed(forward, *args)
 
     patch.setattr(outbox, "deadline_passed", ever)

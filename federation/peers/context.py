@@ -1,0 +1,31 @@
+"""What nearly every part of federation works with: the home colony, its key, store and peers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from federation.peers.keys import Keys
+from federation.peers.registry import Peers
+from federation.wire.clock import SigningClock
+from federation.wire.signer import Sealer
+from node.etcd.client import EtcdClient
+from node.processes.service import Processes
+
+
+@dataclass(frozen=True)
+class Context:
+    """The colony `home` as one daemon serves it. `chance` spreads retries and choices."""
+
+    home: str
+    sealer: Sealer
+    client: EtcdClient
+    processes: Processes
+    peers: Peers
+    keys: Keys
+    chance: random.Random = field(default_factory=random.Random)
+
+    @property
+    def clock(self) -> SigningClock:
+        """The clock by which the colony signs."""
+        return self.sealer.clock
