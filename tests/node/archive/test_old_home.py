@@ -66,15 +66,15 @@ async def test_a_home_of_schema_1_is_read_and_changed(
             if call == "worker":
                 continue
             kind, _, state = call.partition(" ")
-            more = {
+            filters: dict[str, dict[str, Any]] = {
                 "getprocessesmsg": {"count": 100, "state": int(state or 0)},
                 "getprocessgraphsmsg": {"count": 100, "state": 0},
                 "getfunctionsmsg": {"executorname": "w"},
                 "getcronsmsg": {"count": 10},
                 "getgeneratorsmsg": {"count": 10},
                 "getfilesmsg": {"label": "/docs"},
-            }.get(kind, {})
-            ask = {"colonyname": "dev", "namespace": "dev", **more}
+            }
+            ask = {"colonyname": "dev", "namespace": "dev", **filters.get(kind, {})}
             found = await client.call(kind, ask, user)
             assert exact(found) == exact(told), call
         # Of two for a peer that is away, it had taken the first.
@@ -84,8 +84,8 @@ async def test_a_home_of_schema_1_is_read_and_changed(
         asked = [await client.call("getforwardmsg", {"processid": each}, user) for each in forwards]
         assert sorted(each["state"] for each in asked) == ["accepted", "queued"]
         # Change: the one with free data is handed out, and closed with the same.
-        ask = {"colonyname": "dev", "timeout": 5}
-        process = await client.call("assignprocessmsg", ask, worker)
+        poll = {"colonyname": "dev", "timeout": 5}
+        process = await client.call("assignprocessmsg", poll, worker)
         assert process["spec"]["label"] == "l"
         args = process["spec"]["args"]
         ended = {"processid": process["processid"], "out": args}
