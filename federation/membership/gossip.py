@@ -27,11 +27,10 @@ from federation.wire.envelope import Kind, Opened, Rejected, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load
 from federation.wire.refusals import Refusal
 from node.etcd.errors import EtcdError
-from node.etcd.txn import ModRevision, Put, Txn
 from node.host.log import get_logger
 from node.host.sync import Bell, Bells
-from node.model.codec import pack, unpack
 from node.model.errors import RpcError
+from node.store.update import update
 
 MOST = 64  # cards in one exchange
 _MOST_TRUSTED = 256  # that an introduction alone made trusted
@@ -147,20 +146,17 @@ class Introducer:
     async def _is_later(self, by: str, signer: str, seq: int) -> bool:
         """Whether a message has a higher number than all before, which is then remembered."""
         key, entry = self.context.keys.introducing(by), self.context.peers.get(by)
-        found = await self.context.client.get(key)
-        latest = unpack(found.value, Latest) if found else Latest()
-        if signer != latest.signer:
-            # Under another key numbers count anew, and there is no way back to the one before.
-            later = not latest.signer or (entry is not None and signer == entry.peer.wire)
-        else:
-            later = seq > latest.seq
-        if not later:
-            return False
-        unchanged = ModRevision(key, found.mod_revision if found else 0)
-        result = await self.context.client.commit(
-            Txn([unchanged], [Put(key, pack(Latest(signer, seq)))])
-        )
-        return result.succeeded  # else another daemon of ours took one in at this moment
+
+        def latest(known: Latest | None) -> Latest | None:
+            if known is None or signer == known.signer:
+                later = known is None or seq > known.seq
+            else:
+                # Under another key numbers count anew, with no way back to the one before.
+                later = not known.signer or (entry is not None and signer == entry.peer.wire)
+            return Latest(signer, seq) if later else None
+
+        taken, _ = await update(self.context.client, key, Latest, latest, what="the number")
+        return taken is not None
 
     async def take_in(self, by: str, said: Introductions) -> None:
         """Meet the colonies that a peer introduced, and forget those that it does no more."""

@@ -36,6 +36,7 @@ from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, Invalid, NotFound
+from node.store.update import Unmet, update
 
 __all__ = [
     "BLOCKED",
@@ -52,6 +53,7 @@ __all__ = [
 _MAX_STRANGERS = 64  # of each of seen and pending; the oldest makes room
 _MAX_LAN = 256  # trusted ones, after which `trust = "lan"` trusts no more
 _TRIES = 5
+_RECORD = "the peer's record"
 _SETTLING = 3.0  # seconds to find out what became of a block that got no answer
 
 log = get_logger("peers")
@@ -398,7 +400,7 @@ class Peers:
                 self._adopt(unpack(there[0].value, Peer), there[0].mod_revision, entry)
             else:
                 entry.revision = 0
-        raise Conflict("the peer's record changes too fast; try again")
+        raise Conflict(f"{_RECORD} changes too fast; try again")
 
     async def trust(self, peerid: str, policy: Policy | None = None, *, distance: int = 0) -> Known:
         """Let a colony whose card is known send work here. Raises NotFound or Conflict.
@@ -428,18 +430,13 @@ class Peers:
 
     async def _unblock(self, peerid: str, trusted: Callable[[Peer], Peer]) -> Known:
         """The only way back: the owner says so. The store must not restore the block."""
-        key = self.keys.peer(peerid)
-        for _ in range(_TRIES):
-            # The sweep of the block, or another daemon, may write at the same moment.
-            await self.reload(peerid)
-            entry = self.find(peerid)
-            peer = trusted(entry.peer)
-            txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(peer))])
-            result = await self.client.commit(txn)
-            if result.succeeded:
-                self._adopt(peer, result.revision)
-                return entry
-        raise Conflict("the peer's record changes too fast; try again")
+        entry, key = self.find(peerid), self.keys.peer(peerid)
+        # The sweep of the block, or another daemon, may write at the same moment.
+        peer, revision = await update(
+            self.client, key, Peer, lambda there: trusted(there or entry.peer), what=_RECORD
+        )
+        self._adopt(peer, revision)
+        return self.find(peerid)
 
     async def set_policy(self, peerid: str, policy: Policy | None) -> Known:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
@@ -465,39 +462,34 @@ class Peers:
         A blocked one stays blocked, False as well, unless the owner asks to `unblock`. Raises
         Conflict after too many races.
         """
-        root = self.roster.root(card.id)
-        key = self.keys.peer(root)
-        for _ in range(_TRIES):
-            found = await self.client.get(key)
-            there = unpack(found.value, Peer) if found else Peer(card.id)
+        key = self.keys.peer(self.roster.root(card.id))
+
+        def admitted(known: Peer | None) -> Peer | None:
+            there = known or Peer(card.id)
             if there.state == BLOCKED and not unblock:
-                await self.reload(card.id)
-                return False
+                return None
             newer = card.sequence > there.sequence
             peer = there.described(card, data) if newer else there
-            peer = msgspec.structs.replace(
+            return msgspec.structs.replace(
                 peer if there.state == TRUSTED else peer.renamed(),
                 state=TRUSTED,
                 policy=policy or there.policy,
                 ending=False,
                 distance=0,
             )
-            revision = found.mod_revision if found else 0
-            result = await self.client.commit(
-                Txn(
-                    [ModRevision(key, revision), *compare],
-                    [Put(key, pack(peer)), *ops],
-                    [Get(key)],
-                )
+
+        try:
+            peer, revision = await update(
+                self.client, key, Peer, admitted, what=_RECORD, compare=compare, ops=ops
             )
-            if result.succeeded:
-                self._adopt(peer, result.revision)
-                log.info("peer trusted", peer=card.id, called=peer.name)
-                return True
-            now = result.responses[0]
-            if (now[0].mod_revision if now else 0) == revision:
-                return False
-        raise Conflict("the peer's record changes too fast; try again")
+        except Unmet:
+            return False
+        if peer is None:
+            await self.reload(card.id)
+            return False
+        self._adopt(peer, revision)
+        log.info("peer trusted", peer=card.id, called=peer.name)
+        return True
 
     async def block(self, peerid: str) -> Known:
         """Refuse a colony from now on; the tombstone stays. Raises NotFound.

@@ -37,6 +37,7 @@ from node.model.types import Process
 from node.processes.service import Processes
 from node.store import blueprints as store
 from node.store.blueprints import Blueprint, Change, Definition, Draft, Metadata
+from node.store.update import update
 
 # Bytes of one answer about history; the newest changes that fit.
 _HISTORY_BYTES = 16 * 1024 * 1024
@@ -256,19 +257,19 @@ class Blueprints:
 
     async def set_status(self, colony: str, name: str, status: dict[str, Any]) -> None:
         """Replace the whole status. Raises Invalid for one that is too large, or NotFound."""
+
+        def changed(known: Blueprint | None) -> Blueprint:
+            if known is None:
+                raise _unknown(colony, name)
+            updated = max(self.now(), known.metadata.updatedat)
+            metadata = msgspec.structs.replace(known.metadata, updatedat=updated)
+            blueprint = msgspec.structs.replace(known, status=status, metadata=metadata)
+            check_size(blueprint, "status")
+            return blueprint
+
         async with self._turn(colony, name):
-            for _ in range(_TRIES):
-                known, revision = await self._load(colony, name)
-                updated = max(self.now(), known.metadata.updatedat)
-                blueprint = msgspec.structs.replace(
-                    known,
-                    status=status,
-                    metadata=msgspec.structs.replace(known.metadata, updatedat=updated),
-                )
-                check_size(blueprint, "status")
-                if await self._commit(store.write(blueprint, revision), ()):
-                    return
-        raise _too_fast(name)
+            key, what = store.blueprint(colony, name), f"name: {name[:80]!r}"
+            await update(self.client, key, Blueprint, changed, what=what, tries=_TRIES)
 
     async def reconcile(
         self, colony: str, name: str, initiator: Initiator, *, force: bool, processid: str

@@ -18,7 +18,7 @@ import trio
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, values
-from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Put, Txn
+from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Present, Put, Txn
 from node.files.blobs import Vault
 from node.files.tickets import Tickets
 from node.host.listening import Serving
@@ -30,6 +30,7 @@ from node.processes.quotas import Quotas
 from node.store import files as store
 from node.store import keys
 from node.store.files import File, Held, Holding, Known, Newest, Place, Snapshot
+from node.store.update import Unmet, update
 
 log = get_logger("files")
 
@@ -244,17 +245,17 @@ class Files:
         """Note that complete bytes are here for a colony, or renew their grace."""
         assert self.vault is not None
         key = store.holding(colony, checksum)
-        for _ in range(_TRIES):
-            self.vault.touch(checksum)
-            found = await self.client.get(key)
-            refs = unpack(found.value, Holding).refs if found else 0
-            where = socket.gethostname(), self.serving.port
-            value = Holding(size, self.vault.holder, *where, refs, self.now())
-            txn = store.hold(colony, checksum, value, found.mod_revision if found else 0)
-            if (await self.client.commit(txn)).succeeded:
-                return
-            await self._require_colony(colony)
-        raise Conflict("checksum: others upload the same bytes; try again")
+        holder, where = self.vault.holder, (socket.gethostname(), self.serving.port)
+        self.vault.touch(checksum)
+
+        def held(there: Holding | None) -> Holding:
+            return Holding(size, holder, *where, there.refs if there else 0, self.now())
+
+        hosted = [Present(keys.colony(colony))]
+        try:
+            await update(self.client, key, Holding, held, what="checksum", compare=hosted)
+        except Unmet:
+            raise NotFound(f"colony {colony} is not hosted here") from None
 
     async def holding(self, colony: str, checksum: str) -> Holding | None:
         """Who keeps these bytes for a colony, if somebody does."""

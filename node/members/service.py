@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace
-from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
+from node.etcd.txn import Absent, Delete, DeletePrefix, Get, Op, Put, Txn
 from node.model.codec import is_older, pack, unpack
 from node.model.errors import Conflict, Invalid, NotFound
 from node.model.ids import new_id, valid_name
@@ -22,11 +23,12 @@ from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, 
 from node.processes.quotas import Quotas
 from node.store import blueprints, crons, files, generators, keys
 from node.store.directory import Directory
+from node.store.update import update
+
+E = TypeVar("E", Executor, Executor | None)
 
 # Heartbeats reach the store at most this often, in ns: flash wears.
 _HEARTBEAT = 60 * SECOND
-# A heartbeat, a report or another daemon may write between a read and its write.
-_TRIES = 8
 # Classes of keys that go with their colony, beside its members and processes.
 _CLASSES = (
     "live/queue",
@@ -151,41 +153,39 @@ class Members:
             colony = f"colony {executor.colonyname!r}"
             self.quotas.require("colony_executors", colony, len(executors), "executors")
         executor.commissiontime = self.now()
-        key = keys.executor(executor.colonyname, executor.executorname)
-        for _ in range(_TRIES):
-            found = await self.client.get(key)
-            if found is None:
-                await self._create(key, executor, f"executor {executor.executorname}")
-                return executor
-            if unpack(found.value, Executor).state != ExecutorState.UNREGISTERED:
+
+        def added(there: Executor | None) -> Executor:
+            if there is not None and there.state != ExecutorState.UNREGISTERED:
                 raise Invalid(
                     f"executor {executor.executorname} exists already; remove it first, or set"
                     " rpc.reregister"
                 )
-            if await self._write(key, pack(executor), found.mod_revision):
-                return executor
-        raise Conflict(f"executor {executor.executorname} changes too fast; try again")
+            return executor
 
-    async def _write(self, key: str, data: bytes, revision: int) -> bool:
-        """Replace what was read at `revision`; False when somebody else did."""
-        result = await self.client.commit(Txn([ModRevision(key, revision)], [Put(key, data)]))
-        if result.succeeded:
-            self.directory.apply(key, data, result.revision)
-        return result.succeeded
+        await self._update(executor.colonyname, executor.executorname, added)
+        return executor
+
+    async def _update(self, colony: str, name: str, change: Callable[[Executor | None], E]) -> E:
+        """Write what `change` makes of an executor as stored, or nothing if that is None."""
+        key = keys.executor(colony, name)
+        executor, revision = await update(
+            self.client, key, Executor, change, what=f"executor {name}"
+        )
+        if executor is not None:
+            self.directory.apply(key, pack(executor), revision)
+        return executor
 
     async def change_executor(
         self, colony: str, name: str, change: Callable[[Executor], Executor]
     ) -> Executor:
         """Write what `change` makes of the executor as stored. Raises NotFound or Conflict."""
-        key = keys.executor(colony, name)
-        for _ in range(_TRIES):
-            found = await self.client.get(key)
-            if found is None:
+
+        def changed(there: Executor | None) -> Executor:
+            if there is None:
                 raise NotFound(f"executor {name} is not in colony {colony}")
-            executor = change(unpack(found.value, Executor))
-            if await self._write(key, pack(executor), found.mod_revision):
-                return executor
-        raise Conflict(f"executor {name} changes too fast; try again")
+            return change(there)
+
+        return await self._update(colony, name, changed)
 
     async def set_state(self, colony: str, name: str, state: ExecutorState) -> Executor:
         """Approve, reject or unregister; an unregistered executor must be added anew.
@@ -214,12 +214,11 @@ class Members:
         # One of the future was told by a clock that was ahead.
         if 0 <= now - executor.lastheardfromtime < _HEARTBEAT:
             return
-        key = keys.executor(*place)
-        found = await self.client.get(key)
-        if found is None:
-            return
-        fresh = msgspec.structs.replace(unpack(found.value, Executor), lastheardfromtime=now)
-        await self._write(key, pack(fresh), found.mod_revision)
+
+        def heard(there: Executor | None) -> Executor | None:
+            return there and msgspec.structs.replace(there, lastheardfromtime=now)
+
+        await self._update(*place, heard)
 
     async def add_function(self, function: Function) -> Function:
         """Register a function; the same name of the same executor keeps its id."""
@@ -267,7 +266,10 @@ class Members:
         if there.colonyid != colony.colonyid:
             raise Conflict(f"colony {colony.name} in this store belongs to another key")
         if is_older(found):
-            await self._claim(key, there)
+            # Each daemon reads it first: one of an earlier version then refuses to start, instead
+            # of failing at what it cannot read.
+            with suppress(EtcdNoSpace):  # at the next start
+                await update(self.client, key, Colony, lambda known: known, what="the colony")
         await self._found_or_put(keys.user(colony.name, user.name), pack(user))
         if executor is not None:
             executor.commissiontime = self.now()
@@ -282,18 +284,6 @@ class Members:
             return found.value
         result = await self.client.commit(Txn([Absent(key)], [Put(key, value)], [Get(key)]))
         return value if result.succeeded else result.responses[0][0].value
-
-    async def _claim(self, key: str, known: Colony) -> None:
-        """Write the colony in this version's schema: each daemon reads it first.
-
-        One of an earlier version then refuses to start, instead of failing at what it cannot read.
-        """
-        found = await self.client.get(key)
-        if found is None or unpack(found.value, Colony) != known:
-            return  # somebody else changed it, and so wrote it
-        txn = Txn([ModRevision(key, found.mod_revision)], [Put(key, pack(known))])
-        with suppress(EtcdNoSpace):  # at the next start
-            await self.client.commit(txn)
 
 
 def _check_id(identity: str, field_name: str) -> None:

@@ -271,13 +271,6 @@ def remove(
     return Txn(compare, ops)
 
 
-def hold(colony: str, checksum: str, value: Holding, revision: int) -> Txn:
-    """Note or renew that bytes are kept; `revision` is that of the holding read, 0 for none."""
-    key = holding(colony, checksum)
-    compare: list[Compare] = [Present(keys.colony(colony)), ModRevision(key, revision)]
-    return Txn(compare, [Put(key, pack(value))])
-
-
 def add_snapshot(value: Snapshot) -> Txn:
     """A new snapshot under a name that is free."""
     colony = value.colonyname

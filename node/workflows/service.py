@@ -30,6 +30,7 @@ from node.processes.spec import build_node
 from node.rpc.replay import look
 from node.store import graphs as store
 from node.store import keys
+from node.store.update import update
 from node.workflows.advance import BYTES, OPS, Resolution, size_of
 from node.workflows.children import TRIES, Children, too_fast
 
@@ -246,20 +247,18 @@ class Workflows:
     async def cancel(self, colony: str, graphid: str) -> None:
         """End every node that waits or runs. Raises Invalid when none does, or NotFound."""
         async with self.resolution.held(colony, graphid):
-            for _ in range(TRIES):
-                found = await self.client.get(keys.graph(colony, graphid))
-                if found is None:
+
+            def swept(graph: Graph | None) -> Graph:
+                if graph is None:
                     raise NotFound(f"processgraphid: no workflow {graphid[:80]!r}")
-                graph = unpack(found.value, Graph)
                 if sum(graph.ended.values()) >= graph.count:
                     raise Invalid(f"the workflow is already {graph.state.name.lower()}")
-                after = msgspec.structs.replace(graph, sweeping=int(State.CANCELLED))
-                step = keys.step(colony, graphid, keys.SWEEP)
-                ops = [*store.put_graph(after, graph), Put(step, pack([int(State.CANCELLED)]))]
-                if await self._commit(graph, found.mod_revision, ops):
-                    break
-            else:
-                raise too_fast(graphid)
+                return msgspec.structs.replace(graph, sweeping=int(State.CANCELLED))
+
+            step = Put(keys.step(colony, graphid, keys.SWEEP), pack([int(State.CANCELLED)]))
+            key, what = keys.graph(colony, graphid), f"processgraphid: workflow {graphid}"
+            _, revision = await update(self.client, key, Graph, swept, what=what, ops=[step])
+            self.resolution.stepped(colony, graphid, revision)
         await self.resolution.settle(colony, graphid, PATIENCE)
 
     async def remove(
