@@ -22,7 +22,7 @@ from typing import Any
 import trio
 
 from cli.core.client import Client
-from node.daemon.main import Settings, run
+from node.daemon.main import StartOptions, run
 from node.host.home import Home
 from node.host.keys import read_key
 from tests.support.colonies import world
@@ -77,7 +77,7 @@ async def submit(place: Path, ways: dict[str, dict[Way, None]]) -> None:
         "COLONYD_LOG__LEVEL": "error",
     }
     async with trio.open_nursery() as nursery:
-        await nursery.start(run, Settings(place, {"node.name": "dev"}, environ))
+        await nursery.start(run, StartOptions(place, {"node.name": "dev"}, environ))
         spec = {"funcname": "f", "conditions": {"colonyname": "dev", "executortype": "cli"}}
         async with Client(f"http://127.0.0.1:{port}") as client:
             with noting(ways):

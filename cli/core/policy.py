@@ -34,12 +34,12 @@ _FIELDS = (*_SIZES, "forward")
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    from node.host.config import Size
+    from node.host.config import ByteSize
 
     if value is None:
         return None
     try:
-        return int(Size.parse(int(value) if value.isdigit() else value))
+        return int(ByteSize.parse(int(value) if value.isdigit() else value))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -93,14 +93,14 @@ def wish(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Read a file of policy; sizes may be written as text. Raises Failure."""
-    from node.host.config import Size
+    from node.host.config import ByteSize
 
     try:
         text = path.read_text("utf-8")
         value = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
         for name in _SIZES:
             if isinstance(value.get(name), str):
-                value[name] = int(Size.parse(value[name]))
+                value[name] = int(ByteSize.parse(value[name]))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise Failure(

@@ -22,7 +22,7 @@ from federation.peers.policy import of_config
 from federation.service.main import Federation
 from federation.service.rpc import calls
 from federation.wire.clock import SigningClock
-from node.daemon.main import Joined, Settings, load, run
+from node.daemon.main import Joined, StartOptions, load, run
 from node.etcd.errors import EtcdError, StoreRefused
 from node.handlers.status import clock_calls
 from node.host.config import Config, ConfigError
@@ -30,7 +30,7 @@ from node.host.home import HomeError, HomeInfo, default_home
 from node.host.keys import IdentityError
 from node.host.log import configure_logging, get_logger
 from node.http.listeners import ListenError
-from node.model.codec import SchemaError
+from node.model.codec import SchemaVersionError
 from node.model.errors import RpcError
 from node.rpc.dispatch import Table
 from node.runtime.node import Node
@@ -58,7 +58,7 @@ async def federated(
         info.colony,
         node.client,
         node.processes,
-        node.handout,
+        node.assigner,
         config,
         Path(config.node.home),
         SigningClock(node.clock.now, trio.current_time),
@@ -90,9 +90,9 @@ def _federation_status(federation: Federation) -> dict[str, Any]:
         "federationport": federation.port,
         "peers": {state: states[state] for state in ("trusted", "pending", "seen", "blocked")},
         "messages": dict(federation.server.counters),
-        "progress": dict(federation.results.follower.counters),
-        "channels": dict(federation.talker.counters),
-        "files": dict(federation.depot.counters),
+        "progress": dict(federation.outcome_poller.update_consumer.counters),
+        "channels": dict(federation.channel_sender.counters),
+        "files": dict(federation.file_transfer.counters),
     }
 
 
@@ -100,7 +100,7 @@ def run_daemon(
     home: Path, overrides: Mapping[str, object], environ: Mapping[str, str] | None = None
 ) -> int:
     """Run the daemon until a signal; returns the exit code of the process."""
-    settings = Settings(home, overrides, os.environ if environ is None else environ)
+    settings = StartOptions(home, overrides, os.environ if environ is None else environ)
     try:
         config, _ = load(settings)
     except (ConfigError, HomeError, IdentityError) as error:
@@ -128,7 +128,7 @@ def _raise_file_limit() -> None:
 
 
 # What is about the store: it is not there, or not one that this version may use.
-_OF_STORE = (StoreRefused, SchemaError, EtcdError)
+_OF_STORE = (StoreRefused, SchemaVersionError, EtcdError)
 _KNOWN = (ConfigError, ListenError, HomeError, RpcError, OSError, *_OF_STORE)
 
 

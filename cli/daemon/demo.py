@@ -32,7 +32,7 @@ _STOP_SECONDS = 20.0
 
 
 @dataclass
-class _Colony:
+class _DemoColony:
     name: str
     home: Path
 
@@ -93,8 +93,8 @@ def _quiet(text: str) -> None:
 
 
 async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, Any]:
-    workshop = _Colony("workshop", base / "workshop")
-    foundry = _Colony("foundry", base / "foundry")
+    workshop = _DemoColony("workshop", base / "workshop")
+    foundry = _DemoColony("foundry", base / "foundry")
     began = trio.current_time()
     say("1. Two colonies start, each with its own key and its own etcd.")
     processes: list[subprocess.Popen[bytes]] = []
@@ -174,7 +174,7 @@ def _spec() -> dict[str, Any]:
     return {"spec": spec}
 
 
-def _start(colony: _Colony, program: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+def _start(colony: _DemoColony, program: str, arguments: list[str]) -> subprocess.Popen[bytes]:
     colony.home.mkdir(mode=0o700, exist_ok=True)
     module = {"colonyd": "cli.daemon.colonyd", "colony": "cli.main"}[program]
     with (colony.home / "log").open("ab") as log:
@@ -212,7 +212,7 @@ async def _until(ask: Callable[[], Awaitable[dict[str, Any] | None]]) -> dict[st
 
 
 def _up(
-    colony: _Colony, processes: list[subprocess.Popen[bytes]]
+    colony: _DemoColony, processes: list[subprocess.Popen[bytes]]
 ) -> Callable[[], Awaitable[dict[str, Any] | None]]:
     async def ask() -> dict[str, Any] | None:
         if any(process.poll() is not None for process in processes):
@@ -224,7 +224,7 @@ def _up(
 
 
 def _peer(
-    client: Client, colony: _Colony, peer: str, state: str
+    client: Client, colony: _DemoColony, peer: str, state: str
 ) -> Callable[[], Awaitable[dict[str, Any] | None]]:
     async def ask() -> dict[str, Any] | None:
         peers = await client.call("getpeersmsg", {}, colony.owner)
@@ -234,7 +234,7 @@ def _peer(
 
 
 def _closed(
-    client: Client, colony: _Colony, processid: str
+    client: Client, colony: _DemoColony, processid: str
 ) -> Callable[[], Awaitable[dict[str, Any] | None]]:
     async def ask() -> dict[str, Any] | None:
         process: dict[str, Any] = await client.call(
@@ -245,7 +245,7 @@ def _closed(
     return ask
 
 
-def _keep_text(base: Path, workshop: _Colony, foundry: _Colony, pids: list[int]) -> str:
+def _keep_text(base: Path, workshop: _DemoColony, foundry: _DemoColony, pids: list[int]) -> str:
     return f"""
 Both daemons and the worker are still up. To try more:
   export COLONYD_HOME={workshop.home}

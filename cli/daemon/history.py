@@ -211,9 +211,9 @@ def _forward(record: dict[str, Any]) -> list[tuple[str, object]]:
     told = record.get("forward")
     if not told:
         return []
-    from federation.outbox.evidence import Verdict, asked, check
+    from federation.outbox.evidence import OutcomeVerdict, asked, check
 
-    def signed(verdict: Verdict) -> str:
+    def signed(verdict: OutcomeVerdict) -> str:
         held = f"NOT VALID: {verdict.problem}" if verdict.problem else "valid"
         return f"signed by {f'{verdict.name} {short(verdict.issuer)}'.strip()}, {held}"
 

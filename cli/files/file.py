@@ -16,11 +16,11 @@ from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.core.output import print_done, print_json, print_rows, print_table, print_value, when
 from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line, print_note
-from cli.files.session import Depot, address, checked_item, depot
+from cli.files.session import FileSession, address, checked_item, file_session
 from cli.files.snapshot import snapshot
 
 if TYPE_CHECKING:
-    from cli.files.syncplan import Item, Plan, Scan
+    from cli.files.syncplan import DirectoryScan, FileKey, SyncPlan
 
 file = colony_group(
     "file",
@@ -62,7 +62,7 @@ def put(session: Session, path: Path, label: str, name: str | None) -> None:
     async def work() -> dict[str, Any]:
         import trio
 
-        async with depot(session) as ours:
+        async with file_session(session) as ours:
             content = await trio.to_thread.run_sync(digest, path)
             with meter(item.name, content.size) as progress:
                 return await ours.put(path, item, content, progress)
@@ -85,7 +85,7 @@ def get(session: Session, target: str, to: Path, force: bool) -> None:
     from cli.files.transfer import meter
 
     async def work() -> tuple[dict[str, Any], Path]:
-        async with depot(session) as ours:
+        async with file_session(session) as ours:
             version = await ours.newest(target)
             item = checked_item(version["label"], version["name"])
             path = _target(to, item.name, force)
@@ -174,7 +174,7 @@ def rm(session: Session, target: str) -> None:
     fields = {"colonyname": session.colony(), **address(target)}
 
     async def work() -> None:
-        async with depot(session) as ours:
+        async with file_session(session) as ours:
             await ours.newest(target)  # 404 for what is not there: the removal itself is silent
             await ours.call("removefilemsg", fields)
 
@@ -209,7 +209,7 @@ def sync(session: Session, directory: Path, label: str | None, keep: str | None,
         raise Failure(f"{directory}: not a directory", code=USAGE)
 
     async def work() -> dict[str, Any]:
-        async with depot(session) as ours:
+        async with file_session(session) as ours:
             local, remote = await _compare(ours, directory, root)
             checksums = {item: content.checksum for item, content in local.files.items()}
             made = plan(checksums, {i: str(row["checksum"]) for i, row in remote.items()}, keep)
@@ -249,7 +249,7 @@ def sync(session: Session, directory: Path, label: str | None, keep: str | None,
 _CLASH = "move away what is in the way here, or `colony file rm` it in the colony"
 
 
-def _refuse_conflicts(made: Plan, root: str, keep: str | None) -> None:
+def _refuse_conflicts(made: SyncPlan, root: str, keep: str | None) -> None:
     """Raise Failure, with names, for what the user has to decide first."""
     if made.conflicts:
         listed = ", ".join(item.below(root) for item in made.conflicts[:5])
@@ -266,15 +266,15 @@ def _refuse_conflicts(made: Plan, root: str, keep: str | None) -> None:
 
 
 async def _compare(
-    ours: Depot, directory: Path, root: str
-) -> tuple[Scan, dict[Item, dict[str, Any]]]:
+    ours: FileSession, directory: Path, root: str
+) -> tuple[DirectoryScan, dict[FileKey, dict[str, Any]]]:
     """What a directory and the colony have under a label."""
     import trio
 
     from cli.files.syncplan import scan
 
     local = await trio.to_thread.run_sync(scan, directory, root)
-    remote: dict[Item, dict[str, Any]] = {}
+    remote: dict[FileKey, dict[str, Any]] = {}
     for label in await ours.call("getfilelabelsmsg", {"name": root, "exact": True}) or []:
         rows = await ours.call("getfilesmsg", {"label": label["name"]})
         for row in rows:
@@ -283,7 +283,9 @@ async def _compare(
     return local, remote
 
 
-async def _carry_out(ours: Depot, directory: Path, root: str, made: Plan, local: Scan) -> None:
+async def _carry_out(
+    ours: FileSession, directory: Path, root: str, made: SyncPlan, local: DirectoryScan
+) -> None:
     from cli.files.transfer import meter
 
     total = sum(local.files[item].size for item in made.upload)
@@ -291,7 +293,7 @@ async def _carry_out(ours: Depot, directory: Path, root: str, made: Plan, local:
         for item in made.upload:
             await ours.put(directory / item.below(root), item, local.files[item], progress)
 
-    async def newest(item: Item) -> dict[str, Any]:
+    async def newest(item: FileKey) -> dict[str, Any]:
         return await ours.newest(f"{item.label.rstrip('/')}/{item.name}")
 
     await ours.carry_out(directory, root, made, local, newest)

@@ -17,8 +17,8 @@ import httpx
 import trio
 
 from cli.core.errors import NOT_FOUND, USAGE, Failure
-from cli.files.transfer import Content, Meter
-from node.http.client import Reply, ask, http_client
+from cli.files.transfer import FileDigest, Meter
+from node.http.client import HttpReply, ask, http_client
 
 _CHUNK = 1 << 20
 _ANSWER = 1 << 20  # bytes of an answer that is no file
@@ -87,7 +87,7 @@ class S3Store:
         url: str,
         headers: Mapping[str, str] | None = None,
         content: AsyncIterator[bytes] | bytes | None = None,
-    ) -> Reply:
+    ) -> HttpReply:
         signed = self._sign(method, url) | dict(headers or {})
         return await ask(self._http, method, url, limit=_ANSWER, headers=signed, content=content)
 
@@ -101,7 +101,7 @@ class S3Store:
         _require(answer, f"bucket {self._settings.bucket}")
         self._ready = True
 
-    async def put(self, path: Path, content: Content, meter: Meter) -> dict[str, Any]:
+    async def put(self, path: Path, content: FileDigest, meter: Meter) -> dict[str, Any]:
         """Upload a file under a fresh random name. Raises Failure."""
         if content.size > MOST:
             raise Failure(f"{path}: over the 5 GiB that one upload to S3 may have")
@@ -210,7 +210,7 @@ class _Body:
                 self._meter(len(chunk))
 
 
-def _require(answer: httpx.Response | Reply, what: str) -> None:
+def _require(answer: httpx.Response | HttpReply, what: str) -> None:
     if answer.status_code < 300:
         return
     reason = {403: "the server refuses these keys", 404: "not there"}.get(

@@ -17,15 +17,15 @@ from cli.core.session import Session
 
 if TYPE_CHECKING:
     from cli.core.client import Client
-    from cli.files.syncplan import Item, Plan, Scan
-    from cli.files.transfer import Content, Meter, Store
+    from cli.files.syncplan import DirectoryScan, FileKey, SyncPlan
+    from cli.files.transfer import FileDigest, Meter, Store
     from node.host.keys import PrivateKey
 
 _ID = 64
 
 
 @dataclass
-class Depot:
+class FileSession:
     """Calls about files and the places of their bytes, for one run of a command."""
 
     session: Session
@@ -59,7 +59,7 @@ class Depot:
         return self.s3
 
     async def put(
-        self, path: Path, item: Item, content: Content, progress: Meter
+        self, path: Path, item: FileKey, content: FileDigest, progress: Meter
     ) -> dict[str, Any]:
         """Upload a file and add it as the newest version."""
         store = self.s3 or self.daemon
@@ -95,12 +95,12 @@ class Depot:
         self,
         directory: Path,
         root: str,
-        made: Plan,
-        local: Scan,
-        version: Callable[[Item], Awaitable[dict[str, Any]]],
+        made: SyncPlan,
+        local: DirectoryScan,
+        version: Callable[[FileKey], Awaitable[dict[str, Any]]],
     ) -> None:
         """Do what a plan says about downloads; who loses a place meanwhile joins its clashes."""
-        from cli.files.transfer import Taken, digest, meter
+        from cli.files.transfer import TargetExists, digest, meter
 
         def unchanged(path: Path) -> bool:
             # Changed since it was compared: that was not in the plan.
@@ -114,12 +114,12 @@ class Depot:
                 prepare(directory, path)
                 with meter(item.name, int(found["size"])) as progress:
                     await self.get(found, path, progress, unchanged)
-            except (Taken, FileExistsError, NotADirectoryError) as error:
+            except (TargetExists, FileExistsError, NotADirectoryError) as error:
                 made.clashes[item] = str(error)
 
 
 @asynccontextmanager
-async def depot(session: Session) -> AsyncIterator[Depot]:
+async def file_session(session: Session) -> AsyncIterator[FileSession]:
     """Open what file commands need. Raises Failure when the S3 settings are incomplete."""
     from contextlib import AsyncExitStack
 
@@ -132,7 +132,7 @@ async def depot(session: Session) -> AsyncIterator[Depot]:
         client = await stack.enter_async_context(session.client())
         daemon = await stack.enter_async_context(DaemonStore(client, colony, key))
         s3 = await stack.enter_async_context(S3Store(settings)) if settings else None
-        yield Depot(session, client, colony, key, daemon, s3)
+        yield FileSession(session, client, colony, key, daemon, s3)
 
 
 def address(target: str) -> dict[str, str]:
@@ -145,14 +145,14 @@ def address(target: str) -> dict[str, str]:
     return {"label": label or "/", "name": name}
 
 
-def checked_item(label: str, name: str) -> Item:
+def checked_item(label: str, name: str) -> FileKey:
     """Label and name in their one spelling. Raises Failure (usage)."""
-    from cli.files.syncplan import Item
+    from cli.files.syncplan import FileKey
     from node.files.labels import check_name, normalise_label
     from node.model.errors import RpcError
 
     try:
-        return Item(normalise_label(label, "--label"), check_name(name, "--name"))
+        return FileKey(normalise_label(label, "--label"), check_name(name, "--name"))
     except RpcError as error:
         raise Failure(error.message, code=USAGE) from None
 

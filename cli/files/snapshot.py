@@ -80,8 +80,8 @@ def info(session: Session, name: str) -> None:
 @click.option("--force", is_flag=True, help="Replace files there that differ.")
 def download(session: Session, name: str, to: Path, force: bool) -> None:
     """Write the files of a snapshot to a directory; what is there with the same bytes stays."""
-    from cli.files.session import checked_item, depot
-    from cli.files.syncplan import Item, plan, scan, settle
+    from cli.files.session import checked_item, file_session
+    from cli.files.syncplan import FileKey, plan, scan, settle
 
     if to.exists() and not to.is_dir():
         raise Failure(f"{to}: not a directory", code=USAGE)
@@ -92,9 +92,9 @@ def download(session: Session, name: str, to: Path, force: bool) -> None:
 
         from node.model.errors import NotFound
 
-        versions: dict[Item, dict[str, Any]] = {}
+        versions: dict[FileKey, dict[str, Any]] = {}
         lost = []
-        async with depot(session) as ours:
+        async with file_session(session) as ours:
             found = await ours.call("getsnapshotmsg", fields)
             for fileid in found["fileids"]:
                 try:
@@ -119,7 +119,7 @@ def download(session: Session, name: str, to: Path, force: bool) -> None:
                     " nothing was changed",
                 )
 
-            async def version_of(item: Item) -> dict[str, Any]:
+            async def version_of(item: FileKey) -> dict[str, Any]:
                 return versions[item]
 
             await ours.carry_out(to, label, made, local, version_of)

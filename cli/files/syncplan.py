@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cli.files.transfer import Content, digest, is_partial
+from cli.files.transfer import FileDigest, digest, is_partial
 from node.files.labels import check_name, normalise_label
 from node.model.errors import RpcError
 
@@ -20,7 +20,7 @@ MARKER = ".cfs"
 
 
 @dataclass(frozen=True, order=True)
-class Item:
+class FileKey:
     """One file, by its label and name."""
 
     label: str
@@ -33,39 +33,39 @@ class Item:
 
 
 @dataclass
-class Scan:
+class DirectoryScan:
     """What a directory holds; `skipped` are paths that no label and name can stand for.
 
     `others` has all that is there beside `files`: its path below the directory, and what it is.
     """
 
-    files: dict[Item, Content] = field(default_factory=dict)
+    files: dict[FileKey, FileDigest] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     others: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class Plan:
+class SyncPlan:
     """What is to be done; conflicts are in one of the first three once a side is chosen.
 
     Only what `replace` names takes the place of a local file. `clashes` are files of the colony
     that have no place of their own in the directory, and why.
     """
 
-    upload: list[Item] = field(default_factory=list)
-    download: list[Item] = field(default_factory=list)
-    replace: list[Item] = field(default_factory=list)
-    clashes: dict[Item, str] = field(default_factory=dict)
-    conflicts: list[Item] = field(default_factory=list)
+    upload: list[FileKey] = field(default_factory=list)
+    download: list[FileKey] = field(default_factory=list)
+    replace: list[FileKey] = field(default_factory=list)
+    clashes: dict[FileKey, str] = field(default_factory=dict)
+    conflicts: list[FileKey] = field(default_factory=list)
     same: int = 0
 
 
-def plan(local: Mapping[Item, str], remote: Mapping[Item, str], keep: str | None) -> Plan:
+def plan(local: Mapping[FileKey, str], remote: Mapping[FileKey, str], keep: str | None) -> SyncPlan:
     """Compare checksums; `keep` is "local", "remote" or None to leave conflicts standing.
 
     Nothing is ever deleted: what one side lacks, it gets.
     """
-    made = Plan()
+    made = SyncPlan()
     for item in sorted(local.keys() | remote.keys()):
         here, there = local.get(item), remote.get(item)
         if here == there:
@@ -81,7 +81,7 @@ def plan(local: Mapping[Item, str], remote: Mapping[Item, str], keep: str | None
     return made
 
 
-def settle(made: Plan, found: Scan, root: str) -> None:
+def settle(made: SyncPlan, found: DirectoryScan, root: str) -> None:
     """Move each download that has no place of its own from `download` to `clashes`, with why."""
     wanted = {item.below(root): item for item in made.download}
     here = found.others | {item.below(root): "file" for item in found.files}
@@ -110,12 +110,12 @@ def _in_the_way(
     return ""
 
 
-def scan(directory: Path, label: str) -> Scan:
+def scan(directory: Path, label: str) -> DirectoryScan:
     """Hash the files of a directory tree, none if it is not there. Links are not followed.
 
     Raises OSError.
     """
-    found = Scan()
+    found = DirectoryScan()
     if not directory.exists():
         return found
 
@@ -139,7 +139,7 @@ def scan(directory: Path, label: str) -> Scan:
             if is_partial(name) or (below == "." and name == MARKER):
                 continue
             try:
-                item = Item(normalise_label(inner, "label"), check_name(name, "name"))
+                item = FileKey(normalise_label(inner, "label"), check_name(name, "name"))
             except RpcError:
                 found.skipped.append(str(path))
                 continue

@@ -43,7 +43,7 @@ Meter = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Content:
+class FileDigest:
     """What a file on this machine holds: SHA-256 in hex and size in bytes."""
 
     checksum: str
@@ -53,21 +53,21 @@ class Content:
 class Store(Protocol):
     """A place for bytes."""
 
-    async def put(self, path: Path, content: Content, meter: Meter) -> dict[str, Any]:
+    async def put(self, path: Path, content: FileDigest, meter: Meter) -> dict[str, Any]:
         """Upload and return the file's `ref`."""
 
     def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:
         """The bytes of a version of a file from `offset` on."""
 
 
-def digest(path: Path) -> Content:
+def digest(path: Path) -> FileDigest:
     """Hash a file. Raises OSError."""
     hashed, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             hashed.update(chunk)
             size += len(chunk)
-    return Content(hashed.hexdigest(), size)
+    return FileDigest(hashed.hexdigest(), size)
 
 
 @contextmanager
@@ -106,7 +106,7 @@ async def fetch(
     """Write a version of a file to `target`, which appears only when whole and checked.
 
     What is at `target` by then stays, unless `may_replace` says otherwise. A connection that
-    breaks is taken up where it broke. Raises Taken, another Failure, or RpcError.
+    breaks is taken up where it broke. Raises TargetExists, another Failure, or RpcError.
     """
     partial = target.with_name(f".colonyd-{secrets.token_hex(4)}.part")
     hashed, size, idle = hashlib.sha256(), int(file["size"]), 0
@@ -144,19 +144,19 @@ async def fetch(
         partial.unlink(missing_ok=True)
 
 
-class Taken(Failure):
+class TargetExists(Failure):
     """Something is at the place of a download, and stays."""
 
 
 def _publish(partial: Path, target: Path, may_replace: Callable[[Path], bool]) -> None:
-    """Give a complete download its name. Raises Taken or OSError."""
+    """Give a complete download its name. Raises TargetExists or OSError."""
     if os.path.lexists(target) and may_replace(target):
         os.replace(partial, target)
         return
     try:
         publish(partial, target)
     except FileExistsError:
-        raise Taken(
+        raise TargetExists(
             f"{target}: something of this name, in upper or lower case, is there; it stays",
             next_step="move it away, or choose another place",
         ) from None
@@ -179,7 +179,7 @@ class DaemonStore:
     async def __aexit__(self, *error: Any) -> None:
         await self._http.__aexit__(*error)
 
-    async def _ticket(self, method: str, content: Content) -> dict[str, Any]:
+    async def _ticket(self, method: str, content: FileDigest) -> dict[str, Any]:
         fields = {
             "colonyname": self._colony,
             "method": method,
@@ -194,7 +194,7 @@ class DaemonStore:
             raise Failure(f"the server names no path of its own: {str(ticket['url'])[:80]!r}")
         return ticket
 
-    async def put(self, path: Path, content: Content, meter: Meter) -> dict[str, Any]:
+    async def put(self, path: Path, content: FileDigest, meter: Meter) -> dict[str, Any]:
         """Upload what the daemon lacks of a file. Raises Failure, RpcError, Unreachable."""
         ticket = await self._ticket("PUT", content)
         done = ticket["offset"]
@@ -220,7 +220,7 @@ class DaemonStore:
         return {"protocol": "colonyd", "s3object": {"object": content.checksum}}
 
     async def _put_part(
-        self, ticket: dict[str, Any], file: Any, offset: int, content: Content
+        self, ticket: dict[str, Any], file: Any, offset: int, content: FileDigest
     ) -> tuple[int, bool]:
         """Send one part: the offset reached, and whether that was all."""
         size = content.size
@@ -255,7 +255,7 @@ class DaemonStore:
 
     async def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:
         """The bytes of a version from `offset` on. Raises RpcError, httpx.TransportError."""
-        content = Content(file["checksum"], int(file["size"]))
+        content = FileDigest(file["checksum"], int(file["size"]))
         ticket = await self._ticket("GET", content)
         headers = {"range": f"bytes={offset}-"} if offset else {}
         url = self._client.url + ticket["url"]

@@ -153,7 +153,7 @@ def check_config(session: Session) -> Check:
 
 def check_peer_settings(session: Session) -> Iterator[Check]:
     """Whether the addresses under [[peers]] can be those of other colonies."""
-    from federation.peers.reachability import wrong_peers
+    from federation.peers.unreachable import wrong_peers
 
     with suppress(Failure):  # reported by check_config
         for url, why in wrong_peers(session.config()).items():

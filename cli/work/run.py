@@ -74,7 +74,7 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
             submitted.append(process["processid"])
             if not wait:
                 return process
-            logs = Follower(client, process)
+            logs = LogFollower(client, process)
             async with trio.open_nursery() as nursery:
                 if follow:
                     nursery.start_soon(logs.run)
@@ -105,7 +105,7 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
         finish(explain_end(process))
 
 
-class Follower:
+class LogFollower:
     """Prints on stderr what is logged about a process, each line once."""
 
     def __init__(self, client: Signed, process: dict[str, Any]) -> None:

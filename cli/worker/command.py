@@ -67,7 +67,7 @@ def worker(
     logs -f`), and lines written to $COLONYD_PROGRESS as progress: echo 40% > $COLONYD_PROGRESS. On
     SIGTERM the commands in hand are finished, for --grace seconds.
     """
-    from cli.worker.engine import Settings, Worker
+    from cli.worker.engine import Worker, WorkerSettings
     from cli.worker.subprocess import open_guard
     from node.host.home import Home
     from node.model.names import in_file
@@ -84,7 +84,7 @@ def worker(
         results = home.path / "results" / in_file(name)
         results.mkdir(mode=0o700, parents=True, exist_ok=True)
         environ = command_environment(session.environ, env)
-        settings = Settings(colony, name, kind, functions, slots, results, approve, environ)
+        settings = WorkerSettings(colony, name, kind, functions, slots, results, approve, environ)
 
         async def work() -> None:
             stop = trio.Event()

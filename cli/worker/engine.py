@@ -26,8 +26,8 @@ from cli.core.client import Client, RpcError, Unreachable
 from cli.core.errors import DENIED, Failure
 from cli.core.lookup import newest
 from cli.core.output import parse_time
-from cli.worker.livelog import Feed, relay
-from cli.worker.subprocess import Ending, Guard, Hearing, run_command
+from cli.worker.livelog import LiveLog, relay
+from cli.worker.subprocess import CommandResult, OutputSink, Reaper, run_command
 from node.model.errors import Conflict, Denied, Invalid, NotFound, TimedOut, TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ Report = Callable[[str, Mapping[str, object]], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class WorkerSettings:
     """What a worker is: its name and type, its functions (name → shell command), its slots."""
 
     colony: str
@@ -69,12 +69,12 @@ class Worker:
     """One executor. `owner` gives the colony's key, asked for only when it must sign."""
 
     client: Client
-    settings: Settings
+    settings: WorkerSettings
     key: PrivateKey
     owner: Callable[[], PrivateKey]
     report: Report
     stop: trio.Event
-    guard: Guard | None = None
+    guard: Reaper | None = None
     _active: set[str] = field(default_factory=set)
     _registering: trio.Lock = field(default_factory=trio.Lock)
 
@@ -200,13 +200,13 @@ class Worker:
                 self._set_aside(path, "no regular file")  # reading a FIFO might never end
                 continue
             try:
-                kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+                kept = msgspec.json.decode(path.read_bytes(), type=_SavedResult)
             except (OSError, msgspec.MsgspecError) as error:
                 self._set_aside(path, str(error))
                 continue
-            await self._close(path.stem, Ending(kept.out, kept.errors), None)
+            await self._close(path.stem, CommandResult(kept.out, kept.errors), None)
         for process in await self._assigned():
-            await self._close(process["processid"], Ending([], [_STOPPED]), None)
+            await self._close(process["processid"], CommandResult([], [_STOPPED]), None)
 
     async def _assigned(self) -> list[dict[str, Any]]:
         """Running processes that are assigned to this executor but that it doesn't know of."""
@@ -313,7 +313,7 @@ class Worker:
             if command is None:
                 known = ", ".join(sorted(self.settings.functions))
                 text = f"executor {self.settings.name} has no function {name!r}; it has: {known}"
-                ending: Ending | None = Ending([], [text])
+                ending: CommandResult | None = CommandResult([], [text])
             else:
                 ending = await self._command(command, process)
             took = round(trio.current_time() - began, 3)
@@ -332,7 +332,7 @@ class Worker:
         finally:
             self._active.discard(processid)
 
-    async def _command(self, command: str, process: dict[str, Any]) -> Ending | None:
+    async def _command(self, command: str, process: dict[str, Any]) -> CommandResult | None:
         """Run the command; None when the process was cancelled or given to another meanwhile."""
         spec = process["spec"]
         # Not the spec's own `env`: whoever submits must not set PATH or LD_PRELOAD here.
@@ -342,14 +342,14 @@ class Worker:
             "COLONYD_FUNCTION": spec["funcname"],
             "COLONYD_KWARGS": json.dumps(spec.get("kwargs") or {}),
         }
-        ending: Ending | None = None
+        ending: CommandResult | None = None
         left = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, process["processid"], nursery.cancel_scope)
-                feed = Feed()
+                feed = LiveLog()
                 nursery.start_soon(relay, feed, partial(self._log, process["processid"]))
-                hearing = Hearing(feed.stderr, feed.progress)
+                hearing = OutputSink(feed.stderr, feed.progress)
                 ending = await run_command(
                     command, spec.get("args") or [], environ, hearing=hearing, guard=self.guard
                 )
@@ -382,7 +382,7 @@ class Worker:
         """The grace is over: close the process before leaving, so that nobody waits for it."""
         with trio.move_on_after(_LAST_WORDS, shield=True):
             try:
-                await self._close_once(processid, Ending([], [_STOPPED]))
+                await self._close_once(processid, CommandResult([], [_STOPPED]))
             except Unreachable as error:
                 self.report("unreachable", {"processid": processid, "error": str(error)})
 
@@ -407,7 +407,7 @@ class Worker:
     def _path(self, processid: str) -> Path:
         return self.settings.results / f"{processid}.json"
 
-    def _keep(self, processid: str, ending: Ending) -> None:
+    def _keep(self, processid: str, ending: CommandResult) -> None:
         """Write a result down, durably, before it is offered: a crash must not lose it.
 
         On a disk that takes nothing more it is offered from memory alone.
@@ -416,7 +416,7 @@ class Worker:
         part = path.with_suffix(".part")
         try:
             with part.open("wb") as file:
-                file.write(msgspec.json.encode(_Kept(ending.out, ending.errors)))
+                file.write(msgspec.json.encode(_SavedResult(ending.out, ending.errors)))
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
@@ -436,7 +436,9 @@ class Worker:
             why = f"{why}; {error}"
         self.report("set aside", {"file": str(aside), "error": why})
 
-    async def _close(self, processid: str, ending: Ending, deadline: float | None) -> Ending | None:
+    async def _close(
+        self, processid: str, ending: CommandResult, deadline: float | None
+    ) -> CommandResult | None:
         """Close with back-off until acknowledged or refused, or (Unix s) past the deadline.
 
         Returns what the colony has acknowledged, None for nothing. A result that is given up stays
@@ -454,7 +456,7 @@ class Worker:
                 await trio.sleep(pause * random.uniform(0.7, 1.3))
                 pause = min(pause * 2, _RETRY_MOST)
 
-    async def _close_once(self, processid: str, ending: Ending) -> Ending | None:
+    async def _close_once(self, processid: str, ending: CommandResult) -> CommandResult | None:
         """Return what was acknowledged, or None when the result is not wanted any more."""
         fields: dict[str, Any] = {"processid": processid}
         kind = "closesuccessfulmsg" if ending.ok else "closefailedmsg"
@@ -470,7 +472,7 @@ class Worker:
                 return None
             if isinstance(error, Invalid | TooLarge) and ending.ok:
                 reason = f"the colony refused the output: {error.message}"
-                return await self._close_once(processid, Ending([], [reason]))
+                return await self._close_once(processid, CommandResult([], [reason]))
             if isinstance(error, Invalid | TooLarge):
                 self._set_aside(self._path(processid), error.message)
                 return None
@@ -481,7 +483,7 @@ class Worker:
         return ending
 
 
-class _Kept(msgspec.Struct):
+class _SavedResult(msgspec.Struct):
     """A result in its file."""
 
     out: list[Any]

@@ -1,6 +1,6 @@
 """What a running command tells: lines of stderr and progress, gathered into bounded log messages.
 
-`Feed` is values only; `relay` sends what it gives. Running the command is in
+`LiveLog` is values only; `relay` sends what it gives. Running the command is in
 `cli.worker.subprocess`.
 """
 
@@ -16,7 +16,7 @@ MOST_PROCESS = 1_000_000  # bytes of all messages of one process: flash and hist
 _EVERY = 1.0  # seconds between two messages
 
 
-class Feed:
+class LiveLog:
     """Lines and progress that were not sent yet. All sizes are in bytes."""
 
     def __init__(self, most_message: int = MOST_MESSAGE, most_process: int = MOST_PROCESS) -> None:
@@ -74,7 +74,7 @@ class Feed:
         return message
 
 
-async def relay(feed: Feed, send: Callable[[str], Awaitable[bool]]) -> None:
+async def relay(feed: LiveLog, send: Callable[[str], Awaitable[bool]]) -> None:
     """Send messages until cancelled, one a second, or until `send` returns False."""
     while True:
         await feed.filled.wait()

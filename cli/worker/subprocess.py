@@ -36,7 +36,7 @@ _DRAIN = 2.0  # seconds for the pipes to end once the command has: a child may h
 
 
 @dataclass(frozen=True)
-class Ending:
+class CommandResult:
     """How a command ended: its output, or what to report as errors."""
 
     out: list[Any]
@@ -92,7 +92,7 @@ def _accepted(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Hearing:
+class OutputSink:
     """Who hears what a running command writes, as it comes: standard error, and progress."""
 
     stderr: Callable[[bytes], None]
@@ -117,7 +117,7 @@ for group in $groups; do kill -s KILL -- "-$group"; done
 
 
 @dataclass(frozen=True)
-class Guard:
+class Reaper:
     """A process that outlives the worker by a moment, to end the commands that it leaves.
 
     Linux' parent-death signal would end the shell only, not what the shell started. A command that
@@ -143,7 +143,7 @@ class Guard:
 
 
 @contextlib.asynccontextmanager
-async def open_guard() -> AsyncIterator[Guard]:
+async def open_guard() -> AsyncIterator[Reaper]:
     """Run a guard for as long as the block takes."""
     child = await trio.lowlevel.open_process(
         ["/bin/sh", "-c", _GUARD],
@@ -156,7 +156,7 @@ async def open_guard() -> AsyncIterator[Guard]:
     )
     assert child.stdin is not None
     try:
-        yield Guard(child.stdin)
+        yield Reaper(child.stdin)
     finally:
         with trio.move_on_after(_KILL_AFTER, shield=True):
             await child.stdin.aclose()
@@ -184,9 +184,9 @@ async def run_command(
     environ: Mapping[str, str],
     *,
     most_output: int = MOST_OUTPUT,
-    hearing: Hearing | None = None,
-    guard: Guard | None = None,
-) -> Ending:
+    hearing: OutputSink | None = None,
+    guard: Reaper | None = None,
+) -> CommandResult:
     """Run `command` in a shell with `args` as a JSON array on its stdin, and wait for its end.
 
     Its environment is `environ`, and with `hearing` COLONYD_PROGRESS: a file to which it may write
@@ -210,7 +210,9 @@ async def run_command(
     except (OSError, ValueError) as error:  # ValueError: a NUL byte; E2BIG for a huge environment
         if hearing:
             os.close(reader)
-        return Ending([], [f"the command could not be started: {_not_started(error, environ)}"])
+        return CommandResult(
+            [], [f"the command could not be started: {_not_started(error, environ)}"]
+        )
     finally:
         if hearing:
             os.close(writer)
@@ -237,13 +239,15 @@ async def run_command(
             if guard is not None:
                 await guard.forget(child.pid)
     if pipes.too_large:
-        return Ending([], [f"the command's output is larger than {most_output} bytes"])
+        return CommandResult([], [f"the command's output is larger than {most_output} bytes"])
     if child.returncode == 0:
         out = output_of(pipes.stdout)
         if len(msgspec.json.encode(out)) > _MOST_JSON:
-            return Ending([], [f"the command's output is larger than {_MOST_JSON} bytes as JSON"])
-        return Ending(out, [])
-    return Ending([], _errors(child.returncode, pipes.stderr))
+            return CommandResult(
+                [], [f"the command's output is larger than {_MOST_JSON} bytes as JSON"]
+            )
+        return CommandResult(out, [])
+    return CommandResult([], _errors(child.returncode, pipes.stderr))
 
 
 def _not_started(error: Exception, environ: Mapping[str, str]) -> str:
@@ -297,7 +301,7 @@ async def _read_stdout(child: trio.Process, pipes: _Pipes, most: int) -> None:
         pipes.stdout = b"".join(chunks)
 
 
-async def _read_stderr(child: trio.Process, pipes: _Pipes, hearing: Hearing | None) -> None:
+async def _read_stderr(child: trio.Process, pipes: _Pipes, hearing: OutputSink | None) -> None:
     assert child.stderr is not None
     async for chunk in child.stderr:
         pipes.stderr = (pipes.stderr + bytes(chunk))[-_STDERR_KEPT:]
@@ -305,7 +309,7 @@ async def _read_stderr(child: trio.Process, pipes: _Pipes, hearing: Hearing | No
             hearing.stderr(bytes(chunk))
 
 
-async def _read_progress(stream: trio.abc.ReceiveStream, hearing: Hearing) -> None:
+async def _read_progress(stream: trio.abc.ReceiveStream, hearing: OutputSink) -> None:
     async for chunk in stream:
         hearing.progress(bytes(chunk))
 

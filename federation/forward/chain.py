@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.forward.path import Request, keyring, local_id
+from federation.forward.path import OriginRequest, keyring, local_id
 from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.messages import MAX_HOPS, Outcome, load
 from node.host.keys import id_of, verify_es256k
@@ -19,7 +19,7 @@ from node.model.types import State
 
 
 @dataclass(frozen=True)
-class Step:
+class ChainLink:
     """One signed outcome of a chain; `problem` is what is wrong with it, "" for nothing.
 
     `signed` is whether the signature holds, whatever else is wrong.
@@ -42,8 +42,8 @@ def trace(
     public_key: bytes,
     me: Collection[str],
     ids: Callable[[str], Collection[str]] = _alone,
-    request: Request | None = None,
-) -> list[Step]:
+    request: OriginRequest | None = None,
+) -> list[ChainLink]:
     """Check a chain from the outcome that `peer` owes us down to that of who ran the process.
 
     `me` are our own ids, `ids` gives those of another colony, which may have changed its key. The
@@ -55,7 +55,7 @@ def trace(
     Without a `request`, which is not known of what ended before version 2 of the protocol, all have
     to answer the same one.
     """
-    steps: list[Step] = []
+    steps: list[ChainLink] = []
     keys = {peer: public_key} if public_key and id_of(public_key) == peer else {}
     audiences, above = set(me), None
     while sealed:
@@ -69,30 +69,30 @@ def trace(
                 problem = "it is not from the colony that the process went to"
             if above is None:
                 keys |= keyring(step.outcome.keys)
-        steps.append(Step(step.issuer, step.issued, step.signed, problem, step.outcome))
+        steps.append(ChainLink(step.issuer, step.issued, step.signed, problem, step.outcome))
         if step.outcome is None:
             break
         above, audiences, sealed = step.outcome, set(ids(step.issuer)), step.outcome.below
         if sealed and len(steps) == MAX_HOPS:
-            steps.append(Step("", 0, False, f"more than {MAX_HOPS} hops", None))
+            steps.append(ChainLink("", 0, False, f"more than {MAX_HOPS} hops", None))
             break
     return steps
 
 
-def _step(sealed: bytes, keys: dict[str, bytes]) -> tuple[Step, str]:
+def _step(sealed: bytes, keys: dict[str, bytes]) -> tuple[ChainLink, str]:
     try:
         seen = inspect(sealed, limit=len(sealed))
         outcome = load(seen.payload, Outcome)
     except Rejected as rejected:
-        return Step("", 0, False, str(rejected), None), ""
+        return ChainLink("", 0, False, str(rejected), None), ""
     key = keys.get(seen.issuer, b"")
     signed = bool(key) and verify_es256k(key, seen.signed_bytes(Kind.OUTCOME), seen.signature)
     problem = "" if signed else "the signature does not hold" if key else "its key is missing"
-    return Step(seen.issuer, seen.issued, signed, problem, outcome), seen.audience
+    return ChainLink(seen.issuer, seen.issued, signed, problem, outcome), seen.audience
 
 
 def _misfit(
-    step: Step, audience: str, audiences: set[str], above: Outcome | None, passed: set[str]
+    step: ChainLink, audience: str, audiences: set[str], above: Outcome | None, passed: set[str]
 ) -> str:
     """What in an authentic outcome does not belong to the one above it."""
     outcome = step.outcome
@@ -116,7 +116,7 @@ def _misfit(
     return ""
 
 
-def unbound(outcome: Outcome, request: Request) -> str:
+def unbound(outcome: Outcome, request: OriginRequest) -> str:
     """Return why an outcome does not answer a request, or ""."""
     if not outcome.asked:
         return "it does not say which submission it answers (version 1 of the protocol)"
@@ -128,7 +128,7 @@ def unbound(outcome: Outcome, request: Request) -> str:
 
 
 def conclusion(
-    steps: list[Step], wanted: list[str], known: Mapping[str, Collection[str]] | None = None
+    steps: list[ChainLink], wanted: list[str], known: Mapping[str, Collection[str]] | None = None
 ) -> tuple[Outcome | None, str]:
     """The outcome of who ran it, once the chain holds; else None and why not.
 

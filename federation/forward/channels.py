@@ -12,7 +12,7 @@ from node.etcd.client import EtcdClient
 from node.model.codec import unpack
 from node.processes.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE, MAX_TYPE
 from node.store import channels as store
-from node.store.channels import Entry, Head
+from node.store.channels import ChannelEntry, ChannelHead
 
 _MOST = 100  # messages at once
 _BYTES = 256 * 2**10  # of payload at once, unless one message is larger
@@ -34,7 +34,7 @@ async def read(
             store.entries(*place), limit=_PAGE, start=store.entry(*place, after)
         )
         for item in page.items:
-            entry = unpack(item.value, Entry)
+            entry = unpack(item.value, ChannelEntry)
             if entry.senderid != but:
                 if said and (len(said) >= _MOST or len(entry.payload) > room):
                     return said, after, True
@@ -46,18 +46,18 @@ async def read(
     return said, after, False
 
 
-def _said(name: str, place: int, entry: Entry) -> Said:
+def _said(name: str, place: int, entry: ChannelEntry) -> Said:
     return Said(name, place, entry.payload, entry.type, entry.sequence, entry.inreplyto)
 
 
 def entries(
     said: Sequence[Said], start: int, after: int, sender: str, now: int
-) -> list[Entry] | None:
+) -> list[ChannelEntry] | None:
     """What is stored of messages from the places `start` to before `after`; None if they can't be.
 
     Those before `start` were stored already.
     """
-    found: list[Entry] = []
+    found: list[ChannelEntry] = []
     last = -1
     for each in said:
         bounds = len(each.payload) <= MAX_ABROAD and len(each.type) <= MAX_TYPE
@@ -66,11 +66,13 @@ def entries(
             return None
         last = each.place
         if each.place >= start:
-            found.append(Entry(sender, each.sequence, each.inreplyto, now, each.type, each.payload))
+            found.append(
+                ChannelEntry(sender, each.sequence, each.inreplyto, now, each.type, each.payload)
+            )
     return found
 
 
-def fits(known: Head, more: Sequence[Entry]) -> bool:
+def fits(known: ChannelHead, more: Sequence[ChannelEntry]) -> bool:
     """Whether a channel that holds so much takes these as well."""
     size = known.size + sum(len(each.payload) for each in more)
     return known.count + len(more) <= MAX_ENTRIES and size <= MAX_SIZE

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from federation.forward.path import Request, request_of
+from federation.forward.path import OriginRequest, request_of
 from federation.wire.envelope import MAX_LIFETIME, Rejected
 from federation.wire.refusals import Proof
 from federation.wire.signer import cti_of
@@ -27,7 +27,7 @@ _FIRST_DELAY, _LAST_DELAY = 1.0, 300.0
 _SHARE = 30 * SECOND
 
 
-class State(StrEnum):
+class ForwardState(StrEnum):
     """Where a forward stands; the last three only in the record of a finished one."""
 
     QUEUED = "queued"  # no copy left, or none arrived
@@ -39,7 +39,7 @@ class State(StrEnum):
     RETURNED = "returned"  # the process is back in the queue of its colony
 
 
-class Event(Enum):
+class ForwardEvent(Enum):
     """What happens to a forward, in the words of the documentation."""
 
     SENDING = "a copy is about to leave"
@@ -66,7 +66,7 @@ class Event(Enum):
     RETURNED = "the process is back in our queue"
 
 
-class Tried(msgspec.Struct, frozen=True):
+class FailedAttempt(msgspec.Struct, frozen=True):
     """A peer that surely will not run the process, and why. `at` in Unix ns.
 
     `final`: it said so; else it was not reached, and may be tried again once it says something
@@ -83,7 +83,7 @@ class Tried(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Way:
+class RouteTrace:
     """Why a process goes to its peer when it named none, and where it was tried before.
 
     `retry` is whether it may go elsewhere when its peer surely will not run it; `places` how many
@@ -93,7 +93,7 @@ class Way:
     route: str = ""
     retry: bool = False
     places: int = 0
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[FailedAttempt, ...] = ()
 
 
 class Forward(msgspec.Struct, frozen=True):
@@ -118,7 +118,7 @@ class Forward(msgspec.Struct, frozen=True):
     deliver: int
     unheard: int
     finish: int
-    state: State = State.QUEUED
+    state: ForwardState = ForwardState.QUEUED
     attempts: int = 0
     sent: int = 0
     firstsent: int = 0
@@ -131,7 +131,7 @@ class Forward(msgspec.Struct, frozen=True):
     route: str = ""
     retry: bool = False
     share: int = 0
-    tried: list[Tried] = []
+    tried: list[FailedAttempt] = []
     origin: str = ""  # of one that is passed on: the colony that it came from
     aside: bool = False
     asked: bytes = b""
@@ -144,13 +144,13 @@ class Forward(msgspec.Struct, frozen=True):
         return cti_of(self.processid, self.attempt)
 
     @property
-    def request(self) -> Request | None:
+    def request(self) -> OriginRequest | None:
         """Return what a receipt or an outcome has to answer; None when nothing is known of it.
 
         Of a forward that an earlier release sent, the envelope tells while it is there.
         """
         if self.asked:
-            return Request(self.askedby, self.asked)
+            return OriginRequest(self.askedby, self.asked)
         try:
             if not self.envelope:
                 return None
@@ -161,10 +161,10 @@ class Forward(msgspec.Struct, frozen=True):
     @property
     def outstanding(self) -> bool:
         """Whether the peer may owe an outcome."""
-        return self.state is not State.QUEUED
+        return self.state is not ForwardState.QUEUED
 
 
-class Act(Enum):
+class ProcessAction(Enum):
     """What becomes of the process in the same transaction."""
 
     NOTHING = "nothing"
@@ -180,87 +180,93 @@ class Step:
     `certain`: the peer surely will not run it, so another may.
     """
 
-    to: State
-    act: Act = Act.NOTHING
+    to: ForwardState
+    act: ProcessAction = ProcessAction.NOTHING
     stays: bool = True
     certain: bool = False
 
 
 @dataclass(frozen=True)
-class Move:
+class Effect:
     """What follows: the forward, and what its row says of it, with errors for the process."""
 
     forward: Forward
     stays: bool
-    act: Act = Act.NOTHING
+    act: ProcessAction = ProcessAction.NOTHING
     errors: list[str] = field(default_factory=list)
     certain: bool = False
 
 
-_GOES_ON = Step(State.DOUBT)
-_STOPPED = Step(State.CANCELLING, Act.FAIL)  # the peer is told: nobody waits any more
-_OVER = Step(State.CLOSED, stays=False)
-_NEVER_RAN = Step(State.CLOSED, Act.FAIL, stays=False, certain=True)
-_NO = Step(State.REFUSED, Act.FAIL, stays=False)
-_CERTAIN_NO = Step(State.REFUSED, Act.FAIL, stays=False, certain=True)
-_UNKNOWN = Step(State.DOUBT, Act.FAIL, stays=False)
-_BACK = Step(State.RETURNED, stays=False)
+_GOES_ON = Step(ForwardState.DOUBT)
+_STOPPED = Step(
+    ForwardState.CANCELLING, ProcessAction.FAIL
+)  # the peer is told: nobody waits any more
+_OVER = Step(ForwardState.CLOSED, stays=False)
+_NEVER_RAN = Step(ForwardState.CLOSED, ProcessAction.FAIL, stays=False, certain=True)
+_NO = Step(ForwardState.REFUSED, ProcessAction.FAIL, stays=False)
+_CERTAIN_NO = Step(ForwardState.REFUSED, ProcessAction.FAIL, stays=False, certain=True)
+_UNKNOWN = Step(ForwardState.DOUBT, ProcessAction.FAIL, stays=False)
+_BACK = Step(ForwardState.RETURNED, stays=False)
 
 # All that can happen: a pair that is not here is a mistake of ours.
-TRANSITIONS: dict[tuple[State, Event], Step] = {
-    (State.QUEUED, Event.SENDING): _GOES_ON,
-    (State.QUEUED, Event.REFUSED): _NO,
-    (State.QUEUED, Event.UNSENDABLE): Step(State.CLOSED, Act.FAIL, stays=False),
-    (State.QUEUED, Event.UNDELIVERED): _NEVER_RAN,
-    (State.QUEUED, Event.STRANDED): _NEVER_RAN,
-    (State.QUEUED, Event.OVERDUE): _STOPPED,
-    (State.QUEUED, Event.ENDED): Step(State.CANCELLING),
-    (State.QUEUED, Event.WITHDRAWN): _OVER,
-    (State.QUEUED, Event.BLOCKED): _NEVER_RAN,
-    (State.QUEUED, Event.OUTCOME): _OVER,
-    (State.DOUBT, Event.SENDING): _GOES_ON,
-    (State.DOUBT, Event.UNSENT): Step(State.QUEUED),
-    (State.DOUBT, Event.SILENCE): _GOES_ON,
-    (State.DOUBT, Event.ACCEPTED): Step(State.ACCEPTED, Act.START),
-    (State.DOUBT, Event.OVERTAKEN): Step(State.CLOSED, Act.CANCEL, stays=False),
-    (State.DOUBT, Event.REFUSED): _NO,
-    (State.DOUBT, Event.DENIED): _CERTAIN_NO,
-    (State.DOUBT, Event.COPY_REFUSED): _UNKNOWN,
-    (State.DOUBT, Event.COPY_EXPIRED): _GOES_ON,
-    (State.DOUBT, Event.OVERDUE): _STOPPED,
-    (State.DOUBT, Event.ENDED): Step(State.CANCELLING),
-    (State.DOUBT, Event.FAILED): _STOPPED,
-    (State.DOUBT, Event.REQUEUED): Step(State.CANCELLING),
-    (State.DOUBT, Event.BLOCKED): _UNKNOWN,
-    (State.DOUBT, Event.OUTCOME): _OVER,
-    (State.ACCEPTED, Event.OVERDUE): _STOPPED,
-    (State.ACCEPTED, Event.ENDED): Step(State.CANCELLING),
-    (State.ACCEPTED, Event.FAILED): _STOPPED,
-    (State.ACCEPTED, Event.REQUEUED): Step(State.CANCELLING),
-    (State.ACCEPTED, Event.BLOCKED): _UNKNOWN,
-    (State.ACCEPTED, Event.OUTCOME): _OVER,
-    (State.CANCELLING, Event.ENDS_THERE): Step(State.CANCELLING),
-    (State.CANCELLING, Event.NOT_THERE): _OVER,
-    (State.CANCELLING, Event.REFUSED): _OVER,
-    (State.CANCELLING, Event.OVERDUE): _OVER,
-    (State.CANCELLING, Event.ENDED): Step(State.CANCELLING),
-    (State.CANCELLING, Event.BLOCKED): _OVER,
-    (State.CANCELLING, Event.OUTCOME): _OVER,
-    (State.CANCELLING, Event.RETURNED): _BACK,
-    (State.CLOSED, Event.RETURNED): _BACK,
-    (State.REFUSED, Event.RETURNED): _BACK,
+TRANSITIONS: dict[tuple[ForwardState, ForwardEvent], Step] = {
+    (ForwardState.QUEUED, ForwardEvent.SENDING): _GOES_ON,
+    (ForwardState.QUEUED, ForwardEvent.REFUSED): _NO,
+    (ForwardState.QUEUED, ForwardEvent.UNSENDABLE): Step(
+        ForwardState.CLOSED, ProcessAction.FAIL, stays=False
+    ),
+    (ForwardState.QUEUED, ForwardEvent.UNDELIVERED): _NEVER_RAN,
+    (ForwardState.QUEUED, ForwardEvent.STRANDED): _NEVER_RAN,
+    (ForwardState.QUEUED, ForwardEvent.OVERDUE): _STOPPED,
+    (ForwardState.QUEUED, ForwardEvent.ENDED): Step(ForwardState.CANCELLING),
+    (ForwardState.QUEUED, ForwardEvent.WITHDRAWN): _OVER,
+    (ForwardState.QUEUED, ForwardEvent.BLOCKED): _NEVER_RAN,
+    (ForwardState.QUEUED, ForwardEvent.OUTCOME): _OVER,
+    (ForwardState.DOUBT, ForwardEvent.SENDING): _GOES_ON,
+    (ForwardState.DOUBT, ForwardEvent.UNSENT): Step(ForwardState.QUEUED),
+    (ForwardState.DOUBT, ForwardEvent.SILENCE): _GOES_ON,
+    (ForwardState.DOUBT, ForwardEvent.ACCEPTED): Step(ForwardState.ACCEPTED, ProcessAction.START),
+    (ForwardState.DOUBT, ForwardEvent.OVERTAKEN): Step(
+        ForwardState.CLOSED, ProcessAction.CANCEL, stays=False
+    ),
+    (ForwardState.DOUBT, ForwardEvent.REFUSED): _NO,
+    (ForwardState.DOUBT, ForwardEvent.DENIED): _CERTAIN_NO,
+    (ForwardState.DOUBT, ForwardEvent.COPY_REFUSED): _UNKNOWN,
+    (ForwardState.DOUBT, ForwardEvent.COPY_EXPIRED): _GOES_ON,
+    (ForwardState.DOUBT, ForwardEvent.OVERDUE): _STOPPED,
+    (ForwardState.DOUBT, ForwardEvent.ENDED): Step(ForwardState.CANCELLING),
+    (ForwardState.DOUBT, ForwardEvent.FAILED): _STOPPED,
+    (ForwardState.DOUBT, ForwardEvent.REQUEUED): Step(ForwardState.CANCELLING),
+    (ForwardState.DOUBT, ForwardEvent.BLOCKED): _UNKNOWN,
+    (ForwardState.DOUBT, ForwardEvent.OUTCOME): _OVER,
+    (ForwardState.ACCEPTED, ForwardEvent.OVERDUE): _STOPPED,
+    (ForwardState.ACCEPTED, ForwardEvent.ENDED): Step(ForwardState.CANCELLING),
+    (ForwardState.ACCEPTED, ForwardEvent.FAILED): _STOPPED,
+    (ForwardState.ACCEPTED, ForwardEvent.REQUEUED): Step(ForwardState.CANCELLING),
+    (ForwardState.ACCEPTED, ForwardEvent.BLOCKED): _UNKNOWN,
+    (ForwardState.ACCEPTED, ForwardEvent.OUTCOME): _OVER,
+    (ForwardState.CANCELLING, ForwardEvent.ENDS_THERE): Step(ForwardState.CANCELLING),
+    (ForwardState.CANCELLING, ForwardEvent.NOT_THERE): _OVER,
+    (ForwardState.CANCELLING, ForwardEvent.REFUSED): _OVER,
+    (ForwardState.CANCELLING, ForwardEvent.OVERDUE): _OVER,
+    (ForwardState.CANCELLING, ForwardEvent.ENDED): Step(ForwardState.CANCELLING),
+    (ForwardState.CANCELLING, ForwardEvent.BLOCKED): _OVER,
+    (ForwardState.CANCELLING, ForwardEvent.OUTCOME): _OVER,
+    (ForwardState.CANCELLING, ForwardEvent.RETURNED): _BACK,
+    (ForwardState.CLOSED, ForwardEvent.RETURNED): _BACK,
+    (ForwardState.REFUSED, ForwardEvent.RETURNED): _BACK,
 }
 
 
-def _move(forward: Forward, event: Event, error: str = "", **changes: Any) -> Move:
+def _move(forward: Forward, event: ForwardEvent, error: str = "", **changes: Any) -> Effect:
     """What follows from an event; `error` is for a process that fails by it."""
     step = TRANSITIONS[forward.state, event]
     after = msgspec.structs.replace(forward, state=step.to, **changes)
-    errors = [error] if error and step.act is Act.FAIL else []
-    return Move(after, step.stays, step.act, errors, step.certain)
+    errors = [error] if error and step.act is ProcessAction.FAIL else []
+    return Effect(after, step.stays, step.act, errors, step.certain)
 
 
-def new_forward(process: Process, way: Way | None = None, now: int = 0) -> Forward:
+def new_forward(process: Process, route_trace: RouteTrace | None = None, now: int = 0) -> Forward:
     """The forward of a process that was just submitted, or at `now` (Unix ns) sent elsewhere."""
     spec, begin = process.spec, process.submissiontime
     longest = max(begin, now) + MAX_LIFETIME * SECOND
@@ -284,16 +290,16 @@ def new_forward(process: Process, way: Way | None = None, now: int = 0) -> Forwa
         finish,
         origin=process.origin,
     )
-    if way is None:
+    if route_trace is None:
         return forward
     begin = max(now, begin)
-    share = begin + min(_SHARE, max(0, deliver - begin) // (way.places + 1))
+    share = begin + min(_SHARE, max(0, deliver - begin) // (route_trace.places + 1))
     return msgspec.structs.replace(
         forward,
-        route=way.route,
-        retry=way.retry,
-        share=share if way.retry else 0,
-        tried=list(way.tried),
+        route=route_trace.route,
+        retry=route_trace.retry,
+        share=share if route_trace.retry else 0,
+        tried=list(route_trace.tried),
     )
 
 
@@ -303,15 +309,17 @@ def delay(tries: int, chance: random.Random) -> float:
     return longest * chance.uniform(0.5, 1.0)
 
 
-def sending(forward: Forward, envelope: bytes, now: int, request: Request | None = None) -> Forward:
+def sending(
+    forward: Forward, envelope: bytes, now: int, request: OriginRequest | None = None
+) -> Forward:
     """A copy is about to leave. From here on, only an answer tells that the peer has none.
 
     `request` is what the envelope asks for, and whose word that is.
     """
-    asked = request or Request(forward.askedby, forward.asked)
+    asked = request or OriginRequest(forward.askedby, forward.asked)
     return _move(
         forward,
-        Event.SENDING,
+        ForwardEvent.SENDING,
         envelope=envelope,
         asked=asked.digest,
         askedby=asked.origin,
@@ -324,7 +332,7 @@ def sending(forward: Forward, envelope: bytes, now: int, request: Request | None
 def unsent(forward: Forward, error: str) -> Forward:
     """The copy certainly did not arrive, or was turned away for now."""
     sent = max(0, forward.sent - 1)
-    event = Event.SILENCE if sent else Event.UNSENT
+    event = ForwardEvent.SILENCE if sent else ForwardEvent.UNSENT
     first = forward.firstsent if sent else 0
     return _move(forward, event, sent=sent, firstsent=first, lasterror=error).forward
 
@@ -344,22 +352,24 @@ def untimely(forward: Forward, error: str, signed: bool, early: bool) -> Forward
 
 def lost(forward: Forward, error: str) -> Forward:
     """No answer came, so the copy may have arrived."""
-    return _move(forward, Event.SILENCE, lasterror=error).forward
+    return _move(forward, ForwardEvent.SILENCE, lasterror=error).forward
 
 
-def received(forward: Forward, status: str, remote: str, receipt: bytes) -> Move:
+def received(forward: Forward, status: str, remote: str, receipt: bytes) -> Effect:
     """The peer signed that it has the submission, or that our cancel overtook it."""
-    event = Event.ACCEPTED if status == "accepted" else Event.OVERTAKEN
+    event = ForwardEvent.ACCEPTED if status == "accepted" else ForwardEvent.OVERTAKEN
     remote = remote or forward.remoteprocessid
     return _move(forward, event, receipt=receipt, remoteprocessid=remote, lasterror="")
 
 
-def cancelled(forward: Forward, remote: str, receipt: bytes, now: int) -> Move:
+def cancelled(forward: Forward, remote: str, receipt: bytes, now: int) -> Effect:
     """The peer signed that it knows of the cancel.
 
     The outcome that the cancel led to there is still owed, and must be acknowledged.
     """
-    event, ended = (Event.ENDS_THERE, forward.ended) if remote else (Event.NOT_THERE, now)
+    event, ended = (
+        (ForwardEvent.ENDS_THERE, forward.ended) if remote else (ForwardEvent.NOT_THERE, now)
+    )
     remote = remote or forward.remoteprocessid
     return _move(forward, event, receipt=receipt, remoteprocessid=remote, lasterror="", ended=ended)
 
@@ -371,46 +381,48 @@ def refused(
     peername: str,
     now: int,
     proof: Proof = Proof.NONE,
-) -> Move:
+) -> Effect:
     """The peer turned the message away for good."""
     error = f"peer {peername} refused: {code}: {message}"
-    told, event = error, Event.REFUSED
-    if forward.state is not State.CANCELLING:
+    told, event = error, ForwardEvent.REFUSED
+    if forward.state is not ForwardState.CANCELLING:
         if (forward.sent > 1 or proof.carried) and proof is not Proof.KEPT:
             if code == "expired":
                 # Says nothing about the other copies: the outcome is awaited.
-                return _move(forward, Event.COPY_EXPIRED, lasterror=error, deliver=0, ended=0)
+                return _move(
+                    forward, ForwardEvent.COPY_EXPIRED, lasterror=error, deliver=0, ended=0
+                )
             told += "; another copy may have arrived: in doubt, the peer may still run it"
-            event = Event.COPY_REFUSED
+            event = ForwardEvent.COPY_REFUSED
         elif proof.certain and code != "id_reuse":
             # Another message under this id, which it has, may be one of ours that a lost store
             # forgot: so no more is certain.
-            event = Event.DENIED
+            event = ForwardEvent.DENIED
     return _move(forward, event, told, lasterror=error, ended=now)
 
 
-def unsendable(forward: Forward, error: str, now: int) -> Move:
+def unsendable(forward: Forward, error: str, now: int) -> Effect:
     """It can't be put into a message at all, and never left."""
-    return _move(forward, Event.UNSENDABLE, error, lasterror=error, ended=now)
+    return _move(forward, ForwardEvent.UNSENDABLE, error, lasterror=error, ended=now)
 
 
 def withdrawn(forward: Forward, now: int) -> Forward:
     """The record of a process that was ended here before a copy left."""
-    return _move(forward, Event.WITHDRAWN, ended=now).forward
+    return _move(forward, ForwardEvent.WITHDRAWN, ended=now).forward
 
 
-def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -> Move | None:
+def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -> Effect | None:
     """What follows from the time alone; None when nothing does."""
-    if forward.state is State.QUEUED and now > forward.deliver:
+    if forward.state is ForwardState.QUEUED and now > forward.deliver:
         reason = forward.lasterror or lasterror or "it was never reached"
         error = f"forward to peer {peername} not delivered by its deadline: {reason}"
-        return _move(forward, Event.UNDELIVERED, error, lasterror=error, ended=now)
-    if now <= (forward.unheard if forward.state is State.DOUBT else forward.finish):
+        return _move(forward, ForwardEvent.UNDELIVERED, error, lasterror=error, ended=now)
+    if now <= (forward.unheard if forward.state is ForwardState.DOUBT else forward.finish):
         return None
-    if forward.state is State.CANCELLING:
-        return _move(forward, Event.OVERDUE, ended=now)
+    if forward.state is ForwardState.CANCELLING:
+        return _move(forward, ForwardEvent.OVERDUE, ended=now)
     error = f"no outcome from peer {peername} by the deadline: in doubt, the peer may still run it"
-    return _stopping(forward, Event.OVERDUE, now, error, lasterror=error)
+    return _stopping(forward, ForwardEvent.OVERDUE, now, error, lasterror=error)
 
 
 def shifted(forward: Forward, by: int, before: int) -> Forward:
@@ -431,54 +443,54 @@ def shifted(forward: Forward, by: int, before: int) -> Forward:
     )
 
 
-def stranded(forward: Forward, now: int, peername: str, lasterror: str) -> Move | None:
+def stranded(forward: Forward, now: int, peername: str, lasterror: str) -> Effect | None:
     """What follows for one that may go elsewhere and never left by its share of the time.
 
     Without another place the caller lets it be: it ends at its own deadline.
     """
-    if forward.state is not State.QUEUED or not forward.retry or now <= forward.share:
+    if forward.state is not ForwardState.QUEUED or not forward.retry or now <= forward.share:
         return None
     error = f"peer {peername} not reached: {forward.lasterror or lasterror or 'no connection'}"
-    return _move(forward, Event.STRANDED, error, lasterror=error, ended=now)
+    return _move(forward, ForwardEvent.STRANDED, error, lasterror=error, ended=now)
 
 
-def returned(forward: Forward, tried: tuple[Tried, ...], now: int) -> Forward:
+def returned(forward: Forward, tried: tuple[FailedAttempt, ...], now: int) -> Forward:
     """The record of a forward whose process is back in our queue."""
-    return _move(_unsealed(forward), Event.RETURNED, tried=list(tried), ended=now).forward
+    return _move(_unsealed(forward), ForwardEvent.RETURNED, tried=list(tried), ended=now).forward
 
 
-def resolved(forward: Forward, peername: str, now: int, *, aside: bool) -> Move:
+def resolved(forward: Forward, peername: str, now: int, *, aside: bool) -> Effect:
     """A person ended the doubt; `aside`: the process goes on without this forward."""
     error = f"given up by the owner: in doubt, peer {peername} may still run it"
-    event = Event.REQUEUED if aside else Event.FAILED
+    event = ForwardEvent.REQUEUED if aside else ForwardEvent.FAILED
     return _stopping(forward, event, now, error, lasterror=error, aside=aside)
 
 
-def overruled(move: Move, now: int) -> Forward:
+def overruled(effect: Effect, now: int) -> Forward:
     """The record of a process that a person put back into our queue, without its old peer."""
-    forward = move.forward
-    this = Tried(
+    forward = effect.forward
+    this = FailedAttempt(
         forward.peer, forward.lasterror, now, True, asked=forward.asked, askedby=forward.askedby
     )
     tried = (*(each for each in forward.tried if each.peer != forward.peer), this)
     return returned(msgspec.structs.replace(forward, aside=False), tried, now)
 
 
-def blocked(forward: Forward, peername: str, now: int) -> Move:
+def blocked(forward: Forward, peername: str, now: int) -> Effect:
     """The owner blocked the peer: nobody waits for it any more, and nothing more is sent to it."""
     match forward.state:
-        case State.CANCELLING:
+        case ForwardState.CANCELLING:
             error = f"peer {peername} is blocked here; whether it stopped is not known"
-        case State.QUEUED:
+        case ForwardState.QUEUED:
             error = f"peer {peername} was blocked here before this was sent: it never ran"
         case _:
             error = f"peer {peername} was blocked here: in doubt, the peer may still run it"
-    return _move(forward, Event.BLOCKED, error, lasterror=error, ended=now)
+    return _move(forward, ForwardEvent.BLOCKED, error, lasterror=error, ended=now)
 
 
 def emptied(forward: Forward) -> Forward:
     """Return a forward without its envelope, but with what that asked for."""
-    asked = forward.request or Request()
+    asked = forward.request or OriginRequest()
     return msgspec.structs.replace(forward, envelope=b"", asked=asked.digest, askedby=asked.origin)
 
 
@@ -488,10 +500,12 @@ def _unsealed(forward: Forward) -> Forward:
 
 def cancelling(forward: Forward, now: int) -> Forward:
     """The process was ended here; the peer must be told."""
-    return _stopping(forward, Event.ENDED, now).forward
+    return _stopping(forward, ForwardEvent.ENDED, now).forward
 
 
-def _stopping(forward: Forward, event: Event, now: int, error: str = "", **changes: Any) -> Move:
+def _stopping(
+    forward: Forward, event: ForwardEvent, now: int, error: str = "", **changes: Any
+) -> Effect:
     """The peer is asked to stop, for as long as a cancel is tried."""
     finish = now + _CANCEL_FOR
     return _move(emptied(forward), event, error, finish=finish, receipt=b"", **changes)
@@ -501,7 +515,7 @@ def concluded(forward: Forward, outcome: bytes, remote: str, now: int) -> Forwar
     """The record of a forward whose signed outcome came."""
     return _move(
         emptied(forward),
-        Event.OUTCOME,
+        ForwardEvent.OUTCOME,
         outcome=outcome,
         remoteprocessid=remote,
         lasterror="",

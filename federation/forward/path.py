@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Rejected, inspect
+from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, VerifiedMessage, inspect
 from federation.wire.messages import MAX_HOPS, MOST, Submit, load
 from node.host.keys import id_of, verify_es256k
 
@@ -28,7 +28,7 @@ class Hop:
 
 
 @dataclass(frozen=True)
-class Request:
+class OriginRequest:
     """A submission as its origin sealed it: the id that signed it, and the envelope's SHA-256.
 
     Receipts and outcomes name it, so that they answer one message, and not only an id, which is the
@@ -40,7 +40,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RelayedRequest:
     """What a submission comes to: every hop, the origin's first, each signature checked."""
 
     hops: Sequence[Hop]
@@ -51,9 +51,9 @@ class Asked:
         return self.hops[0].submit
 
     @property
-    def request(self) -> Request:
+    def request(self) -> OriginRequest:
         """What was asked, and by whom: the same at every colony on the way."""
-        return Request(self.hops[0].issuer, self.hops[0].digest)
+        return OriginRequest(self.hops[0].issuer, self.hops[0].digest)
 
     @property
     def ids(self) -> list[str]:
@@ -99,12 +99,12 @@ def hops_for(target: str, usual: int) -> int:
 
 
 def unwrap(
-    opened: Opened,
+    opened: VerifiedMessage,
     submit: Submit,
     me: Collection[str],
     limit: int,
     same: Callable[[str, str], bool] = operator.eq,
-) -> Asked:
+) -> RelayedRequest:
     """Check the way of a submission that just came, down to the origin's own signature.
 
     `me` are our ids, `limit` bytes of each envelope; `same` is whether two ids are one colony's,
@@ -125,7 +125,7 @@ def unwrap(
     for issuer in reversed(path):
         hop, expires = _inner(hops[0], issuer, expires, keys, limit, same)
         hops.insert(0, hop)
-    return Asked(hops)
+    return RelayedRequest(hops)
 
 
 def keyring(keys: Sequence[bytes]) -> dict[str, bytes]:
@@ -172,7 +172,7 @@ def _inner(
     return Hop(issuer, seen.audience, seen.issued, submit, digest), seen.expires
 
 
-def way(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], bool]:
+def hops_of(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], bool]:
     """The hops of a submission that was taken in, and whether every signature holds.
 
     `issuer` is the colony that it came from. Nothing is left of one that can't be read.
@@ -180,7 +180,7 @@ def way(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], b
     try:
         seen = inspect(sealed, limit=len(sealed))
         digest = hashlib.sha256(sealed).digest()
-        opened = Opened(
+        opened = VerifiedMessage(
             seen.issuer, seen.audience, seen.cti, seen.issued, seen.expires, seen.payload, digest
         )
         asked = unwrap(opened, load(seen.payload, Submit), (), len(sealed))
@@ -195,7 +195,7 @@ def way(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], b
     return asked.hops, valid
 
 
-def request_of(sealed: bytes, *, relayed: bool = True) -> Request:
+def request_of(sealed: bytes, *, relayed: bool = True) -> OriginRequest:
     """Return which submission of which origin is at the core of a sealed one.
 
     One that is not `relayed` is the origin's own, and its payload is not read. Nothing is verified:
@@ -205,7 +205,7 @@ def request_of(sealed: bytes, *, relayed: bool = True) -> Request:
         seen = inspect(sealed, limit=len(sealed))
         inner = load(seen.payload, Submit).inner if relayed else b""
         if not inner:
-            return Request(seen.issuer, hashlib.sha256(sealed).digest())
+            return OriginRequest(seen.issuer, hashlib.sha256(sealed).digest())
         sealed = inner
     raise Rejected("malformed", f"more than {MAX_HOPS} hops")
 

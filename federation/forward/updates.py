@@ -32,7 +32,7 @@ _NAME = 128  # characters of an executor's name with the colonies that it was to
 _ENV = 3  # the type of the attributes that a submission brings
 
 
-class Followed(msgspec.Struct, frozen=True):
+class FollowState(msgspec.Struct, frozen=True):
     """How much of a process at `peer` is in our store. Times are Unix ns.
 
     `version` to `heard` are the peer's, as in a `Follow`. It is in `state` there, and if it runs
@@ -56,16 +56,16 @@ class Followed(msgspec.Struct, frozen=True):
     tail: bool = False
 
 
-def begin(known: Followed | None, peer: str, attempt: int) -> Followed:
+def begin(known: FollowState | None, peer: str, attempt: int) -> FollowState:
     """What is known of an attempt at a peer; what was kept of others goes on counting."""
     if known is None:
-        return Followed(peer, attempt)
+        return FollowState(peer, attempt)
     if (known.peer, known.attempt) == (peer, attempt):
         return known
-    return Followed(peer, attempt, shown=known.shown, lines=known.lines, size=known.size)
+    return FollowState(peer, attempt, shown=known.shown, lines=known.lines, size=known.size)
 
 
-def follow_of(pid: str, followed: Followed) -> Follow:
+def follow_of(pid: str, followed: FollowState) -> Follow:
     """How a poll tells what is known."""
     return Follow(
         pid,
@@ -136,8 +136,8 @@ def added_after(process: Process, known: int) -> tuple[list[Extra], int, bool]:
 
 
 def admit(
-    followed: Followed, news: News, colony: str, ahead: int, now: int
-) -> tuple[Followed, list[tuple[int, str, str]]]:
+    followed: FollowState, news: News, colony: str, ahead: int, now: int
+) -> tuple[FollowState, list[tuple[int, str, str]]]:
     """Which lines are new, and are kept: time by our clock, executor, message.
 
     `ahead` is how many ns the peer's clock is before ours. Times grow from line to line, and none
@@ -203,7 +203,7 @@ def output_of(out: bytes) -> list[object]:
 
 
 @dataclass
-class Pace:
+class PollLimiter:
     """How often one peer is asked again at once because it had news: `burst`, then `rate` a second.
 
     Times in seconds of one clock.

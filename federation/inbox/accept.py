@@ -12,20 +12,20 @@ import msgspec
 import trio
 
 from federation.forward import path as relays
-from federation.forward.marker import Marker, request_in
-from federation.forward.path import Asked, Request, local_id
-from federation.inbox.outcomes import Owing
+from federation.forward.path import OriginRequest, RelayedRequest, local_id
+from federation.forward.receipt import ReceiptRecord, request_in
+from federation.inbox.outcomes import OutcomeQueue
 from federation.inbox.tombstones import Tombstones
-from federation.inbox.usage import Stocktaking
-from federation.limits.accounts import Accounts
+from federation.inbox.usage import UsageScan
+from federation.limits.accounts import PeerQuotas
 from federation.limits.decoding import load_large
-from federation.outbox.files import Depot
-from federation.outbox.ledger import Ledger
+from federation.outbox.files import FileTransfer
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
-from federation.peers.policy import Meter, breach, explained, onward
+from federation.peers.policy import SubmissionLimiter, explained, onward, violation_of
 from federation.peers.registry import BLOCKED, TRUSTED, trusted_revision
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, Rejected, inspect
+from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, VerifiedMessage, inspect
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Cancel, Receipt, Submit, load
 from federation.wire.refusals import Refusal, refusal_of, store_full
@@ -75,26 +75,26 @@ def parse_input(data: bytes) -> list[Any]:
 
 @dataclass
 class Inbox:
-    """What other colonies have here. `ledger` has what went on, `depot` fetches files."""
+    """What other colonies have here. `outbox` has what went on, `file_transfer` fetches files."""
 
     context: Context
-    ledger: Ledger
-    depot: Depot
-    owing: Owing
-    accounts: Accounts
-    meter: Meter = field(default_factory=Meter)
-    stock: Stocktaking = field(init=False)
+    outbox: Outbox
+    file_transfer: FileTransfer
+    outcome_queue: OutcomeQueue
+    peer_quotas: PeerQuotas
+    limiter: SubmissionLimiter = field(default_factory=SubmissionLimiter)
+    usage_scan: UsageScan = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stock = Stocktaking(self.context, self.accounts, self.owing)
+        self.usage_scan = UsageScan(self.context, self.peer_quotas, self.outcome_queue)
 
     def endpoints(self) -> list[Endpoint]:
         """Where a process is sent, cancelled, and asked about."""
-        tombstones = Tombstones(self.context, self.accounts)
+        tombstones = Tombstones(self.context, self.peer_quotas)
         return [
             Endpoint("/v2/submit", Kind.SUBMIT, self.accept, keep=tombstones.keep),
             Endpoint("/v2/cancel", Kind.CANCEL, self.cancel),
-            Endpoint("/v2/outcomes", Kind.POLL, self.owing.outcomes),
+            Endpoint("/v2/outcomes", Kind.POLL, self.outcome_queue.outcomes),
         ]
 
     def removable(self, process: Process) -> str:
@@ -104,13 +104,13 @@ class Inbox:
         name = self.context.peers.name(process.origin)
         if not process.closed:
             return f"the process came from colony {name}; cancel it, so that it hears of its end"
-        if process.notify.rpartition("/")[2] in self.owing.owed.get(process.origin, ()):
+        if process.notify.rpartition("/")[2] in self.outcome_queue.owed.get(process.origin, ()):
             return f"colony {name} has not fetched the outcome yet"
         return ""
 
-    def _receipt(self, opened: Opened, receipt: Receipt) -> bytes:
+    def _receipt(self, opened: VerifiedMessage, receipt: Receipt) -> bytes:
         name = cti_of("receipt", opened.cti.hex(), receipt.status)
-        return self.context.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=name)
+        return self.context.signer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=name)
 
     def _trust_in(self, issuer: str, peer: str) -> list[ModRevision]:
         """What a transaction demands, so that no block that it overlooks can precede it.
@@ -131,7 +131,7 @@ class Inbox:
 
     # -- submit --------------------------------------------------------------------------
 
-    async def accept(self, opened: Opened, data: bytes) -> bytes:
+    async def accept(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Take a process in, once. Returns the sealed receipt, the first one on a repeat."""
         submit = await load_large(opened.payload, Submit)
         try:
@@ -139,7 +139,7 @@ class Inbox:
             asked = await apart(
                 submit.inner,
                 lambda _: relays.unwrap(
-                    outer, submit, self.context.sealer.ids, len(data), self._same
+                    outer, submit, self.context.signer.ids, len(data), self._same
                 ),
             )
         except Rejected as error:
@@ -155,9 +155,9 @@ class Inbox:
         forbidden = None if full else self._enter(opened.issuer, process, submit, len(data), left)
         if full or forbidden is not None:
             # What was accepted stays so, whatever the policy says by now.
-            marker = await self._marker(opened, submit)
-            if marker is not None:
-                return self._again(marker, opened, asked.request)
+            receipt_record = await self._receipt_record(opened, submit)
+            if receipt_record is not None:
+                return self._again(receipt_record, opened, asked.request)
             if forbidden is None:
                 raise store_full()
             raise forbidden
@@ -165,9 +165,9 @@ class Inbox:
         try:
             needed = asked.first.files is not None and not process.peer
             # A repeat needs nothing more.
-            if needed and await self._marker(opened, submit) is None:
+            if needed and await self._receipt_record(opened, submit) is None:
                 fresh = False
-                await self.depot.bring(opened, submit, asked.first, process)
+                await self.file_transfer.bring(opened, submit, asked.first, process)
                 fresh = True
             answer, fresh = await self._take_in(opened, data, submit, process, asked.request, left)
         except Refusal as refusal:
@@ -175,19 +175,27 @@ class Inbox:
             raise
         finally:
             # After an error the outcome is unknown; what is in the store, the watch tells.
-            self.meter.leave(opened.issuer, used=fresh)
-            self.accounts.settle(opened.issuer, left + _MARKER, left=fresh)
+            self.limiter.leave(opened.issuer, used=fresh)
+            self.peer_quotas.settle(opened.issuer, left + _MARKER, left=fresh)
         return answer
 
-    async def _marker(self, opened: Opened, submit: Submit) -> Marker | None:
+    async def _receipt_record(
+        self, opened: VerifiedMessage, submit: Submit
+    ) -> ReceiptRecord | None:
         """What was decided about a submission before."""
-        found = await self.context.client.get(self.context.keys.marker(opened.issuer, submit.pid))
-        marker = unpack(found.value, Marker) if found else None
-        return marker if marker is not None and marker.concerns(opened) else None
+        found = await self.context.client.get(
+            self.context.keys.receipt_record(opened.issuer, submit.pid)
+        )
+        receipt_record = unpack(found.value, ReceiptRecord) if found else None
+        return (
+            receipt_record
+            if receipt_record is not None and receipt_record.concerns(opened)
+            else None
+        )
 
     def _same(self, one: str, other: str) -> bool:
         """Whether two ids are of one colony, as far as we know."""
-        return self.context.peers.roster.root(one) == self.context.peers.roster.root(other)
+        return self.context.peers.index.root(one) == self.context.peers.index.root(other)
 
     def _enter(
         self, issuer: str, process: Process, submit: Submit, size: int, left: int
@@ -203,7 +211,7 @@ class Inbox:
         """
         policy = self.context.peers.policy(issuer)
         hops = len(submit.path) + 1
-        problem = breach(policy, process.spec, size=size, hops=hops)
+        problem = violation_of(policy, process.spec, size=size, hops=hops)
         if problem is None and process.spec.conditions.colonyname != self.context.home:
             problem = onward(policy, hops=hops, limit=submit.hops)
             if problem is None and not process.peer:
@@ -217,21 +225,21 @@ class Inbox:
             return explained(
                 problem, self.context.home, name, hops=hops, limit=submit.hops, further=further
             )
-        waiting = self.context.processes.queue.count_of(issuer) + self.ledger.relayed(issuer)
-        problem = self.meter.enter(issuer, policy, waiting, trio.current_time())
+        waiting = self.context.processes.queue.count_of(issuer) + self.outbox.relayed(issuer)
+        problem = self.limiter.enter(issuer, policy, waiting, trio.current_time())
         if problem is None:
-            problem = self.accounts.take(issuer, left + _MARKER)
+            problem = self.peer_quotas.take(issuer, left + _MARKER)
             if problem is not None:
-                self.meter.leave(issuer, used=False)
+                self.limiter.leave(issuer, used=False)
         return problem
 
     async def _take_in(
         self,
-        opened: Opened,
+        opened: VerifiedMessage,
         data: bytes,
         submit: Submit,
         process: Process,
-        request: Request,
+        request: OriginRequest,
         left: int,
     ) -> tuple[bytes, bool]:
         """Store marker and process, once: the receipt, and whether they are new."""
@@ -243,7 +251,7 @@ class Inbox:
             request.digest,
             request.origin,
         )
-        marker = Marker(
+        receipt_record = ReceiptRecord(
             opened.digest,
             submit.attempt,
             process.processid,
@@ -253,7 +261,7 @@ class Inbox:
             origin=request.origin,
             left=left,
         )
-        key = self.context.keys.marker(opened.issuer, submit.pid)
+        key = self.context.keys.receipt_record(opened.issuer, submit.pid)
         addition = Addition()
         if process.peer:
             # From here on it is a forward like any other.
@@ -267,7 +275,7 @@ class Inbox:
             trusted = self._trust_in(opened.issuer, process.peer)
             txn = Txn(
                 [free, *trusted, *addition.compare, *step.txn.compare],
-                [Put(key, pack(marker)), *step.txn.success],
+                [Put(key, pack(receipt_record)), *step.txn.success],
                 [Get(key)],
             )
             try:
@@ -277,9 +285,9 @@ class Inbox:
                 raise Refusal(413, "too_large", f"the store refuses it: {error}") from None
             if result.succeeded:
                 self.context.processes.committed_submit(process, result.revision)
-                return marker.receipt, True
+                return receipt_record.receipt, True
             if result.responses[0]:
-                there = unpack(result.responses[0][0].value, Marker)
+                there = unpack(result.responses[0][0].value, ReceiptRecord)
                 if there.concerns(opened):
                     return self._again(there, opened, request), False
                 if free != (other := ModRevision(key, result.responses[0][0].mod_revision)):
@@ -291,39 +299,46 @@ class Inbox:
                 raise Refusal(409, "id_reuse", "the process exists here without its marker")
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
-    def _again(self, marker: Marker, opened: Opened, request: Request) -> bytes:
-        if marker.kept is not None:
-            raise Refusal(marker.kept.status, marker.kept.code, marker.kept.message)
-        if marker.localpid and marker.digest != opened.digest:
+    def _again(
+        self, receipt_record: ReceiptRecord, opened: VerifiedMessage, request: OriginRequest
+    ) -> bytes:
+        if receipt_record.kept is not None:
+            raise Refusal(
+                receipt_record.kept.status, receipt_record.kept.code, receipt_record.kept.message
+            )
+        if receipt_record.localpid and receipt_record.digest != opened.digest:
             raise Refusal(409, "id_reuse", "another message with this process id was accepted")
-        return self._first_receipt(marker, opened, request)
+        return self._first_receipt(receipt_record, opened, request)
 
     def _first_receipt(
-        self, marker: Marker, opened: Opened, request: Request | None = None
+        self,
+        receipt_record: ReceiptRecord,
+        opened: VerifiedMessage,
+        request: OriginRequest | None = None,
     ) -> bytes:
         """The same bytes again, unless they are of a future that our clock was in once.
 
         Or of an earlier release, which did not say what it is a receipt for: the `request`.
         """
-        seen = inspect(marker.receipt, limit=len(marker.receipt))
+        seen = inspect(receipt_record.receipt, limit=len(receipt_record.receipt))
         receipt = load(seen.payload, Receipt)
         old = bool(receipt.remote) and not receipt.asked and request is not None
         if seen.issued <= self.context.clock.seconds and not old:
-            return marker.receipt
+            return receipt_record.receipt
         if old and request is not None:
             receipt = msgspec.structs.replace(receipt, asked=request.digest, origin=request.origin)
-        return self.context.sealer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=seen.cti)
+        return self.context.signer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=seen.cti)
 
     def _build(
         self,
-        opened: Opened,
+        opened: VerifiedMessage,
         submit: Submit,
-        asked: Asked,
+        asked: RelayedRequest,
         spec: FunctionSpec,
         given: list[Any],
     ) -> Process:
         target, peer = submit.target if submit.path else spec.conditions.colonyname, ""
-        if relays.is_mine(target, self.context.home, self.context.sealer.ids):
+        if relays.is_mine(target, self.context.home, self.context.signer.ids):
             target = self.context.home
         else:
             peer = self.context.peers.toward(target, asked.ids)
@@ -353,19 +368,21 @@ class Inbox:
 
     # -- cancel --------------------------------------------------------------------------
 
-    async def cancel(self, opened: Opened, data: bytes) -> bytes:
+    async def cancel(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """End a process, or see to it that it never begins. Returns the sealed receipt.
 
         The mark of what never was here is one more thing that a colony leaves, and counts as such.
         """
         wish = load(opened.payload, Cancel)
-        found = await self.context.client.get(self.context.keys.marker(opened.issuer, wish.pid))
-        there = unpack(found.value, Marker) if found else None
+        found = await self.context.client.get(
+            self.context.keys.receipt_record(opened.issuer, wish.pid)
+        )
+        there = unpack(found.value, ReceiptRecord) if found else None
         if there is not None and there.localpid:
             return await self._end(opened, there, wish)
         if there is not None and there.kept is None:
             return self._first_receipt(there, opened)
-        full = self.accounts.tombstone(opened.issuer, _MARKER)
+        full = self.peer_quotas.tombstone(opened.issuer, _MARKER)
         if full is not None:
             raise full
         written = True  # if there is no answer, perhaps
@@ -375,26 +392,30 @@ class Inbox:
             written = False
             raise
         finally:
-            self.accounts.settle(opened.issuer, _MARKER, left=written and there is None)
+            self.peer_quotas.settle(opened.issuer, _MARKER, left=written and there is None)
         return answer
 
-    async def _prevent(self, opened: Opened, wish: Cancel) -> tuple[bytes, bool]:
+    async def _prevent(self, opened: VerifiedMessage, wish: Cancel) -> tuple[bytes, bool]:
         """See to it that a process never begins: the receipt, and whether a mark was left."""
         client, keys = self.context.client, self.context.keys
-        key, peer = keys.marker(opened.issuer, wish.pid), keys.peer(opened.issuer)
+        key, peer = keys.receipt_record(opened.issuer, wish.pid), keys.peer(opened.issuer)
         if client.pressure.refuses(Need.WORKS) and await client.get(key) is None:
             raise store_full()  # what is here is ended; what never came is not stored either
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
-        marker = Marker(opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME)
+        receipt_record = ReceiptRecord(
+            opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME
+        )
         free: Compare = Absent(key)
         for _ in range(_TRIES):
             revision = trusted_revision(self.context.peers, opened.issuer)
-            txn = Txn([free, ModRevision(peer, revision)], [Put(key, pack(marker))], [Get(key)])
+            txn = Txn(
+                [free, ModRevision(peer, revision)], [Put(key, pack(receipt_record))], [Get(key)]
+            )
             result = await self.context.client.commit(txn)
             if result.succeeded:
                 return receipt, True
             if result.responses[0]:
-                there = unpack(result.responses[0][0].value, Marker)
+                there = unpack(result.responses[0][0].value, ReceiptRecord)
                 if there.kept is not None:
                     # Whatever else comes under this id is cancelled as well.
                     if free != (other := ModRevision(key, result.responses[0][0].mod_revision)):
@@ -407,17 +428,24 @@ class Inbox:
             await self.context.peers.reload(opened.issuer)
         raise Refusal(503, "busy", "the peer's record changes too fast", again=1)
 
-    async def _end(self, opened: Opened, marker: Marker, wish: Cancel) -> bytes:
+    async def _end(
+        self, opened: VerifiedMessage, receipt_record: ReceiptRecord, wish: Cancel
+    ) -> bytes:
         status: Literal["cancelled", "already_closed"] = "cancelled"
         try:
-            await self.context.processes.cancel(self.context.home, marker.localpid)
+            await self.context.processes.cancel(self.context.home, receipt_record.localpid)
         except Conflict as error:
             raise Refusal(503, "busy", error.message, again=1) from None
         except RpcError:
             status = "already_closed"
-        request = await request_in(self.context.client, self.context.home, marker)
+        request = await request_in(self.context.client, self.context.home, receipt_record)
         answer = Receipt(
-            wish.pid, marker.attempt, status, marker.localpid, request.digest, request.origin
+            wish.pid,
+            receipt_record.attempt,
+            status,
+            receipt_record.localpid,
+            request.digest,
+            request.origin,
         )
         return self._receipt(opened, answer)
 
@@ -428,8 +456,8 @@ class Inbox:
 
         Raises EtcdError.
         """
-        await self.owing.load()
-        await self.stock.take(self.context.clock.seconds)
+        await self.outcome_queue.load()
+        await self.usage_scan.take(self.context.clock.seconds)
 
 
 def _left_by(first: Submit, size: int) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from federation.forward import channels as words
-from federation.forward.marker import SAID, Marker
-from federation.limits.accounts import Accounts
+from federation.forward.receipt import SAID, ReceiptRecord
+from federation.limits.accounts import PeerQuotas
 from federation.peers.context import Context
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened
+from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.messages import Heard, Say, load
 from federation.wire.refusals import Refusal
 from node.etcd.pressure import Need
@@ -24,33 +24,37 @@ _ENTRY = 300  # bytes of a message with its key beside the payload, about
 
 
 @dataclass
-class Listener:
+class ChannelReceiver:
     """Takes what origins say in channels of their processes here."""
 
     context: Context
-    accounts: Accounts
+    peer_quotas: PeerQuotas
 
     def endpoints(self) -> list[Endpoint]:
         """Where messages of channels are sent."""
         return [Endpoint("/v1/say", Kind.SAY, self.hear)]
 
-    async def hear(self, opened: Opened, data: bytes) -> bytes:
+    async def hear(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Store messages, once; the answer tells how many entries that colony told us of by now.
 
         Refused, and not stored: unknown_process, no_channel, closed, channel_full, bad_message.
         Raises StoreFull.
         """
         say, context = load(opened.payload, Say), self.context
-        found = await context.client.get(context.keys.marker(opened.issuer, say.pid))
-        marker = unpack(found.value, Marker) if found else None
-        if marker is None or not marker.localpid or marker.attempt != say.attempt:
+        found = await context.client.get(context.keys.receipt_record(opened.issuer, say.pid))
+        receipt_record = unpack(found.value, ReceiptRecord) if found else None
+        if (
+            receipt_record is None
+            or not receipt_record.localpid
+            or receipt_record.attempt != say.attempt
+        ):
             raise Refusal(404, "unknown_process", "no such process of your colony is here")
         context.client.pressure.demand(Need.GROWS)
         for _ in range(_TRIES):
-            after = await self._store(opened.issuer, marker.localpid, say)
+            after = await self._store(opened.issuer, receipt_record.localpid, say)
             if after is not None:
                 heard = Heard(say.pid, say.attempt, say.name, after)
-                return context.sealer.seal(Kind.HEARD, opened.issuer, heard)
+                return context.signer.seal(Kind.HEARD, opened.issuer, heard)
         raise Refusal(503, "busy", "the channel changes too fast", again=1)
 
     async def _store(self, issuer: str, pid: str, say: Say) -> int | None:
@@ -70,14 +74,14 @@ class Listener:
             return heard.get(say.name, 0)
         if process.closed:
             raise Refusal(409, "closed", f"the process is {process.state.name.lower()}")
-        holds = unpack(head[0].value, store.Head) if head else store.Head()
+        holds = unpack(head[0].value, store.ChannelHead) if head else store.ChannelHead()
         entries = words.entries(say.said, say.start, say.after, issuer, context.clock.now())
         if not entries:
             raise Refusal(400, "bad_message", "no messages, out of order, or one too large")
         if not words.fits(holds, entries):
             raise Refusal(409, "channel_full", "the channel takes no more messages")
         size = sum(len(each.payload) + _ENTRY for each in entries)
-        full = self.accounts.take(issuer, size, 0)
+        full = self.peer_quotas.take(issuer, size, 0)
         if full is not None:
             raise full
         compare, ops = store.extend(
@@ -93,7 +97,7 @@ class Listener:
         try:
             written = (await context.client.commit(Txn(compare, [*ops, put]))).succeeded
         finally:
-            self.accounts.settle(issuer, size, 0, left=written)
+            self.peer_quotas.settle(issuer, size, 0, left=written)
         if not written:
             return None
         context.processes.hooks.progressed(process)

@@ -12,13 +12,13 @@ import trio
 
 from federation.forward import chain as chains
 from federation.forward.machine import Forward
-from federation.forward.marker import Marker, request_in
-from federation.forward.path import Request
-from federation.inbox.updates import Teller
-from federation.limits.accounts import Accounts
+from federation.forward.path import OriginRequest
+from federation.forward.receipt import ReceiptRecord, request_in
+from federation.inbox.updates import UpdatePublisher
+from federation.limits.accounts import PeerQuotas
 from federation.peers.context import Context
 from federation.peers.registry import trusted_revision
-from federation.wire.envelope import MAX_LIFETIME, Kind, Opened, inspect
+from federation.wire.envelope import MAX_LIFETIME, Kind, VerifiedMessage, inspect
 from federation.wire.messages import Outcome, Outcomes, Poll, load
 from federation.wire.signer import cti_of
 from federation.wire.sizes import SIZES
@@ -34,18 +34,18 @@ _LOOK = 10.0  # seconds after which a poll looks for what another daemon of this
 
 
 @dataclass
-class Owing:
+class OutcomeQueue:
     """Answers the polls of other colonies. `owed` are the ids of their processes, by colony.
 
     That mirrors the store as far as this daemon heard of it, and is corrected by every listing.
     """
 
     context: Context
-    accounts: Accounts
-    teller: Teller
+    peer_quotas: PeerQuotas
+    update_publisher: UpdatePublisher
     owed: dict[str, set[str]] = field(default_factory=dict)
     draining: bool = False
-    bells: dict[str, trio.Event] = field(default_factory=dict)
+    wakeups: dict[str, trio.Event] = field(default_factory=dict)
 
     async def load(self) -> None:
         """Read which outcomes are owed. Raises EtcdError."""
@@ -67,51 +67,51 @@ class Owing:
         """A process of another colony ended: wake its poll."""
         pid = process.notify.rpartition("/")[2]
         self.owed.setdefault(process.origin, set()).add(pid)
-        self._ring(process.origin)
+        self._wake(process.origin)
 
     def progressed(self, process: Process) -> None:
         """There is something new of a process of another colony: wake its poll."""
-        self.teller.progressed(process)
-        self._ring(process.origin)
+        self.update_publisher.progressed(process)
+        self._wake(process.origin)
 
     def blocked(self, issuer: str) -> None:
         """A colony was blocked: its waiting polls end now, with a refusal."""
-        self._ring(issuer)
+        self._wake(issuer)
 
-    def _ring(self, issuer: str) -> None:
-        bell = self.bells.pop(issuer, None)
-        if bell is not None:
-            bell.set()
+    def _wake(self, issuer: str) -> None:
+        wakeup = self.wakeups.pop(issuer, None)
+        if wakeup is not None:
+            wakeup.set()
 
     def drain(self) -> None:
         """Answer every waiting poll now."""
         self.draining = True
-        for issuer in list(self.bells):
-            self._ring(issuer)
+        for issuer in list(self.wakeups):
+            self._wake(issuer)
 
-    async def outcomes(self, opened: Opened, data: bytes) -> bytes:
+    async def outcomes(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Forget what was acknowledged, then give what is owed, waiting for it if need be."""
         poll = load(opened.payload, Poll)
         # What a poll asks about counts as so many messages more.
-        self.accounts.weigh(opened.issuer, (len(poll.follow or ()) + len(poll.ack)) // _WEIGHT)
+        self.peer_quotas.weigh(opened.issuer, (len(poll.follow or ()) + len(poll.ack)) // _WEIGHT)
         await self._acknowledge(opened.issuer, poll.ack)
         until = trio.current_time() + poll.wait
         while True:
-            bell = self.bells.setdefault(opened.issuer, trio.Event())
+            wakeup = self.wakeups.setdefault(opened.issuer, trio.Event())
             found = await self._owed(opened.issuer)
             # After the outcomes, so that nothing is missing of what has ended.
-            news, cut = await self.teller.news(opened.issuer, poll, found)
+            news, cut = await self.update_publisher.news(opened.issuer, poll, found)
             now = trio.current_time()
             if found or news or self.draining or now >= until:
                 break
             with trio.move_on_at(min(until, now + _LOOK)) as quiet:
-                await bell.wait()
+                await wakeup.wait()
             if quiet.cancelled_caught:
-                self.teller.look_again()
+                self.update_publisher.look_again()
             # It may have been blocked while it waited: what is owed is kept, and not served.
             trusted_revision(self.context.peers, opened.issuer)
         answer = Outcomes(list(found.values()), news, cut)
-        return self.context.sealer.seal(Kind.OUTCOMES, opened.issuer, answer)
+        return self.context.signer.seal(Kind.OUTCOMES, opened.issuer, answer)
 
     async def _acknowledge(self, issuer: str, pids: list[str]) -> None:
         if not pids:
@@ -139,12 +139,12 @@ class Owing:
         return sealed
 
     async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
-        found = await self.context.client.get(self.context.keys.marker(issuer, pid))
-        marker = unpack(found.value, Marker) if found else None
-        attempt, request = 1, Request()
-        if marker is not None:
-            attempt = marker.attempt
-            request = await request_in(self.context.client, self.context.home, marker)
+        found = await self.context.client.get(self.context.keys.receipt_record(issuer, pid))
+        receipt_record = unpack(found.value, ReceiptRecord) if found else None
+        attempt, request = 1, OriginRequest()
+        if receipt_record is not None:
+            attempt = receipt_record.attempt
+            request = await request_in(self.context.client, self.context.home, receipt_record)
         loaded = await self.context.processes.load(self.context.home, localpid)
         now = self.context.clock.seconds
         if loaded is None:
@@ -172,7 +172,7 @@ class Owing:
             issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
         outcome = msgspec.structs.replace(outcome, asked=request.digest, origin=request.origin)
         name = cti_of("outcome", pid, attempt)
-        sealed = self.context.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
+        sealed = self.context.signer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
         if len(sealed) <= SIZES[Kind.OUTCOME].bytes:
             return sealed
         # JSON may be several times as long as what the store has: better an end than none.
@@ -180,7 +180,7 @@ class Owing:
         outcome = msgspec.structs.replace(
             outcome, state=int(State.FAILED), out=b"[]", errors=[message], below=b"", keys=[]
         )
-        return self.context.sealer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
+        return self.context.signer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
 
     async def _carry(self, process: Process, outcome: Outcome) -> Outcome:
         """A relay's outcome goes with the one that it was told itself, for its origin to check."""

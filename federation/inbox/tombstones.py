@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from federation.forward.marker import Kept, Marker
-from federation.limits.accounts import Accounts
+from federation.forward.receipt import FinalRefusal, ReceiptRecord
+from federation.limits.accounts import PeerQuotas
 from federation.limits.decoding import load_large
 from federation.peers.context import Context
 from federation.peers.registry import TRUSTED
-from federation.wire.envelope import MAX_LIFETIME, Opened, Rejected
+from federation.wire.envelope import MAX_LIFETIME, Rejected, VerifiedMessage
 from federation.wire.messages import Submit
 from federation.wire.refusals import Refusal
 from node.etcd.pressure import Need
@@ -24,12 +24,12 @@ KEPT = 1000  # bytes of the mark of a refusal with its key, about
 
 @dataclass
 class Tombstones:
-    """The marks of what was refused for good, counted by `accounts`."""
+    """The marks of what was refused for good, counted by `peer_quotas`."""
 
     context: Context
-    accounts: Accounts
+    peer_quotas: PeerQuotas
 
-    async def keep(self, opened: Opened, refusal: Refusal) -> bool:
+    async def keep(self, opened: VerifiedMessage, refusal: Refusal) -> bool:
         """Remember that a submission was refused; whether no copy was taken, nor ever will be.
 
         Only for trusted colonies: others can't fill the store.
@@ -44,26 +44,26 @@ class Tombstones:
             return False
         if self.context.client.pressure.refuses(Need.WORKS):
             return False
-        key = self.context.keys.marker(opened.issuer, submit.pid)
-        kept = Kept(refusal.status, refusal.code, refusal.message[:300])
+        key = self.context.keys.receipt_record(opened.issuer, submit.pid)
+        kept = FinalRefusal(refusal.status, refusal.code, refusal.message[:300])
         found = await self.context.client.get(key)
         if found is not None:
-            return _says(unpack(found.value, Marker), opened)
-        if self.accounts.tombstone(opened.issuer, KEPT) is not None:
+            return _says(unpack(found.value, ReceiptRecord), opened)
+        if self.peer_quotas.tombstone(opened.issuer, KEPT) is not None:
             return False
         expires = opened.expires + MAX_LIFETIME
-        marker = Marker(opened.digest, submit.attempt, "", b"", expires, kept)
+        receipt_record = ReceiptRecord(opened.digest, submit.attempt, "", b"", expires, kept)
         written = True  # if there is no answer, perhaps
         try:
             result = await self.context.client.commit(
-                Txn([Absent(key)], [Put(key, pack(marker))], [Get(key)]),
+                Txn([Absent(key)], [Put(key, pack(receipt_record))], [Get(key)]),
             )
             written = result.succeeded
         finally:
-            self.accounts.settle(opened.issuer, KEPT, left=written)
-        return written or _says(unpack(result.responses[0][0].value, Marker), opened)
+            self.peer_quotas.settle(opened.issuer, KEPT, left=written)
+        return written or _says(unpack(result.responses[0][0].value, ReceiptRecord), opened)
 
 
-def _says(there: Marker, opened: Opened) -> bool:
+def _says(there: ReceiptRecord, opened: VerifiedMessage) -> bool:
     """Whether a marker says that these bytes are refused for good."""
     return there.kept is not None and there.digest == opened.digest

@@ -14,7 +14,7 @@ import msgspec
 
 from federation.forward import channels as words
 from federation.forward import updates as progress
-from federation.outbox.updates import Follower
+from federation.outbox.updates import UpdateConsumer
 from federation.peers.context import Context
 from federation.wire.messages import Follow, Line, News, Poll, Said, dump
 from node.etcd.errors import EtcdTooLarge
@@ -31,7 +31,7 @@ _PART = 256 * 2**10  # bytes of them, unless one is larger
 _RECENT = 256  # processes of one colony
 
 
-class Known(msgspec.Struct, frozen=True):
+class ReceivedProcess(msgspec.Struct, frozen=True):
     """What a marker says of a process: ours, and the attempt it is for."""
 
     localpid: str
@@ -39,17 +39,18 @@ class Known(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Teller:
-    """`follower` knows what we were told ourselves of a process that went on to another colony.
+class UpdatePublisher:
+    """`update_consumer` knows what we were told ourselves of a process that went on to another
+    colony.
 
     `members` have the names of our executors; without, their ids stand for them.
     """
 
     context: Context
-    follower: Follower
+    update_consumer: UpdateConsumer
     members: Members | None = None
     told: int = 0
-    _places: OrderedDict[tuple[str, str], Known] = field(default_factory=OrderedDict)
+    _places: OrderedDict[tuple[str, str], ReceivedProcess] = field(default_factory=OrderedDict)
     _recent: dict[str, OrderedDict[str, str]] = field(default_factory=dict)
     _turns: dict[str, int] = field(default_factory=dict)
     _quiet: OrderedDict[str, Follow] = field(default_factory=OrderedDict)
@@ -110,15 +111,15 @@ class Teller:
         self.told += len(found)
         return found, False
 
-    async def _place(self, issuer: str, pid: str) -> Known | None:
+    async def _place(self, issuer: str, pid: str) -> ReceivedProcess | None:
         """Our process for one of another colony's. It never changes, once it is there."""
         known = self._places.get((issuer, pid))
         if known is None:
-            found = await self.context.client.get(self.context.keys.marker(issuer, pid))
-            marker = unpack(found.value, Known) if found is not None else None
-            if marker is None or not marker.localpid:
+            found = await self.context.client.get(self.context.keys.receipt_record(issuer, pid))
+            receipt_record = unpack(found.value, ReceivedProcess) if found is not None else None
+            if receipt_record is None or not receipt_record.localpid:
                 return None
-            known = self._places[issuer, pid] = marker
+            known = self._places[issuer, pid] = receipt_record
             if len(self._places) > _REMEMBERED:
                 self._places.popitem(last=False)
         return known
@@ -184,7 +185,7 @@ class Teller:
             running = process.state == State.RUNNING
             executor = self._name_of(process.assignedexecutorid) if running else ""
             return process.state, executor, process.starttime if running else 0, revision
-        heard = self.follower.of(process.processid)
+        heard = self.update_consumer.of(process.processid)
         if heard is None or process.closed:
             return process.state if process.closed else State.WAITING, "", 0, revision
         followed, version = heard

@@ -1,4 +1,4 @@
-"""What other colonies left in the store: counted for `limits.accounts`, forgotten in time.
+"""What other colonies left in the store: counted for `limits.peer_quotas`, forgotten in time.
 
 What is written, and when it may be, is decided by those who write: `inbox.accept`,
 `inbox.tombstones`, `outbox.channels`.
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.forward.marker import SAID, Marker
-from federation.inbox.outcomes import Owing
-from federation.limits.accounts import Accounts, Pages, Stock
+from federation.forward.receipt import SAID, ReceiptRecord
+from federation.inbox.outcomes import OutcomeQueue
+from federation.limits.accounts import Pages, PeerQuotas, StorageUsage
 from federation.peers.context import Context
 from node.etcd.client import KeyValue
 from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn
@@ -24,41 +24,47 @@ _MANY = 40  # together
 
 
 @dataclass
-class Stocktaking:
+class UsageScan:
     """Reads all that is there, page by page, so that nobody waits for it."""
 
     context: Context
-    accounts: Accounts
-    owing: Owing
+    peer_quotas: PeerQuotas
+    outcome_queue: OutcomeQueue
 
     async def take(self, now: int) -> None:
         """Count what there is, without what is over at `now` (seconds). Raises EtcdError."""
-        listed: dict[str, Stock] = {}
-        self.accounts.begin()
-        gone: list[tuple[KeyValue, Marker]] = []
+        listed: dict[str, StorageUsage] = {}
+        self.peer_quotas.begin()
+        gone: list[tuple[KeyValue, ReceiptRecord]] = []
         looked = 0
         async for items in Pages(self.context.client, self.context.keys.markers):
             for item in items:
-                marker = unpack(item.value, Marker)
+                receipt_record = unpack(item.value, ReceiptRecord)
                 issuer, pid = item.key[len(self.context.keys.markers) :].split("/")
-                over = marker.expires <= now
-                if over and pid not in self.owing.owed.get(issuer, ()):
-                    if await self._forget(item, marker, issuer, pid):
+                over = receipt_record.expires <= now
+                if over and pid not in self.outcome_queue.owed.get(issuer, ()):
+                    if await self._forget(item, receipt_record, issuer, pid):
                         continue
-                elif marker.left and self.accounts.crowded(issuer) and looked < _LOOKED_FOR:
+                elif (
+                    receipt_record.left
+                    and self.peer_quotas.crowded(issuer)
+                    and looked < _LOOKED_FOR
+                ):
                     looked += 1
-                    gone.append((item, marker))
-                size = len(item.key) + len(item.value) + marker.left
-                listed.setdefault(issuer, Stock()).add(1, size)
+                    gone.append((item, receipt_record))
+                size = len(item.key) + len(item.value) + receipt_record.left
+                listed.setdefault(issuer, StorageUsage()).add(1, size)
         await self._count_rest(listed)
-        self.accounts.counted(listed)
+        self.peer_quotas.counted(listed)
         for start in range(0, len(gone), _MANY):
             await self._lighten(gone[start : start + _MANY])
 
-    async def _forget(self, item: KeyValue, marker: Marker, issuer: str, pid: str) -> bool:
+    async def _forget(
+        self, item: KeyValue, receipt_record: ReceiptRecord, issuer: str, pid: str
+    ) -> bool:
         """Delete a marker whose time is over; False while its process is open."""
-        loaded = marker.localpid and await self.context.processes.load(
-            self.context.home, marker.localpid
+        loaded = receipt_record.localpid and await self.context.processes.load(
+            self.context.home, receipt_record.localpid
         )
         if loaded and not loaded[0].closed:
             return False
@@ -69,32 +75,34 @@ class Stocktaking:
         ops = [Delete(item.key), Delete(self.context.keys.hearing(issuer, pid))]
         return (await self.context.client.commit(Txn(settled, ops))).succeeded
 
-    async def _count_rest(self, listed: dict[str, Stock]) -> None:
+    async def _count_rest(self, listed: dict[str, StorageUsage]) -> None:
         """Count what stands beside markers: what was said in channels, and files fetched."""
         start = len(self.context.keys.hearings)
         async for items in Pages(self.context.client, self.context.keys.hearings):
             for item in items:
                 issuer = item.key[start:].partition("/")[0]
                 said = unpack(item.value, dict[str, int]).get(SAID, 0)
-                listed.setdefault(issuer, Stock()).add(0, len(item.key) + len(item.value) + said)
+                listed.setdefault(issuer, StorageUsage()).add(
+                    0, len(item.key) + len(item.value) + said
+                )
         start = len(self.context.keys.fetched_all)
         async for items in Pages(self.context.client, self.context.keys.fetched_all):
             for item in items:
                 issuer = item.key[start:].partition("/")[0]
-                listed.setdefault(issuer, Stock()).add(1, len(item.key))
+                listed.setdefault(issuer, StorageUsage()).add(1, len(item.key))
 
-    async def _lighten(self, markers: Sequence[tuple[KeyValue, Marker]]) -> None:
+    async def _lighten(self, markers: Sequence[tuple[KeyValue, ReceiptRecord]]) -> None:
         """A marker whose process left the store stands for itself only."""
-        pids = [marker.localpid for _, marker in markers]
+        pids = [receipt_record.localpid for _, receipt_record in markers]
         there = {
             each.processid
             for each in await self.context.processes.load_many(self.context.home, pids, light=True)
         }
-        for item, marker in markers:
-            if marker.localpid in there:
+        for item, receipt_record in markers:
+            if receipt_record.localpid in there:
                 continue
-            light = Put(item.key, pack(msgspec.structs.replace(marker, left=0)))
+            light = Put(item.key, pack(msgspec.structs.replace(receipt_record, left=0)))
             unchanged = ModRevision(item.key, item.mod_revision)
             if (await self.context.client.commit(Txn([unchanged], [light]))).succeeded:
                 issuer = item.key[len(self.context.keys.markers) :].partition("/")[0]
-                self.accounts.lighten(issuer, marker.left)
+                self.peer_quotas.lighten(issuer, receipt_record.left)

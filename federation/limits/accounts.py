@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from federation.peers.policy import Bucket
+from federation.peers.policy import TokenBucket
 from federation.peers.registry import Peers
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
@@ -56,7 +56,7 @@ class Pages:
         return listing.items
 
 
-class Stock(msgspec.Struct):
+class StorageUsage(msgspec.Struct):
     """What a colony left: how many entries, and their bytes, with those of what they stand for."""
 
     entries: int = 0
@@ -69,7 +69,7 @@ class Stock(msgspec.Struct):
 
 
 @dataclass
-class Accounts:
+class PeerQuotas:
     """The accounts of all trusted colonies, by the id under which each is kept.
 
     Room is taken before something is written, so that what is under way counts as well. Each `take`
@@ -78,14 +78,14 @@ class Accounts:
 
     peers: Peers
     clock: SigningClock
-    _stocks: dict[str, Stock] = field(default_factory=dict)
-    _taken: dict[str, Stock] = field(default_factory=dict)  # for what is under way
-    _since: dict[str, Stock] | None = None  # what came while the store is being read
-    _messages: dict[str, Bucket] = field(default_factory=dict)
-    _tombstones: dict[str, Bucket] = field(default_factory=dict)
-    _kinds: dict[tuple[str, Kind], Bucket] = field(default_factory=dict)
-    _cards: dict[str, Bucket] = field(default_factory=dict)
-    _news: dict[str, Bucket] = field(default_factory=dict)
+    _stocks: dict[str, StorageUsage] = field(default_factory=dict)
+    _taken: dict[str, StorageUsage] = field(default_factory=dict)  # for what is under way
+    _since: dict[str, StorageUsage] | None = None  # what came while the store is being read
+    _messages: dict[str, TokenBucket] = field(default_factory=dict)
+    _tombstones: dict[str, TokenBucket] = field(default_factory=dict)
+    _kinds: dict[tuple[str, Kind], TokenBucket] = field(default_factory=dict)
+    _cards: dict[str, TokenBucket] = field(default_factory=dict)
+    _news: dict[str, TokenBucket] = field(default_factory=dict)
     _under_way: Counter[tuple[str, Kind | None]] = field(default_factory=Counter)
 
     # -- messages --------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class Accounts:
         """
         self.weigh(peerid, 1)
         if kind in _RATES:
-            bucket = self._kinds.setdefault((peerid, kind), Bucket())
+            bucket = self._kinds.setdefault((peerid, kind), TokenBucket())
             if wait := bucket.take(_RATES[kind], self.clock.steady()):
                 text = f"more than {_RATES[kind]} messages of kind {kind.value} a minute"
                 raise Refusal(429, "peer_rate", text, again=math.ceil(wait))
@@ -124,14 +124,14 @@ class Accounts:
         limit = self.peers.policy(peerid).messages
         if not limit:
             return
-        bucket = self._messages.setdefault(peerid, Bucket())
+        bucket = self._messages.setdefault(peerid, TokenBucket())
         if wait := bucket.take(limit, self.clock.steady(), float(count)):
             text = f"more than {limit} messages a minute of your colony (policy.messages)"
             raise Refusal(429, "policy_messages", text, again=math.ceil(wait))
 
     def card(self, peerid: str) -> None:
         """Count a newer card, whose writing costs more than most. Raises Refusal (card_rate)."""
-        wait = self._cards.setdefault(peerid, Bucket()).take(_CARDS, self.clock.steady())
+        wait = self._cards.setdefault(peerid, TokenBucket()).take(_CARDS, self.clock.steady())
         if wait:
             text = f"more than {_CARDS} newer cards a minute of your colony"
             raise Refusal(429, "card_rate", text, again=math.ceil(wait))
@@ -141,8 +141,8 @@ class Accounts:
     def take(self, peerid: str, size: int, entries: int = 1) -> Refusal | None:
         """Take room for what is about to be written, or say why there is none."""
         policy, stock = self.peers.policy(peerid), self.stock(peerid)
-        taken = self._taken.get(peerid) or Stock()
-        there = Stock(stock.entries + taken.entries, stock.size + taken.size)
+        taken = self._taken.get(peerid) or StorageUsage()
+        there = StorageUsage(stock.entries + taken.entries, stock.size + taken.size)
         if policy.max_entries and there.entries + entries > policy.max_entries:
             text = (
                 f"{there.entries} entries of your colony are in the store here; at most "
@@ -155,7 +155,7 @@ class Accounts:
                 f"{policy.max_kept} (policy.max_kept); they go some days after the end"
             )
             return Refusal(429, "policy_kept", text, again=_FULL_AGAIN)
-        self._taken.setdefault(peerid, Stock()).add(entries, size)
+        self._taken.setdefault(peerid, StorageUsage()).add(entries, size)
         return None
 
     def settle(self, peerid: str, size: int, entries: int = 1, *, left: bool) -> None:
@@ -185,7 +185,9 @@ class Accounts:
         """
         rate = self.peers.policy(peerid).rate
         if rate:
-            wait = self._tombstones.setdefault(peerid, Bucket()).take(rate, self.clock.steady())
+            wait = self._tombstones.setdefault(peerid, TokenBucket()).take(
+                rate, self.clock.steady()
+            )
             if wait:
                 text = f"more than {rate} a minute about what is not here (policy.rate)"
                 return Refusal(429, "policy_rate", text, again=math.ceil(wait))
@@ -194,11 +196,11 @@ class Accounts:
     def _count(self, peerid: str, entries: int, size: int) -> None:
         self.stock(peerid).add(entries, size)
         if self._since is not None:
-            self._since.setdefault(peerid, Stock()).add(entries, size)
+            self._since.setdefault(peerid, StorageUsage()).add(entries, size)
 
-    def stock(self, peerid: str) -> Stock:
+    def stock(self, peerid: str) -> StorageUsage:
         """What a colony left, as far as this daemon knows."""
-        return self._stocks.setdefault(peerid, Stock())
+        return self._stocks.setdefault(peerid, StorageUsage())
 
     def crowded(self, peerid: str) -> bool:
         """Whether a colony has taken more than half of the room that it may."""
@@ -209,10 +211,10 @@ class Accounts:
         """The store is about to be read: `counted` tells what is in it."""
         self._since = {}
 
-    def counted(self, listed: dict[str, Stock]) -> None:
+    def counted(self, listed: dict[str, StorageUsage]) -> None:
         """What the store has. What came meanwhile may be in it or not, and is counted twice."""
         for peerid, more in (self._since or {}).items():
-            listed.setdefault(peerid, Stock()).add(max(0, more.entries), max(0, more.size))
+            listed.setdefault(peerid, StorageUsage()).add(max(0, more.entries), max(0, more.size))
         self._stocks, self._since = listed, None
 
     # -- what it tells of our processes ----------------------------------------------------
@@ -225,7 +227,7 @@ class Accounts:
         limit = self.peers.policy(peerid).max_kept
         if not limit:
             return True
-        bucket = self._news.setdefault(peerid, Bucket(period=_DAY))
+        bucket = self._news.setdefault(peerid, TokenBucket(period=_DAY))
         return bucket.take(limit, self.clock.steady(), float(size)) == 0
 
     def told(self, peerid: str) -> int:

@@ -10,7 +10,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from federation.peers.policy import Bucket
+from federation.peers.policy import TokenBucket
 from federation.wire.address import source_of
 from federation.wire.refusals import Refusal
 
@@ -34,10 +34,10 @@ class Admission:
     that one is checked further if the colony itself was heard from there.
     """
 
-    _all: Bucket = field(default_factory=Bucket)
-    _each: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
-    _false: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
-    _false_all: Bucket = field(default_factory=Bucket)
+    _all: TokenBucket = field(default_factory=TokenBucket)
+    _each: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
+    _false: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
+    _false_all: TokenBucket = field(default_factory=TokenBucket)
     _homes: OrderedDict[str, OrderedDict[str, None]] = field(default_factory=OrderedDict)
 
     def stranger(self, remote: str, now: float) -> None:
@@ -87,17 +87,17 @@ class Admission:
             self._homes.popitem(last=False)
 
 
-def _bucket(buckets: OrderedDict[str, Bucket], source: str) -> Bucket:
+def _bucket(buckets: OrderedDict[str, TokenBucket], source: str) -> TokenBucket:
     bucket = buckets.get(source)
     if bucket is None:
-        bucket = buckets[source] = Bucket()
+        bucket = buckets[source] = TokenBucket()
         if len(buckets) > _SOURCES:
             buckets.popitem(last=False)
     buckets.move_to_end(source)
     return bucket
 
 
-def _left(bucket: Bucket, rate: int, now: float) -> float:
+def _left(bucket: TokenBucket, rate: int, now: float) -> float:
     """0 while something is left in a bucket, else the seconds until it is."""
     wait = bucket.take(rate, now)
     if not wait:

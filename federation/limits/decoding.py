@@ -27,6 +27,6 @@ async def load_large(payload: bytes, kind: type[M]) -> M:
     try:
         return load(payload, kind, items=min(QUICK, most))
     except Rejected as rejected:
-        if most > QUICK and isinstance(rejected.__cause__, cbor.TooMany):
+        if most > QUICK and isinstance(rejected.__cause__, cbor.TooManyItems):
             return await trio.to_thread.run_sync(load, payload, kind)
         raise

@@ -15,20 +15,20 @@ import msgspec
 import trio
 
 from federation.peers.context import Context
-from federation.peers.introduced import Introduced
-from federation.peers.owncard import Portrait
-from federation.peers.policy import Bucket
-from federation.peers.registry import PENDING, TRUSTED, Known
+from federation.peers.introduced import IntroductionIndex
+from federation.peers.owncard import OwnCard
+from federation.peers.policy import TokenBucket
+from federation.peers.registry import PENDING, TRUSTED, PeerState
+from federation.transport.connection import PeerConnection
 from federation.transport.errors import RemoteRefusal, TransportError
-from federation.transport.link import Link
 from federation.wire.card import Card, open_card
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Rejected, inspect
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load
 from federation.wire.refusals import Refusal
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import Bell, Bells
+from node.host.sync import WakeUp, WakeUps
 from node.model.errors import RpcError
 from node.store.update import update
 
@@ -43,7 +43,7 @@ _OLD = 3600.0  # ... or that introduces nobody
 log = get_logger("introductions")
 
 
-def chosen(trusted: Iterable[Known], to: str, now: float) -> list[Introduction]:
+def chosen(trusted: Iterable[PeerState], to: str, now: float) -> list[Introduction]:
     """Whom to introduce to the peer `to`: those heard of last come first. `now` in seconds.
 
     Never itself, nobody whose card has expired, nobody from too far away.
@@ -66,7 +66,7 @@ def _expiry(card: bytes) -> int:
         return 0
 
 
-class Latest(msgspec.Struct, frozen=True):
+class LastIntroductions(msgspec.Struct, frozen=True):
     """The latest message of a peer that was taken in, and under which of its ids it was signed."""
 
     signer: str = ""
@@ -74,31 +74,31 @@ class Latest(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Introducer:
+class Gossip:
     """`mode` is "pending", "trust" or "off", as configured.
 
     Messages are numbered from the sequence number of our card, larger at each start.
     """
 
     context: Context
-    portrait: Portrait
+    own_card: OwnCard
     mode: str = "pending"
     _count: int = 0
-    _bells: Bells = field(default_factory=Bells)
-    _buckets: dict[str, Bucket] = field(default_factory=dict)
+    _wakeups: WakeUps = field(default_factory=WakeUps)
+    _buckets: dict[str, TokenBucket] = field(default_factory=dict)
     _turns: dict[str, trio.Lock] = field(default_factory=dict)
     _known: frozenset[tuple[str, int]] = frozenset()
-    introduced: Introduced = field(init=False)
+    introduced: IntroductionIndex = field(init=False)
 
     def __post_init__(self) -> None:
-        self.introduced = Introduced(self.context.peers)
+        self.introduced = IntroductionIndex(self.context.peers)
 
     # -- ours ----------------------------------------------------------------------------
 
     def _message(self, peerid: str) -> Introductions:
         self._count += 1
         known = chosen(self.context.peers.trusted(), peerid, self.context.clock.seconds)
-        return Introductions(known, (self.portrait.sequence << 24) + self._count)
+        return Introductions(known, (self.own_card.sequence << 24) + self._count)
 
     def look(self) -> None:
         """A peer changed: if it is whom we trust, all others hear of it."""
@@ -107,7 +107,7 @@ class Introducer:
         )
         if known != self._known:
             self._known = known
-            self._bells.ring()
+            self._wakeups.wake()
 
     # -- theirs --------------------------------------------------------------------------
 
@@ -115,14 +115,14 @@ class Introducer:
         """Where introductions are exchanged."""
         return [Endpoint("/v1/introductions", Kind.INTRODUCTIONS, self.answer)]
 
-    async def answer(self, opened: Opened, data: bytes) -> bytes:
+    async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """A peer introduced colonies: take them in, and introduce ours.
 
         Raises Refusal (not_found, introductions_rate) or Rejected (malformed).
         """
         if self.mode == "off":
             raise Refusal(404, "not_found", "this colony introduces nobody")
-        bucket = self._buckets.setdefault(opened.issuer, Bucket())
+        bucket = self._buckets.setdefault(opened.issuer, TokenBucket())
         wait = bucket.take(_RATE, trio.current_time())
         if wait > 0:
             again = math.ceil(wait)
@@ -130,7 +130,7 @@ class Introducer:
             raise Refusal(429, "introductions_rate", message, again=again)
         await self._hear(opened.issuer, opened.wire, load(opened.payload, Introductions))
         ours = self._message(opened.issuer)
-        return self.context.sealer.seal(Kind.INTRODUCTIONS, opened.issuer, ours)
+        return self.context.signer.seal(Kind.INTRODUCTIONS, opened.issuer, ours)
 
     async def _hear(self, by: str, signer: str, said: Introductions) -> None:
         """Take in what a peer says, unless it said something later before.
@@ -147,15 +147,17 @@ class Introducer:
         """Whether a message has a higher number than all before, which is then remembered."""
         key, entry = self.context.keys.introducing(by), self.context.peers.get(by)
 
-        def latest(known: Latest | None) -> Latest | None:
+        def latest(known: LastIntroductions | None) -> LastIntroductions | None:
             if known is None or signer == known.signer:
                 later = known is None or seq > known.seq
             else:
                 # Under another key numbers count anew, with no way back to the one before.
                 later = not known.signer or (entry is not None and signer == entry.peer.wire)
-            return Latest(signer, seq) if later else None
+            return LastIntroductions(signer, seq) if later else None
 
-        taken, _ = await update(self.context.client, key, Latest, latest, what="the number")
+        taken, _ = await update(
+            self.context.client, key, LastIntroductions, latest, what="the number"
+        )
         return taken is not None
 
     async def take_in(self, by: str, said: Introductions) -> None:
@@ -175,15 +177,15 @@ class Introducer:
                 cards[card.id] = (card, each)
         self.introduced.dismiss(by, cards.keys())
         # A chain of introductions is counted from where our owner's own word ends.
-        introducer = self.context.peers.get(by)
-        way = introducer.peer.distance if introducer is not None else 0
+        gossip = self.context.peers.get(by)
+        way = gossip.peer.distance if gossip is not None else 0
         for card, each in cards.values():
             hops = way + each.hops
             entry = await self.introduced.introduce(card, each.card, by, hops)
             if entry is not None and self.mode == "trust":
                 await self._trust(entry, hops)
 
-    async def _trust(self, entry: Known, hops: int) -> None:
+    async def _trust(self, entry: PeerState, hops: int) -> None:
         taken = sum(each.peer.distance > 0 for each in self.context.peers.trusted())
         if entry.peer.state != PENDING or taken >= _MOST_TRUSTED or hops > DEEPEST:
             return
@@ -202,14 +204,14 @@ class Introducer:
 
     # -- exchanging ------------------------------------------------------------------------
 
-    async def exchange_forever(self, link: Link, back: Bell) -> None:
+    async def exchange_forever(self, connection: PeerConnection, back: WakeUp) -> None:
         """Exchange introductions with one peer, until cancelled; `back` rings at its return."""
         if self.mode == "off":
             await trio.sleep_forever()
-        bell = self._bells[link.id]
+        wakeup = self._wakeups[connection.id]
         while True:
-            returned, event = back.event, bell.event
-            pause = await self.exchange(link)
+            returned, event = back.event, wakeup.event
+            pause = await self.exchange(connection)
             if pause:
                 with trio.move_on_after(pause):
                     await returned.wait()
@@ -218,23 +220,23 @@ class Introducer:
                 await event.wait()
             await trio.sleep(_LEAST)
 
-    async def exchange(self, link: Link) -> float:
+    async def exchange(self, connection: PeerConnection) -> float:
         """One exchange; returns 0, or how many seconds to leave the peer in peace."""
         try:
-            body = link.seal(Kind.INTRODUCTIONS, self._message(link.id))
-            opened, _ = await link.post("/v1/introductions", body, Kind.INTRODUCTIONS)
-            if self.context.peers.state(link.id) == TRUSTED:
-                await self._hear(link.id, opened.wire, load(opened.payload, Introductions))
+            body = connection.seal(Kind.INTRODUCTIONS, self._message(connection.id))
+            opened, _ = await connection.post("/v1/introductions", body, Kind.INTRODUCTIONS)
+            if self.context.peers.state(connection.id) == TRUSTED:
+                await self._hear(connection.id, opened.wire, load(opened.payload, Introductions))
         except RemoteRefusal as error:
-            log.debug("peer introduces nobody", peer=link.id, code=error.code)
+            log.debug("peer introduces nobody", peer=connection.id, code=error.code)
             return _OLD if error.code == "not_found" else _AWAY
         except (TransportError, Rejected, EtcdError, RpcError) as error:
-            log.debug("no introductions", peer=link.id, error=error)
+            log.debug("no introductions", peer=connection.id, error=error)
             return _AWAY
         return 0.0
 
     def forget(self, peerid: str) -> None:
         """A peer is trusted no more, and so is nobody on its word."""
         self.introduced.dismiss(peerid, ())
-        self._bells.pop(peerid, None)
+        self._wakeups.pop(peerid, None)
         self._buckets.pop(peerid, None)

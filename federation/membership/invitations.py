@@ -15,15 +15,15 @@ import msgspec
 import trio
 
 from federation.peers.context import Context
-from federation.peers.owncard import Portrait
-from federation.peers.policy import Bucket, Policy
-from federation.peers.reachability import cannot_be
+from federation.peers.owncard import OwnCard
+from federation.peers.policy import Policy, TokenBucket
 from federation.peers.registry import BLOCKED
+from federation.peers.unreachable import cannot_be
 from federation.wire import invitation as tokens
 from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened
+from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.invitation import Token
 from federation.wire.messages import Join, Welcome, load
 from federation.wire.refusals import Refusal
@@ -57,7 +57,7 @@ class Invitation(msgspec.Struct, frozen=True):
     policy: Policy | None = None
 
 
-class Used(msgspec.Struct, frozen=True):
+class RedeemedInvitation(msgspec.Struct, frozen=True):
     """Who used an invitation. With the key, a joiner whose answer was lost is answered again."""
 
     key: bytes
@@ -70,12 +70,12 @@ class Invitations:
     """The invitations of the home colony."""
 
     context: Context
-    portrait: Portrait
+    own_card: OwnCard
     _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    _all: Bucket = field(default_factory=Bucket)
-    _each: OrderedDict[str, Bucket] = field(default_factory=OrderedDict)
+    _all: TokenBucket = field(default_factory=TokenBucket)
+    _each: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
     # Keys by name, open or used, with the attempts of those who know them: asked before anything.
-    _known: dict[str, tuple[bytes, Bucket]] = field(default_factory=dict, repr=False)
+    _known: dict[str, tuple[bytes, TokenBucket]] = field(default_factory=dict, repr=False)
 
     # -- the owner's ---------------------------------------------------------------------
 
@@ -90,15 +90,15 @@ class Invitations:
             # Not compared with our own: this is where we are.
             if why := cannot_be(each):
                 raise Invalid(f"addresses: {each[:80]!r} {why}")
-        places = addresses or self.portrait.endpoints
+        places = addresses or self.own_card.endpoints
         if not places:
             raise Invalid("addresses: none is known; give one at which the other side reaches this")
         if await self.context.client.count(self.context.keys.invitations) >= MOST:
             raise Conflict(f"{MOST} invitations are open; revoke some: colony peers invite ls")
         secret, now = secrets.token_bytes(tokens.SECRET_BYTES), self.context.clock.seconds
         token = Token(
-            self.context.sealer.key.id,
-            self.portrait.fingerprint,
+            self.context.signer.key.id,
+            self.own_card.fingerprint,
             places[: tokens.MAX_ADDRESSES],
             now + seconds,
             secret,
@@ -111,7 +111,7 @@ class Invitations:
         await self.context.client.put(
             self.context.keys.invitation(tokens.name_of(secret)), pack(kept)
         )
-        self._known[tokens.name_of(secret)] = (kept.key, Bucket())
+        self._known[tokens.name_of(secret)] = (kept.key, TokenBucket())
         log.info("invited", invitation=tokens.name_of(secret), expires=token.expires)
         return token
 
@@ -141,11 +141,13 @@ class Invitations:
         listed = {name: kept.key for name, kept in await self.open()}
         items, _ = await self.context.client.range_all(self.context.keys.used_invitations)
         start = len(self.context.keys.used_invitations)
-        used = sorted(((unpack(item.value, Used), item.key) for item in items), key=_ending)
+        used = sorted(
+            ((unpack(item.value, RedeemedInvitation), item.key) for item in items), key=_ending
+        )
         listed |= {key[start:]: each.key for each, key in used[-_KNOWN:]}
         before = self._known
         self._known = {
-            name: (key, before[name][1] if name in before else Bucket())
+            name: (key, before[name][1] if name in before else TokenBucket())
             for name, key in listed.items()
         }
 
@@ -157,7 +159,7 @@ class Invitations:
                 await self.context.client.delete(self.context.keys.invitation(name))
         items, _ = await self.context.client.range_all(self.context.keys.used_invitations)
         for item in items:
-            if unpack(item.value, Used).expires + _KEEP_USED < now:
+            if unpack(item.value, RedeemedInvitation).expires + _KEEP_USED < now:
                 await self.context.client.delete(item.key)
 
     # -- the inviting side ---------------------------------------------------------------
@@ -177,7 +179,7 @@ class Invitations:
             wait = known.take(_EACH, now)
         else:
             source = source_of(remote)
-            bucket = self._each.pop(source, None) or Bucket()
+            bucket = self._each.pop(source, None) or TokenBucket()
             self._each[source] = bucket
             if len(self._each) > _ADDRESSES:
                 self._each.popitem(last=False)
@@ -185,7 +187,7 @@ class Invitations:
         if wait:
             raise Refusal(429, "join_rate", "too many attempts to join", again=int(wait) + 1)
 
-    def _shown(self, shown: str, body: bytes) -> Bucket | None:
+    def _shown(self, shown: str, body: bytes) -> TokenBucket | None:
         """The attempts of an invitation whose key made `shown`, None for any other text.
 
         One hash and one MAC, whatever it is: nobody learns from the time which names there are.
@@ -204,7 +206,7 @@ class Invitations:
             for back in (0, 1)
         ]
 
-    async def answer(self, opened: Opened, data: bytes) -> bytes:
+    async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Give a nonce, or check the proof and trust the joiner. Returns the sealed welcome.
 
         The joiner is trusted and the invitation goes in one transaction that compares it, so of
@@ -223,7 +225,7 @@ class Invitations:
                 return self._welcome(opened, join.answer, self._proof(key, "inviter", opened, join))
         raise Refusal(503, "busy", "the invitation changes too fast", again=1)
 
-    async def _verify(self, opened: Opened, join: Join, card: Card) -> bytes | None:
+    async def _verify(self, opened: VerifiedMessage, join: Join, card: Card) -> bytes | None:
         """Trust the joiner: the invitation's key, None to look again. Raises Refusal.
 
         A wrong secret takes the same reads and the same comparison as a right one.
@@ -234,7 +236,7 @@ class Invitations:
         )
         fresh, used = await read(self.context.client, *places)
         kept = unpack(fresh.value, Invitation) if fresh else None
-        past = unpack(used.value, Used) if used else None
+        past = unpack(used.value, RedeemedInvitation) if used else None
         key = kept.key if kept else past.key if past else secrets.token_bytes(32)
         right = hmac.compare_digest(self._proof(key, "joiner", opened, join), join.proof)
         if right and past is not None and past.joiner == opened.issuer:
@@ -253,7 +255,10 @@ class Invitations:
             join.card,
             kept.policy,
             compare=[ModRevision(places[0], fresh.mod_revision), Absent(places[1])],
-            ops=[Delete(places[0]), Put(places[1], pack(Used(key, opened.issuer, kept.expires)))],
+            ops=[
+                Delete(places[0]),
+                Put(places[1], pack(RedeemedInvitation(key, opened.issuer, kept.expires))),
+            ],
         )
         if admitted:
             log.info("joined", invitation=join.invitation, peer=opened.issuer)
@@ -262,19 +267,19 @@ class Invitations:
             raise Refusal(403, "blocked", "this colony blocks yours")
         return None
 
-    def _proof(self, key: bytes, role: tokens.Role, opened: Opened, join: Join) -> bytes:
+    def _proof(self, key: bytes, role: tokens.Role, opened: VerifiedMessage, join: Join) -> bytes:
         return tokens.proof(
             key,
             role,
             joiner=opened.issuer,
-            inviter=self.context.sealer.key.id,
+            inviter=self.context.signer.key.id,
             nonces=(join.nonce, join.answer),
-            fingerprint=self.portrait.fingerprint,
+            fingerprint=self.own_card.fingerprint,
         )
 
-    def _welcome(self, opened: Opened, nonce: bytes, proof: bytes) -> bytes:
-        return self.context.sealer.seal(Kind.WELCOME, opened.issuer, Welcome(nonce, proof))
+    def _welcome(self, opened: VerifiedMessage, nonce: bytes, proof: bytes) -> bytes:
+        return self.context.signer.seal(Kind.WELCOME, opened.issuer, Welcome(nonce, proof))
 
 
-def _ending(used: tuple[Used, str]) -> tuple[int, str]:
+def _ending(used: tuple[RedeemedInvitation, str]) -> tuple[int, str]:
     return used[0].expires, used[1]

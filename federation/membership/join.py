@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from federation.peers.context import Context
-from federation.peers.owncard import Portrait
+from federation.peers.owncard import OwnCard
 from federation.peers.policy import Policy
-from federation.peers.registry import Known, Peer
+from federation.peers.registry import Peer, PeerState
+from federation.transport.connection import Guide, PeerConnection, fetch_card
 from federation.transport.errors import Lost, RemoteRefusal, TransportError, Unsent
-from federation.transport.link import Guide, Link, fetch_card
 from federation.wire import invitation as tokens
 from federation.wire.card import Card
 from federation.wire.envelope import Kind, Rejected
@@ -47,13 +47,13 @@ class _Inviter(Guide):
 
 
 @dataclass
-class Joining:
+class Joiner:
     """Joins as the home colony."""
 
     context: Context
-    portrait: Portrait
+    own_card: OwnCard
 
-    async def join(self, text: str, policy: Policy | None) -> Known:
+    async def join(self, text: str, policy: Policy | None) -> PeerState:
         """Prove to know a token's secret, be trusted there, then trust the colony that invited.
 
         Safe to repeat: who used a token is answered again. Its own `trust` is the last step, after
@@ -75,23 +75,23 @@ class Joining:
             token = tokens.read_token(text)
         except TokenError as error:
             raise Invalid(f"token: {error}") from None
-        if token.id == self.context.sealer.key.id:
+        if token.id == self.context.signer.key.id:
             raise Invalid("token: this colony made it; use it at the colony that is invited")
         now = max(self.context.clock.seconds, int(self.context.clock.floor))
         if token.expires < now:
             raise Invalid(f"token: it expired {now - token.expires} s ago; ask for a new one")
         return token
 
-    async def _at(self, address: str, token: Token, policy: Policy | None) -> Known:
+    async def _at(self, address: str, token: Token, policy: Policy | None) -> PeerState:
         """Join at one address. Raises TransportError, RpcError."""
         card, data = await fetch_card(address, self.context.clock, pinned=token.fingerprint)
         if card.id != token.id:
             raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
-        link = self._link(address, card, token)
+        connection = self._connection(address, card, token)
         try:
-            await self._prove(link, token)
+            await self._prove(connection, token)
         finally:
-            await link.close()
+            await connection.close()
         if not await self.context.peers.admit(card, data, policy, compare=[], ops=[], unblock=True):
             raise Conflict("the peer's record changed meanwhile; try again")
         entry = self.context.peers.find(card.id)
@@ -100,7 +100,7 @@ class Joining:
         log.info("joined", peer=card.id, called=card.name)
         return entry
 
-    def _link(self, address: str, card: Card, token: Token) -> Link:
+    def _connection(self, address: str, card: Card, token: Token) -> PeerConnection:
         peer = Peer(
             card.id,
             name=card.name,
@@ -109,34 +109,34 @@ class Joining:
             endpoints=[address],
         )
         guide = _Inviter(tokens.name_of(token.secret), tokens.key_of(token.secret))
-        return Link(Known(peer), self.context.sealer, guide)
+        return PeerConnection(PeerState(peer), self.context.signer, guide)
 
-    async def _prove(self, link: Link, token: Token) -> None:
+    async def _prove(self, connection: PeerConnection, token: Token) -> None:
         """The exchange: nonces, our proof, theirs. Raises TransportError."""
         key, name = tokens.key_of(token.secret), tokens.name_of(token.secret)
-        card, nonce = self.portrait.card(), secrets.token_bytes(16)
-        theirs = (await self._say(link, Join(card, name, nonce))).nonce
+        card, nonce = self.own_card.card(), secrets.token_bytes(16)
+        theirs = (await self._say(connection, Join(card, name, nonce))).nonce
 
         def proof(role: tokens.Role) -> bytes:
             return tokens.proof(
                 key,
                 role,
-                joiner=self.context.sealer.key.id,
+                joiner=self.context.signer.key.id,
                 inviter=token.id,
                 nonces=(nonce, theirs),
                 fingerprint=token.fingerprint,
             )
 
-        welcome = await self._say(link, Join(card, name, nonce, theirs, proof("joiner")))
+        welcome = await self._say(connection, Join(card, name, nonce, theirs, proof("joiner")))
         if not hmac.compare_digest(welcome.proof, proof("inviter")):
             raise RemoteRefusal("join_unproven", "the other side does not know the secret itself")
 
-    async def _say(self, link: Link, message: Join) -> Welcome:
+    async def _say(self, connection: PeerConnection, message: Join) -> Welcome:
         """Send one message, again while its answer is lost. Raises TransportError."""
-        body = self.context.sealer.seal(Kind.JOIN, link.id, message)
+        body = self.context.signer.seal(Kind.JOIN, connection.id, message)
         for left in reversed(range(_TRIES)):
             try:
-                opened, _ = await link.post(_PATH, body, Kind.WELCOME)
+                opened, _ = await connection.post(_PATH, body, Kind.WELCOME)
                 return load(opened.payload, Welcome)
             except Lost:
                 if not left:

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 import trio
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.membership.rotation import Rotation
-from federation.outbox.ledger import Ledger
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
-from federation.peers.owncard import Portrait
+from federation.peers.owncard import OwnCard
+from federation.transport.connection import PeerConnection
 from federation.transport.errors import Reason, RemoteRefusal, TransportError
-from federation.transport.link import Link
 from federation.wire.card import open_card
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Rejected
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Hello, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import Bells
+from node.host.sync import WakeUps
 from node.model.errors import RpcError
 
 _PROBE = 30.0  # seconds between hellos
@@ -34,15 +34,17 @@ log = get_logger("federation")
 
 
 @dataclass
-class Greeter:
-    """Greets over `links`, by peer's id; `probes` wake the probes of single peers, or of all."""
+class Prober:
+    """Greets over `connections`, by peer's id; `probes` wake the probes of single peers, or of
+    all.
+    """
 
     context: Context
-    ledger: Ledger
-    portrait: Portrait
+    outbox: Outbox
+    own_card: OwnCard
     rotation: Rotation
-    probes: Bells
-    links: Mapping[str, Link]
+    probes: WakeUps
+    connections: Mapping[str, PeerConnection]
 
     def greeted(self, peerid: str) -> None:
         """A trusted peer said hello: it is back, so do not wait any longer."""
@@ -50,67 +52,67 @@ class Greeter:
         if entry is None:
             return
         entry.lastseen = self.context.clock.seconds
-        self.ledger.retry_now(peerid)
-        link = self.links.get(peerid)
-        if entry.error or (link is not None and link.stale):
-            self.probes[peerid].ring()
+        self.outbox.retry_now(peerid)
+        connection = self.connections.get(peerid)
+        if entry.error or (connection is not None and connection.stale):
+            self.probes[peerid].wake()
 
     def endpoints(self) -> list[Endpoint]:
         """Where peers say hello."""
         return [Endpoint("/v1/hello", Kind.HELLO, self.answer)]
 
-    async def answer(self, opened: Opened, data: bytes) -> bytes:
+    async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Say hello to a trusted peer that did. Raises Rejected (malformed)."""
         self.greeted(opened.issuer)
         nonce, clock = load(opened.payload, Hello).nonce, self.context.clock
         hello = Hello(
-            self.portrait.card(), nonce, clock.seconds, clock.latest, self.rotation.successors()
+            self.own_card.card(), nonce, clock.seconds, clock.latest, self.rotation.successors()
         )
-        return self.context.sealer.seal(Kind.HELLO, opened.issuer, hello)
+        return self.context.signer.seal(Kind.HELLO, opened.issuer, hello)
 
-    async def hello(self, link: Link) -> float:
+    async def hello(self, connection: PeerConnection) -> float:
         """Exchange signed hellos; returns the round trip in seconds. Raises TransportError."""
-        await link.connect()
+        await connection.connect()
         begin = trio.current_time()
         message = Hello(
-            self.portrait.card(),
+            self.own_card.card(),
             secrets.token_bytes(16),
             successors=self.rotation.successors(),
         )
         try:
-            hello = await link.greet(message)
+            hello = await connection.greet(message)
         except RemoteRefusal as error:
             if error.reason is not Reason.UNTIMELY:
                 raise
             # Its refusal told its clock: now the times of ours hold by that.
             begin = trio.current_time()
-            hello = await link.greet(message)
+            hello = await connection.greet(message)
         took = trio.current_time() - begin
         card = open_card(
             hello.card, self.context.clock.seconds, high_water=self.context.clock.floor
         )
-        if card.id == link.wire and card.sequence > link.entry.peer.sequence:
+        if card.id == connection.wire and card.sequence > connection.entry.peer.sequence:
             await self.context.peers.learn(card, hello.card, near=False)
-        elif card.id == link.wire and card.sequence == link.entry.peer.sequence:
-            link.entry.latest = hello.card
+        elif card.id == connection.wire and card.sequence == connection.entry.peer.sequence:
+            connection.entry.latest = hello.card
         return took
 
-    async def probe_forever(self, link: Link) -> None:
+    async def probe_forever(self, connection: PeerConnection) -> None:
         """Say hello to one peer again and again, until cancelled."""
-        bell, tries = self.probes[link.id], 0
+        wakeup, tries = self.probes[connection.id], 0
         while True:
-            event = bell.event
+            event = wakeup.event
             try:
-                away = bool(link.entry.error) or tries > 0
-                await self.hello(link)
-                link.entry.error, tries = "", 0
+                away = bool(connection.entry.error) or tries > 0
+                await self.hello(connection)
+                connection.entry.error, tries = "", 0
                 if away:
-                    self.ledger.retry_now(link.id)
+                    self.outbox.retry_now(connection.id)
             except _EXPECTED as error:
                 tries += 1
-                link.entry.error = str(error)
+                connection.entry.error = str(error)
             pause = _PROBE * self.context.chance.uniform(0.8, 1.0)
             if tries:
-                pause = min(pause, outbox.delay(tries, self.context.chance))
+                pause = min(pause, machine.delay(tries, self.context.chance))
             with trio.move_on_after(pause):
                 await event.wait()

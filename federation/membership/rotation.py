@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from federation.peers.context import Context
-from federation.peers.owncard import Portrait
+from federation.peers.owncard import OwnCard
 from federation.wire.messages import Successor
 from federation.wire.succession import OVERLAP, declare, prove
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.home import Home
 from node.host.log import get_logger
-from node.host.sync import Bells
+from node.host.sync import WakeUps
 from node.members.service import Members
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, NotFound
@@ -39,11 +39,11 @@ class Rotated(msgspec.Struct, frozen=True):
 
 @dataclass
 class Rotation:
-    """`portrait` tells of a new key, and so does a hello to every peer, which `probes` wake."""
+    """`own_card` tells of a new key, and so does a hello to every peer, which `probes` wake."""
 
     context: Context
-    portrait: Portrait
-    probes: Bells
+    own_card: OwnCard
+    probes: WakeUps
     members: Members | None = None
     _all: list[Successor] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ class Rotation:
         """Read the ids that were ours before."""
         found = await self.context.client.get(self.context.keys.succession)
         self._all = unpack(found.value, list[Successor]) if found else []
-        self.context.sealer.inherit([prove(each).old for each in reversed(self._all)])
+        self.context.signer.inherit([prove(each).old for each in reversed(self._all)])
 
     def successors(self) -> list[Successor]:
         """What every hello tells, so that who was away learns of it."""
@@ -63,7 +63,7 @@ class Rotation:
         The new key is on disk before the store hears of it, and in its place only after. A crash in
         between is mended at the next start (`node.daemon.recovery`): the store's word counts.
         """
-        old, new = self.context.sealer.key, home.next_key()
+        old, new = self.context.signer.key, home.next_key()
         colony_key = node_keys.colony(self.context.home)
         found = await self.context.client.get(colony_key)
         known = await self.context.client.get(self.context.keys.succession)
@@ -93,10 +93,10 @@ class Rotation:
                 raise Conflict("the colony's record changed meanwhile; try again")
             self._all, revision = said, result.revision
         kept = home.take_next_key(self.context.clock.now())
-        self.context.sealer.succeed(new)
+        self.context.signer.succeed(new)
         if self.members is not None:
             self.members.directory.apply(colony_key, pack(colony), revision)
         log.warning("the colony changed its key", id=new.id, former=old.id)
-        await self.portrait.renew()
-        self.probes.ring()
+        await self.own_card.renew()
+        self.probes.wake()
         return Rotated(new.id, old.id, prove(self._all[-1]).issued + OVERLAP, str(kept))

@@ -8,35 +8,35 @@ from typing import Protocol
 
 import trio
 
-from federation.outbox.revoke import Endings
+from federation.outbox.revoke import Revocation
 from federation.peers.context import Context
 from federation.peers.policy import Policy
-from federation.peers.registry import BLOCKED, Known
+from federation.peers.registry import BLOCKED, PeerState
 from federation.transport.errors import TransportError
 from node.model.errors import Conflict
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 
 PATIENCE = 3.0  # seconds that the caller of a block waits for the ends
 
 
-class Fetch(Protocol):
+class CardFetcher(Protocol):
     """Fetches the card at an address. Raises TransportError."""
 
     def __call__(
         self, address: str, peerid: str = "", *, unblock: bool = False
-    ) -> Awaitable[Known | None]: ...
+    ) -> Awaitable[PeerState | None]: ...
 
 
 @dataclass
-class Decisions:
+class TrustAdmin:
     """Each is in the store before it is told."""
 
     context: Context
-    handout: HandOut
-    endings: Endings
-    fetch: Fetch
+    assigner: Assigner
+    revocation: Revocation
+    fetch: CardFetcher
 
-    async def trust(self, text: str, policy: Policy | None = None) -> Known:
+    async def trust(self, text: str, policy: Policy | None = None) -> PeerState:
         """Trust a colony, meeting it first if need be. Raises RpcError."""
         entry = self.context.peers.find(text)
         if not entry.peer.public_key:
@@ -52,21 +52,21 @@ class Decisions:
                 reason = "; ".join(problems) or "no address is known"
                 raise Conflict(f"its card can't be fetched: {reason}")
         trusted = await self.context.peers.trust(entry.peer.id, policy)
-        self.handout.wake_all()  # more of its processes may run than before
+        self.assigner.wake_all()  # more of its processes may run than before
         return trusted
 
-    async def set_policy(self, text: str, policy: Policy | None) -> Known:
+    async def set_policy(self, text: str, policy: Policy | None) -> PeerState:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
         entry = await self.context.peers.set_policy(self.context.peers.find(text).peer.id, policy)
-        self.handout.wake_all()
+        self.assigner.wake_all()
         return entry
 
-    async def block(self, text: str) -> Known:
+    async def block(self, text: str) -> PeerState:
         """Refuse a colony from now on, and end what it has here and we there. Raises NotFound.
 
         What has not ended within a few seconds does so later, after a restart too.
         """
         entry = await self.context.peers.block(self.context.peers.find(text).peer.id)
         with trio.move_on_after(PATIENCE):
-            await self.endings.wait(entry)
+            await self.revocation.wait(entry)
         return entry

@@ -39,8 +39,8 @@ def problem_of(host: str, network: Network | None, *, loopback: bool = False) ->
             # The checks below would not see through it.
             return "is an IPv4 address in the guise of IPv6"
         if address.is_link_local:
-            links = network.scopes if network is not None else ()
-            known = address.scope_id in {str(link) for link in links}
+            connections = network.scopes if network is not None else ()
+            known = address.scope_id in {str(connection) for connection in connections}
             return "" if known else "is link-local, and on no link of ours"
     if address.is_loopback:
         if loopback or (network is not None and network.loopback):

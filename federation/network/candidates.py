@@ -17,7 +17,7 @@ _BACKOFF = (20.0, 600.0)  # seconds until an address is looked at again that sho
 _AGAIN = 60.0  # ... that showed one
 
 
-class Hint(msgspec.Struct, frozen=True):
+class AddressCandidate(msgspec.Struct, frozen=True):
     """That `id` was announced to live at `address`. Nothing of it is proven."""
 
     id: str
@@ -25,7 +25,7 @@ class Hint(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class _Tried:
+class _ProbedAddress:
     """An address that was looked at; it is not again before `due`."""
 
     due: float
@@ -33,7 +33,7 @@ class _Tried:
 
 
 @dataclass
-class Hints:
+class CandidateQueue:
     """Times are seconds of a steady clock.
 
     A look costs a connection, so what counts is the address: thousands of ids at one address are
@@ -49,8 +49,10 @@ class Hints:
     burst: float = 8.0
     at_once: int = 8
     dropped: int = 0
-    _waiting: OrderedDict[str, OrderedDict[str, Hint]] = field(default_factory=OrderedDict)
-    _tried: OrderedDict[str, _Tried] = field(default_factory=OrderedDict)
+    _waiting: OrderedDict[str, OrderedDict[str, AddressCandidate]] = field(
+        default_factory=OrderedDict
+    )
+    _tried: OrderedDict[str, _ProbedAddress] = field(default_factory=OrderedDict)
     _busy: set[str] = field(default_factory=set)  # hosts that are looked at now
     _allowance: float = -1.0
     _counted: float = 0.0
@@ -63,12 +65,12 @@ class Hints:
         """How many addresses are remembered as looked at."""
         return len(self._tried)
 
-    def offer(self, hint: Hint, now: float) -> bool:
+    def offer(self, candidate: AddressCandidate, now: float) -> bool:
         """Whether it will be looked at; False for what was, or waits already."""
-        tried = self._tried.get(hint.address)
+        tried = self._tried.get(candidate.address)
         if tried is not None and now < tried.due:
             return False
-        host = source_of(host_of(hint.address))
+        host = source_of(host_of(candidate.address))
         mine = self._waiting.get(host)
         if mine is None:
             if len(self._waiting) >= self.most_hosts:
@@ -76,15 +78,15 @@ class Hints:
                 self.dropped += len(lost)
             mine = self._waiting[host] = OrderedDict()
         self._waiting.move_to_end(host)
-        if hint.address in mine:
+        if candidate.address in mine:
             return False
         if len(mine) >= self.most_each:
             mine.popitem(last=False)
             self.dropped += 1
-        mine[hint.address] = hint
+        mine[candidate.address] = candidate
         return True
 
-    def take(self, now: float) -> Hint | None:
+    def take(self, now: float) -> AddressCandidate | None:
         """The next to look at, which must be given back to `done`; None for nothing now."""
         self._refill(now)
         if self._allowance < 1.0 or len(self._busy) >= self.at_once:
@@ -93,14 +95,14 @@ class Hints:
         if host is None:
             return None
         mine = self._waiting[host]
-        _, hint = mine.popitem(last=False)
+        _, candidate = mine.popitem(last=False)
         if not mine:
             del self._waiting[host]
         else:
             self._waiting.move_to_end(host, last=False)  # the others first
         self._busy.add(host)
         self._allowance -= 1.0
-        return hint
+        return candidate
 
     def wait(self, now: float) -> float:
         """Seconds until `take` may give something that it does not now, if nothing else happens."""
@@ -109,13 +111,13 @@ class Hints:
             return float("inf")
         return (1.0 - self._allowance) / self.rate
 
-    def done(self, hint: Hint, now: float, *, ok: bool) -> None:
+    def done(self, candidate: AddressCandidate, now: float, *, ok: bool) -> None:
         """It was looked at: whether a card was there that proved itself."""
-        self._busy.discard(source_of(host_of(hint.address)))
-        before = self._tried.pop(hint.address, None)
+        self._busy.discard(source_of(host_of(candidate.address)))
+        before = self._tried.pop(candidate.address, None)
         failures = 0 if ok else (before.failures if before else 0) + 1
         pause = _AGAIN if ok else min(_BACKOFF[1], _BACKOFF[0] * 2.0 ** (failures - 1))
-        self._tried[hint.address] = _Tried(now + pause, failures)
+        self._tried[candidate.address] = _ProbedAddress(now + pause, failures)
         while len(self._tried) > self.most_tried:
             self._tried.popitem(last=False)
 

@@ -17,19 +17,19 @@ import trio
 from federation.network.interfaces import Network
 from federation.network.mdns import (
     SERVICE,
-    Advert,
-    Box,
+    Advertisement,
+    MdnsResponder,
     Sighting,
-    Station,
+    SightingQueue,
     instance_name,
     sightings,
 )
-from federation.network.monitor import Surroundings
+from federation.network.monitor import NetworkMonitor
 from node.host.log import get_logger
 from node.host.ports import holder_of
-from node.host.sync import Bell
+from node.host.sync import WakeUp
 
-__all__ = ["SERVICE", "Advert", "Sighting", "discover", "instance_name", "sightings"]
+__all__ = ["SERVICE", "Advertisement", "Sighting", "discover", "instance_name", "sightings"]
 
 _RESOLVERS = 4  # so that a name that never resolves does not hold up the others
 _RESOLVE_S = 6.0
@@ -49,9 +49,9 @@ log = get_logger("discovery")
 
 
 async def discover(
-    me: Callable[[], Advert],
+    me: Callable[[], Advertisement],
     heard: Heard,
-    surroundings: Surroundings,
+    monitor: NetworkMonitor,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -68,8 +68,8 @@ async def discover(
     limiter = trio.CapacityLimiter(_RESOLVERS + 4)
     failures = floods = 0
     while True:
-        turn, began = surroundings.bell.event, trio.current_time()
-        network = surroundings.network
+        turn, began = monitor.wakeup.event, trio.current_time()
+        network = monitor.network
         if network is None:
             log.info("discovery waits for a network")
             await turn.wait()
@@ -125,21 +125,25 @@ async def _blocking(limiter: trio.CapacityLimiter, deadline: float, call: Callab
 
 
 async def _session(
-    me: Advert, heard: Heard, network: Network, turn: trio.Event, limiter: trio.CapacityLimiter
+    me: Advertisement,
+    heard: Heard,
+    network: Network,
+    turn: trio.Event,
+    limiter: trio.CapacityLimiter,
 ) -> bool:
     """Run one station until `turn`; whether it ended before, because it was flooded."""
-    bell = Bell()
+    wakeup = WakeUp()
     token = trio.lowlevel.current_trio_token()
 
     def wake() -> None:
         with contextlib.suppress(trio.RunFinishedError):
-            token.run_sync_soon(bell.ring, idempotent=True)
+            token.run_sync_soon(wakeup.wake, idempotent=True)
 
-    box = Box(wake)
-    station = Station(me, network, box)
-    session = _Session(station, box, bell, heard, limiter)
+    queue = SightingQueue(wake)
+    responder = MdnsResponder(me, network, queue)
+    session = _Session(responder, queue, wakeup, heard, limiter)
     try:
-        await _blocking(limiter, _OPEN_S, station.open)
+        await _blocking(limiter, _OPEN_S, responder.open)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.announce)
             nursery.start_soon(session.listen, nursery.cancel_scope)
@@ -150,8 +154,8 @@ async def _session(
             nursery.cancel_scope.cancel()
     finally:
         with trio.move_on_after(_GOODBYE_S, shield=True):
-            await trio.to_thread.run_sync(station.close, abandon_on_cancel=True, limiter=limiter)
-    return box.flooded and not turn.is_set()
+            await trio.to_thread.run_sync(responder.close, abandon_on_cancel=True, limiter=limiter)
+    return queue.flooded and not turn.is_set()
 
 
 class _Session:
@@ -159,22 +163,22 @@ class _Session:
 
     def __init__(
         self,
-        station: Station,
-        box: Box,
-        bell: Bell,
+        responder: MdnsResponder,
+        queue: SightingQueue,
+        wakeup: WakeUp,
         heard: Heard,
         limiter: trio.CapacityLimiter,
     ) -> None:
-        self._station, self._box, self._bell = station, box, bell
+        self._responder, self._queue, self._wakeup = responder, queue, wakeup
         self._heard, self._limiter = heard, limiter
 
     async def announce(self) -> None:
         """Announce the colony, and again under another name when somebody takes this one."""
         failures, apart = 0, False
         while True:
-            event = self._bell.event
+            event = self._wakeup.event
             try:
-                announce = functools.partial(self._station.announce, apart=apart)
+                announce = functools.partial(self._responder.announce, apart=apart)
                 name, addresses = await _blocking(self._limiter, _REGISTER_S, announce)
             except Exception as error:
                 # Without an announcement we still hear others, and may say hello to them.
@@ -187,19 +191,19 @@ class _Session:
             failures = 0
             log.info("announced", name=name, addresses=",".join(addresses))
             await trio.sleep(_APART_S if apart else 0)
-            while not self._box.usurped:
+            while not self._queue.usurped:
                 await event.wait()
-                event = self._bell.event
+                event = self._wakeup.event
             log.warning("somebody announces something else under our name", name=name)
-            self._box.usurped, apart = False, True
+            self._queue.usurped, apart = False, True
 
     async def listen(self, scope: trio.CancelScope) -> None:
         """Pass on what is heard; ends the session when it is too much."""
         while True:
-            event = self._bell.event
-            if found := self._box.take():
+            event = self._wakeup.event
+            if found := self._queue.take():
                 self._heard(found)
-            if self._box.flooded:
+            if self._queue.flooded:
                 scope.cancel()
             await event.wait()
 
@@ -207,18 +211,18 @@ class _Session:
         """What was dropped or not reached is to be heard again while it is announced."""
         while True:
             await trio.sleep(_SWEEP_S * random.uniform(0.8, 1.0))
-            await _blocking(self._limiter, _OPEN_S, self._station.sweep)
+            await _blocking(self._limiter, _OPEN_S, self._responder.sweep)
 
     async def resolve(self) -> None:
         """Ask for what an announcement left out."""
         while True:
-            event = self._bell.event
-            name = self._box.take_name()
+            event = self._wakeup.event
+            name = self._queue.take_name()
             if name is None:
                 await event.wait()
                 continue
             try:
-                resolve = functools.partial(self._station.resolve, name)
+                resolve = functools.partial(self._responder.resolve, name)
                 await _blocking(self._limiter, _RESOLVE_S, resolve)
             except Exception as error:
                 log.debug("not resolved", name=name, error=f"{type(error).__name__}: {error}")

@@ -51,7 +51,7 @@ _BURST = 2_000  # records at once, as from a few hundred colonies that answer us
 log = get_logger("discovery")
 
 
-class Advert(msgspec.Struct, frozen=True):
+class Advertisement(msgspec.Struct, frozen=True):
     """What this colony announces. Without addresses, those of the network, of these families."""
 
     id: str
@@ -132,7 +132,7 @@ def _is_hash(text: str) -> bool:
     return len(text) == 64 and _HEX.issuperset(text)
 
 
-class Box:
+class SightingQueue:
     """What the station's threads heard, for a task that empties it. Bounded; never blocks.
 
     `wake` is called from those threads, once for all that is in the box.
@@ -192,11 +192,11 @@ class Box:
             return self._names.popitem()[0] if self._names else None
 
 
-class Counter(RecordUpdateListener):
+class FloodGuard(RecordUpdateListener):
     """Counts what the station hears and keeps; runs on its threads."""
 
-    def __init__(self, box: Box) -> None:
-        self._box = box
+    def __init__(self, queue: SightingQueue) -> None:
+        self._queue = queue
         self._records = 0
         self._text = 0
         self._allowance, self._counted = float(_BURST), float("-inf")
@@ -210,9 +210,9 @@ class Counter(RecordUpdateListener):
                 self._records += 1
                 self._text += len(getattr(record.new, "text", b""))
         kept_too_much = self._records > _MOST_RECORDS or self._text > _MOST_TEXT
-        if (kept_too_much or self._allowance < 0) and not self._box.flooded:
+        if (kept_too_much or self._allowance < 0) and not self._queue.flooded:
             _deafen(zc)
-            self._box.flood()
+            self._queue.flood()
 
 
 def _deafen(zc: Zeroconf) -> None:
@@ -224,11 +224,11 @@ def _deafen(zc: Zeroconf) -> None:
 class _Listener(ServiceListener):
     """Puts every announcement into the box; runs on the station's threads."""
 
-    def __init__(self, station: Station) -> None:
-        self._station = station
+    def __init__(self, responder: MdnsResponder) -> None:
+        self._responder = responder
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        self._station.look(zc, name)
+        self._responder.look(zc, name)
 
     update_service = add_service
 
@@ -236,15 +236,15 @@ class _Listener(ServiceListener):
         """Pass over goodbyes: whether a peer is there, its probes tell."""
 
 
-class Station:
+class MdnsResponder:
     """Announces one colony and hears of the others, on one network as it is now.
 
     Every method but `look` blocks and runs in a worker thread that may have been abandoned
     meanwhile; `close` ends threads and sockets in any case.
     """
 
-    def __init__(self, me: Advert, network: Network, box: Box) -> None:
-        self._me, self._network, self._box = me, network, box
+    def __init__(self, me: Advertisement, network: Network, queue: SightingQueue) -> None:
+        self._me, self._network, self._queue = me, network, queue
         self._lock = threading.Lock()
         self._zeroconf: Zeroconf | None = None
         self._closed = False
@@ -252,16 +252,16 @@ class Station:
 
     def open(self) -> None:
         """Open sockets on the interfaces, and listen."""
-        station = Zeroconf(interfaces=list(self._network.sockets))
+        responder = Zeroconf(interfaces=list(self._network.sockets))
         with self._lock:
-            self._zeroconf = station
+            self._zeroconf = responder
             closed = self._closed
         if closed:  # nobody waited for us
-            station.close()
-            _empty(station)
+            responder.close()
+            _empty(responder)
             return
-        station.add_listener(Counter(self._box), None)
-        station.add_service_listener(SERVICE, _Listener(self))
+        responder.add_listener(FloodGuard(self._queue), None)
+        responder.add_service_listener(SERVICE, _Listener(self))
 
     @property
     def _open(self) -> Zeroconf:
@@ -277,21 +277,21 @@ class Station:
         The name comes from the id, so who has it already is an impostor, or another daemon of the
         same colony: then a name `apart` is announced without asking, which nobody can prevent.
         """
-        station = self._open
+        responder = self._open
         if not apart:
             info = self._service("")
             try:
                 # A renaming by zeroconf itself would go on for as long as somebody objects.
-                station.register_service(info, allow_name_change=False)
+                responder.register_service(info, allow_name_change=False)
             except NonUniqueNameException:
                 log.warning("name is taken, announcing another one", name=info.name)
                 apart = True
         if apart:
             info = self._service(secrets.token_hex(4))
-            station.register_service(info, cooperating_responders=True)
+            responder.register_service(info, cooperating_responders=True)
         before, self._info = self._info, info
         if before is not None:
-            station.unregister_service(before)
+            responder.unregister_service(before)
         return info.name, info.parsed_addresses()
 
     def _service(self, suffix: str) -> ServiceInfo:
@@ -311,14 +311,14 @@ class Station:
 
     def look(self, zc: Zeroconf, name: str, *, ask: bool = True) -> None:
         """Put what is known of a name into the box; on the station's threads, so nothing waits."""
-        if self._closed or self._box.flooded or _INSTANCE.fullmatch(name) is None:
+        if self._closed or self._queue.flooded or _INSTANCE.fullmatch(name) is None:
             return
         try:
             info = ServiceInfo(SERVICE, name)
             if info.load_from_cache(zc):
                 self._hear(info)
             elif ask:
-                self._box.put_name(name)
+                self._queue.put_name(name)
         except Exception as error:
             # Anybody on the network can announce what makes no sense.
             log.debug("not understood", name=name, error=f"{type(error).__name__}: {error}")
@@ -327,46 +327,46 @@ class Station:
         mine = self._info
         if mine is not None and info.name == mine.name:
             if (info.server, info.port) != (mine.server, mine.port):
-                self._box.usurp()
+                self._queue.usurp()
             return
         heard = sightings(info.properties, info.parsed_scoped_addresses(), info.port, self._network)
-        self._box.put(each for each in heard if each.id != self._me.id)
+        self._queue.put(each for each in heard if each.id != self._me.id)
 
     def resolve(self, name: str) -> None:
         """Ask for the rest of an announcement, for at most 3 s."""
-        station = self._open
-        if station.get_service_info(SERVICE, name, timeout=round(_RESOLVE_S * 1000)):
-            self.look(station, name, ask=False)
+        responder = self._open
+        if responder.get_service_info(SERVICE, name, timeout=round(_RESOLVE_S * 1000)):
+            self.look(responder, name, ask=False)
 
     def sweep(self) -> None:
         """Put what is still announced into the box again, or a part of it, if it is much."""
-        station = self._open
+        responder = self._open
         names = [
             alias
-            for record in station.cache.entries_with_name(SERVICE)
+            for record in responder.cache.entries_with_name(SERVICE)
             if (alias := getattr(record, "alias", ""))
         ]
         for name in random.sample(names, min(len(names), _SWEEP)):
-            self.look(station, name)
+            self.look(responder, name)
 
     def close(self) -> None:
         """Say goodbye and stop."""
         with self._lock:
             self._closed = True
-            station = self._zeroconf
-        if station is not None:
-            station.close()
-            _empty(station)
+            responder = self._zeroconf
+        if responder is not None:
+            responder.close()
+            _empty(responder)
 
 
-def _empty(station: Zeroconf) -> None:
+def _empty(responder: Zeroconf) -> None:
     """Let go of all that was heard.
 
     A closed station is a knot of references that only the collector of cycles unties, and in the
     daemon that one has good reasons to run rarely.
     """
-    station.browsers.clear()
+    responder.browsers.clear()
     for name in ("cache", "service_cache", "_expire_heap", "_expirations"):
-        kept = getattr(station.cache, name, None)
+        kept = getattr(responder.cache, name, None)
         if kept is not None:
             kept.clear()

@@ -15,9 +15,9 @@ import trio
 
 from federation.network.interfaces import Network, survey
 from federation.network.netlink import NetlinkError, watch_socket
-from node.host.clock import SET, Moment, jumped, moment
+from node.host.clock import SET, ClockSample, jumped, moment
 from node.host.log import get_logger
-from node.host.sync import Bell
+from node.host.sync import WakeUp
 
 _TICK = 1.0  # seconds between looks at the clocks
 _LOOK = 10.0  # seconds between looks at the interfaces where the kernel tells of changes
@@ -30,7 +30,7 @@ log = get_logger("surroundings")
 
 
 @dataclass
-class Damper:
+class FlapDamper:
     """Makes an interface that comes and goes wait, longer and longer, to 30 s."""
 
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=8))
@@ -51,22 +51,22 @@ class Damper:
 
 
 @dataclass
-class Surroundings:
+class NetworkMonitor:
     """The network as it is now: None while nothing `wanted` is there.
 
-    `bell` rings at every change and every jump of the clocks; `reason` says what it was. `moves`
+    `wakeup` rings at every change and every jump of the clocks; `reason` says what it was. `moves`
     counts those after which connections may be dead, which a clock that was set is not.
     """
 
     wanted: Sequence[str] = ()
     look: Callable[[Sequence[str]], Network | None] = survey
-    clocks: Callable[[], Moment] = moment
+    clocks: Callable[[], ClockSample] = moment
     network: Network | None = None
     reason: str = ""
     moves: int = 0
-    bell: Bell = field(default_factory=Bell)
-    damper: Damper = field(default_factory=Damper)
-    _stirred: Bell = field(default_factory=Bell)
+    wakeup: WakeUp = field(default_factory=WakeUp)
+    damper: FlapDamper = field(default_factory=FlapDamper)
+    _stirred: WakeUp = field(default_factory=WakeUp)
     _stirs: int = 0
 
     def start(self) -> None:
@@ -87,15 +87,15 @@ class Surroundings:
             log.warning("interfaces not seen", error=error)
             return self.network
 
-    def _ring(self, reason: str) -> None:
+    def _wake(self, reason: str) -> None:
         self.reason = reason
         self.moves += not reason.startswith(SET)
-        self.bell.ring()
+        self.wakeup.wake()
 
     def stir(self) -> None:
         """Something may have changed."""
         self._stirs += 1
-        self._stirred.ring()
+        self._stirred.wake()
 
     async def _listen(self) -> None:
         """Hear the kernel; where that is not possible, look often."""
@@ -133,7 +133,7 @@ class Surroundings:
             self.damper.acted(trio.current_time())
             self.network = now
             log.info("network changed", addresses=",".join(now.addresses) if now else "none")
-            self._ring("network changed")
+            self._wake("network changed")
 
     async def _settle(self) -> None:
         """Wait until it is quiet: an interface that comes up tells so in several steps."""
@@ -154,4 +154,4 @@ class Surroundings:
             if what:
                 log.info("time jumped", what=what)
                 self.stir()
-                self._ring(what)
+                self._wake(what)

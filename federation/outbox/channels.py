@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.forward import channels as words
-from federation.forward import machine as outbox
-from federation.outbox.ledger import Ledger
+from federation.forward import machine
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
+from federation.transport.connection import PeerConnection
 from federation.transport.errors import RemoteRefusal, TransportError
-from federation.transport.link import Link
 from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Heard, Say, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import Bells
+from node.host.sync import WakeUps
 from node.model.errors import RpcError
 from node.model.types import Process, State
 
@@ -33,17 +33,17 @@ log = get_logger("talking")
 
 
 @dataclass
-class Talker:
+class ChannelSender:
     """Sends what is said here in channels of processes that peers run.
 
     `counters` tell of `sent` messages, and of the codes with which peers `refused` any.
     """
 
     context: Context
-    ledger: Ledger
+    outbox: Outbox
     counters: Counter[str] = field(default_factory=Counter)
     _due: dict[str, dict[str, None]] = field(default_factory=dict)
-    _bells: Bells = field(default_factory=Bells)
+    _wakeups: WakeUps = field(default_factory=WakeUps)
     # How many entries a peer was told of, and how many were looked at, by peer, process, channel.
     _told: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
 
@@ -51,62 +51,65 @@ class Talker:
         """There may be something to be sent."""
         if process.spec.channels and process.state == State.RUNNING:
             self._due.setdefault(process.peer, {})[process.processid] = None
-            self._bells[process.peer].ring()
+            self._wakeups[process.peer].wake()
 
-    async def talk_forever(self, link: Link) -> None:
+    async def send_forever(self, connection: PeerConnection) -> None:
         """Send what is said to one peer, in its order, until cancelled."""
-        due, failures = self._due.setdefault(link.id, {}), 0
-        for entry in self.ledger.of_peer(link.id):
-            if entry.forward.state == outbox.State.ACCEPTED:
+        due, failures = self._due.setdefault(connection.id, {}), 0
+        for entry in self.outbox.of_peer(connection.id):
+            if entry.forward.state == machine.ForwardState.ACCEPTED:
                 due[entry.forward.processid] = None
         while True:
-            event, back = self._bells[link.id].event, self.ledger.returned(link.id).event
+            event, back = (
+                self._wakeups[connection.id].event,
+                self.outbox.returned(connection.id).event,
+            )
             if not due:
                 await event.wait()
                 continue
             pid = next(iter(due))
             del due[pid]
             try:
-                await self._talk(link, pid)
+                await self._talk(connection, pid)
                 failures = 0
             except (TransportError, EtcdError, RpcError, Rejected) as error:
                 if isinstance(error, RemoteRefusal) and error.final:
                     # It closed, or an older release: who speaks on is told no more than before.
                     self.counters[error.code] += 1
-                    log.info("not taken by the peer", process=pid, peer=link.id, error=error)
+                    log.info("not taken by the peer", process=pid, peer=connection.id, error=error)
                     continue
                 due[pid] = None
                 failures += 1
-                log.info("not said", process=pid, peer=link.id, error=error)
-                pause = outbox.delay(failures, self.context.chance)
+                log.info("not said", process=pid, peer=connection.id, error=error)
+                pause = machine.delay(failures, self.context.chance)
                 if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
                 with trio.move_on_after(pause):
                     await back.wait()
 
-    async def _talk(self, link: Link, pid: str) -> None:
+    async def _talk(self, connection: PeerConnection, pid: str) -> None:
         context = self.context
         known = await context.processes.recall(context.home, pid)
-        entry = self.ledger.entries.get(pid)
-        if known is None or known[0].peer != link.id or known[0].closed:
+        entry = self.outbox.entries.get(pid)
+        if known is None or known[0].peer != connection.id or known[0].closed:
             return
         attempt = entry.forward.attempt if entry is not None else known[0].attempt
         for name in known[0].spec.channels or ():
-            await self._speak(link, pid, attempt, name)
+            await self._speak(connection, pid, attempt, name)
 
-    async def _speak(self, link: Link, pid: str, attempt: int, name: str) -> None:
+    async def _speak(self, connection: PeerConnection, pid: str, attempt: int, name: str) -> None:
         """Send all of one channel that the peer has not been told of."""
-        place = (link.id, pid, name)
+        place = (connection.id, pid, name)
         while True:
             start, passed = self._told.get(place, (0, 0))
             said, after, _ = await words.read(
-                self.context.client, self.context.home, pid, name, passed, link.id
+                self.context.client, self.context.home, pid, name, passed, connection.id
             )
             if not said:
                 self._keep(place, start, after)  # what came from there is not told there
                 return
-            body = link.seal(Kind.SAY, Say(pid, attempt, name, start, after, said))
-            opened, _ = await link.post("/v1/say", body, Kind.HEARD)
+            body = connection.seal(Kind.SAY, Say(pid, attempt, name, start, after, said))
+            opened, _ = await connection.post("/v1/say", body, Kind.HEARD)
             heard = load(opened.payload, Heard)
             if (heard.pid, heard.attempt, heard.name) != (pid, attempt, name):
                 raise Rejected("malformed", "the answer is about another channel")

@@ -27,7 +27,7 @@ from node.model.types import Process
 from node.store import keys
 
 
-class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
+class EvidenceHop(msgspec.Struct, frozen=True, omit_defaults=True):
     """A colony in the chain: the id that signed, its name here, all ids it had, its process."""
 
     issuer: str
@@ -36,7 +36,7 @@ class Hop(msgspec.Struct, frozen=True, omit_defaults=True):
     processid: str = ""
 
 
-class Testimony(msgspec.Struct, frozen=True, omit_defaults=True):
+class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
     """A finished forward, and what asked for a process of another colony. In JSON bytes are base64.
 
     `outcome` is the envelope of the peer, `publickey` that of who signed it. `colony` are our own
@@ -61,7 +61,7 @@ class Testimony(msgspec.Struct, frozen=True, omit_defaults=True):
     publickey: bytes = b""
     colony: list[str] = []
     beyond: list[str] = []
-    chain: list[Hop] = []
+    chain: list[EvidenceHop] = []
     late: bytes = b""
     origin: str = ""
     request: bytes = b""
@@ -73,7 +73,7 @@ class Testimony(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def beyond(context: Context, process: Process, peer: str) -> list[str]:
     """Return the names or ids of the colonies beyond a peer that a process is meant for."""
-    target, home = process.spec.conditions.colonyname, (context.home, *context.sealer.ids)
+    target, home = process.spec.conditions.colonyname, (context.home, *context.signer.ids)
     left = relays.onward_target(target, context.peers.names(peer), home)
     return relays.segments(left) if left else []
 
@@ -93,12 +93,12 @@ def meant(
     return context.peers.meant(wanted) | sent
 
 
-def request_to(forward: Forward, peer: str) -> relays.Request | None:
+def request_to(forward: Forward, peer: str) -> relays.OriginRequest | None:
     """Return what a peer was asked, now or before the process went elsewhere; None if unknown."""
     if forward.peer == peer and forward.request is not None:
         return forward.request
     tried = (each for each in forward.tried if each.peer == peer and each.asked)
-    return next((relays.Request(each.askedby, each.asked) for each in tried), None)
+    return next((relays.OriginRequest(each.askedby, each.asked) for each in tried), None)
 
 
 def signer(peers: Peers, sealed: bytes, peer: str) -> tuple[str, bytes]:
@@ -107,30 +107,30 @@ def signer(peers: Peers, sealed: bytes, peer: str) -> tuple[str, bytes]:
         issuer = inspect(sealed, limit=len(sealed)).issuer
     except Rejected:
         return peer, b""
-    if peers.roster.root(issuer) != peer:
+    if peers.index.root(issuer) != peer:
         return peer, b""
     return issuer, peers.public_key(issuer) or b""
 
 
-async def gather(context: Context, process: Process) -> Testimony | None:
+async def gather(context: Context, process: Process) -> Evidence | None:
     """All that other colonies signed of a process; None for one that is ours alone.
 
     What they say is not judged here: who reads it can. Raises EtcdError.
     """
-    told = Testimony()
+    told = Evidence()
     if process.origin:
         place = keys.submission(context.home, process.processid)
         found = await context.client.get(place)
         request = found.value if found is not None else b""
         _, key = signer(context.peers, request, process.origin)
         name = context.peers.name(process.origin)
-        told = Testimony(origin=name, request=request, requestkey=key)
+        told = Evidence(origin=name, request=request, requestkey=key)
     if process.peer:
         return await _outcome(context, process, told)
     return told if process.origin else None
 
 
-async def _outcome(context: Context, process: Process, told: Testimony) -> Testimony:
+async def _outcome(context: Context, process: Process, told: Evidence) -> Evidence:
     """How a process fared at its peer."""
     peers, forward, sealed, late = context.peers, *await _found(context, process)
     name = peers.name(process.peer)
@@ -138,7 +138,7 @@ async def _outcome(context: Context, process: Process, told: Testimony) -> Testi
     if forward is None:
         return told
     issuer, key = signer(peers, sealed, forward.peer)
-    mine, request = context.sealer.ids, forward.request
+    mine, request = context.signer.ids, forward.request
     wanted = beyond(context, process, forward.peer)
     return msgspec.structs.replace(
         told,
@@ -156,7 +156,7 @@ async def _outcome(context: Context, process: Process, told: Testimony) -> Testi
         askedby=request.origin if request else "",
         meant=meant(context, process, forward, wanted),
         chain=[
-            Hop(
+            EvidenceHop(
                 step.issuer,
                 peers.name_if_known(step.issuer),
                 peers.ids(step.issuer),
@@ -186,7 +186,7 @@ async def _found(context: Context, process: Process) -> tuple[Forward | None, by
 
 
 @dataclass(frozen=True)
-class Verdict:
+class OutcomeVerdict:
     """Who signed the outcome of a process, and what is wrong with that, "" for nothing.
 
     `ran` is the name or id of the colony at the end of the chain, if it is another one. `note` says
@@ -200,7 +200,7 @@ class Verdict:
     note: str = ""
 
 
-def check(record: Mapping[str, Any]) -> Verdict | None:
+def check(record: Mapping[str, Any]) -> OutcomeVerdict | None:
     """Check the signed outcome in a process's record of history, as read from JSON.
 
     None when there is no outcome in it. It holds if every signature does, it was meant for us and
@@ -208,10 +208,10 @@ def check(record: Mapping[str, Any]) -> Verdict | None:
     record tells the end that was signed.
     """
     try:
-        told = msgspec.convert(record.get("forward") or {}, Testimony)
+        told = msgspec.convert(record.get("forward") or {}, Evidence)
         process = msgspec.convert(record["process"], _Ended)
     except (msgspec.ValidationError, KeyError) as error:
-        return Verdict("", "", problem=f"the record can't be read: {error}")
+        return OutcomeVerdict("", "", problem=f"the record can't be read: {error}")
     if not told.outcome:
         return None
     ids = {hop.issuer: hop.ids for hop in told.chain}
@@ -222,8 +222,8 @@ def check(record: Mapping[str, Any]) -> Verdict | None:
     try:
         issuer = inspect(told.outcome, limit=len(told.outcome)).issuer
     except Rejected as rejected:
-        return Verdict("", told.peername, problem=str(rejected))
-    request = relays.Request(told.askedby, told.asked) if told.asked else None
+        return OutcomeVerdict("", told.peername, problem=str(rejected))
+    request = relays.OriginRequest(told.askedby, told.asked) if told.asked else None
     steps = chains.trace(told.outcome, issuer, told.publickey, told.colony, known, request)
     outcome, problem = chains.conclusion(steps, told.beyond, told.meant)
     if outcome is not None:
@@ -231,10 +231,10 @@ def check(record: Mapping[str, Any]) -> Verdict | None:
     names = {hop.issuer: hop.name for hop in told.chain}
     last = steps[-1].issuer
     ran = (names.get(last) or last[:12]) if len(steps) > 1 else ""
-    return Verdict(issuer, told.peername or issuer[:12], ran, problem, _unchecked(told))
+    return OutcomeVerdict(issuer, told.peername or issuer[:12], ran, problem, _unchecked(told))
 
 
-def _unchecked(told: Testimony) -> str:
+def _unchecked(told: Evidence) -> str:
     """What nobody can say of a chain that holds."""
     if not told.asked:
         return "it names ids only, and not what was asked (version 1 of the protocol)"
@@ -242,28 +242,28 @@ def _unchecked(told: Testimony) -> str:
     return f"no trusted colony was called {', '.join(names)}: it may be any" if names else ""
 
 
-def asked(record: Mapping[str, Any]) -> Verdict | None:
+def asked(record: Mapping[str, Any]) -> OutcomeVerdict | None:
     """Check what asked for a process of another colony, from its record of history.
 
     None for one that is ours. It holds if every signature on the way does and the process is the
     one that was asked for; `issuer` is the colony where it began, `ran` the one that it came from.
     """
     try:
-        told = msgspec.convert(record.get("forward") or {}, Testimony)
+        told = msgspec.convert(record.get("forward") or {}, Evidence)
         local = str(record["id"])
     except (msgspec.ValidationError, KeyError) as error:
-        return Verdict("", "", problem=f"the record can't be read: {error}")
+        return OutcomeVerdict("", "", problem=f"the record can't be read: {error}")
     if not told.request:
         return None
-    hops, valid = relays.way(told.request, id_of(told.requestkey), told.requestkey)
+    hops, valid = relays.hops_of(told.request, id_of(told.requestkey), told.requestkey)
     if not hops:
-        return Verdict("", told.origin, problem="what asked for it can't be read")
+        return OutcomeVerdict("", told.origin, problem="what asked for it can't be read")
     first, last = hops[0], hops[-1]
     problem = "" if valid else "the signature does not hold"
     if not problem and relays.local_id(last.issuer, last.submit.pid, last.submit.attempt) != local:
         problem = "it asked for another process"
     name, over = (told.origin, "") if len(hops) == 1 else ("", told.origin)
-    return Verdict(first.issuer, name, over, problem)
+    return OutcomeVerdict(first.issuer, name, over, problem)
 
 
 class _Ended(msgspec.Struct):
@@ -278,7 +278,7 @@ class _Ended(msgspec.Struct):
 
 
 def _misfit(
-    process: _Ended, told: Testimony, steps: Sequence[chains.Step], outcome: Outcome
+    process: _Ended, told: Evidence, steps: Sequence[chains.ChainLink], outcome: Outcome
 ) -> str:
     """What in a chain that holds does not belong to the process of the record."""
     first = steps[0].outcome

@@ -20,18 +20,18 @@ import trio
 
 from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
-from federation.limits.accounts import Accounts, Pages
+from federation.limits.accounts import Pages, PeerQuotas
 from federation.limits.decoding import load_large
-from federation.outbox.ledger import Ledger
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
+from federation.transport.connection import PeerConnection
 from federation.transport.errors import TransportError
-from federation.transport.link import Link
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, inspect
+from federation.wire.envelope import Kind, VerifiedMessage, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load
 from federation.wire.refusals import Refusal
 from node.etcd.pages import whole
-from node.files.blobs import Vault
+from node.files.blobs import BlobStore
 from node.files.catalog import Files
 from node.files.tickets import Scope
 from node.host.log import get_logger
@@ -49,16 +49,17 @@ log = get_logger("depot")
 
 
 @dataclass
-class Depot:
-    """`files` are the home colony's; without, nothing is carried. `links` lead to trusted peers.
+class FileTransfer:
+    """`files` are the home colony's; without, nothing is carried. `connections` lead to trusted
+    peers.
 
     `counters` tell of bytes `fetched` and `served`, and of what was `refused`.
     """
 
     context: Context
-    ledger: Ledger
-    accounts: Accounts
-    links: Mapping[str, Link]
+    outbox: Outbox
+    peer_quotas: PeerQuotas
+    connections: Mapping[str, PeerConnection]
     files: Files | None = None
     counters: Counter[str] = field(default_factory=Counter)
 
@@ -105,7 +106,7 @@ class Depot:
         """Where bytes of files are fetched."""
         return [Endpoint("/v1/files", Kind.FETCH, self.serve)]
 
-    async def serve(self, opened: Opened, data: bytes) -> bytes:
+    async def serve(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Give bytes to the peer that a process of ours was sent to.
 
         Refused: unknown_process, unknown_file, file_gone.
@@ -129,11 +130,11 @@ class Depot:
             chunk = await self._read(fetch)
         self.counters["served"] += len(chunk)
         answer = Chunk(fetch.checksum, fetch.offset, chunk)
-        return self.context.sealer.seal(Kind.CHUNK, opened.issuer, answer)
+        return self.context.signer.seal(Kind.CHUNK, opened.issuer, answer)
 
     async def _sent(self, peerid: str, fetch: Fetch) -> Forward | None:
         """The forward that a fetch is for; another daemon of this colony may have sent it."""
-        entry = self.ledger.entries.get(fetch.pid)
+        entry = self.outbox.entries.get(fetch.pid)
         if entry is not None and _is_for(entry.forward, peerid, fetch):
             return entry.forward
         found = await self.context.client.get(self.context.keys.forward(peerid, fetch.pid))
@@ -141,20 +142,20 @@ class Depot:
         return forward if forward is not None and _is_for(forward, peerid, fetch) else None
 
     async def _read(self, fetch: Fetch) -> bytes:
-        vault = self.files.vault if self.files is not None else None
+        blobs = self.files.blobs if self.files is not None else None
         held = self.files and await self.files.holding(self.context.home, fetch.checksum)
-        if vault is None or not held or vault.size_of(fetch.checksum) is None:
+        if blobs is None or not held or blobs.size_of(fetch.checksum) is None:
             raise Refusal(404, "file_gone", "the bytes are not here, or not any more")
-        return await trio.to_thread.run_sync(_part, vault.file(fetch.checksum), fetch.offset)
+        return await trio.to_thread.run_sync(_part, blobs.file(fetch.checksum), fetch.offset)
 
     async def _pass_on(self, fetch: Fetch, before: Submit) -> bytes:
         """A relay has no bytes of its own: it asks the colony that it got the process from."""
         known = await self.context.processes.recall(self.context.home, fetch.pid)
-        link = self.links.get(known[0].origin) if known is not None else None
-        if link is None:
+        connection = self.connections.get(known[0].origin) if known is not None else None
+        if connection is None:
             raise Refusal(404, "file_gone", "the colony that has the bytes is not known here")
         try:
-            return await _ask(link, before.pid, before.attempt, fetch.checksum, fetch.offset)
+            return await _ask(connection, before.pid, before.attempt, fetch.checksum, fetch.offset)
         except TransportError as error:
             if error.final:
                 raise Refusal(404, "file_gone", str(error)) from None
@@ -162,13 +163,15 @@ class Depot:
 
     # -- where it is to run ----------------------------------------------------------------
 
-    async def bring(self, opened: Opened, submit: Submit, first: Submit, process: Process) -> None:
+    async def bring(
+        self, opened: VerifiedMessage, submit: Submit, first: Submit, process: Process
+    ) -> None:
         """Have all that a submission needs here, and let its process find it.
 
         Refused: no_files, bad_files, files_too_large, files_quota, file_checksum, file_gone; and
         for now, files_pending.
         """
-        if self.files is None or self.files.vault is None:
+        if self.files is None or self.files.blobs is None:
             raise Refusal(409, "no_files", "this colony keeps no files")
         files = first.files or []
         try:
@@ -184,7 +187,7 @@ class Depot:
         missing = [each for each in files if not each.ref]
         with trio.move_on_after(_PATIENCE) as patience:
             for each in {each.checksum: each for each in missing}.values():
-                await self._have(opened.issuer, submit, each, self.files, self.files.vault)
+                await self._have(opened.issuer, submit, each, self.files, self.files.blobs)
         if patience.cancelled_caught:
             message = f"{total} bytes of files are on their way"
             raise Refusal(429, "files_pending", message, again=1)
@@ -195,40 +198,40 @@ class Depot:
         process.spec.fs = fs
 
     async def _have(
-        self, issuer: str, submit: Submit, each: Carried, files: Files, vault: Vault
+        self, issuer: str, submit: Submit, each: Carried, files: Files, blobs: BlobStore
     ) -> None:
         """Have the bytes of one file, from that colony itself: who only knows their checksum has
         no right to what others gave us.
         """
         key = self.context.keys.fetched(issuer, each.checksum)
         known = await self.context.client.get(key)
-        if known is None and (full := self.accounts.leave(issuer, len(key))) is not None:
+        if known is None and (full := self.peer_quotas.leave(issuer, len(key))) is not None:
             raise full
-        if known is None or vault.size_of(each.checksum) != each.size:
-            await self._fetch(issuer, submit, each, vault)
+        if known is None or blobs.size_of(each.checksum) != each.size:
+            await self._fetch(issuer, submit, each, blobs)
             await self.context.client.put(key, b"")
         await files.hold(self.context.home, each.checksum, each.size)
 
-    async def _fetch(self, issuer: str, submit: Submit, each: Carried, vault: Vault) -> None:
-        link = self.links.get(issuer)
-        if link is None:
+    async def _fetch(self, issuer: str, submit: Submit, each: Carried, blobs: BlobStore) -> None:
+        connection = self.connections.get(issuer)
+        if connection is None:
             raise Refusal(429, "files_pending", "no way to your colony yet", again=2)
         scope = Scope("PUT", self.context.home, each.checksum, each.size, 0, f"colony/{issuer}")
         try:
             while True:
-                offset = vault.offset(scope)
+                offset = blobs.offset(scope)
                 data = b""
                 if offset < each.size:
-                    data = await _ask(link, submit.pid, submit.attempt, each.checksum, offset)
+                    data = await _ask(connection, submit.pid, submit.attempt, each.checksum, offset)
                     if not data:
                         raise Refusal(409, "file_checksum", f"{each.name}: fewer bytes than told")
                 try:
-                    reached = await vault.write(scope, offset, data)
+                    reached = await blobs.write(scope, offset, data)
                 except Invalid as error:
                     message = f"{each.name}: {error.message}"
                     raise Refusal(409, "file_checksum", message) from None
                 except RpcError as error:
-                    if vault.offset(scope) != offset:
+                    if blobs.offset(scope) != offset:
                         continue  # the same file for another process, at the same moment
                     if isinstance(error, Conflict):
                         raise Refusal(413, "files_quota", error.message) from None
@@ -295,11 +298,11 @@ class Depot:
 
     async def _forget_fetched(self, files: Files) -> None:
         """Forget who gave us bytes that are here no more."""
-        if files.vault is None:
+        if files.blobs is None:
             return
         async for items in Pages(self.context.client, self.context.keys.fetched_all):
             for item in items:
-                if files.vault.size_of(item.key.rpartition("/")[2]) is None:
+                if files.blobs.size_of(item.key.rpartition("/")[2]) is None:
                     await self.context.client.delete(item.key)
 
 
@@ -308,10 +311,12 @@ def _is_for(forward: Forward, peerid: str, fetch: Fetch) -> bool:
     return sent and forward.peer == peerid
 
 
-async def _ask(link: Link, pid: str, attempt: int, checksum: str, offset: int) -> bytes:
+async def _ask(
+    connection: PeerConnection, pid: str, attempt: int, checksum: str, offset: int
+) -> bytes:
     """Fetch some bytes. Raises TransportError."""
-    body = link.seal(Kind.FETCH, Fetch(pid, attempt, checksum, offset))
-    opened, _ = await link.post("/v1/files", body, Kind.CHUNK)
+    body = connection.seal(Kind.FETCH, Fetch(pid, attempt, checksum, offset))
+    opened, _ = await connection.post("/v1/files", body, Kind.CHUNK)
     chunk = load(opened.payload, Chunk)
     if (chunk.checksum, chunk.offset) != (checksum, offset):
         return b""

@@ -13,17 +13,17 @@ import msgspec
 import trio
 
 from federation.forward import chain as chains
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward import path as relays
 from federation.forward.machine import Forward
-from federation.forward.path import Request
+from federation.forward.path import OriginRequest
 from federation.outbox import evidence as testimony
-from federation.outbox.ledger import Ledger
-from federation.outbox.updates import Follower
+from federation.outbox.outbox import Outbox
+from federation.outbox.updates import UpdateConsumer
 from federation.peers.context import Context
+from federation.transport.connection import PeerConnection
 from federation.transport.errors import TransportError
-from federation.transport.link import Link
-from federation.wire.envelope import Kind, Opened, Rejected, open_envelope
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage, open_envelope
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
 from federation.wire.sizes import SIZES
@@ -52,12 +52,12 @@ class _About(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Results:
+class OutcomePoller:
     """The fetching half of the outbox."""
 
     context: Context
-    ledger: Ledger
-    follower: Follower
+    outbox: Outbox
+    update_consumer: UpdateConsumer
     late: int = 0
     broken: int = 0  # outcomes that were malformed, or whose chain did not hold
     _acks: dict[str, set[str]] = field(default_factory=dict)
@@ -65,94 +65,97 @@ class Results:
     # -- outcomes ----------------------------------------------------------------------------
 
     def _awaited(self, peerid: str) -> bool:
-        if self._acks.get(peerid) or self.follower.tails(peerid):
+        if self._acks.get(peerid) or self.update_consumer.tails(peerid):
             return True
-        return any(entry.forward.outstanding for entry in self.ledger.of_peer(peerid))
+        return any(entry.forward.outstanding for entry in self.outbox.of_peer(peerid))
 
-    async def poll_forever(self, link: Link) -> None:
+    async def poll_forever(self, connection: PeerConnection) -> None:
         """Fetch outcomes from one peer while it may owe any, until cancelled."""
-        bell, failures, vain = self.ledger.bell(link.id), 0, 0
+        wakeup, failures, vain = self.outbox.wakeup(connection.id), 0, 0
         # What a crash, a refusal or a block kept from being fetched or acknowledged is still owed.
         again = trio.current_time()
         while True:
-            event, back = bell.event, self.ledger.returned(link.id).event
-            if not self._awaited(link.id) and trio.current_time() < again:
+            event, back = wakeup.event, self.outbox.returned(connection.id).event
+            if not self._awaited(connection.id) and trio.current_time() < again:
                 with trio.move_on_at(again):
                     await event.wait()
                 continue
-            before = self.ledger.outstanding(link.id)
+            before = self.outbox.outstanding(connection.id)
             try:
-                told = await self.poll_once(link)
+                told = await self.poll_once(connection)
                 failures, again = 0, trio.current_time() + _IDLE
                 # Repeats of what is settled come for a moment after a crash, or from a liar.
-                vain = vain + 1 if told and self.ledger.outstanding(link.id) >= before else 0
+                vain = vain + 1 if told and self.outbox.outstanding(connection.id) >= before else 0
                 if vain > _VAIN:
-                    await trio.sleep(outbox.delay(min(vain - _VAIN, 6), self.context.chance))
+                    await trio.sleep(machine.delay(min(vain - _VAIN, 6), self.context.chance))
             except (TransportError, EtcdError, RpcError, Rejected) as error:
                 failures += 1
-                link.entry.error = str(error)
-                log.info("outcomes not fetched", peer=link.id, error=error)
-                pause = outbox.delay(failures, self.context.chance)
+                connection.entry.error = str(error)
+                log.info("outcomes not fetched", peer=connection.id, error=error)
+                pause = machine.delay(failures, self.context.chance)
                 if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
                 with trio.move_on_after(min(pause, 60.0)):
                     await back.wait()
 
-    async def poll_once(self, link: Link) -> int:
+    async def poll_once(self, connection: PeerConnection) -> int:
         """Ask for outcomes, settle them, and remember what to acknowledge; how many there were."""
-        acks = sorted(self._acks.get(link.id, set()))[:100]
-        waits = any(entry.forward.outstanding for entry in self.ledger.of_peer(link.id))
-        follow, whole, wait = self.follower.wanted(link.id, _POLL if waits else 0)
-        link.demand_version()
-        body = link.seal(Kind.POLL, Poll(wait, acks, follow, whole))
-        opened, _ = await link.post("/v2/outcomes", body, Kind.OUTCOMES, wait)
-        self._acks.get(link.id, set()).difference_update(acks)
+        acks = sorted(self._acks.get(connection.id, set()))[:100]
+        waits = any(entry.forward.outstanding for entry in self.outbox.of_peer(connection.id))
+        follow, whole, wait = self.update_consumer.wanted(connection.id, _POLL if waits else 0)
+        connection.demand_version()
+        body = connection.seal(Kind.POLL, Poll(wait, acks, follow, whole))
+        opened, _ = await connection.post("/v2/outcomes", body, Kind.OUTCOMES, wait)
+        self._acks.get(connection.id, set()).difference_update(acks)
         problem: Exception | None = None
         answer = load(opened.payload, Outcomes)
         # First, so that who looks at a process that ended sees all that it said, if it fits.
-        more = await self.follower.take(link, answer, {each.pid for each in follow})
+        more = await self.update_consumer.take(connection, answer, {each.pid for each in follow})
         for sealed in answer.outcomes:
             try:
-                pid = await self.settle(link, sealed, more)
+                pid = await self.settle(connection, sealed, more)
             except (Rejected, RpcError, EtcdError) as error:
                 problem = error
                 continue
-            self._acks.setdefault(link.id, set()).add(pid)
+            self._acks.setdefault(connection.id, set()).add(pid)
         if problem is not None:
             raise problem
         if answer.news:
-            await self.follower.pace(link.id)
+            await self.update_consumer.pace(connection.id)
         return len(answer.outcomes)
 
     async def settle(
-        self, link: Link, sealed: bytes, more: Collection[str] | None = frozenset()
+        self, connection: PeerConnection, sealed: bytes, more: Collection[str] | None = frozenset()
     ) -> str:
         """Verify one outcome and close its process; returns the id to acknowledge.
 
         There is `more` to be told of these processes, or (None) of any.
         """
-        opened = await apart(sealed, partial(self._open, link))
+        opened = await apart(sealed, partial(self._open, connection))
         problem = False
         about = load(opened.payload, _About)
-        key = self.context.keys.forward(link.id, about.pid)
+        key = self.context.keys.forward(connection.id, about.pid)
         found = await self.context.client.get(key)
         now = self.context.clock.now()
         forward = unpack(found.value, Forward) if found else None
         fits = forward is not None and forward.attempt == about.attempt
         try:
-            outcome = await self._told(link, opened, sealed, forward if fits else None)
+            outcome = await self._told(connection, opened, sealed, forward if fits else None)
             output = await apart(outcome.out, read_output)
         except Rejected as rejected:
             # Signed by the peer: no repeat of it can be better.
-            outcome, output, problem = self._nonsense(link, about, rejected), [], True
+            outcome, output, problem = self._nonsense(connection, about, rejected), [], True
         leaving: list[Op] = []
         rest: list[Op] = []
         if forward is not None and fits:
             evidence = b"" if problem and len(sealed) > _EVIDENCE else sealed
             remote = outcome.localpid or forward.remoteprocessid
-            record = outbox.concluded(forward, evidence, remote, now)
-            rest = self.follower.ending(
-                link.id, outcome.pid, outcome.attempt, more=more is None or outcome.pid in more
+            record = machine.concluded(forward, evidence, remote, now)
+            rest = self.update_consumer.ending(
+                connection.id,
+                outcome.pid,
+                outcome.attempt,
+                more=more is None or outcome.pid in more,
             )
             place = self.context.keys.proof(outcome.pid)
             leaving = [Delete(key), Put(place, pack(record)), *rest]
@@ -162,49 +165,53 @@ class Results:
             leaving = [Delete(key), *rest]
         try:
             waits = fits and not aside
-            closed = await self._close(link, outcome, output, leaving) if waits else False
+            closed = await self._close(connection, outcome, output, leaving) if waits else False
         except EtcdTooLarge:
             # With all the peer told of it before, the process is larger than one value may be.
-            name = self.context.peers.name(link.id)
+            name = self.context.peers.name(connection.id)
             outcome = _failure(
                 outcome, f"what peer {name} says of the end is too large to be kept here"
             )
-            closed = await self._close(link, outcome, [], leaving)
+            closed = await self._close(connection, outcome, [], leaving)
         if not closed:
-            await self._too_late(link, outcome, sealed, leaving, aside)
+            await self._too_late(connection, outcome, sealed, leaving, aside)
         # A repeat may be of what was taken in already, without an answer of the store to that.
         if rest or not fits:
-            await self.follower.ended(outcome.pid)
-        entry = self.ledger.entries.get(outcome.pid)
-        if entry is not None and entry.forward.peer == link.id:
-            self.ledger.stale[outcome.pid, link.id] = None
+            await self.update_consumer.ended(outcome.pid)
+        entry = self.outbox.entries.get(outcome.pid)
+        if entry is not None and entry.forward.peer == connection.id:
+            self.outbox.stale[outcome.pid, connection.id] = None
             if not fits:
-                self.ledger.bell(link.id).ring()
+                self.outbox.wakeup(connection.id).wake()
             elif not entry.busy:
-                self.ledger.entries.pop(outcome.pid, None)
+                self.outbox.entries.pop(outcome.pid, None)
         return outcome.pid
 
-    def _open(self, link: Link, sealed: bytes) -> Opened:
+    def _open(self, connection: PeerConnection, sealed: bytes) -> VerifiedMessage:
         return open_envelope(
             sealed,
             kind=Kind.OUTCOME,
-            audience=self.context.sealer.ids,
-            now=link.seconds,
-            keys=link.key_of,
+            audience=self.context.signer.ids,
+            now=connection.seconds,
+            keys=connection.key_of,
             limit=SIZES[Kind.OUTCOME].bytes,
-            high_water=link.highest,
+            high_water=connection.highest,
         )
 
-    def _nonsense(self, link: Link, about: _About, refused: Rejected) -> Outcome:
+    def _nonsense(self, connection: PeerConnection, about: _About, refused: Rejected) -> Outcome:
         """What follows from a malformed outcome that the peer signed: the process failed."""
         self.broken += 1
-        log.warning("outcome malformed", process=about.pid, peer=link.id, why=refused)
-        name = self.context.peers.name(link.id)
+        log.warning("outcome malformed", process=about.pid, peer=connection.id, why=refused)
+        name = self.context.peers.name(connection.id)
         errors = [f"peer {name} told a malformed end: {refused.message[:300]}"]
         return Outcome(about.pid, about.attempt, State.FAILED, b"[]", errors, "", "", 0, 0)
 
     async def _told(
-        self, link: Link, opened: Opened, sealed: bytes, forward: Forward | None
+        self,
+        connection: PeerConnection,
+        opened: VerifiedMessage,
+        sealed: bytes,
+        forward: Forward | None,
     ) -> Outcome:
         """The outcome with what the colony that ran it says, verified down to its signature.
 
@@ -214,22 +221,22 @@ class Results:
         """
         context, outcome = self.context, load(opened.payload, Outcome)
         known = await context.processes.recall(context.home, outcome.pid)
-        wanted = testimony.beyond(context, known[0], link.id) if known is not None else []
+        wanted = testimony.beyond(context, known[0], connection.id) if known is not None else []
         if not outcome.below and outcome.localpid not in {
-            relays.local_id(each, outcome.pid, outcome.attempt) for each in self.context.sealer.ids
+            relays.local_id(each, outcome.pid, outcome.attempt) for each in self.context.signer.ids
         }:
             raise Rejected("malformed", "outcome: it names another process there")
         # Of what never left by our own records, as after a restore, nothing can be the outcome.
-        request = (forward.request or Request()) if forward is not None else None
+        request = (forward.request or OriginRequest()) if forward is not None else None
         told: Outcome | None = outcome
         if not outcome.below and not wanted:
             problem = chains.unbound(outcome, request) if request else ""
         else:
-            key = link.key_of(opened.issuer) or b""
+            key = connection.key_of(opened.issuer) or b""
             steps = await apart(
                 sealed,
                 lambda data: chains.trace(
-                    data, opened.issuer, key, self.context.sealer.ids, context.peers.ids, request
+                    data, opened.issuer, key, self.context.signer.ids, context.peers.ids, request
                 ),
             )
             meant = testimony.meant(context, known[0], forward, wanted) if known else {}
@@ -238,24 +245,26 @@ class Results:
             return msgspec.structs.replace(outcome, out=told.out)
         self.broken += 1
         log.warning("outcome without a valid chain", process=outcome.pid, why=problem)
-        errors = [
-            f"what peer {context.peers.name(link.id)} says of the end is not proven: {problem}"
-        ]
-        return _failure(outcome, *errors)
+        name = context.peers.name(connection.id)
+        return _failure(outcome, f"what peer {name} says of the end is not proven: {problem}")
 
     async def _close(
-        self, link: Link, outcome: Outcome, output: list[object], leaving: Sequence[Op]
+        self,
+        connection: PeerConnection,
+        outcome: Outcome,
+        output: list[object],
+        leaving: Sequence[Op],
     ) -> bool:
         """Close the process with its outcome; False when it is closed already, or gone."""
         mine = False
 
-        def step(process: Process, revision: int) -> store.Step | None:
+        def step(process: Process, revision: int) -> store.Transition | None:
             nonlocal mine
-            mine = not process.closed and process.peer == link.id
+            mine = not process.closed and process.peer == connection.id
             if not mine:
                 return None
             ran = msgspec.structs.replace(
-                process, assignedexecutorid=link.id, isassigned=True, attempt=outcome.attempt
+                process, assignedexecutorid=connection.id, isassigned=True, attempt=outcome.attempt
             )
             return store.close(
                 ran,
@@ -275,7 +284,7 @@ class Results:
 
     async def _too_late(
         self,
-        link: Link,
+        connection: PeerConnection,
         outcome: Outcome,
         sealed: bytes,
         leaving: Sequence[Op],
@@ -287,15 +296,15 @@ class Results:
         proof = await self.context.client.get(self.context.keys.proof(outcome.pid))
         record = unpack(proof.value, Forward) if proof is not None else None
         repeat = record is not None and bool(record.outcome)
-        ours = known is not None and known[0].peer == link.id
+        ours = known is not None and known[0].peer == connection.id
         if known is not None and record is not None and not ours and not aside:
             # Its owner took it back from there, and the forward is gone, too.
-            aside = any(each.final and each.peer == link.id for each in record.tried)
+            aside = any(each.final and each.peer == connection.id for each in record.tried)
         wanted = (aside or (ours and not repeat)) and outcome.state != State.CANCELLED
-        if wanted and self.follower.accounts.news(link.id, len(sealed)):
+        if wanted and self.update_consumer.peer_quotas.news(connection.id, len(sealed)):
             self.late += 1
             late = [Put(self.context.keys.late(outcome.pid), sealed)]
-            log.info("outcome came late", process=outcome.pid, peer=link.id)
+            log.info("outcome came late", process=outcome.pid, peer=connection.id)
         if ops := [*leaving, *late]:
             await self.context.client.commit(Txn([], ops))
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward.machine import Forward
-from federation.outbox.ledger import Ledger
+from federation.outbox.outbox import Outbox
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
@@ -23,7 +23,7 @@ _TRIES = 4
 log = get_logger("resolving")
 
 
-async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
+async def resolve(outbox: Outbox, processid: str, *, requeue: bool) -> Process:
     """End a doubt: fail the process, or put it into our own queue; returns it as it is then.
 
     One transaction changes the process and turns its forward into a cancel, and compares both, so
@@ -32,61 +32,61 @@ async def resolve(ledger: Ledger, processid: str, *, requeue: bool) -> Process:
     """
     problem = ""
     for _ in range(_TRIES):
-        loaded = await ledger.context.processes.load(ledger.context.home, processid)
+        loaded = await outbox.context.processes.load(outbox.context.home, processid)
         if loaded is None:
-            raise NotFound(f"process {processid} is not in colony {ledger.context.home}")
+            raise NotFound(f"process {processid} is not in colony {outbox.context.home}")
         process = loaded[0]
-        _demand_doubtful(process, ledger, requeue=requeue)
-        key = ledger.context.keys.forward(process.peer, processid)
-        found = await ledger.context.client.get(key)
+        _demand_doubtful(process, outbox, requeue=requeue)
+        key = outbox.context.keys.forward(process.peer, processid)
+        found = await outbox.context.client.get(key)
         if found is None:
             # An outcome may have come since the process was read: the next look says so.
             problem = "no forward of the process is under way; look at it again"
             continue
         forward = unpack(found.value, Forward)
-        if (forward.state, outbox.Event.FAILED) not in outbox.TRANSITIONS:
+        if (forward.state, machine.ForwardEvent.FAILED) not in machine.TRANSITIONS:
             raise Invalid(f"the process is not in doubt, it is {forward.state}; cancel it instead")
         try:
-            done = await _decide(ledger, forward, found.mod_revision, requeue=requeue)
+            done = await _decide(outbox, forward, found.mod_revision, requeue=requeue)
         except Conflict as error:
             problem = error.message
             continue  # the forward changed, or the process did: look again
         finally:
             # Whether it happened or not: what is to be sent is in the store.
-            ledger.touched(process)
+            outbox.touched(process)
         log.info("doubt resolved", process=processid, peer=process.peer, requeued=requeue)
         return done
     raise Conflict(problem)
 
 
-def _demand_doubtful(process: Process, ledger: Ledger, *, requeue: bool) -> None:
+def _demand_doubtful(process: Process, outbox: Outbox, *, requeue: bool) -> None:
     if process.closed:
         state = process.state.name.lower()
         raise Invalid(f"the process is {state} already, and stays so; submit it again if need be")
     if not process.peer:
         raise Invalid("the process is at no other colony, so nothing about it is in doubt")
     if requeue and process.origin:
-        name = ledger.context.peers.name(process.origin)
+        name = outbox.context.peers.name(process.origin)
         raise Invalid(f"the process came from colony {name}; only its owner may run it elsewhere")
 
 
-async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: bool) -> Process:
-    key = ledger.context.keys.forward(forward.peer, forward.processid)
+async def _decide(outbox: Outbox, forward: Forward, revision: int, *, requeue: bool) -> Process:
+    key = outbox.context.keys.forward(forward.peer, forward.processid)
     guard = ModRevision(key, revision)
-    name = ledger.context.peers.name(forward.peer)
+    name = outbox.context.peers.name(forward.peer)
 
-    def step(process: Process, at: int) -> store.Step:
-        now = ledger.context.clock.now()
+    def step(process: Process, at: int) -> store.Transition:
+        now = outbox.context.clock.now()
         if process.closed or process.peer != forward.peer:
             raise Conflict("the process went on meanwhile; look at it again")
-        move = outbox.resolved(forward, name, now, aside=requeue)
-        extra: list[Op] = [Put(key, pack(move.forward))]
+        effect = machine.resolved(forward, name, now, aside=requeue)
+        extra: list[Op] = [Put(key, pack(effect.forward))]
         if not requeue:
             return store.close(
-                process, at, State.FAILED, now, errors=move.errors, extra=extra, compare=[guard]
+                process, at, State.FAILED, now, errors=effect.errors, extra=extra, compare=[guard]
             )
         extra.append(
-            Put(ledger.context.keys.proof(forward.processid), pack(outbox.overruled(move, now)))
+            Put(outbox.context.keys.proof(forward.processid), pack(machine.overruled(effect, now)))
         )
         # Its next attempt has another number than the one that may still run.
         here = msgspec.structs.replace(
@@ -94,6 +94,6 @@ async def _decide(ledger: Ledger, forward: Forward, revision: int, *, requeue: b
         )
         back = store.requeue(here, at, now, counts=False)
         txn = Txn([*back.txn.compare, guard], [*back.txn.success, *extra])
-        return store.Step(back.process, txn)
+        return store.Transition(back.process, txn)
 
-    return await ledger.context.processes.change(ledger.context.home, forward.processid, step)
+    return await outbox.context.processes.change(outbox.context.home, forward.processid, step)

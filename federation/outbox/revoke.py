@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.forward import machine as outbox
-from federation.forward.machine import Act, Forward
-from federation.forward.marker import Marker
+from federation.forward import machine
+from federation.forward.machine import Forward, ProcessAction
+from federation.forward.receipt import ReceiptRecord
 from federation.limits.accounts import Pages
-from federation.outbox.ledger import Entry, Ledger
+from federation.outbox.outbox import Outbox, OutboxEntry
 from federation.peers.context import Context
-from federation.peers.registry import BLOCKED, Known
+from federation.peers.registry import BLOCKED, PeerState
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
-from node.host.sync import Bell
+from node.host.sync import WakeUp
 from node.model.codec import unpack
 from node.model.errors import Conflict
 from node.model.types import Process, State
@@ -36,7 +36,7 @@ log = get_logger("blocking")
 
 
 @dataclass
-class Endings:
+class Revocation:
     """Ends things of blocked colonies, one after the other, each in one transaction.
 
     Every step looks at the store, ends one thing, and leaves nothing half done: a sweep that is
@@ -45,9 +45,9 @@ class Endings:
     """
 
     context: Context
-    ledger: Ledger
-    _begin: Bell = field(default_factory=Bell)
-    _ended: Bell = field(default_factory=Bell)
+    outbox: Outbox
+    _begin: WakeUp = field(default_factory=WakeUp)
+    _ended: WakeUp = field(default_factory=WakeUp)
 
     async def run(self) -> None:
         """Sweep whenever there is something to, also what a crash left undone; until cancelled."""
@@ -60,17 +60,17 @@ class Endings:
                 except Exception as error:
                     failed = True
                     log.warning("block not finished", peer=peerid, error=repr(error))
-            self._ended.ring()
+            self._ended.wake()
             tries = tries + 1 if failed else 0
-            pause = min(_LONGEST, outbox.delay(tries, self.context.chance)) if failed else math.inf
+            pause = min(_LONGEST, machine.delay(tries, self.context.chance)) if failed else math.inf
             with trio.move_on_after(pause):
                 await event.wait()
 
     def begin(self) -> None:
         """There may be something to end."""
-        self._begin.ring()
+        self._begin.wake()
 
-    async def wait(self, entry: Known) -> None:
+    async def wait(self, entry: PeerState) -> None:
         """Return once all of a blocked colony has ended."""
         while entry.peer.ending:
             await self._ended.event.wait()
@@ -83,8 +83,8 @@ class Endings:
             for entry in peers.known.values()
             if entry.peer.state == BLOCKED and entry.peer.ending
         }
-        sent = {entry.forward.peer for entry in self.ledger.entries.values()}
-        sent.update(peerid for _, peerid in self.ledger.stale | self.ledger.reading)
+        sent = {entry.forward.peer for entry in self.outbox.entries.values()}
+        sent.update(peerid for _, peerid in self.outbox.stale | self.outbox.reading)
         return marked | {peerid for peerid in sent if peers.state(peerid) == BLOCKED}
 
     def _over(self, peerid: str) -> bool:
@@ -128,22 +128,22 @@ class Endings:
         """
         forward = unpack(item.value, Forward)
         pid, now = forward.processid, self.context.clock.now()
-        move = outbox.blocked(forward, self.context.peers.name(forward.peer), now)
-        known = self.ledger.entries.get(pid)
+        effect = machine.blocked(forward, self.context.peers.name(forward.peer), now)
+        known = self.outbox.entries.get(pid)
         if known is None or known.revision != item.mod_revision:
-            known = Entry(forward, item.mod_revision)
-        if move.certain and forward.retry and await self.ledger.detour(known, move):
+            known = OutboxEntry(forward, item.mod_revision)
+        if effect.certain and forward.retry and await self.outbox.reroute(known, effect):
             return False
-        leaving = self.ledger.leaving(move)
+        leaving = self.outbox.leaving(effect)
         unchanged = ModRevision(item.key, item.mod_revision)
         loaded = await self.context.processes.load(self.context.home, pid)
         closed = loaded is None or loaded[0].closed or loaded[0].peer != forward.peer
         if loaded is None:
             txn = Txn([unchanged], [Delete(item.key)])
-        elif closed or move.act is Act.NOTHING:
+        elif closed or effect.act is ProcessAction.NOTHING:
             txn = Txn([unchanged], leaving)
         else:
-            errors = [*(tried.error for tried in forward.tried), *move.errors]
+            errors = [*(tried.error for tried in forward.tried), *effect.errors]
             return await self._fail(loaded[0], loaded[1], unchanged, errors, leaving)
         ended = (await self.context.client.commit(txn)).succeeded
         if ended:
@@ -175,11 +175,11 @@ class Endings:
 
     def _gone(self, processid: str, peerid: str) -> None:
         """The entry left the store: memory follows."""
-        known = self.ledger.entries.get(processid)
+        known = self.outbox.entries.get(processid)
         if known is not None and known.forward.peer == peerid:
-            del self.ledger.entries[processid]
-        self.ledger.stale.pop((processid, peerid), None)
-        self.ledger.activity.ring()
+            del self.outbox.entries[processid]
+        self.outbox.stale.pop((processid, peerid), None)
+        self.outbox.activity.wake()
 
     # -- what it has here ----------------------------------------------------------------
 
@@ -189,8 +189,11 @@ class Endings:
         processes, home = self.context.processes, self.context.home
         reason = f"colony {self.context.peers.name(peerid)}, where this came from, was blocked"
         count = 0
-        async for items in Pages(client, keys.marker(peerid, "")):
-            ids = [marker.localpid for marker in (unpack(item.value, Marker) for item in items)]
+        async for items in Pages(client, keys.receipt_record(peerid, "")):
+            ids = [
+                receipt_record.localpid
+                for receipt_record in (unpack(item.value, ReceiptRecord) for item in items)
+            ]
             ids = [localpid for localpid in ids if localpid]
             for start in range(0, len(ids), _MANY):
                 for process in await processes.load_many(home, ids[start : start + _MANY]):
@@ -209,7 +212,7 @@ class Endings:
         """
         processes, seen, ended = self.context.processes, process, False
 
-        def step(known: Process, revision: int) -> store.Step | None:
+        def step(known: Process, revision: int) -> store.Transition | None:
             nonlocal seen, ended
             seen, ended = known, not known.closed
             if not ended:

@@ -1,6 +1,6 @@
 """Sends forwards and cancels: one loop for each peer, a window of messages, back-off, deadlines.
 
-What an event means for a forward is decided by `forward.machine`; what is stored, by `ledger`.
+What an event means for a forward is decided by `forward.machine`; what is stored, by `outbox`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Protocol
 import msgspec
 import trio
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward import path as relays
 from federation.forward.machine import Forward
-from federation.outbox.files import Depot
-from federation.outbox.ledger import Entry, Ledger
+from federation.outbox.files import FileTransfer
+from federation.outbox.outbox import Outbox, OutboxEntry
 from federation.peers.context import Context
+from federation.transport.connection import PeerConnection
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
-from federation.transport.link import Link
 from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Cancel, Receipt, Submit, load
@@ -43,17 +43,17 @@ log = get_logger("delivery")
 class Greeting(Protocol):
     """Asks a peer for a sign that it is there; `membership.probe` does, which stands above."""
 
-    async def hello(self, link: Link) -> object:
-        """Exchange signed hellos. Raises what `Link.post` does."""
+    async def hello(self, connection: PeerConnection) -> object:
+        """Exchange signed hellos. Raises what `PeerConnection.post` does."""
 
 
 @dataclass
-class Delivery:
-    """The sending half of the outbox. The files that go with a process are in `depot`."""
+class Sender:
+    """The sending half of the outbox. The files that go with a process are in `file_transfer`."""
 
     context: Context
-    ledger: Ledger
-    depot: Depot
+    outbox: Outbox
+    file_transfer: FileTransfer
     greeting: Greeting
     hops: int = 1  # that our own processes may take, unless their target names more
     # Those that were moved for a step which is not yet dealt with for all.
@@ -65,61 +65,63 @@ class Delivery:
 
     # -- sending -----------------------------------------------------------------------------
 
-    async def send_forever(self, link: Link) -> None:
+    async def send_forever(self, connection: PeerConnection) -> None:
         """Send what is due to one peer, a few at a time, until cancelled."""
-        bell = self.ledger.bell(link.id)
+        wakeup = self.outbox.wakeup(connection.id)
         failures = 0
         async with trio.open_nursery() as nursery:
             while True:
-                event, again = bell.event, trio.current_time() + 60
+                event, again = wakeup.event, trio.current_time() + 60
                 try:
-                    await self.ledger.refresh(link.id)
-                    due, again = self._plan(link.id)
-                    if due and trio.current_time() >= self._paused(link.id):
-                        link.demand_version()
-                        await link.connect()
-                        if link.unheard:
+                    await self.outbox.refresh(connection.id)
+                    due, again = self._plan(connection.id)
+                    if due and trio.current_time() >= self._paused(connection.id):
+                        connection.demand_version()
+                        await connection.connect()
+                        if connection.unheard:
                             # What never left a mailbox would be in doubt, as far as we know.
-                            await self.greeting.hello(link)
-                        elif link.unmeasured:
+                            await self.greeting.hello(connection)
+                        elif connection.unmeasured:
                             try:
-                                await self.greeting.hello(link)
+                                await self.greeting.hello(connection)
                             except RemoteRefusal as error:
                                 if not error.final:  # that, the forward will hear as well
                                     raise
                         failures = 0
                         # What was due before the peer was reached may have gone elsewhere since.
-                        due, again = self._plan(link.id)
+                        due, again = self._plan(connection.id)
                         for entry in due:
                             entry.busy = True
-                            nursery.start_soon(self._deliver, link, entry)
+                            nursery.start_soon(self._deliver, connection, entry)
                     elif due:
-                        again = self._paused(link.id)
+                        again = self._paused(connection.id)
                 except (TransportError, EtcdError, RpcError, Rejected) as error:
                     # The peer as a whole is away: one back-off for all, and nothing is written.
                     failures += 1
-                    pause = outbox.delay(failures, self.context.chance)
-                    again = self.ledger.paused[link.id] = trio.current_time() + pause
-                    link.entry.error = str(error)
-                    log.info("peer not reached", peer=link.id, error=error, retry=round(pause, 1))
+                    pause = machine.delay(failures, self.context.chance)
+                    again = self.outbox.paused[connection.id] = trio.current_time() + pause
+                    connection.entry.error = str(error)
+                    log.info(
+                        "peer not reached", peer=connection.id, error=error, retry=round(pause, 1)
+                    )
                 with trio.move_on_at(again):
                     await event.wait()
 
     def _paused(self, peerid: str) -> float:
-        return self.ledger.paused.get(peerid, 0.0)
+        return self.outbox.paused.get(peerid, 0.0)
 
-    def _sendable(self, entry: Entry) -> bool:
+    def _sendable(self, entry: OutboxEntry) -> bool:
         if entry.busy or not entry.to_send:
             return False
         # What is past its delivery deadline would be refused as expired.
-        cancelling = entry.forward.state is outbox.State.CANCELLING
+        cancelling = entry.forward.state is machine.ForwardState.CANCELLING
         return cancelling or self._late() <= entry.forward.deliver
 
-    def _plan(self, peerid: str) -> tuple[list[Entry], float]:
+    def _plan(self, peerid: str) -> tuple[list[OutboxEntry], float]:
         """What to send now, and when to look again if nothing else happens."""
         now, room, later = trio.current_time(), _WINDOW, 60.0
-        due: list[Entry] = []
-        for entry in self.ledger.of_peer(peerid):
+        due: list[OutboxEntry] = []
+        for entry in self.outbox.of_peer(peerid):
             if entry.busy:
                 room -= 1
             elif self._sendable(entry):
@@ -130,16 +132,16 @@ class Delivery:
         # Without room, the end of a message under way rings.
         return due[: max(room, 0)], now + later
 
-    async def _deliver(self, link: Link, entry: Entry) -> None:
+    async def _deliver(self, connection: PeerConnection, entry: OutboxEntry) -> None:
         """One message of one forward; whatever goes wrong concerns this forward only."""
         try:
-            if entry.forward.state == outbox.State.CANCELLING:
-                await self._send_cancel(link, entry)
+            if entry.forward.state == machine.ForwardState.CANCELLING:
+                await self._send_cancel(connection, entry)
             else:
-                await self._send_submit(link, entry)
+                await self._send_submit(connection, entry)
         except TransportError as error:
             self._back_off(entry, error.seconds)
-            link.entry.error = str(error)
+            connection.entry.error = str(error)
         except (EtcdError, RpcError) as error:
             self._back_off(entry, 0.0)
             log.warning("forward not stored", process=entry.forward.processid, error=error)
@@ -148,95 +150,99 @@ class Delivery:
             log.exception("forward failed", process=entry.forward.processid)
         finally:
             entry.busy = False
-            self.ledger.activity.ring()
-            self.ledger.bell(link.id).ring()
+            self.outbox.activity.wake()
+            self.outbox.wakeup(connection.id).wake()
             # It may have been sent elsewhere.
-            self.ledger.bell(entry.forward.peer).ring()
+            self.outbox.wakeup(entry.forward.peer).wake()
 
-    def _back_off(self, entry: Entry, least: float) -> None:
+    def _back_off(self, entry: OutboxEntry, least: float) -> None:
         entry.tries += 1
-        wait = max(least, outbox.delay(entry.tries, self.context.chance))
+        wait = max(least, machine.delay(entry.tries, self.context.chance))
         entry.due = trio.current_time() + wait
 
-    async def _send_cancel(self, link: Link, entry: Entry) -> None:
+    async def _send_cancel(self, connection: PeerConnection, entry: OutboxEntry) -> None:
         forward = entry.forward
-        body = link.seal(Kind.CANCEL, Cancel(forward.processid, forward.attempt))
+        body = connection.seal(Kind.CANCEL, Cancel(forward.processid, forward.attempt))
         try:
-            opened, data = await link.post("/v2/cancel", body, Kind.RECEIPT)
+            opened, data = await connection.post("/v2/cancel", body, Kind.RECEIPT)
         except RemoteRefusal as error:
             if not error.final or error.proof is Proof.CARRIED:
                 raise  # whoever carries it may have made that up
-            name, now = self.context.peers.name(link.id), self.context.clock.now()
-            move = outbox.refused(forward, error.code, error.message, name, now)
-            await self.ledger.apply(entry, move, forward)
+            name, now = self.context.peers.name(connection.id), self.context.clock.now()
+            effect = machine.refused(forward, error.code, error.message, name, now)
+            await self.outbox.apply(entry, effect, forward)
             return
         receipt = _receipt(opened.payload, forward, self._there(forward), _OF_CANCEL)
-        move = outbox.cancelled(forward, receipt.remote, data, self.context.clock.now())
-        await self.ledger.apply(entry, move, forward)
+        effect = machine.cancelled(forward, receipt.remote, data, self.context.clock.now())
+        await self.outbox.apply(entry, effect, forward)
 
-    async def _send_submit(self, link: Link, entry: Entry) -> None:
+    async def _send_submit(self, connection: PeerConnection, entry: OutboxEntry) -> None:
         now, before = self.context.clock.now(), entry.forward
         try:
             envelope, meant = before.envelope, before.meant
             if not envelope:
-                envelope, meant = await self._envelope(link, before)
+                envelope, meant = await self._envelope(connection, before)
         except RpcError as error:
-            await self.ledger.apply(entry, outbox.unsendable(before, error.message, now), before)
+            await self.outbox.apply(entry, machine.unsendable(before, error.message, now), before)
             return
         if not envelope:
             await self._give_up(entry, before)
             return
         request = relays.request_of(envelope, relayed=bool(before.origin))
-        forward = outbox.sending(before, envelope, now, request)
+        forward = machine.sending(before, envelope, now, request)
         forward = msgspec.structs.replace(forward, meant=meant)
         # In the store before its first byte leaves: neither a crash nor another daemon of this
         # colony must take it for unsent, or for the only copy.
-        if not await self.ledger.save(entry, forward, before):
+        if not await self.outbox.save(entry, forward, before):
             return
         try:
-            opened, data = await link.post("/v2/submit", envelope, Kind.RECEIPT)
+            opened, data = await connection.post("/v2/submit", envelope, Kind.RECEIPT)
         except TransportError as error:
             if not isinstance(error, RemoteRefusal) or not error.final:
                 await self._not_taken(entry, forward, error)
                 raise
-            name, now = self.context.peers.name(link.id), self.context.clock.now()
-            move = outbox.refused(forward, error.code, error.message, name, now, error.proof)
-            log.info("forward refused", process=forward.processid, peer=link.id, code=error.code)
-            await self.ledger.apply(entry, move, forward)
+            name, now = self.context.peers.name(connection.id), self.context.clock.now()
+            effect = machine.refused(forward, error.code, error.message, name, now, error.proof)
+            log.info(
+                "forward refused", process=forward.processid, peer=connection.id, code=error.code
+            )
+            await self.outbox.apply(entry, effect, forward)
             return
         receipt = _receipt(opened.payload, forward, self._there(forward), _OF_SUBMIT)
-        move = outbox.received(forward, receipt.status, receipt.remote, data)
-        if not await self.ledger.apply(entry, move, forward):
+        effect = machine.received(forward, receipt.status, receipt.remote, data)
+        if not await self.outbox.apply(entry, effect, forward):
             self._back_off(entry, 0.0)
 
-    async def _not_taken(self, entry: Entry, forward: Forward, error: TransportError) -> None:
+    async def _not_taken(self, entry: OutboxEntry, forward: Forward, error: TransportError) -> None:
         """Take note that a copy got no receipt, and may get one yet."""
         text, proof = str(error), error.proof if isinstance(error, RemoteRefusal) else Proof.NONE
         if isinstance(error, RemoteRefusal) and error.reason is Reason.UNTIMELY:
             early = error.code == "not_yet_valid"
-            after = outbox.untimely(forward, text, proof.certain, early)
-            await self.ledger.save(entry, after, forward)
+            after = machine.untimely(forward, text, proof.certain, early)
+            await self.outbox.save(entry, after, forward)
         elif isinstance(error, Unsent) or proof.certain:
-            await self.ledger.save(entry, outbox.unsent(forward, text), forward)
+            await self.outbox.save(entry, machine.unsent(forward, text), forward)
         elif entry.forward is forward:
             # A cancel may have come meanwhile: it must not be forgotten.
-            entry.forward = outbox.lost(forward, text)
+            entry.forward = machine.lost(forward, text)
 
     def _there(self, forward: Forward) -> set[str]:
         """The peer's own id of a process; which of our keys it was sent under, it may have been."""
         return {
             relays.local_id(each, forward.processid, forward.attempt)
-            for each in self.context.sealer.ids
+            for each in self.context.signer.ids
         }
 
-    async def _give_up(self, entry: Entry, before: Forward) -> None:
+    async def _give_up(self, entry: OutboxEntry, before: Forward) -> None:
         """The process ended before a byte of it left; a cancel that is in the store has its way."""
         if entry.forward is before:
             key = self.context.keys.forward(before.peer, before.processid)
             await self.context.client.commit(Txn([ModRevision(key, entry.revision)], [Delete(key)]))
-        self.ledger.mark(before)
+        self.outbox.mark(before)
 
-    async def _envelope(self, link: Link, forward: Forward) -> tuple[bytes, dict[str, list[str]]]:
+    async def _envelope(
+        self, connection: PeerConnection, forward: Forward
+    ) -> tuple[bytes, dict[str, list[str]]]:
         """Seal the submission, b"" when the process is gone. Its bytes never change again.
 
         Beside it, the ids of those colonies beyond the peer that we know by their names.
@@ -246,15 +252,15 @@ class Delivery:
             return b"", {}
         process, target = found[0], found[0].spec.conditions.colonyname
         expires = forward.deliver // 1_000_000_000 + 1
-        home = (self.context.home, *self.context.sealer.ids)
-        beyond = relays.onward_target(target, self.context.peers.names(link.id), home)
+        home = (self.context.home, *self.context.signer.ids)
+        beyond = relays.onward_target(target, self.context.peers.names(connection.id), home)
         meant: dict[str, list[str]] = {}
         if process.origin:
             submit, latest = await self._passed_on(process, forward, beyond)
             expires = min(expires, latest)
         else:
             conditions = msgspec.structs.replace(
-                process.spec.conditions, colonyname=beyond or link.wire
+                process.spec.conditions, colonyname=beyond or connection.wire
             )
             spec = msgspec.structs.replace(process.spec, conditions=conditions)
             meant = self.context.peers.meant(relays.segments(beyond) if beyond else [])
@@ -266,9 +272,9 @@ class Delivery:
                 hops=relays.hops_for(target, self.hops),
                 path=[],
                 input=msgspec.json.encode(process.input) if process.input else b"",
-                files=await self.depot.gather(process),
+                files=await self.file_transfer.gather(process),
             )
-        return link.seal(Kind.SUBMIT, submit, cti=forward.cti, expires=expires), meant
+        return connection.seal(Kind.SUBMIT, submit, cti=forward.cti, expires=expires), meant
 
     async def _passed_on(
         self, process: Process, forward: Forward, beyond: str
@@ -293,22 +299,22 @@ class Delivery:
 
         Where this failed it is to be called again: none is moved twice. Raises EtcdError.
         """
-        await self.ledger.refresh_all()
-        for pid, entry in list(self.ledger.entries.items()):
-            while pid not in self._shifted and self.ledger.entries.get(pid) is entry:
+        await self.outbox.refresh_all()
+        for pid, entry in list(self.outbox.entries.items()):
+            while pid not in self._shifted and self.outbox.entries.get(pid) is entry:
                 forward = entry.forward
-                if await self.ledger.save(entry, outbox.shifted(forward, by, before), forward):
+                if await self.outbox.save(entry, machine.shifted(forward, by, before), forward):
                     self._shifted.add(pid)
                 else:
-                    await self.ledger.refresh_all()
+                    await self.outbox.refresh_all()
         self._shifted.clear()
-        self.ledger.activity.ring()
+        self.outbox.activity.wake()
 
     async def expire(self) -> None:
         """End every forward whose deadline passed, whether or not its peer is there."""
-        await self.ledger.refresh_all()
+        await self.outbox.refresh_all()
         now = self._late()
-        for entry in list(self.ledger.entries.values()):
+        for entry in list(self.outbox.entries.values()):
             if entry.busy:
                 continue
             peer = self.context.peers.get(entry.forward.peer)
@@ -316,16 +322,16 @@ class Delivery:
                 self.context.peers.name(entry.forward.peer),
                 ((peer.error or peer.peer.mismatch) if peer else ""),
             )
-            away = outbox.stranded(entry.forward, now, name, problem)
-            move = outbox.deadline_passed(entry.forward, now, name, problem)
-            if move is not None or away is not None:
+            away = machine.stranded(entry.forward, now, name, problem)
+            effect = machine.deadline_passed(entry.forward, now, name, problem)
+            if effect is not None or away is not None:
                 try:
-                    if away is not None and await self.ledger.detour(entry, away):
+                    if away is not None and await self.outbox.reroute(entry, away):
                         continue
-                    if move is None:
+                    if effect is None:
                         continue
-                    await self.ledger.apply(entry, move, entry.forward)
-                    await self.ledger.refresh_all()
+                    await self.outbox.apply(entry, effect, entry.forward)
+                    await self.outbox.refresh_all()
                 except RpcError as error:
                     log.warning("deadline", process=entry.forward.processid, error=error)
 
@@ -352,6 +358,6 @@ def _receipt(
     if receipt.remote and request is not None:
         if not receipt.asked:
             raise Lost("the receipt is not valid: it does not say which submission it is for")
-        if relays.Request(receipt.origin, receipt.asked) != request:
+        if relays.OriginRequest(receipt.origin, receipt.asked) != request:
             raise Lost("the receipt is not valid: it is for another submission")
     return receipt

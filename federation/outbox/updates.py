@@ -17,14 +17,14 @@ import msgspec
 import trio
 
 from federation.forward import channels as words
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward import updates as progress
-from federation.forward.updates import Followed, Pace
-from federation.limits.accounts import Accounts
-from federation.outbox.ledger import Ledger
+from federation.forward.updates import FollowState, PollLimiter
+from federation.limits.accounts import PeerQuotas
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
-from federation.peers.log_limit import Sparing
-from federation.transport.link import Link
+from federation.peers.log_limit import LogLimiter
+from federation.transport.connection import PeerConnection
 from federation.wire.envelope import Rejected
 from federation.wire.messages import MOST_FOLLOWED, Follow, Line, News, Outcomes, Said, load
 from node.etcd.errors import EtcdTooLarge
@@ -39,7 +39,7 @@ from node.processes.spec import attribute_id
 from node.store import channels as store_channels
 from node.store import keys
 from node.store import processes as store
-from node.store.channels import Head
+from node.store.channels import ChannelHead
 
 # Lines stored in one transaction: each takes three operations of the 128.
 _LINES = 38
@@ -57,22 +57,22 @@ class _Overtaken(Exception):
 
 
 @dataclass
-class Follower:
+class UpdateConsumer:
     """What is known of our processes at peers, in the store and in memory.
 
     `counters` tell of `taken` news, `lines`, messages `said`, and of what was left: `stray` news of
     what is not at that peer, `malformed` ones, and `unfit` ones that the process takes no more, or
-    for which `accounts` have no room.
+    for which `peer_quotas` have no room.
     """
 
     context: Context
-    ledger: Ledger
-    accounts: Accounts
-    known: dict[str, tuple[Followed, int]] = field(default_factory=dict)
+    outbox: Outbox
+    peer_quotas: PeerQuotas
+    known: dict[str, tuple[FollowState, int]] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
-    _paces: dict[str, Pace] = field(default_factory=dict)
+    _poll_limiters: dict[str, PollLimiter] = field(default_factory=dict)
     _turns: Counter[str] = field(default_factory=Counter)
-    _sparing: Sparing = field(default_factory=Sparing)
+    _log_limiter: LogLimiter = field(default_factory=LogLimiter)
 
     async def load(self) -> None:
         """Read what is known."""
@@ -80,9 +80,9 @@ class Follower:
         items, _ = await self.context.client.range_all(prefix)
         for item in items:
             pid = item.key[len(prefix) :]
-            self.known[pid] = (unpack(item.value, Followed), item.mod_revision)
+            self.known[pid] = (unpack(item.value, FollowState), item.mod_revision)
 
-    def of(self, processid: str) -> tuple[Followed, int] | None:
+    def of(self, processid: str) -> tuple[FollowState, int] | None:
         """What a peer told us of a process, and the revision of that."""
         return self.known.get(processid)
 
@@ -105,8 +105,9 @@ class Follower:
             return [], False, wait
         pids = [
             entry.forward.processid
-            for entry in self.ledger.of_peer(peerid)
-            if entry.forward.state in (outbox.State.ACCEPTED, outbox.State.CANCELLING)
+            for entry in self.outbox.of_peer(peerid)
+            if entry.forward.state
+            in (machine.ForwardState.ACCEPTED, machine.ForwardState.CANCELLING)
         ]
         pids += self.tails(peerid)
         # Where the last poll ended, if it could not ask for all.
@@ -125,9 +126,9 @@ class Follower:
         self._turns[peerid] = 0 if whole else start + looked
         return follows, whole, wait if whole else min(wait, _TURN)
 
-    def _begun(self, pid: str, peerid: str) -> Followed | None:
+    def _begun(self, pid: str, peerid: str) -> FollowState | None:
         """What is known of a process at that peer; None when it has no such process of ours."""
-        known, entry = self.known.get(pid), self.ledger.entries.get(pid)
+        known, entry = self.known.get(pid), self.outbox.entries.get(pid)
         if entry is not None and entry.forward.peer == peerid and entry.forward.outstanding:
             return progress.begin(known[0] if known else None, peerid, entry.forward.attempt)
         if known is not None and known[0].tail and known[0].peer == peerid:
@@ -136,13 +137,13 @@ class Follower:
 
     async def pace(self, peerid: str) -> None:
         """Wait a little if the peer had news very often of late."""
-        wait = self._paces.setdefault(peerid, Pace()).take(trio.current_time())
+        wait = self._poll_limiters.setdefault(peerid, PollLimiter()).take(trio.current_time())
         await trio.sleep(wait)
 
     # -- hearing ---------------------------------------------------------------------------
 
     async def take(
-        self, link: Link, answer: Outcomes, asked: Collection[str] | None = None
+        self, connection: PeerConnection, answer: Outcomes, asked: Collection[str] | None = None
     ) -> set[str] | None:
         """Store news. Returns the processes of which there is more; None if it may be of any.
 
@@ -160,40 +161,40 @@ class Follower:
                 news = load(data, News)
             except Rejected as rejected:
                 self.counters["malformed"] += 1
-                if (cut := self._sparing.line(trio.current_time())) is not None:
-                    log.warning("news not understood", peer=link.id, error=rejected, **cut)
+                if (cut := self._log_limiter.line(trio.current_time())) is not None:
+                    log.warning("news not understood", peer=connection.id, error=rejected, **cut)
                 continue
-            if await self._take_one(link, news):
+            if await self._take_one(connection, news):
                 more.add(news.pid)
         if answer.cut:
             return None
-        for pid in self.tails(link.id):
+        for pid in self.tails(connection.id):
             if pid not in more and (asked is None or pid in asked):
                 await self.drop(pid)
         return more
 
-    async def _take_one(self, link: Link, news: News) -> bool:
+    async def _take_one(self, connection: PeerConnection, news: News) -> bool:
         """Store the news of one process; whether there is more to be had."""
-        begun = self._begun(news.pid, link.id)
+        begun = self._begun(news.pid, connection.id)
         if begun is None or begun.attempt != news.attempt:
             self.counters["stray"] += 1
             return False
         try:
-            kept = await self._take_lines(link, news)
-            kept = await self._take_said(link, news) or kept
-            kept = await self._take_changes(link, news) or kept
+            kept = await self._take_lines(connection, news)
+            kept = await self._take_said(connection, news) or kept
+            kept = await self._take_changes(connection, news) or kept
         except _Overtaken:
             # What was not stored is asked for again.
-            log.info("news overtaken", process=news.pid, peer=link.id)
+            log.info("news overtaken", process=news.pid, peer=connection.id)
             await self._reload(news.pid)
             return True
         except (RpcError, EtcdTooLarge) as error:
             # The process is gone, or full: what it takes no more is passed over.
             self.counters["unfit"] += 1
-            if (more := self._sparing.line(trio.current_time())) is not None:
-                log.info("news left", process=news.pid, peer=link.id, error=error, **more)
+            if (more := self._log_limiter.line(trio.current_time())) is not None:
+                log.info("news left", process=news.pid, peer=connection.id, error=error, **more)
             await self._reload(news.pid)
-            return await self._pass_over(link, news) and news.more
+            return await self._pass_over(connection, news) and news.more
         self.counters["taken"] += kept
         if kept:
             known = await self.context.processes.recall(self.context.home, news.pid)
@@ -201,17 +202,17 @@ class Follower:
                 self.context.processes.hooks.progressed(known[0])
         return news.more
 
-    async def _take_lines(self, link: Link, news: News) -> bool:
+    async def _take_lines(self, connection: PeerConnection, news: News) -> bool:
         """Store the lines that are new, some at a time, in their order.
 
         Raises NotFound when the process is gone.
         """
-        home, name = self.context.home, self.context.peers.name(link.id)
-        ahead = (link.seconds - self.context.clock.seconds) * SECOND
+        home, name = self.context.home, self.context.peers.name(connection.id)
+        ahead = (connection.seconds - self.context.clock.seconds) * SECOND
         lines, kept, lost = news.lines, False, 0
         while lines:
             part = _part(lines)
-            before, revision = self._before(news, link.id)
+            before, revision = self._before(news, connection.id)
             now = self.context.clock.now()
             after, shown = progress.admit(
                 before, msgspec.structs.replace(news, lines=part), name, ahead, now
@@ -219,8 +220,8 @@ class Follower:
             if after == before:
                 lines = lines[len(part) :]
                 continue
-            if not self.accounts.news(
-                link.id, sum(len(each[2].encode()) + _LINE for each in shown)
+            if not self.peer_quotas.news(
+                connection.id, sum(len(each[2].encode()) + _LINE for each in shown)
             ):
                 raise _full(name)
             key = self.context.keys.followed(news.pid)
@@ -253,7 +254,7 @@ class Follower:
         if times >= _TRIES:
             raise _Overtaken
 
-    async def _take_said(self, link: Link, news: News) -> bool:
+    async def _take_said(self, connection: PeerConnection, news: News) -> bool:
         """Store what was said in channels, in its order, whatever has become of the process.
 
         What a channel takes no more is passed over, and so is all that follows in it.
@@ -262,7 +263,7 @@ class Follower:
         for name, after in news.heard.items():
             said = [each for each in news.said if each.name == name]
             for _ in range(_TRIES):
-                stored = await self._extend(link, news, name, said, after)
+                stored = await self._extend(connection, news, name, said, after)
                 if stored is not None:
                     kept = kept or stored
                     break
@@ -271,11 +272,11 @@ class Follower:
         return kept
 
     async def _extend(
-        self, link: Link, news: News, name: str, said: list[Said], after: int
+        self, connection: PeerConnection, news: News, name: str, said: list[Said], after: int
     ) -> bool | None:
         """One try to store what was said in one channel; None when it has to be done again."""
         home, pid, client = self.context.home, news.pid, self.context.client
-        before, revision = self._before(news, link.id)
+        before, revision = self._before(news, connection.id)
         start = before.heard.get(name, 0)
         if after <= start:
             return False
@@ -285,12 +286,14 @@ class Follower:
         ).responses
         if not there or name not in (unpack(there[0].value, Process).spec.channels or ()):
             raise Invalid("news: the process has no such channel")
-        holds = unpack(found[0].value, Head) if found else Head()
-        entries = words.entries(said, start, after, link.id, self.context.clock.now())
+        holds = unpack(found[0].value, ChannelHead) if found else ChannelHead()
+        entries = words.entries(said, start, after, connection.id, self.context.clock.now())
         if (
             entries is None
             or not words.fits(holds, entries)
-            or not self.accounts.news(link.id, sum(len(each.payload) + _LINE for each in entries))
+            or not self.peer_quotas.news(
+                connection.id, sum(len(each.payload) + _LINE for each in entries)
+            )
         ):
             self.counters["unfit"] += 1
             entries, after = [], _NEVER
@@ -307,23 +310,23 @@ class Follower:
         self.counters["said"] += len(entries)
         return True
 
-    async def _take_changes(self, link: Link, news: News) -> bool:
+    async def _take_changes(self, connection: PeerConnection, news: News) -> bool:
         """Store state, attributes and output, with the version that they are of."""
         lost = 0
         while True:
             with suppress(Conflict):
-                return await self._change(link, news)
+                return await self._change(connection, news)
             lost += 1
             await self._overtaken(news.pid, lost)
 
-    async def _change(self, link: Link, news: News) -> bool:
+    async def _change(self, connection: PeerConnection, news: News) -> bool:
         """One try to store what changed. Raises Conflict when that was overtaken."""
-        before, revision = self._before(news, link.id)
+        before, revision = self._before(news, connection.id)
         changes: dict[str, object] = {}
         if news.version != before.version:
             executor = ""
             if news.executor:
-                executor = progress.named(news.executor, self.context.peers.name(link.id))
+                executor = progress.named(news.executor, self.context.peers.name(connection.id))
             changes |= {"state": news.state, "executor": executor, "start": news.start}
         after = msgspec.structs.replace(
             before,
@@ -335,14 +338,14 @@ class Follower:
         if after == before:
             return False
         added = sum(len(each.key) + len(each.value) + _LINE for each in news.added)
-        if not self.accounts.news(link.id, added + len(news.out)):
-            raise _full(self.context.peers.name(link.id))
+        if not self.peer_quotas.news(connection.id, added + len(news.out)):
+            raise _full(self.context.peers.name(connection.id))
         key = self.context.keys.followed(news.pid)
         compare = [ModRevision(key, revision)]
         put = Put(key, pack(after))
         tried = 0
 
-        def step(process: Process, at: int) -> store.Step:
+        def step(process: Process, at: int) -> store.Transition:
             nonlocal tried
             if process.closed:
                 raise Invalid("the process has ended, and stays as it is")
@@ -351,17 +354,19 @@ class Follower:
             tried = at
             changed, extra = _changed(process, news)
             taken = store.update(changed, at, [put, *extra])
-            return store.Step(taken.process, Txn([*taken.txn.compare, *compare], taken.txn.success))
+            return store.Transition(
+                taken.process, Txn([*taken.txn.compare, *compare], taken.txn.success)
+            )
 
         process = await self.context.processes.change(self.context.home, news.pid, step)
         known = await self.context.processes.recall(self.context.home, process.processid)
         self.known[news.pid] = (after, known[1] if known is not None else 0)
         return True
 
-    async def _pass_over(self, link: Link, news: News) -> bool:
+    async def _pass_over(self, connection: PeerConnection, news: News) -> bool:
         """Move on to what comes after these news; False when nothing more can be kept."""
         lost = 0
-        while not await self._skip(link, news):
+        while not await self._skip(connection, news):
             lost += 1
             try:
                 await self._overtaken(news.pid, lost)
@@ -371,9 +376,9 @@ class Follower:
                 return False
         return True
 
-    async def _skip(self, link: Link, news: News) -> bool:
+    async def _skip(self, connection: PeerConnection, news: News) -> bool:
         """One try to move on."""
-        before, revision = self._before(news, link.id)
+        before, revision = self._before(news, connection.id)
         after = msgspec.structs.replace(
             before,
             version=news.version,
@@ -389,7 +394,7 @@ class Follower:
             self.known[news.pid] = (after, result.revision)
         return result.succeeded
 
-    def _before(self, news: News, peerid: str) -> tuple[Followed, int]:
+    def _before(self, news: News, peerid: str) -> tuple[FollowState, int]:
         known = self.known.get(news.pid)
         begun = progress.begin(known[0] if known else None, peerid, news.attempt)
         return begun, known[1] if known else 0
@@ -400,7 +405,7 @@ class Follower:
         if found is None:
             self.known.pop(pid, None)
         else:
-            self.known[pid] = (unpack(found.value, Followed), found.mod_revision)
+            self.known[pid] = (unpack(found.value, FollowState), found.mod_revision)
 
     # -- the end ---------------------------------------------------------------------------
 

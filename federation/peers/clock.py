@@ -25,7 +25,7 @@ from federation.wire.messages import MOST
 SLACK = 5  # seconds that clocks are apart without being set wrong; whole seconds are told
 
 
-class Reading(msgspec.Struct, frozen=True):
+class ClockReading(msgspec.Struct, frozen=True):
     """How many seconds a clock is ahead of ours; `judging` is the one that messages are judged by.
 
     They differ while that host's clock is behind the latest time it remembers. `at` is when this
@@ -38,7 +38,7 @@ class Reading(msgspec.Struct, frozen=True):
     within: float  # seconds of uncertainty
 
 
-def read(told: int, latest: int, sent: float, received: float) -> Reading:
+def read(told: int, latest: int, sent: float, received: float) -> ClockReading:
     """The reading from an answer: what it told, and when the request left and the answer came.
 
     All are seconds since the epoch; `latest` is 0 when the answerer remembers nothing later.
@@ -46,16 +46,16 @@ def read(told: int, latest: int, sent: float, received: float) -> Reading:
     middle = (sent + received) / 2
     ahead = round(told - middle)
     judging = max(ahead, round(latest - middle)) if latest else ahead
-    return Reading(ahead, judging, int(received), max(0.0, received - sent) / 2 + 1.0)
+    return ClockReading(ahead, judging, int(received), max(0.0, received - sent) / 2 + 1.0)
 
 
 @dataclass
 class PeerClock:
     """The clock of one peer, as far as it is known."""
 
-    reading: Reading | None = None
+    reading: ClockReading | None = None
 
-    def learn(self, reading: Reading) -> bool:
+    def learn(self, reading: ClockReading) -> bool:
         """Take a reading; whether the clocks are further apart, or less, than was known."""
         before = self.reading
         self.reading = reading

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
 from federation.wire.clock import SigningClock
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient
 from node.processes.service import Processes
 
@@ -18,7 +18,7 @@ class Context:
     """The colony `home` as one daemon serves it. `chance` spreads retries and choices."""
 
     home: str
-    sealer: Sealer
+    signer: Signer
     client: EtcdClient
     processes: Processes
     peers: Peers
@@ -28,4 +28,4 @@ class Context:
     @property
     def clock(self) -> SigningClock:
         """The clock by which the colony signs."""
-        return self.sealer.clock
+        return self.signer.clock

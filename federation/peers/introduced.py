@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
+from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peer, Peers, PeerState
 from federation.wire.card import Card
 
 _MOST = 256  # beside the strangers of `peers`; the newest finds no room
 
 
 @dataclass
-class Introduced:
+class IntroductionIndex:
     """The introductions that `peers` keep with each colony."""
 
     peers: Peers
 
-    async def introduce(self, card: Card, data: bytes, by: str, hops: int) -> Known | None:
+    async def introduce(self, card: Card, data: bytes, by: str, hops: int) -> PeerState | None:
         """A trusted peer showed the card of another colony: it is pending, unless known already.
 
         None when it is our own, of a blocked colony, or one more than there may be.
@@ -42,7 +42,7 @@ class Introduced:
             if count >= _MOST:
                 return None
         if entry is None:
-            entry = known.setdefault(card.id, Known(Peer(card.id)))
+            entry = known.setdefault(card.id, PeerState(Peer(card.id)))
         entry.introduced[by] = hops
         if card.sequence > entry.peer.sequence or not entry.peer.public_key:
             entry.peer = msgspec.structs.replace(entry.peer.described(card, data), state=PENDING)
@@ -52,12 +52,12 @@ class Introduced:
 
     def dismiss(self, by: str, keep: Collection[str]) -> None:
         """A colony introduces nobody any more but those in `keep`."""
-        keep = {self.peers.roster.root(each) for each in keep}
+        keep = {self.peers.index.root(each) for each in keep}
         for pid, entry in list(self.peers.known.items()):
             if by in entry.introduced and pid not in keep:
                 self.withdraw(by, entry)
 
-    def withdraw(self, by: str, entry: Known) -> None:
+    def withdraw(self, by: str, entry: PeerState) -> None:
         """One introduction is over; who is known by nothing else is forgotten."""
         entry.introduced.pop(by, None)
         known_else = entry.introduced or entry.met or entry.sighted

@@ -112,7 +112,7 @@ class Keys:
         """One forward under way."""
         return f"{self.outbox}{peerid}/{processid}"
 
-    def marker(self, issuer: str, processid: str) -> str:
+    def receipt_record(self, issuer: str, processid: str) -> str:
         """That a process of another colony was received here, or cancelled before."""
         return f"{self.markers}{issuer}/{processid}"
 

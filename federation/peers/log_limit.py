@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from federation.peers.policy import Bucket
+from federation.peers.policy import TokenBucket
 
 
 @dataclass
-class Sparing:
+class LogLimiter:
     """`rate` lines a minute, and as many at once. Times are seconds of one steady clock."""
 
     rate: int = 20
-    _bucket: Bucket = field(default_factory=Bucket)
+    _bucket: TokenBucket = field(default_factory=TokenBucket)
     _left_out: int = 0
 
     def line(self, now: float) -> dict[str, int] | None:

@@ -36,7 +36,7 @@ def own_addresses(settings: FederationConfig, port: int) -> list[str]:
 
 
 @dataclass
-class Portrait:
+class OwnCard:
     """The card of the home colony; `start` before `card`. `name` is what it is called there."""
 
     context: Context
@@ -76,7 +76,7 @@ class Portrait:
         """
         self.port, self.fingerprint = port, fingerprint
         if not is_name(self.name):
-            self.name = f"colony-{self.context.sealer.key.id[:8]}"
+            self.name = f"colony-{self.context.signer.key.id[:8]}"
             log.warning("the colony's name is none for peers; there it is called", name=self.name)
         self.endpoints = own_addresses(self.settings, port)
         try:
@@ -126,7 +126,7 @@ class Portrait:
 
     def card(self) -> bytes:
         """The signed card, signed anew each day and by each new key."""
-        now, key = self.context.clock.seconds, self.context.sealer.key
+        now, key = self.context.clock.seconds, self.context.signer.key
         signer, signed, _ = self._signed
         if signer != key.id or abs(now - signed) > _DAY:
             card = Card(

@@ -98,7 +98,7 @@ def _allowed(patterns: list[str], name: str) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def breach(policy: Policy, spec: FunctionSpec, *, size: int, hops: int) -> Refusal | None:
+def violation_of(policy: Policy, spec: FunctionSpec, *, size: int, hops: int) -> Refusal | None:
     """What about a submission the policy never allows, None for nothing.
 
     `size` is in bytes, as it came; `hops` counts those taken so far, this one included.
@@ -170,7 +170,7 @@ def explained(
 
 
 @dataclass
-class Bucket:
+class TokenBucket:
     """Holds one period's worth of something, full at first; times in seconds of one clock."""
 
     level: float | None = None
@@ -200,14 +200,14 @@ class Bucket:
 
 
 @dataclass
-class Meter:
+class SubmissionLimiter:
     """Rates and places of every peer, in memory: a restart fills the buckets again.
 
     A place is held from the check until the submission is in the index that counts what waits,
     with no waiting in between, so submissions at the same moment can't share the last place.
     """
 
-    _buckets: dict[str, Bucket] = field(default_factory=dict)
+    _buckets: dict[str, TokenBucket] = field(default_factory=dict)
     _held: Counter[str] = field(default_factory=Counter)
 
     def held(self, peer: str) -> int:
@@ -223,7 +223,7 @@ class Meter:
             message = f"{waiting} of your colony's processes wait here; no more than that"
             return Refusal(429, "policy_waiting", message, again=_FULL_AGAIN)
         if policy.rate:
-            wait = self._buckets.setdefault(peer, Bucket()).take(policy.rate, now)
+            wait = self._buckets.setdefault(peer, TokenBucket()).take(policy.rate, now)
             if wait > 0:
                 message = f"more than {policy.rate} submissions a minute"
                 return Refusal(429, "policy_rate", message, again=math.ceil(wait))

@@ -1,6 +1,7 @@
 """What is kept of another colony, and the list in which it is found under each of its ids.
 
-What becomes of it is decided in `peers.registry` (trust), `introduced` and `heirs` (a new key).
+What becomes of it is decided in `peers.registry` (trust), `introduced` and `successions` (a new
+key).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from federation.peers.clock import PeerClock
-from federation.peers.policy import Bucket, Policy
+from federation.peers.policy import Policy, TokenBucket
 from federation.wire.card import VERSION, Card, versions_in
 
 SEEN, PENDING, TRUSTED, BLOCKED = "seen", "pending", "trusted", "blocked"
@@ -20,7 +21,7 @@ _MAX_ADDRESSES = 8  # that were announced, of one colony
 _MAX_PROVEN = 4
 
 
-class Former(msgspec.Struct, frozen=True):
+class FormerKey(msgspec.Struct, frozen=True):
     """A key that a colony had before; it still counts `until` (seconds since the epoch)."""
 
     id: str
@@ -56,7 +57,7 @@ class Peer(msgspec.Struct, frozen=True):
     distance: int = 0
     mailboxes: list[str] = []
     current: str = ""
-    former: list[Former] = []
+    former: list[FormerKey] = []
     said: str = ""
 
     @property
@@ -112,7 +113,7 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Known:
+class PeerState:
     """A peer as this daemon sees it now. `revision` is its key's, 0 when it is not stored."""
 
     peer: Peer
@@ -127,7 +128,7 @@ class Known:
     introduced: dict[str, int] = field(default_factory=dict)  # hops, by the id of the introducer
     met: bool = False  # it spoke to us, or we to it
     latest: bytes = b""  # its card as last signed, which outlives the one that is stored
-    changes: Bucket = field(default_factory=lambda: Bucket(period=86_400.0))  # of its key
+    changes: TokenBucket = field(default_factory=lambda: TokenBucket(period=86_400.0))  # of its key
 
     def addresses(self) -> list[str]:
         """Where to try, best first."""
@@ -147,10 +148,10 @@ class Known:
         self.proven = [address, *(at for at in self.proven if at != address)][:_MAX_PROVEN]
 
 
-class Roster(dict[str, Known]):
+class PeerIndex(dict[str, PeerState]):
     """Peers by the id under which they are kept, found under every id that they have."""
 
-    def __init__(self, known: Mapping[str, Known]) -> None:
+    def __init__(self, known: Mapping[str, PeerState]) -> None:
         super().__init__(known)
         self._roots: dict[str, str] = {}
         for entry in known.values():
@@ -170,7 +171,7 @@ class Roster(dict[str, Known]):
         """The id under which a peer is kept."""
         return self._roots.get(peerid, peerid)
 
-    def __getitem__(self, peerid: str) -> Known:
+    def __getitem__(self, peerid: str) -> PeerState:
         return super().__getitem__(self.root(peerid))
 
     def __contains__(self, peerid: object) -> bool:

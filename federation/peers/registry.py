@@ -2,7 +2,7 @@
 
 Decisions (trusted, blocked) are in the store; hints, pending cards and liveness only in memory,
 so strangers cannot fill the store. Whom peers introduce is in `introduced`, what becomes of one
-that changes its key in `heirs`, who speaks to a peer in `transport.link`.
+that changes its key in `successions`, who speaks to a peer in `transport.connection`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import msgspec
 import trio
 
 from federation.peers.keys import Keys
-from federation.peers.log_limit import Sparing
+from federation.peers.log_limit import LogLimiter
 from federation.peers.policy import Policy
 from federation.peers.record import (
     BLOCKED,
     PENDING,
     SEEN,
     TRUSTED,
-    Former,
-    Known,
+    FormerKey,
     Peer,
-    Roster,
+    PeerIndex,
+    PeerState,
 )
 from federation.wire.card import Card
 from federation.wire.refusals import Refusal
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
@@ -43,9 +43,9 @@ __all__ = [
     "PENDING",
     "SEEN",
     "TRUSTED",
-    "Former",
-    "Known",
+    "FormerKey",
     "Peer",
+    "PeerState",
     "Peers",
     "trusted_revision",
 ]
@@ -61,23 +61,23 @@ log = get_logger("peers")
 
 @dataclass
 class Peers:
-    """The registry of the colony that `sealer` signs for.
+    """The registry of the colony that `signer` signs for.
 
     `default` is the policy of peers that have none of their own.
     """
 
     client: EtcdClient
     keys: Keys
-    sealer: Sealer
+    signer: Signer
     lan: bool = False
-    known: dict[str, Known] = field(default_factory=dict)
+    known: dict[str, PeerState] = field(default_factory=dict)
     default: Policy = field(default_factory=Policy)
-    roster: Roster = field(init=False)
+    index: PeerIndex = field(init=False)
     _watchers: list[Callable[[str], None]] = field(default_factory=list)
-    _sparing: Sparing = field(default_factory=Sparing)
+    _log_limiter: LogLimiter = field(default_factory=LogLimiter)
 
     def __post_init__(self) -> None:
-        self.known = self.roster = Roster(self.known)
+        self.known = self.index = PeerIndex(self.known)
 
     def watch(self, watcher: Callable[[str], None]) -> None:
         """Call `watcher` with the id of every peer that changes, from now on."""
@@ -96,12 +96,12 @@ class Peers:
         items, _ = await self.client.range_all(self.keys.peers)
         for item in items:
             peer = unpack(item.value, Peer)
-            self.known[peer.id] = Known(peer, item.mod_revision)
-            self.roster.index(peer)
+            self.known[peer.id] = PeerState(peer, item.mod_revision)
+            self.index.index(peer)
 
     async def reload(self, peerid: str) -> None:
         """Another daemon may have decided: read one peer again."""
-        peerid = self.roster.root(peerid)
+        peerid = self.index.root(peerid)
         before = self._revision(peerid)
         found = await self.client.get(self.keys.peer(peerid))
         if found is not None:
@@ -124,16 +124,16 @@ class Peers:
         entry = self.known.get(peerid)
         return entry.revision if entry else 0
 
-    def _adopt(self, stored: Peer, revision: int, entry: Known | None = None) -> bool:
+    def _adopt(self, stored: Peer, revision: int, entry: PeerState | None = None) -> bool:
         """A peer as the store has it; False if memory is of that revision, or of a later one.
 
         A stranger's `entry` may have made room for others meanwhile: it is put back.
         """
-        entry = self.known.setdefault(stored.id, entry or Known(stored))
+        entry = self.known.setdefault(stored.id, entry or PeerState(stored))
         if revision <= entry.revision:
             return False
         entry.peer, entry.revision = stored, revision
-        self.roster.index(stored)
+        self.index.index(stored)
         for each in stored.ids:
             # Under its new key it may have been a stranger, until now.
             if each != stored.id:
@@ -143,7 +143,7 @@ class Peers:
 
     # -- asking --------------------------------------------------------------------------
 
-    def get(self, peerid: str) -> Known | None:
+    def get(self, peerid: str) -> PeerState | None:
         """The peer with this id."""
         return self.known.get(peerid)
 
@@ -180,14 +180,14 @@ class Peers:
         entry = self.known.get(peerid)
         return (entry.peer.policy if entry else None) or self.default
 
-    def trusted(self) -> list[Known]:
+    def trusted(self) -> list[PeerState]:
         """All trusted peers."""
         return [entry for entry in self.known.values() if entry.peer.state == TRUSTED]
 
     def named(self, text: str) -> str | None:
         """Id of the one trusted peer with this id or name; None for none or several."""
         if self.state(text) == TRUSTED:
-            return self.roster.root(text)
+            return self.index.root(text)
         found = self._called(text)
         return found[0] if len(found) == 1 else None
 
@@ -223,7 +223,7 @@ class Peers:
         `avoid` are colonies that it must not be. With `further`, one that introduced the target
         will do.
         """
-        name, avoid = target.partition("/")[0], {self.roster.root(each) for each in avoid}
+        name, avoid = target.partition("/")[0], {self.index.root(each) for each in avoid}
         peer = self.named(name)
         if peer is None and further and not self._called(name):
             # Of two of one name, nobody but the owner knows which is meant.
@@ -270,7 +270,7 @@ class Peers:
         found = [by for by in introduced if self.state(by) == TRUSTED]
         return sorted(found, key=lambda by: (introduced[by], by))
 
-    def find(self, text: str) -> Known:
+    def find(self, text: str) -> PeerState:
         """The peer with this id, unique beginning of an id (8 or more), or name.
 
         Raises NotFound, or Invalid when several fit.
@@ -296,19 +296,19 @@ class Peers:
 
     # -- learning ------------------------------------------------------------------------
 
-    def sighted(self, peerid: str, address: str) -> Known | None:
+    def sighted(self, peerid: str, address: str) -> PeerState | None:
         """An address was announced, proving nothing. None for ourselves and for blocked ones."""
         if self.is_me(peerid) or self.state(peerid) == BLOCKED:
             return None
         if peerid not in self.known:
             self._make_room(SEEN)
-            self.known[peerid] = Known(Peer(peerid))
+            self.known[peerid] = PeerState(Peer(peerid))
         self.known[peerid].sight(address)
         return self.known[peerid]
 
     def is_me(self, peerid: str) -> bool:
         """Whether an id is ours, or was."""
-        return peerid in self.sealer.ids
+        return peerid in self.signer.ids
 
     def _make_room(self, state: str) -> None:
         strangers = [
@@ -324,7 +324,7 @@ class Peers:
 
     async def learn(
         self, card: Card, data: bytes, *, near: bool, unblock: bool = False, source: str = ""
-    ) -> Known | None:
+    ) -> PeerState | None:
         """Take in a card that proved itself; None when it is our own or of a blocked colony.
 
         A card that is not newer changes nothing. `near`: it came over the local network, so
@@ -342,10 +342,10 @@ class Peers:
 
         if entry is None or not entry.peer.public_key:
             self._make_room(PENDING)
-            entry = self.known.setdefault(card.id, Known(Peer(card.id)))
+            entry = self.known.setdefault(card.id, PeerState(Peer(card.id)))
             entry.peer = msgspec.structs.replace(described(entry.peer), state=PENDING)
             entry.source = source
-            if (more := self._sparing.line(trio.current_time())) is not None:
+            if (more := self._log_limiter.line(trio.current_time())) is not None:
                 log.info("colony proved itself", peer=card.id, called=card.name, **more)
         elif card.sequence > entry.peer.sequence:
             if entry.peer.state == TRUSTED:
@@ -379,7 +379,7 @@ class Peers:
 
     # -- deciding ------------------------------------------------------------------------
 
-    async def save(self, entry: Known, decide: Callable[[Peer], Peer]) -> None:
+    async def save(self, entry: PeerState, decide: Callable[[Peer], Peer]) -> None:
         """Store what `decide` makes of the peer as stored: another daemon may have changed it.
 
         A block outlasts everything but the owner's `trust`, which does not come this way.
@@ -402,7 +402,9 @@ class Peers:
                 entry.revision = 0
         raise Conflict(f"{_RECORD} changes too fast; try again")
 
-    async def trust(self, peerid: str, policy: Policy | None = None, *, distance: int = 0) -> Known:
+    async def trust(
+        self, peerid: str, policy: Policy | None = None, *, distance: int = 0
+    ) -> PeerState:
         """Let a colony whose card is known send work here. Raises NotFound or Conflict.
 
         Without a `policy` it keeps the one it has, or has the default one. `distance` is for one
@@ -428,7 +430,7 @@ class Peers:
         log.info("peer trusted", peer=entry.peer.id, called=entry.peer.name)
         return entry
 
-    async def _unblock(self, peerid: str, trusted: Callable[[Peer], Peer]) -> Known:
+    async def _unblock(self, peerid: str, trusted: Callable[[Peer], Peer]) -> PeerState:
         """The only way back: the owner says so. The store must not restore the block."""
         entry, key = self.find(peerid), self.keys.peer(peerid)
         # The sweep of the block, or another daemon, may write at the same moment.
@@ -438,7 +440,7 @@ class Peers:
         self._adopt(peer, revision)
         return self.find(peerid)
 
-    async def set_policy(self, peerid: str, policy: Policy | None) -> Known:
+    async def set_policy(self, peerid: str, policy: Policy | None) -> PeerState:
         """Change what a trusted colony may do here, None for the default. Raises RpcError."""
         entry = self.find(peerid)
         if entry.peer.state != TRUSTED:
@@ -462,7 +464,7 @@ class Peers:
         A blocked one stays blocked, False as well, unless the owner asks to `unblock`. Raises
         Conflict after too many races.
         """
-        key = self.keys.peer(self.roster.root(card.id))
+        key = self.keys.peer(self.index.root(card.id))
 
         def admitted(known: Peer | None) -> Peer | None:
             there = known or Peer(card.id)
@@ -491,7 +493,7 @@ class Peers:
         log.info("peer trusted", peer=card.id, called=peer.name)
         return True
 
-    async def block(self, peerid: str) -> Known:
+    async def block(self, peerid: str) -> PeerState:
         """Refuse a colony from now on; the tombstone stays. Raises NotFound.
 
         `ending` is set in the same write: whoever finds it after a crash ends the rest.

@@ -31,7 +31,7 @@ _ANYTHING = "*"
 
 
 @dataclass(frozen=True)
-class Survey:
+class CapacitySnapshot:
     """What the node's indexes say of one colony at `now` (Unix ns).
 
     `polling` counts the polls that wait, by type and executor; `running` has the type and the
@@ -46,7 +46,7 @@ class Survey:
     running: Sequence[tuple[str, str]] = ()
 
 
-def present(survey: Survey) -> list[Executor]:
+def present(survey: CapacitySnapshot) -> list[Executor]:
     """The approved executors that poll, run something, or were heard from within `HEARD`."""
     busy = {executorid for _, executorid in survey.running}
     return [
@@ -61,7 +61,7 @@ def present(survey: Survey) -> list[Executor]:
     ]
 
 
-def offers(survey: Survey) -> dict[str, Offer]:
+def offers(survey: CapacitySnapshot) -> dict[str, Offer]:
     """What the executors that are present offer, by type.
 
     An executor runs the functions it registered; one that registered none is handed anything.
@@ -186,7 +186,7 @@ class Statement:
 
 
 @dataclass
-class Board:
+class CapabilityCache:
     """The latest statement of each peer."""
 
     clock: SigningClock

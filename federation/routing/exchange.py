@@ -11,20 +11,27 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.peers.context import Context
-from federation.peers.owncard import Portrait
-from federation.routing.capabilities import LIFETIME, Board, Survey, offers, permitted, same
+from federation.peers.owncard import OwnCard
+from federation.routing.capabilities import (
+    LIFETIME,
+    CapabilityCache,
+    CapacitySnapshot,
+    offers,
+    permitted,
+    same,
+)
+from federation.transport.connection import PeerConnection
 from federation.transport.errors import RemoteRefusal, TransportError
-from federation.transport.link import Link
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Rejected
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Capabilities, Offer, load
 from federation.wire.sizes import MAX_BODY
 from node.etcd.pressure import Need
 from node.host.log import get_logger
-from node.host.sync import Bell, Bells
+from node.host.sync import WakeUp, WakeUps
 from node.members.service import Members
 from node.model.types import ExecutorState
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 
 _AGAIN = 25.0  # seconds after which an unchanged statement is told again
 _LEAST = 3.0  # seconds between two statements to one peer
@@ -43,20 +50,20 @@ class Exchange:
     """
 
     context: Context
-    handout: HandOut
-    board: Board
-    portrait: Portrait
+    assigner: Assigner
+    capability_cache: CapabilityCache
+    own_card: OwnCard
     drain: trio.Event
     members: Members | None = None
     _count: int = 0
     _told: dict[str, tuple[float, Capabilities]] = field(default_factory=dict)
-    _bells: Bells = field(default_factory=Bells)
-    _survey: tuple[float, Survey] = (float("-inf"), Survey(0))
+    _wakeups: WakeUps = field(default_factory=WakeUps)
+    _survey: tuple[float, CapacitySnapshot] = (float("-inf"), CapacitySnapshot(0))
     _offers: dict[str, Offer] = field(default_factory=dict)
 
     # -- ourselves -----------------------------------------------------------------------
 
-    def survey(self) -> Survey:
+    def survey(self) -> CapacitySnapshot:
         """What the indexes say of the home colony, at most a second old."""
         if self.context.clock.steady() - self._survey[0] >= _FRESH:
             self._survey = (self.context.clock.steady(), self._look())
@@ -65,27 +72,27 @@ class Exchange:
 
     def polls(self, executortype: str) -> int:
         """How many executors of a type ask for work at this moment."""
-        polling = self.handout.polling(self.context.home)
+        polling = self.assigner.polling(self.context.home)
         return sum(known == executortype for known, _ in polling)
 
     def approved(self, executortype: str) -> bool:
         """Whether an executor of a type, there or not, may take work here."""
-        roster = self.members.directory.roster(self.context.home).executors if self.members else {}
+        index = self.members.directory.roster(self.context.home).executors if self.members else {}
         return any(
             each.executortype == executortype and each.state == ExecutorState.APPROVED
-            for each in roster.values()
+            for each in index.values()
         )
 
-    def _look(self) -> Survey:
+    def _look(self) -> CapacitySnapshot:
         members, processes, home = self.members, self.context.processes, self.context.home
         if members is None:
-            return Survey(self.context.clock.now())
-        roster = members.directory.roster(home)
-        return Survey(
+            return CapacitySnapshot(self.context.clock.now())
+        index = members.directory.roster(home)
+        return CapacitySnapshot(
             self.context.clock.now(),
-            [members.executor(home, name) for name in roster.executors],
-            list(roster.functions.values()),
-            self.handout.polling(home),
+            [members.executor(home, name) for name in index.executors],
+            list(index.functions.values()),
+            self.assigner.polling(home),
             processes.queue.depths(home),
             [
                 (running.executortype, running.executorid)
@@ -108,7 +115,7 @@ class Exchange:
             limits["room"] = max(0, policy.max_waiting - waiting)
         return Capabilities(
             seq=number,
-            accepting=self._accepting() and self.context.home not in self.handout.paused,
+            accepting=self._accepting() and self.context.home not in self.assigner.paused,
             types=permitted(self._offers, policy),
             labels=list(policy.labels),
             limits=limits,
@@ -118,7 +125,7 @@ class Exchange:
     def _next(self, peerid: str) -> tuple[Capabilities, int]:
         """The next statement, and when it expires."""
         self._count += 1
-        said = self.statement(peerid, (self.portrait.sequence << 24) + self._count)
+        said = self.statement(peerid, (self.own_card.sequence << 24) + self._count)
         return said, self.context.clock.seconds + LIFETIME
 
     def _remember(self, peerid: str, said: Capabilities) -> None:
@@ -130,7 +137,7 @@ class Exchange:
             if self.context.clock.steady() - at >= _LEAST and not same(
                 said, self.statement(peerid)
             ):
-                self._bells[peerid].ring()
+                self._wakeups[peerid].wake()
 
     # -- others --------------------------------------------------------------------------
 
@@ -138,37 +145,37 @@ class Exchange:
         """Where statements are exchanged."""
         return [Endpoint("/v1/capabilities", Kind.CAPABILITIES, self.answer)]
 
-    async def answer(self, opened: Opened, data: bytes) -> bytes:
+    async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """A peer told us what it offers: tell it what we do. Raises Rejected (malformed)."""
-        self.board.take(opened.issuer, load(opened.payload, Capabilities))
+        self.capability_cache.take(opened.issuer, load(opened.payload, Capabilities))
         said, expires = self._next(opened.issuer)
         self._remember(opened.issuer, said)
-        return self.context.sealer.seal(Kind.CAPABILITIES, opened.issuer, said, expires=expires)
+        return self.context.signer.seal(Kind.CAPABILITIES, opened.issuer, said, expires=expires)
 
     def forget(self, peerid: str) -> None:
         """A peer is trusted no more."""
-        self.board.drop(peerid)
+        self.capability_cache.drop(peerid)
         self._told.pop(peerid, None)
 
-    async def tell_forever(self, link: Link, back: Bell) -> None:
+    async def tell_forever(self, connection: PeerConnection, back: WakeUp) -> None:
         """Exchange statements with one peer, until cancelled.
 
         `back` rings at its return: without that, one that is away is left in peace.
         """
         while True:
             returned = back.event
-            pause = await self._tell(link)
+            pause = await self._tell(connection)
             if pause:
                 with trio.move_on_after(pause):
                     await returned.wait()
             else:
-                await self._until_due(link.id)
+                await self._until_due(connection.id)
 
     async def _until_due(self, peerid: str) -> None:
         """Return when there is something to tell; nothing is, to a peer that told us just now."""
         again = _AGAIN * self.context.chance.uniform(0.8, 1.0)
         while True:
-            event = self._bells[peerid].event
+            event = self._wakeups[peerid].event
             at, said = self._told.get(peerid, (float("-inf"), None))
             changed = said is None or not same(said, self.statement(peerid))
             left = at + (_LEAST if changed else again) - self.context.clock.steady()
@@ -177,18 +184,18 @@ class Exchange:
             with trio.move_on_after(left):
                 await event.wait()
 
-    async def _tell(self, link: Link) -> float:
+    async def _tell(self, connection: PeerConnection) -> float:
         """One exchange; returns 0, or how many seconds to leave the peer in peace."""
-        said, expires = self._next(link.id)
-        sealed = link.seal(Kind.CAPABILITIES, said, expires=expires)
+        said, expires = self._next(connection.id)
+        sealed = connection.seal(Kind.CAPABILITIES, said, expires=expires)
         try:
-            opened, _ = await link.post("/v1/capabilities", sealed, Kind.CAPABILITIES)
-            self.board.take(link.id, load(opened.payload, Capabilities))
+            opened, _ = await connection.post("/v1/capabilities", sealed, Kind.CAPABILITIES)
+            self.capability_cache.take(connection.id, load(opened.payload, Capabilities))
         except RemoteRefusal as error:
-            log.info("peer tells nothing", peer=link.id, code=error.code)
+            log.info("peer tells nothing", peer=connection.id, code=error.code)
             return _OLD if error.code == "not_found" else _AWAY
         except (TransportError, Rejected) as error:
-            log.debug("no statement", peer=link.id, error=error)
+            log.debug("no statement", peer=connection.id, error=error)
             return _AWAY
-        self._remember(link.id, said)
+        self._remember(connection.id, said)
         return 0.0

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import msgspec
 from sortedcontainers import SortedSet
 
-from federation.forward import machine as outbox
-from federation.forward.machine import Forward, Tried
+from federation.forward import machine
+from federation.forward.machine import FailedAttempt, Forward
 from federation.limits.decoding import load_large
-from federation.outbox.ledger import Ledger
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
 from federation.routing.router import Router
-from federation.routing.rules import ALWAYS, Option, Report, Route, Subject, matches
+from federation.routing.rules import ALWAYS, Route, RoutedProcess, RouteOption, RouteReport, matches
 from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Submit
 from node.etcd.batch import read
@@ -27,7 +27,7 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, NotFound
 from node.model.types import SECOND, Process, State
-from node.processes.queue import Entry
+from node.processes.queue import QueueEntry
 from node.store import keys
 from node.store import processes as store
 
@@ -40,7 +40,7 @@ log = get_logger("router")
 
 
 @dataclass
-class _Item:
+class _QueuedProcess:
     """A process in our queue that a route may send away. `since` in Unix ns, `after` trio's.
 
     What is known of it holds for the queue key of this `revision`. `path` are the colonies that
@@ -50,7 +50,7 @@ class _Item:
     processid: str
     since: int
     revision: int
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[FailedAttempt, ...] = ()
     path: Collection[str] = ()
     after: float = 0.0
 
@@ -67,13 +67,13 @@ class _Class:
 
 
 @dataclass
-class Waiting:
+class Requeuer:
     """The home colony's queue as routes see it; `router` decides."""
 
     context: Context
-    ledger: Ledger
+    outbox: Outbox
     router: Router
-    _items: dict[str, _Item | None] = field(default_factory=dict)
+    _items: dict[str, _QueuedProcess | None] = field(default_factory=dict)
     _classes: dict[tuple[str, str, str], _Class] = field(default_factory=dict)
     _class_of: dict[str, _Class] = field(default_factory=dict)
 
@@ -110,7 +110,7 @@ class Waiting:
         for start in range(0, len(fresh), _PAGE):
             await self._read(fresh[start : start + _PAGE])
 
-    def _interesting(self, entry: Entry) -> bool:
+    def _interesting(self, entry: QueueEntry) -> bool:
         """What the index already tells against it; the function is in the process only."""
         if entry.colony != self.context.home or entry.blocked:
             return False
@@ -118,7 +118,7 @@ class Waiting:
         if waiting.executornames or waiting.locationname:
             return False
         return any(
-            not matches(route, Subject(route.func, entry.executortype, waiting.label))
+            not matches(route, RoutedProcess(route.func, entry.executortype, waiting.label))
             for route in self.router.routes
         )
 
@@ -150,14 +150,14 @@ class Waiting:
                 path = (await load_large(payload, Submit)).path
             except Rejected:
                 continue  # then whom it comes to refuses it
-            known[pid] = [self.context.peers.roster.root(each) for each in path]
+            known[pid] = [self.context.peers.index.root(each) for each in path]
         return known
 
     def _add(
         self,
         process: Process,
         revision: int,
-        tried: tuple[Tried, ...],
+        tried: tuple[FailedAttempt, ...],
         path: Collection[str],
     ) -> None:
         spec, processid = process.spec, process.processid
@@ -168,7 +168,7 @@ class Waiting:
             return
         # A node of a workflow waits from when it is ready, which is now at the earliest.
         begun = process.submissiontime if not process.parents else self.context.clock.now()
-        item = _Item(processid, max(begun, process.endtime), revision, tried, path)
+        item = _QueuedProcess(processid, max(begun, process.endtime), revision, tried, path)
         place = (spec.funcname, spec.conditions.executortype, spec.label)
         kind = self._classes.get(place)
         if kind is None:
@@ -191,13 +191,13 @@ class Waiting:
         if least is None or not self._leads_anywhere(kind):
             return 0
         now, time = self.context.clock.now(), self.context.clock.steady()
-        due: list[_Item] = []
+        due: list[_QueuedProcess] = []
         for since, processid in kind.order:
             if (now - since) / SECOND <= least or len(due) >= room:
                 break
             item = self._items[processid]
             # The owner took one back from a peer that was not told yet: it stays till then.
-            told = processid not in self.ledger.entries
+            told = processid not in self.outbox.entries
             if item is not None and item.after <= time and told:
                 due.append(item)
         for item in due:
@@ -217,19 +217,19 @@ class Waiting:
 
     def _leads_anywhere(self, kind: _Class) -> bool:
         """Whether any peer could take one: otherwise none of a long queue need be looked at."""
-        subject = Subject(kind.func, kind.executortype, kind.label, float("inf"))
+        subject = RoutedProcess(kind.func, kind.executortype, kind.label, float("inf"))
         return self.router.decision(subject).report is not None
 
-    async def _send(self, item: _Item) -> bool:
+    async def _send(self, item: _QueuedProcess) -> bool:
         """Send one process from our queue to a peer; False when it stays."""
         queue = self.context.processes.queue
         entry = queue.entries.get(item.processid)
         if entry is None or entry.revision != item.revision:
             self._forget(item.processid)  # it was somewhere else since
             return True
-        sent: tuple[Report, Option] | None = None
+        sent: tuple[RouteReport, RouteOption] | None = None
 
-        def step(process: Process, revision: int) -> store.Step | None:
+        def step(process: Process, revision: int) -> store.Transition | None:
             nonlocal sent
             sent = None
             if process.state != State.WAITING or process.peer or process.waitforparents:
@@ -241,9 +241,9 @@ class Waiting:
             sent = self.router.choose(subject)
             if sent is None:
                 return None
-            way = self.router.way_by(subject, *sent, item.tried)
+            route_trace = self.router.route_trace_by(subject, *sent, item.tried)
             after = msgspec.structs.replace(process, peer=sent[1].id)
-            forward = outbox.new_forward(after, way, now)
+            forward = machine.new_forward(after, route_trace, now)
             key = self.context.keys.forward(forward.peer, forward.processid)
             return store.move(process, revision, forward.peer, [Put(key, pack(forward))])
 
@@ -260,9 +260,9 @@ class Waiting:
             if sent is None or process is None:
                 queue.give_back(entry)
                 # Who looked meanwhile found nothing.
-                self.router.exchange.handout.offered(entry)
+                self.router.exchange.assigner.offered(entry)
             if sent is not None:
-                self.ledger.look_for(item.processid, sent[1].id)
+                self.outbox.look_for(item.processid, sent[1].id)
         if sent is None or process is None:
             return False
         self._forget(item.processid)

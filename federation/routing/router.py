@@ -10,20 +10,20 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from federation.forward import machine as outbox
-from federation.forward.machine import Move, Tried, Way
-from federation.outbox.ledger import Detour
+from federation.forward import machine
+from federation.forward.machine import Effect, FailedAttempt, RouteTrace
+from federation.outbox.outbox import Reroute
 from federation.peers.context import Context
-from federation.routing.capabilities import Board, present
+from federation.routing.capabilities import CapabilityCache, present
 from federation.routing.exchange import Exchange
 from federation.routing.rules import (
-    Decision,
-    Here,
-    Option,
-    Other,
-    Report,
+    LocalExecutors,
+    RemoteColony,
     Route,
-    Subject,
+    RouteDecision,
+    RoutedProcess,
+    RouteOption,
+    RouteReport,
     decide,
     explain,
     matches,
@@ -40,14 +40,16 @@ log = get_logger("router")
 
 @dataclass
 class Router:
-    """`routes` in their order; `exchange` knows our executors, `board` what peers offer."""
+    """`routes` in their order; `exchange` knows our executors, `capability_cache` what peers
+    offer.
+    """
 
     context: Context
     routes: Sequence[Route]
-    board: Board
+    capability_cache: CapabilityCache
     exchange: Exchange
     counters: dict[int, int] = field(default_factory=dict)
-    _chosen: tuple[str, Way] | None = None
+    _chosen: tuple[str, RouteTrace] | None = None
 
     # -- when a process is submitted -------------------------------------------------------
 
@@ -61,29 +63,29 @@ class Router:
         if found is None:
             return ""
         report, choice = found
-        self._chosen = (process.processid, self.way_by(subject, report, choice, ()))
+        self._chosen = (process.processid, self.route_trace_by(subject, report, choice, ()))
         self.sent(report, choice, process)
         return choice.id
 
-    def way(self, process: Process) -> Way | None:
+    def route_trace(self, process: Process) -> RouteTrace | None:
         """Why `route` sent this very process to its peer; None when the process named it."""
         chosen, self._chosen = self._chosen, None
         return chosen[1] if chosen and chosen[0] == process.processid else None
 
     # -- deciding ----------------------------------------------------------------------------
 
-    def subject(self, spec: FunctionSpec, age: float) -> Subject:
+    def subject(self, spec: FunctionSpec, age: float) -> RoutedProcess:
         """A spec submitted here as routes see it, once it waits for `age` seconds."""
         conditions = spec.conditions
-        return Subject(spec.funcname, conditions.executortype, spec.label, age, _bound(spec))
+        return RoutedProcess(spec.funcname, conditions.executortype, spec.label, age, _bound(spec))
 
     def subject_of(
         self,
         process: Process,
         age: float,
-        tried: Sequence[Tried] = (),
+        tried: Sequence[FailedAttempt] = (),
         path: Collection[str] = (),
-    ) -> Subject:
+    ) -> RoutedProcess:
         """A process here as routes see it; `path` are colonies that had it before."""
         subject = self.subject(process.spec, age)
         bound = subject.bound or (self.onward(process) if process.origin else "")
@@ -100,16 +102,16 @@ class Router:
             return "the policy of the colony it came from keeps it here"
         return ""
 
-    def _barring(self, tried: Sequence[Tried]) -> dict[str, str]:
+    def _barring(self, tried: Sequence[FailedAttempt]) -> dict[str, str]:
         """Those tried that are not to be tried again: one not reached may be, once it speaks."""
         barring: dict[str, str] = {}
         for each in tried:
-            statement = self.board.get(each.peer)
+            statement = self.capability_cache.get(each.peer)
             if each.final or statement is None or statement.said.seq <= each.seq:
                 barring[each.peer] = each.error
         return barring
 
-    def here(self, executortype: str) -> Here:
+    def here(self, executortype: str) -> LocalExecutors:
         """Our own executors of a type."""
         survey = self.exchange.survey()
         there = [each for each in present(survey) if each.executortype == executortype]
@@ -118,76 +120,80 @@ class Router:
             for each in survey.executors
             if each.executortype == executortype and each.state == ExecutorState.APPROVED
         ]
-        return Here(len(there) or self.exchange.polls(executortype), len(approved))
+        return LocalExecutors(len(there) or self.exchange.polls(executortype), len(approved))
 
-    def others(self) -> list[Other]:
+    def others(self) -> list[RemoteColony]:
         """Every colony known, with what it offers us."""
         return [
-            Other(
+            RemoteColony(
                 entry.peer.id,
                 self.context.peers.name(entry.peer.id),
                 entry.peer.state,
-                self.board.get(entry.peer.id),
-                self.board.age(entry.peer.id),
+                self.capability_cache.get(entry.peer.id),
+                self.capability_cache.age(entry.peer.id),
                 entry.peer.mismatch,
             )
             for entry in self.context.peers.known.values()
         ]
 
-    def decision(self, subject: Subject, *, thorough: bool = False) -> Decision:
+    def decision(self, subject: RoutedProcess, *, thorough: bool = False) -> RouteDecision:
         """What the routes say of a process now."""
         here = self.here(subject.executortype)
         return decide(self.routes, subject, here, self.others(), thorough=thorough)
 
-    def choose(self, subject: Subject) -> tuple[Report, Option] | None:
+    def choose(self, subject: RoutedProcess) -> tuple[RouteReport, RouteOption] | None:
         """The route that sends a process away now, and to whom; None when it stays."""
         if subject.bound or not any(not matches(route, subject) for route in self.routes):
             return None
         report = self.decision(subject).report
         return None if report is None else (report, pick(report, self.context.chance))
 
-    def way_by(
-        self, subject: Subject, report: Report, choice: Option, tried: Sequence[Tried]
-    ) -> Way:
+    def route_trace_by(
+        self,
+        subject: RoutedProcess,
+        report: RouteReport,
+        choice: RouteOption,
+        tried: Sequence[FailedAttempt],
+    ) -> RouteTrace:
         """What is kept with a forward; `places` counts where else it could go, here too."""
         more = len({option.id for option in report.eligible} - {choice.id})
         more += self.exchange.approved(subject.executortype)
-        return Way(explain(report, choice), report.route.retry, more, tuple(tried))
+        return RouteTrace(explain(report, choice), report.route.retry, more, tuple(tried))
 
-    def sent(self, report: Report, choice: Option, process: Process) -> None:
+    def sent(self, report: RouteReport, choice: RouteOption, process: Process) -> None:
         """A process goes to its choice: what is known of that, and of the route, counts it."""
-        self.board.sent(choice.id, process.spec.conditions.executortype)
+        self.capability_cache.sent(choice.id, process.spec.conditions.executortype)
         number = report.route.number
         self.counters[number] = self.counters.get(number, 0) + 1
 
     # -- when a peer will not run it ---------------------------------------------------------
 
-    def elsewhere(self, process: Process, move: Move) -> Detour | None:
+    def elsewhere(self, process: Process, effect: Effect) -> Reroute | None:
         """Where a process goes that its peer surely will not run; None when it has to fail.
 
         The next peer that a route leads to, else our own queue if an executor may take it there.
         """
-        forward, now = move.forward, self.context.clock.now()
+        forward, now = effect.forward, self.context.clock.now()
         if not forward.retry or len(forward.tried) >= _MOST_TRIED:
             return None
-        statement = self.board.get(forward.peer)
-        refused = forward.state == outbox.State.REFUSED
+        statement = self.capability_cache.get(forward.peer)
+        refused = forward.state == machine.ForwardState.REFUSED
         seq = statement.said.seq if statement else -1
-        this = Tried(forward.peer, forward.lasterror, now, refused, seq)
+        this = FailedAttempt(forward.peer, forward.lasterror, now, refused, seq)
         tried = (*(each for each in forward.tried if each.peer != forward.peer), this)
         age = (now - max(process.submissiontime, process.endtime)) / SECOND
         subject = self.subject_of(process, age, tried)
         found = self.choose(subject)
         if found is not None:
             report, choice = found
-            way = self.way_by(subject, report, choice, tried)
+            route_trace = self.route_trace_by(subject, report, choice, tried)
             self.sent(report, choice, process)
             log.info("sent elsewhere", process=process.processid, to=choice.name, why=this.error)
             after = msgspec.structs.replace(process, peer=choice.id)
-            return Detour(choice.id, outbox.new_forward(after, way, now))
+            return Reroute(choice.id, machine.new_forward(after, route_trace, now))
         if self.exchange.approved(subject.executortype):
             log.info("back in the queue", process=process.processid, why=this.error)
-            return Detour("", outbox.returned(forward, tried, now))
+            return Reroute("", machine.returned(forward, tried, now))
         return None
 
 

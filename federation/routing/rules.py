@@ -73,7 +73,7 @@ def _route(number: int, setting: RouteConfig) -> Route:
 
 
 @dataclass(frozen=True)
-class Subject:
+class RoutedProcess:
     """A process as routes see it. `age` is how many seconds it waits.
 
     `bound` says why it can't leave, if so. `path` are the colonies it was in, `tried` those that
@@ -90,7 +90,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalExecutors:
     """Our own executors of the wanted type: how many are present, how many could come back."""
 
     present: int = 0
@@ -98,7 +98,7 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Other:
+class RemoteColony:
     """A colony that might take it. `age` is that of its statement, in seconds.
 
     `mismatch` says why no process can go there whatever it offers, or "".
@@ -113,7 +113,7 @@ class Other:
 
 
 @dataclass(frozen=True)
-class Option:
+class RouteOption:
     """What a route made of one colony: `why` not, or eligible with its load and its odds."""
 
     id: str
@@ -130,31 +130,31 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Report:
+class RouteReport:
     """What became of one route: whether it matches, whether its `when` holds, and each colony."""
 
     route: Route
     matches: bool
     holds: bool
     why: str
-    options: Sequence[Option] = ()
+    options: Sequence[RouteOption] = ()
 
     @property
-    def eligible(self) -> list[Option]:
+    def eligible(self) -> list[RouteOption]:
         """Those that may be chosen, in the order of the route."""
         return [option for option in self.options if option.eligible]
 
 
 @dataclass(frozen=True)
-class Decision:
+class RouteDecision:
     """The reports of the routes looked at, the one that decides if any, and why it stays if not."""
 
-    reports: Sequence[Report]
-    report: Report | None = None
+    reports: Sequence[RouteReport]
+    report: RouteReport | None = None
     stays: str = ""
 
 
-def matches(route: Route, subject: Subject) -> str:
+def matches(route: Route, subject: RoutedProcess) -> str:
     """Why a route does not match, or ""."""
     for what, pattern, value in (
         ("func", route.func, subject.func),
@@ -166,7 +166,7 @@ def matches(route: Route, subject: Subject) -> str:
     return ""
 
 
-def holds(route: Route, age: float, here: Here) -> tuple[bool, str]:
+def holds(route: Route, age: float, here: LocalExecutors) -> tuple[bool, str]:
     """Whether the time for a route has come, and why."""
     if route.after is not None:
         past = age > route.after
@@ -179,7 +179,7 @@ def holds(route: Route, age: float, here: Here) -> tuple[bool, str]:
     return True, "always"
 
 
-def barred(subject: Subject, other: Other) -> str:
+def barred(subject: RoutedProcess, other: RemoteColony) -> str:
     """Why a colony can't take a process, or ""."""
     if other.state != "trusted":
         return f"not trusted ({other.state})" if other.state else "no such trusted peer"
@@ -208,8 +208,13 @@ def barred(subject: Subject, other: Other) -> str:
 
 
 def consider(
-    route: Route, subject: Subject, here: Here, others: Sequence[Other], *, thorough: bool = False
-) -> Report:
+    route: Route,
+    subject: RoutedProcess,
+    here: LocalExecutors,
+    others: Sequence[RemoteColony],
+    *,
+    thorough: bool = False,
+) -> RouteReport:
     """What a route makes of a process. Colonies are looked at only if its time has come.
 
     With `thorough` they are looked at in any case, and the odds are told.
@@ -217,20 +222,21 @@ def consider(
     mismatch = matches(route, subject)
     held, why = holds(route, subject.age, here)
     if (mismatch or not held) and not thorough:
-        return Report(route, not mismatch, held, mismatch or why)
+        return RouteReport(route, not mismatch, held, mismatch or why)
     options = [_option(route, subject, other) for other in _reached(route, others)]
     if thorough:
         chances = odds(route, [option for option in options if option.eligible])
         options = [
-            Option(o.id, o.name, o.why, o.load, o.weight, chances.get(o.id, 0.0)) for o in options
+            RouteOption(o.id, o.name, o.why, o.load, o.weight, chances.get(o.id, 0.0))
+            for o in options
         ]
-    return Report(route, not mismatch, held, mismatch or why, options)
+    return RouteReport(route, not mismatch, held, mismatch or why, options)
 
 
-def _reached(route: Route, others: Sequence[Other]) -> list[Other]:
+def _reached(route: Route, others: Sequence[RemoteColony]) -> list[RemoteColony]:
     if not route.to:
         return [other for other in others if other.state == "trusted"]
-    found: list[Other] = []
+    found: list[RemoteColony] = []
     for text in route.to:
         named = [other for other in others if text == other.id]
         if not named:
@@ -242,37 +248,37 @@ def _reached(route: Route, others: Sequence[Other]) -> list[Other]:
             ]
         trusted = [other for other in named if other.state == "trusted"]
         if len(trusted) > 1:
-            found.append(Other("", text, "several are called so"))
+            found.append(RemoteColony("", text, "several are called so"))
         else:
-            found.extend(trusted or named[:1] or [Other("", text, "")])
+            found.extend(trusted or named[:1] or [RemoteColony("", text, "")])
     return found
 
 
-def _option(route: Route, subject: Subject, other: Other) -> Option:
+def _option(route: Route, subject: RoutedProcess, other: RemoteColony) -> RouteOption:
     weight = route.weights.get(other.id, route.weights.get(other.name, 1.0))
     why = barred(subject, other) or ("" if weight > 0 else "its weight is 0")
     if why or other.statement is None:
-        return Option(other.id, other.name, why, weight=weight)
+        return RouteOption(other.id, other.name, why, weight=weight)
     offer = other.statement.said.types[subject.executortype]
-    return Option(
+    return RouteOption(
         other.id, other.name, "", load(offer, other.statement.sent[subject.executortype]), weight
     )
 
 
 def decide(
     routes: Sequence[Route],
-    subject: Subject,
-    here: Here,
-    others: Sequence[Other],
+    subject: RoutedProcess,
+    here: LocalExecutors,
+    others: Sequence[RemoteColony],
     *,
     thorough: bool = False,
-) -> Decision:
+) -> RouteDecision:
     """The first route that matches, whose time has come and that leads somewhere.
 
     With `thorough` the reports tell of every route, else only of those up to that one.
     """
-    reports: list[Report] = []
-    chosen: Report | None = None
+    reports: list[RouteReport] = []
+    chosen: RouteReport | None = None
     for route in routes:
         report = consider(route, subject, here, others, thorough=thorough)
         reports.append(report)
@@ -281,10 +287,10 @@ def decide(
             chosen = report
             if not thorough:
                 break
-    return Decision(reports, chosen, "" if chosen else _stays(subject, reports))
+    return RouteDecision(reports, chosen, "" if chosen else _stays(subject, reports))
 
 
-def _stays(subject: Subject, reports: Sequence[Report]) -> str:
+def _stays(subject: RoutedProcess, reports: Sequence[RouteReport]) -> str:
     if subject.bound:
         return subject.bound
     if not reports:
@@ -298,7 +304,7 @@ def _stays(subject: Subject, reports: Sequence[Report]) -> str:
     return "no peer of a matching route can take it"
 
 
-def odds(route: Route, eligible: Sequence[Option]) -> dict[str, float]:
+def odds(route: Route, eligible: Sequence[RouteOption]) -> dict[str, float]:
     """With which probability `pick` takes each colony."""
     if not eligible:
         return {}
@@ -317,7 +323,7 @@ def odds(route: Route, eligible: Sequence[Option]) -> dict[str, float]:
     return chances
 
 
-def _share(one: Option, other: Option) -> float:
+def _share(one: RouteOption, other: RouteOption) -> float:
     """How often the first of two that were drawn is taken: the less busy one is, for its weight."""
     left, right = one.load / one.weight, other.load / other.weight
     if left != right:
@@ -325,7 +331,7 @@ def _share(one: Option, other: Option) -> float:
     return one.weight / (one.weight + other.weight)
 
 
-def pick(report: Report, chance: random.Random) -> Option:
+def pick(report: RouteReport, chance: random.Random) -> RouteOption:
     """Choose a colony of a report that has an eligible one: two are drawn, the better is taken.
 
     So the least busy gets most, and not everything at once by everybody who knows it.
@@ -339,7 +345,7 @@ def pick(report: Report, chance: random.Random) -> Option:
     return one if chance.random() < _share(one, other) else other
 
 
-def explain(report: Report, choice: Option) -> str:
+def explain(report: RouteReport, choice: RouteOption) -> str:
     """Why a process goes where it goes, in one line."""
     eligible, route = report.eligible, report.route
     if len(eligible) == 1:

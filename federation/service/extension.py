@@ -14,13 +14,13 @@ import msgspec
 from federation.forward import path as relays
 from federation.inbox.accept import Inbox
 from federation.outbox import evidence as testimony
-from federation.outbox.channels import Talker
-from federation.outbox.ledger import Ledger
-from federation.outbox.revoke import Endings
-from federation.outbox.sender import Delivery
+from federation.outbox.channels import ChannelSender
+from federation.outbox.outbox import Outbox
+from federation.outbox.revoke import Revocation
+from federation.outbox.sender import Sender
 from federation.peers.registry import BLOCKED, Peers
 from federation.routing.exchange import Exchange
-from federation.routing.requeue import Waiting
+from federation.routing.requeue import Requeuer
 from federation.routing.router import Router
 from federation.wire.messages import MAX_HOPS
 from federation.wire.sizes import FORWARD, forward_size
@@ -30,20 +30,20 @@ from node.processes.extension import Addition, Hooks
 
 
 @dataclass(kw_only=True)
-class Attachment(Hooks):
+class NodeExtension(Hooks):
     """The hooks of the colony `home`, whose own processes may take that many `hops`."""
 
     home: str
     hops: int
     peers: Peers
-    ledger: Ledger
+    outbox: Outbox
     inbox: Inbox
     router: Router
-    waiting: Waiting
+    waiting: Requeuer
     exchange: Exchange
-    talker: Talker
-    endings: Endings
-    delivery: Delivery
+    channel_sender: ChannelSender
+    revocation: Revocation
+    sender: Sender
 
     # -- asked ---------------------------------------------------------------------------
 
@@ -90,19 +90,19 @@ class Attachment(Hooks):
                 f"spec: {size} bytes with arguments and input; what goes to another colony has at"
                 f" most {FORWARD}",
             )
-        return self.ledger.forwarding(process, self.router.way(process))
+        return self.outbox.forwarding(process, self.router.route_trace(process))
 
     def forwards(self) -> int:
         """Return how many processes are on their way to peers, or are there."""
-        return len(self.ledger.entries)
+        return len(self.outbox.entries)
 
     def away(self) -> Collection[str]:
         """Ids of the processes that are on their way to peers, or are there."""
-        return self.ledger.entries
+        return self.outbox.entries
 
     def cancelling(self, process: Process) -> Addition:
         """The outbox entry that joins a cancel."""
-        return self.ledger.cancelling(process)
+        return self.outbox.cancelling(process)
 
     def removable(self, process: Process) -> str:
         """Why a process of another colony must stay, or ""."""
@@ -110,7 +110,7 @@ class Attachment(Hooks):
 
     async def record(self, process: Process) -> dict[str, Any]:
         """How a process fared at its peer, with what that signed. Raises EtcdError."""
-        told = await testimony.gather(self.ledger.context, process)
+        told = await testimony.gather(self.outbox.context, process)
         kept: dict[str, Any] = msgspec.to_builtins(told, builtin_types=(bytes,)) if told else {}
         return kept
 
@@ -122,24 +122,24 @@ class Attachment(Hooks):
 
     async def clock_set(self, by: int, before: int) -> None:
         """Give what is on its way other deadlines."""
-        await self.delivery.clock_set(by, before)
+        await self.sender.clock_set(by, before)
 
     def submitted(self, process: Process) -> None:
         """Wake the sender; what a block overtook ends with all the rest."""
-        self.ledger.touched(process)
+        self.outbox.touched(process)
         if self.peers.state(process.peer) == BLOCKED:
-            self.endings.begin()
+            self.revocation.begin()
 
     def progressed(self, process: Process) -> None:
         """There is something to be told: to the colony that it came from, or where it went."""
         if process.origin and process.notify:
-            self.inbox.owing.progressed(process)
+            self.inbox.outcome_queue.progressed(process)
         if process.peer:
-            self.talker.wake(process)
+            self.channel_sender.wake(process)
 
     def closed(self, process: Process) -> None:
         """Wake the poll of the colony that a process came from."""
         if process.peer:
-            self.router.board.ended(process.peer, process.spec.conditions.executortype)
+            self.router.capability_cache.ended(process.peer, process.spec.conditions.executortype)
         if process.origin and process.notify:
-            self.inbox.owing.closed(process)
+            self.inbox.outcome_queue.closed(process)

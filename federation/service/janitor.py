@@ -13,7 +13,7 @@ _MANY = 40  # processes looked for together
 
 
 @dataclass
-class Upkeep:
+class Janitor:
     """A sweep looks at `pages` of `page` keys of each kind."""
 
     context: Context

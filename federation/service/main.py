@@ -13,48 +13,48 @@ from pathlib import Path
 import trio
 
 from federation.inbox.accept import Inbox
-from federation.inbox.channels import Listener
-from federation.inbox.outcomes import Owing
-from federation.inbox.updates import Teller
-from federation.limits.accounts import Accounts
-from federation.membership.gossip import Introducer
+from federation.inbox.channels import ChannelReceiver
+from federation.inbox.outcomes import OutcomeQueue
+from federation.inbox.updates import UpdatePublisher
+from federation.limits.accounts import PeerQuotas
+from federation.membership.bootstrap import Bootstrap
+from federation.membership.gossip import Gossip
 from federation.membership.invitations import Invitations
-from federation.membership.join import Joining
-from federation.membership.meeting import Meeting
-from federation.membership.probe import Greeter
+from federation.membership.join import Joiner
+from federation.membership.probe import Prober
 from federation.membership.rotation import Rotation
-from federation.membership.trust import Decisions
+from federation.membership.trust import TrustAdmin
 from federation.network.addresses import is_loopback
-from federation.network.discovery import Advert, discover
-from federation.network.monitor import Surroundings
-from federation.outbox.channels import Talker
-from federation.outbox.files import Depot
-from federation.outbox.ledger import Ledger
-from federation.outbox.outcomes import Results
-from federation.outbox.revoke import Endings
-from federation.outbox.sender import Delivery
-from federation.outbox.updates import Follower
+from federation.network.discovery import Advertisement, discover
+from federation.network.monitor import NetworkMonitor
+from federation.outbox.channels import ChannelSender
+from federation.outbox.files import FileTransfer
+from federation.outbox.outbox import Outbox
+from federation.outbox.outcomes import OutcomePoller
+from federation.outbox.revoke import Revocation
+from federation.outbox.sender import Sender
+from federation.outbox.updates import UpdateConsumer
 from federation.peers.context import Context
 from federation.peers.highwater import HighWater
 from federation.peers.keys import Keys
-from federation.peers.owncard import Portrait
+from federation.peers.owncard import OwnCard
 from federation.peers.policy import of_config
-from federation.peers.registry import BLOCKED, TRUSTED, Known, Peers
-from federation.routing.capabilities import Board
+from federation.peers.registry import BLOCKED, TRUSTED, Peers, PeerState
+from federation.routing.capabilities import CapabilityCache
 from federation.routing.exchange import Exchange
-from federation.routing.requeue import Waiting
+from federation.routing.requeue import Requeuer
 from federation.routing.router import Router
 from federation.routing.rules import read_routes
-from federation.service.extension import Attachment
-from federation.service.janitor import Upkeep
+from federation.service.extension import NodeExtension
+from federation.service.janitor import Janitor
 from federation.service.links import PeerGuide
 from federation.service.server import Server
-from federation.service.sessions import Tending
-from federation.transport.link import Guide, Link
-from federation.transport.mailbox import Collector, Office, Ways
+from federation.service.sessions import PeerSessions
+from federation.transport.connection import Guide, PeerConnection
+from federation.transport.mailbox import Mailbox, MailboxPoller, Reachability
 from federation.transport.tls import make_certificate, server_context
 from federation.wire.clock import SigningClock
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from federation.wire.sizes import MAX_BODY
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
@@ -63,12 +63,12 @@ from node.host.config import Config
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
 from node.host.log import get_logger
-from node.host.sync import Bells
+from node.host.sync import WakeUps
 from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.http.server import Limits, serve_http
 from node.members.service import Members
 from node.model.errors import RpcError
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 from node.processes.service import Processes
 
 _TICK = 0.5  # seconds between looks at deadlines
@@ -93,7 +93,7 @@ class Federation:
         key: PrivateKey,
         client: EtcdClient,
         processes: Processes,
-        handout: HandOut,
+        assigner: Assigner,
         config: Config,
         directory: Path,
         clock: SigningClock,
@@ -109,101 +109,109 @@ class Federation:
 
         # What nearly every part works with.
         self.keys = Keys(home_name)
-        self.sealer = Sealer(key, clock)
+        self.signer = Signer(key, clock)
         self.memory = HighWater(client, self.keys, clock)
         lan, default = settings.trust == "lan", of_config(settings.policy)
-        self.peers = Peers(client, self.keys, self.sealer, lan, default=default)
+        self.peers = Peers(client, self.keys, self.signer, lan, default=default)
         self.context = context = Context(
             home_name,
-            self.sealer,
+            self.signer,
             client,
             processes,
             self.peers,
             self.keys,
             chance or random.Random(),
         )
-        self.upkeep = Upkeep(context)
-        self.links: dict[str, Link] = {}
-        self.probes = Bells()
-        self.portrait = Portrait(context, settings)
-        self.rotation = Rotation(context, self.portrait, self.probes, members)
-        accounts = Accounts(self.peers, clock)
+        self.janitor = Janitor(context)
+        self.connections: dict[str, PeerConnection] = {}
+        self.probes = WakeUps()
+        self.own_card = OwnCard(context, settings)
+        self.rotation = Rotation(context, self.own_card, self.probes, members)
+        peer_quotas = PeerQuotas(self.peers, clock)
 
         # Where a process goes, above the outbox that asks: so the router comes first.
-        self.board = Board(clock)
-        self.exchange = Exchange(context, handout, self.board, self.portrait, self.drain, members)
-        self.router = Router(context, read_routes(config.routes), self.board, self.exchange)
+        self.capability_cache = CapabilityCache(clock)
+        self.exchange = Exchange(
+            context, assigner, self.capability_cache, self.own_card, self.drain, members
+        )
+        self.router = Router(
+            context, read_routes(config.routes), self.capability_cache, self.exchange
+        )
 
         # The outbox.
-        self.ledger = Ledger(context, self.router)
-        self.depot = Depot(context, self.ledger, accounts, self.links, files)
-        self.greeter = Greeter(
-            context, self.ledger, self.portrait, self.rotation, self.probes, self.links
+        self.outbox = Outbox(context, self.router)
+        self.file_transfer = FileTransfer(
+            context, self.outbox, peer_quotas, self.connections, files
         )
-        self.delivery = Delivery(context, self.ledger, self.depot, self.greeter, settings.hops)
-        follower = Follower(context, self.ledger, accounts)
-        self.results = Results(context, self.ledger, follower)
-        self.talker = Talker(context, self.ledger)
-        self.endings = Endings(context, self.ledger)
-        self.waiting = Waiting(context, self.ledger, self.router)
+        self.prober = Prober(
+            context, self.outbox, self.own_card, self.rotation, self.probes, self.connections
+        )
+        self.sender = Sender(context, self.outbox, self.file_transfer, self.prober, settings.hops)
+        update_consumer = UpdateConsumer(context, self.outbox, peer_quotas)
+        self.outcome_poller = OutcomePoller(context, self.outbox, update_consumer)
+        self.channel_sender = ChannelSender(context, self.outbox)
+        self.revocation = Revocation(context, self.outbox)
+        self.requeuer = Requeuer(context, self.outbox, self.router)
 
         # The inbox.
-        owing = Owing(context, accounts, Teller(context, follower, members))
-        self.inbox = Inbox(context, self.ledger, self.depot, owing, accounts)
+        outcome_queue = OutcomeQueue(
+            context, peer_quotas, UpdatePublisher(context, update_consumer, members)
+        )
+        self.inbox = Inbox(context, self.outbox, self.file_transfer, outcome_queue, peer_quotas)
 
         # How colonies meet.
-        self.surroundings = Surroundings(settings.interfaces)
-        self.meeting = Meeting(context, self.probes)
-        self.introducer = Introducer(context, self.portrait, settings.introductions)
-        self.invitations = Invitations(context, self.portrait)
-        self.joining = Joining(context, self.portrait)
-        self.decisions = Decisions(context, handout, self.endings, self.fetch)
+        self.monitor = NetworkMonitor(settings.interfaces)
+        self.bootstrap = Bootstrap(context, self.probes)
+        self.gossip = Gossip(context, self.own_card, settings.introductions)
+        self.invitations = Invitations(context, self.own_card)
+        self.joiner = Joiner(context, self.own_card)
+        self.trust_admin = TrustAdmin(context, assigner, self.revocation, self.fetch)
 
         # What peers ask, and the links on which we ask them.
-        self.office = Office(self.sealer, self.peers, self.greeter.greeted)
+        self.mailbox = Mailbox(self.signer, self.peers, self.prober.greeted)
         self.server = Server(
-            self.sealer,
+            self.signer,
             self.peers,
-            accounts,
-            self.portrait.card,
+            peer_quotas,
+            self.own_card.card,
             [
-                *self.greeter.endpoints(),
+                *self.prober.endpoints(),
                 *self.invitations.endpoints(),
                 *self.inbox.endpoints(),
                 *self.exchange.endpoints(),
-                *self.office.endpoints(),
-                *Listener(context, accounts).endpoints(),
-                *self.depot.endpoints(),
-                *self.introducer.endpoints(),
+                *self.mailbox.endpoints(),
+                *ChannelReceiver(context, peer_quotas).endpoints(),
+                *self.file_transfer.endpoints(),
+                *self.gossip.endpoints(),
             ],
         )
-        self.collector = Collector(self.server.handle, context.chance)
-        self.ways = Ways(context, self.office, self.links)
-        self.tending = Tending(
-            self.links,
-            self.link_to,
+        self.mailbox_poller = MailboxPoller(self.server.handle, context.chance)
+        self.reachability = Reachability(context, self.mailbox, self.connections)
+        self.peer_sessions = PeerSessions(
+            self.connections,
+            self.connection_to,
             [
-                self.delivery.send_forever,
-                self.results.poll_forever,
-                self.talker.talk_forever,
+                self.sender.send_forever,
+                self.outcome_poller.poll_forever,
+                self.channel_sender.send_forever,
                 self._probe_forever,
                 self._exchange_forever,
-                self._introduce_forever,
+                self._gossip_forever,
                 self._collect_forever,
             ],
         )
-        self.hooks = Attachment(
+        self.hooks = NodeExtension(
             home=home_name,
             hops=settings.hops,
             peers=self.peers,
-            ledger=self.ledger,
+            outbox=self.outbox,
             inbox=self.inbox,
             router=self.router,
-            waiting=self.waiting,
+            waiting=self.requeuer,
             exchange=self.exchange,
-            talker=self.talker,
-            endings=self.endings,
-            delivery=self.delivery,
+            channel_sender=self.channel_sender,
+            revocation=self.revocation,
+            sender=self.sender,
         )
         # Nearly every part hears of a peer that changes, so this comes last.
         self.peers.watch(self._changed)
@@ -211,7 +219,7 @@ class Federation:
     @property
     def key(self) -> PrivateKey:
         """The colony's key, which may change."""
-        return self.sealer.key
+        return self.signer.key
 
     # -- running -------------------------------------------------------------------------
 
@@ -226,8 +234,8 @@ class Federation:
             settings.host, settings.port, context, section="federation"
         )
         self.port, self.addresses = bound_port(listeners), addresses_of(listeners)
-        self.surroundings.start()
-        await self.portrait.start(self.port, self.fingerprint)
+        self.monitor.start()
+        await self.own_card.start(self.port, self.fingerprint)
         limits = Limits(
             max_body=MAX_BODY,
             max_connections=512,
@@ -241,7 +249,7 @@ class Federation:
                 functools.partial(serve, self.server.handle, listeners, error=self.server.refuse)
             )
             async with trio.open_nursery() as watching:
-                watching.start_soon(keep_going, "surroundings", self.surroundings.run)
+                watching.start_soon(keep_going, "surroundings", self.monitor.run)
                 watching.start_soon(keep_going, "greetings after a move", self._move_on)
                 await self.work(task_status)
                 watching.cancel_scope.cancel()
@@ -249,33 +257,33 @@ class Federation:
     async def work(self, task_status: trio.TaskStatus[None]) -> None:
         """Speak to peers until `drain` is set; what is on its way then gets a moment to end."""
         async with trio.open_nursery() as inner:
-            self.tending.open(inner)
+            self.peer_sessions.open(inner)
             self._start(inner)
             log.info("federation ready", port=self.port, id=self.key.id)
             task_status.started()
             await self.drain.wait()
-            self.inbox.owing.drain()
-            self.office.drain()
+            self.inbox.outcome_queue.drain()
+            self.mailbox.drain()
             with trio.move_on_after(_FLUSH):
-                await self.ledger.wait_idle()
-            self.tending.close()
+                await self.outbox.wait_idle()
+            self.peer_sessions.close()
             inner.cancel_scope.cancel()
 
     def _start(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self._every, _TICK, self.delivery.expire)
+        nursery.start_soon(self._every, _TICK, self.sender.expire)
         nursery.start_soon(self._every, _CLOCK, self._keep_clock)
         nursery.start_soon(self._every, _SWEEP, self._sweep)
-        nursery.start_soon(keep_going, "blocks", self.endings.run)
+        nursery.start_soon(keep_going, "blocks", self.revocation.run)
         nursery.start_soon(self._every, _LOOK, self._look_around)
-        nursery.start_soon(keep_going, "meeting", self.meeting.run)
+        nursery.start_soon(keep_going, "meeting", self.bootstrap.run)
         if self.config.federation.discovery:
-            hear = functools.partial(discover, self._advert, self.meeting.heard, self.surroundings)
+            hear = functools.partial(discover, self._advert, self.bootstrap.heard, self.monitor)
             nursery.start_soon(keep_going, "discovery", hear)
         for peer in self.config.peers:
-            meet = functools.partial(self.meeting.meet, peer.url, peer.id)
+            meet = functools.partial(self.bootstrap.meet, peer.url, peer.id)
             nursery.start_soon(keep_going, f"configured peer {peer.url}", meet)
             if peer.mailbox:
-                self.ways.polled(peer.id).set()
+                self.reachability.polled(peer.id).set()
         for entry in self.peers.trusted():
             self._changed(entry.peer.id)
 
@@ -283,10 +291,10 @@ class Federation:
         await self.memory.load()
         await self.rotation.load()
         await self.peers.load()
-        await self.inbox.owing.load()
+        await self.inbox.outcome_queue.load()
         await self.invitations.load()
-        await self.ledger.load()
-        await self.results.follower.load()
+        await self.outbox.load()
+        await self.outcome_poller.update_consumer.load()
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         """Run `action` again and again; what goes wrong is logged and tried at the next turn."""
@@ -300,52 +308,56 @@ class Federation:
 
     async def _look_around(self) -> None:
         self.exchange.look()
-        await self.waiting.tick()
+        await self.requeuer.tick()
 
     async def _keep_clock(self) -> None:
         await self.memory.keep()
         await self.peers.look_again()
         await self.invitations.load()
-        self.introducer.prune()
-        if await self.portrait.moved():
-            self.probes.ring()
+        self.gossip.prune()
+        if await self.own_card.moved():
+            self.probes.wake()
 
     async def _sweep(self) -> None:
         await self.inbox.sweep()
         await self.invitations.sweep()
-        await self.depot.sweep()
-        await self.upkeep.sweep()
+        await self.file_transfer.sweep()
+        await self.janitor.sweep()
 
     # -- meeting colonies ----------------------------------------------------------------
 
-    def _advert(self) -> Advert:
-        portrait = self.portrait
-        return Advert(
-            self.key.id, self.fingerprint, self.port, portrait.announced, portrait.families
+    def _advert(self) -> Advertisement:
+        own_card = self.own_card
+        return Advertisement(
+            self.key.id, self.fingerprint, self.port, own_card.announced, own_card.families
         )
 
-    async def fetch(self, address: str, peerid: str = "", *, unblock: bool = False) -> Known | None:
+    async def fetch(
+        self, address: str, peerid: str = "", *, unblock: bool = False
+    ) -> PeerState | None:
         """Fetch the card at an address and take it in; `peerid`, if given, must be its id.
 
         Raises TransportError. None for a blocked colony or ourselves.
         """
-        return await self.meeting.fetch(address, peerid, unblock=unblock)
+        return await self.bootstrap.fetch(address, peerid, unblock=unblock)
 
     async def _move_on(self) -> None:
         """After a change of the network, sleep, or a clock that was set: tell every peer."""
-        event, moves = self.surroundings.bell.event, self.surroundings.moves
+        event, moves = self.monitor.wakeup.event, self.monitor.moves
         while True:
             await event.wait()
-            event, before, moves = self.surroundings.bell.event, moves, self.surroundings.moves
-            self.meeting.forget()
+            event, before, moves = self.monitor.wakeup.event, moves, self.monitor.moves
+            self.bootstrap.forget()
             try:
                 await self._keep_clock()
             except (EtcdError, RpcError) as error:
                 log.warning("card not renewed", error=error)  # within a minute, it will be
             if moves != before:
-                for link in list(self.links.values()):
-                    await link.close()  # a connection from where we were may stay silent for long
-            self.probes.ring()
+                for connection in list(self.connections.values()):
+                    await (
+                        connection.close()
+                    )  # a connection from where we were may stay silent for long
+            self.probes.wake()
 
     # -- peers ---------------------------------------------------------------------------
 
@@ -354,43 +366,43 @@ class Federation:
 
         They are kept under the id by which it became known, whatever key it has by now.
         """
-        peerid = self.peers.roster.root(peerid)
+        peerid = self.peers.index.root(peerid)
         trusted = self.peers.state(peerid) == TRUSTED
         entry = self.peers.get(peerid)
         if trusted and entry is not None:
-            self.tending.begin(peerid, entry)
-        elif not trusted and self.tending.end(peerid):
+            self.peer_sessions.begin(peerid, entry)
+        elif not trusted and self.peer_sessions.end(peerid):
             self.exchange.forget(peerid)
-            self.introducer.forget(peerid)
-            self.office.forget(peerid)
-        self.introducer.look()
+            self.gossip.forget(peerid)
+            self.mailbox.forget(peerid)
+        self.gossip.look()
         if self.peers.state(peerid) == BLOCKED:
-            self.inbox.owing.blocked(peerid)
-            self.endings.begin()
+            self.inbox.outcome_queue.blocked(peerid)
+            self.revocation.begin()
 
-    async def _probe_forever(self, link: Link) -> None:
-        await self.greeter.probe_forever(link)
+    async def _probe_forever(self, connection: PeerConnection) -> None:
+        await self.prober.probe_forever(connection)
 
-    async def _exchange_forever(self, link: Link) -> None:
-        await self.exchange.tell_forever(link, self.ledger.returned(link.id))
+    async def _exchange_forever(self, connection: PeerConnection) -> None:
+        await self.exchange.tell_forever(connection, self.outbox.returned(connection.id))
 
-    async def _introduce_forever(self, link: Link) -> None:
-        await self.introducer.exchange_forever(link, self.ledger.returned(link.id))
+    async def _gossip_forever(self, connection: PeerConnection) -> None:
+        await self.gossip.exchange_forever(connection, self.outbox.returned(connection.id))
 
-    async def _collect_forever(self, link: Link) -> None:
-        await self.ways.polled(link.id).wait()
-        await self.portrait.polls(self.ways.mailboxes())
-        self.probes.ring()
-        await self.collector.collect_forever(link)
+    async def _collect_forever(self, connection: PeerConnection) -> None:
+        await self.reachability.polled(connection.id).wait()
+        await self.own_card.polls(self.reachability.mailboxes())
+        self.probes.wake()
+        await self.mailbox_poller.collect_forever(connection)
 
-    def link_to(self, entry: Known) -> Link:
+    def connection_to(self, entry: PeerState) -> PeerConnection:
         """A way to a peer; the caller closes it."""
-        return Link(entry, self.sealer, self.guide_to(entry))
+        return PeerConnection(entry, self.signer, self.guide_to(entry))
 
-    def guide_to(self, entry: Known) -> Guide:
+    def guide_to(self, entry: PeerState) -> Guide:
         """What a link to a peer asks."""
         # Where our own port is for this machine only, all our peers are on it.
         loopback = is_loopback(self.config.federation.host)
         return PeerGuide(
-            entry, self.context, self.fetch, self.ways, self.surroundings, self.probes, loopback
+            entry, self.context, self.fetch, self.reachability, self.monitor, self.probes, loopback
         )

@@ -9,7 +9,7 @@ from federation.peers.highwater import HighWater
 from federation.service.main import Federation
 from node.etcd.pressure import Need
 from node.rpc.calls import Caller, Calls, Who
-from node.rpc.replay import Replays
+from node.rpc.replay import ReplayGuard
 from node.rpc.requests import Empty
 
 calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home)
@@ -33,8 +33,8 @@ async def reset_clock(federation: Federation, caller: Caller, request: Empty) ->
     """Forget a later time than the clock's, by which messages are judged."""
     memory = federation.memory
     before = await memory.reset()
-    await Replays(federation.client, federation.context.clock.now).forget()
-    federation.probes.ring()  # peers that were shut out learn of it at once
+    await ReplayGuard(federation.client, federation.context.clock.now).forget()
+    federation.probes.wake()  # peers that were shut out learn of it at once
     return memory_view(memory) | {"before": round(before)}
 
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import msgspec
 
 from federation.forward import chain as chains
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward import path as relays
 from federation.forward.machine import Forward
-from federation.forward.path import Request
+from federation.forward.path import OriginRequest
 from federation.outbox import evidence as testimony
 from federation.outbox import resolve as resolving
 from federation.outbox.outcomes import read_output
@@ -61,14 +61,18 @@ async def get_forward(
     if found is None:
         raise NotFound(f"no forward of process {processid} is known")
     forward = unpack(found.value, Forward)
-    entry = federation.ledger.entries.get(processid)
+    entry = federation.outbox.entries.get(processid)
     if entry is not None and entry.revision == found.mod_revision:
         forward = entry.forward  # knows the latest tries as well
     state = forward.state
-    if state == outbox.State.CANCELLING and process.state == State.FAILED:
-        state = outbox.State.DOUBT  # given up by its deadline; the peer is being told
+    if state == machine.ForwardState.CANCELLING and process.state == State.FAILED:
+        state = machine.ForwardState.DOUBT  # given up by its deadline; the peer is being told
     peer = federation.peers.get(forward.peer)
-    waiting = state in (outbox.State.QUEUED, outbox.State.DOUBT, outbox.State.CANCELLING)
+    waiting = state in (
+        machine.ForwardState.QUEUED,
+        machine.ForwardState.DOUBT,
+        machine.ForwardState.CANCELLING,
+    )
     return {
         "processid": processid,
         "peer": forward.peer,
@@ -95,7 +99,7 @@ async def get_forward(
 
 def _there(federation: Federation, forward: Forward, process: Process) -> dict[str, Any] | None:
     """How the process fares at the peer, as that last told; None when it has not, or it ended."""
-    known = federation.results.follower.of(forward.processid)
+    known = federation.outcome_poller.update_consumer.of(forward.processid)
     if process.closed or known is None or known[0].peer != forward.peer:
         return None
     told = known[0]
@@ -107,7 +111,7 @@ def _there(federation: Federation, forward: Forward, process: Process) -> dict[s
     }
 
 
-def _asked_view(request: Request | None) -> dict[str, str] | None:
+def _asked_view(request: OriginRequest | None) -> dict[str, str] | None:
     """What the peer has to answer: the SHA-256 of the origin's submission, and who signed it."""
     return {"sha256": request.digest.hex(), "by": request.origin} if request else None
 
@@ -132,7 +136,7 @@ async def _late(federation: Federation, record: Forward) -> dict[str, Any] | Non
         return None
     seen = inspect(found.value, limit=len(found.value))
     peers, outcome = federation.peers, load(seen.payload, Outcome)
-    root = peers.roster.root(seen.issuer)
+    root = peers.index.root(seen.issuer)
     signer = testimony.signer(federation.peers, found.value, root)
     view = outcome_view(found.value, *signer, testimony.request_to(record, root))
     return {
@@ -163,7 +167,7 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
     steps = await apart(
         sealed,
         lambda data: chains.trace(
-            data, issuer, key, federation.sealer.ids, peers.ids, forward.request
+            data, issuer, key, federation.signer.ids, peers.ids, forward.request
         ),
     )
     return [
@@ -185,7 +189,7 @@ async def resolve(federation: Federation, caller: Caller, request: Resolve) -> d
     """Decide about a process in doubt: failed, or requeue it here."""
     requeue = request.decision == "requeue"
     return wire_process(
-        await resolving.resolve(federation.ledger, request.processid, requeue=requeue)
+        await resolving.resolve(federation.outbox, request.processid, requeue=requeue)
     )
 
 
@@ -206,7 +210,7 @@ async def get_origin(
         raise NotFound(f"process {processid} did not come from another colony")
     peers = federation.peers
     issuer, key = testimony.signer(federation.peers, found.value, loaded[0].origin)
-    hops, valid = await apart(found.value, lambda data: relays.way(data, issuer, key))
+    hops, valid = await apart(found.value, lambda data: relays.hops_of(data, issuer, key))
     return [
         {
             "issuer": hop.issuer,
@@ -221,7 +225,7 @@ async def get_origin(
 
 
 def outcome_view(
-    sealed: bytes, peer: str, public_key: bytes, request: Request | None = None
+    sealed: bytes, peer: str, public_key: bytes, request: OriginRequest | None = None
 ) -> dict[str, Any] | None:
     """Who signed an outcome, when, and whether the signature holds: verified now, not remembered.
 
@@ -248,7 +252,7 @@ def outcome_view(
     }
 
 
-def _answers(payload: bytes, request: Request | None) -> bool | None:
+def _answers(payload: bytes, request: OriginRequest | None) -> bool | None:
     try:
         outcome = load(payload, Outcome)
     except Rejected:

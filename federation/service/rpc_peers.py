@@ -12,8 +12,8 @@ import msgspec
 from federation.membership.rotation import Rotated
 from federation.peers.clock import PeerClock
 from federation.peers.policy import Policy, PolicyError, changed, read
-from federation.peers.reachability import cannot_be
-from federation.peers.registry import TRUSTED, Known
+from federation.peers.registry import TRUSTED, PeerState
+from federation.peers.unreachable import cannot_be
 from federation.service import rpc_routes as route_calls
 from federation.service.main import Federation
 from federation.transport.errors import TransportError
@@ -32,7 +32,7 @@ class ByPeer(msgspec.Struct):
     peer: str
 
 
-class Wish(msgspec.Struct):
+class PolicyRequest(msgspec.Struct):
     """What a policy is to be: a whole one, or `change` laid over the one in force; or neither."""
 
     policy: dict[str, Any] | None = None
@@ -49,20 +49,20 @@ class Wish(msgspec.Struct):
             raise Invalid(str(error)) from None
 
 
-class TrustPeer(Wish, kw_only=True):
+class TrustPeer(PolicyRequest, kw_only=True):
     """Trust a peer, with a policy of its own if one is given."""
 
     peer: str
 
 
-class SetPolicy(Wish, kw_only=True):
+class SetPolicy(PolicyRequest, kw_only=True):
     """Change a trusted peer's policy; `default` gives it up for that of the configuration."""
 
     peer: str
     default: bool = False
 
 
-class Invite(Wish, kw_only=True):
+class Invite(PolicyRequest, kw_only=True):
     """Make an invitation for `expires` seconds. Without `addresses`, those of our card."""
 
     expires: int = 3600
@@ -75,7 +75,7 @@ class ByInvitation(msgspec.Struct):
     invitation: str
 
 
-class JoinPeer(Wish, kw_only=True):
+class JoinPeer(PolicyRequest, kw_only=True):
     """Use an invitation; the policy is for who invited."""
 
     token: str
@@ -84,7 +84,7 @@ class JoinPeer(Wish, kw_only=True):
 calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home)
 
 
-def peer_view(federation: Federation, entry: Known) -> dict[str, Any]:
+def peer_view(federation: Federation, entry: PeerState) -> dict[str, Any]:
     """A peer as lists and pages show it: who it is, how it is reached, what it may and has here."""
     peer = entry.peer
     return {
@@ -97,11 +97,11 @@ def peer_view(federation: Federation, entry: Known) -> dict[str, Any]:
         "impossible": {
             address: why
             for address in addresses
-            if (why := cannot_be(address, federation.portrait.endpoints))
+            if (why := cannot_be(address, federation.own_card.endpoints))
         },
         "lastseen": entry.lastseen,
         "error": entry.error or peer.mismatch,
-        "outstanding": federation.ledger.outstanding(peer.id),
+        "outstanding": federation.outbox.outstanding(peer.id),
         "waiting": federation.context.processes.queue.count_of(peer.id),
         "running": federation.context.processes.running.count_of(peer.id),
         "left": left_view(federation, peer.id),
@@ -125,7 +125,10 @@ async def get_peers(federation: Federation, caller: Caller, request: Empty) -> l
 async def get_peer(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
     """One other colony."""
     entry = federation.peers.find(request.peer)
-    said, age = federation.board.get(entry.peer.id), federation.board.age(entry.peer.id)
+    said, age = (
+        federation.capability_cache.get(entry.peer.id),
+        federation.capability_cache.age(entry.peer.id),
+    )
     return peer_view(federation, entry) | {"capabilities": route_calls.statement_view(said, age)}
 
 
@@ -134,7 +137,7 @@ async def trust(federation: Federation, caller: Caller, request: TrustPeer) -> d
     """Let a colony send work here and take work from here."""
     present = federation.peers.policy(federation.peers.find(request.peer).peer.id)
     return peer_view(
-        federation, await federation.decisions.trust(request.peer, request.over(present))
+        federation, await federation.trust_admin.trust(request.peer, request.over(present))
     )
 
 
@@ -146,13 +149,13 @@ async def set_policy(federation: Federation, caller: Caller, request: SetPolicy)
     if policy is None and not request.default:
         raise Invalid("policy: say what to change")
     chosen = None if request.default else policy
-    return peer_view(federation, await federation.decisions.set_policy(entry.peer.id, chosen))
+    return peer_view(federation, await federation.trust_admin.set_policy(entry.peer.id, chosen))
 
 
 @calls.row("blockpeermsg", ByPeer, Who.OWNER, reply="Peer", need=Need.FREES)
 async def block(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
     """Refuse a colony from now on, and end what it has here and we there."""
-    return peer_view(federation, await federation.decisions.block(request.peer))
+    return peer_view(federation, await federation.trust_admin.block(request.peer))
 
 
 @calls.row(
@@ -197,7 +200,7 @@ async def revoke(federation: Federation, caller: Caller, request: ByInvitation) 
 async def join(federation: Federation, caller: Caller, request: JoinPeer) -> dict[str, Any]:
     """Use another colony's token."""
     policy = request.over(federation.peers.default)
-    return peer_view(federation, await federation.joining.join(request.token, policy))
+    return peer_view(federation, await federation.joiner.join(request.token, policy))
 
 
 @calls.row("pingpeermsg", ByPeer, Who.OWNER, reply="{ok, rtt, error, clock}", need=Need.FREES)
@@ -205,8 +208,8 @@ async def ping(federation: Federation, caller: Caller, request: ByPeer) -> dict[
     """Ask a colony for a signed answer."""
     entry = federation.peers.find(request.peer)
     try:
-        async with federation.tending.link(entry) as link:
-            rtt = await federation.greeter.hello(link)
+        async with federation.peer_sessions.connection(entry) as connection:
+            rtt = await federation.prober.hello(connection)
     except (TransportError, Rejected) as error:
         rtt, problem = 0.0, str(error)
     else:
@@ -230,8 +233,8 @@ def policy_view(policy: Policy) -> dict[str, Any]:
 
 def left_view(federation: Federation, peerid: str) -> dict[str, int]:
     """What a colony left in the store here: entries, bytes, and bytes of news of the last day."""
-    stock = federation.inbox.accounts.stock(peerid)
-    told = federation.inbox.accounts.told(peerid)
+    stock = federation.inbox.peer_quotas.stock(peerid)
+    told = federation.inbox.peer_quotas.told(peerid)
     return {"entries": stock.entries, "bytes": stock.size, "news": told}
 
 

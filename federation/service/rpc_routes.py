@@ -14,7 +14,7 @@ from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.peers.policy import opening
 from federation.routing.capabilities import Statement
-from federation.routing.rules import Option, Report, Route, odds
+from federation.routing.rules import Route, RouteOption, RouteReport, odds
 from node.etcd.pressure import Need
 from node.model.errors import Invalid
 from node.model.types import FunctionSpec
@@ -122,7 +122,7 @@ def _needs(federation: Federation, target: str, peer: str) -> list[dict[str, str
     return needs
 
 
-def _report(report: Report) -> dict[str, Any]:
+def _report(report: RouteReport) -> dict[str, Any]:
     return route_view(report.route) | {
         "matches": report.matches,
         "holds": report.holds,
@@ -131,7 +131,7 @@ def _report(report: Report) -> dict[str, Any]:
     }
 
 
-def _option(option: Option) -> dict[str, Any]:
+def _option(option: RouteOption) -> dict[str, Any]:
     return {
         "id": option.id,
         "name": option.name,

@@ -13,19 +13,19 @@ from dataclasses import InitVar, dataclass, field
 
 import msgspec
 
-from federation.limits.accounts import Accounts
+from federation.limits.accounts import PeerQuotas
 from federation.limits.admission import Admission
-from federation.peers.heirs import follow
-from federation.peers.log_limit import Sparing
+from federation.peers.log_limit import LogLimiter
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
+from federation.peers.successions import follow
 from federation.wire.address import is_near, source_of
 from federation.wire.card import VERSION, Card, open_card
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, open_envelope
 from federation.wire.invitation import KNOCK
 from federation.wire.messages import SIGNED, Hello, SignedRefusal, load
 from federation.wire.refusals import BROUGHT, Refusal, RefusalBody, refusal_of, store_full
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from federation.wire.sizes import MAX_BODY, SIZES
 from node.etcd.errors import EtcdError, StoreFull
 from node.host.log import get_logger
@@ -43,14 +43,14 @@ log = get_logger("gate")
 class Server:
     """Answers peers at `endpoints`. `card` gives our signed card."""
 
-    sealer: Sealer
+    signer: Signer
     peers: Peers
-    accounts: Accounts
+    peer_quotas: PeerQuotas
     card: Callable[[], bytes]
     endpoints: InitVar[Iterable[Endpoint]]
     counters: Counter[str] = field(default_factory=Counter)
     _admission: Admission = field(default_factory=Admission)
-    _sparing: Sparing = field(default_factory=Sparing)
+    _log_limiter: LogLimiter = field(default_factory=LogLimiter)
     _table: dict[str, Endpoint] = field(init=False)
 
     def __post_init__(self, endpoints: Iterable[Endpoint]) -> None:
@@ -77,7 +77,7 @@ class Server:
     def _refuse(self, refusal: Refusal, request: Request | None = None) -> Response:
         self.counters[refusal.code] += 1
         signed = self._signed(refusal, request) if request and refusal.certain else b""
-        body = RefusalBody(refusal.code, refusal.message, self.sealer.clock.seconds, signed)
+        body = RefusalBody(refusal.code, refusal.message, self.signer.clock.seconds, signed)
         headers = (("retry-after", str(refusal.again)),) if refusal.again else ()
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
@@ -97,12 +97,12 @@ class Server:
             refusal.code,
             refusal.message[:300],
             hashlib.sha256(request.body).digest(),
-            self.sealer.clock.seconds,
-            self.sealer.clock.latest,
+            self.signer.clock.seconds,
+            self.signer.clock.latest,
             request.path,
             refusal.kept,
         )
-        return self.sealer.seal(Kind.REFUSAL, issuer, signed)
+        return self.signer.seal(Kind.REFUSAL, issuer, signed)
 
     async def _route(self, request: Request) -> Response:
         if request.path == "/v1/card":
@@ -128,7 +128,7 @@ class Server:
         opened = await self._identify(request, endpoint)
         if not endpoint.public and (refusal := request.signed(opened.issuer)):
             raise Refusal(503, "busy", refusal, again=2)
-        public, message = endpoint.public, self.accounts.message
+        public, message = endpoint.public, self.peer_quotas.message
         try:
             with nullcontext() if public else message(opened.issuer, endpoint.kind):
                 answer = await endpoint.action(opened, request.body)
@@ -139,7 +139,7 @@ class Server:
         self.counters[f"ok_{endpoint.kind.value}"] += 1
         return Response(200, answer, "application/cose")
 
-    async def _identify(self, request: Request, endpoint: Endpoint) -> Opened:
+    async def _identify(self, request: Request, endpoint: Endpoint) -> VerifiedMessage:
         """Open a message, and know its sender by the id under which it is kept.
 
         Raises Rejected, or Refusal for whom we do not trust.
@@ -153,13 +153,13 @@ class Server:
             self._count_card(card)
             near, source = is_near(request.remote), source_of(request.remote)
             await self.peers.learn(card, hello.card, near=near, source=source)
-        root = self.peers.roster.root(opened.issuer)
+        root = self.peers.index.root(opened.issuer)
         if root != opened.issuer and not endpoint.public:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
         self._demand_trust(opened.issuer, public=endpoint.public)
         return opened
 
-    def _open(self, request: Request, endpoint: Endpoint, card: Card | None) -> Opened:
+    def _open(self, request: Request, endpoint: Endpoint, card: Card | None) -> VerifiedMessage:
         """Check a message, after counting it if it comes from a colony that is not trusted."""
         name, mistakes = "", True
 
@@ -174,16 +174,16 @@ class Server:
             opened = open_envelope(
                 request.body,
                 kind=endpoint.kind,
-                audience=self.sealer.ids,
-                now=self.sealer.clock.seconds,
+                audience=self.signer.ids,
+                now=self.signer.clock.seconds,
                 keys=key_of,
                 limit=endpoint.limit,
-                high_water=self.sealer.clock.floor,
+                high_water=self.signer.clock.floor,
                 explain=lambda: mistakes,
             )
         except Rejected as rejected:
             if name and rejected.code in ("bad_signature", "wrong_kind"):
-                self._admission.failed(name, request.remote, self.sealer.clock.steady())
+                self._admission.failed(name, request.remote, self.signer.clock.steady())
             raise
         if name:
             self._admission.held(name, request.remote)
@@ -192,14 +192,14 @@ class Server:
     def _trusted(self, issuer: str) -> str:
         """The id under which a trusted colony is kept, "" for others."""
         trusted = self.peers.state(issuer) == TRUSTED
-        return self.peers.roster.root(issuer) if trusted else ""
+        return self.peers.index.root(issuer) if trusted else ""
 
     def _admit(self, issuer: str, request: Request) -> bool:
         """Whether the mistake is looked for in a message that names its sender.
 
         Raises Refusal (stranger_rate) before anything is checked.
         """
-        now = self.sealer.clock.steady()
+        now = self.signer.clock.steady()
         if name := self._trusted(issuer):
             return self._admission.trusted(name, request.remote, now)
         self._admission.stranger(request.remote, now)
@@ -211,21 +211,21 @@ class Server:
         if entry is None or entry.peer.state != TRUSTED or card.id != entry.peer.wire:
             return
         if card.sequence > entry.peer.sequence:
-            self.accounts.card(entry.peer.id)
+            self.peer_quotas.card(entry.peer.id)
 
     async def _follow(self, hello: Hello) -> None:
         """Take note that a peer has another key now, before its card is that of a stranger."""
         try:
-            await follow(self.peers, hello.successors, self.sealer.clock.seconds)
+            await follow(self.peers, hello.successors, self.signer.clock.seconds)
         except Refusal as refusal:
             usurped = refusal.code == "usurped"
-            if usurped and (more := self._sparing.line(self.sealer.clock.steady())) is not None:
+            if usurped and (more := self._log_limiter.line(self.signer.clock.steady())) is not None:
                 log.warning("succession refused", why=refusal.message, **more)
             raise
 
     def _key(self, issuer: str, card: Card | None) -> bytes | None:
         entry = self.peers.get(issuer)
-        known = entry.peer.key_of(issuer, self.sealer.clock.seconds) if entry else None
+        known = entry.peer.key_of(issuer, self.signer.clock.seconds) if entry else None
         if known is None and entry is not None and issuer != entry.peer.wire:
             now_is = entry.peer.wire[:12]
             raise Refusal(401, "superseded", f"this key was replaced; the colony is {now_is}")
@@ -239,7 +239,7 @@ class Server:
         if not endpoint.public:
             self._admit(seen.issuer, request)
         data = load(seen.payload, Hello).card
-        card = open_card(data, self.sealer.clock.seconds, high_water=self.sealer.clock.floor)
+        card = open_card(data, self.signer.clock.seconds, high_water=self.signer.clock.floor)
         if card.id != seen.issuer:
             raise Rejected("unknown_issuer", "the card is another colony's")
         return card

@@ -12,22 +12,23 @@ from functools import partial
 
 import trio
 
-from federation.peers.registry import Known
+from federation.peers.registry import PeerState
+from federation.transport.connection import PeerConnection
 from federation.transport.errors import Unsent
-from federation.transport.link import Link
 from node.host.containment import contained, keep_going
 
 
 @dataclass
-class Tending:
-    """Runs `tasks` for each peer over a link that `link_to` makes, which is then in `links`.
+class PeerSessions:
+    """Runs `tasks` for each peer over a link that `connection_to` makes, which is then in
+    `connections`.
 
     Nothing begins but between `open` and `close`.
     """
 
-    links: dict[str, Link]
-    link_to: Callable[[Known], Link]
-    tasks: Sequence[Callable[[Link], Awaitable[None]]]
+    connections: dict[str, PeerConnection]
+    connection_to: Callable[[PeerState], PeerConnection]
+    tasks: Sequence[Callable[[PeerConnection], Awaitable[None]]]
     _nursery: trio.Nursery | None = None
     _scopes: dict[str, trio.CancelScope] = field(default_factory=dict)
 
@@ -40,20 +41,20 @@ class Tending:
         self._nursery = None
 
     @asynccontextmanager
-    async def link(self, entry: Known) -> AsyncIterator[Link]:
+    async def connection(self, entry: PeerState) -> AsyncIterator[PeerConnection]:
         """Give the link to a peer that is in use, else one for this alone. Raises Unsent."""
         if not entry.peer.public_key:
             raise Unsent("no card of this colony was seen yet")
-        if used := self.links.get(entry.peer.id):
+        if used := self.connections.get(entry.peer.id):
             yield used
             return
-        link = self.link_to(entry)
+        connection = self.connection_to(entry)
         try:
-            yield link
+            yield connection
         finally:
-            await link.close()
+            await connection.close()
 
-    def begin(self, peerid: str, entry: Known) -> None:
+    def begin(self, peerid: str, entry: PeerState) -> None:
         """Start what is not started yet of a peer's."""
         if self._nursery is not None and peerid not in self._scopes:
             scope = self._scopes[peerid] = trio.CancelScope()
@@ -66,17 +67,17 @@ class Tending:
             scope.cancel()
         return scope is not None
 
-    async def _serve(self, entry: Known, scope: trio.CancelScope) -> None:
+    async def _serve(self, entry: PeerState, scope: trio.CancelScope) -> None:
         with contained("tasks of a peer", peer=entry.peer.id):
-            link = self.link_to(entry)
-            self.links[link.id] = link
+            connection = self.connection_to(entry)
+            self.connections[connection.id] = connection
             try:
                 with scope:
                     async with trio.open_nursery() as nursery:
                         for task in self.tasks:
-                            name = f"{task.__name__} of {link.id[:12]}"
-                            nursery.start_soon(keep_going, name, partial(task, link))
+                            name = f"{task.__name__} of {connection.id[:12]}"
+                            nursery.start_soon(keep_going, name, partial(task, connection))
             finally:
-                if self.links.get(link.id) is link:
-                    del self.links[link.id]
-                await link.close()
+                if self.connections.get(connection.id) is connection:
+                    del self.connections[connection.id]
+                await connection.close()

@@ -1,6 +1,6 @@
 """Finding where a colony is to be reached: its addresses tried, its certificate compared, its card.
 
-What is said over a connection, and to whom, is `transport.link`'s.
+What is said over a connection, and to whom, is `transport.connection`'s.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def text_of(error: BaseException) -> str:
 
 
 @dataclass
-class Found:
+class DialResult:
     """Where a certificate was shown: the `address`, or "", and what all the others said."""
 
     address: str = ""
@@ -84,7 +84,7 @@ async def find(
     addresses: Sequence[str],
     fingerprint: str,
     ways: Callable[[str], Awaitable[list[str]]],
-) -> Found:
+) -> DialResult:
     """Try addresses, each a moment after the one before; the first that is right wins.
 
     `ways` gives where an address leads; it raises Unsent when we are not to go there.
@@ -92,8 +92,8 @@ async def find(
     An address that leads nowhere costs a moment this way, and not the five seconds of its timeout:
     after a move most are of that kind, and anybody can announce some.
     """
-    found, waiting, running = Found(), list(addresses), 0
-    send, results = trio.open_memory_channel[tuple[str, str, bytes, str]](0)
+    found, waiting, running = DialResult(), list(addresses), 0
+    send, outcome_poller = trio.open_memory_channel[tuple[str, str, bytes, str]](0)
 
     async def look(address: str) -> None:
         at, der, problem = address, b"", "it leads nowhere"
@@ -118,7 +118,7 @@ async def find(
                 nursery.start_soon(look, waiting.pop(0))
                 running += 1
             with trio.move_on_after(_STAGGER if waiting else math.inf):
-                address, at, der, problem = await results.receive()
+                address, at, der, problem = await outcome_poller.receive()
                 running -= 1
                 if problem:
                     found.problems.append(problem)

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.peers.context import Context
-from federation.peers.registry import TRUSTED, Known, Peers
+from federation.peers.registry import TRUSTED, Peers, PeerState
+from federation.transport.connection import Carrier, PeerConnection, PeerResponse
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
-from federation.transport.link import Answer, Carrier, Link
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, Rejected
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
 from federation.wire.refusals import BROUGHT, Refusal
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from federation.wire.sizes import SIZES
 from node.host.containment import contained
 from node.host.log import get_logger
@@ -46,75 +46,77 @@ log = get_logger("mailbox")
 
 
 @dataclass(eq=False)
-class _Held:
+class _PendingMessage:
     """A message that waits for its answer."""
 
     parcel: Parcel
     sender: str
     taken: bool = False
     parts: bytearray = field(default_factory=bytearray)
-    answer: Answer | None = None
+    answer: PeerResponse | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(eq=False)
-class _Box:
+class _MailboxQueue:
     """What is held for one colony; `seen` is when it last polled, in trio's time."""
 
-    held: OrderedDict[bytes, _Held] = field(default_factory=OrderedDict)
-    bell: trio.Event = field(default_factory=trio.Event)
+    held: OrderedDict[bytes, _PendingMessage] = field(default_factory=OrderedDict)
+    wakeup: trio.Event = field(default_factory=trio.Event)
     polls: int = 0
     seen: float = float("-inf")
     parts: int = 0  # bytes of answers
 
-    def ring(self) -> None:
-        self.bell.set()
-        self.bell = trio.Event()
+    def wake(self) -> None:
+        self.wakeup.set()
+        self.wakeup = trio.Event()
 
 
 @dataclass
-class Office:
+class Mailbox:
     """The boxes of the colonies that poll us. `arrived` hears of each that begins to."""
 
-    sealer: Sealer
+    signer: Signer
     peers: Peers
     arrived: Callable[[str], None]
     draining: bool = False
-    _boxes: dict[str, _Box] = field(default_factory=dict)
+    _queues: dict[str, _MailboxQueue] = field(default_factory=dict)
     _count: int = 0
     _bytes: int = 0  # held for all
 
     def open(self, peerid: str) -> bool:
         """Whether a colony polls us, so that a message gets to it this way."""
-        box = self._boxes.get(peerid)
-        return box is not None and (box.polls > 0 or trio.current_time() - box.seen < _GAP)
+        queue = self._queues.get(peerid)
+        return queue is not None and (queue.polls > 0 or trio.current_time() - queue.seen < _GAP)
 
     def drain(self) -> None:
         """Answer every poll now."""
         self.draining = True
-        for box in self._boxes.values():
-            box.ring()
+        for queue in self._queues.values():
+            queue.wake()
 
     def forget(self, peerid: str) -> None:
         """A colony is trusted no more: nothing is held for it."""
-        box = self._boxes.pop(peerid, None)
-        if box is not None:
-            for held in box.held.values():
+        queue = self._queues.pop(peerid, None)
+        if queue is not None:
+            for held in queue.held.values():
                 held.done.set()
-            box.ring()
+            queue.wake()
 
-    async def carry(self, peerid: str, sender: str, path: str, body: bytes, wait: float) -> Answer:
+    async def carry(
+        self, peerid: str, sender: str, path: str, body: bytes, wait: float
+    ) -> PeerResponse:
         """Hold a message until the colony has taken and answered it. Raises Unsent or Lost.
 
         `wait` is how many seconds it may think; bounded in number and bytes, also by sender.
         """
         if not self.open(peerid):
             raise Unsent("it does not poll us now")
-        box = self._boxes[peerid]
-        same = [held for held in box.held.values() if held.sender == sender]
-        total = sum(len(held.parcel.body) for held in box.held.values()) + len(body)
+        queue = self._queues[peerid]
+        same = [held for held in queue.held.values() if held.sender == sender]
+        total = sum(len(held.parcel.body) for held in queue.held.values()) + len(body)
         mine = sum(len(held.parcel.body) for held in same) + len(body)
-        if len(box.held) >= _IN_ALL or len(same) >= _PER_SENDER or total > _BYTES:
+        if len(queue.held) >= _IN_ALL or len(same) >= _PER_SENDER or total > _BYTES:
             raise Unsent("its mailbox is full")
         if same and mine > _BYTES // 4:
             raise Unsent("its mailbox holds too much of one sender")
@@ -123,15 +125,17 @@ class Office:
         self._bytes += len(body)
         self._count += 1
         name = self._count.to_bytes(8, "big")
-        held = box.held[name] = _Held(Parcel(name, path, body, min(30, int(wait))), sender)
-        box.ring()
+        held = queue.held[name] = _PendingMessage(
+            Parcel(name, path, body, min(30, int(wait))), sender
+        )
+        queue.wake()
         try:
             with trio.move_on_after(_ANSWER + wait):
                 await held.done.wait()
         finally:
-            box.held.pop(name, None)
+            queue.held.pop(name, None)
             self._bytes -= len(body) + len(held.parts)
-            box.parts -= len(held.parts)
+            queue.parts -= len(held.parts)
         if held.answer is None:
             raise Lost("no answer by way of the mailbox") if held.taken else Unsent("not fetched")
         return held.answer
@@ -145,68 +149,68 @@ class Office:
             Endpoint("/v1/pass", Kind.PASS, self.forward),
         ]
 
-    async def collect(self, opened: Opened, data: bytes) -> bytes:
+    async def collect(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """A colony brings answers and takes what is held for it, waiting for it if need be.
 
         Without a wait it brings answers only.
         """
         wish = load(opened.payload, Collect)
         fresh = not self.open(opened.issuer)
-        box = self._boxes.setdefault(opened.issuer, _Box())
+        queue = self._queues.setdefault(opened.issuer, _MailboxQueue())
         for reply in wish.answers:
-            self._answered(box, reply)
+            self._answered(queue, reply)
         found: list[Parcel] = []
-        box.polls += 1
+        queue.polls += 1
         if fresh:
             self.arrived(opened.issuer)
         try:
             with trio.move_on_after(wish.wait):
-                while wish.wait and not self.draining and not (found := self._next(box)):
-                    await box.bell.wait()
+                while wish.wait and not self.draining and not (found := self._next(queue)):
+                    await queue.wakeup.wait()
         finally:
-            box.polls -= 1
-            box.seen = trio.current_time()
+            queue.polls -= 1
+            queue.seen = trio.current_time()
         if self.peers.state(opened.issuer) != TRUSTED:
             raise Refusal(403, "untrusted", "this colony does not trust yours any more")
-        return self.sealer.seal(Kind.PARCELS, opened.issuer, Parcels(found))
+        return self.signer.seal(Kind.PARCELS, opened.issuer, Parcels(found))
 
     @staticmethod
-    def _next(box: _Box) -> list[Parcel]:
+    def _next(queue: _MailboxQueue) -> list[Parcel]:
         """What was not handed out yet, as much as one answer should hold."""
         found: list[Parcel] = []
         total = 0
-        for held in box.held.values():
+        for held in queue.held.values():
             if not held.taken and (not found or total + len(held.parcel.body) <= _PAGE):
                 held.taken = True
                 found.append(held.parcel)
                 total += len(held.parcel.body)
         return found
 
-    def _answered(self, box: _Box, reply: Reply) -> None:
+    def _answered(self, queue: _MailboxQueue, reply: Reply) -> None:
         """Take a part of an answer; what is too large, or too much at once, is no answer."""
-        held = box.held.get(reply.id)
+        held = queue.held.get(reply.id)
         if held is None or held.done.is_set():
             return
         size = len(reply.data)
-        if box.parts + size > _ANSWERS or self._bytes + size > _TOGETHER:
+        if queue.parts + size > _ANSWERS or self._bytes + size > _TOGETHER:
             held.done.set()
             return
         held.parts += reply.data
         self._bytes += size
-        box.parts += size
+        queue.parts += size
         if len(held.parts) > _LONGEST:
             held.done.set()
         elif not reply.more:
-            held.answer = Answer(reply.status, reply.after, bytes(held.parts))
+            held.answer = PeerResponse(reply.status, reply.after, bytes(held.parts))
             held.done.set()
 
-    async def forward(self, opened: Opened, data: bytes) -> bytes:
+    async def forward(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """A peer has a message for a colony that polls us. Raises Refusal.
 
         The sender does not rely on what we say of what became of it: only on what the other signed.
         """
         wish = load(opened.payload, Pass)
-        to = self.peers.roster.root(wish.to)
+        to = self.peers.index.root(wish.to)
         if self.peers.state(to) != TRUSTED or not self.open(to):
             raise Refusal(429, "mailbox_absent", "that colony does not poll us now", again=5)
         try:
@@ -216,18 +220,20 @@ class Office:
         except Lost as error:
             raise Refusal(503, "mailbox_lost", str(error), again=5) from None
         passed = Passed(answer.status, answer.retry_after, answer.data)
-        return self.sealer.seal(Kind.PASSED, opened.issuer, passed)
+        return self.signer.seal(Kind.PASSED, opened.issuer, passed)
 
 
-async def pass_on(link: Link, to: str, path: str, body: bytes, wait: float) -> Answer:
+async def pass_on(
+    connection: PeerConnection, to: str, path: str, body: bytes, wait: float
+) -> PeerResponse:
     """Send a message to the colony `to` by way of the peer that it polls. Raises TransportError.
 
     Once the mailbox has it, nothing that the mailbox says tells that it was not delivered.
     """
     wish = Pass(to, path, body, min(30, int(wait)))
-    sealed = link.seal(Kind.PASS, wish)
+    sealed = connection.seal(Kind.PASS, wish)
     try:
-        opened, _ = await link.post("/v1/pass", sealed, Kind.PASSED, wait + _ANSWER)
+        opened, _ = await connection.post("/v1/pass", sealed, Kind.PASSED, wait + _ANSWER)
         passed = load(opened.payload, Passed)
     except RemoteRefusal as error:
         if error.reason is not Reason.LATER:
@@ -236,24 +242,24 @@ async def pass_on(link: Link, to: str, path: str, body: bytes, wait: float) -> A
         raise RemoteRefusal(error.code, told, Reason.LATER, seconds=error.seconds) from None
     except Rejected as error:
         raise Lost(f"its mailbox: {error}") from None
-    return Answer(passed.status, passed.after, passed.data, brought=True)
+    return PeerResponse(passed.status, passed.after, passed.data, brought=True)
 
 
 @dataclass
-class Ways:
+class Reachability:
     """Which peers are reached by way of a mailbox, ours or another's, and which we poll.
 
-    `links` are those to the trusted peers, by the id under which each is kept.
+    `connections` are those to the trusted peers, by the id under which each is kept.
     """
 
     context: Context
-    office: Office
-    links: Mapping[str, Link]
+    mailbox: Mailbox
+    connections: Mapping[str, PeerConnection]
     _polled: dict[str, trio.Event] = field(default_factory=dict)
 
     def polled(self, peerid: str) -> trio.Event:
         """Set once a peer is one that we poll."""
-        return self._polled.setdefault(self.context.peers.roster.root(peerid), trio.Event())
+        return self._polled.setdefault(self.context.peers.index.root(peerid), trio.Event())
 
     def mailboxes(self) -> list[str]:
         """Present ids of the trusted peers that we poll, as our card tells them."""
@@ -263,57 +269,61 @@ class Ways:
             if event.is_set() and self.context.peers.state(peerid) == TRUSTED
         )
 
-    def around(self, entry: Known) -> Carrier | None:
+    def around(self, entry: PeerState) -> Carrier | None:
         """The way to a peer that polls us, or one whom we trust; None when it is reached itself."""
         peerid = entry.peer.id
-        if self.office.open(peerid):
-            return functools.partial(self.office.carry, peerid, self.context.sealer.key.id)
+        if self.mailbox.open(peerid):
+            return functools.partial(self.mailbox.carry, peerid, self.context.signer.key.id)
         if entry.sighted or entry.proven:
             return None
         for mailbox in entry.peer.mailboxes:
-            link = self.links.get(self.context.peers.roster.root(mailbox))
-            if link is not None and link.id != peerid:
-                return functools.partial(pass_on, link, entry.peer.wire)
+            connection = self.connections.get(self.context.peers.index.root(mailbox))
+            if connection is not None and connection.id != peerid:
+                return functools.partial(pass_on, connection, entry.peer.wire)
         return None
 
 
 @dataclass
-class Collector:
+class MailboxPoller:
     """The other end: fetches what peers hold for us and lets `handle` answer it."""
 
     handle: Callable[[Request], Awaitable[Response]]
     chance: random.Random
 
-    async def collect_forever(self, link: Link) -> None:
+    async def collect_forever(self, connection: PeerConnection) -> None:
         """Poll one peer until cancelled, working on what it held meanwhile."""
         slots, failures = trio.CapacityLimiter(_SLOTS), 0
         async with trio.open_nursery() as nursery:
             while True:
                 try:
-                    parcels = await self._exchange(link, Collect(_WAIT, []))
+                    parcels = await self._exchange(connection, Collect(_WAIT, []))
                     failures = 0
                 except (TransportError, Rejected) as error:
                     failures += 1
-                    log.info("mailbox not reached", peer=link.id, error=error)
+                    log.info("mailbox not reached", peer=connection.id, error=error)
                     refused = isinstance(error, TransportError) and error.final
-                    await trio.sleep(_PATIENCE if refused else outbox.delay(failures, self.chance))
+                    await trio.sleep(_PATIENCE if refused else machine.delay(failures, self.chance))
                     continue
                 for parcel in parcels:
-                    nursery.start_soon(self._work_safely, link, parcel, slots)
+                    nursery.start_soon(self._work_safely, connection, parcel, slots)
                 if slots.available_tokens == 0:
                     async with slots:
                         pass
 
-    async def _exchange(self, link: Link, wish: Collect) -> list[Parcel]:
-        sealed = link.seal(Kind.COLLECT, wish)
-        opened, _ = await link.post("/v1/mail", sealed, Kind.PARCELS, wish.wait)
+    async def _exchange(self, connection: PeerConnection, wish: Collect) -> list[Parcel]:
+        sealed = connection.seal(Kind.COLLECT, wish)
+        opened, _ = await connection.post("/v1/mail", sealed, Kind.PARCELS, wish.wait)
         return load(opened.payload, Parcels).parcels
 
-    async def _work_safely(self, link: Link, parcel: Parcel, slots: trio.CapacityLimiter) -> None:
-        with contained("message of a mailbox", peer=link.id, path=parcel.path):
-            await self._work(link, parcel, slots)
+    async def _work_safely(
+        self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
+    ) -> None:
+        with contained("message of a mailbox", peer=connection.id, path=parcel.path):
+            await self._work(connection, parcel, slots)
 
-    async def _work(self, link: Link, parcel: Parcel, slots: trio.CapacityLimiter) -> None:
+    async def _work(
+        self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
+    ) -> None:
         """Answer one message; an answer that gets lost is no worse than on any other way."""
         async with slots:
             if parcel.path in ("/v1/mail", "/v1/pass"):
@@ -327,6 +337,6 @@ class Collector:
                 for start in range(0, max(1, len(data)), _PART):
                     part, more = data[start : start + _PART], start + _PART < len(data)
                     reply = Reply(parcel.id, response.status, after, part, more)
-                    await self._exchange(link, Collect(0, [reply]))
+                    await self._exchange(connection, Collect(0, [reply]))
             except (TransportError, Rejected) as error:
-                log.info("answer not brought to the mailbox", peer=link.id, error=error)
+                log.info("answer not brought to the mailbox", peer=connection.id, error=error)

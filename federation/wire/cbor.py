@@ -26,7 +26,7 @@ class CborError(ValueError):
     """Bytes that are not the one deterministic encoding of an allowed value; says where."""
 
 
-class TooMany(CborError):
+class TooManyItems(CborError):
     """More items than the caller allows."""
 
 
@@ -66,14 +66,14 @@ def decode(
 ) -> Value:
     """Decode one value that fills `data` exactly, nested at most `depth` containers deep.
 
-    It has at most `items` values, keys of maps included: a count that is larger raises TooMany
+    It has at most `items` values, keys of maps included: a count that is larger raises TooManyItems
     before anything is made of it.
 
     With `tag` the value must be inside that one tag; no other tag is ever accepted.
     Raises CborError: truncated, trailing bytes, indefinite length, an integer or length longer
     than needed, map keys unsorted or repeated, floats, unknown simple values, invalid UTF-8.
     """
-    reader = _Reader(data, items)
+    reader = _Decoder(data, items)
     if tag is not None and reader.head() != (_TAG, tag):
         raise CborError(f"byte 0: not tagged {tag}")
     value = reader.value(depth)
@@ -82,7 +82,7 @@ def decode(
     return value
 
 
-class _Reader:
+class _Decoder:
     """A cursor over the bytes; every length is checked against what is left before it is used."""
 
     def __init__(self, data: bytes, items: int) -> None:
@@ -144,7 +144,7 @@ class _Reader:
                 # Spent for all of a container at once, so that a value costs no more for it.
                 self.left -= 2 * number if major == _MAP else number
                 if self.left < 0:
-                    raise TooMany(f"byte {start}: more than {self.items} items")
+                    raise TooManyItems(f"byte {start}: more than {self.items} items")
                 if major == _MAP:
                     return self.map(number, depth - 1)
                 return [self.value(depth - 1) for _ in range(number)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from federation.wire.envelope import Kind, Opened
+from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.refusals import Refusal
 from federation.wire.sizes import SIZES
 
@@ -24,9 +24,9 @@ class Endpoint:
 
     path: str
     kind: Kind
-    action: Callable[[Opened, bytes], Awaitable[bytes]]
+    action: Callable[[VerifiedMessage, bytes], Awaitable[bytes]]
     knock: Callable[[str, str, bytes], None] | None = None
-    keep: Callable[[Opened, Refusal], Awaitable[bool]] | None = None
+    keep: Callable[[VerifiedMessage, Refusal], Awaitable[bool]] | None = None
 
     @property
     def limit(self) -> int:

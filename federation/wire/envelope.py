@@ -85,7 +85,7 @@ class Rejected(Exception):
         self.message = message
 
 
-class Opened(msgspec.Struct, frozen=True):
+class VerifiedMessage(msgspec.Struct, frozen=True):
     """A message whose every check held. Times are seconds since the epoch."""
 
     issuer: str
@@ -103,7 +103,7 @@ class Opened(msgspec.Struct, frozen=True):
         return self.signer or self.issuer
 
 
-class Unverified(msgspec.Struct, frozen=True):
+class UnverifiedMessage(msgspec.Struct, frozen=True):
     """The fields of a well-formed envelope about which nothing has been proven yet."""
 
     issuer: str
@@ -156,7 +156,7 @@ def seal(
     return cbor.encode([protected, {}, payload, signature], tag=_SIGN1_TAG)
 
 
-def inspect(data: bytes, *, limit: int) -> Unverified:
+def inspect(data: bytes, *, limit: int) -> UnverifiedMessage:
     """Check size (`limit` in bytes), structure and algorithm; nothing read here is proven.
 
     Raises Rejected: too_large, malformed, bad_algorithm.
@@ -186,7 +186,7 @@ def inspect(data: bytes, *, limit: int) -> Unverified:
 
 def _unverified(
     kid: bytes, claims: object, payload: bytes, protected: bytes, signature: bytes
-) -> Unverified:
+) -> UnverifiedMessage:
     match claims:
         case {
             1: str() as issuer,
@@ -205,7 +205,7 @@ def _unverified(
         raise Rejected("malformed", f"cti has {len(cti)} bytes, not 1 to {_MAX_CTI}")
     if not 0 <= issued < expires <= _LAST_SECOND:
         raise Rejected("malformed", f"issued {issued} and expires {expires} are not a span of time")
-    return Unverified(issuer, audience, cti, issued, expires, payload, protected, signature)
+    return UnverifiedMessage(issuer, audience, cti, issued, expires, payload, protected, signature)
 
 
 def open_envelope(
@@ -218,7 +218,7 @@ def open_envelope(
     limit: int,
     high_water: float = 0,
     explain: Callable[[], bool] = lambda: True,
-) -> Opened:
+) -> VerifiedMessage:
     """Return the message in `data`, or raise Rejected with the code of the first check that fails.
 
     `now` and `high_water` (the latest wall-clock time this node remembers) are seconds since the
@@ -235,7 +235,7 @@ def open_envelope(
     if seen.audience not in ((audience,) if isinstance(audience, str) else audience):
         raise Rejected("wrong_audience", f"meant for {seen.audience!r}, this is {audience!r}")
     _check_time(seen, now, high_water)
-    return Opened(
+    return VerifiedMessage(
         seen.issuer,
         seen.audience,
         seen.cti,
@@ -247,7 +247,7 @@ def open_envelope(
 
 
 def _check_signature(
-    seen: Unverified, kind: Kind, public_key: bytes, explain: Callable[[], bool]
+    seen: UnverifiedMessage, kind: Kind, public_key: bytes, explain: Callable[[], bool]
 ) -> None:
     if verify_es256k(public_key, seen.signed_bytes(kind), seen.signature):
         return
@@ -263,7 +263,7 @@ def _check_signature(
     raise Rejected("bad_signature", f"the signature does not hold for colony {seen.issuer}")
 
 
-def _check_time(seen: Unverified, now: float, high_water: float) -> None:
+def _check_time(seen: UnverifiedMessage, now: float, high_water: float) -> None:
     """Compare the sender's times with ours; a refusal tells both clocks and the difference."""
     # A host that boots in the past must not accept again what it saw expire, nor refuse as "from
     # the future" what is younger than its own memory.

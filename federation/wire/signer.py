@@ -23,7 +23,7 @@ def cti_of(*parts: object) -> bytes:
 
 
 @dataclass
-class Sealer:
+class Signer:
     """Signs with the home colony's key, by its clock.
 
     `former` are the ids of the keys that it had before: what is meant for those is meant for it.

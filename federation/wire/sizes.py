@@ -31,40 +31,40 @@ def forward_size(process: Process) -> int:
     return sum(len(msgspec.json.encode(part)) for part in parts)
 
 
-class Size(msgspec.Struct, frozen=True):
+class MessageLimit(msgspec.Struct, frozen=True):
     """What a message may have: `bytes` with its envelope, `items` in its payload."""
 
     bytes: int
     items: int
 
 
-SIZES: dict[Kind, Size] = {
-    Kind.CARD: Size(_CARD, 256),
+SIZES: dict[Kind, MessageLimit] = {
+    Kind.CARD: MessageLimit(_CARD, 256),
     # With up to 8 successions of two signatures each.
-    Kind.HELLO: Size(_CARD + _FRAME + 8 * 4_096, 128),
-    Kind.JOIN: Size(_CARD + _FRAME + 8 * 4_096, 64),
-    Kind.WELCOME: Size(4_096, 64),
-    Kind.SUCCESSION: Size(2_048, 16),
-    Kind.REFUSAL: Size(8_192, 64),
-    Kind.SUBMIT: Size(_BODY, MOST_ITEMS),
-    Kind.CANCEL: Size(4_096, 64),
-    Kind.RECEIPT: Size(4_096, 64),
-    Kind.POLL: Size(262_144, QUICK),
+    Kind.HELLO: MessageLimit(_CARD + _FRAME + 8 * 4_096, 128),
+    Kind.JOIN: MessageLimit(_CARD + _FRAME + 8 * 4_096, 64),
+    Kind.WELCOME: MessageLimit(4_096, 64),
+    Kind.SUCCESSION: MessageLimit(2_048, 16),
+    Kind.REFUSAL: MessageLimit(8_192, 64),
+    Kind.SUBMIT: MessageLimit(_BODY, MOST_ITEMS),
+    Kind.CANCEL: MessageLimit(4_096, 64),
+    Kind.RECEIPT: MessageLimit(4_096, 64),
+    Kind.POLL: MessageLimit(262_144, QUICK),
     # JSON has up to three bytes for one in the store.
-    Kind.OUTCOME: Size(4_000_000, 4_096),
+    Kind.OUTCOME: MessageLimit(4_000_000, 4_096),
     # A page of outcomes, or a single one, and news.
-    Kind.OUTCOMES: Size(6_000_000, 2_048),
-    Kind.SAY: Size(_BODY, 2_048),
-    Kind.HEARD: Size(4_096, 64),
-    Kind.CAPABILITIES: Size(65_536, QUICK),
-    Kind.INTRODUCTIONS: Size(64 * (_CARD + 64), 1_024),
-    Kind.COLLECT: Size(_BODY, 512),
-    Kind.PARCELS: Size(2_500_000, 1_024),
-    Kind.PASS: Size(_BODY, 64),
+    Kind.OUTCOMES: MessageLimit(6_000_000, 2_048),
+    Kind.SAY: MessageLimit(_BODY, 2_048),
+    Kind.HEARD: MessageLimit(4_096, 64),
+    Kind.CAPABILITIES: MessageLimit(65_536, QUICK),
+    Kind.INTRODUCTIONS: MessageLimit(64 * (_CARD + 64), 1_024),
+    Kind.COLLECT: MessageLimit(_BODY, 512),
+    Kind.PARCELS: MessageLimit(2_500_000, 1_024),
+    Kind.PASS: MessageLimit(_BODY, 64),
     # Another colony's answer, of whatever kind.
-    Kind.PASSED: Size(6_000_000 + _FRAME, 64),
-    Kind.FETCH: Size(4_096, 64),
-    Kind.CHUNK: Size(2**20 + 4_096, 64),
+    Kind.PASSED: MessageLimit(6_000_000 + _FRAME, 64),
+    Kind.FETCH: MessageLimit(4_096, 64),
+    Kind.CHUNK: MessageLimit(2**20 + 4_096, 64),
 }
 
 MAX_BODY = SIZES[Kind.SUBMIT].bytes  # of one message, of whatever kind

@@ -1,6 +1,6 @@
 """The succession of keys: a colony goes on under another id, as both its keys say together.
 
-Values in, values out: `membership.rotation` makes it happen at home, `peers.heirs` follows it
+Values in, values out: `membership.rotation` makes it happen at home, `peers.successions` follows it
 elsewhere.
 """
 
@@ -18,7 +18,7 @@ _ANYONE = "*"
 LIMIT = 2048  # bytes of one of the two envelopes
 
 
-class Heir(msgspec.Struct, frozen=True):
+class KeySuccession(msgspec.Struct, frozen=True):
     """A proven succession: who was replaced by whom. Both keys hold `until` (seconds)."""
 
     old: str
@@ -42,7 +42,7 @@ def declare(old: PrivateKey, new: PrivateKey, now: int) -> Successor:
     return Successor(signed(old), signed(new))
 
 
-def prove(successor: Successor) -> Heir:
+def prove(successor: Successor) -> KeySuccession:
     """What a statement proves, however old it is. Raises Rejected."""
     by_old, by_new = (inspect(each, limit=LIMIT) for each in (successor.by_old, successor.by_new))
     if by_old.payload != by_new.payload:
@@ -56,4 +56,4 @@ def prove(successor: Successor) -> Heir:
     if by_old.issuer == by_new.issuer:
         raise Rejected("malformed", "nobody succeeds itself")
     until = min(by_old.expires, by_old.issued + OVERLAP)
-    return Heir(by_old.issuer, said.old, by_new.issuer, said.new, by_old.issued, until)
+    return KeySuccession(by_old.issuer, said.old, by_new.issuer, said.new, by_old.issued, until)

@@ -50,7 +50,7 @@ class BackupError(Exception):
     """What was asked for can't be done; the message says why, and nothing was changed."""
 
 
-class Item(msgspec.Struct, frozen=True):
+class ArchiveMember(msgspec.Struct, frozen=True):
     """One member of the archive: its bytes, their SHA-256 in hex."""
 
     size: int
@@ -66,7 +66,7 @@ class Manifest(msgspec.Struct, frozen=True):
     made: int
     revision: int
     keys: int
-    items: dict[str, Item]
+    items: dict[str, ArchiveMember]
 
     @classmethod
     def begin(cls, colony: str, revision: int, keys: int) -> Manifest:
@@ -94,8 +94,8 @@ class _Hashed(io.RawIOBase):
         return data
 
     @property
-    def item(self) -> Item:
-        return Item(self.size, self.digest.hexdigest())
+    def item(self) -> ArchiveMember:
+        return ArchiveMember(self.size, self.digest.hexdigest())
 
 
 def name_of(home: Path) -> str:
@@ -177,7 +177,7 @@ def entries(home: Path, skip: set[Path]) -> Iterator[Path]:
                         yield path
 
 
-def add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> Item:
+def add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> ArchiveMember:
     info = tarfile.TarInfo(name)
     info.mode, info.mtime = 0o600, time.time()
     try:
@@ -257,7 +257,7 @@ class _Names:
 
 def unpack(path: Path, into: Path | None) -> Manifest:
     """Check an archive, and extract it below `into` unless that is None."""
-    seen: dict[str, Item] = {}
+    seen: dict[str, ArchiveMember] = {}
     names = _Names()
     manifest: Manifest | None = None
     try:
@@ -303,7 +303,7 @@ def _whole(name: str, source: IO[bytes], most: int) -> bytes:
     return bytes(data)
 
 
-def _pass_on(info: tarfile.TarInfo, source: IO[bytes], into: Path | None) -> Item:
+def _pass_on(info: tarfile.TarInfo, source: IO[bytes], into: Path | None) -> ArchiveMember:
     reader = _Hashed(source)
     if into is None:
         _check_content(info.name, reader)

@@ -31,18 +31,18 @@ class HistoryError(Exception):
     """A file that is not what was written there; the message names file and place."""
 
 
-class Head(msgspec.Struct, frozen=True):
+class ChainHead(msgspec.Struct, frozen=True):
     """The last record of a chain: its number, from 1, and the SHA-256 of its line in hex."""
 
     number: int = 0
     digest: str = ""
 
 
-NOTHING = Head()
+NOTHING = ChainHead()
 
 
 @dataclass(frozen=True)
-class Batch:
+class HistoryBatch:
     """What was written at once: its lines, and where it begins and ends in the file, in bytes."""
 
     lines: list[bytes]
@@ -58,7 +58,7 @@ def files(directory: Path) -> list[Path]:
         return []
 
 
-def batches(path: Path, start: int = 0) -> Iterator[Batch]:
+def batches(path: Path, start: int = 0) -> Iterator[HistoryBatch]:
     """The whole batches of a file from the byte `start` on, where one begins.
 
     One that a crash cut off at the end is left out. Raises HistoryError for bytes that nobody
@@ -77,7 +77,7 @@ def batches(path: Path, start: int = 0) -> Iterator[Batch]:
                 if unzip.eof:
                     chunk = unzip.unused_data
                     start, end = end, file.tell() - len(chunk)
-                    yield Batch(b"".join(parts).splitlines(), start, end)
+                    yield HistoryBatch(b"".join(parts).splitlines(), start, end)
                     unzip, parts = zlib.decompressobj(_GZIP), []
 
 
@@ -127,11 +127,11 @@ class Chain:
     """
 
     directory: Path
-    head: Head = NOTHING
+    head: ChainHead = NOTHING
     trouble: str = ""
 
     @classmethod
-    def open(cls, directory: Path, known: Head) -> Chain:
+    def open(cls, directory: Path, known: ChainHead) -> Chain:
         """Continue what is in `directory`, of which at least `known` must be there.
 
         What a crash left unfinished is cut off: nothing was taken from the store for it. Raises
@@ -159,11 +159,11 @@ class Chain:
             for batch in batches(path):
                 end, last = batch.end, (batch.lines or [last])[-1]
             if last:
-                self.head = Head(_parse(path, last)["number"], _digest(last))
+                self.head = ChainHead(_parse(path, last)["number"], _digest(last))
         except HistoryError as error:
             self.trouble, damage = str(error), True
             if last:
-                self.head = Head(_number(last), _digest(last))
+                self.head = ChainHead(_number(last), _digest(last))
         with path.open("r+b") as file:
             size = file.seek(0, os.SEEK_END)
             if size == end:
@@ -175,7 +175,7 @@ class Chain:
             file.truncate(end)
             os.fsync(file.fileno())
 
-    def append(self, entries: Sequence[dict[str, Any]], now: int) -> Head:
+    def append(self, entries: Sequence[dict[str, Any]], now: int) -> ChainHead:
         """Write records, and return only when they are on the disk; `now` in Unix ns.
 
         Each entry has `kind` and `id`. Raises OSError; then none of them counts as written.
@@ -184,7 +184,7 @@ class Chain:
         for entry in entries:
             record = {"number": head.number + 1, "previous": head.digest, "written": now, **entry}
             line = msgspec.json.encode(record)
-            head = Head(head.number + 1, _digest(line))
+            head = ChainHead(head.number + 1, _digest(line))
             lines.append(line)
         zip_ = zlib.compressobj(wbits=_GZIP)
         data = zip_.compress(b"\n".join(lines) + b"\n") + zip_.flush()
@@ -233,12 +233,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @dataclass
-class Verdict:
+class ChainReport:
     """What a check of a history found. `problems` are the first ones; none: all is as written."""
 
     records: int = 0
     files: int = 0
-    head: Head = NOTHING
+    head: ChainHead = NOTHING
     problems: list[str] = field(default_factory=list)
     contains: bool = False
 
@@ -247,13 +247,13 @@ class Verdict:
             self.problems.append(text)
 
 
-def verify(directory: Path, digest: str = "") -> Verdict:
+def verify(directory: Path, digest: str = "") -> ChainReport:
     """Read a whole history and check that each record follows the one before.
 
     A chain proves the order of what is in it; that nobody wrote all of it anew, and that the end
     is still there, only a `digest` noted elsewhere shows: `contains` is whether it was met.
     """
-    found = Verdict()
+    found = ChainReport()
     for path in files(directory):
         found.files += 1
         try:
@@ -266,7 +266,7 @@ def verify(directory: Path, digest: str = "") -> Verdict:
     return found
 
 
-def _follow(found: Verdict, path: Path, line: bytes) -> None:
+def _follow(found: ChainReport, path: Path, line: bytes) -> None:
     record = _parse(path, line)
     number, previous = record["number"], record.get("previous")
     if number != found.head.number + 1:
@@ -276,4 +276,4 @@ def _follow(found: Verdict, path: Path, line: bytes) -> None:
             f"{path.name}: record {number} does not follow the record {number - 1} that is there"
         )
     found.records += 1
-    found.head = Head(number, _digest(line))
+    found.head = ChainHead(number, _digest(line))

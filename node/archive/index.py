@@ -82,7 +82,7 @@ class _Month:
 
 
 @dataclass
-class Index:
+class HistoryIndex:
     """The index of one colony's history in `directory`. All methods may wait for the disk.
 
     They may be called by several threads: `catch_up` by one at a time.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
-from node.archive.index import Index
+from node.archive.index import HistoryIndex
 from node.host.log import get_logger
 from node.model.repair import mended
 from node.model.types import Process
@@ -26,18 +26,18 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Colony:
-    index: Index
+class _ColonyHistory:
+    index: HistoryIndex
     turn: trio.Lock = field(default_factory=trio.Lock)
     ready: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass
-class Past:
+class HistoryReader:
     """`directory` has the histories of all colonies; None is nowhere, where nothing is found."""
 
     directory: Path | None = None
-    _colonies: dict[str, _Colony] = field(default_factory=dict)
+    _colonies: dict[str, _ColonyHistory] = field(default_factory=dict)
     _readers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_READERS))
 
     async def run(self) -> None:
@@ -72,13 +72,13 @@ class Past:
             return None
         return _process(record["process"]) if record is not None else None
 
-    def _known(self, colony: str) -> _Colony | None:
+    def _known(self, colony: str) -> _ColonyHistory | None:
         if self.directory is None:
             return None
         if colony not in self._colonies:
             if not (self.directory / colony).is_dir():
                 return None
-            self._colonies[colony] = _Colony(Index(self.directory / colony))
+            self._colonies[colony] = _ColonyHistory(HistoryIndex(self.directory / colony))
         return self._colonies[colony]
 
     async def _apart(self, work: Callable[[str], T], processid: str) -> T:

@@ -5,7 +5,7 @@ The history itself is in files of that daemon.
 
 from __future__ import annotations
 
-from node.archive.chain import Head
+from node.archive.chain import ChainHead
 from node.etcd.txn import Put
 from node.model.codec import pack
 from node.store import keys
@@ -16,6 +16,6 @@ def head(colony: str, home: str) -> str:
     return f"{keys.ROOT}history/{colony}/{home}"
 
 
-def put_head(key: str, last: Head) -> Put:
+def put_head(key: str, last: ChainHead) -> Put:
     """Remember it: history that ends before it has lost something."""
     return Put(key, pack(last))

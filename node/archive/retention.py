@@ -2,7 +2,7 @@
 
 What is deleted was written and synced before, so a crash leaves a thing in both places at worst,
 and the next sweep writes it again. How history files look is in `archive.chain`, up to which time
-things leave a store that fills up in `relief`.
+things leave a store that fills up in `eviction`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import msgspec
 import trio
 
 from node.archive import position as places
-from node.archive.chain import Chain, Head
-from node.archive.lookup import Past
-from node.archive.relief import Relief
+from node.archive.chain import Chain, ChainHead
+from node.archive.eviction import Eviction
+from node.archive.lookup import HistoryReader
 from node.etcd.batch import read_many
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
@@ -79,10 +79,10 @@ class Retention:
     workflows: Workflows
     directory: Directory
     leader: Leader
-    past: Past
+    history_reader: HistoryReader
     home: Path
     config: HistoryConfig
-    relief: Relief
+    relief: Eviction
     _reconfigured: trio.Event = field(default_factory=trio.Event)
     _chains: dict[str, Chain] = field(default_factory=dict)
     freed: int = 0
@@ -108,7 +108,7 @@ class Retention:
             try:
                 if keep.auto:
                     pause = _LOOKS
-                    await self.relieve()
+                    await self.evict()
                 elif keep:
                     pause = min(_SWEEPS, max(1.0, keep / 20))
                     await self.sweep(self.processes.clock.now() - keep * SECOND)
@@ -118,7 +118,7 @@ class Retention:
             with trio.move_on_after(pause):
                 await self._reconfigured.wait()
 
-    async def relieve(self) -> int:
+    async def evict(self) -> int:
         """Move what ended first while the store is too full; returns how many records that were.
 
         Raises as `sweep` does.
@@ -181,7 +181,7 @@ class Retention:
         chain = self._chains.pop(colony, None)
         if chain is None:
             found = await self.client.get(key)
-            known = unpack(found.value, Head) if found is not None else Head()
+            known = unpack(found.value, ChainHead) if found is not None else ChainHead()
             chain = await trio.to_thread.run_sync(Chain.open, self.home / "history" / colony, known)
             if chain.trouble:
                 log.error(
@@ -194,7 +194,7 @@ class Retention:
         self._chains[colony] = chain
         await self.client.commit(Txn([], [places.put_head(key, head)]))
         # Before it leaves the store: who reads it meanwhile finds it in one of both.
-        await self.past.catch_up(colony)
+        await self.history_reader.catch_up(colony)
 
     async def _record(
         self, process: Process, submission: bytes, *, logged: bool = True

@@ -31,7 +31,7 @@ from node.store import blueprints as store
 from node.store import crons as cron_store
 from node.store import keys
 from node.store import processes as process_store
-from node.store.blueprints import Blueprint, Definition, Draft
+from node.store.blueprints import Blueprint, Definition, TxnBuilder
 from node.store.crons import Cron
 from node.timers.crons import Crons, next_run
 
@@ -85,13 +85,13 @@ class Reconciliation:
             now=self.now(),
         )
 
-    def submit(self, draft: Draft, process: Process) -> Followup:
+    def submit(self, draft: TxnBuilder, process: Process) -> Followup:
         """Have a process submitted with the draft."""
         draft.join(process_store.submit(process, b"").txn)
         return lambda revision: self.processes.committed_submit(process, revision)
 
     async def start_cron(
-        self, draft: Draft, definition: Definition, location: str
+        self, draft: TxnBuilder, definition: Definition, location: str
     ) -> list[Followup]:
         """Have the kind reconciled from time to time at a location, from now on if not already.
 
@@ -130,7 +130,7 @@ class Reconciliation:
         draft.join(cron_store.add(cron, msgspec.json.encode(workflow).decode()))
         return [lambda revision: self.crons.index.learn(own, cron, revision)]
 
-    async def stop_cron(self, draft: Draft, leaving: Blueprint) -> list[Followup]:
+    async def stop_cron(self, draft: TxnBuilder, leaving: Blueprint) -> list[Followup]:
         """End the cron of a kind at a location with the last blueprint there.
 
         For a draft that compares the kind's key, as read before.

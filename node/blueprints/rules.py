@@ -34,7 +34,7 @@ class Initiator:
 
 
 @dataclass
-class Wanted:
+class BlueprintRequest:
     """A blueprint as a client sends it. Without a `status` the one that is there stays.
 
     `copied` is when the copy that the client changed was made, in Unix ms; 0 if it is no copy.
@@ -71,7 +71,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def revise(known: Blueprint, wanted: Wanted, *, force: bool, now: int) -> Blueprint:
+def revise(known: Blueprint, wanted: BlueprintRequest, *, force: bool, now: int) -> Blueprint:
     """The blueprint after an update: a changed spec, or force, is a new generation.
 
     A status comes from the reconciler: a copy of one that is older than what is known does not
@@ -154,7 +154,7 @@ def check_definition(definition: Definition) -> None:
     check_size(definition, at)
 
 
-def check_wanted(wanted: Wanted, definition: Definition) -> None:
+def check_wanted(wanted: BlueprintRequest, definition: Definition) -> None:
     """Check a blueprint and fill in its spec's defaults. Raises Invalid naming the field."""
     check_name(wanted.name, "blueprint.metadata.name")
     if wanted.location:

@@ -76,7 +76,7 @@ class SchemaError(ValueError):
 
 def check_schema(schema: dict[str, Any], field: str) -> None:
     """Raise SchemaError unless `schema` keeps to the grammar and its bounds."""
-    _Reader(field).rule(schema, field, 1)
+    _SchemaParser(field).rule(schema, field, 1)
 
 
 def conform(spec: dict[str, Any], schema: dict[str, Any], field: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def conform(spec: dict[str, Any], schema: dict[str, Any], field: str) -> dict[st
 
     A schema that `check_schema` refuses is an error, too: an older release may have stored it.
     """
-    rule = _Reader(field).rule(schema, f"{field} (schema of its kind)", 1)
+    rule = _SchemaParser(field).rule(schema, f"{field} (schema of its kind)", 1)
     filled: dict[str, Any] = _Check(field).apply(spec, rule, None)
     return filled
 
@@ -107,7 +107,7 @@ class _Rule:
 
 
 @dataclass
-class _Reader:
+class _SchemaParser:
     """Reads the rules of one schema and counts its parts."""
 
     field: str

@@ -18,8 +18,8 @@ import trio
 
 from node.blueprints.reconcile import Followup, Reconciliation
 from node.blueprints.rules import (
+    BlueprintRequest,
     Initiator,
-    Wanted,
     call_kwargs,
     check_size,
     check_wanted,
@@ -36,7 +36,7 @@ from node.model.ids import new_id
 from node.model.types import Process
 from node.processes.service import Processes
 from node.store import blueprints as store
-from node.store.blueprints import Blueprint, Change, Definition, Draft, Metadata
+from node.store.blueprints import Blueprint, BlueprintChange, Definition, Metadata, TxnBuilder
 from node.store.update import update
 
 # Bytes of one answer about history; the newest changes that fit.
@@ -68,7 +68,7 @@ class Blueprints:
         async with lock:
             yield
 
-    async def _commit(self, draft: Draft, after: Sequence[Followup]) -> bool:
+    async def _commit(self, draft: TxnBuilder, after: Sequence[Followup]) -> bool:
         result = await self.client.commit(draft.txn)
         if result.succeeded:
             for follow in after:
@@ -105,7 +105,9 @@ class Blueprints:
             async for page in pages:
                 yield [unpack(kv.value, Blueprint) for kv in page]
 
-    async def history(self, colonies: Sequence[str], blueprintid: str, limit: int) -> list[Change]:
+    async def history(
+        self, colonies: Sequence[str], blueprintid: str, limit: int
+    ) -> list[BlueprintChange]:
         """Changes of a blueprint of one of these colonies, newest first; limit 0: all that fit.
 
         Raises NotFound.
@@ -118,23 +120,23 @@ class Blueprints:
                     return await self._rows(unpack(found.value, Blueprint), limit)
         raise NotFound("blueprintid: no blueprint of the caller's colonies has this id")
 
-    async def _rows(self, blueprint: Blueprint, limit: int) -> list[Change]:
+    async def _rows(self, blueprint: Blueprint, limit: int) -> list[BlueprintChange]:
         prefix, start, room = store.history(blueprint), None, _HISTORY_BYTES
-        rows: list[Change] = []
+        rows: list[BlueprintChange] = []
         while True:
             page = await self.client.range(prefix, limit=_PAGE, start=start)
             for kv in page.items:
                 room -= len(kv.value)
                 if room < 0 or 0 < limit <= len(rows):
                     return rows
-                rows.append(unpack(kv.value, Change))
+                rows.append(unpack(kv.value, BlueprintChange))
             if not page.more:
                 return rows
             start = page.items[-1].key + "\0"
 
     # -- changing ------------------------------------------------------------------------
 
-    async def add(self, wanted: Wanted, initiator: Initiator) -> Blueprint:
+    async def add(self, wanted: BlueprintRequest, initiator: Initiator) -> Blueprint:
         """Store a new blueprint and submit its first reconciliation.
 
         Raises Invalid for what makes no sense or breaks the schema, Conflict if the name is taken.
@@ -194,7 +196,9 @@ class Blueprints:
                 return blueprint
         raise _too_fast(wanted.name)
 
-    async def update(self, wanted: Wanted, initiator: Initiator, *, force: bool) -> Blueprint:
+    async def update(
+        self, wanted: BlueprintRequest, initiator: Initiator, *, force: bool
+    ) -> Blueprint:
         """Give a blueprint another spec, metadata or status; reconcile a new generation.
 
         Raises Invalid, or NotFound when there is no such blueprint.
@@ -238,7 +242,7 @@ class Blueprints:
 
     async def _move(
         self,
-        draft: Draft,
+        draft: TxnBuilder,
         before: Blueprint,
         after: Blueprint,
         definition: Definition,
@@ -337,9 +341,9 @@ class Blueprints:
         raise _too_fast(name)
 
 
-def _row(blueprint: Blueprint, initiator: Initiator, changetype: str) -> Change:
+def _row(blueprint: Blueprint, initiator: Initiator, changetype: str) -> BlueprintChange:
     meta = blueprint.metadata
-    return Change(
+    return BlueprintChange(
         historyid=str(uuid.uuid4()),
         blueprintid=blueprint.blueprintid,
         kind=blueprint.kind,
@@ -364,7 +368,7 @@ def _reconciled(blueprint: Blueprint, process: Process | None) -> Blueprint:
     return msgspec.structs.replace(blueprint, metadata=meta)
 
 
-def _defined(found: KeyValue | None, wanted: Wanted) -> Definition:
+def _defined(found: KeyValue | None, wanted: BlueprintRequest) -> Definition:
     if not wanted.kind:
         raise Invalid("blueprint.kind: must not be empty")
     if found is None:

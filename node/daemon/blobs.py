@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from node.etcd.pressure import Need
-from node.files.blobs import Vault
+from node.files.blobs import BlobStore
 from node.files.catalog import Files
 from node.files.tickets import CHECKSUM, PREFIX, Scope
 from node.http.message import Request, Response
@@ -40,29 +40,29 @@ _SAFE = (
 async def answer(files: Files, request: Request) -> Response:
     """Answer a request below PREFIX. Raises RpcError, EtcdError."""
     checksum = request.path[len(PREFIX) :]
-    vault, tickets = files.vault, files.tickets
-    if vault is None or tickets is None or not CHECKSUM.match(checksum):
+    blobs, tickets = files.blobs, files.tickets
+    if blobs is None or tickets is None or not CHECKSUM.match(checksum):
         raise NotFound("path: /files/ and a SHA-256 in lower-case hex")
     scope = tickets.check(request.method, checksum, request.query)
     if refusal := request.signed(f"ticket {scope.colony} {scope.uploader}"):
         raise TooMany(refusal)
     if scope.method == "PUT":
         if request.method == "HEAD":
-            return _progress(vault.offset(scope), complete=False)
-        return await _take(files, vault, scope, request)
-    size = vault.size_of(checksum)
+            return _progress(blobs.offset(scope), complete=False)
+        return await _take(files, blobs, scope, request)
+    size = blobs.size_of(checksum)
     if size is None:
         raise NotFound("path: these bytes are not here any more")
-    return await _give(vault.file(checksum), size, request)
+    return await _give(blobs.file(checksum), size, request)
 
 
-async def _take(files: Files, vault: Vault, scope: Scope, request: Request) -> Response:
+async def _take(files: Files, blobs: BlobStore, scope: Scope, request: Request) -> Response:
     files.client.pressure.demand(Need.GROWS)
     offset = _part(request, scope)
     try:
-        progress = await vault.write(scope, offset, request.body)
+        progress = await blobs.write(scope, offset, request.body)
     except Conflict as error:
-        reached = (*_SAFE, ("upload-offset", str(vault.offset(scope))))
+        reached = (*_SAFE, ("upload-offset", str(blobs.offset(scope))))
         return Response(error.status, failure(error.status, error.message), headers=reached)
     if progress.complete:
         await files.hold(scope.colony, scope.checksum, scope.size)

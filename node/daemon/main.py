@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from node.archive.relief import Relief
+from node.archive.eviction import Eviction
 from node.archive.retention import Retention
 from node.daemon import recovery as succession
 from node.daemon import routes as door
@@ -33,7 +33,7 @@ from node.etcdserver import sweep as sweeping
 from node.etcdserver.maintenance import clear_alarm, maintain, observe, watch_use
 from node.etcdserver.preflight import lock_home
 from node.etcdserver.supervisor import supervise
-from node.files.blobs import Vault
+from node.files.blobs import BlobStore
 from node.files.tickets import Tickets
 from node.handlers import (
     blueprints,
@@ -61,10 +61,10 @@ from node.host.log import configure_logging, get_logger
 from node.host.systemd import Notifier, watchdog
 from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.model.types import Colony, Executor, ExecutorState, User
+from node.processes.backfill import IndexBackfill
 from node.processes.deadlines import expire
-from node.processes.indexing import Indexing
 from node.rpc.dispatch import Table
-from node.rpc.replay import Replays
+from node.rpc.replay import ReplayGuard
 from node.runtime import feeds as feeding
 from node.runtime.node import Node
 from node.runtime.reload import Apply, Reload
@@ -112,7 +112,7 @@ Extension = Callable[[Node, Table, HomeInfo, Config], AbstractAsyncContextManage
 
 
 @dataclass(frozen=True)
-class Settings:
+class StartOptions:
     """What the daemon was started with. `overrides` are flags by dotted path."""
 
     home: Path
@@ -120,7 +120,7 @@ class Settings:
     environ: Mapping[str, str]
 
 
-def load(settings: Settings) -> tuple[Config, HomeInfo]:
+def load(settings: StartOptions) -> tuple[Config, HomeInfo]:
     """Read the configuration and prepare the home. Raises ConfigError or HomeError."""
     config = load_config(settings.home, settings.overrides, environ=settings.environ)
     info = init_home(settings.home, config.node.name or None, settings.environ)
@@ -128,7 +128,7 @@ def load(settings: Settings) -> tuple[Config, HomeInfo]:
 
 
 async def run(
-    settings: Settings,
+    settings: StartOptions,
     extension: Extension | None = None,
     *,
     task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
@@ -207,7 +207,7 @@ async def _maintain(client: EtcdClient, home: Path) -> None:
 
 async def _serve(
     client: EtcdClient,
-    settings: Settings,
+    settings: StartOptions,
     config: Config,
     info: HomeInfo,
     extension: Extension | None,
@@ -225,10 +225,10 @@ async def _serve(
         identity=home_identity(settings.home),
         boot=boot_id(),
         history=settings.home / "history",
-        vault=_vault(home.files, config, clock),
+        blobs=_blobs(home.files, config, clock),
         tickets=Tickets(bytes.fromhex(info.server.hex), clock.now),
     )
-    replays = Replays(client, clock.now)
+    replays = ReplayGuard(client, clock.now)
     strict = config.rpc.replay == "strict"
     table = Table(
         node.directory, clock.now, strict_replay=strict, replays=replays, pressure=client.pressure
@@ -250,14 +250,14 @@ async def _serve(
         for prefix in (keys.MEMBERS, keys.LIVE, keys.paused(""), keys.SERVER):
             index = partial(feeding.follow, node, prefix)
             await nursery.start(keep_going, f"index of {prefix}", index)
-        nursery.start_soon(keep_going, "news of other daemons", node.elsewhere.run)
+        nursery.start_soon(keep_going, "news of other daemons", node.remote_changes.run)
         await nursery.start(keep_going, "channels", node.channels.run)
         await nursery.start(keep_going, "files", node.files.run)
         nursery.start_soon(keep_going, "deadlines", partial(_deadlines, node))
         nursery.start_soon(keep_going, "replay markers", replays.run)
         nursery.start_soon(keep_going, "parts of large values", partial(sweeping.run, client))
-        nursery.start_soon(keep_going, "index of history", node.past.run)
-        indexing = Indexing(node.client, node.directory)
+        nursery.start_soon(keep_going, "index of history", node.history_reader.run)
+        indexing = IndexBackfill(node.client, node.directory)
         nursery.start_soon(keep_going, "index of closed processes", indexing.run)
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
@@ -299,10 +299,10 @@ async def _serve(
                 node.workflows,
                 node.directory,
                 node.leader,
-                node.past,
+                node.history_reader,
                 settings.home,
                 config.history,
-                Relief(client, clock.now),
+                Eviction(client, clock.now),
             )
             nursery.start_soon(keep_going, "retention", retention.run)
             reload = Reload(
@@ -346,8 +346,8 @@ def _tls(home: Path, config: Config) -> ssl.SSLContext | None:
 def _limit(node: Node, config: Config) -> None:
     """Put the quotas of a new configuration into force."""
     node.processes.quotas.limits = config.quotas
-    if node.files.vault is not None:
-        node.files.vault.uploads = config.quotas.uploads
+    if node.files.blobs is not None:
+        node.files.blobs.uploads = config.quotas.uploads
 
 
 def _let_reregister(node: Node, config: Config) -> None:
@@ -355,10 +355,10 @@ def _let_reregister(node: Node, config: Config) -> None:
     node.members.reregister = config.rpc.reregister
 
 
-def _vault(path: Path, config: Config, clock: Clock) -> Vault:
+def _blobs(path: Path, config: Config, clock: Clock) -> BlobStore:
     """The directory of bytes at `path`. Raises HomeError."""
     try:
-        return Vault(path, int(config.files.quota), clock.now, uploads=config.quotas.uploads)
+        return BlobStore(path, int(config.files.quota), clock.now, uploads=config.quotas.uploads)
     except OSError as error:
         raise HomeError(f"{path}: {error.strerror}") from None
 
@@ -391,7 +391,7 @@ async def _deadlines(node: Node) -> None:
     """Deal with passed deadlines once a second; a store that is away is tried again."""
     while True:
         try:
-            await expire(node.processes, node.handout)
+            await expire(node.processes, node.assigner)
         except Exception as error:
             # Whatever it is about one process, the others are looked at again in a second.
             log.warning("deadlines wait", error=repr(error))
@@ -413,7 +413,7 @@ async def _until_signal(
     signals: AsyncIterator[int],
     node: Node,
     reload: Reload,
-    settings: Settings,
+    settings: StartOptions,
     notifier: Notifier,
 ) -> None:
     """Return on SIGTERM or SIGINT; SIGHUP checks and reads the configuration again."""

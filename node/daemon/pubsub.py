@@ -45,12 +45,12 @@ from node.model.codec import wire_process
 from node.model.errors import Denied, Invalid, RpcError, TooMany, Unavailable
 from node.model.types import Process, State
 from node.processes.channels import FRAME, frames, wire
-from node.processes.subscriptions import Meter, Wanted
+from node.processes.subscriptions import ByteCounter, SubscriptionFilter
 from node.rpc import requests as req
 from node.rpc.calls import MINE, PARTY, Call, Caller, Calls, Who
 from node.rpc.dispatch import Table, decode_envelope, failure, reply
 from node.runtime.node import Node
-from node.store.channels import Entry
+from node.store.channels import ChannelEntry
 
 log = get_logger("pubsub")
 
@@ -92,7 +92,7 @@ def upgrade(node: Node, table: Table, frames: Frames, request: Request) -> Respo
     signed = request.signed
 
     async def take_over(stream: trio.abc.Stream, ahead: bytes) -> None:
-        await _Socket(node, table, frames, websocket, stream, signed).run(accept, ahead)
+        await _WebSocket(node, table, frames, websocket, stream, signed).run(accept, ahead)
 
     return Response(101, upgrade=take_over)
 
@@ -130,10 +130,10 @@ class Frames:
 
 
 # The rows of what is sent to a socket, bound to it.
-calls: Calls[_Socket] = Calls("WebSocket")
+calls: Calls[_WebSocket] = Calls("WebSocket")
 
 
-class _Socket:
+class _WebSocket:
     """One WebSocket: a reader, a task that pings, and a task for each subscription."""
 
     def __init__(
@@ -150,7 +150,7 @@ class _Socket:
         self._frames = frames
         self._signed = signed
         self._known = False  # whether somebody has shown a right on it
-        self._meter = Meter()
+        self._meter = ByteCounter()
         # One thing is read and sent at a time, however many subscriptions there are.
         self._reading = trio.Lock()
         self._open_ones: set[tuple[str, str, bytes]] = set()
@@ -379,7 +379,7 @@ class _Socket:
         The end of the process is the subscription's end, too.
         """
         colonies = frozenset(self._node.directory.colonies_of(caller.id))
-        wanted = Wanted(colonies, request.state, request.processid)
+        wanted = SubscriptionFilter(colonies, request.state, request.processid)
         last = (-1, -1)
 
         async def told_all(process: Process) -> bool:
@@ -425,7 +425,9 @@ class _Socket:
             colonies = [request.colonyname]
         else:
             colonies = self._node.directory.demand_colonies(caller.id)
-        wanted = Wanted(frozenset(colonies), request.state, executortype=request.executortype)
+        wanted = SubscriptionFilter(
+            frozenset(colonies), request.state, executortype=request.executortype
+        )
         with (
             self._node.subscriptions.open(wanted, meter=self._meter) as events,
             self._until(request.timeout),
@@ -470,7 +472,7 @@ class _Socket:
                 await news.wait(RECHECK)
         await self._say([])
 
-    async def _say(self, entries: list[Entry]) -> None:
+    async def _say(self, entries: list[ChannelEntry]) -> None:
         await self._write(lambda: _frame(reply(_CHANNEL, [wire(entry) for entry in entries])))
 
     def _too_slow(self) -> None:

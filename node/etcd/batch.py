@@ -42,7 +42,7 @@ async def read_many(client: EtcdClient, wanted: Sequence[str], page: int) -> lis
 
 
 @dataclass(eq=False, slots=True)
-class _Seat:
+class _BatchSlot:
     """A read that waits in line; what it is `called` for, `leads` and `served` say."""
 
     key: str
@@ -58,12 +58,12 @@ class Reads:
     def __init__(self, client: EtcdClient) -> None:
         self._client = client
         self._busy = False
-        self._line: dict[_Seat, None] = {}
+        self._line: dict[_BatchSlot, None] = {}
 
     async def get(self, key: str) -> KeyValue | None:
         """The key's present value, or None. Raises EtcdError."""
         if self._busy:
-            seat = _Seat(key)
+            seat = _BatchSlot(key)
             self._line[seat] = None
             try:
                 with trio.move_on_after(_PATIENCE):

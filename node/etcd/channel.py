@@ -25,7 +25,7 @@ from node.etcd.errors import (
 )
 from node.etcd.frames import ProtocolFault, request_headers
 from node.etcd.generated import pb
-from node.etcd.http2 import MAX_MESSAGE, Call
+from node.etcd.http2 import MAX_MESSAGE, GrpcCall
 from node.host.log import get_logger
 
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.05, 1.0  # seconds between two attempts to connect
@@ -40,7 +40,7 @@ _QUESTION = ("/etcdserverpb.KV/Range", pb.RangeRequest(key=b"\0", limit=1).Seria
 log = get_logger("etcd")
 
 
-class _Pending(Call):
+class _Pending(GrpcCall):
     """What the channel keeps of either kind of call."""
 
     __slots__ = ("deadline", "first", "path", "single", "wire")

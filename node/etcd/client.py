@@ -26,7 +26,7 @@ from node.etcd.errors import (
 )
 from node.etcd.generated import pb
 from node.etcd.guard import GUARD
-from node.etcd.parts import MOST, WHOLE, Known, Stub, divide, joined, parts_of, stub_of
+from node.etcd.parts import MOST, WHOLE, PartsRef, StubCache, divide, joined, parts_of, ref_of
 from node.etcd.pressure import Pressure
 from node.etcd.snapshot import save_snapshot
 from node.etcd.txn import (
@@ -175,7 +175,7 @@ class EtcdClient:
         `pressure` counts what is written; nothing is refused without a quota.
         """
         self.pressure = pressure or Pressure()
-        self.known = Known()
+        self.known = StubCache()
         self._channel = channel
         self._timeout = timeout
         self._closed = False
@@ -240,25 +240,25 @@ class EtcdClient:
 
         Raises `EtcdTooLarge` when they are too much for one answer, and `_Replaced`.
         """
-        stubs = {at: stub for at, item in enumerate(items) if (stub := stub_of(item.value))}
+        stubs = {at: ref for at, item in enumerate(items) if (ref := ref_of(item.value))}
         if not stubs:
             return items
-        if (size := sum(stub.size for stub in stubs.values())) > MOST:
+        if (size := sum(ref.size for ref in stubs.values())) > MOST:
             raise EtcdTooLarge(f"an answer of {size} bytes")
         whole = list(items)
-        for at, stub in stubs.items():
+        for at, ref in stubs.items():
             item = items[at]
-            value = await self._join(stub, revision)
+            value = await self._join(ref, revision)
             if value is None:
                 raise _Replaced(f"the value of {item.key} changed while it was read")
             whole[at] = msgspec.structs.replace(item, value=value)
             if not revision:
-                self.known.see(item.key, stub)
+                self.known.see(item.key, ref)
         return whole
 
-    async def _join(self, stub: Stub, revision: int) -> bytes | None:
+    async def _join(self, ref: PartsRef, revision: int) -> bytes | None:
         parts: list[bytes] = []
-        low, end = stub.prefix.encode(), prefix_end(stub.prefix.encode())
+        low, end = ref.prefix.encode(), prefix_end(ref.prefix.encode())
         while True:
             request = pb.RangeRequest(
                 key=low, range_end=end, limit=_PARTS_AT_ONCE, revision=revision
@@ -266,15 +266,15 @@ class EtcdClient:
             answer = await self._read(request)
             parts += [kv.value for kv in answer.kvs]
             if not answer.more:
-                return joined(stub, parts)
+                return joined(ref, parts)
             low = answer.kvs[-1].key + b"\0"
 
-    async def _write_parts(self, apart: Sequence[tuple[Stub, Put]]) -> None:
+    async def _write_parts(self, apart: Sequence[tuple[PartsRef, Put]]) -> None:
         """Write what stubs will stand for, aside. Raises `EtcdUnavailable` when it takes long."""
         if not apart:
             return
         began = trio.current_time()
-        parts = (part for stub, put in apart for part in parts_of(stub, put))
+        parts = (part for ref, put in apart for part in parts_of(ref, put))
         failed: list[EtcdError] = []
 
         async def write() -> None:
@@ -336,9 +336,7 @@ class EtcdClient:
                 items = await self._whole(items, revision)
             except _Replaced:
                 # One by one: what is written all the time would keep the others from being read.
-                found = [
-                    await self.get(item.key) if stub_of(item.value) else item for item in items
-                ]
+                found = [await self.get(item.key) if ref_of(item.value) else item for item in items]
                 items = [item for item in found if item is not None]
         return Range(items, answer.more, answer.count, answer.header.revision)
 
@@ -420,7 +418,7 @@ class EtcdClient:
         if answer.succeeded:
             self.known.wrote(success)
         elif apart:
-            await self._drop([DeletePrefix(stub.prefix) for stub, _ in apart])
+            await self._drop([DeletePrefix(ref.prefix) for ref, _ in apart])
         return TxnResult(answer.succeeded, answer.header.revision, await self._got(done, answer))
 
     async def _got(self, done: Sequence[Op], answer: Any) -> list[list[KeyValue]]:
@@ -430,7 +428,7 @@ class EtcdClient:
             return []
         reads = [r.response_range for r in answer.responses if r.HasField("response_range")]
         found = [[_key_value(kv) for kv in read.kvs] for read in reads]
-        if not any(stub_of(kv.value) for kvs in found for kv in kvs):
+        if not any(ref_of(kv.value) for kvs in found for kv in kvs):
             return found
         at = answer.header.revision
         whole = []
@@ -463,7 +461,7 @@ class EtcdClient:
     async def expand(self, key: str, value: bytes) -> bytes:
         """The value that was found at a key by other means. Raises `EtcdUnavailable`, for one that
         is another by now."""
-        if stub_of(value) is None:
+        if ref_of(value) is None:
             return value
         (found,) = await self._whole([KeyValue(key, value, 0, 0, 0)])
         return found.value

@@ -12,7 +12,7 @@ from typing import NoReturn
 import trio
 
 from node.etcd.dial import LATER, authority
-from node.etcd.http2 import Session
+from node.etcd.http2 import Http2Session
 
 _SILENCE = 10.0  # seconds without a byte, though calls wait, until the server is asked; twice: lost
 # Bytes asked of the kernel at a time. From 128 KiB on each read would map and unmap memory of its
@@ -24,7 +24,7 @@ class Wire:
     """A connected socket: what its session has to say goes out at once, or as soon as it can."""
 
     def __init__(self, connected: socket.socket, target: str) -> None:
-        self.session = Session()
+        self.session = Http2Session()
         self.authority = authority(target)
         self.token = ""
         self.answers = 0  # calls that the server has answered

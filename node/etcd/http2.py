@@ -26,7 +26,7 @@ _LAST_STREAM = 2**31 - 1
 _KNOWN_BLOCKS = 64  # header blocks whose meaning is kept
 
 
-class Call:
+class GrpcCall:
     """One call: what both directions need to know. `channel` has the two kinds there are."""
 
     __slots__ = (
@@ -63,16 +63,16 @@ class Call:
         raise NotImplementedError
 
 
-class Session:
+class Http2Session:
     """One connection's state: frames of our calls go out, what comes in is told to them."""
 
     def __init__(self) -> None:
-        self.calls: dict[int, Call] = {}
+        self.calls: dict[int, GrpcCall] = {}
         self.ready = False  # the server's settings are here
         self.leaving = False  # no new calls: the server said so, or the numbers are used up
         self.pings = 0  # our own that were answered
-        self._waiting: deque[Call] = deque()  # more than the server takes at a time
-        self._blocked: dict[Call, None] = {}  # calls with bytes that found no window
+        self._waiting: deque[GrpcCall] = deque()  # more than the server takes at a time
+        self._blocked: dict[GrpcCall, None] = {}  # calls with bytes that found no window
         self._next_stream = 1
         self._buffer = b""
         self._window = 65_535
@@ -109,7 +109,7 @@ class Session:
 
     # -- what we send --------------------------------------------------------------------
 
-    def open(self, call: Call, message: bytes, *, end: bool) -> None:
+    def open(self, call: GrpcCall, message: bytes, *, end: bool) -> None:
         """Begin a call with a first message; `end` when it is the only one."""
         call.outgoing += f.MESSAGE.pack(0, len(message))
         call.outgoing += message
@@ -119,7 +119,7 @@ class Session:
         else:
             self._begin(call)
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: GrpcCall) -> None:
         call.stream = self._next_stream
         call.window = self._initial_window
         self._next_stream += 2
@@ -128,14 +128,14 @@ class Session:
         self._output.append(frame(f.HEADERS, f.END_HEADERS, call.stream, call.headers))
         self._pump(call)
 
-    def send(self, call: Call, message: bytes) -> None:
+    def send(self, call: GrpcCall, message: bytes) -> None:
         """One more message of a call that is not finished; nothing when it is over already."""
         call.outgoing += f.MESSAGE.pack(0, len(message))
         call.outgoing += message
         if self.calls.get(call.stream) is call:
             self._pump(call)
 
-    def _pump(self, call: Call) -> None:
+    def _pump(self, call: GrpcCall) -> None:
         """Send what the windows allow."""
         outgoing, sent = call.outgoing, 0
         room = min(call.window, self._window, len(outgoing))
@@ -156,7 +156,7 @@ class Session:
             del self._blocked[call]
             self._pump(call)
 
-    def cancel(self, call: Call, error: EtcdError | None) -> None:
+    def cancel(self, call: GrpcCall, error: EtcdError | None) -> None:
         """Drop a call and tell the server; the call is told `error`."""
         if self.calls.get(call.stream) is call:
             self._output.append(f.reset(call.stream))
@@ -165,7 +165,7 @@ class Session:
             self._waiting.remove(call)
             call.on_end(error)
 
-    def _end(self, call: Call, error: EtcdError | None) -> None:
+    def _end(self, call: GrpcCall, error: EtcdError | None) -> None:
         del self.calls[call.stream]
         self._blocked.pop(call, None)
         call.on_end(error)
@@ -186,12 +186,12 @@ class Session:
         """Ask for a sign of life; `pings` grows when it comes."""
         self._output.append(frame(f.PING, 0, 0, b"colonyd!"))
 
-    def taken(self, call: Call, size: int) -> None:
+    def taken(self, call: GrpcCall, size: int) -> None:
         """The reader of a call has taken messages of `size` bytes."""
         call.held -= size
         self._allow(call)
 
-    def _allow(self, call: Call) -> None:
+    def _allow(self, call: GrpcCall) -> None:
         """Let the server send more, for all that came but what a reader has yet to take."""
         size = call.owed - call.held
         if size >= WINDOW // 4 and self.calls.get(call.stream) is call:
@@ -270,7 +270,7 @@ class Session:
         else:
             self._allow(call)
 
-    def _take_messages(self, call: Call, data: bytes) -> bool:
+    def _take_messages(self, call: GrpcCall, data: bytes) -> bool:
         """Tell the whole messages, keep the rest; False when the call was ended by that."""
         if call.buffer:
             call.buffer += data
@@ -334,7 +334,7 @@ class Session:
             self._known[block] = headers
         return headers
 
-    def _finish(self, call: Call, trailers: dict[str, str]) -> None:
+    def _finish(self, call: GrpcCall, trailers: dict[str, str]) -> None:
         error = f.status_error(trailers)
         if error is None and call.buffer:
             error = EtcdError("the answer ends within a message")

@@ -33,7 +33,7 @@ _MOST_OPS = 120  # of one branch, with what is added here
 _REMEMBERED = 4096  # stubs
 
 
-class Stub(msgspec.Struct, frozen=True):
+class PartsRef(msgspec.Struct, frozen=True):
     """What stands for a value: its size in bytes, and where its parts are."""
 
     size: int
@@ -49,12 +49,12 @@ class Stub(msgspec.Struct, frozen=True):
         return _MARK + f"{self.size} {self.name}".encode()
 
 
-def stub_of(value: bytes) -> Stub | None:
+def ref_of(value: bytes) -> PartsRef | None:
     """The stub that a key holds, or None when it holds its value."""
     if not value.startswith(_MARK):
         return None
     size, _, name = value[len(_MARK) :].decode().partition(" ")
-    return Stub(int(size), name)
+    return PartsRef(int(size), name)
 
 
 def owner_of(part: str) -> tuple[str, str]:
@@ -63,7 +63,7 @@ def owner_of(part: str) -> tuple[str, str]:
     return name, rest[5:]
 
 
-def divide(ops: Sequence[Op], most: int = ROOM) -> tuple[list[Op], list[tuple[Stub, Put]]]:
+def divide(ops: Sequence[Op], most: int = ROOM) -> tuple[list[Op], list[tuple[PartsRef, Put]]]:
     """Operations of one request with stubs for what is too large, and what the stubs stand for.
 
     Raises EtcdTooLarge for a value of more than MOST bytes.
@@ -71,7 +71,7 @@ def divide(ops: Sequence[Op], most: int = ROOM) -> tuple[list[Op], list[tuple[St
     left = sum(len(op.key) + len(op.value) for op in ops if type(op) is Put)
     if left <= min(most, WHOLE):
         return list(ops), []
-    apart: dict[int, Stub] = {}
+    apart: dict[int, PartsRef] = {}
     sized = [
         (len(op.value), at)
         for at, op in enumerate(ops)
@@ -83,76 +83,76 @@ def divide(ops: Sequence[Op], most: int = ROOM) -> tuple[list[Op], list[tuple[St
             break
         if size > MOST:
             raise EtcdTooLarge(f"a value of {size} bytes; the store takes {MOST} for one")
-        apart[at] = Stub(size, secrets.token_hex(16))
+        apart[at] = PartsRef(size, secrets.token_hex(16))
         left -= size
     stubbed = [
         Put(op.key, apart[at].pack()) if at in apart and type(op) is Put else op
         for at, op in enumerate(ops)
     ]
-    return stubbed, [(stub, op) for at, stub in apart.items() if type(op := ops[at]) is Put]
+    return stubbed, [(ref, op) for at, ref in apart.items() if type(op := ops[at]) is Put]
 
 
-def parts_of(stub: Stub, put: Put) -> Iterator[Put]:
+def parts_of(ref: PartsRef, put: Put) -> Iterator[Put]:
     """What writes the parts of a value, one by one."""
-    for number, start in enumerate(range(0, stub.size, PART)):
-        yield Put(f"{stub.prefix}{number:05d}{put.key}", put.value[start : start + PART])
+    for number, start in enumerate(range(0, ref.size, PART)):
+        yield Put(f"{ref.prefix}{number:05d}{put.key}", put.value[start : start + PART])
 
 
-def joined(stub: Stub, parts: Sequence[bytes]) -> bytes | None:
+def joined(ref: PartsRef, parts: Sequence[bytes]) -> bytes | None:
     """The value that a stub stands for; None when not all of its parts are there."""
     value = b"".join(parts)
-    return value if len(value) == stub.size else None
+    return value if len(value) == ref.size else None
 
 
-class Known:
+class StubCache:
     """The stubs that were last seen, so that what they name goes together with them."""
 
     def __init__(self) -> None:
-        self._stubs: OrderedDict[str, Stub] = OrderedDict()
+        self._refs: OrderedDict[str, PartsRef] = OrderedDict()
 
-    def see(self, key: str, stub: Stub | None) -> None:
+    def see(self, key: str, ref: PartsRef | None) -> None:
         """A key holds a stub, or none."""
-        if stub is None:
-            self._stubs.pop(key, None)
+        if ref is None:
+            self._refs.pop(key, None)
             return
-        self._stubs[key] = stub
-        self._stubs.move_to_end(key)
-        if len(self._stubs) > _REMEMBERED:
-            self._stubs.popitem(last=False)
+        self._refs[key] = ref
+        self._refs.move_to_end(key)
+        if len(self._refs) > _REMEMBERED:
+            self._refs.popitem(last=False)
 
     def has(self, key: str) -> bool:
         """Whether the value of a key, as last seen, is in parts."""
-        return key in self._stubs
+        return key in self._refs
 
     def left(self, ops: Sequence[Op]) -> list[Op]:
         """What removes the parts of known values that these operations replace or remove.
 
         A stub stands at one key only: whatever is there meanwhile, the parts are of no use then.
         """
-        if not self._stubs:
+        if not self._refs:
             return []
         gone: list[Op] = []
         for op in ops:
             if isinstance(op, Put | Delete):
-                names = [op.key] if op.key in self._stubs else []
+                names = [op.key] if op.key in self._refs else []
             else:
                 names = self.under(op.prefix) if type(op) is DeletePrefix else []
-            gone += [DeletePrefix(self._stubs[key].prefix) for key in names]
+            gone += [DeletePrefix(self._refs[key].prefix) for key in names]
         return gone[: max(0, _MOST_OPS - len(ops))]
 
     def under(self, prefix: str) -> list[str]:
         """The keys with a prefix whose values are in parts, as last seen."""
-        return [key for key in self._stubs if key.startswith(prefix)]
+        return [key for key in self._refs if key.startswith(prefix)]
 
     def wrote(self, ops: Sequence[Op]) -> None:
         """These operations happened."""
         for op in ops:
             if type(op) is Put:
-                stub = stub_of(op.value)
-                if stub is not None or self._stubs:
-                    self.see(op.key, stub)
-            elif type(op) is Delete and self._stubs:
-                self._stubs.pop(op.key, None)
-            elif type(op) is DeletePrefix and self._stubs:
+                ref = ref_of(op.value)
+                if ref is not None or self._refs:
+                    self.see(op.key, ref)
+            elif type(op) is Delete and self._refs:
+                self._refs.pop(op.key, None)
+            elif type(op) is DeletePrefix and self._refs:
                 for key in self.under(op.prefix):
-                    del self._stubs[key]
+                    del self._refs[key]

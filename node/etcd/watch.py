@@ -16,7 +16,7 @@ import trio
 from node.etcd.client import EtcdClient, prefix_end
 from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable
 from node.etcd.generated import pb
-from node.etcd.parts import stub_of
+from node.etcd.parts import ref_of
 from node.host.log import get_logger
 
 log = get_logger("watch")
@@ -33,7 +33,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     mod_revision: int
 
 
-class Batch(msgspec.Struct, frozen=True):
+class WatchBatch(msgspec.Struct, frozen=True):
     """Changes in order; the state is now as of `revision`.
 
     With `snapshot` the events are everything there is: a reader forgets all keys not among them.
@@ -93,11 +93,14 @@ def _events(answer: Any) -> list[Event]:
 
 
 async def _follow(
-    client: EtcdClient, stream: _Stream, channel: trio.MemorySendChannel[Batch], heartbeat: float
+    client: EtcdClient,
+    stream: _Stream,
+    channel: trio.MemorySendChannel[WatchBatch],
+    heartbeat: float,
 ) -> NoReturn:
     """Pass batches on until the stream fails; raises `EtcdError`."""
     asked = False
-    late: Batch | None = None
+    late: WatchBatch | None = None
     while True:
         if late is not None:
             await channel.send(await _whole(client, late))
@@ -122,11 +125,11 @@ async def _follow(
             asked = True
 
 
-def _is_large(batch: Batch) -> bool:
-    return any(event.value is not None and stub_of(event.value) for event in batch.events)
+def _is_large(batch: WatchBatch) -> bool:
+    return any(event.value is not None and ref_of(event.value) for event in batch.events)
 
 
-async def _whole(client: EtcdClient, batch: Batch) -> Batch:
+async def _whole(client: EtcdClient, batch: WatchBatch) -> WatchBatch:
     """The batch with its large values; raises `EtcdError` for one that is another by now."""
     if not _is_large(batch):
         return batch
@@ -139,7 +142,7 @@ async def _whole(client: EtcdClient, batch: Batch) -> Batch:
     return msgspec.structs.replace(batch, events=events)
 
 
-def _batch(answers: list[Any]) -> Batch | None:
+def _batch(answers: list[Any]) -> WatchBatch | None:
     """The events of answers, None when there are none; raises `EtcdError` for a watch's end."""
     events: list[Event] = []
     revision = 0
@@ -152,13 +155,13 @@ def _batch(answers: list[Any]) -> Batch | None:
         if answer.events:
             events += _events(answer)
             revision = answer.header.revision
-    return Batch(False, events, revision) if events else None
+    return WatchBatch(False, events, revision) if events else None
 
 
 async def watch(
     client: EtcdClient,
     prefix: str,
-    channel: trio.MemorySendChannel[Batch],
+    channel: trio.MemorySendChannel[WatchBatch],
     *,
     heartbeat: float = 5.0,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -178,7 +181,7 @@ async def watch(
             items, revision = await client.range_all(prefix)
             events = [Event(item.key, item.value, item.mod_revision) for item in items]
             del items  # the same values twice would double the peak of memory
-            await channel.send(Batch(True, events, revision))
+            await channel.send(WatchBatch(True, events, revision))
             del events
             listed = trio.current_time()
             if not started:

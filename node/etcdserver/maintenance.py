@@ -115,7 +115,7 @@ async def maintain(
     """
     pressure = client.pressure
     pressure.quota = quota_bytes
-    rewriting = Rewriting()
+    rewriting = Defragmenter()
     due = compacted = stale = 0
     turn = tried = float("-inf")
     while True:
@@ -148,7 +148,7 @@ async def maintain(
 
 
 @dataclass
-class Rewriting:
+class Defragmenter:
     """When the file of a store is rewritten without its free pages: that stops everything.
 
     `rate` is how many bytes of use a second that takes, as last measured.

@@ -72,7 +72,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Premises:
+class EtcdInstallation:
     """A directory fit for etcd, the binary, and where its socket can be reached."""
 
     directory: Path
@@ -100,7 +100,7 @@ class Premises:
 
 
 @contextmanager
-def open_premises(directory: Path, binary: str) -> Iterator[Premises]:
+def open_installation(directory: Path, binary: str) -> Iterator[EtcdInstallation]:
     """Check and prepare `directory` (made when missing, 0700); raises `StoreRefused`."""
     found = shutil.which(binary)
     if found is None:
@@ -118,7 +118,7 @@ def open_premises(directory: Path, binary: str) -> Iterator[Premises]:
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
             # The kernel's limit is on the text, not on the place: name it through our descriptor.
             path = f"/proc/self/fd/{descriptor}/{_SOCKET}"
-        yield Premises(directory, found, shutil.which("setpriv"), f"unix:{path}")
+        yield EtcdInstallation(directory, found, shutil.which("setpriv"), f"unix:{path}")
     finally:
         os.close(descriptor)
 

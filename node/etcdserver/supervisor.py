@@ -21,9 +21,9 @@ from node.etcd.errors import EtcdError, EtcdUnavailable, StoreRefused
 from node.etcd.pressure import BATCH, DEFAULT_QUOTA
 from node.etcdserver.faults import BEHIND, DAMAGE, DISK_FULL, Fault, explain, following, is_noise
 from node.etcdserver.preflight import (
-    Premises,
+    EtcdInstallation,
     environment,
-    open_premises,
+    open_installation,
     stop_orphan,
     wait_exit,
 )
@@ -115,15 +115,15 @@ def _pass_on(line: bytes) -> str:
 class _Child:
     """One run of etcd: its process, a pidfd to signal without races, the end of what it said."""
 
-    def __init__(self, premises: Premises, quota_bytes: int) -> None:
-        arguments = command(premises.binary, own_limit(premises.directory, quota_bytes))
-        if premises.setpriv is not None:
+    def __init__(self, installation: EtcdInstallation, quota_bytes: int) -> None:
+        arguments = command(installation.binary, own_limit(installation.directory, quota_bytes))
+        if installation.setpriv is not None:
             # So that etcd ends even when we are killed. The signal comes when the starting *thread*
             # ends, hence no `trio.lowlevel.open_process`, which starts from a passing thread.
-            arguments = [premises.setpriv, "--pdeathsig=TERM", "--", *arguments]
+            arguments = [installation.setpriv, "--pdeathsig=TERM", "--", *arguments]
         self.process = subprocess.Popen(
             arguments,
-            cwd=premises.directory,
+            cwd=installation.directory,
             env=environment(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -207,10 +207,10 @@ async def _until_ready(target: str) -> bool:
                 return True
 
 
-async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> Fault:
+async def _run_once(installation: EtcdInstallation, quota_bytes: int, ready: trio.Event) -> Fault:
     """Run etcd until it dies, setting `ready` when it serves; says how it ended."""
-    premises.clear_sockets()
-    child = _Child(premises, quota_bytes)
+    installation.clear_sockets()
+    child = _Child(installation, quota_bytes)
     started = trio.current_time()
     ended: Fault | None = None
 
@@ -221,7 +221,7 @@ async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> 
             "is the disk very slow, or very busy? Then start again",
         )
         with trio.move_on_after(_READY_TIMEOUT):
-            ended = None if await _until_ready(premises.target) else Fault(BEHIND, DAMAGE)
+            ended = None if await _until_ready(installation.target) else Fault(BEHIND, DAMAGE)
         if ended is None:
             took = round(trio.current_time() - started, 3)
             log.info("etcd serves", pid=child.process.pid, seconds=took)
@@ -230,7 +230,7 @@ async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> 
             nursery.cancel_scope.cancel()
 
     try:
-        premises.remember(child.process.pid)
+        installation.remember(child.process.pid)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(child.read_log)
             nursery.start_soon(watch_start)
@@ -243,7 +243,7 @@ async def _run_once(premises: Premises, quota_bytes: int, ready: trio.Event) -> 
     finally:
         await child.stop()
         child.close()
-        premises.forget()
+        installation.forget()
     assert ended is not None
     return ended
 
@@ -270,8 +270,8 @@ async def supervise(
     answered by a restart with back-off: then it comes back when there is room. When cancelled,
     returns only after etcd has ended, at most about `_STOP_TIMEOUT` later: cancel it last.
     """
-    with open_premises(directory, binary) as premises:
-        await stop_orphan(premises.directory, patience=_STOP_TIMEOUT)
+    with open_installation(directory, binary) as installation:
+        await stop_orphan(installation.directory, patience=_STOP_TIMEOUT)
         announced = False
         backoff = _FIRST_BACKOFF
         while True:
@@ -281,19 +281,19 @@ async def supervise(
 
                 async def announce(event: trio.Event = ready) -> None:
                     await event.wait()
-                    task_status.started(premises.target)
+                    task_status.started(installation.target)
 
                 if not announced:
                     nursery.start_soon(announce)
-                ended = await _run_once(premises, quota_bytes, ready)
+                ended = await _run_once(installation, quota_bytes, ready)
                 nursery.cancel_scope.cancel()
             announced = announced or ready.is_set()
             if ended.what == BEHIND:
-                premises.note_damage(BEHIND)
+                installation.note_damage(BEHIND)
             if ended.damaged or not (announced or ended.what.startswith(DISK_FULL)):
                 raise StoreRefused(
-                    f"the store in {premises.directory} does not start: {ended.what}: "
-                    + following(ended.next, premises.directory)
+                    f"the store in {installation.directory} does not start: {ended.what}: "
+                    + following(ended.next, installation.directory)
                 )
             log.error("etcd is started again", seconds=backoff, because=ended.what)
             await trio.sleep(backoff)

@@ -11,7 +11,7 @@ import trio
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.parts import PLACE, owner_of, stub_of
+from node.etcd.parts import PLACE, owner_of, ref_of
 from node.host.log import get_logger
 
 log = get_logger("sweeping")
@@ -53,8 +53,8 @@ async def sweep(client: EtcdClient, unnamed: dict[str, float]) -> int:
 async def _named(client: EtcdClient, owner: str, name: str) -> bool:
     page = await client.range(owner, limit=1, raw=True)
     there = page.items[0] if page.items else None
-    stub = stub_of(there.value) if there is not None and there.key == owner else None
-    return stub is not None and stub.name == name
+    ref = ref_of(there.value) if there is not None and there.key == owner else None
+    return ref is not None and ref.name == name
 
 
 async def run(client: EtcdClient) -> NoReturn:

@@ -46,7 +46,7 @@ class _Upload:
     changed: int
 
 
-class Vault:
+class BlobStore:
     """One directory; `quota` in bytes (0: none). `now` gives Unix nanoseconds.
 
     `used` counts the bytes that are there, of complete files and of unfinished uploads: what an

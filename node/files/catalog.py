@@ -19,7 +19,7 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, values
 from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Present, Put, Txn
-from node.files.blobs import Vault
+from node.files.blobs import BlobStore
 from node.files.tickets import Tickets
 from node.host.listening import Serving
 from node.host.log import get_logger
@@ -29,7 +29,7 @@ from node.model.ids import new_id
 from node.processes.quotas import Quotas
 from node.store import files as store
 from node.store import keys
-from node.store.files import File, Held, Holding, Known, Newest, Place, Snapshot
+from node.store.files import File, FileState, Held, Holding, Newest, Place, Snapshot
 from node.store.update import Unmet, update
 
 log = get_logger("files")
@@ -68,7 +68,7 @@ class Files:
 
     client: EtcdClient
     now: Callable[[], int]
-    vault: Vault | None = None
+    blobs: BlobStore | None = None
     tickets: Tickets | None = None
     grace: float = 86_400.0
     serving: Serving = field(default_factory=Serving)
@@ -127,7 +127,7 @@ class Files:
 
     async def _read(
         self, colony: str, label: str, name: str, checksums: Sequence[str]
-    ) -> tuple[Known, dict[str, Held]]:
+    ) -> tuple[FileState, dict[str, Held]]:
         """What a change compares and counts on, at one revision."""
         wanted = [
             store.sequence(colony),
@@ -137,7 +137,7 @@ class Files:
         ]
         answer = (await self.client.commit(Txn([], [Get(key) for key in wanted]))).responses
         last, count, newest = (found[0] if found else None for found in answer[:3])
-        known = Known(
+        known = FileState(
             last=unpack(last.value, int) if last else 0,
             revision=last.mod_revision if last else 0,
             count=unpack(count.value, int) if count else 0,
@@ -191,9 +191,9 @@ class Files:
         """Whether the bytes of a file are kept; if they are here, their grace begins anew."""
         if held is None or held.value.size != file.size:
             return False
-        if self.vault is None or held.value.holder != self.vault.holder:
+        if self.blobs is None or held.value.holder != self.blobs.holder:
             return True
-        return self.vault.touch(file.checksum)
+        return self.blobs.touch(file.checksum)
 
     async def _require_colony(self, colony: str) -> None:
         if await self.client.get(keys.colony(colony)) is None:
@@ -243,10 +243,10 @@ class Files:
 
     async def hold(self, colony: str, checksum: str, size: int) -> None:
         """Note that complete bytes are here for a colony, or renew their grace."""
-        assert self.vault is not None
+        assert self.blobs is not None
         key = store.holding(colony, checksum)
-        holder, where = self.vault.holder, (socket.gethostname(), self.serving.port)
-        self.vault.touch(checksum)
+        holder, where = self.blobs.holder, (socket.gethostname(), self.serving.port)
+        self.blobs.touch(checksum)
 
         def held(there: Holding | None) -> Holding:
             return Holding(size, holder, *where, there.refs if there else 0, self.now())
@@ -338,7 +338,7 @@ class Files:
         The holding goes first, in a transaction that a new reference would fail; a crash after it
         leaves bytes without a holding, which the next sweep removes. Gives files and bytes.
         """
-        if self.vault is None or trio.current_time() < self._quiet:
+        if self.blobs is None or trio.current_time() < self._quiet:
             return 0, 0
         now = self.now()
         before = now - int(self.grace * 1e9)
@@ -348,7 +348,7 @@ class Files:
                 for kv in page:
                     _, checksum = store.parse_holding(kv.key)
                     value = unpack(kv.value, Holding)
-                    if value.holder != self.vault.holder:
+                    if value.holder != self.blobs.holder:
                         continue
                     unchanged = ModRevision(kv.key, kv.mod_revision)
                     if not value.refs and value.since > now:
@@ -360,7 +360,7 @@ class Files:
                         if (await self.client.commit(txn)).succeeded:
                             continue
                     needed.add(checksum)
-        return await self.vault.sweep(needed, self.grace)
+        return await self.blobs.sweep(needed, self.grace)
 
     async def clock_set(self, by: int, before: int) -> None:
         """Begin every grace anew: what is young must not be old since the clock was set."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from node.blueprints.rules import Initiator, Wanted, colony_initiator
+from node.blueprints.rules import BlueprintRequest, Initiator, colony_initiator
 from node.blueprints.schema_types import drop, fitting, refuse
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
@@ -18,7 +18,7 @@ from node.processes.spec import id_for
 from node.rpc.calls import MINE, Caller, Calls, Who, every
 from node.rpc.replay import Once
 from node.runtime.node import Node
-from node.store.blueprints import Blueprint, Change, Definition, Handler, Metadata, Names
+from node.store.blueprints import Blueprint, BlueprintChange, Definition, Handler, Metadata, Names
 from node.store.directory import name_of
 
 # What upstream's clients send may be null at any place, and then means nothing.
@@ -88,7 +88,7 @@ class ColonyDefinitions(msgspec.Struct):
     colonyname: str
 
 
-class Named(msgspec.Struct):
+class BlueprintNamed(msgspec.Struct):
     """What upstream calls a namespace is a colony."""
 
     namespace: str
@@ -122,7 +122,7 @@ class Reconcile(msgspec.Struct):
     force: bool = False
 
 
-class GetHistory(msgspec.Struct):
+class GetBlueprintHistory(msgspec.Struct):
     blueprintid: str
     limit: Int64 = 0
 
@@ -130,10 +130,10 @@ class GetHistory(msgspec.Struct):
 # -- what is sent, as we see it ----------------------------------------------------------
 
 
-def wanted(sent: SentBlueprint) -> Wanted:
+def wanted(sent: SentBlueprint) -> BlueprintRequest:
     """Return the blueprint that a client sent. Raises Invalid for a time that is none."""
     meta = sent.metadata or SentMetadata()
-    return Wanted(
+    return BlueprintRequest(
         kind=sent.kind or "",
         name=meta.name or "",
         colony=meta.colonyname or "",
@@ -261,7 +261,7 @@ def wire_definition(definition: Definition) -> dict[str, Any]:
     }
 
 
-def wire_change(row: Change) -> dict[str, Any]:
+def wire_change(row: BlueprintChange) -> dict[str, Any]:
     """Return a row of history as upstream's SDKs expect it, ready for JSON."""
     return {
         "historyid": row.historyid,
@@ -334,8 +334,10 @@ async def get_definitions(node: Node, caller: Caller, request: ColonyDefinitions
     return each(node.definitions.listing(request.colonyname), wire_definition)
 
 
-@calls.row("removeblueprintdefinitionmsg", Named, Who.OWNER, colony="namespace", need=Need.FREES)
-async def remove_definition(node: Node, caller: Caller, request: Named) -> None:
+@calls.row(
+    "removeblueprintdefinitionmsg", BlueprintNamed, Who.OWNER, colony="namespace", need=Need.FREES
+)
+async def remove_definition(node: Node, caller: Caller, request: BlueprintNamed) -> None:
     """Remove a kind of which there are none."""
     await node.definitions.remove(request.namespace, request.name)
 
@@ -351,8 +353,8 @@ async def add(node: Node, caller: Caller, request: AddBlueprint) -> dict[str, An
     return wire_blueprint(await node.blueprints.add(new, initiator(node, caller)))
 
 
-@calls.row("getblueprintmsg", Named, Who.BOTH, reply="Blueprint", colony="namespace")
-async def get(node: Node, caller: Caller, request: Named) -> dict[str, Any]:
+@calls.row("getblueprintmsg", BlueprintNamed, Who.BOTH, reply="Blueprint", colony="namespace")
+async def get(node: Node, caller: Caller, request: BlueprintNamed) -> dict[str, Any]:
     """A blueprint by name."""
     return wire_blueprint(await node.blueprints.get(request.namespace, request.name))
 
@@ -380,8 +382,8 @@ async def update(node: Node, caller: Caller, request: UpdateBlueprint) -> dict[s
     return wire_blueprint(changed)
 
 
-@calls.row("removeblueprintmsg", Named, Who.BOTH, colony="namespace", need=Need.FREES)
-async def remove(node: Node, caller: Caller, request: Named) -> None:
+@calls.row("removeblueprintmsg", BlueprintNamed, Who.BOTH, colony="namespace", need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: BlueprintNamed) -> None:
     """Remove a blueprint; its executors clean up."""
     await node.blueprints.remove(request.namespace, request.name, initiator(node, caller))
 
@@ -415,13 +417,13 @@ async def reconcile(node: Node, caller: Caller, request: Reconcile) -> dict[str,
 
 @calls.row(
     "getblueprinthistorymsg",
-    GetHistory,
+    GetBlueprintHistory,
     Who.SIGNED,
     reply="BlueprintHistory[]",
     rights=MINE,
     heavy=every,
 )
-async def history(node: Node, caller: Caller, request: GetHistory) -> list[dict[str, Any]]:
+async def history(node: Node, caller: Caller, request: GetBlueprintHistory) -> list[dict[str, Any]]:
     """What it was, newest first."""
     colonies = set(node.directory.colonies_of(caller.id))
     for name, roster in node.directory.rosters.items():

@@ -16,7 +16,7 @@ from node.processes.channels import MAX_TYPE, wire
 from node.rpc.calls import MANY_TOKENS, PARTY, Caller, Calls, Who
 from node.rpc.replay import Once
 from node.runtime.node import Node
-from node.store.channels import Entry
+from node.store.channels import ChannelEntry
 
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _LIGHT = 4  # entries that anybody may read at any time
@@ -61,7 +61,7 @@ async def append(node: Node, caller: Caller, request: Append) -> None:
     """Send a message."""
     if len(request.payloadtype) > MAX_TYPE:
         raise Invalid(f"payloadtype: at most {MAX_TYPE} characters")
-    said = Entry(
+    said = ChannelEntry(
         senderid=caller.id,
         sequence=request.sequence,
         inreplyto=request.inreplyto,

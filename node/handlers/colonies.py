@@ -93,8 +93,8 @@ async def add_user(node: Node, caller: Caller, request: req.AddUser) -> User:
     return await node.members.add_user(request.user)
 
 
-@calls.row("removeusermsg", req.Named, Who.OWNER, section="Users", need=Need.FREES)
-async def remove_user(node: Node, caller: Caller, request: req.Named) -> None:
+@calls.row("removeusermsg", req.MemberNamed, Who.OWNER, section="Users", need=Need.FREES)
+async def remove_user(node: Node, caller: Caller, request: req.MemberNamed) -> None:
     """Remove a user."""
     await node.members.remove_user(request.colonyname, request.name)
 
@@ -105,8 +105,8 @@ async def get_users(node: Node, caller: Caller, request: req.ColonyOnly) -> list
     return list(node.directory.roster(request.colonyname).users.values())
 
 
-@calls.row("getusermsg", req.Named, Who.LOOSE, reply="User", section="Users")
-async def get_user(node: Node, caller: Caller, request: req.Named) -> User:
+@calls.row("getusermsg", req.MemberNamed, Who.LOOSE, reply="User", section="Users")
+async def get_user(node: Node, caller: Caller, request: req.MemberNamed) -> User:
     """A user by name."""
     user = node.directory.roster(request.colonyname).users.get(request.name)
     if user is None:

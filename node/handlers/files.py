@@ -187,20 +187,20 @@ async def ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]:
 async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -> dict[str, Any]:
     """A ticket, how far an upload is, and where the bytes are; `renew` lets these stay longer."""
     files, colony, checksum = node.files, request.colonyname, request.checksum
-    vault, tickets = files.vault, files.tickets
-    if vault is None or tickets is None:
+    blobs, tickets = files.blobs, files.tickets
+    if blobs is None or tickets is None:
         raise Unavailable("this daemon keeps no files")
     if not CHECKSUM.match(checksum):
         raise Invalid("checksum: the SHA-256 as 64 lower-case hex characters is needed")
     held = await files.holding(colony, checksum)
     complete = held is not None and (
-        held.holder != vault.holder or vault.size_of(checksum) == held.size
+        held.holder != blobs.holder or blobs.size_of(checksum) == held.size
     )
     size = request.size
     if request.method == "GET":
         if held is None or not complete:
             raise NotFound("checksum: no bytes of this colony have it")
-        if held.holder != vault.holder:
+        if held.holder != blobs.holder:
             raise NotFound(
                 f"checksum: these bytes are kept by {held.server}:{held.port}; ask there"
             )
@@ -211,14 +211,14 @@ async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -
         if held is not None and complete:
             if held.size != size:
                 raise Invalid(f"size: the bytes with this checksum are {held.size}")
-            if renew and held.holder == vault.holder:
+            if renew and held.holder == blobs.holder:
                 await files.hold(colony, checksum, size)
             offset = size
         else:
             scope = tickets.check("PUT", checksum, query)
-            offset = vault.offset(scope)
+            offset = blobs.offset(scope)
             if not offset:
-                vault.require_room(scope)
+                blobs.require_room(scope)
     return {
         "method": request.method,
         "url": f"{PREFIX}{checksum}?{query}",

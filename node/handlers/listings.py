@@ -17,7 +17,7 @@ from node.etcd.pages import LOOK, Pages, Rows, below, newest_first, values
 from node.model.codec import unpack, wire_process
 from node.model.errors import Invalid
 from node.model.types import SECOND, Closed, Process, Running, State
-from node.processes.queue import Entry
+from node.processes.queue import QueueEntry
 from node.processes.service import Processes
 from node.rpc import requests as req
 from node.store import keys
@@ -30,12 +30,12 @@ MAX_HISTORY = 20_000
 
 async def waiting(
     processes: Processes, colony: str, *, executortype: str = "", label: str = ""
-) -> Pages[Entry]:
+) -> Pages[QueueEntry]:
     """What waits for executors or for other processes, in order, in pages.
 
     What comes meanwhile is there if its place is behind the page before.
     """
-    last: Entry | None = None
+    last: QueueEntry | None = None
     while True:
         order = processes.queue.in_order(colony, executortype=executortype, label=label, after=last)
         page = list(islice(order, LOOK))
@@ -153,7 +153,7 @@ async def wired(
 # -- looking back ----------------------------------------------------------------------------------
 
 
-async def submitted_since(processes: Processes, request: req.GetHistory, now: int) -> Rows:
+async def submitted_since(processes: Processes, request: req.GetProcessHistory, now: int) -> Rows:
     """Rows of the processes in one state that were submitted in the last seconds, oldest first.
 
     They may be those of one executor. `now` in Unix ns. Raises Invalid for too many of them,
@@ -197,7 +197,7 @@ def _demand_few(count: int) -> None:
 
 
 async def _candidates(
-    processes: Processes, request: req.GetHistory, since: int, now: int
+    processes: Processes, request: req.GetProcessHistory, since: int, now: int
 ) -> Pages[tuple[int, str]]:
     """Submission time (Unix ns; 0: not known) and id of processes that may be meant, in pages."""
     colony, executorid = request.colonyname, request.executorid

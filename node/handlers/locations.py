@@ -24,8 +24,8 @@ async def add(node: Node, caller: Caller, request: AddLocation) -> Location:
     return await node.locations.add(request.location)
 
 
-@calls.row("removelocationmsg", req.Named, Who.OWNER, need=Need.FREES)
-async def remove(node: Node, caller: Caller, request: req.Named) -> None:
+@calls.row("removelocationmsg", req.MemberNamed, Who.OWNER, need=Need.FREES)
+async def remove(node: Node, caller: Caller, request: req.MemberNamed) -> None:
     """Forget a place."""
     await node.locations.remove(request.colonyname, request.name)
 
@@ -36,7 +36,7 @@ async def get_all(node: Node, caller: Caller, request: req.ColonyOnly) -> list[L
     return await node.locations.all_of(request.colonyname)
 
 
-@calls.row("getlocationmsg", req.Named, Who.LOOSE, reply="Location")
-async def get(node: Node, caller: Caller, request: req.Named) -> Location:
+@calls.row("getlocationmsg", req.MemberNamed, Who.LOOSE, reply="Location")
+async def get(node: Node, caller: Caller, request: req.MemberNamed) -> Location:
     """A place by name."""
     return await node.locations.get(request.colonyname, request.name)

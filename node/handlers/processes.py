@@ -34,7 +34,9 @@ _TRIES = 4
 calls: Calls[Node] = Calls("Processes")
 
 
-async def submitted(node: Node, caller: Caller, request: req.Submit, place: str) -> dict[str, Any]:
+async def submitted(
+    node: Node, caller: Caller, request: req.SubmitProcess, place: str
+) -> dict[str, Any]:
     found = await node.client.get(place)
     if found is None:
         raise NotFound("nonce: the process that this request submitted was removed")
@@ -43,7 +45,7 @@ async def submitted(node: Node, caller: Caller, request: req.Submit, place: str)
 
 @calls.row(
     "submitfuncspecmsg",
-    req.Submit,
+    req.SubmitProcess,
     Who.SIGNED,
     reply="Process",
     rights="member of the colony in spec.conditions, or of the home colony for a peer's",
@@ -51,7 +53,7 @@ async def submitted(node: Node, caller: Caller, request: req.Submit, place: str)
     again=submitted,
     keeps=True,
 )
-async def submit_spec(node: Node, caller: Caller, request: req.Submit) -> dict[str, Any]:
+async def submit_spec(node: Node, caller: Caller, request: req.SubmitProcess) -> dict[str, Any]:
     """Submit a function spec; an equal submit with a nonce returns the first process.
 
     It goes to a hosted colony, or to the trusted peer that the spec names.
@@ -106,10 +108,10 @@ async def assigned(node: Node, caller: Caller, request: req.Assign, place: str) 
         process is None
         or process.state != State.RUNNING
         or process.assignedexecutorid != caller.id
-        or node.handout.doubts(process.processid)
+        or node.assigner.doubts(process.processid)
     ):
         raise NotFound("nonce: the process that this request was given is not the caller's now")
-    carry(node.handout.deliver(process))
+    carry(node.assigner.deliver(process))
     return wire_process(process)
 
 
@@ -147,8 +149,8 @@ async def assign(node: Node, caller: Caller, request: req.Assign) -> dict[str, A
     with aside():
         await node.members.heard_from(executor)
     timeout = min(request.timeout, LONGEST if caller.nonce else MAX_POLL)
-    process = await node.handout.assign(candidate, executor, timeout)
-    carry(node.handout.deliver(process))
+    process = await node.assigner.assign(candidate, executor, timeout)
+    carry(node.assigner.deliver(process))
     return wire_process(process)
 
 
@@ -162,7 +164,7 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
             raise
 
     async def look(colony: str) -> Process | None:
-        return await node.past.find(colony, request.processid)
+        return await node.history_reader.find(colony, request.processid)
 
     found = await node.directory.seek(caller.id, look, "processid", request.processid)
     return wire_process(found)
@@ -174,8 +176,8 @@ async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Row
     return _told(node, caller, await list_processes(node, request))
 
 
-@calls.row("getprocesshistmsg", req.GetHistory, Who.MEMBER, reply="Process[]", heavy=every)
-async def history(node: Node, caller: Caller, request: req.GetHistory) -> Rows:
+@calls.row("getprocesshistmsg", req.GetProcessHistory, Who.MEMBER, reply="Process[]", heavy=every)
+async def history(node: Node, caller: Caller, request: req.GetProcessHistory) -> Rows:
     """Processes of the last seconds in one state."""
     return await listings.submitted_since(node.processes, request, node.clock.now())
 
@@ -254,14 +256,14 @@ async def remove_all(node: Node, caller: Caller, request: req.RemoveAll) -> None
 async def pause(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
     """Hand out no more work."""
     await node.client.commit(Txn([], [Put(keys.paused(request.colonyname), pack(True))]))
-    node.handout.paused.add(request.colonyname)
+    node.assigner.paused.add(request.colonyname)
 
 
 @calls.row("resumeassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
 async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
     """Hand out work again."""
     await node.client.delete(keys.paused(request.colonyname))
-    node.handout.resume(request.colonyname)
+    node.assigner.resume(request.colonyname)
 
 
 @calls.row(
@@ -274,7 +276,7 @@ async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
 async def pause_status(node: Node, caller: Caller, request: req.ColonyOnly) -> dict[str, Any]:
     """Whether work is handed out; answers as pausestatusreplymsg."""
     name = request.colonyname
-    paused = name in node.handout.paused
+    paused = name in node.assigner.paused
     return {"colonyname": name, "ispaused": paused, "msgtype": "pausestatusreplymsg"}
 
 
@@ -311,7 +313,7 @@ async def get_attribute(node: Node, caller: Caller, request: req.AttributeById) 
 
 async def colony_of(node: Node, caller: Caller, processid: str) -> str:
     """The colony of a process that the caller may see. Raises Denied or NotFound."""
-    node.handout.heard(processid, caller.id)
+    node.assigner.heard(processid, caller.id)
     colonies = node.directory.colonies_of(caller.id)
     if len(colonies) == 1:
         return colonies[0]
@@ -324,7 +326,7 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
     async def look(colony: str) -> tuple[Process, int] | None:
         return await node.processes.load(colony, processid) if "/" not in processid else None
 
-    node.handout.heard(processid, caller.id)
+    node.assigner.heard(processid, caller.id)
     return (await node.directory.seek(caller.id, look, "processid", processid))[0]
 
 
@@ -357,7 +359,7 @@ async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
     async with aclosing(pages) as found:
         async for page in found:
             for row in page:
-                node.handout.heard(row["processid"], caller.id)
+                node.assigner.heard(row["processid"], caller.id)
             yield page
 
 

@@ -12,10 +12,10 @@ from node.handlers.processes import locate
 from node.http.listeners import ANYWHERE
 from node.model.errors import Denied
 from node.model.types import SECOND, Process, State
-from node.processes.eligibility import Bench, stuck
+from node.processes.eligibility import ExecutorPool, unschedulable
 from node.rpc import requests as req
 from node.rpc.calls import MINE, Caller, Calls, Who
-from node.rpc.replay import Replays
+from node.rpc.replay import ReplayGuard
 from node.runtime.node import Node
 from node.version import VERSION
 
@@ -51,7 +51,7 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
     counts = await statistics(node, node.home)
     nobody = await nobody_takes(node)
     executors = node.directory.roster(node.home).executors.values()
-    silent = node.handout.silent(node.home, {each.executorid for each in executors})
+    silent = node.assigner.silent(node.home, {each.executorid for each in executors})
     states = ("waiting", "running", "successful", "failed", "cancelled")
     return {
         "version": VERSION,
@@ -71,7 +71,7 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
         },
         "clock": node.retiming.view(),
         "processes": {state: counts[f"{state}processes"] for state in states},
-        "paused": node.home in node.handout.paused,
+        "paused": node.home in node.assigner.paused,
         "stuck": nobody,
         "silent": {"count": len(silent), "processids": silent[:_SILENT]},
         **node.serving.status(),
@@ -94,7 +94,7 @@ async def nobody_takes(node: Node) -> list[dict[str, Any]]:
     """What waits in the home colony that no registered executor, and no peer by a route, takes."""
     processes, found = node.processes, list[dict[str, Any]]()
     roster = node.directory.roster(node.home)
-    for each in stuck(processes.queue, roster, node.home, _MOST_STUCK):
+    for each in unschedulable(processes.queue, roster, node.home, _MOST_STUCK):
         known = await processes.load(node.home, each.first)
         if known is not None and not processes.hooks.may_leave(known[0]):
             found.append(
@@ -121,16 +121,16 @@ def standing_of(node: Node, process: Process) -> dict[str, Any]:
         return base | {"peer": process.peer}
     if process.waitforparents or entry is None:
         return base | {"parents": process.waitforparents}
-    kind, bench = entry.executortype, Bench.of(node.directory.roster(colony))
-    why, next_step = bench.trouble(kind, entry.waiting)
+    kind, pool = entry.executortype, ExecutorPool.of(node.directory.roster(colony))
+    why, next_step = pool.trouble(kind, entry.waiting)
     if why and (route := processes.hooks.may_leave(process)):
         return base | {"route": route}
-    able, asking = bench.able(kind, entry.waiting), node.handout.asking(entry)
-    if asking and not node.handout.suits(entry):
+    able, asking = pool.able(kind, entry.waiting), node.assigner.asking(entry)
+    if asking and not node.assigner.suits(entry):
         why = f"{asking} executors ask for work, and none has the CPU or memory it wants"
         next_step = "`colony process show` tells what it wants"
     return base | {
-        "paused": colony in node.handout.paused,
+        "paused": colony in node.assigner.paused,
         "why": why,
         "next": next_step,
         "ahead": processes.queue.ahead(entry),
@@ -170,7 +170,7 @@ clock_calls: Calls[Node] = Calls("Ours", home=lambda node: node.home)
 @clock_calls.row("getclockmsg", req.Empty, Who.OWNER, reply="{clock, latest, behind}")
 async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
     """The daemon's clock, and the latest time that it remembers."""
-    return await _clock_view(node, Replays(node.client, node.clock.now))
+    return await _clock_view(node, ReplayGuard(node.client, node.clock.now))
 
 
 @clock_calls.row(
@@ -183,12 +183,12 @@ async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str,
 )
 async def reset_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
     """Forget a later time than the clock's, by which requests are judged."""
-    replays = Replays(node.client, node.clock.now)
+    replays = ReplayGuard(node.client, node.clock.now)
     before = (await _clock_view(node, replays))["latest"]
     await replays.forget()
     return await _clock_view(node, replays) | {"before": before}
 
 
-async def _clock_view(node: Node, replays: Replays) -> dict[str, int]:
+async def _clock_view(node: Node, replays: ReplayGuard) -> dict[str, int]:
     clock, latest = round(node.clock.now() / SECOND), await replays.latest()
     return {"clock": clock, "latest": max(clock, latest), "behind": max(0, latest - clock)}

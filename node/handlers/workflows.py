@@ -21,7 +21,7 @@ from node.rpc.calls import MANY_TOKENS, MINE, Caller, Calls, Who, many
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.directory import name_of
-from node.workflows.children import Wanted
+from node.workflows.children import ChildRequest
 from node.workflows.spec import WorkflowSpec
 
 MAX_COUNT = 100
@@ -148,7 +148,7 @@ async def add_child(node: Node, caller: Caller, request: AddChild) -> dict[str, 
     graph = await locate_graph(node, caller, request.processgraphid)
     if "/" in request.parentprocessid:
         raise NotFound("parentprocessid: no node of this workflow")
-    wanted = Wanted(
+    wanted = ChildRequest(
         request.parentprocessid,
         request.childprocessid,
         request.spec,

@@ -24,7 +24,7 @@ _SQUEEZE = 10**8
 _MINUTE = 60 * SECOND
 
 
-class Moment(msgspec.Struct, frozen=True):
+class ClockSample(msgspec.Struct, frozen=True):
     """One instant by three clocks, in seconds: of the wall, steady, and steady through sleep."""
 
     wall: float
@@ -32,11 +32,11 @@ class Moment(msgspec.Struct, frozen=True):
     awake: float
 
 
-def moment() -> Moment:
+def moment() -> ClockSample:
     """Now."""
     for _ in range(_READS):
         steady = time.monotonic()
-        found = Moment(time.time(), steady, steady_ns() / SECOND)
+        found = ClockSample(time.time(), steady, steady_ns() / SECOND)
         if time.monotonic() - steady < _ATOMIC:
             break
     return found
@@ -60,7 +60,7 @@ def boot_id() -> str:
         return ""
 
 
-def jumped(before: Moment, now: Moment) -> str:
+def jumped(before: ClockSample, now: ClockSample) -> str:
     """What happened to the clocks between two looks that were to be a second apart, or ""."""
     passed = now.steady - before.steady
     slept = (now.awake - before.awake) - passed

@@ -38,11 +38,11 @@ class ConfigError(Exception):
     """A setting that is wrong; the message names the setting and where it was set."""
 
 
-class Size(int):
+class ByteSize(int):
     """A number of bytes, written as an integer or as text such as "2MiB" or "500 kB"."""
 
     @classmethod
-    def parse(cls, value: object) -> Size:
+    def parse(cls, value: object) -> ByteSize:
         """Read `value`; raises ValueError with a message fit for the user."""
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return cls(value)
@@ -117,12 +117,12 @@ class RpcConfig(_Section, frozen=True):
     port: Port = 50080
     replay: Literal["lenient", "strict"] = "lenient"
     metrics: Literal["local", "open", "off"] = "local"
-    max_body: Size = Size(16 * 2**20)
+    max_body: ByteSize = ByteSize(16 * 2**20)
     max_connections: Count = 4096
     max_per_signer: Count = 512
     max_unsigned: Count = 1024
     max_unsigned_per_address: Count = 512
-    max_unread: Size = Size(256 * 2**20)
+    max_unread: ByteSize = ByteSize(256 * 2**20)
     max_subscriptions: Count = 1024
     reregister: bool = False
     tls: bool = False
@@ -144,7 +144,7 @@ class EtcdConfig(_Section, frozen=True):
     """
 
     endpoints: list[NonEmpty] = msgspec.field(default_factory=list)
-    quota: Size = Size(2 * 2**30)
+    quota: ByteSize = ByteSize(2 * 2**30)
     ca: str = ""
     cert: str = ""
     key: str = ""
@@ -168,7 +168,7 @@ class EtcdConfig(_Section, frozen=True):
 class FilesConfig(_Section, frozen=True):
     """[files]: the directory of bytes. `quota` in bytes, 0 for none; `grace` in seconds."""
 
-    quota: Size = Size(10 * 2**30)
+    quota: ByteSize = ByteSize(10 * 2**30)
     grace: Annotated[int, msgspec.Meta(ge=1)] = 86_400
 
 
@@ -199,7 +199,7 @@ class QuotasConfig(_Section, frozen=True):
     member_generators: Limit = 500
     colony_generators: Limit = 2_000
     generator_packs: Limit = 20_000
-    generator_bytes: Size = Size(64 * 2**20)
+    generator_bytes: ByteSize = ByteSize(64 * 2**20)
     executor_functions: Limit = 500
     colony_executors: Limit = 5_000
     colony_users: Limit = 5_000
@@ -225,10 +225,10 @@ class PolicyConfig(_Section, frozen=True):
     max_waiting: Limit = 0
     max_running: Limit = 0
     rate: Limit = 0
-    max_body: Size = Size(0)
+    max_body: ByteSize = ByteSize(0)
     messages: Limit = 20_000
     max_entries: Limit = 500_000
-    max_kept: Size = Size(512 * 2**20)
+    max_kept: ByteSize = ByteSize(512 * 2**20)
     forward: bool = False
     max_hops: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
 
@@ -433,6 +433,6 @@ def _coerce(value: str, kind: Any, dotted: str, origin: str) -> object:
 
 
 def _decode(kind: type, value: object) -> object:
-    if kind in (Size, Duration, Keep):
+    if kind in (ByteSize, Duration, Keep):
         return kind.parse(value)
     raise NotImplementedError(kind)

@@ -18,7 +18,7 @@ Party = tuple[str, ...]
 
 
 @dataclass
-class Turns:
+class FairQueue:
     """At most `room` at once in all, and `each` of one party; 0 is no limit.
 
     All parties of one object have paths of the same length.

@@ -19,7 +19,7 @@ _UNMAPPED = 65534  # what the kernel shows for users outside of our user namespa
 
 
 @dataclass(frozen=True)
-class Holder:
+class PortOwner:
     """A process that has a port. `pid` is 0 where only its user is known."""
 
     pid: int
@@ -30,13 +30,13 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class _Socket:
+class _SocketInfo:
     inode: str
     uid: int
     listens: bool
 
 
-def holder_of(port: int, protocol: str = "tcp", proc: Path = Path("/proc")) -> Holder | None:
+def holder_of(port: int, protocol: str = "tcp", proc: Path = Path("/proc")) -> PortOwner | None:
     """Find who has a port of "tcp" or "udp", who listens before others; None if nothing is seen."""
     found = sorted(_sockets(port, protocol, proc), key=lambda each: not each.listens)
     if not found:
@@ -46,21 +46,21 @@ def holder_of(port: int, protocol: str = "tcp", proc: Path = Path("/proc")) -> H
         held = list(_open_files(process))
         if wanted.intersection(held):
             with suppress(OSError):  # it just ended
-                return Holder(int(process.name), _described(process, held, port))
+                return PortOwner(int(process.name), _described(process, held, port))
     uid = found[0].uid
-    return Holder(
+    return PortOwner(
         0, "another user's process" if uid == _UNMAPPED else f"a process of user {user_name(uid)}"
     )
 
 
-def _sockets(port: int, protocol: str, proc: Path) -> Iterator[_Socket]:
+def _sockets(port: int, protocol: str, proc: Path) -> Iterator[_SocketInfo]:
     """The sockets that have this local port, of either family."""
     for name in (protocol, f"{protocol}6"):
         with suppress(OSError):
             for line in (proc / "net" / name).read_text("ascii").splitlines()[1:]:
                 columns = line.split()
                 if len(columns) > 9 and int(columns[1].rpartition(":")[2], 16) == port:
-                    yield _Socket(columns[9], int(columns[7]), columns[3] == _LISTEN)
+                    yield _SocketInfo(columns[9], int(columns[7]), columns[3] == _LISTEN)
 
 
 def _open_files(process: Path) -> Iterator[str]:

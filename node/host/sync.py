@@ -5,26 +5,26 @@ from __future__ import annotations
 import trio
 
 
-class Bell:
+class WakeUp:
     """Wakes those who wait. Take `event` before looking at what may change, then wait for it."""
 
     def __init__(self) -> None:
         self.event = trio.Event()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake all."""
         self.event.set()
         self.event = trio.Event()
 
 
-class Bells(dict[str, Bell]):
-    """Bells by name; one is made when it is first asked for."""
+class WakeUps(dict[str, WakeUp]):
+    """WakeUps by name; one is made when it is first asked for."""
 
-    def __missing__(self, name: str) -> Bell:
-        bell = self[name] = Bell()
-        return bell
+    def __missing__(self, name: str) -> WakeUp:
+        wakeup = self[name] = WakeUp()
+        return wakeup
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake all who wait at any of them."""
-        for bell in list(self.values()):
-            bell.ring()
+        for wakeup in list(self.values()):
+            wakeup.wake()

@@ -43,7 +43,7 @@ class TooLong(httpx.RemoteProtocolError):
     """An answer is longer than the caller allows."""
 
 
-class Reply(msgspec.Struct, frozen=True):
+class HttpReply(msgspec.Struct, frozen=True):
     """A whole answer."""
 
     status_code: int
@@ -94,11 +94,11 @@ async def read_body(response: httpx.Response, limit: int) -> bytes:
 
 async def ask(
     http: httpx.AsyncClient, method: str, url: str, *, limit: int, **options: Any
-) -> Reply:
+) -> HttpReply:
     """Send a request and return its answer, whose body has at most `limit` bytes.
 
     Raises httpx.HTTPError, among them TooLong.
     """
     async with http.stream(method, url, **options) as response:
         body = await read_body(response, limit)
-        return Reply(response.status_code, response.headers, body)
+        return HttpReply(response.status_code, response.headers, body)

@@ -20,7 +20,7 @@ from node.host.log import get_logger
 from node.http.delivery import UNTAKEN, Deliveries
 from node.http.fastpath import parse_plain
 from node.http.message import Handler, Request, Response, head
-from node.http.pool import Places, source_of
+from node.http.slots import ConnectionSlots, source_of
 
 log = get_logger("http")
 
@@ -70,7 +70,7 @@ class _RefusedRequest(Exception):
         self.status = status
 
 
-class Roster:
+class ConnectionPool:
     """What the connections of one server share: who is idle, who runs a handler."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Roster:
         self.starved = 0  # accept loops that wait for a connection to end
         # Dicts are ordered sets here: the longest idle connection comes first.
         self.idle: dict[Connection, None] = {}
-        self.places = Places(limits, self._is_busy, self.idle)
+        self.slots = ConnectionSlots(limits, self._is_busy, self.idle)
         self.upgraded: set[Connection] = set()
         self.running: dict[Connection, None] = {}
         self.running_long: dict[Connection, None] = {}
@@ -169,8 +169,8 @@ class Connection:
         "_evicted",
         "_held",
         "_limits",
+        "_pool",
         "_reading",
-        "_roster",
         "_watched",
         "_watcher",
         "arrived",
@@ -183,10 +183,10 @@ class Connection:
         "wrote",
     )
 
-    def __init__(self, roster: Roster, stream: trio.abc.Stream) -> None:
-        self._roster = roster
+    def __init__(self, pool: ConnectionPool, stream: trio.abc.Stream) -> None:
+        self._pool = pool
         self.stream = stream
-        self._limits = roster.limits
+        self._limits = pool.limits
         self.remote = _remote(stream)
         self.source = source_of(self.remote)
         self.signer = ""  # who has shown a right on it
@@ -222,12 +222,12 @@ class Connection:
             # the cancellation itself goes on.
             log.exception("connection failed", remote=self.remote)
         finally:
-            self._roster.places.leave(self)
+            self._pool.slots.leave(self)
             self._let_go()
             if self._watcher is not None:
                 self._watcher.cancel()
             if self._deliveries:
-                hurried = self._evicted or self._roster.draining
+                hurried = self._evicted or self._pool.draining
                 with trio.CancelScope(shield=True):
                     await self._deliveries.end(_CLOSE_SECONDS if hurried else UNTAKEN)
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):
@@ -239,11 +239,11 @@ class Connection:
         self.scope.cancel()
 
     def _let_go(self) -> None:
-        self._roster.held -= self._held
+        self._pool.held -= self._held
         self._held = 0
 
     async def _serve(self) -> None:
-        roster = self._roster
+        pool = self._pool
         while True:
             try:
                 request = await self._read_request()
@@ -264,17 +264,17 @@ class Connection:
             if self._held:
                 self._let_go()
             if response.upgrade is not None:
-                roster.upgraded.add(self)
+                pool.upgraded.add(self)
                 self.scope.deadline = math.inf
                 ahead = self.http.trailing_data[0] if self.http is not None else self._ahead
                 try:
                     return await response.upgrade(self.stream, ahead)
                 finally:
-                    roster.upgraded.discard(self)
+                    pool.upgraded.discard(self)
             # What is not DONE now asked for a close, speaks HTTP/1.0, or hoped for an upgrade.
             parser = self.http
             ends = parser is not None and parser.their_state is not h11.DONE
-            close = ends or roster.draining or roster.starved > 0
+            close = ends or pool.draining or pool.starved > 0
             await self._respond(response, method, close=close)
             if close:
                 return None
@@ -289,11 +289,11 @@ class Connection:
             # Whoever sends many at once takes turns with the others.
             await trio.lowlevel.checkpoint()
         else:
-            self._roster.idle[self] = None
+            self._pool.idle[self] = None
             try:
                 self._ahead = bytes(await self.stream.receive_some(_CHUNK))
             finally:
-                self._roster.idle.pop(self, None)
+                self._pool.idle.pop(self, None)
             if not self._ahead or self.scope.cancel_called:
                 # Drained or evicted in the moment the bytes came: better not to start at all
                 # than to have the handler cancelled at its first await.
@@ -339,7 +339,7 @@ class Connection:
         return Request(method, path, query, headers, body, self.remote, self._sign)
 
     def _sign(self, identity: str) -> str:
-        return self._roster.places.sign(self, identity)
+        return self._pool.slots.sign(self, identity)
 
     async def _receive(self, parser: h11.Connection) -> None:
         parser.receive_data(bytes(await self.stream.receive_some(_CHUNK)))
@@ -352,7 +352,7 @@ class Connection:
         return await self._gather_body(parser, limit, too_large)
 
     async def _gather_body(self, parser: h11.Connection, limit: int, too_large: str) -> bytes:
-        roster = self._roster
+        pool = self._pool
         body = bytearray()
         pieces = 0
         began = 0.0
@@ -360,12 +360,12 @@ class Connection:
             event = parser.next_event()
             if isinstance(event, h11.Data):
                 body += event.data
-                roster.held += len(event.data)
+                pool.held += len(event.data)
                 self._held += len(event.data)
                 pieces += 1
                 if len(body) > limit:
                     raise _RefusedRequest(413, too_large)
-                if roster.held > self._limits.max_held and len(body) > _SMALL_BODY:
+                if pool.held > self._limits.max_held and len(body) > _SMALL_BODY:
                     raise _RefusedRequest(
                         503,
                         f"too many large requests at once: they hold {self._limits.max_held} bytes,"
@@ -387,19 +387,19 @@ class Connection:
                 return bytes(body)
 
     async def _handle(self, request: Request) -> Response:
-        roster = self._roster
+        pool = self._pool
         # Handlers have no deadline. Quick ones are over before the present one comes; of the others
         # `new_watcher` hears long before.
         if self.scope.deadline - trio.current_time() < max(0.5 * self._limits.idle_timeout, 5):
             self.scope.deadline = math.inf
-        roster.begin(self)
+        pool.begin(self)
         try:
-            response = await roster.handler(request)
+            response = await pool.handler(request)
         except Exception:
             log.exception("handler failed", method=request.method, path=request.path)
-            response = roster.error(500, "internal error")
+            response = pool.error(500, "internal error")
         finally:
-            roster.end(self)
+            pool.end(self)
         if self._watcher is not None:
             self._watcher.cancel()
             await self._watched.wait()
@@ -446,12 +446,12 @@ class Connection:
         if not 0.9 * idle < self.scope.deadline - now <= idle:
             self.scope.deadline = now + idle
         size = len(response.body)
-        if size > _SMALL_BODY and not self._roster.may_send(self, size):
+        if size > _SMALL_BODY and not self._pool.may_send(self, size):
             why = (
-                f"answers of {self._roster.unread} bytes are not taken by those who asked"
+                f"answers of {self._pool.unread} bytes are not taken by those who asked"
                 f" ({self._limits.names}max_unread); try again"
             )
-            response = self._roster.error(503, why)
+            response = self._pool.error(503, why)
         if not self._deliveries.making:
             return await self._write(response, method, close=close)
         if response.status != 200:
@@ -462,7 +462,7 @@ class Connection:
 
     async def _write(self, response: Response, method: str, *, close: bool) -> None:
         body = response.body
-        out = self._roster.head(response)
+        out = self._pool.head(response)
         bodiless = response.status in (204, 304)
         if not bodiless:
             out += b"content-length: %d\r\n" % len(body)
@@ -479,7 +479,7 @@ class Connection:
                 for start in range(0, len(body), _PART):
                     await self.stream.send_all(whole[start : start + _PART])
             finally:
-                self._roster.sent(self)
+                self._pool.sent(self)
 
     async def _make_room(self) -> None:
         """Say why a request is not read on, if that takes no time."""
@@ -490,14 +490,14 @@ class Connection:
             f" {limits.max_unsigned_per_address}); try again"
         )
         with trio.move_on_after(_LAST_WORD):
-            await self._respond(self._roster.error(503, why), "", close=True)
+            await self._respond(self._pool.error(503, why), "", close=True)
 
     async def _refuse(self, status: int, message: str) -> None:
         """Answer with an error, then read on for a moment: unread bytes would reset the answer."""
         self._let_go()
         log.debug("request refused", status=status, reason=message, remote=self.remote)
         with trio.move_on_after(_CLOSE_SECONDS):
-            await self._respond(self._roster.error(status, message), "", close=True)
+            await self._respond(self._pool.error(status, message), "", close=True)
             if isinstance(self.stream, trio.abc.HalfCloseableStream):
                 await self.stream.send_eof()
             room = _LINGER_BYTES

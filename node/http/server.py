@@ -12,7 +12,7 @@ import trio
 
 from node.host.containment import contained
 from node.host.log import get_logger
-from node.http.connection import Connection, Limits, Roster
+from node.http.connection import Connection, ConnectionPool, Limits
 from node.http.listeners import Listener
 from node.http.message import Handler, Request, Response, Upgrade, plain_error
 from node.http.stream import PromptStream
@@ -49,7 +49,7 @@ async def serve_http(
     still running when the grace is over is cancelled.
     """
     async with trio.open_nursery() as nursery:
-        server = _Server(Roster(handler, limits, error), nursery)
+        server = _Server(ConnectionPool(handler, limits, error), nursery)
         try:
             async with trio.open_nursery() as acceptors:
                 for listener in listeners:
@@ -70,10 +70,10 @@ async def serve_http(
 class _Server:
     """The accept loops and the tasks beside them; all run in one nursery."""
 
-    def __init__(self, roster: Roster, nursery: trio.Nursery) -> None:
-        self._roster = roster
+    def __init__(self, pool: ConnectionPool, nursery: trio.Nursery) -> None:
+        self._pool = pool
         self._nursery = nursery
-        self._slots = trio.Semaphore(roster.limits.max_connections + roster.limits.max_unsigned)
+        self._slots = trio.Semaphore(pool.limits.max_connections + pool.limits.max_unsigned)
         self._open = 0
         self._ended = trio.Event()
 
@@ -86,7 +86,7 @@ class _Server:
                 # Whatever one connection is about, the next ones are to be taken.
                 log.warning("accept failed", error=failure)
                 if isinstance(failure, OSError) and failure.errno in _OUT_OF_RESOURCES:
-                    self._roster.places.make_room()
+                    self._pool.slots.make_room()
                 await trio.sleep(0.1)
                 continue
             try:
@@ -104,17 +104,17 @@ class _Server:
         try:
             self._slots.acquire_nowait()
         except trio.WouldBlock:
-            self._roster.places.make_room()
-            self._roster.starved += 1
+            self._pool.slots.make_room()
+            self._pool.starved += 1
             try:
                 await self._slots.acquire()
             finally:
-                self._roster.starved -= 1
+                self._pool.starved -= 1
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         try:
-            connection = Connection(self._roster, stream)
-            self._roster.places.arrive(connection)
+            connection = Connection(self._pool, stream)
+            self._pool.slots.arrive(connection)
             with contained("connection"):
                 await connection.run()
         finally:
@@ -124,8 +124,8 @@ class _Server:
 
     async def drain(self) -> None:
         """Close idle connections and return when no connection is left."""
-        self._roster.draining = True
-        for connection in [*self._roster.idle, *self._roster.upgraded]:
+        self._pool.draining = True
+        for connection in [*self._pool.idle, *self._pool.upgraded]:
             connection.scope.cancel()
         while self._open:
             self._ended = trio.Event()
@@ -138,7 +138,7 @@ class _Server:
         without one, and only those that outlive a tick (long polls) get theirs.
         """
         while True:
-            await self._roster.wait_for_running()
+            await self._pool.wait_for_running()
             await trio.sleep(_WATCH_AFTER)
-            for connection in self._roster.take_long_running():
+            for connection in self._pool.take_long_running():
                 self._nursery.start_soon(connection.watch, connection.new_watcher())

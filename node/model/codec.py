@@ -40,7 +40,7 @@ _HEAD = len(_PACKED) + 4
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class SchemaError(ValueError):
+class SchemaVersionError(ValueError):
     """A stored value of a schema that this version does not know."""
 
 
@@ -63,7 +63,8 @@ def _decoder(kind: Hashable) -> Callable[[memoryview], Any]:
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
-    """Decode what `pack` made, of this version or an earlier one. Raises SchemaError for a later.
+    """Decode what `pack` made, of this version or an earlier one. Raises SchemaVersionError for a
+    later.
 
     What an earlier colonyd took and this one does not is left out: it must not hide all the rest.
     """
@@ -77,7 +78,7 @@ def unpack(data: bytes, kind: type[T]) -> T:
         return found
     version, value = cbor2.loads(data)
     if version != _PLAIN:
-        raise SchemaError(
+        raise SchemaVersionError(
             f"the store holds schema {version}, and this colonyd knows {SCHEMA}: run the colonyd"
             " that wrote it, or one after that"
         )

@@ -39,7 +39,7 @@ def node_id(graphid: str, place: int) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GraphPlan:
     """Who waits for whom, by place."""
 
     parents: list[list[int]]
@@ -51,7 +51,7 @@ class Plan:
         return [place for place, parents in enumerate(self.parents) if not parents]
 
 
-def plan(specs: Sequence[FunctionSpec]) -> Plan:
+def plan(specs: Sequence[FunctionSpec]) -> GraphPlan:
     """Return the graph that the specs' dependencies describe.
 
     Raises GraphError for no nodes or too many, a name that is missing or used twice, an unknown
@@ -83,7 +83,7 @@ def plan(specs: Sequence[FunctionSpec]) -> Plan:
         for parent in mine:
             children[parent].append(place)
     _refuse_cycle(specs, parents, children)
-    return Plan(parents, children)
+    return GraphPlan(parents, children)
 
 
 def _refuse_cycle(

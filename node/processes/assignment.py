@@ -19,7 +19,7 @@ from node.host.log import get_logger
 from node.model.errors import NotFound, RpcError, TimedOut, Unavailable
 from node.model.types import Executor, Process, State
 from node.processes.observer import Observer
-from node.processes.queue import Candidate, Entry, matches
+from node.processes.queue import Candidate, QueueEntry, matches
 from node.processes.service import Processes
 from node.store import keys
 from node.store import processes as store
@@ -35,7 +35,7 @@ _MOST_DOUBTS = 10_000
 
 
 @dataclass(eq=False, slots=True)
-class _Doubt:
+class _UncertainAssignment:
     """Hand-outs of one process that nobody works on, if they happened: their callers were refused.
 
     They are told by the attempt and the start times they wrote. An attempt begins once, so at most
@@ -64,19 +64,19 @@ class _Doubt:
 
 
 @dataclass(eq=False, slots=True)
-class Handed:
+class PendingAssignment:
     """A process on its way to its executor, in an answer that may be lost."""
 
-    handout: HandOut
+    assigner: Assigner
     process: Process
 
     def taken(self) -> None:
         """The executor has it."""
-        self.handout.taken(self.process)
+        self.assigner.taken(self.process)
 
     async def lost(self) -> None:
         """Put it back, unless its executor has spoken of it, or has been told it once more."""
-        await self.handout.give_back(self)
+        await self.assigner.give_back(self)
 
 
 @dataclass(eq=False, slots=True)
@@ -90,7 +90,7 @@ class _Raced(Exception):
 
 
 @dataclass
-class HandOut(Observer):
+class Assigner(Observer):
     """`paused` holds the names of the colonies whose assignments are paused.
 
     `present` gives an executor as it is now, or raises RpcError when it may not have work.
@@ -104,8 +104,8 @@ class HandOut(Observer):
     # Large processes take several times their size on the way: few go at the same time.
     _large: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(2))
     _starting: Counter[str] = field(default_factory=Counter)
-    _doubtful: OrderedDict[str, _Doubt] = field(default_factory=OrderedDict)
-    _unheard: dict[str, Handed] = field(default_factory=dict)
+    _doubtful: OrderedDict[str, _UncertainAssignment] = field(default_factory=OrderedDict)
+    _unheard: dict[str, PendingAssignment] = field(default_factory=dict)
     # What ran without a limit when this daemon began, of which its executor has not spoken since:
     # ids of the process and of the executor.
     _inherited: dict[str, str] = field(default_factory=dict)
@@ -124,23 +124,23 @@ class HandOut(Observer):
             # Not who may have the first of them: in its line there may be nobody, or only others.
             self._wake_first(place, lambda candidate: queue.offers(candidate, origin))
 
-    def offered(self, entry: Entry) -> None:
+    def offered(self, entry: QueueEntry) -> None:
         """Wake the first waiter that may have the process; each looks again for itself."""
         for waiter in self._waiters.get((entry.colony, entry.executortype), {}):
             if not waiter.woken.is_set() and matches(waiter.candidate, entry.waiting):
                 waiter.woken.set()
                 return
 
-    def asking(self, entry: Entry) -> int:
+    def asking(self, entry: QueueEntry) -> int:
         """How many executors wait for work that may have a process but for CPU and memory."""
         free = msgspec.structs.replace(entry.waiting, cpu=0, mem=0)
         return sum(matches(each, free) for each in self._candidates(entry))
 
-    def suits(self, entry: Entry) -> bool:
+    def suits(self, entry: QueueEntry) -> bool:
         """Whether an executor waits for work that may have a process."""
         return any(matches(each, entry.waiting) for each in self._candidates(entry))
 
-    def _candidates(self, entry: Entry) -> Iterator[Candidate]:
+    def _candidates(self, entry: QueueEntry) -> Iterator[Candidate]:
         for waiter in self._waiters.get((entry.colony, entry.executortype), ()):
             yield waiter.candidate
 
@@ -221,9 +221,9 @@ class HandOut(Observer):
                 await self._look(process.processid)
             raise
 
-    def deliver(self, process: Process) -> Handed:
+    def deliver(self, process: Process) -> PendingAssignment:
         """What an answer carries that tells an executor of its process; the last one counts."""
-        handed = self._unheard[process.processid] = Handed(self, process)
+        handed = self._unheard[process.processid] = PendingAssignment(self, process)
         return handed
 
     def taken(self, process: Process) -> None:
@@ -263,7 +263,7 @@ class HandOut(Observer):
             and (known[processid][0], known[processid][1].executorid) == (colony, executorid)
         ]
 
-    async def give_back(self, handed: Handed) -> None:
+    async def give_back(self, handed: PendingAssignment) -> None:
         """The answer is lost; while the store is away, `look_again` goes on."""
         process = handed.process
         if self._unheard.get(process.processid) is not handed:
@@ -283,7 +283,7 @@ class HandOut(Observer):
         """This hand-out may have happened, and nobody works on it."""
         doubt = self._doubtful.get(process.processid)
         if doubt is None or doubt.attempt != process.attempt:
-            doubt = _Doubt(process.colonyname, process.attempt, set(), 0)
+            doubt = _UncertainAssignment(process.colonyname, process.attempt, set(), 0)
         doubt.starttimes.add(process.starttime)
         doubt.until = trio.current_time() + _LANDING
         self._doubtful[process.processid] = doubt
@@ -315,7 +315,7 @@ class HandOut(Observer):
         if doubt is None:
             return
 
-        def step(process: Process, revision: int) -> store.Step | None:
+        def step(process: Process, revision: int) -> store.Transition | None:
             if not doubt.happened(process):
                 return None
             return store.requeue(process, revision, self.processes.clock.now(), counts=False)
@@ -359,7 +359,7 @@ class HandOut(Observer):
             self._starting[origin] += 1
             process = None
             try:
-                process = await self._hand_out(entry, executor)
+                process = await self._assign(entry, executor)
             except (EtcdError, RpcError, _Raced) as error:
                 self.processes.queue.give_back(entry)
                 # Others may have looked in vain while it was taken; after lost races this poll,
@@ -376,14 +376,14 @@ class HandOut(Observer):
                 return process
         return None
 
-    async def _hand_out(self, entry: Entry, executor: Executor) -> Process | None:
+    async def _assign(self, entry: QueueEntry, executor: Executor) -> Process | None:
         key = keys.process(entry.colony, entry.processid)
         if self.processes.client.known.has(key):
             async with self._large:
                 return await self._assigned(entry, executor)
         return await self._assigned(entry, executor)
 
-    async def _assigned(self, entry: Entry, executor: Executor) -> Process | None:
+    async def _assigned(self, entry: QueueEntry, executor: Executor) -> Process | None:
         """Assign the process of an entry; None when it waits no more.
 
         Raises EtcdError, RpcError, and _Raced when each try lost to another write.

@@ -19,13 +19,13 @@ import trio
 from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, whole
 from node.etcd.txn import Txn
-from node.etcd.watch import Batch, watch
+from node.etcd.watch import WatchBatch, watch
 from node.model.codec import unpack, wire_time
 from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Process
 from node.processes.observer import Observer
 from node.store import channels as store
-from node.store.channels import Entry, Head, Pulse
+from node.store.channels import ChannelEntry, ChannelHead, Pulse
 from node.store.directory import Directory
 from node.store.limits import CHANNEL, MESSAGE
 
@@ -59,7 +59,7 @@ def check_names(names: Sequence[str]) -> None:
         raise Invalid("spec.channels: the same name twice")
 
 
-def wire(entry: Entry) -> dict[str, Any]:
+def wire(entry: ChannelEntry) -> dict[str, Any]:
     """Return an entry as upstream's SDKs expect it, ready for JSON."""
     value: dict[str, Any] = {
         "sequence": entry.sequence,
@@ -73,9 +73,9 @@ def wire(entry: Entry) -> dict[str, Any]:
     return value
 
 
-def frames(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+def frames(entries: Sequence[ChannelEntry]) -> Iterator[list[ChannelEntry]]:
     """Cut entries into parts of at most `FRAME` bytes of payload, or of one message."""
-    part: list[Entry] = []
+    part: list[ChannelEntry] = []
     size = 0
     for entry in entries:
         if part and size + len(entry.payload) > FRAME:
@@ -87,7 +87,7 @@ def frames(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield part
 
 
-class Rates:
+class RateLimiter:
     """Token buckets by key; `now` is in Unix ns. Buckets long unused are forgotten, so full."""
 
     def __init__(self, rate: int = RATE, burst: int = BURST, kept: int = _KEPT) -> None:
@@ -105,28 +105,28 @@ class Rates:
         return allowed
 
 
-class News:
+class ChannelWakeUp:
     """One listener's bell: rung whenever the channel, or its process, may have changed."""
 
     def __init__(self) -> None:
-        self._bell = trio.Event()
+        self._wakeup = trio.Event()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """There may be something new."""
-        self._bell.set()
+        self._wakeup.set()
 
     def quiet(self) -> None:
         """From here on a ring is news: call this before looking."""
-        self._bell = trio.Event()
+        self._wakeup = trio.Event()
 
     async def wait(self, seconds: float) -> None:
         """Return at the next ring since `quiet`, or after `seconds`, in case one was lost."""
         with trio.move_on_after(seconds):
-            await self._bell.wait()
+            await self._wakeup.wait()
 
 
 @dataclass
-class _Line:
+class _AppendQueue:
     """Those of this daemon that append to one channel: one after the other, in order of arrival."""
 
     turn: trio.Lock = field(default_factory=trio.Lock)
@@ -141,10 +141,10 @@ class Channels(Observer):
     directory: Directory
     processes: Processes
     now: Callable[[], int]
-    rates: Rates = field(default_factory=Rates)
-    _heads: OrderedDict[_Place, tuple[Head, int]] = field(default_factory=OrderedDict)
-    _lines: dict[_Place, _Line] = field(default_factory=dict)
-    _listeners: dict[str, dict[News, str]] = field(default_factory=dict)
+    rates: RateLimiter = field(default_factory=RateLimiter)
+    _heads: OrderedDict[_Place, tuple[ChannelHead, int]] = field(default_factory=OrderedDict)
+    _lines: dict[_Place, _AppendQueue] = field(default_factory=dict)
+    _listeners: dict[str, dict[ChannelWakeUp, str]] = field(default_factory=dict)
 
     async def find(self, identity: str, processid: str, name: str) -> tuple[Process, int]:
         """A process, whose channel the caller may use, and its revision.
@@ -162,7 +162,7 @@ class Channels(Observer):
 
     # -- appending -----------------------------------------------------------------------
 
-    async def append(self, processid: str, name: str, said: Entry, nonce: str = "") -> None:
+    async def append(self, processid: str, name: str, said: ChannelEntry, nonce: str = "") -> None:
         """Put a message at the end of a channel; a repeat of one that is there does nothing.
 
         The time is set here. Raises Invalid for a message that is too large or too many at
@@ -184,7 +184,7 @@ class Channels(Observer):
                 f" {BURST} at once; wait and send again"
             )
         place = (process.colonyname, processid, name)
-        line = self._lines.setdefault(place, _Line())
+        line = self._lines.setdefault(place, _AppendQueue())
         line.length += 1
         try:
             async with line.turn:
@@ -194,13 +194,13 @@ class Channels(Observer):
             if not line.length:
                 del self._lines[place]
 
-    async def _append(self, place: _Place, said: Entry, nonce: str) -> None:
+    async def _append(self, place: _Place, said: ChannelEntry, nonce: str) -> None:
         colony, processid, name = place
         known = await self.processes.recall(colony, processid)
         if known is None:
             raise NotFound(f"processid: process {processid} was removed")
         process, revision = known
-        head, at = self._heads.get(place, (Head(), 0))
+        head, at = self._heads.get(place, (ChannelHead(), 0))
         for _ in range(_TRIES):
             _check_party(process, said.senderid, name)
             said.timestamp = self.now()
@@ -213,9 +213,9 @@ class Channels(Observer):
                 txn = Txn([], txn.failure)
             result = await self.client.commit(txn)
             if refusal is None and result.succeeded:
-                head = Head(head.count + 1, head.size + len(said.payload))
+                head = ChannelHead(head.count + 1, head.size + len(said.payload))
                 self._keep(place, head, result.revision)
-                self.ring(processid, name)
+                self.wake(processid, name)
                 if process.origin or process.peer:
                     self.processes.hooks.progressed(process)
                 return
@@ -226,15 +226,15 @@ class Channels(Observer):
             then = (revision, at)
             process = unpack(result.responses[0][0].value, Process)
             revision = result.responses[0][0].mod_revision
-            head, at = Head(), 0
+            head, at = ChannelHead(), 0
             for there in result.responses[1]:
-                head, at = unpack(there.value, Head), there.mod_revision
+                head, at = unpack(there.value, ChannelHead), there.mod_revision
             self._keep(place, head, at)
             if refusal is not None and then == (revision, at):
                 raise refusal
         raise Conflict("name: the channel changes too fast; send again")
 
-    def _keep(self, place: _Place, head: Head, at: int) -> None:
+    def _keep(self, place: _Place, head: ChannelHead, at: int) -> None:
         self._heads[place] = (head, at)
         self._heads.move_to_end(place)
         if len(self._heads) > _KEPT:
@@ -242,11 +242,15 @@ class Channels(Observer):
 
     # -- reading and listening -----------------------------------------------------------
 
-    async def read(self, process: Process, name: str, after: int, limit: int = 0) -> list[Entry]:
+    async def read(
+        self, process: Process, name: str, after: int, limit: int = 0
+    ) -> list[ChannelEntry]:
         """Entries of a channel without the first `after`, at most `limit` (0 and below: all)."""
         return await whole(self.pages(process, name, after, limit))
 
-    async def pages(self, process: Process, name: str, after: int, limit: int) -> Pages[Entry]:
+    async def pages(
+        self, process: Process, name: str, after: int, limit: int
+    ) -> Pages[ChannelEntry]:
         """As `read`, in pages."""
         place = (process.colonyname, process.processid, name)
         if after >= MAX_ENTRIES:
@@ -255,12 +259,12 @@ class Channels(Observer):
         found = below(self.client, store.entries(*place), start=start, limit=most)
         async with aclosing(found) as pages:
             async for page in pages:
-                yield [unpack(kv.value, Entry) for kv in page]
+                yield [unpack(kv.value, ChannelEntry) for kv in page]
 
     @contextmanager
-    def hear(self, processid: str, name: str) -> Iterator[News]:
+    def hear(self, processid: str, name: str) -> Iterator[ChannelWakeUp]:
         """Be rung when there may be something new in a channel, by whichever daemon."""
-        news = News()
+        news = ChannelWakeUp()
         self._listeners.setdefault(processid, {})[news] = name
         try:
             yield news
@@ -272,13 +276,13 @@ class Channels(Observer):
 
     def moved(self, processid: str) -> None:
         """Ring who listens to a channel of a process."""
-        self.ring(processid)
+        self.wake(processid)
 
     def listed(self) -> None:
         """Ring everybody."""
-        self.ring("")
+        self.wake("")
 
-    def ring(self, processid: str, name: str = "") -> None:
+    def wake(self, processid: str, name: str = "") -> None:
         """Ring who listens to a channel, or to any of a process, or ("") to any at all."""
         if not processid:
             everybody = [news for mine in self._listeners.values() for news in mine]
@@ -286,21 +290,21 @@ class Channels(Observer):
             mine = self._listeners.get(processid, {})
             everybody = [news for news, wanted in mine.items() if name in ("", wanted)]
         for news in everybody:
-            news.ring()
+            news.wake()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hear what other daemons of this store append, for ever."""
-        sender, receiver = trio.open_memory_channel[Batch](64)
+        sender, receiver = trio.open_memory_channel[WatchBatch](64)
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(watch, self.client, store.PULSE, sender))
             task_status.started()
             async for batch in receiver:
                 if batch.snapshot:
-                    self.ring("")  # what came before it may have been missed
+                    self.wake("")  # what came before it may have been missed
                 for event in batch.events if not batch.snapshot else ():
                     if event.value is not None:
                         pulse = unpack(event.value, Pulse)
-                        self.ring(pulse.processid, pulse.name)
+                        self.wake(pulse.processid, pulse.name)
 
 
 def _check_party(process: Process, identity: str, name: str) -> None:
@@ -312,7 +316,7 @@ def _check_party(process: Process, identity: str, name: str) -> None:
         raise NotFound(f"name: the process has no channel {name[:80]!r}; spec.channels names them")
 
 
-def _refusal(process: Process, head: Head, size: int) -> RpcError | None:
+def _refusal(process: Process, head: ChannelHead, size: int) -> RpcError | None:
     """Why a message of `size` bytes can't be appended, or None."""
     if process.closed:
         ended = process.state.name.lower()

@@ -8,15 +8,15 @@ from __future__ import annotations
 from functools import partial
 
 from node.model.types import Process, State
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 from node.processes.service import Processes
 from node.store import processes as store
 
 
-async def expire(processes: Processes, handout: HandOut) -> None:
+async def expire(processes: Processes, assigner: Assigner) -> None:
     """Deal with every deadline that has passed; what could not be dealt with comes up again.
 
-    So does every hand-out of which nobody knows whether it happened (`HandOut.look_again`).
+    So does every hand-out of which nobody knows whether it happened (`Assigner.look_again`).
     Raises the last exception that kept one from being dealt with: none keeps the others waiting.
     """
     now = processes.clock.steady()
@@ -36,7 +36,7 @@ async def expire(processes: Processes, handout: HandOut) -> None:
             processes.running.again(processid)
             failure = error
     try:
-        await handout.look_again()
+        await assigner.look_again()
     except Exception as error:
         failure = error
     if failure is not None:
@@ -45,7 +45,7 @@ async def expire(processes: Processes, handout: HandOut) -> None:
 
 def _late_start(
     processes: Processes, deadline: int, process: Process, revision: int
-) -> store.Step | None:
+) -> store.Transition | None:
     """End a process that waits past the `deadline` (as stored) that has come, if it is still that.
 
     The wall clock is not asked: it may have been set since the deadline was given.
@@ -60,7 +60,7 @@ def _late_start(
 
 def _late_end(
     processes: Processes, deadline: int, process: Process, revision: int
-) -> store.Step | None:
+) -> store.Transition | None:
     """End, or put back, a process that runs past the deadline that has come; as `_late_start`."""
     if process.state != State.RUNNING or process.execdeadline != deadline:
         return None

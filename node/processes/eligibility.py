@@ -20,7 +20,7 @@ _MOST_OF_LANE = 200  # ... of those that ask for the same type, or name the same
 
 
 @dataclass(frozen=True)
-class Stuck:
+class Unschedulable:
     """Waiting processes that none of the registered executors can take, for one reason.
 
     `first` is the id of one of them; there may be more than `count` where `more` says so.
@@ -35,7 +35,7 @@ class Stuck:
 
 
 @dataclass
-class Bench:
+class ExecutorPool:
     """The executors of a colony by type, as far as what is registered tells what they can take."""
 
     approved: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -43,12 +43,12 @@ class Bench:
     _places: dict[str, set[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, roster: Roster) -> Bench:
+    def of(cls, roster: Roster) -> ExecutorPool:
         """That of a colony: approved executors with their places, and those not approved yet."""
-        bench = cls()
+        pool = cls()
         for each in roster.executors.values():
-            bench._add(each)
-        return bench
+            pool._add(each)
+        return pool
 
     def _add(self, each: Executor) -> None:
         kind, name = each.executortype, each.executorname
@@ -106,9 +106,9 @@ class Bench:
         )
 
 
-def stuck(queue: Queue, roster: Roster, colony: str, most: int) -> list[Stuck]:
+def unschedulable(queue: Queue, roster: Roster, colony: str, most: int) -> list[Unschedulable]:
     """The first `most` kinds of waiting processes of a colony that no executor of it can take."""
-    bench, found = Bench.of(roster), list[Stuck]()
+    pool, found = ExecutorPool.of(roster), list[Unschedulable]()
     room = _MOST_LOOKED
     for executortype, entries, size in islice(queue.lanes(colony, _MOST_LANES), most * 50):
         limit = min(room, _MOST_OF_LANE)
@@ -117,17 +117,17 @@ def stuck(queue: Queue, roster: Roster, colony: str, most: int) -> list[Stuck]:
         reasons = Counter[tuple[str, str]]()
         firsts: dict[tuple[str, str], str] = {}
         for entry in looked:
-            reason = bench.trouble(executortype, entry.waiting)
+            reason = pool.trouble(executortype, entry.waiting)
             reasons[reason] += 1
             firsts.setdefault(reason, entry.processid)
         for reason, count in reasons.items():
             if reason[0]:
                 cut = len(looked) == limit
                 # Without any executor of the type, what was not looked at waits in vain as well.
-                whole = cut and executortype not in bench.approved and len(reasons) == 1
+                whole = cut and executortype not in pool.approved and len(reasons) == 1
                 number = size if whole else count
                 more = cut and not whole
-                found.append(Stuck(executortype, *reason, number, firsts[reason], more))
+                found.append(Unschedulable(executortype, *reason, number, firsts[reason], more))
         if len(found) >= most or not room:
             break
     return found[:most]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.model.types import Process
-from node.processes.queue import Entry
+from node.processes.queue import QueueEntry
 
 
 class Observer:
@@ -18,7 +18,7 @@ class Observer:
     def stepped(self, colony: str, graphid: str, revision: int) -> None:
         """A step of a workflow was written at `revision`, by whichever daemon."""
 
-    def offered(self, entry: Entry) -> None:
+    def offered(self, entry: QueueEntry) -> None:
         """A process waits that an executor may have."""
 
     def freed(self, origin: str) -> None:

@@ -9,7 +9,7 @@ import trio
 
 from node.host.clock import JUMP
 from node.model.types import SECOND, State
-from node.processes.queue import Entry
+from node.processes.queue import QueueEntry
 from node.processes.service import Processes
 from node.store.processes import waiting_of
 
@@ -24,7 +24,7 @@ async def complete(processes: Processes) -> None:
 
     The others are not read: nothing of them can be wrong.
     """
-    wanted: dict[str, list[Entry]] = {}
+    wanted: dict[str, list[QueueEntry]] = {}
     now = processes.clock.now() + _SLACK
     for number, entry in enumerate(list(processes.queue.entries.values())):
         if number % _AT_ONCE == 0:

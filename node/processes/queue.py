@@ -34,7 +34,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class QueueEntry:
     """One waiting process in the index, with the revision of its queue key.
 
     `prioritytime` is the one that it stands by here, which is not of the future (`steps.place`);
@@ -64,7 +64,7 @@ def matches(candidate: Candidate, waiting: Waiting) -> bool:
 
 
 @dataclass
-class Due:
+class DeadlineHeap:
     """When which process is due, in ns of one clock; who has left before leaves nothing for long.
 
     `least` is how long the heap may always be. Beyond it, no more than half of it is of those
@@ -129,7 +129,7 @@ class Queue:
     processes came from.
     """
 
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, QueueEntry] = field(default_factory=dict)
     _lanes: dict[tuple[str, str, str], dict[str, SortedSet[tuple[int, str]]]] = field(
         default_factory=dict
     )
@@ -139,15 +139,15 @@ class Queue:
     _origins: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
-    due: Due = field(default_factory=Due)
+    due: DeadlineHeap = field(default_factory=DeadlineHeap)
     # From a stored deadline (Unix ns) and the ns it was given for, 0 if unknown.
     due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
-    def _lanes_of(self, entry: Entry) -> list[tuple[str, str, str]]:
+    def _lanes_of(self, entry: QueueEntry) -> list[tuple[str, str, str]]:
         names = [_NOBODY] if entry.blocked else entry.waiting.executornames or [""]
         return [(entry.colony, entry.executortype, name) for name in names]
 
-    def add(self, entry: Entry) -> bool:
+    def add(self, entry: QueueEntry) -> bool:
         """Add or replace; False if it is old news of an entry already taken or known."""
         if self.is_old(entry.processid, entry.revision):
             return False
@@ -192,7 +192,7 @@ class Queue:
             places.add(_place(moved))
         self.entries[processid] = moved
 
-    def complete(self, entry: Entry, waiting: Waiting) -> None:
+    def complete(self, entry: QueueEntry, waiting: Waiting) -> None:
         """Let an entry that still stands here have what its key lacks; its deadline is due anew."""
         if self.entries.get(entry.processid) is entry:
             self._drop(entry)
@@ -205,7 +205,7 @@ class Queue:
         known = self.entries.get(processid)
         return known is not None and known.revision >= revision
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, entry: QueueEntry) -> None:
         del self.entries[entry.processid]
         self.due.drop(entry.processid)
         self._counts[entry.colony] -= 1
@@ -239,12 +239,14 @@ class Queue:
         if entry is not None and (revision is None or entry.revision < revision):
             self._drop(entry)
 
-    def find(self, candidate: Candidate, held: Callable[[str], bool] | None = None) -> Entry | None:
+    def find(
+        self, candidate: Candidate, held: Callable[[str], bool] | None = None
+    ) -> QueueEntry | None:
         """The first process in order that the executor may have.
 
         `held` tells which colonies have as much running as they may: none of theirs is found.
         """
-        best: Entry | None = None
+        best: QueueEntry | None = None
         for name in ("", candidate.name):
             lane = (candidate.colony, candidate.executortype, name)
             for origin, places in self._lanes.get(lane, {}).items():
@@ -273,18 +275,18 @@ class Queue:
         """How many processes that came from one colony wait."""
         return self._origins[origin]
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: QueueEntry) -> None:
         """Hide an entry while its transaction runs, so that nobody else here tries it."""
         self._drop(entry)
         self._taken[entry.processid] = entry.revision
 
-    def give_back(self, entry: Entry) -> None:
+    def give_back(self, entry: QueueEntry) -> None:
         """The transaction did not happen: the entry is as before."""
         if self._taken.get(entry.processid) == entry.revision:
             del self._taken[entry.processid]
             self.add(entry)
 
-    def replace(self, entries: dict[str, Entry]) -> None:
+    def replace(self, entries: dict[str, QueueEntry]) -> None:
         """The store was listed anew: what is not in `entries` is gone."""
         for processid in [known for known in self.entries if known not in entries]:
             self.remove(processid)
@@ -293,11 +295,11 @@ class Queue:
         for entry in entries.values():
             self.add(entry)
 
-    def overdue(self, now: int) -> list[Entry]:
+    def overdue(self, now: int) -> list[QueueEntry]:
         """Entries that were due before `now`, by the clock of `due_at`; each is returned once."""
         return [self.entries[processid] for processid in self.due.before(now)]
 
-    def again(self, entry: Entry) -> None:
+    def again(self, entry: QueueEntry) -> None:
         """An overdue entry could not be dealt with: `overdue` returns it once more."""
         if entry.processid in self.entries and not self.due.get(entry.processid):
             self.due.set(entry.processid, _AT_ONCE)
@@ -308,8 +310,8 @@ class Queue:
         *,
         executortype: str = "",
         label: str = "",
-        after: Entry | None = None,
-    ) -> Iterator[Entry]:
+        after: QueueEntry | None = None,
+    ) -> Iterator[QueueEntry]:
         """The waiting processes of a colony, in order; the queue must not change meanwhile.
 
         Those of one executor type or with one label, if it is given, and those behind `after`.
@@ -330,7 +332,7 @@ class Queue:
                 yield self.entries[place[1]]
             last = place
 
-    def lanes(self, colony: str, most: int) -> Iterator[tuple[str, Iterator[Entry], int]]:
+    def lanes(self, colony: str, most: int) -> Iterator[tuple[str, Iterator[QueueEntry], int]]:
         """What executors may be handed, by what it asks: the type, the processes, how many.
 
         One that names several executors comes with the first of them only, and is counted for
@@ -347,7 +349,7 @@ class Queue:
                 )
                 yield executortype, entries, sum(map(len, tracks.values()))
 
-    def ahead(self, entry: Entry) -> int:
+    def ahead(self, entry: QueueEntry) -> int:
         """How many processes that ask for the same come before one."""
         place = _place(entry)
         return sum(
@@ -387,7 +389,7 @@ def count_owner(owners: dict[tuple[str, str], int], colony: str, name: str, more
         del owners[place]
 
 
-def _place(entry: Entry) -> tuple[int, str]:
+def _place(entry: QueueEntry) -> tuple[int, str]:
     return (entry.prioritytime, entry.processid)
 
 
@@ -405,7 +407,7 @@ class RunningSet:
     _order: dict[str, SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
-    due: Due = field(default_factory=Due)
+    due: DeadlineHeap = field(default_factory=DeadlineHeap)
     due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
     def is_old(self, processid: str, revision: int) -> bool:

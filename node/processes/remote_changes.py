@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from node.etcd.errors import EtcdError
-from node.etcd.watch import Batch
+from node.etcd.watch import WatchBatch
 from node.host.log import get_logger
 from node.model.types import Process
 from node.processes.observer import Observer
@@ -44,13 +44,13 @@ def _place(key: str) -> Place | None:
 
 
 @dataclass
-class Elsewhere(Observer):
+class RemoteChanges(Observer):
     """What happened to processes and is not yet told, by its revision; None is to be read."""
 
     processes: Processes
     subscriptions: Subscriptions
     _heard: dict[Place, dict[int, Process | None]] = field(default_factory=dict)
-    _bell: trio.Event = field(default_factory=trio.Event)
+    _wakeup: trio.Event = field(default_factory=trio.Event)
     _seen: int = 0  # the revision that the watch has told of
 
     def changed(self, process: Process, revision: int) -> None:
@@ -74,7 +74,7 @@ class Elsewhere(Observer):
         found = {(entry.colony, processid) for processid, entry in queue.items()}
         return found | {(colony, processid) for processid, (colony, _, _) in running.items()}
 
-    def hear(self, batch: Batch, before: set[Place]) -> None:
+    def hear(self, batch: WatchBatch, before: set[Place]) -> None:
         """Changes of live keys; free while nobody subscribes.
 
         `before` is what was `live` before a snapshot: what is not in it any more has ended since.
@@ -102,19 +102,19 @@ class Elsewhere(Observer):
             return
         heard = self._heard.setdefault(place, {})
         heard[revision] = process or heard.get(revision)
-        self._bell.set()
+        self._wakeup.set()
 
     async def run(self) -> None:
         """Tell, for ever."""
         while True:
-            await self._bell.wait()
+            await self._wakeup.wait()
             await trio.sleep(_COLLECT)
-            self._bell = trio.Event()
+            self._wakeup = trio.Event()
             try:
                 await self._tell()
             except EtcdError as error:
                 log.warning("store", error=error)
-                self._bell.set()
+                self._wakeup.set()
                 await trio.sleep(_AGAIN)
 
     async def _tell(self) -> None:

@@ -27,7 +27,7 @@ from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
 from node.processes.extension import Hooks
 from node.processes.observer import Observer
-from node.processes.queue import Entry, Queue, RunningSet
+from node.processes.queue import Queue, QueueEntry, RunningSet
 from node.processes.quotas import Quotas
 from node.store import keys
 from node.store import processes as store
@@ -105,7 +105,7 @@ class Processes:
 
     def replace(self, items: list[tuple[str, bytes, int]]) -> None:
         """The store was listed anew: (key, value, revision) of every live key."""
-        entries: dict[str, Entry] = {}
+        entries: dict[str, QueueEntry] = {}
         running: dict[str, tuple[str, Running, int]] = {}
         for key, value, revision in items:
             if key.startswith(keys.QUEUE):
@@ -124,7 +124,7 @@ class Processes:
         for observer in self._observers:
             observer.listed()
 
-    def _enqueue(self, entry: Entry) -> None:
+    def _enqueue(self, entry: QueueEntry) -> None:
         if self.queue.add(entry) and not entry.blocked:
             for observer in self._observers:
                 observer.offered(entry)
@@ -304,7 +304,7 @@ class Processes:
             self._enqueue(self._entry_of(process, revision))
 
     async def change(
-        self, colony: str, processid: str, step: Callable[[Process, int], store.Step | None]
+        self, colony: str, processid: str, step: Callable[[Process, int], store.Transition | None]
     ) -> Process:
         """Run a transition until it wins: `step` sees the current value and decides anew.
 
@@ -353,7 +353,7 @@ class Processes:
         """
         ours: list[Process] = []
 
-        def step(process: Process, revision: int) -> store.Step | None:
+        def step(process: Process, revision: int) -> store.Transition | None:
             if process.assignedexecutorid != identity:
                 raise Denied("the process is not assigned to this executor")
             same = output is None or process.output == output
@@ -378,7 +378,7 @@ class Processes:
         Raises Invalid when it is closed already.
         """
 
-        def step(process: Process, revision: int) -> store.Step | None:
+        def step(process: Process, revision: int) -> store.Transition | None:
             if process.closed:
                 raise Invalid(f"the process is already {process.state.name.lower()}")
             if process.processgraphid:
@@ -400,7 +400,7 @@ class Processes:
 
         seen: list[Process] = []
 
-        def watched(process: Process, revision: int) -> store.Step | None:
+        def watched(process: Process, revision: int) -> store.Transition | None:
             seen[:] = [process]
             return step(process, revision)
 
@@ -414,7 +414,7 @@ class Processes:
     async def release(self, colony: str, executorid: str) -> None:
         """Put the running processes of a removed executor back, without a retry counted."""
 
-        def step(process: Process, revision: int) -> store.Step | None:
+        def step(process: Process, revision: int) -> store.Transition | None:
             if process.state != State.RUNNING or process.assignedexecutorid != executorid:
                 return None
             return store.requeue(process, revision, self.clock.now(), counts=False)
@@ -428,7 +428,7 @@ class Processes:
     ) -> Process:
         """Keep output of a running process before it closes."""
 
-        def step(process: Process, revision: int) -> store.Step:
+        def step(process: Process, revision: int) -> store.Transition:
             require_assigned(process, identity)
             process = _copy(process)
             process.output = output
@@ -439,7 +439,7 @@ class Processes:
     async def add_attribute(self, identity: str, attribute: Attribute) -> Attribute:
         """Attach an attribute to a running process. Raises Invalid for a second one."""
 
-        def step(process: Process, revision: int) -> store.Step:
+        def step(process: Process, revision: int) -> store.Transition:
             require_assigned(process, identity)
             if any(known.attributeid == attribute.attributeid for known in process.attributes):
                 raise Invalid(f"attribute.key: {attribute.key!r} exists already with this type")
@@ -481,7 +481,7 @@ class Processes:
         self.queue.remove(processid)
 
     async def change_quietly(
-        self, colony: str, processid: str, step: Callable[[Process, int], store.Step | None]
+        self, colony: str, processid: str, step: Callable[[Process, int], store.Transition | None]
     ) -> None:
         """Like `change`; a process that is gone is nothing to be told."""
         with suppress(NotFound):
@@ -489,19 +489,19 @@ class Processes:
 
     # -- entries of the index ------------------------------------------------------------
 
-    def _entry(self, key: str, value: bytes, revision: int) -> Entry:
+    def _entry(self, key: str, value: bytes, revision: int) -> QueueEntry:
         colony, executortype, stored, processid = keys.parse_queue(key)
         waiting = unpack(value, Waiting)
         return self._placed(colony, executortype, stored, processid, waiting, revision)
 
-    def _blocked_entry(self, key: str, value: bytes, revision: int) -> Entry:
+    def _blocked_entry(self, key: str, value: bytes, revision: int) -> QueueEntry:
         colony, processid = keys.parse_blocked(key)
         mark = unpack(value, Blocked)
         return self._placed(
             colony, mark.executortype, mark.prioritytime, processid, mark.waiting, revision, True
         )
 
-    def _entry_of(self, process: Process, revision: int) -> Entry:
+    def _entry_of(self, process: Process, revision: int) -> QueueEntry:
         return self._placed(
             process.colonyname,
             process.spec.conditions.executortype,
@@ -521,11 +521,11 @@ class Processes:
         waiting: Waiting,
         revision: int,
         blocked: bool = False,
-    ) -> Entry:
+    ) -> QueueEntry:
         priority = waiting.priority
         place = stored if priority is None else steps.place(stored, priority, self.clock.now())
         moved = place != stored
-        return Entry(colony, executortype, place, processid, waiting, revision, blocked, moved)
+        return QueueEntry(colony, executortype, place, processid, waiting, revision, blocked, moved)
 
 
 def require_assigned(process: Process, identity: str) -> None:

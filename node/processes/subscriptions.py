@@ -31,7 +31,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SubscriptionFilter:
     """Processes of `colonies` entering `state`; an empty id or executor type means any.
 
     With a `processid` every end of that process is told too: after it `state` can't come.
@@ -61,7 +61,7 @@ def _weigh(process: Process) -> int:
 
 
 @dataclass
-class Meter:
+class ByteCounter:
     """The bytes of events that wait for one socket."""
 
     held: int = 0
@@ -79,7 +79,7 @@ class _Event:
 class Events:
     """What a subscriber hears. An event counts as waiting until the next one is asked for."""
 
-    def __init__(self, registry: Subscriptions, meter: Meter, buffer: int) -> None:
+    def __init__(self, registry: Subscriptions, meter: ByteCounter, buffer: int) -> None:
         self._send, self._receive = trio.open_memory_channel[_Event](buffer)
         self._registry = registry
         self._taken: _Event | None = None
@@ -143,7 +143,7 @@ class Events:
 
 @dataclass(eq=False)
 class _Subscription:
-    wanted: Wanted
+    wanted: SubscriptionFilter
     events: Events
 
 
@@ -171,10 +171,10 @@ class Subscriptions:
 
     @contextmanager
     def open(
-        self, wanted: Wanted, buffer: int = BUFFER, meter: Meter | None = None
+        self, wanted: SubscriptionFilter, buffer: int = BUFFER, meter: ByteCounter | None = None
     ) -> Iterator[Events]:
         """Hear of what is `wanted` from now on; the events end early when there are too many."""
-        events = Events(self, meter or Meter(), buffer)
+        events = Events(self, meter or ByteCounter(), buffer)
         subscription = _Subscription(wanted, events)
         if wanted.processid:
             self._of_process.setdefault(wanted.processid, {})[subscription] = None

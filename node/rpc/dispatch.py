@@ -21,7 +21,7 @@ import trio
 
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.pressure import Pressure
-from node.host.fairqueue import Turns
+from node.host.fairqueue import FairQueue
 from node.host.keys import IdentityError, recover_payload
 from node.model.errors import Denied, Invalid, RpcError, TooLarge, TooMany, Unavailable
 from node.model.json import _OPAQUE, _TYPED, MAX_DEPTH, prune
@@ -29,7 +29,7 @@ from node.model.numbers import beyond_float
 from node.rpc import incremental as large
 from node.rpc.calls import Call, Caller, Who
 from node.rpc.incremental import in_turns
-from node.rpc.replay import FRESH, Once, Replays
+from node.rpc.replay import FRESH, Once, ReplayGuard
 
 if TYPE_CHECKING:
     from node.store.directory import Directory
@@ -61,7 +61,7 @@ class Envelope(msgspec.Struct):
     signature: str = ""
 
 
-class Head(msgspec.Struct):
+class RequestHeader(msgspec.Struct):
     """The signed fields that every request may carry beside its own.
 
     `audience` is the id of the server that the request is for.
@@ -87,15 +87,15 @@ class Table:
     directory: Directory
     now: Callable[[], int]
     strict_replay: bool = False
-    replays: Replays | None = None
+    replays: ReplayGuard | None = None
     pressure: Pressure = field(default_factory=Pressure)
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
-    turns: Turns = field(default_factory=lambda: Turns(each=MAX_CALLS))
+    turns: FairQueue = field(default_factory=lambda: FairQueue(each=MAX_CALLS))
     # Large requests are read one after the other: many at once would share each turn of the loop.
     _reading: trio.Lock = field(default_factory=trio.Lock)
     _huge: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_HUGE_AT_ONCE))
-    _listings: Turns = field(default_factory=lambda: Turns(room=_LISTINGS, each=_OF_ONE))
+    _listings: FairQueue = field(default_factory=lambda: FairQueue(room=_LISTINGS, each=_OF_ONE))
     _large: trio.Lock = field(default_factory=trio.Lock)
 
     def add(self, call: Call[Any]) -> None:
@@ -168,7 +168,7 @@ class Table:
         try:
             if waited:
                 # What held when it came may hold no longer: the right, the room in the store.
-                head = Head(nonce=caller.nonce, issuedat=caller.issued)
+                head = RequestHeader(nonce=caller.nonce, issuedat=caller.issued)
                 now = self.authorise(call, caller.id, request, head, Envelope(call.payloadtype))
                 caller = dataclasses.replace(now, submission=caller.submission)
                 if self.pressure.tight:
@@ -198,7 +198,7 @@ class Table:
 
     async def _listed(self, kind: str, rows: AsyncGenerator[list[Any], None]) -> bytes:
         """Make the reply of rows that come in pages: beside the answer, one page is held."""
-        whole = large.Answer(kind)
+        whole = large.ReplyWriter(kind)
         with trio.move_on_after(LONGEST_LISTING) as limit:
             async with AsyncExitStack() as stack:
                 pages = await stack.enter_async_context(aclosing(rows))
@@ -218,7 +218,7 @@ class Table:
         )
 
     async def _once(
-        self, replays: Replays, call: Call[R], caller: Caller, request: R, payload: str
+        self, replays: ReplayGuard, call: Call[R], caller: Caller, request: R, payload: str
     ) -> Any:
         """Serve a signed request that changes something, or answer it again."""
         entitled = True
@@ -255,7 +255,7 @@ class Table:
         return self._judge(call, identity, envelope, parse_payload(envelope.payload), _convert)
 
     async def _admit_large(
-        self, call: Call[R] | None, posted: large.Posted, size: int
+        self, call: Call[R] | None, posted: large.RawEnvelope, size: int
     ) -> tuple[Caller, R]:
         """As `admit`, of a request that is read in pieces: how many, the signer decides."""
         try:
@@ -294,7 +294,7 @@ class Table:
         convert: Callable[[dict[str, Any], type[R]], R],
     ) -> tuple[Caller, R]:
         """Check freshness and role of a request whose signature holds. Raises RpcError."""
-        head = _convert(fields, Head)
+        head = _convert(fields, RequestHeader)
         if head.msgtype != envelope.payloadtype:
             raise Invalid(f"msgtype: {head.msgtype[:60]!r} differs from payloadtype")
         self._check_fresh(head)
@@ -306,7 +306,7 @@ class Table:
             self._demand_room(call, identity)
         return caller, request
 
-    def _check_fresh(self, head: Head) -> None:
+    def _check_fresh(self, head: RequestHeader) -> None:
         if not head.nonce and not head.issuedat:
             if self.strict_replay:
                 raise Invalid("nonce, issuedat: this server demands both (rpc.replay = 'strict')")
@@ -325,7 +325,7 @@ class Table:
         if call.who is not Who.SIGNED or self.directory.colonies_of(identity):
             self.pressure.demand(call.need)
 
-    def _check_audience(self, head: Head) -> None:
+    def _check_audience(self, head: RequestHeader) -> None:
         """What was signed for one server is nothing to another."""
         if not head.audience:
             if self.strict_replay:
@@ -338,7 +338,7 @@ class Table:
             )
 
     def authorise(
-        self, call: Call[R], identity: str, request: R, head: Head, envelope: Envelope
+        self, call: Call[R], identity: str, request: R, head: RequestHeader, envelope: Envelope
     ) -> Caller:
         """Check the role that the call demands. Raises Denied."""
         submission = b""

@@ -63,7 +63,7 @@ class _Raw(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Posted:
+class RawEnvelope:
     """An envelope whose payload is still the bytes of its base64 text."""
 
     payloadtype: str
@@ -71,7 +71,7 @@ class Posted:
     signature: str
 
 
-def read(body: bytes) -> Steps[Posted]:
+def read(body: bytes) -> Steps[RawEnvelope]:
     """Take a large envelope apart. Raises Invalid.
 
     Nearly all of it must be base64: then there is little that a decoder could be busy with.
@@ -93,10 +93,10 @@ def read(body: bytes) -> Steps[Posted]:
     payload = payload[1:-1]
     if b"\\" in payload:
         payload = payload.replace(b"\\/", b"/")  # some encoders escape it
-    return Posted(raw.payloadtype, payload, raw.signature)
+    return RawEnvelope(raw.payloadtype, payload, raw.signature)
 
 
-def signer(posted: Posted) -> Steps[str]:
+def signer(posted: RawEnvelope) -> Steps[str]:
     """Return the id that signed the payload. Raises IdentityError."""
     digest = hashlib.sha3_256()
     for start in range(0, len(posted.payload), _PIECE):
@@ -109,7 +109,7 @@ def signer(posted: Posted) -> Steps[str]:
     return recover_id(digest.digest(), signature)
 
 
-def text_of(posted: Posted) -> Steps[bytes]:
+def text_of(posted: RawEnvelope) -> Steps[bytes]:
     """Return what the base64 of the payload says. Raises Invalid."""
     pieces = []
     for start in range(0, len(posted.payload), _PIECE):
@@ -333,7 +333,7 @@ def long_digits(text: bytes) -> Steps[bool]:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-class Answer:
+class ReplyWriter:
     """The reply envelope of a list, as `table.reply` makes it, of rows that come by and by.
 
     `size` is how many bytes of JSON there are so far.
@@ -377,7 +377,7 @@ class Answer:
 
 def answer(payloadtype: str, values: list[Any]) -> Steps[bytes]:
     """Make the reply envelope of a list, as `table.reply` does. Raises Invalid above MOST."""
-    whole = Answer(payloadtype)
+    whole = ReplyWriter(payloadtype)
     yield from whole.add(values)
     return whole.end()
 

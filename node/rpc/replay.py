@@ -67,7 +67,7 @@ class Once(enum.Enum):
 class Replayed(Conflict):
     """These bytes took effect before, or a request with their nonce did."""
 
-    def __init__(self, marker: store.Marker) -> None:
+    def __init__(self, marker: store.ReplayMarker) -> None:
         super().__init__("nonce: this request was served already")
         self.marker = marker
 
@@ -90,7 +90,7 @@ class Claim:
     spent: bool = False
 
     def _marker(self, place: str = "", status: int = 0, answer: bytes = b"") -> Put:
-        marker = store.Marker(self.digest, self.run, place, status, answer)
+        marker = store.ReplayMarker(self.digest, self.run, place, status, answer)
         return Put(self.key, store.encode(marker))
 
     async def commit(self, send: Callable[[Txn], Awaitable[TxnResult]], txn: Txn) -> TxnResult:
@@ -179,7 +179,7 @@ def aside() -> Iterator[None]:
 
 
 @dataclass
-class Replays:
+class ReplayGuard:
     """`now` gives Unix nanoseconds."""
 
     client: EtcdClient

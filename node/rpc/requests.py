@@ -37,7 +37,7 @@ class AddUser(msgspec.Struct):
     user: User
 
 
-class Named(msgspec.Struct):
+class MemberNamed(msgspec.Struct):
     colonyname: str
     name: str
 
@@ -113,7 +113,7 @@ class GetFunctions(msgspec.Struct):
     executorname: str = ""
 
 
-class Submit(msgspec.Struct):
+class SubmitProcess(msgspec.Struct):
     spec: FunctionSpec
 
 
@@ -138,7 +138,7 @@ class GetProcesses(msgspec.Struct):
     processgraphid: str = ""
 
 
-class GetHistory(msgspec.Struct):
+class GetProcessHistory(msgspec.Struct):
     colonyname: str
     executorid: str = ""
     seconds: Int64 = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import trio
 
 from node.etcd.client import EtcdClient
-from node.etcd.watch import Batch, watch
+from node.etcd.watch import WatchBatch, watch
 from node.processes.service import Processes
 from node.runtime.node import Node
 from node.store import keys
@@ -19,7 +19,7 @@ async def follow(
     node: Node, prefix: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Feed the index of `prefix` from the store, for ever."""
-    sender, receiver = trio.open_memory_channel[Batch](64)
+    sender, receiver = trio.open_memory_channel[WatchBatch](64)
     first = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch, node.client, prefix, sender)
@@ -30,23 +30,25 @@ async def follow(
                 task_status.started()
 
 
-async def _watch(client: EtcdClient, prefix: str, sender: trio.MemorySendChannel[Batch]) -> None:
+async def _watch(
+    client: EtcdClient, prefix: str, sender: trio.MemorySendChannel[WatchBatch]
+) -> None:
     await watch(client, prefix, sender)
 
 
-def take_in(node: Node, prefix: str, batch: Batch) -> None:
+def take_in(node: Node, prefix: str, batch: WatchBatch) -> None:
     """Bring the index of `prefix` to what a batch of its watch tells."""
     if prefix == keys.paused(""):
         if batch.snapshot:
             there = {event.key[len(prefix) :] for event in batch.events}
-            for name in node.handout.paused - there:
-                node.handout.resume(name)
+            for name in node.assigner.paused - there:
+                node.assigner.resume(name)
         for event in batch.events:
             name = event.key[len(prefix) :]
             if event.value is None:
-                node.handout.resume(name)
+                node.assigner.resume(name)
             else:
-                node.handout.paused.add(name)
+                node.assigner.paused.add(name)
         return
     if prefix == keys.SERVER:
         for event in batch.events:
@@ -54,7 +56,7 @@ def take_in(node: Node, prefix: str, batch: Batch) -> None:
                 node.directory.serverid = event.value.decode()
         return
     index: Directory | Processes = node.directory if prefix == keys.MEMBERS else node.processes
-    before = node.elsewhere.live() if batch.snapshot and prefix == keys.LIVE else set()
+    before = node.remote_changes.live() if batch.snapshot and prefix == keys.LIVE else set()
     if batch.snapshot:
         index.replace(
             [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]
@@ -66,4 +68,4 @@ def take_in(node: Node, prefix: str, batch: Batch) -> None:
         # Of this revision there may be more to come.
         index.told = max(index.told, batch.events[-1].mod_revision)
     if prefix == keys.LIVE:
-        node.elsewhere.hear(batch, before)
+        node.remote_changes.hear(batch, before)

@@ -13,13 +13,13 @@ from random import SystemRandom
 import msgspec
 import trio
 
-from node.archive.lookup import Past
+from node.archive.lookup import HistoryReader
 from node.blueprints.definitions import Definitions
 from node.blueprints.reconcile import Reconciliation
 from node.blueprints.service import Blueprints
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.files.blobs import Vault
+from node.files.blobs import BlobStore
 from node.files.catalog import Files
 from node.files.tickets import Tickets
 from node.host.clock import Clock
@@ -32,9 +32,9 @@ from node.members.service import Members
 from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import Function, Process
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 from node.processes.channels import Channels
-from node.processes.remote_changes import Elsewhere
+from node.processes.remote_changes import RemoteChanges
 from node.processes.service import Processes
 from node.processes.subscriptions import Subscriptions
 from node.store.directory import Directory
@@ -65,11 +65,11 @@ class Node:
     locations: Locations
     identities: Identities
     processes: Processes
-    handout: HandOut
+    assigner: Assigner
     workflows: Workflows
     channels: Channels
     subscriptions: Subscriptions
-    elsewhere: Elsewhere
+    remote_changes: RemoteChanges
     leader: Leader
     crons: Crons
     generators: Generators
@@ -77,7 +77,7 @@ class Node:
     definitions: Definitions
     blueprints: Blueprints
     files: Files
-    past: Past
+    history_reader: HistoryReader
     started: int
     begun: int
     draining: trio.Event = field(default_factory=trio.Event)
@@ -93,7 +93,7 @@ class Node:
         identity: str = "",
         boot: str = "",
         history: Path | None = None,
-        vault: Vault | None = None,
+        blobs: BlobStore | None = None,
         tickets: Tickets | None = None,
         dice: Callable[[], float] | None = None,
     ) -> Node:
@@ -111,21 +111,21 @@ class Node:
         members = Members(client, directory, now, quotas, reregister=config.rpc.reregister)
         locations = Locations(client, quotas)
         identities = Identities(client, directory, processes, home)
-        handout = HandOut(processes, identities.present)
+        assigner = Assigner(processes, identities.present)
         resolution = Resolution(client, processes)
         children = Children(client, processes, resolution)
         workflows = Workflows(client, processes, resolution, children)
         channels = Channels(client, directory, processes, now)
         subscriptions = Subscriptions(config.rpc.max_subscriptions, int(config.rpc.max_unread))
-        elsewhere = Elsewhere(processes, subscriptions)
-        processes.observe(handout, elsewhere, channels, resolution)
+        remote_changes = RemoteChanges(processes, subscriptions)
+        processes.observe(assigner, remote_changes, channels, resolution)
         leader = Leader(client, identity or new_id())
         crons = Crons(client, directory, workflows, leader, now, dice or SystemRandom().random)
         generators = Generators(client, directory, workflows, leader, now)
         files = Files(
             client,
             now,
-            vault,
+            blobs,
             tickets,
             float(config.files.grace),
             serving,
@@ -146,11 +146,11 @@ class Node:
             locations=locations,
             identities=identities,
             processes=processes,
-            handout=handout,
+            assigner=assigner,
             workflows=workflows,
             channels=channels,
             subscriptions=subscriptions,
-            elsewhere=elsewhere,
+            remote_changes=remote_changes,
             leader=leader,
             crons=crons,
             generators=generators,
@@ -158,7 +158,7 @@ class Node:
             definitions=Definitions(client, now, quotas),
             blueprints=Blueprints(client, processes, reconciliation, locations, now),
             files=files,
-            past=Past(history),
+            history_reader=HistoryReader(history),
             started=now(),
             begun=clock.steady(),
         )
@@ -166,7 +166,7 @@ class Node:
     def drain(self) -> None:
         """Stop handing out work: every waiting poll is answered now."""
         self.draining.set()
-        self.handout.stop()
+        self.assigner.stop()
 
     async def settle(self, process: Process) -> None:
         """Return when what follows in its workflow from a process's end has happened."""

@@ -105,7 +105,7 @@ class Definition(msgspec.Struct, frozen=True):
     schema: dict[str, Any] | None = None
 
 
-class Change(msgspec.Struct, frozen=True):
+class BlueprintChange(msgspec.Struct, frozen=True):
     """A row of history: a blueprint as a change of its generation left it; the time in Unix ns."""
 
     historyid: str
@@ -122,7 +122,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Draft:
+class TxnBuilder:
     """A transaction in the making."""
 
     compare: list[Compare] = field(default_factory=list)
@@ -259,11 +259,11 @@ def undefine(it: Definition, kind_revision: int) -> Txn:
     return Txn([ModRevision(touched, kind_revision)], ops)
 
 
-def add(it: Blueprint, definition_revision: int) -> Draft:
+def add(it: Blueprint, definition_revision: int) -> TxnBuilder:
     """A new blueprint, if its name and id are free and its definition is the one that was read."""
     colony = it.metadata.colonyname
     own, identity, there = _own(it)
-    return Draft(
+    return TxnBuilder(
         [
             ModRevision(definition(colony, it.kind), definition_revision),
             Absent(own),
@@ -278,26 +278,26 @@ def add(it: Blueprint, definition_revision: int) -> Draft:
     )
 
 
-def write(it: Blueprint, revision: int) -> Draft:
+def write(it: Blueprint, revision: int) -> TxnBuilder:
     """Another value of a blueprint that was read at `revision`."""
     own = blueprint_key(it)
-    return Draft([ModRevision(own, revision)], [Put(own, pack(it))])
+    return TxnBuilder([ModRevision(own, revision)], [Put(own, pack(it))])
 
 
-def move(before: Blueprint, after: Blueprint, kind_revision: int) -> Draft:
+def move(before: Blueprint, after: Blueprint, kind_revision: int) -> TxnBuilder:
     """What joins a `write` that gives a blueprint another location."""
     touched = kind(before.metadata.colonyname, before.kind)
-    return Draft(
+    return TxnBuilder(
         [ModRevision(touched, kind_revision)],
         [Delete(_own(before)[2]), Put(_own(after)[2], b""), Put(touched, b"")],
     )
 
 
-def remove(it: Blueprint, revision: int, kind_revision: int) -> Draft:
+def remove(it: Blueprint, revision: int, kind_revision: int) -> TxnBuilder:
     """A blueprint goes with its history, if none of its kind came or went meanwhile."""
     own, identity, there = _own(it)
     touched = kind(it.metadata.colonyname, it.kind)
-    return Draft(
+    return TxnBuilder(
         [ModRevision(own, revision), ModRevision(touched, kind_revision)],
         [
             Delete(own),
@@ -309,7 +309,7 @@ def remove(it: Blueprint, revision: int, kind_revision: int) -> Draft:
     )
 
 
-def record(it: Blueprint, row: Change) -> list[Op]:
+def record(it: Blueprint, row: BlueprintChange) -> list[Op]:
     """What adds a row of history and drops the one that is too old."""
     ops: list[Op] = [Put(change(it, row.generation), pack(row))]
     if row.generation > MAX_HISTORY:

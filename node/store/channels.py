@@ -24,7 +24,7 @@ CLASSES = ("channel", "channelhead", "channelmark")
 PULSE = keys.ROOT + "channelpulse"
 
 
-class Entry(msgspec.Struct, array_like=True):
+class ChannelEntry(msgspec.Struct, array_like=True):
     """One message. `timestamp` is Unix ns, `sequence` the sender's own number."""
 
     senderid: str
@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, array_like=True):
     payload: bytes
 
 
-class Head(msgspec.Struct, array_like=True):
+class ChannelHead(msgspec.Struct, array_like=True):
     """How much a channel holds: entries, and bytes of payload."""
 
     count: int = 0
@@ -74,7 +74,7 @@ def mark(colony: str, processid: str, name: str, digest: str) -> str:
     return _of("channelmark", colony, processid, name) + "/" + digest
 
 
-def digest(said: Entry, *, attempt: int, nonce: str) -> str:
+def digest(said: ChannelEntry, *, attempt: int, nonce: str) -> str:
     """What tells a repeat from news: the same digest is the same message; "" is always news.
 
     A sequence of 0 is one that the sender does not keep, so it says nothing; then only a
@@ -95,7 +95,13 @@ def digest(said: Entry, *, attempt: int, nonce: str) -> str:
 
 
 def append(
-    process: Process, revision: int, name: str, said: Entry, known: Head, at: int, digest: str
+    process: Process,
+    revision: int,
+    name: str,
+    said: ChannelEntry,
+    known: ChannelHead,
+    at: int,
+    digest: str,
 ) -> Txn:
     """Put an entry at the end. `at` is the revision of the head, 0 when there is none yet.
 
@@ -104,7 +110,7 @@ def append(
     """
     colony, pid = process.colonyname, process.processid
     place = head(colony, pid, name)
-    holds = Head(known.count + 1, known.size + len(said.payload))
+    holds = ChannelHead(known.count + 1, known.size + len(said.payload))
     ops: list[Op] = [
         Put(entry(colony, pid, name, known.count), pack(said)),
         Put(place, pack(holds)),
@@ -124,14 +130,16 @@ def append(
 
 
 def extend(
-    colony: str, pid: str, name: str, said: Sequence[Entry], known: Head, at: int
+    colony: str, pid: str, name: str, said: Sequence[ChannelEntry], known: ChannelHead, at: int
 ) -> tuple[list[Compare], list[Op]]:
     """Put entries at the end that were said elsewhere, as part of a transaction.
 
     `at` is the revision of the head, 0 when there is none yet. Holds while the process exists.
     """
     place = head(colony, pid, name)
-    holds = Head(known.count + len(said), known.size + sum(len(each.payload) for each in said))
+    holds = ChannelHead(
+        known.count + len(said), known.size + sum(len(each.payload) for each in said)
+    )
     compare: list[Compare] = [Present(keys.process(colony, pid)), ModRevision(place, at)]
     ops: list[Op] = [
         Put(entry(colony, pid, name, index), pack(each))

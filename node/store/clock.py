@@ -7,7 +7,7 @@ import msgspec
 from node.store.keys import ROOT
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ClockRecord(msgspec.Struct, frozen=True):
     """The clocks as a daemon last saw them, and the last step of its wall clock.
 
     `wall` is Unix ns; `steady` is ns of the clock that is not set, in the start of the machine that

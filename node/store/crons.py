@@ -20,7 +20,7 @@ CRONS = keys.ROOT + "timed/cron/"
 CLASSES = ("timed/cron", "cronspec", "cronname")
 
 
-class Firing(msgspec.Struct, frozen=True):
+class CronFiring(msgspec.Struct, frozen=True):
     """A workflow that is to be submitted: its id, and the graph whose output it gets as input.
 
     `at` is when this was decided, in Unix ns.
@@ -51,7 +51,7 @@ class Cron(msgspec.Struct, frozen=True):
     window: int = 0
     lastrun: int = 0
     prevprocessgraphid: str = ""
-    firing: Firing | None = None
+    firing: CronFiring | None = None
     skipped: str = ""
 
 

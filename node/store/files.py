@@ -187,7 +187,7 @@ def snapshot_name(colony: str, name: str) -> str:
     return snapshot_names(colony) + name
 
 
-class Known(msgspec.Struct, frozen=True):
+class FileState(msgspec.Struct, frozen=True):
     """What was read before a change: sequence, versions under the label, newest of the name."""
 
     last: int = 0
@@ -213,7 +213,7 @@ def newest_of(file: File) -> Newest:
     return Newest(file.fileid, file.sequencenr, file.checksum, file.size, file.ref.s3object.object)
 
 
-def add(file: File, known: Known, held: Held | None) -> Txn:
+def add(file: File, known: FileState, held: Held | None) -> Txn:
     """A new version, with its sequence number set. `held`: the bytes that it refers to."""
     colony = file.colonyname
     compare: list[Compare] = [
@@ -238,7 +238,7 @@ def add(file: File, known: Known, held: Held | None) -> Txn:
 
 def remove(
     victims: Sequence[File],
-    known: Known,
+    known: FileState,
     newest: Newest | None,
     held: dict[str, Held],
     now: int,

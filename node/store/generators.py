@@ -33,7 +33,7 @@ PACKED = keys.ROOT + "packed/"
 CLASSES = ("timed/generator", "generatorspec", "generatorname", "generatorarg", "packed")
 
 
-class Firing(msgspec.Struct, frozen=True):
+class GeneratorFiring(msgspec.Struct, frozen=True):
     """A workflow that is to be submitted with the arguments from the queue's head to `upto`.
 
     `at` is when this was decided, in Unix ns.
@@ -63,7 +63,7 @@ class Generator(msgspec.Struct, frozen=True):
     head: int = 0
     tail: int = 0
     oldest: int = 0
-    firing: Firing | None = None
+    firing: GeneratorFiring | None = None
     queuebytes: int = 0
     roots: int = 1
 
@@ -176,7 +176,7 @@ def enqueue(
 
 
 def fire(
-    generator: Generator, revision: int, firing: Firing, compare: Sequence[Compare]
+    generator: Generator, revision: int, firing: GeneratorFiring, compare: Sequence[Compare]
 ) -> tuple[Generator, Txn]:
     """Write down what is to be submitted."""
     mine = key(generator.colonyname, generator.generatorid)

@@ -23,7 +23,7 @@ FILTERS = ("executortype", "initiatorname", "label")
 
 
 @dataclass(frozen=True)
-class Step:
+class Transition:
     """One transition: the process afterwards, and the transaction."""
 
     process: Process
@@ -136,7 +136,7 @@ def _begun(process: Process, now: int) -> list[Op]:
     return [Put(keys.step(process.colonyname, process.processgraphid, keys.START), pack(now))]
 
 
-def submit(process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Step:
+def submit(process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Transition:
     """A new process. A process with a peer has no place in the queue: `extra` sends it there.
 
     When the id exists already, nothing happens and the failure branch returns the process.
@@ -145,10 +145,10 @@ def submit(process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Ste
     ops = create(process)
     if submission:
         ops.append(Put(keys.submission(process.colonyname, process.processid), submission))
-    return Step(process, Txn([Absent(key)], [*ops, *extra], [Get(key)]))
+    return Transition(process, Txn([Absent(key)], [*ops, *extra], [Get(key)]))
 
 
-def assign(process: Process, revision: int, executor: Executor, now: int) -> Step:
+def assign(process: Process, revision: int, executor: Executor, now: int) -> Transition:
     """Hand a waiting process to an executor; `now` in Unix ns."""
     limit = process.spec.maxexectime
     after = msgspec.structs.replace(
@@ -167,10 +167,10 @@ def assign(process: Process, revision: int, executor: Executor, now: int) -> Ste
         Put(running, pack(running_of(after))),
         *_begun(after, now),
     ]
-    return Step(after, Txn([ModRevision(key, revision)], ops))
+    return Transition(after, Txn([ModRevision(key, revision)], ops))
 
 
-def start(process: Process, revision: int, now: int, extra: Sequence[Op]) -> Step:
+def start(process: Process, revision: int, now: int, extra: Sequence[Op]) -> Transition:
     """The peer of a forwarded process accepted it; `now` in Unix ns."""
     after = msgspec.structs.replace(
         process,
@@ -186,7 +186,7 @@ def start(process: Process, revision: int, now: int, extra: Sequence[Op]) -> Ste
         Put(running, pack(running_of(after))),
         *_begun(after, now),
     ]
-    return Step(after, Txn([ModRevision(key, revision)], [*ops, *extra]))
+    return Transition(after, Txn([ModRevision(key, revision)], [*ops, *extra]))
 
 
 def move(
@@ -195,15 +195,15 @@ def move(
     peer: str,
     extra: Sequence[Op],
     compare: Sequence[Compare] = (),
-) -> Step:
+) -> Transition:
     """A waiting process goes elsewhere: to a peer, where `extra` sends it, or "" to the queue."""
     after = msgspec.structs.replace(process, peer=peer)
     key = keys.process(process.colonyname, process.processid)
     ops: list[Op] = [Put(key, pack(after)), *_leave(process), *place(after), *extra]
-    return Step(after, Txn([ModRevision(key, revision), *compare], ops))
+    return Transition(after, Txn([ModRevision(key, revision), *compare], ops))
 
 
-def requeue(process: Process, revision: int, now: int, *, counts: bool) -> Step:
+def requeue(process: Process, revision: int, now: int, *, counts: bool) -> Transition:
     """Back to the queue with its old place; `counts` is whether a retry was used up."""
     wait = process.spec.maxwaittime
     after = msgspec.structs.replace(
@@ -222,18 +222,18 @@ def requeue(process: Process, revision: int, now: int, *, counts: bool) -> Step:
         Delete(running),
         Put(queue, pack(waiting_of(after))),
     ]
-    return Step(after, Txn([ModRevision(key, revision)], ops))
+    return Transition(after, Txn([ModRevision(key, revision)], ops))
 
 
-def update(process: Process, revision: int, extra: Sequence[Op] = ()) -> Step:
+def update(process: Process, revision: int, extra: Sequence[Op] = ()) -> Transition:
     """New contents without a change of state (output so far, attributes)."""
     key = keys.process(process.colonyname, process.processid)
-    return Step(process, Txn([ModRevision(key, revision)], [Put(key, pack(process)), *extra]))
+    return Transition(process, Txn([ModRevision(key, revision)], [Put(key, pack(process)), *extra]))
 
 
 def retime(
     process: Process, revision: int, *, prioritytime: int, waitdeadline: int, execdeadline: int
-) -> Step:
+) -> Transition:
     """Other times (Unix ns) for a process that waits here or runs: their clock was set."""
     after = msgspec.structs.replace(
         process, prioritytime=prioritytime, waitdeadline=waitdeadline, execdeadline=execdeadline
@@ -247,7 +247,7 @@ def retime(
         old = _keys(process)[1]
         if not process.waitforparents and old != queue:
             ops.append(Delete(old))
-    return Step(after, Txn([ModRevision(key, revision)], ops))
+    return Transition(after, Txn([ModRevision(key, revision)], ops))
 
 
 def close(
@@ -260,7 +260,7 @@ def close(
     errors: list[str] | None = None,
     extra: Sequence[Op] = (),
     compare: Sequence[Compare] = (),
-) -> Step:
+) -> Transition:
     """The end of a process, from waiting or running; `now` in Unix ns."""
     after = msgspec.structs.replace(
         process,
@@ -279,7 +279,7 @@ def close(
         ops.append(Put(ended, pack([int(state), 0])))
     if after.notify:
         ops.append(Put(after.notify, after.processid.encode()))
-    return Step(after, Txn([ModRevision(key, revision), *compare], [*ops, *extra]))
+    return Transition(after, Txn([ModRevision(key, revision), *compare], [*ops, *extra]))
 
 
 def remove(process: Process, revision: int) -> Txn:

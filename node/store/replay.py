@@ -20,7 +20,7 @@ FLOOR = keys.ROOT + "replayed"
 SPAN = 60  # seconds of issue that share a span
 
 
-class Marker(msgspec.Struct, array_like=True):
+class ReplayMarker(msgspec.Struct, array_like=True):
     """What became of one request; all empty but the first two: it was begun, or done at once.
 
     `digest` is of its bytes and `run` tells one try from another. `place` is the key that it wrote
@@ -36,7 +36,7 @@ class Marker(msgspec.Struct, array_like=True):
 
 # Written with every call that changes something, and gone in minutes: in the quickest form.
 encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Marker).decode
+decode = msgspec.msgpack.Decoder(ReplayMarker).decode
 
 
 def span(issued: float) -> int:

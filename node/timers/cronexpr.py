@@ -48,14 +48,14 @@ class ScheduleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Every:
+class FixedInterval:
     """A constant distance in seconds."""
 
     seconds: int
 
 
 @dataclass(frozen=True)
-class Moments:
+class CronTimes:
     """The moments that six fields name on the clocks of a zone."""
 
     fields: str
@@ -77,7 +77,7 @@ def local_zone(environ: Mapping[str, str], file: Path = Path("/etc/localtime")) 
         return UTC
 
 
-def parse(text: str, local: ZoneInfo) -> Every | Moments:
+def parse(text: str, local: ZoneInfo) -> FixedInterval | CronTimes:
     """Read an expression; `local` is the zone of one that names none. Raises ScheduleError.
 
     Six fields, seconds first, with names, ranges, lists, steps and `?`; a `TZ=` or `CRON_TZ=` in
@@ -92,7 +92,7 @@ def parse(text: str, local: ZoneInfo) -> Every | Moments:
         text = found[2]
     text = text.strip()
     if text.startswith("@every "):
-        return Every(_duration(text.removeprefix("@every ").strip()))
+        return FixedInterval(_duration(text.removeprefix("@every ").strip()))
     if text.startswith("@"):
         if text not in _DESCRIPTORS:
             raise ScheduleError(f"{text!r} is no descriptor: @every and {', '.join(_DESCRIPTORS)}")
@@ -103,7 +103,7 @@ def parse(text: str, local: ZoneInfo) -> Every | Moments:
             f"six fields are needed (second minute hour day month weekday), not {len(fields)}"
         )
     fields = [_plain(field, place) for place, field in enumerate(fields)]
-    schedule = Moments(" ".join(fields), zone)
+    schedule = CronTimes(" ".join(fields), zone)
     try:
         CronSim(schedule.fields, datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
     except CronSimError as error:
@@ -170,7 +170,7 @@ def _duration(text: str) -> int:
     return max(1, int(total) // SECOND)
 
 
-def next_moment(schedule: Moments, after: int) -> int:
+def next_moment(schedule: CronTimes, after: int) -> int:
     """The first moment after `after`, in Unix ns. Raises ScheduleError when there is none.
 
     As upstream has it, a time that is left out when clocks are put forward is left out here, and

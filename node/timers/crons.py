@@ -24,12 +24,19 @@ from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND, State
 from node.store import crons as store
-from node.store.crons import Cron, Firing
+from node.store.crons import Cron, CronFiring
 from node.store.directory import Directory
 from node.timers import cronexpr as schedule
-from node.timers.agenda import Index
 from node.timers.election import Leader
-from node.timers.trigger import LATER, Told, check_name, check_workflow, is_final, may_start
+from node.timers.timerqueue import TimerIndex
+from node.timers.trigger import (
+    LATER,
+    WarningLimiter,
+    check_name,
+    check_workflow,
+    is_final,
+    may_start,
+)
 from node.workflows.service import Workflows
 from node.workflows.spec import read_workflow
 
@@ -75,7 +82,7 @@ def next_run(cron: Cron, now: int, local: ZoneInfo, dice: Callable[[], float]) -
     if cron.interval > 0:
         return _beat(cron.nextrun, now, cron.interval), 0
     plan = schedule.parse(cron.cronexpression, local)
-    if isinstance(plan, schedule.Every):
+    if isinstance(plan, schedule.FixedInterval):
         return _beat(cron.nextrun, now, plan.seconds), 0
     return schedule.next_moment(plan, now), 0
 
@@ -108,8 +115,8 @@ class Crons:
     now: Callable[[], int]
     dice: Callable[[], float]
     local: ZoneInfo = field(default_factory=schedule.environment_zone)
-    index: Index[Cron] = field(default_factory=lambda: Index(Cron, due, owner))
-    _told: Told = field(default_factory=Told)
+    index: TimerIndex[Cron] = field(default_factory=lambda: TimerIndex(Cron, due, owner))
+    _told: WarningLimiter = field(default_factory=WarningLimiter)
 
     # -- for callers ---------------------------------------------------------------------
 
@@ -287,7 +294,7 @@ class Crons:
             self._moved(cron),
             lastrun=now,
             prevprocessgraphid=graphid,
-            firing=Firing(graphid, cron.prevprocessgraphid, now),
+            firing=CronFiring(graphid, cron.prevprocessgraphid, now),
         )
         return await self._commit(after, revision, fence)
 

@@ -18,7 +18,7 @@ import trio
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Absent, Compare, ModRevision, Put, Txn
-from node.etcd.watch import Batch, watch
+from node.etcd.watch import WatchBatch, watch
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.ids import new_id
@@ -34,7 +34,7 @@ _AGAIN = 0.5  # seconds after a campaign that the store did not answer
 _GOODBYE = 1.0  # seconds that giving up the lease may take
 
 
-class Holder(msgspec.Struct, frozen=True):
+class LeaseHolder(msgspec.Struct, frozen=True):
     """Who leads: a home directory, and one start of a daemon in it."""
 
     home: str
@@ -62,7 +62,7 @@ def home_identity(home: Path) -> str:
 
 
 def may_take(
-    seen: tuple[Holder, int] | None, home: str, start: str, *, led: bool
+    seen: tuple[LeaseHolder, int] | None, home: str, start: str, *, led: bool
 ) -> Compare | None:
     """What must hold for this daemon to become the leader now, or None: somebody else leads.
 
@@ -87,7 +87,7 @@ class Leader:
     holds: bool = False
     _fence: Compare | None = None
     _led: bool = False
-    _seen: tuple[Holder, int] | None = None
+    _seen: tuple[LeaseHolder, int] | None = None
     _as_of: int = 0
     _listed: bool = False
     _changed: trio.Event = field(default_factory=trio.Event)
@@ -112,14 +112,14 @@ class Leader:
 
     async def run(self) -> None:
         """Lead whenever nobody else does, until cancelled."""
-        sender, receiver = trio.open_memory_channel[Batch](16)
+        sender, receiver = trio.open_memory_channel[WatchBatch](16)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, self.client, sender)
             nursery.start_soon(self._campaign)
             async for batch in receiver:
                 self._take_in(batch)
 
-    def _take_in(self, batch: Batch) -> None:
+    def _take_in(self, batch: WatchBatch) -> None:
         self._listed = True
         if batch.snapshot:
             if batch.revision < self._as_of:
@@ -128,7 +128,7 @@ class Leader:
         for event in batch.events:
             if event.key != KEY or not (batch.snapshot or event.mod_revision > self._as_of):
                 continue
-            known = None if event.value is None else unpack(event.value, Holder)
+            known = None if event.value is None else unpack(event.value, LeaseHolder)
             self._seen = None if known is None else (known, event.mod_revision)
             self._as_of = max(self._as_of, event.mod_revision)
         self._stir()
@@ -159,7 +159,7 @@ class Leader:
         """Take the key and lead until it is lost; whether it was won at all."""
         lease = await self.client.grant(TTL)
         try:
-            data = pack(Holder(self.identity, self.start))
+            data = pack(LeaseHolder(self.identity, self.start))
             result = await self.client.commit(Txn([condition], [Put(KEY, data, lease)]))
             if not result.succeeded:
                 return False
@@ -196,7 +196,7 @@ class Leader:
         self._fence = ModRevision(KEY, revision)
         self._led = self.holds = True
         if revision > self._as_of:
-            self._seen, self._as_of = (Holder(self.identity, self.start), revision), revision
+            self._seen, self._as_of = (LeaseHolder(self.identity, self.start), revision), revision
         log.info("leads", revision=revision)
         self._stir()
 
@@ -207,5 +207,5 @@ class Leader:
             self._stir()
 
 
-async def _watch(client: EtcdClient, sender: trio.MemorySendChannel[Batch]) -> None:
+async def _watch(client: EtcdClient, sender: trio.MemorySendChannel[WatchBatch]) -> None:
     await watch(client, KEY, sender)

@@ -25,11 +25,18 @@ from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND
 from node.store import generators as store
 from node.store.directory import Directory
-from node.store.generators import Arg, Firing, Generator, Packing
+from node.store.generators import Arg, Generator, GeneratorFiring, Packing
 from node.store.limits import GENERATOR
-from node.timers.agenda import Index
 from node.timers.election import Leader
-from node.timers.trigger import LATER, Told, check_name, check_workflow, is_final, may_start
+from node.timers.timerqueue import TimerIndex
+from node.timers.trigger import (
+    LATER,
+    WarningLimiter,
+    check_name,
+    check_workflow,
+    is_final,
+    may_start,
+)
 from node.workflows.service import Workflows
 from node.workflows.spec import read_workflow
 
@@ -68,7 +75,7 @@ def largest_arg(generator: Generator) -> int:
     return most // generator.trigger
 
 
-def decide(generator: Generator, now: int) -> Firing | None:
+def decide(generator: Generator, now: int) -> GeneratorFiring | None:
     """What is to be submitted at `now` (Unix ns): as many as trigger it, or all when time is up."""
     size = generator.queuesize
     if size >= generator.trigger:
@@ -77,7 +84,7 @@ def decide(generator: Generator, now: int) -> Firing | None:
         upto = generator.tail
     else:
         return None
-    return Firing(store.graph_id(generator.generatorid, generator.head), upto, now)
+    return GeneratorFiring(store.graph_id(generator.generatorid, generator.head), upto, now)
 
 
 def _deadline(generator: Generator) -> int:
@@ -99,22 +106,22 @@ def owner(generator: Generator) -> tuple[str, str]:
 
 
 @dataclass(eq=False)
-class _Seat:
+class _PackSlot:
     packing: Packing
     done: bool = False
     error: Exception | None = None
 
 
 @dataclass
-class _Line:
+class _PackQueue:
     """Packs of one generator in the order they came; who has the lock stores for those behind."""
 
     lock: trio.Lock = field(default_factory=trio.Lock)
-    seats: list[_Seat] = field(default_factory=list)
+    seats: list[_PackSlot] = field(default_factory=list)
 
-    def front(self) -> list[_Seat]:
+    def front(self) -> list[_PackSlot]:
         """Those that go into one transaction."""
-        taken, tokens, size = list[_Seat](), set[str](), 0
+        taken, tokens, size = list[_PackSlot](), set[str](), 0
         for seat in self.seats[:_TOGETHER]:
             size += len(seat.packing.arg.encode())
             # A repeat that came meanwhile goes later, when its token tells that it is one.
@@ -134,9 +141,9 @@ class Generators:
     workflows: Workflows
     leader: Leader
     now: Callable[[], int]
-    index: Index[Generator] = field(default_factory=lambda: Index(Generator, due, owner))
-    _told: Told = field(default_factory=Told)
-    _lines: dict[str, _Line] = field(default_factory=dict)
+    index: TimerIndex[Generator] = field(default_factory=lambda: TimerIndex(Generator, due, owner))
+    _told: WarningLimiter = field(default_factory=WarningLimiter)
+    _lines: dict[str, _PackQueue] = field(default_factory=dict)
 
     # -- for callers ---------------------------------------------------------------------
 
@@ -234,8 +241,8 @@ class Generators:
         transaction. Raises RpcError, and EtcdError, which leaves open whether it was added.
         """
         key = store.key(colony, generatorid)
-        line = self._lines.setdefault(key, _Line())
-        seat = _Seat(Packing(arg, token))
+        line = self._lines.setdefault(key, _PackQueue())
+        seat = _PackSlot(Packing(arg, token))
         line.seats.append(seat)
         try:
             # The lock is given in the order of the seats: whoever gets it sits in front.
@@ -252,7 +259,7 @@ class Generators:
         if seat.error is not None:
             raise seat.error
 
-    async def _store(self, colony: str, generatorid: str, seats: list[_Seat]) -> None:
+    async def _store(self, colony: str, generatorid: str, seats: list[_PackSlot]) -> None:
         """Add what the seats hold, or tell each of them what was wrong."""
         try:
             await self._enqueue(colony, generatorid, seats)
@@ -263,7 +270,7 @@ class Generators:
             for seat in seats:
                 seat.done = True
 
-    async def _enqueue(self, colony: str, generatorid: str, seats: list[_Seat]) -> None:
+    async def _enqueue(self, colony: str, generatorid: str, seats: list[_PackSlot]) -> None:
         key = store.key(colony, generatorid)
         known = self.index.get(key) or await self.load(colony, generatorid)
         for _ in range(_TRIES):
@@ -287,7 +294,7 @@ class Generators:
                 seat.done = seat.packing.token in used
         raise Conflict("generatorid: the generator changes too fast; try again")
 
-    def _check_room(self, generator: Generator, seats: Sequence[_Seat]) -> None:
+    def _check_room(self, generator: Generator, seats: Sequence[_PackSlot]) -> None:
         """Refuse what is too large, and what the queue has no room for."""
         most, quotas = largest_arg(generator), self.workflows.processes.quotas
         whose = f"generator {generator.name!r}"
@@ -352,7 +359,9 @@ class Generators:
         # Unchanged, so this daemon leads no longer and is about to hear of it.
         return 1.0 if found.mod_revision == revision else 0.0
 
-    async def _submit(self, key: str, generator: Generator, revision: int, firing: Firing) -> float:
+    async def _submit(
+        self, key: str, generator: Generator, revision: int, firing: GeneratorFiring
+    ) -> float:
         """Submit what is written down, then strike it out together with its arguments.
 
         Packs change the generator meanwhile, so submitting compares the first of the arguments:
@@ -401,7 +410,7 @@ class Generators:
         key: str,
         generator: Generator,
         revision: int,
-        firing: Firing,
+        firing: GeneratorFiring,
         oldest: int,
         size: int,
         fence: Sequence[Compare],
@@ -423,7 +432,9 @@ class Generators:
             generator, revision = known
         return 1.0
 
-    async def _args(self, generator: Generator, firing: Firing) -> tuple[list[str], Compare, int]:
+    async def _args(
+        self, generator: Generator, firing: GeneratorFiring
+    ) -> tuple[list[str], Compare, int]:
         """The arguments of a firing, the condition that they wait, and when the next one came."""
         colony, generatorid = generator.colonyname, generator.generatorid
         prefix = store.args_prefix(colony, generatorid)

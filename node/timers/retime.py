@@ -24,18 +24,18 @@ from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
 from node.processes.older import complete
-from node.processes.queue import Entry
+from node.processes.queue import QueueEntry
 from node.processes.service import Processes
 from node.store import clock as store
 from node.store import processes as transitions
-from node.store.clock import Seen
+from node.store.clock import ClockRecord
 from node.store.crons import Cron
 from node.store.generators import Generator
 from node.timers import cronexpr as schedule
-from node.timers.agenda import Index
 from node.timers.crons import Crons, next_run
 from node.timers.election import Leader
 from node.timers.generators import Generators
+from node.timers.timerqueue import TimerIndex
 
 _TICK = 1.0  # seconds between looks at the clocks
 # Seconds between two writes of what the clocks show: a record is 100 bytes, and flash wears out.
@@ -68,7 +68,7 @@ def retimed_cron(
     try:
         nextrun, window = next_run(afresh, now, local, dice)
         plan = None if cron.interval > 0 else schedule.parse(cron.cronexpression, local)
-        if isinstance(plan, schedule.Moments):
+        if isinstance(plan, schedule.CronTimes):
             furthest, left = nextrun, cron.nextrun
             if before < cron.nextrun <= now and schedule.next_moment(plan, max(before, seen)) > now:
                 left = nextrun
@@ -113,7 +113,7 @@ class Retiming:
     boot: str = ""
     # What else is to be done for a step of so many ns, at a moment by the clock as it was before.
     also: Sequence[Callable[[int, int], Awaitable[None]]] = ()
-    kept: Seen | None = None
+    kept: ClockRecord | None = None
     behind: int = 0  # the latest time seen before, as long as the clock is behind that
     latest: int = 0  # the latest time that was shown before a step, as far as is known
     _kept_at: float = 0.0
@@ -128,7 +128,7 @@ class Retiming:
         In the same start of the machine a step since then is one that is still to be dealt with.
         """
         found = await self.client.get(store.seen(self.leader.identity))
-        self.kept = unpack(found.value, Seen) if found is not None else None
+        self.kept = unpack(found.value, ClockRecord) if found is not None else None
         if self.kept is None:
             return
         if self.boot and self.kept.boot == self.boot:
@@ -177,7 +177,7 @@ class Retiming:
 
     def view(self) -> dict[str, int]:
         """What is known of the clock, for people: seconds, and how many were given other times."""
-        now, kept = self.clock.now(), self.kept or Seen(0, 0, "")
+        now, kept = self.clock.now(), self.kept or ClockRecord(0, 0, "")
         return {
             "now": now // SECOND,
             "behind": max(0, self.behind - now) // SECOND,
@@ -205,7 +205,7 @@ class Retiming:
         if not crons + generators + processes:
             return
         log.warning("times mended", crons=crons, generators=generators, processes=processes)
-        kept = self.kept or Seen(0, 0, "")
+        kept = self.kept or ClockRecord(0, 0, "")
         self.kept = msgspec.structs.replace(
             kept,
             at=kept.at or self.clock.now(),
@@ -231,11 +231,11 @@ class Retiming:
         if by < 0 or now >= self.behind:
             self.behind = 0
         self._rewritten, self._kept_at = False, 0.0
-        self.kept = Seen(now, 0, "", by, now)
+        self.kept = ClockRecord(now, 0, "", by, now)
         log.warning("clock stepped", seconds=round(by / SECOND))
         self._count(crons, generators)
-        self.crons.index.agenda.look_again()
-        self.generators.index.agenda.look_again()
+        self.crons.index.timer_queue.look_again()
+        self.generators.index.timer_queue.look_again()
 
     async def _retime_timed(self, before: int, now: int) -> tuple[int, int]:
         """Give crons and generators other times, as the leader; how many of each."""
@@ -250,7 +250,7 @@ class Retiming:
         moved = await self._retime_index(crons.index, cron)
         return moved, await self._retime_index(self.generators.index, generator)
 
-    async def _retime_index(self, index: Index[Any], retimed: Callable[[Any], Any]) -> int:
+    async def _retime_index(self, index: TimerIndex[Any], retimed: Callable[[Any], Any]) -> int:
         count = 0
         for key in index.all_keys():
             await trio.lowlevel.checkpoint()  # a next moment may take milliseconds to find
@@ -301,7 +301,7 @@ class Retiming:
     async def _place(self) -> None:
         """Let those that were submitted in the future stand as if they had come now, in order."""
         now, queue = self.clock.now(), self.processes.queue
-        found: list[tuple[int, Entry]] = []
+        found: list[tuple[int, QueueEntry]] = []
         for number, entry in enumerate(list(queue.entries.values())):
             if number % _AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
@@ -321,12 +321,15 @@ class Retiming:
         return right if abs(right - stored) > _SLACK else stored
 
     async def _change(
-        self, colony: str, processid: str, step: Callable[[Process, int], transitions.Step | None]
+        self,
+        colony: str,
+        processid: str,
+        step: Callable[[Process, int], transitions.Transition | None],
     ) -> bool:
         """Give one process other times; whether it still needed them. Raises EtcdError."""
         done: list[bool] = []
 
-        def noted(process: Process, revision: int) -> transitions.Step | None:
+        def noted(process: Process, revision: int) -> transitions.Transition | None:
             taken = step(process, revision)
             done[:] = [taken is not None]
             return taken
@@ -352,15 +355,15 @@ class Retiming:
         wall, steady = self.clock.now(), self.clock.steady()
         if not self._rewritten or abs(wall - steady - self.clock.offset) > _SLACK:
             return  # a step that is not dealt with: the store must know the time before it
-        kept = self.kept or Seen(0, 0, "")
+        kept = self.kept or ClockRecord(0, 0, "")
         self.kept = msgspec.structs.replace(kept, wall=wall, steady=steady, boot=self.boot)
         await self.client.put(store.seen(self.leader.identity), pack(self.kept))
         self._written = self.client.pressure.written
 
 
 def _retime_waiting(
-    entry: Entry, deadline: int, process: Process, revision: int
-) -> transitions.Step | None:
+    entry: QueueEntry, deadline: int, process: Process, revision: int
+) -> transitions.Transition | None:
     away = process.peer and not process.waitforparents
     known = process.waitdeadline == entry.waiting.waitdeadline
     if process.state != State.WAITING or away or not known:
@@ -376,7 +379,7 @@ def _retime_waiting(
 
 def _retime_running(
     stored: int, deadline: int, process: Process, revision: int
-) -> transitions.Step | None:
+) -> transitions.Transition | None:
     if process.state != State.RUNNING or process.execdeadline != stored:
         return None
     return transitions.retime(

@@ -12,14 +12,14 @@ import trio
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.watch import Batch, Event, watch
+from node.etcd.watch import Event, WatchBatch, watch
 from node.host.log import get_logger
 from node.model.types import SECOND
 from node.store import keys
 from node.store.crons import CRONS
-from node.timers.agenda import Index, follow
 from node.timers.generators import REMEMBERED
 from node.timers.retime import Retiming
+from node.timers.timerqueue import TimerIndex, follow
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ async def _sweep(timed: Retiming) -> None:
 async def _index(
     timed: Retiming, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    sender, receiver = trio.open_memory_channel[Batch](64)
+    sender, receiver = trio.open_memory_channel[WatchBatch](64)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch, timed.client, sender)
         first = True
@@ -92,18 +92,18 @@ async def _index(
                 task_status.started()
 
 
-async def _watch(client: EtcdClient, sender: trio.MemorySendChannel[Batch]) -> None:
+async def _watch(client: EtcdClient, sender: trio.MemorySendChannel[WatchBatch]) -> None:
     await watch(client, _TIMED, sender)
 
 
-def _take_in(timed: Retiming, batch: Batch) -> None:
+def _take_in(timed: Retiming, batch: WatchBatch) -> None:
     crons = [event for event in batch.events if event.key.startswith(CRONS)]
     others = [event for event in batch.events if not event.key.startswith(CRONS)]
     _apply(timed.crons.index, batch.snapshot, crons)
     _apply(timed.generators.index, batch.snapshot, others)
 
 
-def _apply(index: Index[T], snapshot: bool, events: Sequence[Event]) -> None:
+def _apply(index: TimerIndex[T], snapshot: bool, events: Sequence[Event]) -> None:
     if snapshot:
         index.replace([(e.key, e.value, e.mod_revision) for e in events if e.value is not None])
         return

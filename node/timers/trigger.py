@@ -25,7 +25,7 @@ _TOLD = 600 * SECOND
 
 
 @dataclass
-class Told:
+class WarningLimiter:
     """Of which members it was logged lately that something of theirs may not start."""
 
     _until: dict[tuple[str, str], int] = field(default_factory=dict)

@@ -80,21 +80,21 @@ class Resolution(Observer):
     # The revision of the newest step told of, of the graphs that are not settled.
     _dirty: dict[tuple[str, str], int] = field(default_factory=dict)
     _read: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
-    _bell: trio.Event = field(default_factory=trio.Event)
+    _wakeup: trio.Event = field(default_factory=trio.Event)
 
     def stepped(self, colony: str, graphid: str, revision: int) -> None:
         """A step of a graph was written at `revision`, by us or by another daemon."""
         place = (colony, graphid)
         if self._read.get(place, 0) < revision:
             self._dirty[place] = max(revision, self._dirty.get(place, 0))
-            self._bell.set()
+            self._wakeup.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Settle every graph whose steps nobody settles; started once those at hand are."""
         first = True
         while True:
             failed = False
-            self._bell = trio.Event()
+            self._wakeup = trio.Event()
             for colony, graphid in list(self._dirty):
                 try:
                     await self.settle(colony, graphid)
@@ -111,7 +111,7 @@ class Resolution(Observer):
             if failed:
                 await trio.sleep(1)
             elif not self._dirty:
-                await self._bell.wait()
+                await self._wakeup.wait()
 
     async def settle(self, colony: str, graphid: str, patience: float = inf) -> None:
         """Return when all that has happened to the graph by now is dealt with.
@@ -332,7 +332,7 @@ class Resolution(Observer):
         return inputs
 
     async def _fail(self, process: Process, reason: str) -> None:
-        def step(now_is: Process, revision: int) -> process_store.Step | None:
+        def step(now_is: Process, revision: int) -> process_store.Transition | None:
             if now_is.closed:
                 return None
             return process_store.close(
@@ -351,7 +351,7 @@ class Resolution(Observer):
         colony, graphid, now = graph.colonyname, graph.processgraphid, self.processes.clock.now
         seen: dict[str, Process] = {}
 
-        def step(process: Process, revision: int) -> process_store.Step | None:
+        def step(process: Process, revision: int) -> process_store.Transition | None:
             seen[process.processid] = process
             if process.closed:
                 return None

@@ -33,7 +33,7 @@ def too_fast(graphid: str) -> RpcError:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ChildRequest:
     """The node that an executor, of this `identity`, wants below the one that it runs.
 
     With `insert` it takes over all children of the parent; else a `childid` will wait for it too.
@@ -54,7 +54,7 @@ class Children:
     processes: Processes
     resolution: Resolution
 
-    async def add(self, graph: Graph, wanted: Wanted) -> Process:
+    async def add(self, graph: Graph, wanted: ChildRequest) -> Process:
         """Add a node below a running one. Raises Invalid, Denied, NotFound, Conflict or TooMany."""
         async with self.resolution.held(graph.colonyname, graph.processgraphid):
             with self.processes.quotas.processes(graph.colonyname, graph.initiatorname):
@@ -64,7 +64,7 @@ class Children:
                         return node
         raise too_fast(graph.processgraphid)
 
-    async def _add(self, graph: Graph, wanted: Wanted) -> Process | None:
+    async def _add(self, graph: Graph, wanted: ChildRequest) -> Process | None:
         """One attempt, on values of now; None when one of them changed meanwhile."""
         colony, graphid = graph.colonyname, graph.processgraphid
         hooks, parentid, insert = self.processes.hooks, wanted.parentid, wanted.insert

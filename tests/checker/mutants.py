@@ -13,7 +13,7 @@ import msgspec
 
 from cli.daemon.colonyd import main
 from node.model.types import Process, State
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 
@@ -36,17 +36,17 @@ def losing_submission() -> None:
 
 def second_hand_out() -> None:
     """What somebody has is handed to somebody else."""
-    assign, numbers = HandOut.assign, itertools.count(1)
+    assign, numbers = Assigner.assign, itertools.count(1)
     last: list[Process] = []
 
-    async def again(self: HandOut, candidate: Candidate, *more: Any) -> Process:
+    async def again(self: Assigner, candidate: Candidate, *more: Any) -> Process:
         if last and next(numbers) % _EACH == 0:
             return last.pop()
         process = await assign(self, candidate, *more)
         last[:] = [process]
         return process
 
-    HandOut.assign = again  # type: ignore[method-assign, assignment]
+    Assigner.assign = again  # type: ignore[method-assign, assignment]
 
 
 def forgotten_close() -> None:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from cli.core.errors import Failure
 from cli.files.session import address
-from cli.files.syncplan import Item, plan, scan
-from cli.files.transfer import Store, Taken, fetch
+from cli.files.syncplan import FileKey, plan, scan
+from cli.files.transfer import Store, TargetExists, fetch
 from cli.main import main
 from tests.support.daemons import Daemon
 
@@ -289,7 +289,7 @@ async def test_what_appears_during_a_download_stays(tmp_path: Path) -> None:
             yield b"theirs"
 
     file = {"name": "a", "size": 6, "checksum": ""}
-    with pytest.raises(Taken, match="it stays"):
+    with pytest.raises(TargetExists, match="it stays"):
         await fetch(cast(Store, Slow()), file, target, lambda size: None)
     assert tree(tmp_path) == {"a": b"own"}
 
@@ -324,14 +324,14 @@ def test_snapshots(colony: Run, label: str, tmp_path: Path) -> None:
 
 
 _SIDES = st.dictionaries(
-    st.builds(Item, st.sampled_from(["/", "/a", "/a/b"]), st.sampled_from("xyz")),
+    st.builds(FileKey, st.sampled_from(["/", "/a", "/a/b"]), st.sampled_from("xyz")),
     st.sampled_from(["1", "2"]),
 )
 
 
 @given(_SIDES, _SIDES, st.sampled_from([None, "local", "remote"]))
 def test_a_plan_carried_out_leaves_both_sides_equal(
-    local: dict[Item, str], remote: dict[Item, str], keep: str | None
+    local: dict[FileKey, str], remote: dict[FileKey, str], keep: str | None
 ) -> None:
     made = plan(local, remote, keep)
     here, there = dict(local), dict(remote)
@@ -356,7 +356,7 @@ def test_a_scan_skips_what_no_label_can_hold(tmp_path: Path) -> None:
     (tmp_path / ".colonyd-12345678.part").write_text("x")
     os.mkfifo(tmp_path / "pipe")
     found = scan(tmp_path, "/l")
-    assert list(found.files) == [Item("/l", "good")]
+    assert list(found.files) == [FileKey("/l", "good")]
     assert sorted(Path(path).name for path in found.skipped) == ["back\\slash", "pipe"]
 
 

@@ -16,13 +16,13 @@ from click.testing import CliRunner, Result
 from cli.main import main
 from cli.ops.doctor import check_daemon_clock
 from cli.work.waiting import words
-from federation.peers.reachability import cannot_be, wrong_peers
+from federation.peers.unreachable import cannot_be, wrong_peers
 from node.etcd.client import EtcdClient
 from node.handlers.status import nobody_takes, standing_of
 from node.host.config import Config, FederationConfig, PeerConfig, RouteConfig
 from node.model.types import Executor, ExecutorState, Waiting
-from node.processes.eligibility import stuck
-from node.processes.queue import Entry, Queue
+from node.processes.eligibility import unschedulable
+from node.processes.queue import Queue, QueueEntry
 from node.store.directory import Roster
 from tests.federation.routing.test_router import Side
 from tests.support.daemons import REPOSITORY, Daemon
@@ -44,11 +44,11 @@ def line(
     for _ in range(count):
         number = len(queue.entries)
         waiting = Waiting(names or [], place, 0, 0, 0, "", "ann")
-        queue.add(Entry("dev", kind, number, f"{number:064}", waiting, 1))
+        queue.add(QueueEntry("dev", kind, number, f"{number:064}", waiting, 1))
 
 
 def reasons(queue: Queue, members: Roster) -> dict[str, tuple[int, bool]]:
-    return {each.why: (each.count, each.more) for each in stuck(queue, members, "dev", 16)}
+    return {each.why: (each.count, each.more) for each in unschedulable(queue, members, "dev", 16)}
 
 
 def test_who_is_approved_takes_work_whether_heard_from_or_not() -> None:

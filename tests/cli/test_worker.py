@@ -19,7 +19,7 @@ from cli.core.client import Client
 from cli.core.errors import Failure
 from cli.main import main
 from cli.worker.command import default_name, parse_function
-from cli.worker.engine import Settings, Worker
+from cli.worker.engine import Worker, WorkerSettings
 from cli.worker.subprocess import open_guard, output_of, run_command
 from node.host.home import init_home
 from node.host.keys import PrivateKey
@@ -50,7 +50,7 @@ class Rig:
         self.key = PrivateKey.generate()
         owner = PrivateKey.generate()
         results.mkdir(exist_ok=True)
-        settings = Settings("dev", "w", "cli", functions, 1, results, True)
+        settings = WorkerSettings("dev", "w", "cli", functions, 1, results, True)
         self.worker = Worker(client, settings, self.key, lambda: owner, self.report, self.stop)
 
     def report(self, event: str, details: Mapping[str, object]) -> None:

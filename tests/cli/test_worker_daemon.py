@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cli.worker.livelog import MOST_LINE, Feed
+from cli.worker.livelog import MOST_LINE, LiveLog
 from tests.support.daemons import REPOSITORY, Daemon
 
 COLONY = [sys.executable, "-m", "cli.main"]
@@ -196,7 +196,7 @@ def test_stderr_and_progress_are_seen_while_the_command_runs(
 
 
 def test_a_feed_is_bounded() -> None:
-    feed = Feed(most_message=100, most_process=300)
+    feed = LiveLog(most_message=100, most_process=300)
     feed.stderr(b"x" * 50 + b"\n")
     feed.stderr(b"y" * 60 + b"\nz\n")
     assert feed.take() == "x" * 50 + "\nz\n(1 lines left out: more than is logged of a second)"
@@ -215,7 +215,7 @@ def test_a_feed_is_bounded() -> None:
 
 
 def test_a_feed_takes_what_has_no_newline() -> None:
-    feed = Feed()
+    feed = LiveLog()
     feed.stderr("ä".encode()[:1])
     feed.stderr("ä".encode()[1:] + b"\r\nend")
     assert feed.take() == "ä"

@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from federation.membership import meeting
+from federation.membership import bootstrap
 from federation.network import addresses as leading
 from federation.network import mdns as station
 from federation.outbox import outcomes as results
@@ -24,7 +24,7 @@ from federation.transport import mailbox, resolve
 from federation.wire import cbor, envelope, sizes
 from federation.wire.envelope import Kind
 from node.http import client as http_client
-from node.timers import agenda
+from node.timers import timerqueue
 from tests.federation.network import test_addresses as _leading
 from tests.federation.wire import test_sizes as _sizes
 from tests.node.daemon import test_containment as _containment
@@ -45,8 +45,8 @@ def any_coding(patch: pytest.MonkeyPatch) -> None:
 
 def items_without_end(patch: pytest.MonkeyPatch) -> None:
     """A message may have as many items as it has bytes."""
-    begin = cbor._Reader.__init__
-    patch.setattr(cbor._Reader, "__init__", lambda self, data, items: begin(self, data, 2**40))
+    begin = cbor._Decoder.__init__
+    patch.setattr(cbor._Decoder, "__init__", lambda self, data, items: begin(self, data, 2**40))
 
 
 def one_size_for_all(patch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def announcements_lead_anywhere(patch: pytest.MonkeyPatch) -> None:
 
 def looks_break_us(patch: pytest.MonkeyPatch) -> None:
     """What one address raises ends all looks."""
-    patch.setattr(meeting, "contained", lambda *a, **o: contextlib.nullcontext())
+    patch.setattr(bootstrap, "contained", lambda *a, **o: contextlib.nullcontext())
 
 
 def messages_break_us(patch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def peers_break_us(patch: pytest.MonkeyPatch) -> None:
 
 def keys_break_us(patch: pytest.MonkeyPatch) -> None:
     """A key of an agenda that failed is tried again and again."""
-    patch.setattr(agenda, "_AFTER_A_FAULT", 1.0)
+    patch.setattr(timerqueue, "_AFTER_A_FAULT", 1.0)
 
 
 async def _coding(patch: pytest.MonkeyPatch, path: Path) -> None:

@@ -35,7 +35,7 @@ def any_host(patch: pytest.MonkeyPatch) -> None:
 
 
 def any_answer(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(connection.Roster, "may_send", lambda self, connection, size: True)
+    patch.setattr(connection.ConnectionPool, "may_send", lambda self, connection, size: True)
 
 
 async def a_stranger_is_told() -> None:

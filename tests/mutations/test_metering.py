@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from federation.limits import accounts, admission
-from federation.limits.accounts import Accounts
+from federation.limits.accounts import PeerQuotas
 from federation.limits.admission import Admission
 from federation.membership.invitations import Invitations
-from federation.peers import heirs
+from federation.peers import successions
 from tests.federation.limits import test_metering as named
 from tests.support.noticing import Patch, must_notice
 
@@ -42,12 +42,12 @@ def homeless(patch: pytest.MonkeyPatch) -> None:
 
 def endless_heirs(patch: pytest.MonkeyPatch) -> None:
     """A colony may change its key without end."""
-    patch.setattr(heirs, "_count", lambda *_: None)
+    patch.setattr(successions, "_count", lambda *_: None)
 
 
 def any_blocked_heir(patch: pytest.MonkeyPatch) -> None:
     """A blocked colony's record takes any number of keys."""
-    patch.setattr(heirs, "_MOST_BLOCKED", 10**9)
+    patch.setattr(successions, "_MOST_BLOCKED", 10**9)
 
 
 def anyones_knock(patch: pytest.MonkeyPatch) -> None:
@@ -61,22 +61,22 @@ def anyones_knock(patch: pytest.MonkeyPatch) -> None:
 
 def endless_room(patch: pytest.MonkeyPatch) -> None:
     """What a peer leaves has no bound."""
-    patch.setattr(Accounts, "take", lambda *_: None)
+    patch.setattr(PeerQuotas, "take", lambda *_: None)
 
 
 def forgotten_meanwhile(patch: pytest.MonkeyPatch) -> None:
     """What comes while the store is read is not counted."""
-    patch.setattr(Accounts, "begin", lambda *_: None)
+    patch.setattr(PeerQuotas, "begin", lambda *_: None)
 
 
 def free_marks(patch: pytest.MonkeyPatch) -> None:
     """Marks of what never was come as often as a peer likes."""
-    patch.setattr(Accounts, "tombstone", Accounts.take)
+    patch.setattr(PeerQuotas, "tombstone", PeerQuotas.take)
 
 
 def free_messages(patch: pytest.MonkeyPatch) -> None:
     """Messages are not counted."""
-    patch.setattr(Accounts, "weigh", lambda *_: None)
+    patch.setattr(PeerQuotas, "weigh", lambda *_: None)
 
 
 def endless_polls(patch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def all_at_once(patch: pytest.MonkeyPatch) -> None:
 
 def endless_news(patch: pytest.MonkeyPatch) -> None:
     """A peer may tell any number of bytes."""
-    patch.setattr(Accounts, "news", lambda *_: True)
+    patch.setattr(PeerQuotas, "news", lambda *_: True)
 
 
 @pytest.mark.parametrize(

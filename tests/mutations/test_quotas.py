@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from node.blueprints import schema
-from node.files.blobs import Vault
-from node.host.fairqueue import Turns
+from node.files.blobs import BlobStore
+from node.host.fairqueue import FairQueue
 from node.model.errors import RpcError
 from node.processes.quotas import Quotas
 from node.rpc.dispatch import Table
@@ -38,7 +38,7 @@ def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def turnless(monkeypatch: pytest.MonkeyPatch) -> None:
     """One signer's calls are not bounded."""
-    monkeypatch.setattr(Turns, "_full", lambda self, party: False)
+    monkeypatch.setattr(FairQueue, "_full", lambda self, party: False)
 
 
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,28 +67,28 @@ def all_keywords(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def announced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A begun upload takes the room of all that it announces."""
-    reserve = Vault._reserve
+    reserve = BlobStore._reserve
 
-    def whole(self: Vault, upload: Any, size: int) -> None:
+    def whole(self: BlobStore, upload: Any, size: int) -> None:
         reserve(self, upload, size)
         self.used += 500
 
-    monkeypatch.setattr(Vault, "_reserve", whole)
+    monkeypatch.setattr(BlobStore, "_reserve", whole)
 
 
 def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A member may have any number of unfinished uploads."""
-    create = Vault.__init__
+    create = BlobStore.__init__
 
-    def unbounded(self: Vault, *args: Any, **_: Any) -> None:
+    def unbounded(self: BlobStore, *args: Any, **_: Any) -> None:
         create(self, *args)
 
-    monkeypatch.setattr(Vault, "__init__", unbounded)
+    monkeypatch.setattr(BlobStore, "__init__", unbounded)
 
 
 def staying(monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle upload keeps its room."""
-    monkeypatch.setattr(Vault, "_idle", lambda self: [])
+    monkeypatch.setattr(BlobStore, "_idle", lambda self: [])
 
 
 def on_disk(test: Callable[[Path], Awaitable[None]]) -> Callable[[], None]:

@@ -13,7 +13,7 @@ from node.etcd.txn import Absent, Compare
 from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.rpc.dispatch import Table
-from node.rpc.replay import Replays
+from node.rpc.replay import ReplayGuard
 from node.store import replay as store
 from tests.node.rpc import test_replay as named
 
@@ -42,12 +42,12 @@ def trusted_clock(patch: pytest.MonkeyPatch) -> None:
 def far_floor(patch: pytest.MonkeyPatch) -> None:
     """Up to when markers were removed is told by the clock of who removed them."""
 
-    async def sweep(self: Replays) -> None:
+    async def sweep(self: ReplayGuard) -> None:
         if store.span(self.now() / SECOND) * store.SPAN > 2 * 10**9 + 10**5:
             await self.client.delete_prefix(store.MARKERS)
             await self.client.put(store.FLOOR, store.number(store.span(self.now() / SECOND)))
 
-    patch.setattr(Replays, "sweep", sweep)
+    patch.setattr(ReplayGuard, "sweep", sweep)
 
 
 @pytest.mark.parametrize("patch", [unknown_marker, trusted_clock, far_floor])

@@ -149,16 +149,20 @@ def test_relative_links_lead_somewhere() -> None:
         if "node_modules" in page.parts:
             continue
         text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-            if "://" not in link:
-                assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for connection in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if "://" not in connection:
+                assert (page.parent / connection).exists(), f"{page.name}: {connection}"
 
 
 def test_links_to_headings_lead_to_one() -> None:
     for page in (REPOSITORY / "docs" / "federation.md", *sorted(FEDERATION.glob("*.md"))):
-        for link, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text("utf-8")):
-            there = page.parent / link if link else page
-            assert anchor in anchors(there.read_text("utf-8")), f"{page.name}: {link}#{anchor}"
+        for connection, anchor in re.findall(
+            r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text("utf-8")
+        ):
+            there = page.parent / connection if connection else page
+            assert anchor in anchors(there.read_text("utf-8")), (
+                f"{page.name}: {connection}#{anchor}"
+            )
 
 
 # -- the map --------------------------------------------------------------------------------------

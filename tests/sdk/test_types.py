@@ -112,7 +112,7 @@ def shown(value: Any, kind: str) -> None:
 @given(poisoned({"spec": spec()}))
 def test_a_spec_that_is_taken_is_read_by_strict_clients(asked: Any) -> None:
     try:
-        process = process_of(received("submitfuncspecmsg", asked, req.Submit).spec)
+        process = process_of(received("submitfuncspecmsg", asked, req.SubmitProcess).spec)
     except REFUSALS:
         return
     shown(wire_process(kept(process, Process)), "Process")
@@ -193,7 +193,7 @@ SPECS: list[Any] = [
 @pytest.mark.parametrize("wrong", SPECS, ids=json.dumps)
 def test_a_spec_that_upstream_refuses_is_refused(wrong: Any) -> None:
     with pytest.raises(REFUSALS):
-        received("submitfuncspecmsg", {"spec": spec(**wrong)}, req.Submit)
+        received("submitfuncspecmsg", {"spec": spec(**wrong)}, req.SubmitProcess)
     with pytest.raises(REFUSALS):
         parse_spec(dumps(spec(**wrong)).encode())
     with pytest.raises(REFUSALS):
@@ -260,7 +260,7 @@ def test_keywords_that_upstream_does_not_have_stay() -> None:
 
 def test_a_partial_object_is_filled_and_no_list_is_null() -> None:
     sparse = spec(fs={"dirs": [{"label": "/a", "onconflicts": None}], "snapshots": None})
-    asked = received("submitfuncspecmsg", {"spec": sparse}, req.Submit)
+    asked = received("submitfuncspecmsg", {"spec": sparse}, req.SubmitProcess)
     fs = wire_process(process_of(asked.spec))["spec"]["fs"]
     mount = {"label": "/a", "dir": "", "keepfiles": False}
     sides = {"onstart": {"keeplocal": False}, "onclose": {"keeplocal": False}}
@@ -314,7 +314,7 @@ def test_a_number_that_no_float_holds_is_refused_wherever_it_comes_from() -> Non
             read(HUGE.encode())
     full = spec(nodename="one", args=[raw(HUGE)])
     with pytest.raises(RpcError, match="64-bit float"):
-        received("submitfuncspecmsg", {"spec": full}, req.Submit)
+        received("submitfuncspecmsg", {"spec": full}, req.SubmitProcess)
     with pytest.raises(Refusal, match="64-bit float"):
         parse_spec(dumps(full).encode())
     with pytest.raises(RpcError, match="64-bit float"):
@@ -331,7 +331,7 @@ def test_a_late_outcome_that_nobody_read_is_shown_without_its_output(out: bytes)
 
 def test_digits_in_a_text_and_numbers_that_a_float_holds_are_fine() -> None:
     fine = ["9" * 5000, raw("1" + "0" * 308), raw("-" + "9" * 300), raw("0." + "1" * 400)]
-    got = received("submitfuncspecmsg", {"spec": spec(args=fine)}, req.Submit).spec.args
+    got = received("submitfuncspecmsg", {"spec": spec(args=fine)}, req.SubmitProcess).spec.args
     assert (got[0], got[1]) == ("9" * 5000, 10**308)
 
 

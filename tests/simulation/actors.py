@@ -77,7 +77,7 @@ async def submit_and_watch(site: Site, job: Job, submitted: Callable[[str], None
             conditions=Conditions(colonyname=job.target, executortype=TYPE),
         )
         assert site.node is not None
-        return await submit_spec(site.node, caller, req.Submit(spec=spec))
+        return await submit_spec(site.node, caller, req.SubmitProcess(spec=spec))
 
     world.note(site.name, "submit", processid[:6], "to", job.target, job.wait, job.run)
     try:
@@ -113,7 +113,7 @@ async def _cancel(site: Site, processid: str) -> None:
 async def _decide(site: Site, processid: str, *, requeue: bool) -> None:
     async def decide() -> Process:
         assert site.federation is not None
-        return await resolve(site.federation.ledger, processid, requeue=requeue)
+        return await resolve(site.federation.outbox, processid, requeue=requeue)
 
     world = site.world
     try:
@@ -167,7 +167,7 @@ class Worker:
                     found = await node.processes.load(self.site.name, processid)
                     if found is not None and found[0].state == State.RUNNING:
                         return found[0]
-            return await node.handout.assign(self.candidate, self.executor, 60)
+            return await node.assigner.assign(self.candidate, self.executor, 60)
 
         if not self.site.up:
             await self.site.arrived.wait()

@@ -12,7 +12,7 @@ import trio
 
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.parts import Known
+from node.etcd.parts import StubCache
 from node.etcd.pressure import Pressure
 from node.etcd.txn import Delete, DeletePrefix, Put, Txn
 from tests.simulation.store import MemoryStore
@@ -38,7 +38,7 @@ class MemoryClient(EtcdClient):
         self.store, self.world, self.name = store, world, name
         self.dead = False
         self.pressure = Pressure()  # of a store without bounds
-        self.known = Known()
+        self.known = StubCache()
         self._kill, self._frozen = kill, frozen
 
     def close(self) -> None:

@@ -16,15 +16,15 @@ import trio
 from federation.peers.keys import Keys
 from federation.peers.policy import Policy
 from federation.peers.record import Peer
-from federation.peers.registry import TRUSTED, Known
+from federation.peers.registry import TRUSTED, PeerState
 from federation.service.main import Federation
-from federation.transport.link import Link
+from federation.transport.connection import PeerConnection
 from federation.wire.card import VERSION, Card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import MAX_LIFETIME
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
-from node.etcd.watch import Batch, Event
+from node.etcd.watch import Event, WatchBatch
 from node.host.clock import Clock
 from node.host.config import Config, FederationConfig, RouteConfig
 from node.http.server import Request, Response
@@ -65,7 +65,7 @@ class SimulatedFederation(Federation):
             site.key,
             client,
             node.processes,
-            node.handout,
+            node.assigner,
             config,
             Path("/nowhere"),
             SigningClock(site.now, trio.current_time),
@@ -78,35 +78,35 @@ class SimulatedFederation(Federation):
         """As the real one, without listeners."""
         await self._load()
         self.fingerprint, self.port = FINGERPRINT, PORT
-        await self.portrait.start(PORT, FINGERPRINT)
+        await self.own_card.start(PORT, FINGERPRINT)
         await self.work(task_status)
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
         await super()._every(max(seconds, self.site.pace), action)
 
-    async def _exchange_forever(self, link: Link) -> None:
+    async def _exchange_forever(self, connection: PeerConnection) -> None:
         if self.site.talks:
-            await super()._exchange_forever(link)
+            await super()._exchange_forever(connection)
         await trio.sleep_forever()
 
-    async def _probe_forever(self, link: Link) -> None:
+    async def _probe_forever(self, connection: PeerConnection) -> None:
         if not self.site.talks:
             with trio.move_on_after(_QUIET):
-                await self.probes[link.id].event.wait()
-        await super()._probe_forever(link)
+                await self.probes[connection.id].event.wait()
+        await super()._probe_forever(connection)
 
     def sight_again(self) -> None:
         """As when colonies are seen again that did not answer, or have something of ours."""
-        for peerid, link in self.links.items():
-            if link.entry.error or any(True for _ in self.ledger.of_peer(peerid)):
-                self.probes[peerid].ring()
+        for peerid, connection in self.connections.items():
+            if connection.entry.error or any(True for _ in self.outbox.of_peer(peerid)):
+                self.probes[peerid].wake()
 
-    def link_to(self, entry: Known) -> Link:
+    def connection_to(self, entry: PeerState) -> PeerConnection:
         """A way through the network."""
 
-        link = SimulatedLink(entry, self.sealer, Led())
-        link.network, link.source = self.site.network, self.site.key.id
-        return link
+        connection = SimulatedLink(entry, self.signer, Led())
+        connection.network, connection.source = self.site.network, self.site.key.id
+        return connection
 
 
 class Site:
@@ -243,7 +243,7 @@ class Site:
     async def _deadlines(self, node: Node) -> None:
         while True:
             try:
-                await expire(node.processes, node.handout)
+                await expire(node.processes, node.assigner)
             except (EtcdError, RpcError) as error:
                 self.world.note(self.name, "deadlines wait", error)
             await trio.sleep(self.pace)
@@ -253,13 +253,13 @@ class Site:
     ) -> None:
         """Feed the indexes from the store, as the watch does: late, in order, sometimes anew."""
         news: list[tuple[int, list[Change]]] = []
-        bell = trio.Event()
+        wakeup = trio.Event()
 
         def observe(revision: int, changes: list[Change]) -> None:
             live = [change for change in changes if change.key.startswith(keys.LIVE)]
             if live:
                 news.append((revision, live))
-                bell.set()
+                wakeup.set()
 
         self.store.observers.append(observe)
         try:
@@ -267,8 +267,8 @@ class Site:
                 self._list(node, prefix)
             task_status.started()
             while True:
-                await bell.wait()
-                bell = trio.Event()
+                await wakeup.wait()
+                wakeup = trio.Event()
                 if self.world.chance(self.world.faults.slow):
                     await trio.sleep(self.world.dice.random())
                 if self.world.chance(self.world.faults.watch):
@@ -281,7 +281,7 @@ class Site:
                         Event(each.key, each.after.value if each.after else None, revision)
                         for each in changes
                     ]
-                    take_in(node, keys.LIVE, Batch(False, events, revision))
+                    take_in(node, keys.LIVE, WatchBatch(False, events, revision))
         finally:
             self.store.observers.remove(observe)
 
@@ -289,7 +289,7 @@ class Site:
         events = [
             Event(item.key, item.value, item.mod_revision) for item in self.store.items(prefix)
         ]
-        take_in(node, prefix, Batch(True, events, self.store.revision))
+        take_in(node, prefix, WatchBatch(True, events, self.store.revision))
 
     # -- talking to it ---------------------------------------------------------------------
 

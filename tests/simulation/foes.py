@@ -18,7 +18,7 @@ from federation.wire.card import VERSION, Card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import MAX_LIFETIME, Kind, inspect
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit, load
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.http.server import Request, Response
 from tests.simulation.colony import FINGERPRINT, PORT, TYPE, Site
 from tests.simulation.network import Gone, Network
@@ -99,7 +99,7 @@ class Foes:
         key = key_of(name)
         if self.world.chance(0.3):  # in the owner's name, with a key that is another's
             key = replace(key, id=owner)
-        sealer = Sealer(key, SigningClock(site.now))
+        signer = Signer(key, SigningClock(site.now))
         conditions = {"colonyname": site.name, "executortype": TYPE}
         spec = msgspec.json.encode({"funcname": "f", "conditions": conditions})
         kind, path, message = dice.choice(
@@ -107,10 +107,10 @@ class Foes:
                 (Kind.SUBMIT, "/v2/submit", Submit(pid, 1, spec, "nobody", 1, [])),
                 (Kind.CANCEL, "/v2/cancel", Cancel(pid, 1)),
                 (Kind.POLL, "/v2/outcomes", Poll(0, [pid])),
-                (Kind.HELLO, "/v1/hello", Hello(foe_card(name, sealer.clock.seconds))),
+                (Kind.HELLO, "/v1/hello", Hello(foe_card(name, signer.clock.seconds))),
             )
         )
-        return path, sealer.seal(kind, site.key.id, message)
+        return path, signer.seal(kind, site.key.id, message)
 
     name, up = EVE, True
 
@@ -120,25 +120,25 @@ class Foes:
 
     async def handle(self, request: Request) -> Response:
         """Eve as a server: takes everything, and tells outcomes of what others were asked to do."""
-        sealer = Sealer(key_of(EVE), SigningClock(self.world.now))
+        signer = Signer(key_of(EVE), SigningClock(self.world.now))
         seen = inspect(request.body, limit=len(request.body))
         if request.path == "/v2/submit":
             submit = load(seen.payload, Submit)
             receipt = Receipt(submit.pid, submit.attempt, "accepted", "e" * 64)
-            return _answer(sealer.seal(Kind.RECEIPT, seen.issuer, receipt))
+            return _answer(signer.seal(Kind.RECEIPT, seen.issuer, receipt))
         if request.path == "/v2/cancel":
             cancel = load(seen.payload, Cancel)
             status = Receipt(cancel.pid, cancel.attempt, "cancelled", "e" * 64)
-            return _answer(sealer.seal(Kind.RECEIPT, seen.issuer, status))
+            return _answer(signer.seal(Kind.RECEIPT, seen.issuer, status))
         if request.path == "/v2/outcomes":
             return _answer(
-                sealer.seal(Kind.OUTCOMES, seen.issuer, Outcomes(self._lies(seen.issuer)))
+                signer.seal(Kind.OUTCOMES, seen.issuer, Outcomes(self._lies(seen.issuer)))
             )
         return Response(404, b"{}", "application/json")
 
     def _lies(self, origin: str) -> list[bytes]:
         """An outcome, made up, of each process that this colony ever sent anywhere."""
-        sealer = Sealer(key_of(EVE), SigningClock(self.world.now))
+        signer = Signer(key_of(EVE), SigningClock(self.world.now))
         found = []
         asked = self._overheard()
         for owner, pid, _ in sorted(self.witness.forwarded):
@@ -148,7 +148,7 @@ class Foes:
                     pid, 1, 2, b'["a lie"]', [], there, "e" * 64, 1, 2,
                     asked=asked.get((owner, pid), b""), origin=origin,
                 )  # fmt: skip
-                found.append(sealer.seal(Kind.OUTCOME, origin, lie))
+                found.append(signer.seal(Kind.OUTCOME, origin, lie))
         return found[:50]
 
     def _overheard(self) -> dict[tuple[str, str], bytes]:

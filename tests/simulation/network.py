@@ -1,6 +1,7 @@
 """The network between colonies: it loses, delays, repeats, reorders, splits and heals.
 
-A link is `transport.link`'s with another way of carrying bytes; what is in them is nobody's matter.
+A link is `transport.connection`'s with another way of carrying bytes; what is in them is nobody's
+matter.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 import trio
 
+from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost, Unsent
-from federation.transport.link import Answer, Link
 from node.http.server import Request, Response
 from tests.simulation.world import World
 
@@ -21,7 +22,7 @@ __all__ = ["Capture", "Gone", "Network", "Place", "SimulatedLink"]
 
 T = TypeVar("T")
 
-_CONNECT = 5.0  # seconds, as `transport.link` has it
+_CONNECT = 5.0  # seconds, as `transport.connection` has it
 _ANSWER = 15.0
 _CAPTURES = 200
 
@@ -80,7 +81,9 @@ class Network:
         if not site.up:
             raise Unsent("connection refused")
 
-    async def carry(self, source: str, target: str, path: str, body: bytes, wait: float) -> Answer:
+    async def carry(
+        self, source: str, target: str, path: str, body: bytes, wait: float
+    ) -> PeerResponse:
         """A request and its answer. Raises Unsent or Lost."""
         await self.connect(source, target)
         self.traffic[path] += 1
@@ -114,7 +117,7 @@ class Network:
             self.traffic[f"answer {response.status}"] += 1
             self.volume[path] += len(response.body)
             world.note(who, "←", site.name, path, response.status, _code(response))
-            return Answer(
+            return PeerResponse(
                 response.status, dict(response.headers).get("retry-after", ""), response.body
             )
         raise Lost("no answer: timed out")
@@ -150,7 +153,7 @@ def _code(response: Response) -> str:
     return "" if response.status == 200 else response.body[:60].decode(errors="replace")
 
 
-class SimulatedLink(Link):
+class SimulatedLink(PeerConnection):
     """The way to one peer through a `Network`."""
 
     network: Network
@@ -161,6 +164,6 @@ class SimulatedLink(Link):
         await self.network.connect(self.source, self.id)
         return cast(Any, None)
 
-    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
-        """As `Link.exchange`."""
+    async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
+        """As `PeerConnection.exchange`."""
         return await self.network.carry(self.source, self.id, path, body, wait)

@@ -86,8 +86,8 @@ def _results(seeds: Sequence[int], colonies: int | None, processes: int) -> Iter
     parts = [seeds[at : at + _CHUNK] for at in range(0, len(seeds), _CHUNK)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _begin) as pool:
-        for results in pool.map(_chunk, parts, [colonies] * len(parts)):
-            yield from msgspec.msgpack.decode(results, type=list[Result])
+        for outcome_poller in pool.map(_chunk, parts, [colonies] * len(parts)):
+            yield from msgspec.msgpack.decode(outcome_poller, type=list[Result])
 
 
 def _begin() -> None:

@@ -58,15 +58,15 @@ class Kind(msgspec.Struct, frozen=True):
 class Traffic(msgspec.Struct, frozen=True):
     """What `colonies` with `peers` each said, for each colony and minute of work.
 
-    `meeting` is each one's share of the first minute, `known` how many others each has the card of
-    in the end, the least and the most. `spread` has for each number of hops the seconds until
+    `bootstrap` is each one's share of the first minute, `known` how many others each has the card
+    of in the end, the least and the most. `spread` has for each number of hops the seconds until
     everybody so far from where a newcomer was trusted knew of it; None for never.
     """
 
     colonies: int
     peers: float
     known: tuple[int, int]
-    meeting: Kind
+    bootstrap: Kind
     kinds: dict[str, Kind]
     spread: list[float | None]
     submitted: int
@@ -161,7 +161,7 @@ class _Crowd:
         await trio.sleep(_KNOCK)
         newcomer, federation = site.key.id, first.federation
         assert federation is not None
-        await first.call(federation.decisions.trust, newcomer)
+        await first.call(federation.trust_admin.trust, newcomer)
         begin = trio.current_time()
         found: list[float | None] = [None] * (FURTHEST + 1)
         waiting = set(distances)
@@ -246,7 +246,7 @@ def table(rows: Iterable[Traffic]) -> Iterator[str]:
             str(row.colonies),
             f"{row.peers:.0f}",
             str(least) if least == most else f"{least}–{most}",
-            _cell(row.meeting),
+            _cell(row.bootstrap),
             *(_cell(row.kinds[name]) for name in _PATHS),
             _cell(row.total),
             *("–" if each is None else f"{each:.1f} s" for each in row.spread),

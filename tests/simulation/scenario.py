@@ -108,20 +108,22 @@ def _draw_job(story: Story, number: int, source: int, short: bool) -> Job:
     target = dice.randrange(colonies)
     if target == source or (colonies == 3 and dice.random() < 0.5):
         target = (source + (dice.random() < 0.8)) % colonies
-    way = [source, target]
-    name = f"c{way[1]}"
+    route_trace = [source, target]
+    name = f"c{route_trace[1]}"
     if dice.random() < 0.25:
         # It names nobody: a route leads away, or not.
         name, kind = f"c{source}", dice.choice(("always", "no-executor", "waiting > 2s"))
         story.routes[source] = [RouteConfig(when=kind, to="any", retry=dice.random() < 0.8)]
     elif story.hops > 1 and dice.random() < 0.5:
         # Perhaps back to where it came from: that must be refused.
-        way.append(dice.choice([each for each in range(colonies) if each != way[1]]))
-        name = f"c{way[1]}/c{way[2]}"
+        route_trace.append(
+            dice.choice([each for each in range(colonies) if each != route_trace[1]])
+        )
+        name = f"c{route_trace[1]}/c{route_trace[2]}"
     elif story.foes and dice.random() < 0.2:
         name = EVE
     mutual = dice.random() < 0.9
-    for here, there in pairwise(way):
+    for here, there in pairwise(route_trace):
         story.trust.add((here, there))
         if mutual:  # else who gets it does not know the sender
             story.trust.add((there, here))
@@ -249,11 +251,11 @@ async def _block(world: World, site: Site, other: Site, lasts: float) -> None:
 
     async def block() -> None:
         assert site.federation is not None
-        await site.federation.decisions.block(other.key.id)
+        await site.federation.trust_admin.block(other.key.id)
 
     async def trust() -> None:
         assert site.federation is not None
-        await site.federation.decisions.trust(other.key.id)
+        await site.federation.trust_admin.trust(other.key.id)
 
     try:
         await patiently(site, block)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.outbox.resolve import resolve
 from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
 from federation.wire.clock import SigningClock
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import KeyValue
 from node.etcd.txn import Put, Txn
 from node.host.clock import Clock
@@ -189,7 +189,9 @@ class _Meddler(MemoryClient):
         """As the store has it, for the last time."""
         found = await super().get(key)
         if found is not None and "/outbox/" in key:
-            forward = replace(unpack(found.value, Forward), state=outbox.State.QUEUED, sent=0)
+            forward = replace(
+                unpack(found.value, Forward), state=machine.ForwardState.QUEUED, sent=0
+            )
             self.store.commit(Txn([], [Put(key, pack(forward))]))
         return found
 
@@ -198,18 +200,18 @@ async def decide_about_what_never_left() -> None:
     """A person sees a doubt that there is no more when it is ended."""
     client = _Meddler(MemoryStore(), World(0), "c0", lambda: None, lambda: False)
     key, peer, keys = key_of("c0"), key_of("c1"), Keys("c0")
-    sealer = Sealer(key, SigningClock(lambda: EPOCH * SECOND))
-    processes = Processes(client, Clock(sealer.clock.now))
-    peers = Peers(client, keys, sealer)
-    ledger = ledger_of(Context("c0", sealer, client, processes, peers, keys))
+    signer = Signer(key, SigningClock(lambda: EPOCH * SECOND))
+    processes = Processes(client, Clock(signer.clock.now))
+    peers = Peers(client, keys, signer)
+    outbox = ledger_of(Context("c0", signer, client, processes, peers, keys))
     spec = FunctionSpec(funcname="f", conditions=Conditions(colonyname="c1", executortype="t"))
-    begin = sealer.clock.now()
+    begin = signer.clock.now()
     process = Process("a" * 64, "b" * 64, "me", "c0", spec, begin, begin, peer=peer.id)
-    forward = outbox.sending(outbox.new_forward(process), b"sealed", begin)
+    forward = machine.sending(machine.new_forward(process), b"sealed", begin)
     entry = Put(keys.forward(peer.id, process.processid), pack(forward))
     await client.commit(store.submit(process, b"", [entry]).txn)
     with pytest.raises(RpcError, match="not in doubt, it is queued"):
-        await resolve(ledger, process.processid, requeue=True)
+        await resolve(outbox, process.processid, requeue=True)
 
 
 async def test_a_decision_is_about_the_forward_that_was_read(

@@ -31,7 +31,7 @@ def test_with_as_many_peers_each_a_larger_crowd_says_no_more_each() -> None:
         assert after.exchanges <= 1.25 * before.exchanges, kind
         assert after.kilobytes <= 1.25 * before.kilobytes, kind
     assert large.total.exchanges > 20, "a crowd that says nothing shows nothing"
-    assert large.meeting.exchanges <= 1.25 * small.meeting.exchanges
+    assert large.bootstrap.exchanges <= 1.25 * small.bootstrap.exchanges
     assert large.known == (8, 8), "the peers, and theirs"
 
 
@@ -52,8 +52,8 @@ def test_what_each_says_grows_with_its_peers() -> None:
 
 def test_trust_by_introduction_ends_after_some_hops() -> None:
     """They are counted from whom the owner trusts, however many introduce on the way."""
-    ring = sure(measure(2 * DEEPEST + 7, 2, minutes=1, mode="trust"), 39)
-    assert ring.peers == 2 * (DEEPEST + 1)
+    wake = sure(measure(2 * DEEPEST + 7, 2, minutes=1, mode="trust"), 39)
+    assert wake.peers == 2 * (DEEPEST + 1)
 
 
 def test_the_command_prints_a_row_for_each_size(capsys: pytest.CaptureFixture[str]) -> None:

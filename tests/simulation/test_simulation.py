@@ -25,7 +25,7 @@ from federation.service.server import Server
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Outcomes, Poll, Submit, load
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult, open_client
 from node.etcd.errors import EtcdError, EtcdTooManyOps
 from node.etcd.txn import (
@@ -131,17 +131,17 @@ async def test_a_clock_that_was_ahead_leaves_nothing_that_peers_must_refuse() ->
     time = [1_800_000_000 + 5000]
     home, origin, client = key_of("lab"), key_of("field"), _memory()
     clock = SigningClock(lambda: time[0] * SECOND)
-    sealer = Sealer(home, clock)
+    signer = Signer(home, clock)
     keys = Keys("lab")
-    peers = Peers(client, keys, sealer)
+    peers = Peers(client, keys, signer)
     peer = Peer(origin.id, TRUSTED, "field", origin.public_key)
     await client.put(keys.peer(origin.id), pack(peer))
     await peers.load()
     processes = Processes(client, Clock(clock.now))
-    box = inbox_of(Context("lab", sealer, client, processes, peers, keys))
-    server = Server(sealer, peers, box.accounts, lambda: b"", box.endpoints())
+    queue = inbox_of(Context("lab", signer, client, processes, peers, keys))
+    server = Server(signer, peers, queue.peer_quotas, lambda: b"", queue.endpoints())
     spec = b'{"funcname":"f","conditions":{"colonyname":"lab","executortype":"t"}}'
-    there = Sealer(origin, SigningClock(lambda: (time[0] - 1) * SECOND))
+    there = Signer(origin, SigningClock(lambda: (time[0] - 1) * SECOND))
     body = there.seal(Kind.SUBMIT, home.id, Submit("1" * 64, 1, spec, "me", 1, []))
 
     async def submitted() -> int:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from federation.forward.machine import Forward
-from federation.forward.machine import State as There
-from federation.forward.marker import Marker
+from federation.forward.machine import Forward, ForwardState
 from federation.forward.path import local_id
+from federation.forward.receipt import ReceiptRecord
 from federation.peers.policy import Policy
 from federation.peers.record import Peer
 from federation.peers.registry import BLOCKED, TRUSTED
@@ -85,12 +84,12 @@ class Witness:
                 self._acknowledged(site, issuer, pid, change.before.value.decode())
         elif key.startswith(site.keys.markers):
             issuer, pid = key[len(site.keys.markers) :].split("/")
-            self._marker(site, issuer, pid, change)
+            self._receipt_record(site, issuer, pid, change)
         elif key.startswith(site.keys.outbox):
             peer, pid = key[len(site.keys.outbox) :].split("/")
             if change.before is None:
                 self._forwarded(site, pid, peer)
-            elif unpack(change.before.value, Forward).state == There.CANCELLING:
+            elif unpack(change.before.value, Forward).state == ForwardState.CANCELLING:
                 self._cancelling(site, pid, change)
             if change.after is not None and unpack(change.after.value, Forward).aside:
                 self.decided.add((site.key.id, pid))
@@ -127,11 +126,14 @@ class Witness:
         self.taken[site.key.id, origin, pid] += 1
         if self.taken[site.key.id, origin, pid] > 1:
             self.broken("accepted twice", site.name, pid)
-        found = site.store.get(site.keys.marker(origin, pid))
+        found = site.store.get(site.keys.receipt_record(origin, pid))
         if found is None:
             self.broken("accepted without a marker", site.name, pid)
             return
-        if unpack(found.value, Marker).expires - MAX_LIFETIME <= site.now() // SECOND - _SLOW:
+        if (
+            unpack(found.value, ReceiptRecord).expires - MAX_LIFETIME
+            <= site.now() // SECOND - _SLOW
+        ):
             self.broken("accepted what had expired", site.name, pid)
         if origin in self.foes:
             return
@@ -197,7 +199,7 @@ class Witness:
         if after.origin and after.origin not in self.foes:
             self._ended_there(site, after)
         found = site.store.get(site.keys.forward(after.peer, after.processid))
-        if found is not None and unpack(found.value, Forward).state != There.CANCELLING:
+        if found is not None and unpack(found.value, Forward).state != ForwardState.CANCELLING:
             self.broken("ended here, and the peer is not told", site.name, after.processid)
         if not after.peer or after.peer in self.foes:
             return
@@ -211,7 +213,7 @@ class Witness:
         """A wish to cancel stays one until the peer knows of it, or nobody waits any more."""
         if (
             change.after is not None
-            and unpack(change.after.value, Forward).state != There.CANCELLING
+            and unpack(change.after.value, Forward).state != ForwardState.CANCELLING
         ):
             self.broken("a cancel was written over", site.name, pid)
 
@@ -243,16 +245,19 @@ class Witness:
         if not kept and origin.store.get(origin.keys.late(pid)) is None:
             self.broken("an outcome was lost", site.name, localpid, "for", origin.name, pid)
 
-    def _marker(self, site: Site, issuer: str, pid: str, change: Change) -> None:
+    def _receipt_record(self, site: Site, issuer: str, pid: str, change: Change) -> None:
         if change.after is not None:
             if issuer not in self.foes and (issuer, pid, site.key.id) not in self.forwarded:
                 self.broken("a marker for what was never sent here", site.name, pid)
-            if change.before is not None and not unpack(change.before.value, Marker).localpid:
+            if (
+                change.before is not None
+                and not unpack(change.before.value, ReceiptRecord).localpid
+            ):
                 self.broken("a cancel that came first did not win", site.name, pid)
             return
         assert change.before is not None
-        marker = unpack(change.before.value, Marker)
-        if marker.expires > max(site.now() // SECOND, 0):
+        receipt_record = unpack(change.before.value, ReceiptRecord)
+        if receipt_record.expires > max(site.now() // SECOND, 0):
             self.broken("a marker went too early", site.name, pid)
 
     def _forwarded(self, site: Site, pid: str, peer: str) -> None:

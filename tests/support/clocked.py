@@ -84,17 +84,17 @@ class World:
         if identity is not None:
             await node.retiming.load()
         await node.members.adopt(Colony(OWNER, "dev"), User("dev", ANN, "ann"), ADA, "s" * 64)
-        station = Station(node)
-        await self.nursery.start(self._run, station)
-        self.stations.append(station)
-        return station
+        responder = Station(node)
+        await self.nursery.start(self._run, responder)
+        self.stations.append(responder)
+        return responder
 
     async def _run(
-        self, station: Station, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, responder: Station, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        node = station.node
+        node = responder.node
         try:
-            with station.scope:
+            with responder.scope:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(follow, node, keys.MEMBERS)
                     await nursery.start(follow, node, keys.LIVE)
@@ -102,20 +102,20 @@ class World:
                     await nursery.start(partial(timers.run, node.retiming))
                     task_status.started()
         finally:
-            station.ended.set()
+            responder.ended.set()
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self.now += int(seconds * SECOND)
         self.steady += int(seconds * SECOND) if self.steady else 0
-        for station in self.stations:
-            station.node.crons.index.agenda.look_again()
-            station.node.generators.index.agenda.look_again()
+        for responder in self.stations:
+            responder.node.crons.index.timer_queue.look_again()
+            responder.node.generators.index.timer_queue.look_again()
 
     async def assign(self, seconds: float = 50) -> Process:
         """Hand out the next process."""
         candidate = Candidate("dev", "cli", "ada")
-        return await self.node.handout.assign(candidate, ADA, seconds)
+        return await self.node.assigner.assign(candidate, ADA, seconds)
 
     async def close(self, process: Process, *output: Any, state: State = State.SUCCESSFUL) -> None:
         """End a process as its executor."""
@@ -141,6 +141,6 @@ async def world(path: Path) -> AsyncIterator[World]:
         async with open_client(store.target, timeout=60) as client:
             made = World(store, client, nursery)
             yield made
-            for station in made.stations:
-                await station.stop()
+            for responder in made.stations:
+                await responder.stop()
         nursery.cancel_scope.cancel()

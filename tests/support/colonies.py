@@ -16,13 +16,13 @@ from typing import Any, NoReturn, cast
 import msgspec
 import trio
 
-from federation.forward.chain import Step, trace
+from federation.forward.chain import ChainLink, trace
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
-from federation.peers.registry import Known
+from federation.peers.registry import PeerState
 from federation.service.main import Federation
+from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost, Unsent
-from federation.transport.link import Answer, Link
 from federation.wire.card import open_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import inspect
@@ -96,7 +96,7 @@ class Mortal(EtcdClient):
         return int(await self._write(lambda: EtcdClient.delete(self, key)))
 
 
-class NearLink(Link):
+class NearLink(PeerConnection):
     """The way to a colony of this process."""
 
     source: Colony
@@ -107,7 +107,7 @@ class NearLink(Link):
             self.source.target(self.id)
         return cast(Any, None)
 
-    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
+    async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
         """Call the other's gate, in the other's nursery: it may die over it."""
         carrier = self.guide.around()
         if carrier is not None:
@@ -117,7 +117,7 @@ class NearLink(Link):
         if response is None:
             raise Lost("no answer: the daemon died")
         after = dict(response.headers).get("retry-after", "")
-        return Answer(response.status, after, response.body)
+        return PeerResponse(response.status, after, response.body)
 
 
 class Near(Federation):
@@ -125,21 +125,23 @@ class Near(Federation):
 
     colony: Colony
 
-    def link_to(self, entry: Known) -> Link:
+    def connection_to(self, entry: PeerState) -> PeerConnection:
         """A way within the process."""
 
-        link = NearLink(entry, self.sealer, self.guide_to(entry))
-        link.source = self.colony
-        return link
+        connection = NearLink(entry, self.signer, self.guide_to(entry))
+        connection.source = self.colony
+        return connection
 
-    async def fetch(self, address: str, peerid: str = "", *, unblock: bool = False) -> Known | None:
+    async def fetch(
+        self, address: str, peerid: str = "", *, unblock: bool = False
+    ) -> PeerState | None:
         """The card shown at an address."""
         name = address.partition(".")[0]
         other = next(each for each in self.colony.world.values() if each.name == name)
         if not other.up or other.hidden:
             raise Unsent("connection refused")
         assert other.federation is not None
-        data = other.federation.portrait.card()
+        data = other.federation.own_card.card()
         card = open_card(data, self.context.clock.seconds)
         if peerid and card.id != peerid:
             raise Unsent("another colony lives there")
@@ -216,7 +218,7 @@ class Colony:
                     client, self.name, Clock(time.time_ns), identity=self.name
                 )
                 await self._read_key(client)
-                node.processes.observe(node.handout, node.channels, Local(self))
+                node.processes.observe(node.assigner, node.channels, Local(self))
                 for prefix in (keys.MEMBERS, keys.LIVE):
                     await nursery.start(follow, node, prefix)
                 polled = [
@@ -234,7 +236,7 @@ class Colony:
                     self.key,
                     client,
                     node.processes,
-                    node.handout,
+                    node.assigner,
                     config,
                     Path("/nowhere"),
                     SigningClock(),
@@ -244,7 +246,7 @@ class Colony:
                 node.processes.attach(fed.hooks)
                 await fed._load()
                 fed.fingerprint, fed.port = FINGERPRINT, PORT
-                await fed.portrait.start(PORT, FINGERPRINT)
+                await fed.own_card.start(PORT, FINGERPRINT)
                 await nursery.start(fed.work)
                 await nursery.start(node.workflows.run)
                 self.up = True
@@ -287,7 +289,7 @@ class Colony:
 
     async def trust(self, other: Colony, **policy: Any) -> None:
         """Trust a colony at once."""
-        data = other.fed.portrait.card()
+        data = other.fed.own_card.card()
         await self.fed.peers.learn(open_card(data, time.time()), data, near=False)
         await self.fed.peers.trust(other.key.id, Policy(**policy) if policy else None)
 
@@ -315,7 +317,7 @@ class Colony:
         """Take one process and close it."""
         assert self.node is not None
         candidate = Candidate(self.name, "t", "w", "", None, None)
-        process = await self.node.handout.assign(candidate, self.worker, 20)
+        process = await self.node.assigner.assign(candidate, self.worker, 20)
         return await self.node.processes.close(
             self.name,
             process.processid,
@@ -330,7 +332,7 @@ class Colony:
         entries = self.node.processes.queue.entries.values()
         return [entry.processid for entry in entries if entry.colony == self.name]
 
-    async def steps(self, processid: str) -> list[Step]:
+    async def steps(self, processid: str) -> list[ChainLink]:
         """The chain of outcomes of a forwarded process, verified."""
         fed = self.fed
         proof = await self.client.get(fed.keys.proof(processid))
@@ -342,9 +344,9 @@ class Colony:
             assert apart is not None
             data = apart.value
         issuer = inspect(data, limit=len(data)).issuer
-        assert fed.peers.roster.root(issuer) == forward.peer
+        assert fed.peers.index.root(issuer) == forward.peer
         key = fed.peers.public_key(issuer) or b""
-        return trace(data, issuer, key, fed.sealer.ids, fed.peers.ids, forward.request)
+        return trace(data, issuer, key, fed.signer.ids, fed.peers.ids, forward.request)
 
     async def process(self, processid: str) -> Process:
         """A process as the store has it."""

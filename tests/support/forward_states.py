@@ -9,29 +9,29 @@ import re
 import sys
 from pathlib import Path
 
-from federation.forward.machine import TRANSITIONS, Act, State
+from federation.forward.machine import TRANSITIONS, ForwardState, ProcessAction
 
 PAGE = Path(__file__).parents[2] / "docs" / "federation" / "forwards.md"
 _DRAWING = re.compile(r"```mermaid\nstateDiagram-v2\n.*?```\n", re.S)
 _FATES = {
-    Act.NOTHING: "",
-    Act.START: "the process starts",
-    Act.FAIL: "the process fails",
-    Act.CANCEL: "the process is cancelled",
+    ProcessAction.NOTHING: "",
+    ProcessAction.START: "the process starts",
+    ProcessAction.FAIL: "the process fails",
+    ProcessAction.CANCEL: "the process is cancelled",
 }
 
 
 def diagram() -> str:
     """The states as a Mermaid diagram: a line for each row of the table, in its order."""
-    lines = ["stateDiagram-v2", f"    [*] --> {State.QUEUED}"]
+    lines = ["stateDiagram-v2", f"    [*] --> {ForwardState.QUEUED}"]
     for (state, event), step in TRANSITIONS.items():
-        over = not step.stays and step.to is State.DOUBT  # only the record says so then
+        over = not step.stays and step.to is ForwardState.DOUBT  # only the record says so then
         fate = _FATES[step.act] + (" in doubt" if over else "")
         # A colon would end the name of the arrow.
         label = event.value.replace(":", " -") + (f" / {fate}" if fate else "")
         lines.append(f"    {state} --> {'[*]' if over else step.to} : {label}")
-    ends = {step.to for step in TRANSITIONS.values() if not step.stays} - {State.DOUBT}
-    lines += [f"    {state} --> [*]" for state in State if state in ends]
+    ends = {step.to for step in TRANSITIONS.values() if not step.stays} - {ForwardState.DOUBT}
+    lines += [f"    {state} --> [*]" for state in ForwardState if state in ends]
     return "\n".join(["```mermaid", *lines, "```", ""])
 
 

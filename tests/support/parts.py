@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from federation.forward.machine import Move
+from federation.forward.machine import Effect
 from federation.inbox.accept import Inbox
-from federation.inbox.outcomes import Owing
-from federation.inbox.updates import Teller
-from federation.limits.accounts import Accounts
-from federation.outbox.files import Depot
-from federation.outbox.ledger import Detour, Ledger
-from federation.outbox.sender import Delivery
-from federation.outbox.updates import Follower
+from federation.inbox.outcomes import OutcomeQueue
+from federation.inbox.updates import UpdatePublisher
+from federation.limits.accounts import PeerQuotas
+from federation.outbox.files import FileTransfer
+from federation.outbox.outbox import Outbox, Reroute
+from federation.outbox.sender import Sender
+from federation.outbox.updates import UpdateConsumer
 from federation.peers.context import Context
-from federation.peers.owncard import Portrait
+from federation.peers.owncard import OwnCard
 from federation.service.main import Federation
+from federation.transport.connection import Carrier, Guide, PeerConnection
 from federation.transport.errors import Unsent
-from federation.transport.link import Carrier, Guide, Link
 from node.host.config import FederationConfig
 from node.model.types import Process
 
@@ -56,7 +56,7 @@ class Led(Guide):
 class _Nowhere:
     """No routes: what one peer will not run fails."""
 
-    def elsewhere(self, process: Process, move: Move) -> Detour | None:
+    def elsewhere(self, process: Process, move: Effect) -> Reroute | None:
         """Return None."""
         return None
 
@@ -64,38 +64,40 @@ class _Nowhere:
 class _Ungreeted:
     """Whether a peer is there is found out by sending."""
 
-    async def hello(self, link: Link) -> None:
+    async def hello(self, connection: PeerConnection) -> None:
         """Do nothing."""
 
 
-def ledger_of(context: Context) -> Ledger:
+def ledger_of(context: Context) -> Outbox:
     """Return an outbox without routes."""
-    return Ledger(context, _Nowhere())
+    return Outbox(context, _Nowhere())
 
 
-def accounts_of(context: Context) -> Accounts:
+def accounts_of(context: Context) -> PeerQuotas:
     """Return the accounts of a colony's peers."""
-    return Accounts(context.peers, context.clock)
+    return PeerQuotas(context.peers, context.clock)
 
 
-def inbox_of(context: Context, ledger: Ledger | None = None) -> Inbox:
+def inbox_of(context: Context, outbox: Outbox | None = None) -> Inbox:
     """Return an inbox without files, members or links."""
-    ledger, accounts = ledger or ledger_of(context), accounts_of(context)
-    owing = Owing(context, accounts, Teller(context, Follower(context, ledger, accounts)))
-    return Inbox(context, ledger, Depot(context, ledger, accounts, {}), owing, accounts)
+    outbox, accounts = outbox or ledger_of(context), accounts_of(context)
+    owing = OutcomeQueue(
+        context, accounts, UpdatePublisher(context, UpdateConsumer(context, outbox, accounts))
+    )
+    return Inbox(context, outbox, FileTransfer(context, outbox, accounts, {}), owing, accounts)
 
 
-def delivery_of(context: Context, ledger: Ledger) -> Delivery:
+def delivery_of(context: Context, outbox: Outbox) -> Sender:
     """Return a sender without files, which greets nobody."""
-    depot = Depot(context, ledger, accounts_of(context), {})
-    return Delivery(context, ledger, depot, _Ungreeted())
+    depot = FileTransfer(context, outbox, accounts_of(context), {})
+    return Sender(context, outbox, depot, _Ungreeted())
 
 
-def follower_of(federation: Federation) -> Follower:
+def follower_of(federation: Federation) -> UpdateConsumer:
     """Return another follower of a colony, as a second daemon has one."""
-    return Follower(federation.context, federation.ledger, federation.inbox.accounts)
+    return UpdateConsumer(federation.context, federation.outbox, federation.inbox.peer_quotas)
 
 
-def portrait_of(context: Context) -> Portrait:
+def portrait_of(context: Context) -> OwnCard:
     """Return the card of a colony with the default settings."""
-    return Portrait(context, FederationConfig())
+    return OwnCard(context, FederationConfig())

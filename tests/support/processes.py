@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from node.archive.relief import Relief
+from node.archive.eviction import Eviction
 from node.archive.retention import Retention
 from node.host.config import HistoryConfig
 from node.model.codec import pack
 from node.model.ids import new_id
 from node.model.types import Conditions, Executor, ExecutorState, FunctionSpec, Process
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.runtime.node import Node
@@ -46,18 +46,18 @@ def retention(node: Node, home: Path, config: HistoryConfig) -> Retention:
         node.workflows,
         node.directory,
         node.leader,
-        node.past,
+        node.history_reader,
         home,
         config,
-        Relief(node.client, node.clock.now),
+        Eviction(node.client, node.clock.now),
     )
 
 
-def assigning(processes: Processes) -> HandOut:
+def assigning(processes: Processes) -> Assigner:
     """What hands out processes to any executor, as there are no members."""
-    handout = HandOut(processes, lambda executor: executor)
-    processes.observe(handout)
-    return handout
+    assigner = Assigner(processes, lambda executor: executor)
+    processes.observe(assigner)
+    return assigner
 
 
 def workflows_of(processes: Processes) -> Workflows:

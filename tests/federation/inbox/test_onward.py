@@ -21,7 +21,7 @@ ANYWHERE = RouteConfig(when="no-executor", to="any")
 
 
 @asynccontextmanager
-async def ring(path: Path, hops: int, **further: object) -> AsyncIterator[list[Colony]]:
+async def wake(path: Path, hops: int, **further: object) -> AsyncIterator[list[Colony]]:
     """Four colonies that all trust each other, and send on what they can't run to whoever offers.
 
     Each believes that all the others can run it, and none of its own executors is there.
@@ -34,7 +34,7 @@ async def ring(path: Path, hops: int, **further: object) -> AsyncIterator[list[C
                 if other is not one:
                     await one.trust(other, **further)
                     said = Capabilities(2**60, types={"t": Offer(["*"], executors=1)})
-                    one.fed.board.take(other.key.id, said)
+                    one.fed.capability_cache.take(other.key.id, said)
         with trio.fail_after(40):
             yield all_of_them
 
@@ -52,9 +52,9 @@ async def settled(colonies: list[Colony]) -> Colony:
         now = holder(colonies)
         if now is None:
             return False
-        await now.fed.waiting.tick()
+        await now.fed.requeuer.tick()
         found[:] = [now]
-        return holder(colonies) is now and not now.fed.ledger.entries
+        return holder(colonies) is now and not now.fed.outbox.entries
 
     await until(50, stays)
     return found[0]
@@ -79,7 +79,7 @@ async def ends_at(colonies: list[Colony], target: str) -> list[str]:
 
 @pytest.mark.parametrize("hops", [1, 2, 3])
 async def test_it_goes_on_for_as_many_hops_as_its_origin_allows(tmp_path: Path, hops: int) -> None:
-    async with ring(tmp_path, hops, forward=True, max_hops=4) as colonies:
+    async with wake(tmp_path, hops, forward=True, max_hops=4) as colonies:
         way = await ends_at(colonies, "bee")
         assert len(way) == hops
         assert way[0] == "bee"
@@ -87,29 +87,29 @@ async def test_it_goes_on_for_as_many_hops_as_its_origin_allows(tmp_path: Path, 
 
 
 async def test_in_a_ring_it_stays_where_nobody_is_left_who_did_not_have_it(tmp_path: Path) -> None:
-    async with ring(tmp_path, 4, forward=True, max_hops=4) as colonies:
+    async with wake(tmp_path, 4, forward=True, max_hops=4) as colonies:
         way = await ends_at(colonies, "cat")
         assert way[0] == "cat"
         assert sorted(way) == ["bee", "cat", "dog"]
 
 
 async def test_the_policy_of_each_says_how_far(tmp_path: Path) -> None:
-    async with ring(tmp_path, 4, forward=True, max_hops=2) as colonies:
+    async with wake(tmp_path, 4, forward=True, max_hops=2) as colonies:
         assert len(await ends_at(colonies, "bee")) == 2
 
 
 async def test_without_forward_it_stays(tmp_path: Path) -> None:
-    async with ring(tmp_path, 4, forward=False, max_hops=4) as colonies:
+    async with wake(tmp_path, 4, forward=False, max_hops=4) as colonies:
         assert await ends_at(colonies, "bee") == ["bee"]
 
 
 async def test_who_may_send_on_no_more_has_what_waits_kept_here(tmp_path: Path) -> None:
-    async with ring(tmp_path, 4, forward=True, max_hops=4) as colonies:
+    async with wake(tmp_path, 4, forward=True, max_hops=4) as colonies:
         ant, bee, *_ = colonies
         routes, bee.fed.router.routes = bee.fed.router.routes, []
         processid = await ant.submit("bee")
         await bee.until(lambda: bool(bee.waiting()))
-        await bee.fed.decisions.set_policy(ant.key.id, Policy(max_hops=4))
+        await bee.fed.trust_admin.set_policy(ant.key.id, Policy(max_hops=4))
         bee.fed.router.routes = routes
         assert await settled(colonies) is bee
         await bee.work("done")

@@ -23,8 +23,8 @@ from federation.forward import chain as chains
 from federation.forward import path as relays
 from federation.forward.chain import carried, conclusion, trace
 from federation.forward.path import (
-    Asked,
-    Request,
+    OriginRequest,
+    RelayedRequest,
     hops_for,
     local_id,
     onward_target,
@@ -32,7 +32,7 @@ from federation.forward.path import (
     unwrap,
 )
 from federation.peers.policy import Policy
-from federation.wire.envelope import Kind, Opened, Rejected, inspect, seal
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, seal
 from federation.wire.messages import MOST, Outcome, Submit, dump, load
 from node.host.keys import PrivateKey, read_key
 from node.http.server import Request as HttpRequest
@@ -223,9 +223,11 @@ class Way:
         submit = msgspec.structs.replace(submit, **changes)
         return submit, sealed(self.bee, self.cat.id, submit, expires)
 
-    def opened(self, data: bytes, me: PrivateKey | None = None) -> Asked:
+    def opened(self, data: bytes, me: PrivateKey | None = None) -> RelayedRequest:
         seen = inspect(data, limit=len(data))
-        opened = Opened(seen.issuer, seen.audience, seen.cti, NOW, seen.expires, seen.payload, b"")
+        opened = VerifiedMessage(
+            seen.issuer, seen.audience, seen.cti, NOW, seen.expires, seen.payload, b""
+        )
         return unwrap(opened, load(seen.payload, Submit), [(me or self.cat).id], len(data))
 
 
@@ -240,9 +242,9 @@ def test_the_last_colony_sees_who_asked_for_what() -> None:
     to_dog = way.opened(sealed(way.cat, way.dog.id, second, expires), way.dog)
     assert to_dog.ids == [way.ant.id, way.bee.id, way.cat.id]
     assert to_dog.first.spec == SPEC
-    hops, valid = relays.way(data, way.bee.id, way.bee.public_key)
+    hops, valid = relays.hops_of(data, way.bee.id, way.bee.public_key)
     assert ([hop.issuer for hop in hops], valid) == ([way.ant.id, way.bee.id], True)
-    assert relays.way(data, way.bee.id, way.ant.public_key)[1] is False
+    assert relays.hops_of(data, way.bee.id, way.ant.public_key)[1] is False
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,7 @@ class Back:
         self.pid = "1" * 64
         self.at_bee = local_id(self.ant.id, self.pid, 1)
         self.at_cat = local_id(self.bee.id, self.at_bee, 1)
-        self.asked = Request(self.ant.id, hashlib.sha256(b"what ant signed").digest())
+        self.asked = OriginRequest(self.ant.id, hashlib.sha256(b"what ant signed").digest())
         self.answer: dict[str, Any] = {"asked": self.asked.digest, "origin": self.asked.origin}
 
     def outcome(self, key: PrivateKey, audience: str, outcome: Outcome) -> bytes:
@@ -489,13 +491,13 @@ async def test_a_repeat_of_what_was_passed_on_gets_the_first_receipt(tmp_path: P
         processid = await ant.submit("bee/cat")
         with trio.fail_after(50):
             await ant.when(processid, lambda process: process.state == State.RUNNING)
-        envelope = ant.fed.ledger.entries[processid].forward.envelope
+        envelope = ant.fed.outbox.entries[processid].forward.envelope
         await bee.fed.peers.set_policy(ant.key.id, Policy())
         answer = await bee.fed.server.handle(
             HttpRequest("POST", "/v2/submit", "", {}, envelope, "x")
         )
         assert answer.status == 200
-        assert len(bee.fed.ledger.entries) == 1
+        assert len(bee.fed.outbox.entries) == 1
 
 
 async def test_a_lie_at_the_gate_ends_the_process_as_not_proven(tmp_path: Path) -> None:
@@ -514,7 +516,7 @@ async def test_a_lie_at_the_gate_ends_the_process_as_not_proven(tmp_path: Path) 
         assert "not proven" in process.errors[0]
         assert "another output" in process.errors[0]
         assert process.output == []
-        assert ant.fed.results.broken == 1
+        assert ant.fed.outcome_poller.broken == 1
         assert [step.signed for step in await ant.steps(processid)] == [True, True]
 
 

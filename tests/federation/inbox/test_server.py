@@ -14,10 +14,10 @@ import msgspec
 import pytest
 import trio
 
-from federation.forward.marker import Marker
 from federation.forward.path import local_id
+from federation.forward.receipt import ReceiptRecord
 from federation.inbox.accept import Inbox
-from federation.membership.probe import Greeter
+from federation.membership.probe import Prober
 from federation.membership.rotation import Rotation
 from federation.peers.context import Context
 from federation.peers.keys import Keys
@@ -26,14 +26,14 @@ from federation.service.server import Server
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.endpoint import Endpoint
-from federation.wire.envelope import Kind, Opened, open_envelope
+from federation.wire.envelope import Kind, VerifiedMessage, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.wire.messages import load as load_message
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, open_client
 from node.host.clock import Clock
 from node.host.keys import PrivateKey
-from node.host.sync import Bells
+from node.host.sync import WakeUps
 from node.http.server import Request, Response
 from node.model.codec import pack, unpack
 from node.model.types import Executor, Process, State
@@ -58,11 +58,11 @@ class Closing(Hooks):
     def closed(self, process: Process) -> None:
         """Wake the poll."""
         if process.notify:
-            self.inbox.owing.closed(process)
+            self.inbox.outcome_queue.closed(process)
 
 
 @dataclass
-class Noting(Greeter):
+class Noting(Prober):
     """Notes who said hello."""
 
     heard: list[str]
@@ -80,27 +80,29 @@ class Lab:
         self.key, self.other = PrivateKey.generate(), PrivateKey.generate()
         self.keys = Keys("lab")
         self.clock = SigningClock()
-        sealer = Sealer(self.key, self.clock)
-        self.peers = Peers(client, self.keys, sealer)
+        signer = Signer(self.key, self.clock)
+        self.peers = Peers(client, self.keys, signer)
         self.processes = Processes(client, Clock(time.time_ns))
-        self.context = Context("lab", sealer, client, self.processes, self.peers, self.keys)
+        self.context = Context("lab", signer, client, self.processes, self.peers, self.keys)
         self.inbox = inbox_of(self.context)
-        self.handout = assigning(self.processes)
+        self.assigner = assigning(self.processes)
         self.processes.attach(Closing(self.inbox))
         self.greeted: list[str] = []
         self.serve()
-        self.sealer = Sealer(self.other, SigningClock())
+        self.signer = Signer(self.other, SigningClock())
 
     def serve(self, *more: Endpoint, card: Callable[[], bytes] = lambda: b"card") -> None:
         """Answer peers with the parts as they are now, and at more places."""
-        portrait, probes = portrait_of(self.context), Bells()
-        portrait.fingerprint = "f" * 64
-        rotation = Rotation(self.context, portrait, probes)
-        greeter = Noting(
-            self.context, self.inbox.ledger, portrait, rotation, probes, {}, self.greeted
+        own_card, probes = portrait_of(self.context), WakeUps()
+        own_card.fingerprint = "f" * 64
+        rotation = Rotation(self.context, own_card, probes)
+        prober = Noting(
+            self.context, self.inbox.outbox, own_card, rotation, probes, {}, self.greeted
         )
-        endpoints = [*self.inbox.endpoints(), *greeter.endpoints(), *more]
-        self.server = Server(self.context.sealer, self.peers, self.inbox.accounts, card, endpoints)
+        endpoints = [*self.inbox.endpoints(), *prober.endpoints(), *more]
+        self.server = Server(
+            self.context.signer, self.peers, self.inbox.peer_quotas, card, endpoints
+        )
 
     def card_bytes(self, name: str = "field") -> bytes:
         now = int(time.time())
@@ -116,7 +118,7 @@ class Lab:
         await self.peers.trust(self.other.id)
 
     def seal(self, kind: Kind, message: msgspec.Struct, **claims: Any) -> bytes:
-        return self.sealer.seal(kind, claims.pop("audience", self.key.id), message, **claims)
+        return self.signer.seal(kind, claims.pop("audience", self.key.id), message, **claims)
 
     async def raw(self, path: str, body: bytes, remote: str = "10.0.0.2") -> Response:
         return await self.server.handle(Request("POST", path_of(path), "", {}, body, remote))
@@ -124,11 +126,11 @@ class Lab:
     async def post(self, path: str, kind: Kind, message: msgspec.Struct) -> Response:
         return await self.raw(path, self.seal(kind, message))
 
-    def opened(self, response: Response, kind: Kind) -> Opened:
+    def opened(self, response: Response, kind: Kind) -> VerifiedMessage:
         assert response.status == 200, response.body
         return self.open(response.body, kind)
 
-    def open(self, sealed: bytes, kind: Kind) -> Opened:
+    def open(self, sealed: bytes, kind: Kind) -> VerifiedMessage:
         return open_envelope(
             sealed,
             kind=kind,
@@ -152,7 +154,7 @@ class Lab:
 
     async def run_one(self) -> Process:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        process = await self.handout.assign(candidate, WORKER, 5)
+        process = await self.assigner.assign(candidate, WORKER, 5)
         return await self.processes.close(
             "lab", process.processid, WORKER.executorid, State.SUCCESSFUL, output=[3.5]
         )
@@ -223,7 +225,7 @@ async def test_a_hello_is_answered_once_trusted_and_never_when_blocked(lab: Lab)
     assert code(await lab.introduce()) == "blocked"
     assert lab.peers.state(lab.other.id) == BLOCKED
     assert code(await lab.raw("submit", lab.seal(Kind.SUBMIT, submission()))) == "blocked"
-    again = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
+    again = Peers(lab.client, lab.keys, Signer(lab.key, SigningClock()))
     await again.load()
     assert again.state(lab.other.id) == BLOCKED, "the tombstone is in the store"
     await again.trust(lab.other.id)
@@ -284,15 +286,15 @@ async def test_a_receipt_of_an_earlier_release_is_made_anew(lab: Lab) -> None:
     await lab.befriend()
     sealed = lab.seal(Kind.SUBMIT, submission())
     receipt = await lab.submit(sealed)
-    place = lab.keys.marker(lab.other.id, PID)
+    place = lab.keys.receipt_record(lab.other.id, PID)
     found = await lab.client.get(place)
     assert found is not None
-    old = lab.context.sealer.seal(
+    old = lab.context.signer.seal(
         Kind.RECEIPT, lab.other.id, Receipt(PID, 1, "accepted", receipt.remote)
     )
-    marker = unpack(found.value, Marker)
-    marker = msgspec.structs.replace(marker, receipt=old, asked=b"", origin="")
-    await lab.client.put(place, pack(marker))
+    receipt_record = unpack(found.value, ReceiptRecord)
+    receipt_record = msgspec.structs.replace(receipt_record, receipt=old, asked=b"", origin="")
+    await lab.client.put(place, pack(receipt_record))
     again = await lab.submit(sealed)
     assert again == receipt
     await lab.run_one()
@@ -316,7 +318,7 @@ async def test_version_1_is_refused_and_told_why(lab: Lab, path: str) -> None:
 
 async def test_a_block_by_another_daemon_is_noticed_inside_the_transaction(lab: Lab) -> None:
     await lab.befriend()
-    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
+    elsewhere = Peers(lab.client, lab.keys, Signer(lab.key, SigningClock()))
     await elsewhere.load()
     await elsewhere.block(lab.other.id)
     assert lab.peers.state(lab.other.id) == TRUSTED
@@ -335,7 +337,7 @@ async def test_an_outcome_is_owed_until_acknowledged(lab: Lab) -> None:
     assert (first[0].pid, first[0].state, first[0].out) == (PID, 2, b"[3.5]")
     assert (first[0].localpid, first[0].executor) == (receipt.remote, WORKER.executorid)
     reloaded = inbox_of(lab.context)
-    await reloaded.owing.load()
+    await reloaded.outcome_queue.load()
     assert reloaded.removable(process), "a restart does not forget what is owed"
     assert await lab.poll(0, PID) == []
     assert lab.inbox.removable(process) == ""

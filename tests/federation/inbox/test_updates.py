@@ -15,7 +15,7 @@ import trio
 
 from federation.forward import channels as words
 from federation.forward import updates as progress
-from federation.forward.updates import Followed, Pace
+from federation.forward.updates import FollowState, PollLimiter
 from federation.transport.errors import RemoteRefusal
 from federation.wire.envelope import Kind
 from federation.wire.messages import (
@@ -32,7 +32,7 @@ from federation.wire.messages import (
     load,
 )
 from node.daemon import main as daemon
-from node.daemon.main import Settings
+from node.daemon.main import StartOptions
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put
@@ -57,7 +57,7 @@ from node.processes.queue import Candidate
 from node.processes.spec import attribute_id
 from node.runtime.node import Node
 from node.store import keys
-from node.store.channels import Entry, Head
+from node.store.channels import ChannelEntry, ChannelHead
 from tests.node.etcd.support import start_store
 from tests.support.colonies import Colony, World, world
 from tests.support.daemons import free_port, until
@@ -88,7 +88,7 @@ async def take(colony: Colony) -> Process:
     """Have one process handed out."""
     assert colony.node is not None
     candidate = Candidate(colony.name, "t", "w", "", None, None)
-    return await colony.node.handout.assign(candidate, colony.worker, 20)
+    return await colony.node.assigner.assign(candidate, colony.worker, 20)
 
 
 async def close(
@@ -230,18 +230,18 @@ async def once(check: Callable[[], bool]) -> None:
 
 
 def _executor(colony: Colony, processid: str) -> str:
-    known = colony.fed.results.follower.of(processid)
+    known = colony.fed.outcome_poller.update_consumer.of(processid)
     return known[0].executor if known else ""
 
 
 def _pays(colony: Colony) -> bool:
-    return not any(colony.fed.inbox.owing.owed.values())
+    return not any(colony.fed.inbox.outcome_queue.owed.values())
 
 
 async def settled(colony: Colony) -> None:
     """Return once no forward of a colony is under way."""
-    ledger = colony.fed.ledger
-    await once(lambda: not ledger.entries and not ledger.stale)
+    outbox = colony.fed.outbox
+    await once(lambda: not outbox.entries and not outbox.stale)
 
 
 async def test_a_peer_that_is_away_in_the_middle(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ async def test_a_peer_that_is_away_in_the_middle(tmp_path: Path) -> None:
             await close(bee, first, "one")
             await bee.restart()
             bee.hidden = False
-            ant.fed.ledger.retry_now(bee.key.id)
+            ant.fed.outbox.retry_now(bee.key.id)
             second = await take(ant)
             assert second.input == ["one"]
             bee.hidden = True
@@ -264,7 +264,7 @@ async def test_a_peer_that_is_away_in_the_middle(tmp_path: Path) -> None:
             # Unblocked while its peer is away: it waits in the outbox, through a restart too.
             await ant.restart()
             bee.hidden = False
-            ant.fed.ledger.retry_now(bee.key.id)
+            ant.fed.outbox.retry_now(bee.key.id)
             third = await take(bee)
             assert third.input == ["two"]
             await close(bee, third, "three")
@@ -347,7 +347,7 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
                     initiatorname="me",
                 )
                 candidate = Candidate("dev", "t", "w", "", None, None)
-                first = await node.handout.assign(candidate, worker, 5)
+                first = await node.assigner.assign(candidate, worker, 5)
                 pid = first.processid
                 await node.processes.close("dev", pid, "e" * 64, State.SUCCESSFUL, output=[1])
                 # It was killed before it could deal with that.
@@ -364,7 +364,7 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
                     "COLONYD_RPC__HOST": "127.0.0.1",
                     "COLONYD_RPC__PORT": str(free_port()),
                 }
-                settings = Settings(tmp_path / "home", {"node.name": "dev"}, environ)
+                settings = StartOptions(tmp_path / "home", {"node.name": "dev"}, environ)
                 await nursery.start(daemon.run, settings, slowly)
 
                 async def forwarded() -> bool:
@@ -424,7 +424,7 @@ async def test_what_runs_elsewhere_tells_how_it_goes(tmp_path: Path) -> None:
                 ("w@bee", "two"),
             ]
             await once(lambda: _executor(ant, processid) == "w@bee")
-            known = ant.fed.results.follower.of(processid)
+            known = ant.fed.outcome_poller.update_consumer.of(processid)
             assert known is not None
             assert (known[0].state, known[0].executor) == (State.RUNNING, "w@bee")
             assert known[0].start == far.starttime
@@ -446,7 +446,7 @@ async def test_what_runs_elsewhere_tells_how_it_goes(tmp_path: Path) -> None:
             process = await ant.closed(processid)
             assert (process.output, process.state) == (["end"], State.SUCCESSFUL)
             assert [text for _, text in await lines(ant, processid)] == ["one", "two", "three"]
-            assert ant.fed.results.follower.of(processid) is None
+            assert ant.fed.outcome_poller.update_consumer.of(processid) is None
             items = await ant.client.range(ant.fed.keys.followed_all)
             assert items.items == []
 
@@ -483,7 +483,7 @@ async def test_a_long_log_comes_whole_and_in_order_after_the_end(tmp_path: Path)
             assert (await ant.closed(processid)).output == ["end"]
             found = await logged(ant, processid, texts[-1])
             assert [text for _, text in found] == texts
-            await once(lambda: ant.fed.results.follower.of(processid) is None)
+            await once(lambda: ant.fed.outcome_poller.update_consumer.of(processid) is None)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -527,12 +527,12 @@ async def test_two_daemons_of_one_colony_store_each_line_once(tmp_path: Path) ->
                 attributes=1,
             )  # fmt: skip
             answer = Outcomes([], [dump(news)])
-            first, second = ant.fed.results.follower, follower_of(ant.fed)
+            first, second = ant.fed.outcome_poller.update_consumer, follower_of(ant.fed)
             await second.load()
-            link = ant.fed.links[bee.key.id]
+            connection = ant.fed.connections[bee.key.id]
             # The second remembers what was so before the first took the news.
             for each in (first, second, second, first):
-                await each.take(link, answer)
+                await each.take(connection, answer)
             assert [text for _, text in await lines(ant, processid)] == ["mine", "later"]
             assert await talk(ant, processid, 1) == [(bee.key.id, "x")]
             assert [each.key for each in (await ant.process(processid)).attributes] == ["k"]
@@ -547,27 +547,32 @@ async def test_what_a_peer_makes_up_is_not_stored(tmp_path: Path) -> None:
             far = await take(bee)
             await write(bee, far, "mine")
             await logged(ant, processid, "mine")
-            follower = ant.fed.results.follower
+            update_consumer = ant.fed.outcome_poller.update_consumer
             line = Line(2**62, "w", "forged")
             forged = News(processid, 1, lines=[line], added=[Extra("x", "y", 1)], attributes=1)
-            stranger = ant.fed.links[cat.key.id]
+            stranger = ant.fed.connections[cat.key.id]
             answer = Outcomes([], [dump(forged), b"nonsense"])
-            await follower.take(stranger, answer)
-            assert (follower.counters["stray"], follower.counters["malformed"]) == (1, 1)
-            link = ant.fed.links[bee.key.id]
+            await update_consumer.take(stranger, answer)
+            assert (update_consumer.counters["stray"], update_consumer.counters["malformed"]) == (
+                1,
+                1,
+            )
+            connection = ant.fed.connections[bee.key.id]
             other = msgspec.structs.replace(forged, attempt=2)
             gone = msgspec.structs.replace(forged, pid="1" * 64)
-            await follower.take(link, Outcomes([], [dump(other), dump(gone)]))
-            assert follower.counters["stray"] == 3
+            await update_consumer.take(connection, Outcomes([], [dump(other), dump(gone)]))
+            assert update_consumer.counters["stray"] == 3
             assert [text for _, text in await lines(ant, processid)] == ["mine"]
             # An output that is none is passed over.
             broken = News(processid, 1, version=2**40, output=b"x", out=b"{}")
-            await follower.take(link, Outcomes([], [dump(broken)]))
-            assert follower.counters["unfit"] == 1
+            await update_consumer.take(connection, Outcomes([], [dump(broken)]))
+            assert update_consumer.counters["unfit"] == 1
             assert (await ant.process(processid)).output == []
             # Nobody hears of a process that is not his own.
             poll = Poll(0, [], [Follow(processid, 1)], True)
-            assert await bee.fed.inbox.owing.teller.news(cat.key.id, poll, []) == ([], False)
+            assert await bee.fed.inbox.outcome_queue.update_publisher.news(
+                cat.key.id, poll, []
+            ) == ([], False)
 
 
 async def test_a_poll_of_an_older_release_gets_what_it_got(tmp_path: Path) -> None:
@@ -577,8 +582,8 @@ async def test_a_poll_of_an_older_release_gets_what_it_got(tmp_path: Path) -> No
             await ant.submit("bee")
             far = await take(bee)
             await write(bee, far, "mine")
-            teller = bee.fed.inbox.owing.teller
-            assert await teller.news(ant.key.id, Poll(0, []), []) == (None, False)
+            update_publisher = bee.fed.inbox.outcome_queue.update_publisher
+            assert await update_publisher.news(ant.key.id, Poll(0, []), []) == (None, False)
             assert dump(Outcomes([])) == dump(_Old([]))
             assert load(dump(Poll(3, [], [])), _OldPoll) == _OldPoll(3, [])
 
@@ -599,7 +604,7 @@ async def tell(colony: Colony, process: Process, identity: str, *texts: str) -> 
     """Say something in the channel `c` of a process."""
     assert colony.node is not None
     for number, text in enumerate(texts, 1):
-        said = Entry(identity, number, 0, 0, "data", text.encode())
+        said = ChannelEntry(identity, number, 0, 0, "data", text.encode())
         await colony.node.channels._append((colony.name, process.processid, "c"), said, "")
 
 
@@ -703,15 +708,15 @@ async def test_what_is_said_out_of_turn_is_refused(tmp_path: Path) -> None:
             processid = await ant.submit("bee", channels=["c"])
             far = await take(bee)
             await ant.when(processid, lambda process: process.state == State.RUNNING)
-            link = ant.fed.links[bee.key.id]
+            connection = ant.fed.connections[bee.key.id]
 
             async def say(**changes: Any) -> Heard:
                 fields: dict[str, Any] = {
                     "pid": processid, "attempt": 1, "name": "c", "start": 0, "after": 1,
                     "said": [Said("c", 0, b"x")],
                 }  # fmt: skip
-                body = link.seal(Kind.SAY, Say(**(fields | changes)))
-                opened, _ = await link.post("/v1/say", body, Kind.HEARD)
+                body = connection.seal(Kind.SAY, Say(**(fields | changes)))
+                opened, _ = await connection.post("/v1/say", body, Kind.HEARD)
                 return load(opened.payload, Heard)
 
             refused: dict[str, dict[str, Any]] = {
@@ -734,8 +739,8 @@ async def test_what_is_said_out_of_turn_is_refused(tmp_path: Path) -> None:
             await close(bee, far, "end")
             with pytest.raises(RemoteRefusal, match="closed", check=final):
                 await say(start=1, after=2, said=[Said("c", 1, b"y")])
-            full = Head(MAX_ENTRIES, 0)
-            assert not words.fits(full, [Entry("s", 1, 0, 0, "", b"")])
+            full = ChannelHead(MAX_ENTRIES, 0)
+            assert not words.fits(full, [ChannelEntry("s", 1, 0, 0, "", b"")])
 
 
 # -- as values -----------------------------------------------------------------------------------
@@ -747,7 +752,7 @@ def line(at: int, text: str = "x") -> Line:
 
 def test_lines_keep_their_order_and_are_bounded() -> None:
     news = News("1" * 64, 1, lines=[line(5), line(7), line(9)])
-    after, kept = progress.admit(Followed("p", 1), news, "bee", ahead=-10, now=16)
+    after, kept = progress.admit(FollowState("p", 1), news, "bee", ahead=-10, now=16)
     # Their clock is 10 behind ours; none is later than now, and each is later than the last.
     assert [at for at, _, _ in kept] == [15, 16, 17]
     assert (after.line, after.shown, after.lines) == (9, 17, 3)
@@ -762,10 +767,10 @@ def test_lines_keep_their_order_and_are_bounded() -> None:
 
 
 def test_another_attempt_begins_anew_and_counts_on() -> None:
-    known = Followed("p", 1, 5, 6, 7, b"o", {"c": 1}, 1, "e", 2, shown=9, lines=3, size=30)
+    known = FollowState("p", 1, 5, 6, 7, b"o", {"c": 1}, 1, "e", 2, shown=9, lines=3, size=30)
     assert progress.begin(known, "p", 1) is known
-    assert progress.begin(known, "q", 1) == Followed("q", 1, shown=9, lines=3, size=30)
-    assert progress.begin(None, "p", 2) == Followed("p", 2)
+    assert progress.begin(known, "q", 1) == FollowState("q", 1, shown=9, lines=3, size=30)
+    assert progress.begin(None, "p", 2) == FollowState("p", 2)
 
 
 def test_what_is_told_at_once_is_bounded() -> None:
@@ -782,7 +787,7 @@ def test_what_is_told_at_once_is_bounded() -> None:
 
 
 def test_a_peer_with_much_news_is_asked_less_often() -> None:
-    pace = Pace()
+    pace = PollLimiter()
     waits = [pace.take(0.0) for _ in range(40)]
     assert waits[29] == 0.0
     assert waits[39] == pytest.approx(1.0)

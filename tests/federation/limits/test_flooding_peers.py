@@ -14,12 +14,12 @@ import msgspec
 import pytest
 import trio
 
-from federation.forward.marker import Marker
-from federation.inbox.channels import Listener
-from federation.peers import heirs
+from federation.forward.receipt import ReceiptRecord
+from federation.inbox.channels import ChannelReceiver
+from federation.peers import successions
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
-from federation.transport.mailbox import Office
+from federation.transport.mailbox import Mailbox
 from federation.wire import envelope, succession
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
@@ -35,7 +35,7 @@ from federation.wire.messages import (
     Say,
     Successor,
 )
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from federation.wire.succession import declare
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey, verify_es256k
@@ -67,7 +67,7 @@ def greeting(key: PrivateKey, to: str, *successors: Successor, sequence: int = 1
     now = int(time.time())
     card = Card(key.id, key.public_key, "stranger", sequence, "e" * 64, [], [1], now + 3600)
     hello = Hello(sign_card(key, card, issued=now), successors=list(successors))
-    return Sealer(key, SigningClock()).seal(Kind.HELLO, to, hello)
+    return Signer(key, SigningClock()).seal(Kind.HELLO, to, hello)
 
 
 async def stored(lab: Lab) -> int:
@@ -115,7 +115,7 @@ async def test_a_chain_of_successions_of_a_blocked_colony_writes_next_to_nothing
     assert entry is not None
     assert (entry.peer.state, len(entry.peer.former)) == (BLOCKED, 8)
     assert lab.peers.state(entry.peer.wire) == BLOCKED
-    again = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
+    again = Peers(lab.client, lab.keys, Signer(lab.key, SigningClock()))
     await again.load()
     assert again.state(entry.peer.wire) == BLOCKED, "and so it is after a restart"
 
@@ -151,12 +151,12 @@ async def test_a_trusted_colony_changes_its_key_so_often_a_day_and_keeps_so_many
         entry = lab.peers.get(lab.other.id)
         assert entry is not None
         entry.changes.level = None  # another day
-        lab.inbox.accounts._cards.clear()
+        lab.inbox.peer_quotas._cards.clear()
         answer = await lab.raw("hello", greeting(last, lab.key.id, *told), "10.0.0.3")
         assert answer.status == 200
     entry = lab.peers.get(lab.other.id)
     assert entry is not None
-    assert (entry.peer.wire, len(entry.peer.former)) == (last.id, heirs.MOST_FORMER)
+    assert (entry.peer.wire, len(entry.peer.former)) == (last.id, successions.MOST_FORMER)
     found = await lab.client.get(lab.keys.peer(lab.other.id))
     assert found is not None
     assert len(found.value) < 8192
@@ -318,16 +318,16 @@ async def test_what_a_peer_may_leave_in_all_has_a_bound(lab: Lab) -> None:
     assert (await cancel(lab, 10)).status == 200, "what is there can be ended"
     again = inbox_of(lab.context)
     await again.sweep()
-    assert again.accounts.stock(lab.other.id).entries == 20
-    known, counted = (each.accounts.stock(lab.other.id).size for each in (lab.inbox, again))
+    assert again.peer_quotas.stock(lab.other.id).entries == 20
+    known, counted = (each.peer_quotas.stock(lab.other.id).size for each in (lab.inbox, again))
     assert abs(known - counted) < counted / 2
     # Their time is over: there is room again.
     items, _ = await lab.client.range_all(lab.keys.markers)
     for item in items:
-        old = msgspec.structs.replace(unpack(item.value, Marker), expires=1)
+        old = msgspec.structs.replace(unpack(item.value, ReceiptRecord), expires=1)
         await lab.client.put(item.key, pack(old))
     await lab.inbox.sweep()
-    left = lab.inbox.accounts.stock(lab.other.id).entries
+    left = lab.inbox.peer_quotas.stock(lab.other.id).entries
     assert left == 10, "those with an open process, or with an end that was not fetched"
     assert (await cancel(lab, 30)).status == 200
 
@@ -335,7 +335,7 @@ async def test_what_a_peer_may_leave_in_all_has_a_bound(lab: Lab) -> None:
 async def test_bytes_that_a_peer_leaves_have_a_bound(lab: Lab) -> None:
     await lab.befriend()
     await lab.peers.set_policy(lab.other.id, Policy(max_kept=300_000))
-    lab.serve(*Listener(lab.context, lab.inbox.accounts).endpoints())
+    lab.serve(*ChannelReceiver(lab.context, lab.inbox.peer_quotas).endpoints())
     spec = msgspec.json.decode(SPEC)
     spec["args"], spec["channels"] = ["x" * 30_000], ["talk"]
     large = msgspec.json.encode(spec)
@@ -352,16 +352,16 @@ async def test_bytes_that_a_peer_leaves_have_a_bound(lab: Lab) -> None:
     said = [Said("talk", 0, b"y" * 20_000)]
     say = Say(f"{0:064x}", 1, "talk", 0, 1, said)
     assert (await lab.post("say", Kind.SAY, say)).status == 200
-    before = lab.inbox.accounts.stock(lab.other.id).size
+    before = lab.inbox.peer_quotas.stock(lab.other.id).size
     await lab.inbox.sweep()
-    counted = lab.inbox.accounts.stock(lab.other.id).size
+    counted = lab.inbox.peer_quotas.stock(lab.other.id).size
     assert abs(counted - before) < 5000, "what was said is counted again"
     # A process that left the store weighs no more.
     processes, _ = await lab.client.range_all("/colonyd/process/lab/")
     for item in processes:
         await lab.client.delete(item.key)
     await lab.inbox.sweep()
-    assert lab.inbox.accounts.stock(lab.other.id).size < 40_000
+    assert lab.inbox.peer_quotas.stock(lab.other.id).size < 40_000
     await lab.peers.set_policy(lab.other.id, Policy(max_kept=2**40))
     assert (await send(lab, 51, large)).status == 200
 
@@ -380,7 +380,7 @@ async def test_what_a_mailbox_brought_in_vain_is_kept_within_bounds(lab: Lab) ->
 
 async def test_messages_of_every_kind_are_counted(lab: Lab) -> None:
     await lab.befriend()
-    lab.serve(*Office(lab.context.sealer, lab.peers, lambda peerid: None).endpoints())
+    lab.serve(*Mailbox(lab.context.signer, lab.peers, lambda peerid: None).endpoints())
     await lab.peers.set_policy(lab.other.id, Policy(messages=30))
     statuses = [(await lab.post("outcomes", Kind.POLL, Poll(0, []))).status for _ in range(20)]
     assert statuses == [200] * 20
@@ -431,9 +431,9 @@ async def test_polls_that_wait_are_bounded_and_others_go_on(lab: Lab) -> None:
         await until(20, refused)
         assert codes == ["peer_at_once"] * 24
         assert (await send(lab, 1)).status == 200
-        lab.inbox.owing.drain()
+        lab.inbox.outcome_queue.drain()
     assert codes[24:] == [""] * 16
-    assert not lab.inbox.accounts._under_way
+    assert not lab.inbox.peer_quotas._under_way
 
 
 async def test_newer_cards_are_written_so_often_a_minute(lab: Lab) -> None:
@@ -462,8 +462,8 @@ async def test_news_that_a_peer_tells_have_a_bound_a_day(tmp_path: Path) -> None
             far = await take(bee)
             for number in range(60):
                 await write(bee, far, f"{number} " + "x" * 1000)
-            follower = ant.fed.results.follower
-            while not follower.counters["unfit"]:
+            update_consumer = ant.fed.outcome_poller.update_consumer
+            while not update_consumer.counters["unfit"]:
                 await ant.changed.wait()
             assert bee.node is not None
             await bee.node.processes.close(
@@ -472,7 +472,7 @@ async def test_news_that_a_peer_tells_have_a_bound_a_day(tmp_path: Path) -> None
             assert (await ant.closed(pid)).output == ["done"]
             items, _ = await ant.client.range_all(f"/colonyd/log/ant/{pid}/")
             assert sum(len(item.value) for item in items) < 40_000
-            assert ant.fed.inbox.accounts.told(bee.key.id) > 0
+            assert ant.fed.inbox.peer_quotas.told(bee.key.id) > 0
 
 
 # -- a mailbox -----------------------------------------------------------------------------------
@@ -483,38 +483,38 @@ async def test_a_mailbox_is_bounded_over_all_colonies_and_in_what_answers_bring(
 ) -> None:
     """A pair of colonies that sends and answers without end fills no memory."""
     await lab.befriend()
-    office = Office(lab.context.sealer, lab.peers, lambda peerid: None)
-    lab.serve(*office.endpoints())
-    results: list[str] = []
+    mailbox = Mailbox(lab.context.signer, lab.peers, lambda peerid: None)
+    lab.serve(*mailbox.endpoints())
+    outcome_poller: list[str] = []
 
     async def carry() -> None:
         try:
-            await office.carry(lab.other.id, "me", "/v1/hello", b"x", 5)
-            results.append("")
+            await mailbox.carry(lab.other.id, "me", "/v1/hello", b"x", 5)
+            outcome_poller.append("")
         except Exception as error:
-            results.append(type(error).__name__)
+            outcome_poller.append(type(error).__name__)
 
     assert (await lab.post("mail", Kind.COLLECT, Collect(0, []))).status == 200
     async with trio.open_nursery() as nursery:
         for _ in range(16):
             nursery.start_soon(carry)
         await trio.testing.wait_all_tasks_blocked()
-        held = dict(office._boxes[lab.other.id].held)
+        held = dict(mailbox._queues[lab.other.id].held)
         part = b"y" * 1_000_000
         for name in held:
             for _ in range(5):
                 reply = Reply(name, 200, "", part, True)
                 assert (await lab.post("mail", Kind.COLLECT, Collect(0, [reply]))).status == 200
-        assert office._bytes <= 17_000_000
+        assert mailbox._bytes <= 17_000_000
         await trio.testing.wait_all_tasks_blocked()
-        assert "Unsent" in results, "of some, the answer is too much"
+        assert "Unsent" in outcome_poller, "of some, the answer is too much"
         nursery.cancel_scope.cancel()
-    assert (office._bytes, office._boxes[lab.other.id].parts) == (0, 0)
-    results.clear()
+    assert (mailbox._bytes, mailbox._queues[lab.other.id].parts) == (0, 0)
+    outcome_poller.clear()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(carry)
         await trio.testing.wait_all_tasks_blocked()
-        (name,) = office._boxes[lab.other.id].held
+        (name,) = mailbox._queues[lab.other.id].held
         answer = Reply(name, 200, "", b"end")
         assert (await lab.post("mail", Kind.COLLECT, Collect(0, [answer]))).status == 200
-    assert results == [""], "and then it goes on"
+    assert outcome_poller == [""], "and then it goes on"

@@ -30,7 +30,7 @@ from federation.wire.messages import (
     Pass,
     Poll,
 )
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.host.keys import PrivateKey
 from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import Daemon, until
@@ -65,13 +65,13 @@ class Foe:
         self.daemon, self.address, self.name = daemon, address, name
         self.key = PrivateKey.generate()
         self.target = daemon.key("colony").id
-        self.sealer = Sealer(self.key, SigningClock())
+        self.signer = Signer(self.key, SigningClock())
 
     def hello(self) -> bytes:
         return self.seal(Kind.HELLO, Hello(card_of(self.key, self.name)))
 
     def seal(self, kind: Kind, message: msgspec.Struct) -> bytes:
-        return self.sealer.seal(kind, self.target, message, cti=secrets.token_bytes(8))
+        return self.signer.seal(kind, self.target, message, cti=secrets.token_bytes(8))
 
     @asynccontextmanager
     async def http(self) -> AsyncIterator[httpx.AsyncClient]:

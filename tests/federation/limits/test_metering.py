@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import trio
 
-from federation.limits.accounts import Accounts, Stock
+from federation.limits.accounts import PeerQuotas, StorageUsage
 from federation.limits.admission import Admission
 from federation.membership.invitations import Invitations
-from federation.peers import heirs
-from federation.peers.log_limit import Sparing
-from federation.peers.policy import Bucket, Policy
-from federation.peers.registry import BLOCKED, TRUSTED, Former, Peer
+from federation.peers import successions
+from federation.peers.log_limit import LogLimiter
+from federation.peers.policy import Policy, TokenBucket
+from federation.peers.registry import BLOCKED, TRUSTED, FormerKey, Peer
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.invitation import key_of, knock, name_of
 from federation.wire.refusals import Refusal
-from federation.wire.succession import Heir
+from federation.wire.succession import KeySuccession
 from tests.federation.peers.test_registry import registry
 
 PEER = "a" * 64
@@ -81,7 +81,7 @@ def test_an_address_that_makes_up_signatures_is_heard_no_more() -> None:
 
 
 def test_lines_that_are_left_out_are_told() -> None:
-    sparing = Sparing(2)
+    sparing = LogLimiter(2)
     assert [sparing.line(0.0) for _ in range(5)] == [{}, {}, None, None, None]
     assert sparing.line(60.0) == {"left_out": 3}
     assert sparing.line(60.0) == {}
@@ -92,10 +92,10 @@ def test_lines_that_are_left_out_are_told() -> None:
 
 def changed(state: str, times: int) -> Any:
     """A colony that changed its key some times, and what it takes to change it again."""
-    former = [Former(f"{number:064x}", b"k", 0) for number in range(times)]
+    former = [FormerKey(f"{number:064x}", b"k", 0) for number in range(times)]
     peers = registry(Peer(PEER, state, "ant", b"k", 1, current="b" * 64, former=former))
-    heir = Heir("b" * 64, b"k", "c" * 64, b"k", 0, 0)
-    return lambda: heirs._count(peers, heir, 0)
+    succession = KeySuccession("b" * 64, b"k", "c" * 64, b"k", 0, 0)
+    return lambda: successions._count(peers, succession, 0)
 
 
 def test_a_change_of_key_may_be_one_too_many() -> None:
@@ -114,7 +114,7 @@ def test_a_change_of_key_may_be_one_too_many() -> None:
 def test_only_the_key_of_an_invitation_gets_around_the_queue() -> None:
     nobody: Any = None
     invitations = Invitations(nobody, nobody)
-    secret, bucket = b"s" * 16, Bucket()
+    secret, bucket = b"s" * 16, TokenBucket()
     name, key = name_of(secret), key_of(secret)
     invitations._known[name] = (key, bucket)
     told = knock(key, b"body").hex()
@@ -127,9 +127,9 @@ def test_only_the_key_of_an_invitation_gets_around_the_queue() -> None:
 # -- accounts ----------------------------------------------------------------------------------
 
 
-def accounts(**limits: Any) -> Accounts:
+def peer_quotas(**limits: Any) -> PeerQuotas:
     peers = registry(Peer(PEER, TRUSTED, "ant", b"k", 1, policy=Policy(**limits)))
-    return Accounts(peers, SigningClock())
+    return PeerQuotas(peers, SigningClock())
 
 
 def took(found: object) -> str:
@@ -137,7 +137,7 @@ def took(found: object) -> str:
 
 
 def test_room_is_bounded_in_entries_and_in_bytes() -> None:
-    kept = accounts(max_entries=3, max_kept=1000)
+    kept = peer_quotas(max_entries=3, max_kept=1000)
     assert [took(kept.take(PEER, 100)) for _ in range(4)] == [""] * 3 + ["policy_entries"]
     assert kept.stock(PEER).entries == 0, "nothing is in the store yet"
     kept.settle(PEER, 100, left=False)
@@ -149,29 +149,29 @@ def test_room_is_bounded_in_entries_and_in_bytes() -> None:
     assert kept._taken == {}
     assert took(kept.take(PEER, 1, 0)) == "policy_kept"
     kept.begin()
-    kept.counted({PEER: Stock(1, 500)})
+    kept.counted({PEER: StorageUsage(1, 500)})
     assert took(kept.take(PEER, 500)) == "", "what the store has counts"
-    assert took(accounts(max_entries=0, max_kept=0).take(PEER, 2**40)) == ""
+    assert took(peer_quotas(max_entries=0, max_kept=0).take(PEER, 2**40)) == ""
 
 
 def test_what_comes_while_the_store_is_read_is_not_lost() -> None:
-    kept = accounts(max_entries=10)
+    kept = peer_quotas(max_entries=10)
     kept.leave(PEER, 5)
     assert kept.take(PEER, 6) is None
     assert kept.take(PEER, 9) is None
     kept.begin()
     kept.leave(PEER, 7)
     kept.settle(PEER, 6, left=True)
-    kept.counted({PEER: Stock(1, 5)})
+    kept.counted({PEER: StorageUsage(1, 5)})
     kept.settle(PEER, 9, left=False)
     assert (kept.stock(PEER).entries, kept.stock(PEER).size) == (3, 18)
 
 
 def test_marks_of_what_never_was_come_at_the_rate_of_submissions() -> None:
     async def main() -> None:
-        kept = accounts(rate=2)
+        kept = peer_quotas(rate=2)
         assert [took(kept.tombstone(PEER, 1)) for _ in range(3)] == ["", "", "policy_rate"]
-        kept = accounts(max_entries=1)
+        kept = peer_quotas(max_entries=1)
         assert [took(kept.tombstone(PEER, 1)) for _ in range(2)] == ["", "policy_entries"]
 
     trio.run(main)
@@ -179,14 +179,14 @@ def test_marks_of_what_never_was_come_at_the_rate_of_submissions() -> None:
 
 def test_messages_are_bounded_a_minute_and_at_once() -> None:
     async def main() -> None:
-        kept = accounts(messages=3)
+        kept = peer_quotas(messages=3)
 
         def message(kind: Kind = Kind.SUBMIT) -> None:
             with kept.message(PEER, kind):
                 pass
 
         assert [refused(message) for _ in range(4)] == [""] * 3 + ["policy_messages"]
-        kept = accounts(messages=0)
+        kept = peer_quotas(messages=0)
         with ExitStack() as stack:
             for _ in range(16):
                 stack.enter_context(kept.message(PEER, Kind.POLL))
@@ -202,7 +202,7 @@ def test_messages_are_bounded_a_minute_and_at_once() -> None:
 
 def test_news_are_bounded_a_day() -> None:
     async def main() -> None:
-        kept = accounts(max_kept=1000)
+        kept = peer_quotas(max_kept=1000)
         assert [kept.news(PEER, 400) for _ in range(3)] == [True, True, False]
         assert kept.news(PEER, 0)
         assert 790 <= kept.told(PEER) <= 800
@@ -211,7 +211,7 @@ def test_news_are_bounded_a_day() -> None:
 
 
 def test_a_bucket_gives_many_at_once() -> None:
-    bucket = Bucket(period=10.0)
+    bucket = TokenBucket(period=10.0)
     assert bucket.take(100, 0.0, 60.0) == 0
     assert bucket.take(100, 0.0, 60.0) == pytest.approx(2.0)
     assert bucket.take(100, 2.0, 60.0) == 0

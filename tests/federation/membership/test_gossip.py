@@ -12,16 +12,16 @@ import msgspec
 import pytest
 import trio
 
-from federation.membership.gossip import MOST, Introducer, chosen
+from federation.membership.gossip import MOST, Gossip, chosen
 from federation.peers.context import Context
 from federation.peers.keys import Keys
-from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Known, Peer, Peers
-from federation.transport.link import Answer
+from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peer, Peers, PeerState
+from federation.transport.connection import PeerResponse
 from federation.wire.card import Card, open_card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import DEEPEST, Introduction, Introductions
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.types import State
@@ -40,11 +40,11 @@ def card(key: PrivateKey, name: str = "cat", sequence: int = 1, expires: int = N
     return sign_card(key, value, issued=min(NOW, expires - 10))
 
 
-def trusted(key: PrivateKey, **fields: Any) -> Known:
+def trusted(key: PrivateKey, **fields: Any) -> PeerState:
     data = fields.pop("card", card(key))
     seen = fields.pop("lastseen", 0)
     peer = Peer(key.id, TRUSTED, "bee", key.public_key, 1, "f" * 64, [], data)
-    return Known(msgspec.structs.replace(peer, **fields), 1, lastseen=seen)
+    return PeerState(msgspec.structs.replace(peer, **fields), 1, lastseen=seen)
 
 
 @pytest.fixture
@@ -71,11 +71,11 @@ def test_whom_to_introduce(keys: list[PrivateKey]) -> None:
     assert len(chosen(crowd, "", NOW)) == MOST
 
 
-def introducer(peers: Peers, mode: str = "pending", now: int = NOW) -> Introducer:
+def gossip(peers: Peers, mode: str = "pending", now: int = NOW) -> Gossip:
     clock, nothing = SigningClock(lambda: now * 1_000_000_000), cast(Any, None)
-    sealer = Sealer(PrivateKey.generate(), clock)
-    context = Context("home", sealer, nothing, nothing, peers, Keys("home"))
-    return Introducer(context, portrait_of(context), mode)
+    signer = Signer(PrivateKey.generate(), clock)
+    context = Context("home", signer, nothing, nothing, peers, Keys("home"))
+    return Gossip(context, portrait_of(context), mode)
 
 
 def said(*cards: bytes, hops: int = 1) -> Introductions:
@@ -85,7 +85,7 @@ def said(*cards: bytes, hops: int = 1) -> Introductions:
 async def test_an_introduced_colony_is_pending_and_says_by_whom(keys: list[PrivateKey]) -> None:
     by, cat, *_ = keys
     peers = registry(trusted(by).peer)
-    taking = introducer(peers)
+    taking = gossip(peers)
     await taking.take_in(by.id, said(card(cat)))
     assert peers.state(cat.id) == PENDING
     assert peers.introducers(cat.id) == [by.id]
@@ -101,7 +101,7 @@ async def test_only_newer_cards_count_and_a_broken_one_hurts_nobody(
 ) -> None:
     by, cat, other, _ = keys
     peers = registry(trusted(by).peer)
-    taking = introducer(peers)
+    taking = gossip(peers)
     await taking.take_in(by.id, said(card(cat, "new", 5), b"nonsense", card(other)))
     assert peers.state(other.id) == PENDING
     await taking.take_in(by.id, said(card(cat, "old", 4)))
@@ -118,7 +118,7 @@ async def test_a_blocked_colony_and_we_ourselves_are_not_brought_back(
     by, cat, _, _ = keys
     me = PrivateKey.generate()
     peers = registry(trusted(by).peer, Peer(cat.id, BLOCKED, "cat", b"key", 1), key=me)
-    taking = introducer(peers, "trust")
+    taking = gossip(peers, "trust")
     await taking.take_in(by.id, said(card(cat, "cat", 9), card(me)))
     assert peers.state(cat.id) == BLOCKED
     assert peers.state(me.id) == ""
@@ -129,7 +129,7 @@ async def test_introductions_are_bounded_in_all_and_push_nobody_out() -> None:
     peers = registry(*(trusted(key).peer for key in keys))
     met = PrivateKey.generate()
     await peers.learn(open_card(card(met), NOW), card(met), near=False)
-    taking = introducer(peers)
+    taking = gossip(peers)
     for key in keys:
         await taking.take_in(key.id, said(*(card(PrivateKey.generate()) for _ in range(MOST))))
     pending = [entry for entry in peers.known.values() if entry.peer.state == PENDING]
@@ -143,8 +143,8 @@ async def test_introduced_cards_expire(keys: list[PrivateKey]) -> None:
     by, cat, seen, _ = keys
     peers = registry(trusted(by).peer)
     peers.sighted(seen.id, "10.0.0.1:1")
-    await introducer(peers).take_in(by.id, said(card(cat), card(seen)))
-    later = introducer(peers, now=NOW + 3601)
+    await gossip(peers).take_in(by.id, said(card(cat), card(seen)))
+    later = gossip(peers, now=NOW + 3601)
     later.prune()
     assert peers.state(cat.id) == ""
     assert peers.state(seen.id) == PENDING, "it was seen here, too"
@@ -201,7 +201,7 @@ async def test_introductions_can_mean_trust_or_nothing(tmp_path: Path) -> None:
         dog = await colonies.add("dog", introductions="off")
         await dog.trust(ant)
         await ant.trust(dog)
-        body = ant.fed.sealer.seal(Kind.INTRODUCTIONS, dog.key.id, Introductions([], 1))
+        body = ant.fed.signer.seal(Kind.INTRODUCTIONS, dog.key.id, Introductions([], 1))
         request = Request("POST", "/v1/introductions", "", {}, body, "x")
         assert (await dog.fed.server.handle(request)).status == 404
         statuses = [(await _ask(ant, bee)) for _ in range(8)]
@@ -217,9 +217,9 @@ async def test_an_old_message_that_somebody_kept_changes_nothing(tmp_path: Path,
         bee, cat = await colonies.add("bee"), await colonies.add("cat")
         for one, other in ((ant, bee), (bee, ant)):
             await one.trust(other)
-        now = bee.fed.introducer._message(ant.key.id)
-        known = [Introduction(cat.fed.portrait.card(), 1)]
-        kept = bee.fed.sealer.seal(
+        now = bee.fed.gossip._message(ant.key.id)
+        known = [Introduction(cat.fed.own_card.card(), 1)]
+        kept = bee.fed.signer.seal(
             Kind.INTRODUCTIONS, ant.key.id, msgspec.structs.replace(now, known=known)
         )
 
@@ -235,30 +235,30 @@ async def test_an_old_message_that_somebody_kept_changes_nothing(tmp_path: Path,
         assert await bring(kept) == ""
         await ant.restart()
         assert await bring(kept) == ""
-        link = ant.fed.links[bee.key.id]
+        connection = ant.fed.connections[bee.key.id]
 
-        async def replay(path: str, body: bytes, wait: float) -> Answer:
-            return Answer(200, "", kept)
+        async def replay(path: str, body: bytes, wait: float) -> PeerResponse:
+            return PeerResponse(200, "", kept)
 
-        guide, link.guide = link.guide, Led(replay)
-        assert await ant.fed.introducer.exchange(link) == 0, "it is no answer to what we ask, too"
+        guide, connection.guide = connection.guide, Led(replay)
+        assert await ant.fed.gossip.exchange(connection) == 0, "it is no answer to what we ask, too"
         assert ant.fed.peers.state(cat.key.id) == ""
-        link.guide = guide
+        connection.guide = guide
         # The key of then counts for a while, but not after what the next one said.
         await bee.rotate()
         await follows(ant, bee)
         assert await bring(_introduction(bee, ant)) == ""
         assert await bring(kept) == ""
         # It was well made: in time, it would have been taken.
-        late = bee.fed.introducer._message(ant.key.id)
+        late = bee.fed.gossip._message(ant.key.id)
         late = msgspec.structs.replace(late, known=known)
-        message = bee.fed.sealer.seal(Kind.INTRODUCTIONS, ant.key.id, late)
+        message = bee.fed.signer.seal(Kind.INTRODUCTIONS, ant.key.id, late)
         assert await bring(message) == (TRUSTED if mode == "trust" else PENDING)
 
 
 def _introduction(by: Colony, to: Colony) -> bytes:
-    message = by.fed.introducer._message(to.key.id)
-    return by.fed.sealer.seal(Kind.INTRODUCTIONS, to.key.id, message)
+    message = by.fed.gossip._message(to.key.id)
+    return by.fed.signer.seal(Kind.INTRODUCTIONS, to.key.id, message)
 
 
 async def test_the_card_of_a_trusted_colony_is_not_replaced_by_an_older_one(
@@ -268,7 +268,7 @@ async def test_the_card_of_a_trusted_colony_is_not_replaced_by_an_older_one(
     by, cat, *_ = keys
     data = card(cat, "now", 5)
     peers = registry(trusted(by).peer, trusted(cat, name="now", sequence=5, card=data).peer)
-    taking = introducer(peers, "trust")
+    taking = gossip(peers, "trust")
     for sequence in (4, 5):
         await taking.take_in(by.id, said(card(cat, "then", sequence)))
         entry = peers.get(cat.id)
@@ -277,6 +277,6 @@ async def test_the_card_of_a_trusted_colony_is_not_replaced_by_an_older_one(
 
 
 async def _ask(one: Colony, other: Colony) -> int:
-    body = one.fed.sealer.seal(Kind.INTRODUCTIONS, other.key.id, Introductions([], 1))
+    body = one.fed.signer.seal(Kind.INTRODUCTIONS, other.key.id, Introductions([], 1))
     request = Request("POST", "/v1/introductions", "", {}, body, "x")
     return (await other.fed.server.handle(request)).status

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.core.client import RpcError as CallError
-from federation.membership.invitations import Invitation, Invitations, Used
-from federation.membership.join import Joining
+from federation.membership.invitations import Invitation, Invitations, RedeemedInvitation
+from federation.membership.join import Joiner
 from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.policy import Policy
@@ -29,11 +29,11 @@ from federation.transport.tls import make_certificate, server_context
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
-from federation.wire.envelope import Kind, Opened, open_envelope
+from federation.wire.envelope import Kind, VerifiedMessage, open_envelope
 from federation.wire.invitation import Token, TokenError, read_token, write_token
 from federation.wire.messages import Hello, Join, Welcome
 from federation.wire.messages import load as load_message
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
@@ -168,9 +168,9 @@ class Inn(Lab):
 
     def __init__(self, client: Any) -> None:
         super().__init__(client)
-        portrait = portrait_of(self.context)
-        portrait.fingerprint, portrait.endpoints = FINGERPRINT, ["10.0.0.1:50081"]
-        self.invitations = Invitations(self.context, portrait)
+        own_card = portrait_of(self.context)
+        own_card.fingerprint, own_card.endpoints = FINGERPRINT, ["10.0.0.1:50081"]
+        self.invitations = Invitations(self.context, own_card)
         self.serve(*self.invitations.endpoints())
 
 
@@ -180,7 +180,7 @@ class Guest:
     def __init__(self, inn: Inn, secret: bytes, remote: str = "10.0.0.5") -> None:
         self.inn, self.secret, self.remote = inn, secret, remote
         self.key = PrivateKey.generate()
-        self.sealer = Sealer(self.key, SigningClock())
+        self.signer = Signer(self.key, SigningClock())
         self.nonce = secrets.token_bytes(16)
         now = int(time.time())
         card = Card(self.key.id, self.key.public_key, "guest", 1, "e" * 64, [], [2], now + 3600)
@@ -189,7 +189,7 @@ class Guest:
     async def say(self, **fields: Any) -> Response:
         message = Join(self.card, tokens.name_of(self.secret), self.nonce)
         message = msgspec.structs.replace(message, **fields)
-        body = self.sealer.seal(Kind.JOIN, self.inn.key.id, message)
+        body = self.signer.seal(Kind.JOIN, self.inn.key.id, message)
         return await self.inn.raw("join", body, self.remote)
 
     def welcome(self, response: Response) -> Welcome:
@@ -336,7 +336,7 @@ async def test_the_record_of_use_is_kept_for_a_while_only(inn: Inn) -> None:
     key = inn.keys.used_invitation(tokens.name_of(guest.secret))
     found = await inn.client.get(key)
     assert found is not None
-    used = unpack(found.value, Used)
+    used = unpack(found.value, RedeemedInvitation)
     assert used.joiner == guest.key.id
     await inn.invitations.sweep()
     assert await inn.client.get(key) is not None
@@ -378,7 +378,7 @@ async def test_who_knows_the_secret_does_not_queue_with_those_who_guess(inn: Inn
         await inn.raw("join", b"nonsense", remote)
 
     def sealed(message: Join) -> bytes:
-        return guest.sealer.seal(Kind.JOIN, inn.key.id, message)
+        return guest.signer.seal(Kind.JOIN, inn.key.id, message)
 
     first = sealed(Join(guest.card, name, guest.nonce))
     assert code(await inn.raw("join", first, guest.remote)) == "join_rate"
@@ -400,7 +400,7 @@ async def test_who_knows_the_secret_does_not_queue_with_those_who_guess(inn: Inn
     codes = [(await with_proof(inn, guest, first)).status for _ in range(30)]
     assert codes[-1] == 429
     another = Guest(inn, await secret_of(inn))
-    body = another.sealer.seal(
+    body = another.signer.seal(
         Kind.JOIN, inn.key.id, Join(another.card, tokens.name_of(another.secret), another.nonce)
     )
     another.welcome(await with_proof(inn, another, body))
@@ -410,11 +410,11 @@ async def test_another_daemon_learns_of_invitations_and_their_end(inn: Inn) -> N
     """What shows that a secret is known is looked up in memory, which follows the store."""
     guest = Guest(inn, await secret_of(inn))
     name = tokens.name_of(guest.secret)
-    elsewhere = Invitations(inn.context, inn.invitations.portrait)
+    elsewhere = Invitations(inn.context, inn.invitations.own_card)
     inn.serve(*elsewhere.endpoints())
     for number in range(700):
         await inn.raw("join", b"nonsense", f"10.1.{number // 250}.{number % 250}")
-    body = guest.sealer.seal(Kind.JOIN, inn.key.id, Join(guest.card, name, guest.nonce))
+    body = guest.signer.seal(Kind.JOIN, inn.key.id, Join(guest.card, name, guest.nonce))
     assert code(await with_proof(inn, guest, body)) == "join_rate"
     await elsewhere.load()
     guest.welcome(await with_proof(inn, guest, body))
@@ -471,7 +471,7 @@ async def test_a_store_that_fails_leaves_the_invitation(inn: Inn) -> None:
 
 async def test_a_blocked_colony_can_not_join(inn: Inn) -> None:
     guest = Guest(inn, await secret_of(inn))
-    await inn.raw("hello", guest.sealer.seal(Kind.HELLO, inn.key.id, Hello(guest.card)))
+    await inn.raw("hello", guest.signer.seal(Kind.HELLO, inn.key.id, Hello(guest.card)))
     await inn.peers.block(guest.key.id)
     assert code(await guest.say()) == "blocked"
     # Blocked by another daemon of the colony, of which this one has not heard.
@@ -484,9 +484,9 @@ async def test_a_blocked_colony_can_not_join(inn: Inn) -> None:
 
 async def test_a_join_is_no_way_around_other_checks(inn: Inn) -> None:
     guest = Guest(inn, await secret_of(inn))
-    body = guest.sealer.seal(Kind.SUBMIT, inn.key.id, submission())
+    body = guest.signer.seal(Kind.SUBMIT, inn.key.id, submission())
     assert code(await inn.raw("submit", body)) == "unknown_issuer"
-    hello = guest.sealer.seal(Kind.HELLO, inn.key.id, Hello(guest.card))
+    hello = guest.signer.seal(Kind.HELLO, inn.key.id, Hello(guest.card))
     assert code(await inn.raw("join", hello)) == "wrong_kind"
     inn.serve()
     assert code(await guest.say()) == "not_found"
@@ -522,10 +522,10 @@ class Door:
         """Serve until the nursery ends."""
         certificate, key, fingerprint = make_certificate(directory)
         listeners = await open_listeners("127.0.0.1", 0, server_context(certificate, key))
-        portrait = self.inn.invitations.portrait
-        portrait.port, portrait.fingerprint = bound_port(listeners), fingerprint
-        portrait.endpoints = [f"127.0.0.1:{portrait.port}"]
-        self.inn.serve(*self.inn.invitations.endpoints(), card=portrait.card)
+        own_card = self.inn.invitations.own_card
+        own_card.port, own_card.fingerprint = bound_port(listeners), fingerprint
+        own_card.endpoints = [f"127.0.0.1:{own_card.port}"]
+        self.inn.serve(*self.inn.invitations.endpoints(), card=own_card.card)
         serve = functools.partial(
             serve_http, limits=Limits(max_body=10_000), drain=trio.Event(), grace=1.0
         )
@@ -545,12 +545,12 @@ class Visitor:
 
     def __init__(self, inn: Inn) -> None:
         self.key = PrivateKey.generate()
-        sealer, keys = Sealer(self.key, SigningClock()), Keys("visitor")
-        self.peers = Peers(inn.client, keys, sealer)
-        context = Context("visitor", sealer, inn.client, inn.processes, self.peers, keys)
-        portrait = portrait_of(context)
-        portrait.fingerprint = "d" * 64
-        self.joining = Joining(context, portrait)
+        signer, keys = Signer(self.key, SigningClock()), Keys("visitor")
+        self.peers = Peers(inn.client, keys, signer)
+        context = Context("visitor", signer, inn.client, inn.processes, self.peers, keys)
+        own_card = portrait_of(context)
+        own_card.fingerprint = "d" * 64
+        self.joiner = Joiner(context, own_card)
 
 
 @pytest.fixture
@@ -564,7 +564,7 @@ async def test_joining_trusts_when_the_other_side_has_proven_the_same(inn: Inn, 
     token = await inn.invitations.invite(60, None, [])
     visitor, policy = Visitor(inn), Policy(rate=9)
     door.spoil = [True, False, True, True]
-    entry = await visitor.joining.join(write_token(token), policy)
+    entry = await visitor.joiner.join(write_token(token), policy)
     assert (entry.peer.state, entry.peer.id) == (TRUSTED, inn.key.id)
     assert visitor.peers.policy(inn.key.id) == policy
     assert inn.peers.state(visitor.key.id) == TRUSTED
@@ -576,14 +576,14 @@ async def test_joining_trusts_when_the_other_side_has_proven_the_same(inn: Inn, 
 async def test_who_does_not_know_the_secret_is_not_trusted_by_the_joiner(
     inn: Inn, door: Door
 ) -> None:
-    async def any_key(opened: Opened, join: Join, card: Card) -> bytes:
+    async def any_key(opened: VerifiedMessage, join: Join, card: Card) -> bytes:
         return b"?" * 32
 
     token = await inn.invitations.invite(60, None, [])
     inn.invitations._verify = any_key  # type: ignore[method-assign]
     visitor = Visitor(inn)
     with pytest.raises(RpcError, match="does not know the secret") as caught:
-        await visitor.joining.join(write_token(token), None)
+        await visitor.joiner.join(write_token(token), None)
     assert caught.value.status == 403
     assert visitor.peers.known == {}
 
@@ -592,20 +592,20 @@ async def test_joining_takes_back_a_block_of_ones_own(inn: Inn, door: Door) -> N
     visitor = Visitor(inn)
     for _ in range(2):
         token = await inn.invitations.invite(60, None, [])
-        await visitor.joining.join(write_token(token), None)
+        await visitor.joiner.join(write_token(token), None)
         assert visitor.peers.state(inn.key.id) == TRUSTED
         await visitor.peers.block(inn.key.id)
 
 
 async def test_an_address_that_is_dead_is_passed_over(inn: Inn, door: Door) -> None:
-    good = inn.invitations.portrait.endpoints[0]
+    good = inn.invitations.own_card.endpoints[0]
     token = await inn.invitations.invite(60, None, ["127.0.0.1:1", good])
     visitor = Visitor(inn)
-    entry = await visitor.joining.join(write_token(token), None)
+    entry = await visitor.joiner.join(write_token(token), None)
     assert entry.addresses()[0] == good
     dead = await inn.invitations.invite(60, None, ["127.0.0.1:1"])
     with pytest.raises(RpcError, match=r"127\.0\.0\.1:1") as caught:
-        await visitor.joining.join(write_token(dead), None)
+        await visitor.joiner.join(write_token(dead), None)
     assert caught.value.status == 409
     assert len(await inn.invitations.open()) == 1, "it is not used up by trying"
 

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 import trio
 
-from federation.peers.registry import TRUSTED, Former, Peer
+from federation.peers.registry import TRUSTED, FormerKey, Peer
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Hello, Submit, Successor
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from federation.wire.succession import OVERLAP, declare, prove
 from node.host.home import Home
 from node.host.keys import PrivateKey, read_key, write_key
@@ -34,9 +34,9 @@ NOW = int(time.time())
 def test_a_succession_is_proven_by_both_keys() -> None:
     old, new, thief = (PrivateKey.generate() for _ in range(3))
     declared = declare(old, new, NOW)
-    heir = prove(declared)
-    assert (heir.old, heir.new, heir.new_key) == (old.id, new.id, new.public_key)
-    assert heir.until == NOW + OVERLAP
+    succession = prove(declared)
+    assert (succession.old, succession.new, succession.new_key) == (old.id, new.id, new.public_key)
+    assert succession.until == NOW + OVERLAP
     stolen = declare(thief, new, NOW)
     mixed = [
         Successor(declared.by_old, stolen.by_new),
@@ -54,7 +54,7 @@ def test_a_succession_is_proven_by_both_keys() -> None:
 
 def test_a_peer_is_found_under_all_its_ids() -> None:
     root, now_is = "a" * 64, "b" * 64
-    former = Former(root, b"old", NOW + 10)
+    former = FormerKey(root, b"old", NOW + 10)
     peers = registry(Peer(root, TRUSTED, "ant", b"new", 1, current=now_is, former=[former]))
     for text in (root, now_is, "ant", now_is[:10]):
         assert peers.find(text).peer.id == root
@@ -154,13 +154,13 @@ def sealed(key: PrivateKey, to: Colony, **fields: Any) -> bytes:
     """A submission by whoever holds a key."""
     spec = b'{"funcname":"f","conditions":{"colonyname":"bee","executortype":"t"}}'
     message = Submit("7" * 64, 1, spec, "me", 1, [])
-    return Sealer(key, SigningClock()).seal(Kind.SUBMIT, to.key.id, message)
+    return Signer(key, SigningClock()).seal(Kind.SUBMIT, to.key.id, message)
 
 
 def greeting(key: PrivateKey, to: Colony, *successors: Successor) -> bytes:
     card = Card(key.id, key.public_key, "ant", 2**40, "f" * 64, [], [2], NOW + 3600)
     hello = Hello(sign_card(key, card, issued=NOW), successors=list(successors))
-    return Sealer(key, SigningClock()).seal(Kind.HELLO, to.key.id, hello)
+    return Signer(key, SigningClock()).seal(Kind.HELLO, to.key.id, hello)
 
 
 async def post(to: Colony, path: str, body: bytes) -> str:
@@ -185,7 +185,7 @@ async def test_a_stolen_old_key_is_worth_nothing_once_its_successor_is_known(
         # In the overlap, what the old key signed still counts; then it does not.
         assert await post(bee, "submit", sealed(stolen, bee)) == ""
         entry = bee.fed.peers.find("ant")
-        over = [Former(each.id, each.public_key, NOW - 1) for each in entry.peer.former]
+        over = [FormerKey(each.id, each.public_key, NOW - 1) for each in entry.peer.former]
         entry.peer = msgspec.structs.replace(entry.peer, former=over)
         assert await post(bee, "submit", sealed(stolen, bee)) == "superseded"
         assert await post(bee, "hello", greeting(stolen, bee)) == "superseded"
@@ -206,7 +206,7 @@ async def test_a_peer_that_was_away_learns_of_it_at_the_next_hello(tmp_path: Pat
         await ant.until(lambda: bool(ant.waiting()))
         await ant.rotate()
         assert bee.fed.peers.find("ant").peer.wire != ant.key.id
-        bee.fed.probes.ring()
+        bee.fed.probes.wake()
         await follows(bee, ant)
         with trio.fail_after(50):
             await ant.work("X")

@@ -13,22 +13,22 @@ from zeroconf import ServiceListener, Zeroconf
 
 from federation.network.discovery import (
     SERVICE,
-    Advert,
+    Advertisement,
     Sighting,
     discover,
     instance_name,
     sightings,
 )
 from federation.network.interfaces import Network
-from federation.network.monitor import Surroundings
+from federation.network.monitor import NetworkMonitor
 
 LOOPBACK = ["127.0.0.1"]
-ALPHA = Advert("a1" * 32, "0a" * 32, 50081)
-BETA = Advert("b2" * 32, "0b" * 32, 50082)
+ALPHA = Advertisement("a1" * 32, "0a" * 32, 50081)
+BETA = Advertisement("b2" * 32, "0b" * 32, 50082)
 TXT: dict[bytes, bytes | None] = {b"v": b"1", b"id": b"a1" * 32, b"fp": b"0a" * 32}
 
 
-def seen(advert: Advert, host: str = "127.0.0.1") -> Sighting:
+def seen(advert: Advertisement, host: str = "127.0.0.1") -> Sighting:
     return Sighting(advert.id, advert.fingerprint, host, advert.port)
 
 
@@ -37,13 +37,13 @@ def network_of_kind(loopback: bool) -> Network:
     return Network((), (), ("192.0.2.0/24", "2001:db8::/32"), (), (), loopback)
 
 
-def _same(advert: Advert) -> Advert:
+def _same(advert: Advertisement) -> Advertisement:
     return advert
 
 
-def around(*interfaces: str) -> Surroundings:
+def around(*interfaces: str) -> NetworkMonitor:
     """What is around a colony on these interfaces; the loopback one if none is named."""
-    found = Surroundings(list(interfaces) or LOOPBACK)
+    found = NetworkMonitor(list(interfaces) or LOOPBACK)
     found.start()
     return found
 
@@ -51,9 +51,9 @@ def around(*interfaces: str) -> Surroundings:
 def telling(found: trio.MemorySendChannel[Sighting]) -> Callable[[Sequence[Sighting]], None]:
     """Put what is heard into a channel."""
 
-    def heard(hints: Sequence[Sighting]) -> None:
-        for hint in hints:
-            found.send_nowait(hint)
+    def heard(candidates: Sequence[Sighting]) -> None:
+        for candidate in candidates:
+            found.send_nowait(candidate)
 
     return heard
 
@@ -98,7 +98,7 @@ class Watcher(ServiceListener):
 async def test_goodbye(nursery: trio.Nursery) -> None:
     """A colony that stops withdraws its announcement, well within its bound."""
     found, _ = trio.open_memory_channel[Sighting](math.inf)
-    colony = Advert("c3" * 32, "0c" * 32, 50083)
+    colony = Advertisement("c3" * 32, "0c" * 32, 50083)
     watcher = Watcher(instance_name(colony.id))
     zeroconf = await trio.to_thread.run_sync(lambda: Zeroconf(interfaces=LOOPBACK))
     try:
@@ -137,12 +137,15 @@ class TestSightings:
     """What is taken from an announcement that anybody on the network can make."""
 
     def hosts(self, *addresses: str, loopback: bool = False) -> list[str]:
-        return [hint.host for hint in sightings(TXT, addresses, 50081, network_of_kind(loopback))]
+        return [
+            candidate.host
+            for candidate in sightings(TXT, addresses, 50081, network_of_kind(loopback))
+        ]
 
     def test_good(self) -> None:
         """All that is announced, in one hint per address."""
-        hints = sightings(TXT, ["192.0.2.1"], 50081, network_of_kind(False))
-        assert hints == [seen(ALPHA, "192.0.2.1")]
+        candidates = sightings(TXT, ["192.0.2.1"], 50081, network_of_kind(False))
+        assert candidates == [seen(ALPHA, "192.0.2.1")]
 
     @pytest.mark.parametrize(
         "changes",

@@ -20,10 +20,9 @@ from msgspec.structs import replace
 
 from cli.work.process import forward_fields
 from federation.forward.chain import conclusion, trace
-from federation.forward.machine import Forward
-from federation.forward.machine import State as There
-from federation.forward.marker import Marker
-from federation.forward.path import Request, local_id
+from federation.forward.machine import Forward, ForwardState
+from federation.forward.path import OriginRequest, local_id
+from federation.forward.receipt import ReceiptRecord
 from federation.service.rpc_forwards import get_forward
 from federation.wire.card import open_card, sign_card
 from federation.wire.envelope import Kind, inspect, seal
@@ -52,7 +51,7 @@ class Relay:
 
     def __init__(self, bee: Colony, cat: Colony) -> None:
         self.bee, self.cat, self.honest = bee, cat, bee.handle
-        self.asked: dict[str, tuple[Submit, Request]] = {}
+        self.asked: dict[str, tuple[Submit, OriginRequest]] = {}
         self.below: dict[str, bytes] = {}
         self.throwaway: PrivateKey | None = None
         self.told: dict[str, Any] = {}  # changes of its own outcome
@@ -66,7 +65,7 @@ class Relay:
             return await self.honest(request)
         if what == "submit":
             submit = load(seen.payload, Submit)
-            asked = Request(seen.issuer, hashlib.sha256(request.body).digest())
+            asked = OriginRequest(seen.issuer, hashlib.sha256(request.body).digest())
             self.asked[submit.pid] = (submit, asked)
             there = local_id(seen.issuer, submit.pid, submit.attempt)
             answer: msgspec.Struct = Receipt(
@@ -83,9 +82,9 @@ class Relay:
         return self._answer(Kind.OUTCOMES, seen.issuer, Outcomes(found))
 
     def _answer(self, kind: Kind, to: str, message: msgspec.Struct) -> Response:
-        return Response(200, self.bee.fed.sealer.seal(kind, to, message), "application/cose")
+        return Response(200, self.bee.fed.signer.seal(kind, to, message), "application/cose")
 
-    async def _job(self, pid: str, there: str, asked: Request) -> None:
+    async def _job(self, pid: str, there: str, asked: OriginRequest) -> None:
         if self.throwaway is not None:
             told = Outcome(
                 there, 1, 2, b'["forged"]', [], local_id(self.bee.key.id, there, 1), "e" * 64, 1, 2,
@@ -97,16 +96,16 @@ class Relay:
                 expires=now + 60,
             )  # fmt: skip
             return
-        link = self.bee.fed.links[self.cat.key.id]
+        connection = self.bee.fed.connections[self.cat.key.id]
         mine = Submit(there, 1, OWN, "me", 1, [])
-        await link.post("/v2/submit", link.seal(Kind.SUBMIT, mine), Kind.RECEIPT)
+        await connection.post("/v2/submit", connection.seal(Kind.SUBMIT, mine), Kind.RECEIPT)
 
     async def _outcome(self, pid: str, origin: str) -> bytes:
         submit, asked = self.asked[pid]
         if pid not in self.below:
-            link = self.bee.fed.links[self.cat.key.id]
-            opened, _ = await link.post("/v2/outcomes", link.seal(Kind.POLL, Poll(20, [])),
-                                        Kind.OUTCOMES, 20)  # fmt: skip
+            connection = self.bee.fed.connections[self.cat.key.id]
+            poll = connection.seal(Kind.POLL, Poll(20, []))
+            opened, _ = await connection.post("/v2/outcomes", poll, Kind.OUTCOMES, 20)
             (self.below[pid],) = load(opened.payload, Outcomes).outcomes
         key = self.throwaway or self.cat.key
         there = local_id(origin, pid, submit.attempt)
@@ -115,7 +114,7 @@ class Relay:
             [key.public_key], asked.digest, asked.origin,
         )  # fmt: skip
         mine = msgspec.structs.replace(mine, **self.told)
-        return self.bee.fed.sealer.seal(Kind.OUTCOME, origin, mine)
+        return self.bee.fed.signer.seal(Kind.OUTCOME, origin, mine)
 
 
 @asynccontextmanager
@@ -211,15 +210,15 @@ async def test_what_is_checked_is_on_the_page(tmp_path: Path) -> None:
 ANT, BEE, CAT = (PrivateKey.generate() for _ in range(3))
 PID = "1" * 64
 AT_BEE = local_id(ANT.id, PID, 1)
-ASKED = Request(ANT.id, hashlib.sha256(b"what ant signed").digest())
-OTHER = Request(BEE.id, hashlib.sha256(b"what bee signed").digest())
+ASKED = OriginRequest(ANT.id, hashlib.sha256(b"what ant signed").digest())
+OTHER = OriginRequest(BEE.id, hashlib.sha256(b"what bee signed").digest())
 
 
 def outcome(key: PrivateKey, to: PrivateKey, told: Outcome) -> bytes:
     return seal(key, Kind.OUTCOME, to.id, dump(told), cti=b"o", issued=1, expires=9)
 
 
-def chain(above: Request, below: Request) -> bytes:
+def chain(above: OriginRequest, below: OriginRequest) -> bytes:
     """cat's outcome below bee's, each of which answers a submission."""
     cats = Outcome(
         AT_BEE, 1, 2, b'["X"]', [], local_id(BEE.id, AT_BEE, 1), "e", 1, 2,
@@ -232,7 +231,7 @@ def chain(above: Request, below: Request) -> bytes:
     return outcome(BEE, ANT, bees)
 
 
-def concluded(data: bytes, request: Request | None, **known: list[str]) -> tuple[bool, str]:
+def concluded(data: bytes, request: OriginRequest | None, **known: list[str]) -> tuple[bool, str]:
     steps = trace(data, BEE.id, BEE.public_key, [ANT.id], request=request)
     told, problem = conclusion(steps, ["cat"], known)
     return told is not None, problem
@@ -241,7 +240,7 @@ def concluded(data: bytes, request: Request | None, **known: list[str]) -> tuple
 def test_an_outcome_is_bound_to_what_was_asked_and_by_whom() -> None:
     held, problem = concluded(chain(ASKED, ASKED), ASKED)
     assert held, problem
-    nothing = Request()
+    nothing = OriginRequest()
     for above, below, why in (
         (ASKED, OTHER, "it answers another submission than the outcome above it"),
         (OTHER, OTHER, "it answers another submission, not the one"),
@@ -253,7 +252,7 @@ def test_an_outcome_is_bound_to_what_was_asked_and_by_whom() -> None:
         held, problem = concluded(chain(above, below), ASKED)
         assert not held
         assert why in problem
-    held, problem = concluded(chain(ASKED, ASKED), Request())
+    held, problem = concluded(chain(ASKED, ASKED), OriginRequest())
     assert not held
     assert "never sent from here" in problem
     # What ended before version 2 is looked at with less: its record does not tell what was asked.
@@ -278,7 +277,7 @@ async def test_to_a_peer_of_version_1_nothing_is_sent_until_it_is_upgraded(tmp_p
         await bee.trust(ant)
         await ant.trust(bee)
         entry = ant.fed.peers.known[bee.key.id]
-        card = open_card(bee.fed.portrait.card(), time.time())
+        card = open_card(bee.fed.own_card.card(), time.time())
 
         async def shows(versions: list[int], sequence: int) -> None:
             made = msgspec.structs.replace(card, versions=versions, sequence=sequence)
@@ -289,12 +288,12 @@ async def test_to_a_peer_of_version_1_nothing_is_sent_until_it_is_upgraded(tmp_p
         with trio.fail_after(50):
             processid = await ant.submit("bee")
             await until(20, lambda: _true("speaks version 1" in entry.error))
-            forward = ant.fed.ledger.entries[processid].forward
-            assert (forward.state, forward.attempts) == (There.QUEUED, 0)
+            forward = ant.fed.outbox.entries[processid].forward
+            assert (forward.state, forward.attempts) == (ForwardState.QUEUED, 0)
             assert "upgrade its daemon" in entry.peer.mismatch
             assert not bee.waiting()
             await shows([2], card.sequence + 2)
-            ant.fed.ledger.retry_now(bee.key.id)
+            ant.fed.outbox.retry_now(bee.key.id)
             await bee.work("X")
             assert (await ant.closed(processid)).output == ["X"]
 
@@ -312,17 +311,17 @@ async def test_what_is_under_way_while_both_are_upgraded_is_proven(tmp_path: Pat
         with trio.fail_after(50):
             processid = await ant.submit("bee")
             await ant.when(processid, lambda process: process.state == State.RUNNING)
-            await ant.until(lambda: not ant.fed.ledger.stale)
+            await ant.until(lambda: not ant.fed.outbox.stale)
             place = ant.fed.keys.forward(bee.key.id, processid)
-            mark = bee.fed.keys.marker(ant.key.id, processid)
-            forward, marker = await ant.client.get(place), await bee.client.get(mark)
+            mark = bee.fed.keys.receipt_record(ant.key.id, processid)
+            forward, receipt_record = await ant.client.get(place), await bee.client.get(mark)
             assert forward is not None
-            assert marker is not None
+            assert receipt_record is not None
             old = replace(unpack(forward.value, Forward), asked=b"", askedby="")
-            known = replace(unpack(marker.value, Marker), asked=b"", origin="")
+            known = replace(unpack(receipt_record.value, ReceiptRecord), asked=b"", origin="")
             await ant.client.commit(Txn([], [Put(place, pack(old)), Put(mark, pack(known))]))
-            ant.fed.ledger.mark(old)
-            await ant.fed.ledger.refresh_all()
+            ant.fed.outbox.mark(old)
+            await ant.fed.outbox.refresh_all()
             await bee.work("X")
             process = await ant.closed(processid)
             shown = await page(ant, processid)
@@ -342,8 +341,8 @@ async def test_what_was_never_sent_from_here_has_no_outcome(tmp_path: Path) -> N
             local = local_id(ant.key.id, processid, 1)
             told = Outcome(processid, 1, 2, b'["X"]', [], local, "", 1, 2, asked=b"x" * 32,
                            origin=ant.key.id)  # fmt: skip
-            sealed = bee.fed.sealer.seal(Kind.OUTCOME, ant.key.id, told)
-            await ant.fed.results.settle(ant.fed.links[bee.key.id], sealed)
+            sealed = bee.fed.signer.seal(Kind.OUTCOME, ant.key.id, told)
+            await ant.fed.outcome_poller.settle(ant.fed.connections[bee.key.id], sealed)
             process = await ant.process(processid)
     assert process.state == State.FAILED
     assert "never sent from here" in process.errors[0]

@@ -20,7 +20,7 @@ from federation.transport.errors import RemoteRefusal
 from federation.wire.envelope import Kind
 from federation.wire.messages import Carried, Chunk, Fetch, load
 from node.etcd.pages import whole
-from node.files.blobs import Vault
+from node.files.blobs import BlobStore
 from node.files.catalog import Files
 from node.files.tickets import Scope
 from node.model.errors import RpcError
@@ -42,8 +42,8 @@ def furnish(colony: Colony, path: Path, quota: int = 0) -> Files:
     """Give a colony a vault."""
     assert colony.node is not None
     files = colony.node.files
-    files.vault = Vault(path / f"{colony.name}-files", quota, time.time_ns)
-    colony.fed.depot.files = files
+    files.blobs = BlobStore(path / f"{colony.name}-files", quota, time.time_ns)
+    colony.fed.file_transfer.files = files
     return files
 
 
@@ -51,9 +51,9 @@ async def put(colony: Colony, label: str, name: str, data: bytes) -> File:
     """Store a file."""
     assert colony.node is not None
     files, checksum = colony.node.files, sum_of(data)
-    assert files.vault is not None
+    assert files.blobs is not None
     scope = Scope("PUT", colony.name, checksum, len(data), 0, "me")
-    await files.vault.write(scope, 0, data)
+    await files.blobs.write(scope, 0, data)
     await files.hold(colony.name, checksum, len(data))
     ref = Reference("colonyd")
     file = File(new_id(), colony.name, label, name, len(data), checksum, "SHA256", ref)
@@ -69,9 +69,9 @@ async def read(colony: Colony, label: str, name: str) -> bytes:
     """What an executor gets that asks its own colony."""
     assert colony.node is not None
     (file,) = await whole(colony.node.files.versions(colony.name, label, name))
-    assert colony.node.files.vault is not None
+    assert colony.node.files.blobs is not None
     assert await colony.node.files.holding(colony.name, file.checksum)
-    return await trio.Path(colony.node.files.vault.file(file.checksum)).read_bytes()
+    return await trio.Path(colony.node.files.blobs.file(file.checksum)).read_bytes()
 
 
 @asynccontextmanager
@@ -132,11 +132,11 @@ async def test_an_executor_finds_the_files_of_the_origin(tmp_path: Path) -> None
         await close(bee, far, "end")
         assert (await ant.closed(processid)).state == State.SUCCESSFUL
         # Another process fetches nothing anew.
-        fetched = bee.fed.depot.counters["fetched"]
+        fetched = bee.fed.file_transfer.counters["fetched"]
         assert fetched == len(BIG) + len(b"s") + len(b"v1")
         await ant.submit("bee", fs=fs)
         await take(bee)
-        assert bee.fed.depot.counters["fetched"] == fetched
+        assert bee.fed.file_transfer.counters["fetched"] == fetched
 
 
 async def test_wrong_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +144,8 @@ async def test_wrong_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         ant, bee = there.values()
         file = await put(ant, "/data", "f", b"right")
         assert ant.node is not None
-        assert ant.node.files.vault is not None
-        path = trio.Path(ant.node.files.vault.file(file.checksum))
+        assert ant.node.files.blobs is not None
+        path = trio.Path(ant.node.files.blobs.file(file.checksum))
         await path.write_bytes(b"wrong")
         process = await ant.closed(await ant.submit("bee", fs=mounts("/data")))
         assert process.state == State.FAILED
@@ -168,7 +168,7 @@ async def test_wrong_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(manifest, "MAX_BYTES", 7)
         process = await ant.closed(await ant.submit("bee", fs=mounts("/other")))
         assert "at most 7 bytes" in process.errors[0]
-        bee.fed.depot.files = None
+        bee.fed.file_transfer.files = None
         process = await ant.closed(await ant.submit("bee", fs=mounts("/none")))
         assert "no_files" in process.errors[0]
         process = await ant.closed(
@@ -184,7 +184,7 @@ async def test_what_takes_long_goes_on_where_it_stopped(
         ant, bee = there.values()
         await put(ant, "/data", "big", BIG)
         monkeypatch.setattr(depot, "_PATIENCE", 0.5)
-        served, read = 0, ant.fed.depot._read
+        served, read = 0, ant.fed.file_transfer._read
 
         async def slowly(fetch: Fetch) -> bytes:
             nonlocal served
@@ -196,7 +196,7 @@ async def test_what_takes_long_goes_on_where_it_stopped(
             served += len(data)
             return data
 
-        monkeypatch.setattr(ant.fed.depot, "_read", slowly)
+        monkeypatch.setattr(ant.fed.file_transfer, "_read", slowly)
         await ant.submit("bee", fs=mounts("/data"))
         far = await take(bee)
         assert bee.fed.server.counters["files_pending"] >= 1
@@ -222,9 +222,9 @@ async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
         async def fetch(
             who: Colony, checksum: str, pid: str = processid, attempt: int = 1
         ) -> bytes:
-            link = who.fed.links[ant.key.id]
-            body = link.seal(Kind.FETCH, Fetch(pid, attempt, checksum, 0))
-            opened, _ = await link.post("/v1/files", body, Kind.CHUNK)
+            connection = who.fed.connections[ant.key.id]
+            body = connection.seal(Kind.FETCH, Fetch(pid, attempt, checksum, 0))
+            opened, _ = await connection.post("/v1/files", body, Kind.CHUNK)
             return load(opened.payload, Chunk).data
 
         assert await fetch(bee, sent.checksum) == b"sent"
@@ -240,13 +240,13 @@ async def test_only_the_bytes_that_a_process_was_sent_with_and_only_to_its_peer(
         # A colony that only knows the checksum of another's file gets nothing of it.
         await put(cat, "/secret", "f", b"cat only")
         ant_says = [Carried("d", "/data", "f", 8, sum_of(b"cat only"))]
-        gathered = ant.fed.depot.gather
+        gathered = ant.fed.file_transfer.gather
 
         async def claim(process: Process) -> list[Carried] | None:
             assert await gathered(process) is not None
             return ant_says
 
-        monkeypatch.setattr(ant.fed.depot, "gather", claim)
+        monkeypatch.setattr(ant.fed.file_transfer, "gather", claim)
         process = await ant.closed(await ant.submit("cat", fs=mounts("/data")))
         assert "file_gone" in process.errors[0]
 
@@ -273,14 +273,14 @@ async def test_files_go_with_their_process(tmp_path: Path, monkeypatch: pytest.M
         processid = await ant.submit("bee", fs=mounts("/data"))
         far = await take(bee)
         monkeypatch.setattr(depot, "_STALE", -1)
-        await bee.fed.depot.sweep()
+        await bee.fed.file_transfer.sweep()
         assert await read(bee, label_of(far), "f") == b"x"
         await close(bee, far, "end")
         await ant.closed(processid)
-        while any(bee.fed.inbox.owing.owed.values()):
-            await ant.fed.results.poll_once(ant.fed.links[bee.key.id])
+        while any(bee.fed.inbox.outcome_queue.owed.values()):
+            await ant.fed.outcome_poller.poll_once(ant.fed.connections[bee.key.id])
         await bee.node.processes.remove("bee", far.processid)
-        await bee.fed.depot.sweep()
+        await bee.fed.file_transfer.sweep()
         assert [label.name for label in await whole(bee.node.files.labels("bee", "/"))] == ["/data"]
 
 

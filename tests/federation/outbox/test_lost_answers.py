@@ -40,9 +40,9 @@ class Silence:
 
 async def known(side: Side, peer: Side, process: Process) -> Forward:
     """The forward of a process as its sender has it."""
-    ledger = side.federation.ledger
-    await ledger.refresh(peer.key.id)
-    forward = ledger.entries[process.processid].forward
+    outbox = side.federation.outbox
+    await outbox.refresh(peer.key.id)
+    forward = outbox.entries[process.processid].forward
     assert forward.peer == peer.key.id
     return forward
 
@@ -64,13 +64,13 @@ async def test_what_a_peer_did_not_get_in_its_share_of_the_time(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ant, bee, cat = await three(client, BOTH)
-    process, link = await ant.submit(), wire(ant, bee)
-    link.trouble = Unsent("connection refused")
-    await deliver(ant, bee, link, process)
+    process, connection = await ant.submit(), wire(ant, bee)
+    connection.trouble = Unsent("connection refused")
+    await deliver(ant, bee, connection, process)
     await _age(ant, bee, process)
     silence = Silence(monkeypatch, cat)
     with pytest.raises(EtcdUnavailable):
-        await ant.federation.delivery.expire()
+        await ant.federation.sender.expire()
     assert silence.happened
     assert (await ant.load(process)).peer == cat.key.id
     assert [tried.peer for tried in (await known(ant, cat, process)).tried] == [bee.key.id]

@@ -7,8 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.forward import machine as outbox
-from federation.forward.machine import Act, Forward
+from federation.forward import machine
+from federation.forward.machine import Forward, ProcessAction
 from node.model.codec import pack, unpack
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
 from tests.support import forward_states
@@ -27,7 +27,7 @@ def forward_of(wait: int = 10, run: int = 20, retries: int = 0) -> Forward:
         conditions=Conditions(colonyname="lab", executortype="t"),
     )
     process = Process("a" * 64, "c" * 64, "me", "home", spec, BEGIN, BEGIN, peer=PEER)
-    return outbox.new_forward(process)
+    return machine.new_forward(process)
 
 
 def test_deadlines_come_from_the_spec() -> None:
@@ -43,93 +43,101 @@ def test_deadlines_come_from_the_spec() -> None:
 
 
 def test_the_entry_survives_the_store() -> None:
-    forward = outbox.sending(forward_of(), b"\x00sealed", BEGIN)
+    forward = machine.sending(forward_of(), b"\x00sealed", BEGIN)
     assert unpack(pack(forward), Forward) == forward
 
 
 def test_the_name_of_a_submission_depends_on_process_and_attempt_only() -> None:
     first = forward_of()
-    assert outbox.sending(first, b"x", BEGIN).cti == first.cti
+    assert machine.sending(first, b"x", BEGIN).cti == first.cti
     assert len(first.cti) == 16
 
 
 def test_a_copy_that_left_is_in_doubt_until_it_certainly_did_not() -> None:
-    sent = outbox.sending(forward_of(), b"sealed", BEGIN + 1)
-    assert (sent.state, sent.sent, sent.firstsent) == (outbox.State.DOUBT, 1, BEGIN + 1)
-    back = outbox.unsent(sent, "connection refused")
-    assert (back.state, back.sent, back.firstsent) == (outbox.State.QUEUED, 0, 0)
+    sent = machine.sending(forward_of(), b"sealed", BEGIN + 1)
+    assert (sent.state, sent.sent, sent.firstsent) == (machine.ForwardState.DOUBT, 1, BEGIN + 1)
+    back = machine.unsent(sent, "connection refused")
+    assert (back.state, back.sent, back.firstsent) == (machine.ForwardState.QUEUED, 0, 0)
     assert back.attempts == 1
     assert back.envelope == b"sealed", "a repeat must be the same bytes"
 
 
 def test_a_lost_answer_is_not_undone_by_a_later_refused_connection() -> None:
-    sent = outbox.lost(outbox.sending(forward_of(), b"sealed", BEGIN), "no answer")
-    again = outbox.unsent(outbox.sending(sent, b"sealed", BEGIN + 5), "connection refused")
-    assert (again.state, again.sent, again.firstsent) == (outbox.State.DOUBT, 1, BEGIN)
+    sent = machine.lost(machine.sending(forward_of(), b"sealed", BEGIN), "no answer")
+    again = machine.unsent(machine.sending(sent, b"sealed", BEGIN + 5), "connection refused")
+    assert (again.state, again.sent, again.firstsent) == (machine.ForwardState.DOUBT, 1, BEGIN)
 
 
 def test_an_accepted_receipt_starts_the_process() -> None:
-    move = outbox.received(outbox.sending(forward_of(), b"s", BEGIN), "accepted", "r" * 64, b"rc")
-    assert (move.act, move.stays) == (Act.START, True)
-    assert move.forward.state == outbox.State.ACCEPTED
-    assert move.forward.remoteprocessid == "r" * 64
-    assert move.forward.receipt == b"rc"
+    effect = machine.received(
+        machine.sending(forward_of(), b"s", BEGIN), "accepted", "r" * 64, b"rc"
+    )
+    assert (effect.act, effect.stays) == (ProcessAction.START, True)
+    assert effect.forward.state == machine.ForwardState.ACCEPTED
+    assert effect.forward.remoteprocessid == "r" * 64
+    assert effect.forward.receipt == b"rc"
 
 
 def test_a_receipt_that_says_cancelled_ends_it() -> None:
-    move = outbox.received(outbox.sending(forward_of(), b"s", BEGIN), "cancelled", "", b"rc")
-    assert (move.act, move.stays) == (Act.CANCEL, False)
+    effect = machine.received(machine.sending(forward_of(), b"s", BEGIN), "cancelled", "", b"rc")
+    assert (effect.act, effect.stays) == (ProcessAction.CANCEL, False)
 
 
 def test_a_refusal_of_the_only_copy_is_final() -> None:
-    sent = outbox.sending(forward_of(), b"s", BEGIN)
-    move = outbox.refused(sent, "untrusted", "not yet", "lab", BEGIN)
-    assert (move.act, move.stays, move.forward.state) == (Act.FAIL, False, outbox.State.REFUSED)
-    assert move.errors == ["peer lab refused: untrusted: not yet"]
+    sent = machine.sending(forward_of(), b"s", BEGIN)
+    effect = machine.refused(sent, "untrusted", "not yet", "lab", BEGIN)
+    assert (effect.act, effect.stays, effect.forward.state) == (
+        ProcessAction.FAIL,
+        False,
+        machine.ForwardState.REFUSED,
+    )
+    assert effect.errors == ["peer lab refused: untrusted: not yet"]
 
 
 def test_a_refusal_after_a_lost_answer_leaves_doubt() -> None:
-    twice = outbox.sending(outbox.sending(forward_of(), b"s", BEGIN), b"s", BEGIN + 5)
-    move = outbox.refused(twice, "untrusted", "not any more", "lab", BEGIN + 5)
-    assert move.forward.state == outbox.State.DOUBT
-    assert "the peer may still run it" in move.errors[0]
-    expired = outbox.refused(twice, "expired", "late", "lab", BEGIN + 5)
+    twice = machine.sending(machine.sending(forward_of(), b"s", BEGIN), b"s", BEGIN + 5)
+    effect = machine.refused(twice, "untrusted", "not any more", "lab", BEGIN + 5)
+    assert effect.forward.state == machine.ForwardState.DOUBT
+    assert "the peer may still run it" in effect.errors[0]
+    expired = machine.refused(twice, "expired", "late", "lab", BEGIN + 5)
     assert expired.stays, "that a repeat is too old says nothing of the first copy"
-    assert expired.act is Act.NOTHING
-    assert outbox.deadline_passed(expired.forward, BEGIN + 6, "lab", "") is None
+    assert expired.act is ProcessAction.NOTHING
+    assert machine.deadline_passed(expired.forward, BEGIN + 6, "lab", "") is None
 
 
 def test_what_never_left_fails_at_its_delivery_deadline_with_the_reason() -> None:
     queued = forward_of()
-    assert outbox.deadline_passed(queued, queued.deliver, "lab", "") is None
-    move = outbox.deadline_passed(queued, queued.deliver + 1, "lab", "connection refused")
-    assert move is not None
-    assert (move.act, move.stays) == (Act.FAIL, False)
-    assert move.errors == ["forward to peer lab not delivered by its deadline: connection refused"]
+    assert machine.deadline_passed(queued, queued.deliver, "lab", "") is None
+    effect = machine.deadline_passed(queued, queued.deliver + 1, "lab", "connection refused")
+    assert effect is not None
+    assert (effect.act, effect.stays) == (ProcessAction.FAIL, False)
+    assert effect.errors == [
+        "forward to peer lab not delivered by its deadline: connection refused"
+    ]
 
 
 def test_silence_after_sending_is_shown_as_doubt_and_the_peer_is_told_to_stop() -> None:
-    sent = outbox.sending(forward_of(), b"s", BEGIN)
-    accepted = outbox.received(sent, "accepted", "r" * 64, b"rc").forward
+    sent = machine.sending(forward_of(), b"s", BEGIN)
+    accepted = machine.received(sent, "accepted", "r" * 64, b"rc").forward
     for forward in (sent, accepted):
-        assert outbox.deadline_passed(forward, forward.deliver + 1, "lab", "") is None
-        move = outbox.deadline_passed(forward, forward.finish + 1, "lab", "")
-        assert move is not None
-        assert move.errors == [
+        assert machine.deadline_passed(forward, forward.deliver + 1, "lab", "") is None
+        effect = machine.deadline_passed(forward, forward.finish + 1, "lab", "")
+        assert effect is not None
+        assert effect.errors == [
             "no outcome from peer lab by the deadline: in doubt, the peer may still run it"
         ]
-        assert (move.act, move.stays) == (Act.FAIL, True)
-        assert move.forward.state == outbox.State.CANCELLING
+        assert (effect.act, effect.stays) == (ProcessAction.FAIL, True)
+        assert effect.forward.state == machine.ForwardState.CANCELLING
 
 
 def test_a_cancel_waits_for_the_outcome_only_where_the_process_was_known() -> None:
-    wish = outbox.cancelling(outbox.sending(forward_of(), b"s", BEGIN), BEGIN)
-    unknown = outbox.cancelled(wish, "", b"rc", BEGIN + 1)
-    assert (unknown.stays, unknown.forward.state) == (False, outbox.State.CLOSED)
-    known = outbox.cancelled(wish, "r" * 64, b"rc", BEGIN + 1)
+    wish = machine.cancelling(machine.sending(forward_of(), b"s", BEGIN), BEGIN)
+    unknown = machine.cancelled(wish, "", b"rc", BEGIN + 1)
+    assert (unknown.stays, unknown.forward.state) == (False, machine.ForwardState.CLOSED)
+    known = machine.cancelled(wish, "r" * 64, b"rc", BEGIN + 1)
     assert known.stays
     assert known.forward.receipt == b"rc"
-    given_up = outbox.deadline_passed(wish, wish.finish + 1, "lab", "")
+    given_up = machine.deadline_passed(wish, wish.finish + 1, "lab", "")
     assert given_up is not None
     assert not given_up.stays
 
@@ -138,21 +146,21 @@ def test_back_off_grows_from_one_second_to_five_minutes_with_jitter() -> None:
     chance = random.Random(1)
     for tries in range(1, 60):
         longest = min(300.0, 2.0 ** (tries - 1))
-        assert longest / 2 <= outbox.delay(tries, chance) <= longest
-    assert len({outbox.delay(5, chance) for _ in range(20)}) > 10
+        assert longest / 2 <= machine.delay(tries, chance) <= longest
+    assert len({machine.delay(5, chance) for _ in range(20)}) > 10
 
 
 def test_the_table_is_drawn_in_the_documentation() -> None:
     """`scripts/states` makes the drawing; each event and each state is somewhere in the table."""
     page = forward_states.PAGE.read_text("utf-8")
     assert forward_states.diagram() in page
-    assert {event for _, event in outbox.TRANSITIONS} == set(outbox.Event)
-    reached = {step.to for step in outbox.TRANSITIONS.values()}
-    assert {state for state, _ in outbox.TRANSITIONS} | reached == set(outbox.State)
-    for (state, event), step in outbox.TRANSITIONS.items():
+    assert {event for _, event in machine.TRANSITIONS} == set(machine.ForwardEvent)
+    reached = {step.to for step in machine.TRANSITIONS.values()}
+    assert {state for state, _ in machine.TRANSITIONS} | reached == set(machine.ForwardState)
+    for (state, event), step in machine.TRANSITIONS.items():
         # What a peer may run stays in the outbox, or the process is said to be in doubt.
         if step.certain:
-            assert (step.act, step.stays) == (Act.FAIL, False), (state, event)
+            assert (step.act, step.stays) == (ProcessAction.FAIL, False), (state, event)
 
 
 @settings(deadline=None)
@@ -161,11 +169,11 @@ def test_a_clock_that_is_set_leaves_what_was_left(by: int, passed: int) -> None:
     """Of each deadline; and one that had passed stays so."""
     forward = forward_of()
     before = forward.deliver - 10 * SECOND + passed
-    after = outbox.shifted(forward, by, before)
+    after = machine.shifted(forward, by, before)
     for name in ("deliver", "unheard", "finish"):
         was, now = getattr(forward, name), getattr(after, name)
         if was > before:
             assert now - (before + by) == was - before
         else:
             assert now == was
-    assert outbox.shifted(forward, 0, before) == forward
+    assert machine.shifted(forward, 0, before) == forward

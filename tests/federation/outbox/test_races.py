@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 import trio
 
-from federation.forward import machine as outbox
-from federation.forward.updates import Followed
+from federation.forward import machine
+from federation.forward.updates import FollowState
 from federation.outbox import updates as following
-from federation.outbox.updates import Follower
+from federation.outbox.updates import UpdateConsumer
 from federation.wire.messages import Extra, Line, News, Outcomes, dump
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
@@ -67,10 +67,10 @@ async def test_an_outcome_that_comes_again_leaves_nothing_in_memory(
         with trio.fail_after(SECONDS):
             processid = await ant.submit("bee")
             await bee.work("done")
-            ledger, event = ant.fed.ledger, ant.fed.ledger.activity.event
-            while ledger.entries or ledger.stale or ledger.reading or not silence.happened:
+            outbox, event = ant.fed.outbox, ant.fed.outbox.activity.event
+            while outbox.entries or outbox.stale or outbox.reading or not silence.happened:
                 await event.wait()
-                event = ledger.activity.event
+                event = outbox.activity.event
             assert (await ant.process(processid)).output == ["done"]
 
 
@@ -81,11 +81,14 @@ async def followed(client: EtcdClient) -> tuple[Side, Side, Wire, Process]:
     """ant has a process that runs at bee."""
     ant, bee, _ = await three(client, ALWAYS)
     bee.hire()
-    process, link = await ant.submit(), wire(ant, bee)
-    await deliver(ant, bee, link, process)
-    await ant.federation.ledger.refresh(bee.key.id)
-    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.State.ACCEPTED
-    return ant, bee, link, process
+    process, connection = await ant.submit(), wire(ant, bee)
+    await deliver(ant, bee, connection, process)
+    await ant.federation.outbox.refresh(bee.key.id)
+    assert (
+        ant.federation.outbox.entries[process.processid].forward.state
+        == machine.ForwardState.ACCEPTED
+    )
+    return ant, bee, connection, process
 
 
 def told(process: Process, **news: Any) -> Outcomes:
@@ -113,36 +116,36 @@ class Overtaking:
         client, federation = cast(EtcdClient, self.meddled), side.federation
         processes = Processes(client, Clock(time.time_ns))
         context = replace(federation.context, client=client, processes=processes)
-        ledger = replace(federation.ledger, context=context)
-        self.follower = Follower(context, ledger, federation.inbox.accounts)
+        outbox = replace(federation.outbox, context=context)
+        self.update_consumer = UpdateConsumer(context, outbox, federation.inbox.peer_quotas)
         self.meddled.first = self._move
 
     async def _move(self) -> None:
         self.moves += 1
-        cursor = Followed(self._peer, 1, start=self.moves)
+        cursor = FollowState(self._peer, 1, start=self.moves)
         await self.meddled.put(self._key, pack(cursor))
         self.meddled.first = self._move
 
 
 async def test_lines_after_those_that_are_stored_are_kept(client: EtcdClient) -> None:
     """An answer of the store was lost, or another daemon had the first ones."""
-    ant, _, link, process = await followed(client)
-    first = ant.federation.results.follower
+    ant, _, connection, process = await followed(client)
+    first = ant.federation.outcome_poller.update_consumer
     behind = follower_of(ant.federation)
     lines = some_lines(100)
-    await first.take(link, told(process, lines=lines[:38]))
+    await first.take(connection, told(process, lines=lines[:38]))
     for _ in range(2):
-        more = await behind.take(link, told(process, lines=lines, more=True))
+        more = await behind.take(connection, told(process, lines=lines, more=True))
         assert more == {process.processid}, "it was said that there is more, whoever stored these"
         assert await log_of(ant, process) == [line.message for line in lines]
 
 
 async def test_changes_are_kept_when_the_cursor_was_moved(client: EtcdClient) -> None:
-    ant, _, link, process = await followed(client)
-    first, behind = ant.federation.results.follower, follower_of(ant.federation)
-    await first.take(link, told(process, lines=some_lines(1)))
+    ant, _, connection, process = await followed(client)
+    first, behind = ant.federation.outcome_poller.update_consumer, follower_of(ant.federation)
+    await first.take(connection, told(process, lines=some_lines(1)))
     news: dict[str, Any] = {"version": 9, "added": [Extra("k", "v", 1)], "attributes": 1}
-    assert await behind.take(link, told(process, **news)) == set()
+    assert await behind.take(connection, told(process, **news)) == set()
     assert [each.key for each in (await ant.load(process)).attributes] == ["k"]
     assert behind.counters["unfit"] == 0
     known = behind.of(process.processid)
@@ -160,58 +163,67 @@ async def test_changes_are_kept_when_the_cursor_was_moved(client: EtcdClient) ->
 async def test_what_is_overtaken_again_and_again_is_asked_for_again(
     client: EtcdClient, news: dict[str, Any]
 ) -> None:
-    ant, bee, link, process = await followed(client)
+    ant, bee, connection, process = await followed(client)
     other = Overtaking(ant, process, bee)
-    assert await other.follower.take(link, told(process, **news)) == {process.processid}
+    assert await other.update_consumer.take(connection, told(process, **news)) == {
+        process.processid
+    }
     assert other.moves == following._TRIES
-    known = other.follower.of(process.processid)
+    known = other.update_consumer.of(process.processid)
     assert known is not None
     assert (known[0].line, known[0].attributes, known[0].version) == (0, 0, 0)
     other.meddled.first = None
-    assert await other.follower.take(link, told(process, **news)) == set()
+    assert await other.update_consumer.take(connection, told(process, **news)) == set()
     stored = await ant.load(process)
     assert len(await log_of(ant, process)) + len(stored.attributes) in (1, 2)
 
 
 async def test_what_takes_nothing_more_is_passed_over_as_before(client: EtcdClient) -> None:
-    ant, _, link, process = await followed(client)
-    follower = ant.federation.results.follower
-    assert await follower.take(link, told(process, version=9, output=b"x", out=b"{}")) == set()
-    assert follower.counters["unfit"] == 1
-    known = follower.of(process.processid)
+    ant, _, connection, process = await followed(client)
+    update_consumer = ant.federation.outcome_poller.update_consumer
+    assert (
+        await update_consumer.take(connection, told(process, version=9, output=b"x", out=b"{}"))
+        == set()
+    )
+    assert update_consumer.counters["unfit"] == 1
+    known = update_consumer.of(process.processid)
     assert known is not None
     assert known[0].version == 9
     await ant.client.delete(keys.process("ant", process.processid))
-    more = await follower.take(link, told(process, lines=some_lines(3), more=True))
+    more = await update_consumer.take(connection, told(process, lines=some_lines(3), more=True))
     assert more == set(), "of what is gone nothing more is wanted"
 
 
 async def test_a_tail_that_was_not_asked_about_is_not_dropped(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ant, bee, link, process = await followed(client)
-    follower = ant.federation.results.follower
+    ant, bee, connection, process = await followed(client)
+    update_consumer = ant.federation.outcome_poller.update_consumer
     pids = [digit * 64 for digit in "123"]
     for pid in pids:
-        cursor = Followed(bee.key.id, 1, tail=True)
+        cursor = FollowState(bee.key.id, 1, tail=True)
         revision = await client.put(ant.federation.keys.followed(pid), pack(cursor))
-        follower.known[pid] = (cursor, revision)
-    del ant.federation.ledger.entries[process.processid]
+        update_consumer.known[pid] = (cursor, revision)
+    del ant.federation.outbox.entries[process.processid]
     monkeypatch.setattr(following, "MOST_FOLLOWED", 1)
     for left in (2, 1, 0):
-        await ant.federation.results.poll_once(link)
-        assert len(follower.tails(bee.key.id)) == left
+        await ant.federation.outcome_poller.poll_once(connection)
+        assert len(update_consumer.tails(bee.key.id)) == left
 
 
 async def test_a_repeat_finds_the_rest_that_the_store_has_noted(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The closing with its note that there is more happened, without an answer."""
-    ant, bee, link, process = await followed(client)
+    ant, bee, connection, process = await followed(client)
     there = await bee.assign(5)
     await bee.processes.close("bee", there.processid, bee.worker.executorid, State.SUCCESSFUL)
-    (sealed,) = (await bee.federation.inbox.owing._owed(ant.key.id)).values()
-    results, commit, lost = ant.federation.results, EtcdClient.commit, list[TxnResult]()
+    (sealed,) = (await bee.federation.inbox.outcome_queue._owed(ant.key.id)).values()
+    outcome_poller, commit, lost = (
+        ant.federation.outcome_poller,
+        EtcdClient.commit,
+        list[TxnResult](),
+    )
 
     async def silent(store: EtcdClient, txn: Txn) -> TxnResult:
         result = await commit(store, txn)
@@ -222,12 +234,12 @@ async def test_a_repeat_finds_the_rest_that_the_store_has_noted(
 
     monkeypatch.setattr(EtcdClient, "commit", silent)
     with pytest.raises(EtcdUnavailable):
-        await results.settle(link, sealed, None)
-    assert results.follower.tails(bee.key.id) == []
-    await results.settle(link, sealed, None)
-    assert results.follower.tails(bee.key.id) == [process.processid]
-    await ant.federation.ledger.refresh(bee.key.id)
-    assert ant.federation.ledger.entries == {}
+        await outcome_poller.settle(connection, sealed, None)
+    assert outcome_poller.update_consumer.tails(bee.key.id) == []
+    await outcome_poller.settle(connection, sealed, None)
+    assert outcome_poller.update_consumer.tails(bee.key.id) == [process.processid]
+    await ant.federation.outbox.refresh(bee.key.id)
+    assert ant.federation.outbox.entries == {}
 
 
 # -- debts -------------------------------------------------------------------------------
@@ -239,7 +251,7 @@ async def owed(client: EtcdClient) -> tuple[Side, Side, Process]:
     there = await bee.assign(5)
     other = Processes(client, Clock(time.time_ns))
     await other.close("bee", there.processid, bee.worker.executorid, State.SUCCESSFUL, output=[1])
-    assert not bee.federation.inbox.owing.owed
+    assert not bee.federation.inbox.outcome_queue.owed
     return ant, bee, await bee.load(there)
 
 
@@ -272,7 +284,7 @@ async def test_memory_of_debts_is_set_right(client: EtcdClient, how: str) -> Non
 
     async def look() -> None:
         if how == "a poll":
-            await inbox.owing._owed(ant.key.id)
+            await inbox.outcome_queue._owed(ant.key.id)
         else:
             await inbox.sweep()
 
@@ -311,14 +323,14 @@ async def test_what_ends_while_debts_are_listed_is_not_forgotten(
     client: EtcdClient, how: str
 ) -> None:
     ant, bee, there = await owed(client)
-    owing = bee.federation.inbox.owing
+    outcome_queue = bee.federation.inbox.outcome_queue
     await client.delete(there.notify)
-    between = cast(EtcdClient, Between(client, lambda: owing.closed(there)))
-    owing.context = replace(owing.context, client=between)
+    between = cast(EtcdClient, Between(client, lambda: outcome_queue.closed(there)))
+    outcome_queue.context = replace(outcome_queue.context, client=between)
     if how == "a poll":
-        await owing._owed(ant.key.id)
+        await outcome_queue._owed(ant.key.id)
     else:
-        await owing.load()
+        await outcome_queue.load()
     assert "has not fetched" in bee.federation.inbox.removable(there)
 
 
@@ -329,7 +341,7 @@ async def test_what_gets_ready_is_looked_at_anew(client: EtcdClient) -> None:
     ant, _, __ = await three(client, RouteConfig(when="waiting > 1h", to="bee"))
     process = await ant.submit()
     await ant.tick()
-    waiting = ant.federation.waiting
+    waiting = ant.federation.requeuer
     assert process.processid in waiting._class_of
     waiting.ready(process.processid)
     assert waiting._class_of == {}

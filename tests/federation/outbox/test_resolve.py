@@ -15,14 +15,14 @@ import pytest
 import trio
 
 from cli.core.client import RpcError
-from federation.forward import machine as outbox
-from federation.outbox.ledger import Ledger
+from federation.forward import machine
+from federation.outbox.outbox import Outbox
 from federation.outbox.resolve import resolve
 from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import Peers
 from federation.wire.clock import SigningClock
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.clock import Clock
@@ -192,28 +192,28 @@ class Overtaken(Meddled):
         return found
 
 
-async def doubtful(client: EtcdClient) -> tuple[Overtaken, Ledger, Process, list[Op]]:
+async def doubtful(client: EtcdClient) -> tuple[Overtaken, Outbox, Process, list[Op]]:
     """A process in doubt, and what takes its forward away."""
     store = Overtaken(client)
     meddled = cast(EtcdClient, store)
     key, peer, federated = PrivateKey.generate(), PrivateKey.generate(), Keys("ant")
-    sealer, processes = Sealer(key, SigningClock()), Processes(meddled, Clock(time.time_ns))
-    peers = Peers(meddled, federated, sealer)
-    ledger = ledger_of(Context("ant", sealer, meddled, processes, peers, federated))
+    signer, processes = Signer(key, SigningClock()), Processes(meddled, Clock(time.time_ns))
+    peers = Peers(meddled, federated, signer)
+    outbox = ledger_of(Context("ant", signer, meddled, processes, peers, federated))
     spec = FunctionSpec(funcname="f", conditions=Conditions("bee", executortype="t"))
     now = time.time_ns()
     process = Process("a" * 64, "b" * 64, "me", "ant", spec, now, now, peer=peer.id)
-    forward = outbox.sending(outbox.new_forward(process), b"sealed", now)
+    forward = machine.sending(machine.new_forward(process), b"sealed", now)
     place = federated.forward(peer.id, process.processid)
     await client.commit(store_processes.submit(process, b"", [Put(place, pack(forward))]).txn)
-    return store, ledger, process, [Delete(place)]
+    return store, outbox, process, [Delete(place)]
 
 
 async def close(client: EtcdClient, process: Process, extra: list[Op]) -> None:
     """Another daemon takes in that the process failed."""
     others = Processes(client, Clock(time.time_ns))
 
-    def step(known: Process, revision: int) -> store_processes.Step:
+    def step(known: Process, revision: int) -> store_processes.Transition:
         now = time.time_ns()
         return store_processes.close(
             known, revision, State.FAILED, now, errors=["theirs"], extra=extra
@@ -225,26 +225,26 @@ async def close(client: EtcdClient, process: Process, extra: list[Op]) -> None:
 async def test_an_outcome_that_comes_before_the_forward_is_read_is_what_is_told(
     client: EtcdClient,
 ) -> None:
-    store, ledger, process, gone = await doubtful(client)
+    store, outbox, process, gone = await doubtful(client)
     store.before = lambda: close(client, process, gone)
     with pytest.raises(NodeError, match="failed already, and stays so") as caught:
-        await resolve(ledger, process.processid, requeue=True)
+        await resolve(outbox, process.processid, requeue=True)
     assert caught.value.status == 400
 
 
 async def test_an_outcome_that_comes_after_the_forward_was_read_is_what_is_told(
     client: EtcdClient,
 ) -> None:
-    store, ledger, process, _ = await doubtful(client)
+    store, outbox, process, _ = await doubtful(client)
     store.after = lambda: close(client, process, [])
     with pytest.raises(NodeError, match="failed already, and stays so") as caught:
-        await resolve(ledger, process.processid, requeue=True)
+        await resolve(outbox, process.processid, requeue=True)
     assert caught.value.status == 400
 
 
 async def test_a_process_without_a_forward_is_to_be_looked_at_again(client: EtcdClient) -> None:
-    _, ledger, process, gone = await doubtful(client)
+    _, outbox, process, gone = await doubtful(client)
     await client.commit(Txn([], gone))
     with pytest.raises(NodeError, match="no forward of the process is under way") as caught:
-        await resolve(ledger, process.processid, requeue=False)
+        await resolve(outbox, process.processid, requeue=False)
     assert caught.value.status == 409

@@ -16,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.core.client import RpcError as CallError
-from federation.forward import machine as outbox
-from federation.forward.machine import Act, Forward
-from federation.forward.machine import State as There
-from federation.forward.marker import Marker
+from federation.forward import machine
+from federation.forward.machine import Forward, ForwardState, ProcessAction
+from federation.forward.receipt import ReceiptRecord
 from federation.inbox.accept import Inbox
-from federation.outbox.ledger import Detour, Ledger
-from federation.outbox.revoke import Endings
+from federation.outbox.outbox import Outbox, Reroute
+from federation.outbox.revoke import Revocation
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.wire.envelope import Kind
 from federation.wire.messages import Poll
@@ -53,22 +52,26 @@ Make = Callable[..., Daemon]
 
 
 @given(
-    st.sampled_from([There.QUEUED, There.DOUBT, There.ACCEPTED, There.CANCELLING]),
+    st.sampled_from(
+        [ForwardState.QUEUED, ForwardState.DOUBT, ForwardState.ACCEPTED, ForwardState.CANCELLING]
+    ),
     st.integers(0, 3),
 )
-def test_only_what_never_left_is_said_not_to_have_run(state: There, sent: int) -> None:
+def test_only_what_never_left_is_said_not_to_have_run(state: ForwardState, sent: int) -> None:
     forward = Forward("1" * 64, "2" * 64, 1, 9, 9, 9, state=state, sent=sent)
-    move = outbox.blocked(forward, "bee", 5)
-    assert move.stays is False
-    assert move.certain == (state == There.QUEUED)
-    assert "bee" in move.forward.lasterror
-    assert "block" in move.forward.lasterror
-    if state == There.CANCELLING:
-        assert move.act is Act.NOTHING
+    effect = machine.blocked(forward, "bee", 5)
+    assert effect.stays is False
+    assert effect.certain == (state == ForwardState.QUEUED)
+    assert "bee" in effect.forward.lasterror
+    assert "block" in effect.forward.lasterror
+    if state == ForwardState.CANCELLING:
+        assert effect.act is ProcessAction.NOTHING
         return
-    assert move.act is Act.FAIL
-    assert ("in doubt" in move.errors[0]) == (state != There.QUEUED)
-    assert move.forward.state == (There.CLOSED if state == There.QUEUED else There.DOUBT)
+    assert effect.act is ProcessAction.FAIL
+    assert ("in doubt" in effect.errors[0]) == (state != ForwardState.QUEUED)
+    assert effect.forward.state == (
+        ForwardState.CLOSED if state == ForwardState.QUEUED else ForwardState.DOUBT
+    )
 
 
 # -- with a store ------------------------------------------------------------------------
@@ -77,21 +80,21 @@ def test_only_what_never_left_is_said_not_to_have_run(state: There, sent: int) -
 class Sending(Closing):
     """Forwards and closes, as the service does."""
 
-    def __init__(self, inbox: Inbox, ledger: Ledger) -> None:
+    def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
         super().__init__(inbox)
-        self.ledger = ledger
+        self.outbox = outbox
 
     def forwarding(self, process: Process) -> Addition:
         """As `Attachment.forwarding`."""
-        return self.ledger.forwarding(process)
+        return self.outbox.forwarding(process)
 
     def cancelling(self, process: Process) -> Addition:
         """As `Attachment.cancelling`."""
-        return self.ledger.cancelling(process)
+        return self.outbox.cancelling(process)
 
     def submitted(self, process: Process) -> None:
         """As `Attachment.submitted`."""
-        self.ledger.touched(process)
+        self.outbox.touched(process)
 
 
 class Front(Lab):
@@ -103,21 +106,21 @@ class Front(Lab):
 
     def start(self) -> None:
         """Everything in memory is new; the keys of both colonies stay."""
-        self.peers = Peers(self.client, self.keys, self.context.sealer)
+        self.peers = Peers(self.client, self.keys, self.context.signer)
         self.processes = Processes(self.client, Clock(time.time_ns))
         self.context = replace(self.context, peers=self.peers, processes=self.processes)
-        self.ledger = ledger_of(self.context)
-        self.inbox = inbox_of(self.context, self.ledger)
-        self.handout = assigning(self.processes)
-        self.processes.attach(Sending(self.inbox, self.ledger))
-        self.endings = Endings(self.context, self.ledger)
+        self.outbox = ledger_of(self.context)
+        self.inbox = inbox_of(self.context, self.outbox)
+        self.assigner = assigning(self.processes)
+        self.processes.attach(Sending(self.inbox, self.outbox))
+        self.revocation = Revocation(self.context, self.outbox)
         self.serve()
 
     async def restart(self) -> None:
         self.start()
         await self.peers.load()
-        await self.inbox.owing.load()
-        await self.ledger.load()
+        await self.inbox.outcome_queue.load()
+        await self.outbox.load()
 
     async def forward(self, state: str) -> str:
         """A process of ours on its way to the peer, as far as `state`."""
@@ -128,20 +131,20 @@ class Front(Lab):
         )  # fmt: skip
         await self.processes.submit(process, b"")
         pid = process.processid
-        await self.ledger.refresh(self.other.id)
-        entry = self.ledger.entries[pid]
-        if state != There.QUEUED:
-            await self.ledger.save(
-                entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward
+        await self.outbox.refresh(self.other.id)
+        entry = self.outbox.entries[pid]
+        if state != ForwardState.QUEUED:
+            await self.outbox.save(
+                entry, machine.sending(entry.forward, b"sealed", 1), entry.forward
             )
-        if state in (There.ACCEPTED, There.CANCELLING):
-            move = outbox.received(entry.forward, "accepted", "9" * 64, b"receipt")
-            await self.ledger.apply(entry, move, entry.forward)
-            await self.ledger.refresh(self.other.id)
-        if state == There.CANCELLING:
+        if state in (ForwardState.ACCEPTED, ForwardState.CANCELLING):
+            effect = machine.received(entry.forward, "accepted", "9" * 64, b"receipt")
+            await self.outbox.apply(entry, effect, entry.forward)
+            await self.outbox.refresh(self.other.id)
+        if state == ForwardState.CANCELLING:
             await self.processes.cancel("lab", pid)
-            await self.ledger.refresh(self.other.id)
-        assert self.ledger.entries[pid].forward.state == state
+            await self.outbox.refresh(self.other.id)
+        assert self.outbox.entries[pid].forward.state == state
         return pid
 
     async def process(self, pid: str) -> Process:
@@ -160,7 +163,7 @@ class Front(Lab):
 
     async def taken(self) -> Process:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        return await self.handout.assign(candidate, WORKER, 0)
+        return await self.assigner.assign(candidate, WORKER, 0)
 
 
 @pytest.fixture
@@ -174,34 +177,34 @@ async def front(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Front]:
 
 async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
     states = (
-        There.QUEUED,
-        There.DOUBT,
-        There.ACCEPTED,
-        There.CANCELLING,
+        ForwardState.QUEUED,
+        ForwardState.DOUBT,
+        ForwardState.ACCEPTED,
+        ForwardState.CANCELLING,
     )
     pids = {state: await front.forward(state) for state in states}
     entry = await front.peers.block(front.other.id)
     assert (entry.peer.state, entry.peer.ending) == (BLOCKED, True)
-    assert front.endings.due() == {front.other.id}
-    await front.endings.sweep(front.other.id)
+    assert front.revocation.due() == {front.other.id}
+    await front.revocation.sweep(front.other.id)
     assert entry.peer.ending is False
     expected = {
-        There.QUEUED: (
+        ForwardState.QUEUED: (
             State.FAILED,
             "before this was sent: it never ran",
-            There.CLOSED,
+            ForwardState.CLOSED,
         ),
-        There.DOUBT: (
+        ForwardState.DOUBT: (
             State.FAILED,
             "in doubt, the peer may still run it",
-            There.DOUBT,
+            ForwardState.DOUBT,
         ),
-        There.ACCEPTED: (
+        ForwardState.ACCEPTED: (
             State.FAILED,
             "in doubt, the peer may still run it",
-            There.DOUBT,
+            ForwardState.DOUBT,
         ),
-        There.CANCELLING: (State.CANCELLED, "", There.CLOSED),
+        ForwardState.CANCELLING: (State.CANCELLED, "", ForwardState.CLOSED),
     }
     for state, (ends, told, recorded) in expected.items():
         process, record = await front.process(pids[state]), await front.record(pids[state])
@@ -210,29 +213,30 @@ async def test_each_forward_ends_with_what_is_known_of_it(front: Front) -> None:
         assert record.state == recorded
     listing = await front.client.range(front.keys.outbox)
     assert listing.items == []
-    await front.ledger.refresh_all()
-    assert front.ledger.entries == {}
-    assert front.endings.due() == set()
+    await front.outbox.refresh_all()
+    assert front.outbox.entries == {}
+    assert front.revocation.due() == set()
 
 
 async def test_what_came_by_a_route_and_never_left_goes_elsewhere(front: Front) -> None:
-    pids = [await front.forward(state) for state in (There.QUEUED, There.DOUBT)]
+    pids = [await front.forward(state) for state in (ForwardState.QUEUED, ForwardState.DOUBT)]
     for pid in pids:
-        entry = front.ledger.entries[pid]
-        await front.ledger.save(
+        entry = front.outbox.entries[pid]
+        await front.outbox.save(
             entry, msgspec.structs.replace(entry.forward, retry=True), entry.forward
         )
     other = "3" * 64
 
     class Elsewhere:
-        def elsewhere(self, process: Process, move: outbox.Move) -> Detour:
-            return Detour(
-                other, msgspec.structs.replace(move.forward, peer=other, state=There.QUEUED)
+        def elsewhere(self, process: Process, effect: machine.Effect) -> Reroute:
+            return Reroute(
+                other,
+                msgspec.structs.replace(effect.forward, peer=other, state=ForwardState.QUEUED),
             )
 
-    front.ledger.detours = Elsewhere()
+    front.outbox.detours = Elsewhere()
     await front.peers.block(front.other.id)
-    await front.endings.sweep(front.other.id)
+    await front.revocation.sweep(front.other.id)
     moved, doubtful = [await front.process(pid) for pid in pids]
     assert (moved.state, moved.peer) == (State.WAITING, other)
     assert (doubtful.state, doubtful.peer) == (State.FAILED, front.other.id)
@@ -247,7 +251,7 @@ async def test_what_it_has_here_is_cancelled_and_owed_but_not_served(front: Fron
     await front.run_one()
     await front.accept(3)
     await front.peers.block(front.other.id)
-    await front.endings.sweep(front.other.id)
+    await front.revocation.sweep(front.other.id)
     ended = await front.process(running.processid)
     assert ended.state == State.CANCELLED
     assert ended.errors == ["colony field, where this came from, was blocked"]
@@ -259,7 +263,7 @@ async def test_what_it_has_here_is_cancelled_and_owed_but_not_served(front: Fron
     assert front.processes.running.count_of(front.other.id) == 0
     refused = await front.post("outcomes", Kind.POLL, Poll(0, []))
     assert code(refused) == "blocked"
-    assert len(front.inbox.owing.owed[front.other.id]) == 3
+    assert len(front.inbox.outcome_queue.owed[front.other.id]) == 3
     await front.peers.trust(front.other.id)
     states = sorted(outcome.state for outcome in await front.poll())
     assert states == [State.SUCCESSFUL, State.CANCELLED, State.CANCELLED]
@@ -282,15 +286,15 @@ async def test_what_it_has_in_a_workflow_here_ends_and_the_workflow_with_it(fron
     theirs = msgspec.structs.replace(
         one, origin=front.other.id, notify=front.keys.owed(front.other.id, pid)
     )
-    marker = Marker(b"", 1, one.processid, b"", 0)
+    receipt_record = ReceiptRecord(b"", 1, one.processid, b"", 0)
     ops: list[Op] = [
         Put(place, pack(theirs)),
-        Put(front.keys.marker(front.other.id, pid), pack(marker)),
+        Put(front.keys.receipt_record(front.other.id, pid), pack(receipt_record)),
     ]
     await front.client.commit(Txn([], ops))
     await front.restart()
     await front.peers.block(front.other.id)
-    await front.endings.sweep(front.other.id)
+    await front.revocation.sweep(front.other.id)
     ended = await front.process(one.processid)
     assert (ended.state, ended.errors) == (
         State.CANCELLED,
@@ -327,7 +331,7 @@ async def test_a_workflow_ends_whose_nodes_a_blocked_colony_has(tmp_path: Path) 
         second, later = await submit(spec("a", "ant"), spec("b", "bee", "a"))
         with trio.fail_after(50):
             await bee.until(lambda: bool(bee.waiting()))
-            await ant.fed.decisions.block(bee.key.id)
+            await ant.fed.trust_admin.block(bee.key.id)
             assert (await ant.closed(nodes[0])).state == State.FAILED
             assert (await ant.closed(nodes[1])).state == State.FAILED
             await ant.work("X")
@@ -351,18 +355,18 @@ async def test_a_poll_that_waits_is_refused_at_once(front: Front) -> None:
     with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
-            while not front.inbox.owing.bells:
+            while not front.inbox.outcome_queue.wakeups:
                 await trio.testing.wait_all_tasks_blocked(0.01)
             await trio.testing.wait_all_tasks_blocked(0.05)
             await front.peers.block(front.other.id)
-            front.inbox.owing.blocked(front.other.id)
+            front.inbox.outcome_queue.blocked(front.other.id)
     assert code(answers[0]) == "blocked"
 
 
 async def test_a_copy_that_leaves_during_the_sweep_is_in_doubt(front: Front) -> None:
-    pid = await front.forward(There.QUEUED)
+    pid = await front.forward(ForwardState.QUEUED)
     await front.peers.block(front.other.id)
-    entry = front.ledger.entries[pid]
+    entry = front.outbox.entries[pid]
     commit = front.client.commit
     raced = False
 
@@ -370,15 +374,15 @@ async def test_a_copy_that_leaves_during_the_sweep_is_in_doubt(front: Front) -> 
         nonlocal raced
         if not raced:
             raced = True
-            await front.ledger.save(
-                entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward
+            await front.outbox.save(
+                entry, machine.sending(entry.forward, b"sealed", 1), entry.forward
             )
         return await commit(txn)
 
     front.client.commit = racing  # type: ignore[method-assign]
-    await front.endings.sweep(front.other.id)
+    await front.revocation.sweep(front.other.id)
     assert "in doubt" in (await front.process(pid)).errors[0]
-    assert (await front.record(pid)).state == There.DOUBT
+    assert (await front.record(pid)).state == ForwardState.DOUBT
 
 
 async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(front: Front) -> None:
@@ -387,7 +391,7 @@ async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(fron
     commit = front.client.commit
     for after in (False, True):
         for cut in range(1, 40):
-            states = (There.QUEUED, There.ACCEPTED, There.CANCELLING)
+            states = (ForwardState.QUEUED, ForwardState.ACCEPTED, ForwardState.CANCELLING)
             pids = [await front.forward(state) for state in states]
             mine = 2 * (100 * after + cut)
             await front.accept(mine)
@@ -408,14 +412,14 @@ async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(fron
             front.client.commit = failing  # type: ignore[method-assign]
             whole = True
             try:
-                await front.endings.sweep(front.other.id)
+                await front.revocation.sweep(front.other.id)
             except EtcdUnavailable:
                 whole = False
             front.client.commit = commit  # type: ignore[method-assign]
             await front.restart()
-            assert whole or front.endings.due() == {front.other.id} or after
-            for peerid in front.endings.due():
-                await front.endings.sweep(peerid)
+            assert whole or front.revocation.due() == {front.other.id} or after
+            for peerid in front.revocation.due():
+                await front.revocation.sweep(peerid)
             ended = [await front.process(pid) for pid in (*pids, running.processid)]
             assert [process.state for process in ended] == [
                 State.FAILED,
@@ -423,7 +427,7 @@ async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(fron
                 State.CANCELLED,
                 State.CANCELLED,
             ]
-            assert front.endings.due() == set()
+            assert front.revocation.due() == set()
             assert (await front.client.range(front.keys.outbox)).items == []
             found = front.peers.get(front.other.id)
             assert found is not None
@@ -436,7 +440,7 @@ async def test_a_sweep_that_is_cut_off_anywhere_is_finished_after_a_restart(fron
 
 
 async def test_trust_stops_what_is_left_of_a_sweep(front: Front) -> None:
-    pids = [await front.forward(There.QUEUED) for _ in range(3)]
+    pids = [await front.forward(ForwardState.QUEUED) for _ in range(3)]
     await front.peers.block(front.other.id)
     settle = front.processes.settle
 
@@ -447,20 +451,20 @@ async def test_trust_stops_what_is_left_of_a_sweep(front: Front) -> None:
         entry.peer = msgspec.structs.replace(entry.peer, state=TRUSTED, ending=False)
 
     front.processes.settle = first  # type: ignore[method-assign]
-    await front.endings.sweep(front.other.id)
+    await front.revocation.sweep(front.other.id)
     states = [(await front.process(pid)).state for pid in pids]
     assert sorted(states) == [State.WAITING, State.WAITING, State.FAILED]
 
 
 async def test_what_a_block_overtook_is_due_again(front: Front) -> None:
     await front.peers.block(front.other.id)
-    await front.endings.sweep(front.other.id)
-    assert front.endings.due() == set()
+    await front.revocation.sweep(front.other.id)
+    assert front.revocation.due() == set()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(front.endings.run)
+        nursery.start_soon(front.revocation.run)
         # Its submitter had found the peer trusted a moment before.
-        pid = await front.forward(There.QUEUED)
-        front.endings.begin()
+        pid = await front.forward(ForwardState.QUEUED)
+        front.revocation.begin()
 
         async def failed() -> bool:
             return (await front.process(pid)).state == State.FAILED

@@ -11,14 +11,13 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.forward import machine as outbox
-from federation.forward.machine import Forward
-from federation.forward.machine import State as There
-from federation.peers.clock import SLACK, PeerClock, Reading, apart, bridgeable, read, told
-from federation.peers.record import Known, Peer
+from federation.forward import machine
+from federation.forward.machine import Forward, ForwardState
+from federation.peers.clock import SLACK, ClockReading, PeerClock, apart, bridgeable, read, told
+from federation.peers.record import Peer, PeerState
 from federation.peers.registry import PENDING, TRUSTED
+from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError
-from federation.transport.link import Answer, Link
 from federation.wire.card import Card, sign_card
 from federation.wire.envelope import Kind
 from federation.wire.messages import MOST, Hello, Receipt, Submit, load
@@ -53,8 +52,8 @@ def test_a_remembered_time_is_judged_by() -> None:
     assert (reading.ahead, reading.judging) == (-60, HOUR)
 
 
-def reading(ahead: int, judging: int | None = None) -> Reading:
-    return Reading(ahead, ahead if judging is None else judging, NOW, 1.0)
+def reading(ahead: int, judging: int | None = None) -> ClockReading:
+    return ClockReading(ahead, ahead if judging is None else judging, NOW, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -110,18 +109,18 @@ def lasting(error: TransportError) -> bool:
     return isinstance(error, Lost) or error.final
 
 
-class Direct(Link):
+class Direct(PeerConnection):
     """The way to a gate in this process; `replay` is an answer that somebody plays back."""
 
     lab: Lab
-    replay: Answer | None = None
-    last: Answer
+    replay: PeerResponse | None = None
+    last: PeerResponse
 
-    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
+    async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
         if self.replay is not None:
             return self.replay
         response = await self.lab.raw(path.rpartition("/")[2], body)
-        self.last = Answer(response.status, "", bytes(response.body))
+        self.last = PeerResponse(response.status, "", bytes(response.body))
         return self.last
 
 
@@ -132,8 +131,8 @@ class Pair:
         self.lab = lab
         self.measured = 0
         peer = Peer(lab.key.id, TRUSTED, "lab", lab.key.public_key)
-        self.link = Direct(Known(peer), lab.sealer, Led(measured=self._measure))
-        self.link.lab = lab
+        self.connection = Direct(PeerState(peer), lab.signer, Led(measured=self._measure))
+        self.connection.lab = lab
 
     def _measure(self) -> None:
         self.measured += 1
@@ -143,7 +142,7 @@ class Pair:
 
     @property
     def clock(self) -> PeerClock:
-        return self.link.entry.clock
+        return self.connection.entry.clock
 
     def expect(self, ahead: int, judging: int | None = None) -> None:
         """What was measured is right within what it says."""
@@ -156,7 +155,7 @@ class Pair:
         # As `peers.owncard` signs it: good for a day on either side.
         key, now = self.lab.other, int(time.time())
         card = Card(key.id, key.public_key, "field", 1, "f" * 64, [], [2], now + 6 * 86_400)
-        return await self.link.greet(Hello(sign_card(key, card), nonce))
+        return await self.connection.greet(Hello(sign_card(key, card), nonce))
 
     async def measure(self) -> None:
         try:
@@ -168,10 +167,12 @@ class Pair:
 
     def submission(self, seconds: int = 30) -> bytes:
         submit = Submit(PID, 1, SPEC, "me", 1, [])
-        return self.link.seal(Kind.SUBMIT, submit, cti=b"c", expires=int(time.time()) + seconds)
+        return self.connection.seal(
+            Kind.SUBMIT, submit, cti=b"c", expires=int(time.time()) + seconds
+        )
 
     async def submit(self, body: bytes) -> Receipt:
-        opened, _ = await self.link.post("/v2/submit", body, Kind.RECEIPT)
+        opened, _ = await self.connection.post("/v2/submit", body, Kind.RECEIPT)
         return load(opened.payload, Receipt)
 
 
@@ -218,8 +219,8 @@ async def test_a_clock_that_was_set_back(pair: Pair) -> None:
 async def test_strangers_get_no_favour(pair: Pair) -> None:
     """Towards a colony that we don't trust, our own clock is the only one."""
     pair.set_clock(-HOUR)
-    peer = pair.link.entry.peer
-    pair.link.entry.peer = Peer(peer.id, PENDING, peer.name, peer.public_key)
+    peer = pair.connection.entry.peer
+    pair.connection.entry.peer = Peer(peer.id, PENDING, peer.name, peer.public_key)
     with pytest.raises(RemoteRefusal, match="not_yet_valid", check=final):
         await pair.greet()
     pair.expect(-HOUR)  # known, not used
@@ -246,22 +247,22 @@ async def test_an_old_answer_teaches_nothing(pair: Pair) -> None:
     """Neither a hello to another nonce nor the refusal of another one: they may be years old."""
     pair.set_clock(HOUR)
     await pair.measure()
-    old = pair.link.last
+    old = pair.connection.last
     pair.set_clock(0)
     await pair.measure()
     assert pair.clock.issuing == 0
-    pair.link.replay = old
+    pair.connection.replay = old
     with pytest.raises(Lost, match="not_yet_valid"):
         await pair.greet(b"another nonce 16")
     assert pair.clock.issuing == 0
-    pair.link.replay = None
+    pair.connection.replay = None
     pair.set_clock(-HOUR)
     with pytest.raises(RemoteRefusal, check=untimely):
         await pair.greet()
-    refusal = pair.link.last
+    refusal = pair.connection.last
     pair.set_clock(0)
     await pair.measure()
-    pair.link.replay = refusal
+    pair.connection.replay = refusal
     with pytest.raises(RemoteRefusal, check=untimely):
         await pair.greet(b"another nonce 17")
     assert pair.clock.issuing == 0
@@ -273,24 +274,28 @@ async def test_an_old_answer_teaches_nothing(pair: Pair) -> None:
 def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
     """Any other stays the same bytes: an earlier one may have arrived."""
     forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
-    once = outbox.sending(forward, b"bytes", 5)
-    after = outbox.untimely(once, "late", True, False)
+    once = machine.sending(forward, b"bytes", 5)
+    after = machine.untimely(once, "late", True, False)
     assert (after.state, after.envelope, after.sent, after.lasterror) == (
-        There.QUEUED,
+        ForwardState.QUEUED,
         b"",
         0,
         "late",
     )
-    twice = outbox.sending(once, b"bytes", 6)
+    twice = machine.sending(once, b"bytes", 6)
     for before, signed in ((once, False), (twice, True)):
-        after = outbox.untimely(before, "late", signed, False)
-        assert (after.state, after.envelope, after.sent) == (There.DOUBT, b"bytes", before.sent)
+        after = machine.untimely(before, "late", signed, False)
+        assert (after.state, after.envelope, after.sent) == (
+            ForwardState.DOUBT,
+            b"bytes",
+            before.sent,
+        )
 
 
 def test_what_is_from_the_future_was_not_taken_before() -> None:
     """All copies have the same times, and the clock that judges them only goes forward."""
     forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
-    twice = outbox.sending(outbox.sending(forward, b"bytes", 5), b"bytes", 6)
-    after = outbox.untimely(twice, "early", True, True)
-    assert (after.state, after.envelope, after.sent) == (There.QUEUED, b"", 0)
-    assert outbox.untimely(twice, "early", False, True).envelope == b"bytes"
+    twice = machine.sending(machine.sending(forward, b"bytes", 5), b"bytes", 6)
+    after = machine.untimely(twice, "early", True, True)
+    assert (after.state, after.envelope, after.sent) == (ForwardState.QUEUED, b"", 0)
+    assert machine.untimely(twice, "early", False, True).envelope == b"bytes"

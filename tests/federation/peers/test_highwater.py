@@ -124,7 +124,7 @@ async def test_what_was_accepted_stays_so_after_a_reset(lab: Lab) -> None:
     await swept_in(7)
     assert (await lab.raw("submit", body)).body == first
     await swept_in(30)
-    assert await lab.client.get(lab.keys.marker(lab.other.id, PID)) is None
+    assert await lab.client.get(lab.keys.receipt_record(lab.other.id, PID)) is None
     assert code(await lab.raw("submit", body)) == "id_reuse"
 
 

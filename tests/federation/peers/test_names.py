@@ -15,7 +15,7 @@ import trio
 
 from federation.peers.record import BLOCKED
 from federation.peers.registry import PENDING, TRUSTED, Peer
-from federation.routing.rules import Other, Route, _reached
+from federation.routing.rules import RemoteColony, Route, _reached
 from federation.service.rpc import calls
 from federation.wire import cbor
 from federation.wire.card import Card, is_name, open_card, sign_card
@@ -25,7 +25,7 @@ from node.host.keys import PrivateKey
 from node.model.errors import RpcError
 from node.model.types import FunctionSpec
 from node.rpc.calls import Caller
-from node.rpc.requests import Empty, Submit
+from node.rpc.requests import Empty, SubmitProcess
 from tests.federation.peers.test_registry import peer, registry
 from tests.support.colonies import Colony, world
 
@@ -53,7 +53,7 @@ async def asks(at: Colony, target: str) -> str:
         {"funcname": "f", "conditions": {"colonyname": target, "executortype": "t"}}, FunctionSpec
     )
     caller = Caller(at.worker.executorid)
-    process = await submit_spec(at.node, caller, Submit(spec))
+    process = await submit_spec(at.node, caller, SubmitProcess(spec))
     return (await at.process(process["processid"])).peer
 
 
@@ -181,6 +181,6 @@ def test_a_name_does_not_pass_for_the_beginning_of_an_id() -> None:
         assert peers.find(text).peer.id == "a" * 64
     with pytest.raises(RpcError, match="may be"):
         peers.find("a" * 12)
-    others = [Other("a" * 64, "lab", TRUSTED), Other("b" * 64, "a" * 12, TRUSTED)]
+    others = [RemoteColony("a" * 64, "lab", TRUSTED), RemoteColony("b" * 64, "a" * 12, TRUSTED)]
     (found,) = _reached(Route(1, to=("a" * 12,)), others)
     assert found.state == "several are called so"

@@ -18,25 +18,25 @@ from hypothesis import strategies as st
 
 from federation.inbox.accept import Inbox
 from federation.peers.policy import (
-    Bucket,
-    Meter,
     Policy,
     PolicyError,
-    breach,
+    SubmissionLimiter,
+    TokenBucket,
     changed,
     of_config,
     onward,
     opening,
     read,
+    violation_of,
 )
 from federation.peers.registry import TRUSTED, Peers
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import TxnResult, open_client
 from node.etcd.txn import Txn
 from node.host.clock import Clock
-from node.host.config import ConfigError, PolicyConfig, Size, load_config
+from node.host.config import ByteSize, ConfigError, PolicyConfig, load_config
 from node.host.keys import PrivateKey
 from node.http.server import Response
 from node.model.codec import pack, unpack
@@ -82,7 +82,7 @@ def test_a_submission_passes_when_every_rule_does(
         "policy_executortype": fits(policy.executor_types, kind),
         "policy_label": fits(policy.labels, label),
     }
-    found = breach(policy, spec(function, kind, label), size=size, hops=hops)
+    found = violation_of(policy, spec(function, kind, label), size=size, hops=hops)
     if all(rules.values()):
         assert found is None
     else:
@@ -93,10 +93,10 @@ def test_a_submission_passes_when_every_rule_does(
 
 def test_case_matters_and_a_star_allows_all() -> None:
     policy = Policy(functions=["Ping", "render-*"])
-    assert breach(policy, spec("Ping"), size=0, hops=1) is None
-    assert breach(policy, spec("render-x"), size=0, hops=1) is None
-    assert breach(policy, spec("ping"), size=0, hops=1) is not None
-    assert breach(Policy(functions=["*"]), spec(""), size=0, hops=1) is None
+    assert violation_of(policy, spec("Ping"), size=0, hops=1) is None
+    assert violation_of(policy, spec("render-x"), size=0, hops=1) is None
+    assert violation_of(policy, spec("ping"), size=0, hops=1) is not None
+    assert violation_of(Policy(functions=["*"]), spec(""), size=0, hops=1) is None
 
 
 @given(policies, st.booleans(), st.integers(1, 5), st.integers(1, 4))
@@ -113,7 +113,7 @@ def test_the_command_that_is_told_allows_just_the_hops_that_are_wanted(
     hops: int, further: bool
 ) -> None:
     def refused(policy: Policy) -> bool:
-        if breach(policy, spec(), size=0, hops=hops) is not None:
+        if violation_of(policy, spec(), size=0, hops=hops) is not None:
             return True
         return further and onward(policy, hops=hops, limit=4) is not None
 
@@ -136,7 +136,7 @@ def test_the_command_that_is_told_allows_just_the_hops_that_are_wanted(
 def test_a_bucket_lets_no_minute_have_more_than_twice_its_rate(
     rate: int, gaps: list[float]
 ) -> None:
-    bucket, now, taken = Bucket(), 1000.0, []
+    bucket, now, taken = TokenBucket(), 1000.0, []
     for gap in gaps:
         now += gap
         wait = bucket.take(rate, now)
@@ -145,56 +145,56 @@ def test_a_bucket_lets_no_minute_have_more_than_twice_its_rate(
             assert sum(now - 60 < moment for moment in taken) <= 2 * rate
         else:
             # Exactly when told to, there is one; a moment before, there is none.
-            assert Bucket(bucket.level, bucket.at).take(rate, now + wait) == 0
-            assert Bucket(bucket.level, bucket.at).take(rate, now + wait * 0.9) > 0
+            assert TokenBucket(bucket.level, bucket.at).take(rate, now + wait) == 0
+            assert TokenBucket(bucket.level, bucket.at).take(rate, now + wait * 0.9) > 0
 
 
 def test_a_bucket_is_full_at_first_and_follows_a_new_rate() -> None:
-    bucket = Bucket()
+    bucket = TokenBucket()
     assert [bucket.take(3, 0) for _ in range(3)] == [0, 0, 0]
     assert bucket.take(3, 0) == pytest.approx(20)
     assert bucket.take(60, 1) == 0, "a higher rate fills it faster"
-    other = Bucket()
+    other = TokenBucket()
     other.take(100, 0)
     assert [other.take(2, 0) for _ in range(2)] == [0, 0]
     assert other.take(2, 0) > 0, "a lower rate lowers the brim"
 
 
 def test_the_clock_of_a_bucket_may_stand_still_or_go_back() -> None:
-    bucket = Bucket()
+    bucket = TokenBucket()
     assert bucket.take(1, 100) == 0
     assert bucket.take(1, 50) == pytest.approx(60)
 
 
 @given(st.integers(1, 5), st.lists(st.booleans(), max_size=30))
 def test_places_held_and_taken_never_exceed_the_limit(limit: int, steps: list[bool]) -> None:
-    meter, policy, waiting, held = Meter(), Policy(max_waiting=limit), 0, 0
+    limiter, policy, waiting, held = SubmissionLimiter(), Policy(max_waiting=limit), 0, 0
     for enter in steps:
         if enter:
-            if meter.enter("p", policy, waiting, 0) is None:
+            if limiter.enter("p", policy, waiting, 0) is None:
                 held += 1
         elif held:
             held -= 1
             waiting += 1  # as the index does, before the place is given back
-            meter.leave("p", used=True)
+            limiter.leave("p", used=True)
         assert waiting + held <= limit
-        assert meter.held("p") == held
+        assert limiter.held("p") == held
     if waiting + held == limit:
-        refused = meter.enter("p", policy, waiting, 0)
+        refused = limiter.enter("p", policy, waiting, 0)
         assert refused is not None
         assert (refused.code, refused.status) == ("policy_waiting", 429)
         assert refused.again > 0
 
 
 def test_what_was_not_used_costs_no_token() -> None:
-    meter, policy = Meter(), Policy(rate=1)
+    limiter, policy = SubmissionLimiter(), Policy(rate=1)
     for used in (False, False, True):
-        assert meter.enter("p", policy, 0, 0) is None
-        meter.leave("p", used=used)
-    refused = meter.enter("p", policy, 0, 0)
+        assert limiter.enter("p", policy, 0, 0) is None
+        limiter.leave("p", used=used)
+    refused = limiter.enter("p", policy, 0, 0)
     assert refused is not None
     assert (refused.code, refused.status, refused.again) == ("policy_rate", 429, 60)
-    assert meter.enter("q", policy, 0, 0) is None, "each peer has its own"
+    assert limiter.enter("q", policy, 0, 0) is None, "each peer has its own"
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_change_leaves_the_rest_and_forwarding_brings_its_hop() -> None:
 
 def test_the_configuration_gives_the_default() -> None:
     assert of_config(PolicyConfig()) == Policy()
-    section = PolicyConfig(functions=["f*"], max_body=Size(10), rate=3, forward=True)
+    section = PolicyConfig(functions=["f*"], max_body=ByteSize(10), rate=3, forward=True)
     assert of_config(section) == Policy(
         functions=["f*"], max_body=10, rate=3, forward=True, max_hops=2
     )
@@ -299,7 +299,7 @@ async def test_the_default_holds_until_there_is_a_policy_of_its_own(lab: Lab) ->
 async def test_first_sight_trust_has_the_default_policy(lab: Lab) -> None:
     lab.peers.lan, lab.peers.default = True, Policy(functions=["g"])
     lab.other = PrivateKey.generate()
-    lab.sealer = Sealer(lab.other, SigningClock())
+    lab.signer = Signer(lab.other, SigningClock())
     assert (await lab.introduce("meadow")).status == 200
     found = lab.peers.get(lab.other.id)
     assert found is not None
@@ -311,7 +311,7 @@ async def test_a_policy_survives_cards_restarts_and_a_block(lab: Lab) -> None:
     policy = Policy(functions=["f"], rate=7)
     await lab.peers.set_policy(lab.other.id, policy)
     await lab.introduce()
-    again = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
+    again = Peers(lab.client, lab.keys, Signer(lab.key, SigningClock()))
     await again.load()
     assert again.policy(lab.other.id) == policy
     await again.block(lab.other.id)
@@ -325,7 +325,7 @@ async def test_a_policy_survives_cards_restarts_and_a_block(lab: Lab) -> None:
 
 
 async def test_two_daemons_decide_and_neither_undoes_the_other(lab: Lab) -> None:
-    elsewhere = Peers(lab.client, lab.keys, Sealer(lab.key, SigningClock()))
+    elsewhere = Peers(lab.client, lab.keys, Signer(lab.key, SigningClock()))
     await elsewhere.load()
     await lab.peers.set_policy(lab.other.id, Policy(rate=1))
     # It still has the peer as it was; its own change must not bring that back.
@@ -372,7 +372,7 @@ async def test_concurrent_submissions_do_not_exceed_the_most_that_may_wait(lab: 
     assert (await send(lab, 20)).status == 200, "one that ended made room"
     # The count is the index's, which is rebuilt from the store.
     assert lab.processes.queue.count_of(lab.other.id) == 3
-    assert lab.inbox.meter.held(lab.other.id) == 0
+    assert lab.inbox.limiter.held(lab.other.id) == 0
 
 
 async def test_the_rate_is_answered_with_when_to_come_again(lab: Lab) -> None:
@@ -397,16 +397,16 @@ async def test_no_more_run_than_may_and_the_next_starts_when_one_ends(lab: Lab) 
     for number in range(4):
         assert (await send(lab, number)).status == 200
     candidate = Candidate("lab", "t", "w", "", None, None)
-    handout = lab.handout
-    started = [await handout.assign(candidate, WORKER, 0) for _ in range(2)]
+    assigner = lab.assigner
+    started = [await assigner.assign(candidate, WORKER, 0) for _ in range(2)]
     with pytest.raises(RpcError, match="no process is waiting"):
-        await handout.assign(candidate, WORKER, 0)
+        await assigner.assign(candidate, WORKER, 0)
     assert lab.processes.running.count_of(lab.other.id) == 2
     got: list[str] = []
     first_got = trio.Event()
 
     async def wait() -> None:
-        got.append((await handout.assign(candidate, WORKER, 30)).processid)
+        got.append((await assigner.assign(candidate, WORKER, 30)).processid)
         first_got.set()
 
     with trio.fail_after(50):
@@ -421,7 +421,7 @@ async def test_no_more_run_than_may_and_the_next_starts_when_one_ends(lab: Lab) 
             await trio.testing.wait_all_tasks_blocked()
             assert len(got) == 1
             await lab.peers.set_policy(lab.other.id, None)
-            handout.wake_all()  # as `Federation.set_policy` does
+            assigner.wake_all()  # as `Federation.set_policy` does
     assert len(set(got)) == 2
 
 
@@ -434,7 +434,7 @@ async def test_concurrent_polls_do_not_exceed_the_most_that_may_run(lab: Lab) ->
     async def poll() -> None:
         nonlocal taken
         try:
-            await lab.handout.assign(candidate, WORKER, 0)
+            await lab.assigner.assign(candidate, WORKER, 0)
         except RpcError:
             return
         taken += 1
@@ -450,14 +450,14 @@ async def test_a_hand_out_that_comes_to_nothing_gives_its_place_to_another(lab: 
     for number, kind in enumerate(("t", "u")):
         await send(lab, number, spec=spec_with(executortype=kind))
     first = next(lab.processes.queue.in_order("lab")).processid
-    handout, commit = lab.handout, lab.client.commit
+    assigner, commit = lab.assigner, lab.client.commit
     got: list[str] = []
     patience = {"t": 2, "u": 30}
 
     async def wait_for(kind: str) -> None:
         candidate = Candidate("lab", kind, "w", "", None, None)
         with contextlib.suppress(RpcError):
-            process = await handout.assign(candidate, WORKER, patience[kind])
+            process = await assigner.assign(candidate, WORKER, patience[kind])
             got.append(process.spec.conditions.executortype)
 
     async with trio.open_nursery() as nursery:
@@ -467,7 +467,7 @@ async def test_a_hand_out_that_comes_to_nothing_gives_its_place_to_another(lab: 
             lab.client.commit = commit  # type: ignore[method-assign]
             nursery.start_soon(wait_for, "u")
             await trio.testing.wait_all_tasks_blocked()
-            assert handout.held(lab.other.id)
+            assert assigner.held(lab.other.id)
             # Another daemon cancels it: this one has not heard.
             await Processes(lab.client, Clock(time.time_ns)).cancel("lab", first)
             return await commit(txn)
@@ -482,13 +482,13 @@ async def test_what_is_held_back_keeps_nobody_else_waiting(lab: Lab) -> None:
     for number in range(3):
         await send(lab, number)
     candidate = Candidate("lab", "t", "w", "", None, None)
-    await lab.handout.assign(candidate, WORKER, 0)
+    await lab.assigner.assign(candidate, WORKER, 0)
     own = build_process(
         spec(), processid=new_id(), initiatorid="1" * 64, initiatorname="me",
         colonyname="lab", now=time.time_ns(),
     )  # fmt: skip
     await lab.processes.submit(own, b"")
-    got = await lab.handout.assign(candidate, WORKER, 0)
+    got = await lab.assigner.assign(candidate, WORKER, 0)
     assert got.processid == own.processid, "it came last, and its colony may have it"
     listed = [entry.processid for entry in lab.processes.queue.in_order("lab")]
     assert len(listed) == 2, "what is held back is still listed as waiting"

@@ -12,22 +12,22 @@ import trio
 from trio.testing import MockClock
 
 from federation.forward.machine import Forward
-from federation.outbox.files import Depot
-from federation.outbox.ledger import Entry, Ledger
+from federation.outbox.files import FileTransfer
+from federation.outbox.outbox import Outbox, OutboxEntry
 from federation.peers.context import Context
 from federation.peers.keys import Keys
-from federation.peers.owncard import Portrait
+from federation.peers.owncard import OwnCard
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peer, Peers
-from federation.service.janitor import Upkeep
-from federation.service.sessions import Tending
-from federation.transport.link import Link
+from federation.service.janitor import Janitor
+from federation.service.sessions import PeerSessions
+from federation.transport.connection import PeerConnection
 from federation.wire.card import Card, open_card
 from federation.wire.clock import SigningClock
-from federation.wire.envelope import Opened, inspect
+from federation.wire.envelope import VerifiedMessage, inspect
 from federation.wire.messages import Chunk, Fetch, dump, load
 from federation.wire.refusals import Refusal
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
@@ -57,14 +57,14 @@ ME = "0" * 64
 
 def tended(colony: Colony) -> int:
     """How many sets of tasks of peers run at a colony."""
-    nursery = colony.fed.tending._nursery
+    nursery = colony.fed.peer_sessions._nursery
     assert nursery is not None
-    return sum("Tending._serve" in task.name for task in nursery.child_tasks)
+    return sum("PeerSessions._serve" in task.name for task in nursery.child_tasks)
 
 
 async def meets(one: Colony, other: Colony) -> None:
     """Take in the other's present card, as a greeting does."""
-    data = other.fed.portrait.card()
+    data = other.fed.own_card.card()
     await one.fed.peers.learn(open_card(data, time.time()), data, near=False)
 
 
@@ -79,24 +79,26 @@ async def test_a_peer_with_a_new_key_has_one_set_of_tasks_and_a_block_ends_it(
             await follows(bee, ant)
             await meets(bee, ant)
             assert tended(bee) == 1
-            assert len(bee.fed.links) == 1
-            await bee.fed.decisions.block(ant.key.id)
+            assert len(bee.fed.connections) == 1
+            await bee.fed.trust_admin.block(ant.key.id)
 
             async def over() -> bool:
                 return tended(bee) == 0
 
             await until(20, over)
-            assert bee.fed.links == {}
+            assert bee.fed.connections == {}
 
 
 async def test_a_task_that_fails_leaves_alone_what_is_being_sent(autojump_clock: MockClock) -> None:
     key, peerid = PrivateKey.generate(), "a" * 64
     peers, none = registry(Peer(peerid, TRUSTED, "bee", b"key", 1)), cast(Any, None)
-    ledger = ledger_of(Context("ant", Sealer(key, SigningClock()), none, none, peers, Keys("ant")))
-    sent = ledger.entries["1" * 64] = Entry(Forward("1" * 64, peerid, 1, 9, 9, 9), 1, busy=True)
+    outbox = ledger_of(Context("ant", Signer(key, SigningClock()), none, none, peers, Keys("ant")))
+    sent = outbox.entries["1" * 64] = OutboxEntry(
+        Forward("1" * 64, peerid, 1, 9, 9, 9), 1, busy=True
+    )
     again, tries = trio.Event(), 0
 
-    async def fails_once(link: Link) -> None:
+    async def fails_once(connection: PeerConnection) -> None:
         nonlocal tries
         tries += 1
         if tries == 1:
@@ -110,16 +112,16 @@ async def test_a_task_that_fails_leaves_alone_what_is_being_sent(autojump_clock:
         async def close(self) -> None:
             """Nothing was opened."""
 
-    tending = Tending({}, lambda entry: cast(Link, Way()), [fails_once])
+    peer_sessions = PeerSessions({}, lambda entry: cast(PeerConnection, Way()), [fails_once])
     entry = peers.get(peerid)
     assert entry is not None
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
-            tending.open(nursery)
-            tending.begin(peerid, entry)
+            peer_sessions.open(nursery)
+            peer_sessions.begin(peerid, entry)
             await again.wait()
             assert sent.busy
-            tending.end(peerid)
+            peer_sessions.end(peerid)
 
 
 # -- decisions ---------------------------------------------------------------------------
@@ -128,8 +130,8 @@ async def test_a_task_that_fails_leaves_alone_what_is_being_sent(autojump_clock:
 async def two(client: EtcdClient) -> tuple[Meddled, Peers, Peers, PrivateKey]:
     """Two daemons of one colony that trusts a peer; the first one's store is meddled with."""
     store, key = Meddled(client), PrivateKey.generate()
-    sealer, keys = Sealer(KEY, SigningClock()), Keys("ant")
-    one, other = Peers(cast(EtcdClient, store), keys, sealer), Peers(client, keys, sealer)
+    signer, keys = Signer(KEY, SigningClock()), Keys("ant")
+    one, other = Peers(cast(EtcdClient, store), keys, signer), Peers(client, keys, signer)
     await one.learn(card(key), b"card", near=False)
     await one.trust(key.id)
     await other.load()
@@ -169,7 +171,7 @@ async def test_a_second_daemon_hears_of_decisions(client: EtcdClient) -> None:
     front, heard = Front(client), list[str]()
     await front.befriend()
     front.peers.watch(heard.append)
-    other = Peers(client, front.keys, Sealer(front.key, SigningClock()))
+    other = Peers(client, front.keys, Signer(front.key, SigningClock()))
     await other.load()
     peerid, third = front.other.id, PrivateKey.generate()
     await other.set_policy(peerid, Policy(max_running=3))
@@ -178,14 +180,14 @@ async def test_a_second_daemon_hears_of_decisions(client: EtcdClient) -> None:
     await other.block(peerid)
     await other.learn(card(third, "third"), b"card", near=False)
     await other.trust(third.id)
-    assert front.endings.due() == set()
+    assert front.revocation.due() == set()
     await front.peers.look_again()
     assert (front.peers.state(peerid), front.peers.state(third.id)) == (BLOCKED, TRUSTED)
-    assert front.endings.due() == {peerid}
+    assert front.revocation.due() == {peerid}
     assert heard[-2:] == sorted([peerid, third.id])
-    await front.endings.sweep(peerid)
+    await front.revocation.sweep(peerid)
     assert (await stored(front.peers, front.other)).ending is False
-    assert front.endings.due() == set()
+    assert front.revocation.due() == set()
 
 
 async def test_a_second_daemon_hears_of_a_new_key(client: EtcdClient) -> None:
@@ -283,14 +285,14 @@ async def test_a_daemon_takes_up_what_another_one_decided(tmp_path: Path) -> Non
     with trio.fail_after(SECONDS):
         async with world(tmp_path) as colonies:
             ant, bee = await friends(colonies, "ant", "bee")
-            other = Peers(colonies.client, ant.fed.keys, Sealer(ant.key, SigningClock()))
+            other = Peers(colonies.client, ant.fed.keys, Signer(ant.key, SigningClock()))
             await other.load()
             await other.block(bee.key.id)
             assert tended(ant) == 1
             await ant.fed._keep_clock()
             entry = ant.fed.peers.find(bee.key.id)
             assert entry.peer.state == BLOCKED
-            await ant.fed.endings.wait(entry)
+            await ant.fed.revocation.wait(entry)
 
             async def over() -> bool:
                 return tended(ant) == 0
@@ -331,55 +333,55 @@ class Failing:
         return await self._client.put(key, value)
 
 
-async def portrayed(client: EtcdClient) -> tuple[Failing, Portrait]:
-    store, sealer = Failing(client), Sealer(PrivateKey.generate(), SigningClock())
+async def portrayed(client: EtcdClient) -> tuple[Failing, OwnCard]:
+    store, signer = Failing(client), Signer(PrivateKey.generate(), SigningClock())
     settings = FederationConfig(host="one.example")
     meddled, keys, nobody = cast(EtcdClient, store), Keys("ant"), cast(Any, None)
-    portrait = Portrait(Context("ant", sealer, meddled, nobody, nobody, keys), settings)
-    await portrait.start(1, "f" * 64)
-    return store, portrait
+    own_card = OwnCard(Context("ant", signer, meddled, nobody, nobody, keys), settings)
+    await own_card.start(1, "f" * 64)
+    return store, own_card
 
 
-def shown(portrait: Portrait) -> Card:
-    return open_card(portrait.card(), time.time())
+def shown(own_card: OwnCard) -> Card:
+    return open_card(own_card.card(), time.time())
 
 
 async def test_a_card_that_could_not_be_renewed_is_renewed_at_the_next_call(
     client: EtcdClient,
 ) -> None:
-    store, portrait = await portrayed(client)
-    first = shown(portrait)
-    portrait.settings = FederationConfig(host="two.example")
+    store, own_card = await portrayed(client)
+    first = shown(own_card)
+    own_card.settings = FederationConfig(host="two.example")
     store.fails = True
     with pytest.raises(EtcdUnavailable):
-        await portrait.moved()
-    assert await portrait.moved()
-    assert not await portrait.moved()
-    second = shown(portrait)
+        await own_card.moved()
+    assert await own_card.moved()
+    assert not await own_card.moved()
+    second = shown(own_card)
     assert second.sequence > first.sequence
     assert second.endpoints == ["two.example:1"]
     store.fails = True
     with pytest.raises(EtcdUnavailable):
-        await portrait.polls(["9" * 64])
-    assert await portrait.moved(), "whichever comes next"
-    third = shown(portrait)
+        await own_card.polls(["9" * 64])
+    assert await own_card.moved(), "whichever comes next"
+    third = shown(own_card)
     assert third.sequence > second.sequence
     assert third.mailboxes == ["9" * 64]
-    assert not await portrait.polls(["9" * 64])
+    assert not await own_card.polls(["9" * 64])
 
 
 async def test_a_card_is_by_the_present_key(client: EtcdClient) -> None:
-    store, portrait = await portrayed(client)
-    assert shown(portrait).id == portrait.context.sealer.key.id
+    store, own_card = await portrayed(client)
+    assert shown(own_card).id == own_card.context.signer.key.id
     new = PrivateKey.generate()
-    portrait.context.sealer.succeed(new)
+    own_card.context.signer.succeed(new)
     store.fails = True
     with pytest.raises(EtcdUnavailable):
-        await portrait.renew()
-    assert shown(portrait).id == new.id
-    before = portrait.sequence
-    assert await portrait.moved()
-    assert portrait.sequence > before
+        await own_card.renew()
+    assert shown(own_card).id == new.id
+    before = own_card.sequence
+    assert await own_card.moved()
+    assert own_card.sequence > before
 
 
 # -- leftovers ---------------------------------------------------------------------------
@@ -399,23 +401,23 @@ async def test_a_sweep_goes_on_where_the_last_one_ended(client: EtcdClient) -> N
     gone = [f"2{number:063x}" for number in range(4)]
     for pid in (*there, *gone):
         await client.put(federated.proof(pid), b"proof")
-    sealer = Sealer(KEY, SigningClock())
-    peers = Peers(client, federated, sealer)
-    upkeep = Upkeep(Context("ant", sealer, client, processes, peers, federated), page=2, pages=2)
+    signer = Signer(KEY, SigningClock())
+    peers = Peers(client, federated, signer)
+    janitor = Janitor(Context("ant", signer, client, processes, peers, federated), page=2, pages=2)
 
     async def left() -> list[str]:
         items, _ = await client.range_all(federated.proofs)
         return [item.key.removeprefix(federated.proofs) for item in items]
 
-    await upkeep.sweep()
+    await janitor.sweep()
     assert await left() == [*there, *gone], "it got through what has its process"
-    await upkeep.sweep()
-    await upkeep.sweep()
+    await janitor.sweep()
+    await janitor.sweep()
     assert await left() == there
     # And from the beginning again.
     await client.put(federated.proof("0" * 64), b"proof")
-    await upkeep.sweep()
-    await upkeep.sweep()
+    await janitor.sweep()
+    await janitor.sweep()
     assert await left() == there
 
 
@@ -428,26 +430,28 @@ async def test_a_second_daemon_serves_the_files_of_what_the_first_one_sent(tmp_p
         file = await put(ant, "/data", "f", b"bytes")
         pid = await ant.submit("bee", fs=mounts("/data"))
         await take(bee)
-        fed, first = ant.fed, ant.fed.ledger
-        ledger = Ledger(fed.context, fed.router)
-        depot = Depot(fed.context, ledger, fed.inbox.accounts, fed.links, fed.depot.files)
+        fed, first = ant.fed, ant.fed.outbox
+        outbox = Outbox(fed.context, fed.router)
+        file_transfer = FileTransfer(
+            fed.context, outbox, fed.inbox.peer_quotas, fed.connections, fed.file_transfer.files
+        )
 
-        def asked(by: str, attempt: int = 1) -> Opened:
+        def asked(by: str, attempt: int = 1) -> VerifiedMessage:
             fetch = dump(Fetch(pid, attempt, file.checksum, 0))
-            return Opened(by, ant.key.id, b"", 0, 0, fetch, b"")
+            return VerifiedMessage(by, ant.key.id, b"", 0, 0, fetch, b"")
 
-        async def served(opened: Opened) -> bytes:
-            sealed = await depot.serve(opened, b"")
+        async def served(opened: VerifiedMessage) -> bytes:
+            sealed = await file_transfer.serve(opened, b"")
             return load(inspect(sealed, limit=len(sealed)).payload, Chunk).data
 
         assert await served(asked(bee.key.id)) == b"bytes"
         # Read before the first daemon sent it.
         (entry,) = first.entries.values()
         early = Forward(pid, bee.key.id, 1, 0, 0, 0)
-        ledger.entries[pid] = Entry(early, 1)
+        outbox.entries[pid] = OutboxEntry(early, 1)
         assert await served(asked(bee.key.id)) == b"bytes"
-        assert ledger.entries[pid].forward is early
+        assert outbox.entries[pid].forward is early
         assert entry.forward.envelope
         for opened in (asked("9" * 64), asked(bee.key.id, 2)):
             with pytest.raises(Refusal, match="no such process"):
-                await depot.serve(opened, b"")
+                await file_transfer.serve(opened, b"")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from federation.peers.keys import Keys
-from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known, Peer, Peers
+from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Peer, Peers, PeerState
 from federation.wire.address import is_near, split_address
 from federation.wire.card import Card
 from federation.wire.clock import SigningClock
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
@@ -27,8 +27,8 @@ class NoStore(EtcdClient):
 
 
 def registry(*peers: Peer, key: PrivateKey = KEY) -> Peers:
-    known = {peer.id: Known(peer, 1) for peer in peers}
-    return Peers(NoStore(), Keys("home"), Sealer(key, SigningClock()), known=known)
+    known = {peer.id: PeerState(peer, 1) for peer in peers}
+    return Peers(NoStore(), Keys("home"), Signer(key, SigningClock()), known=known)
 
 
 def peer(letter: str, name: str, state: str = TRUSTED) -> Peer:
@@ -102,7 +102,7 @@ async def test_a_tombstone_ignores_cards_and_sightings() -> None:
 
 async def test_we_are_no_peer_of_ours() -> None:
     key = PrivateKey.generate()
-    peers = Peers(NoStore(), Keys("home"), Sealer(key, SigningClock()))
+    peers = Peers(NoStore(), Keys("home"), Signer(key, SigningClock()))
     assert await peers.learn(card(key), b"card", near=True) is None
     assert peers.sighted(key.id, "10.0.0.9:1") is None
     assert peers.known == {}
@@ -120,7 +120,7 @@ async def test_strangers_are_bounded_and_decisions_outlast_them() -> None:
 
 
 def test_addresses_are_bounded_newest_first() -> None:
-    entry = Known(peer("a", "lab"))
+    entry = PeerState(peer("a", "lab"))
     for port in range(1, 21):
         entry.sight(f"10.0.0.1:{port}")
     assert len(entry.addresses()) == 8

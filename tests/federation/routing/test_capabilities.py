@@ -15,8 +15,8 @@ from federation.peers.policy import Policy
 from federation.routing.capabilities import (
     HEARD,
     STALE,
-    Board,
-    Survey,
+    CapabilityCache,
+    CapacitySnapshot,
     load,
     offers,
     permitted,
@@ -30,7 +30,7 @@ from federation.wire.messages import load as load_message
 from node.etcd.client import open_client
 from node.members.service import Members
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, Waiting
-from node.processes.queue import Candidate, Entry, Queue
+from node.processes.queue import Candidate, Queue, QueueEntry
 from node.store.directory import Directory
 from tests.federation.inbox.test_server import Lab, code
 from tests.node.etcd.support import start_store
@@ -57,7 +57,9 @@ def said(seq: int = 1, **types: Offer) -> Capabilities:
 def test_only_executors_that_are_there_are_offered() -> None:
     pending = replace_state(executor("new"), ExecutorState.PENDING)
     away = executor("away", "old", heard=HEARD + 1)
-    survey = Survey(NOW, [executor("ann"), executor("bob"), pending, away], waiting={"cli": 3})
+    survey = CapacitySnapshot(
+        NOW, [executor("ann"), executor("bob"), pending, away], waiting={"cli": 3}
+    )
     assert offers(survey) == {"cli": Offer(["*"], executors=2, waiting=3)}
     # One that polls, or runs something, is there however long it has said nothing.
     assert offers(replace(survey, polling={("old", "away"): 2}))["old"].free == 2
@@ -71,7 +73,7 @@ def replace_state(one: Executor, state: ExecutorState) -> Executor:
 
 def test_registered_functions_are_offered_and_without_any_it_is_everything() -> None:
     functions = [Function("ann", "lab", "upper"), Function("ann", "lab", "lower")]
-    survey = Survey(NOW, [executor("ann")], functions)
+    survey = CapacitySnapshot(NOW, [executor("ann")], functions)
     assert offers(survey)["cli"].functions == ["lower", "upper"]
     assert offers(replace(survey, executors=[executor("ann"), executor("bob")]))[
         "cli"
@@ -81,7 +83,7 @@ def test_registered_functions_are_offered_and_without_any_it_is_everything() -> 
 def test_what_is_offered_is_bounded() -> None:
     many = [executor(f"e{n}", f"type-{n:03d}") for n in range(80)]
     functions = [Function("e0", "lab", f"f{n:04d}") for n in range(400)]
-    found = offers(Survey(NOW, many, functions))
+    found = offers(CapacitySnapshot(NOW, many, functions))
     assert len(found) == 64
     assert len(found["type-000"].functions) == 256
 
@@ -114,7 +116,7 @@ def test_the_depth_of_the_queue_is_told_by_type_whoever_sent_it() -> None:
         ]
     ):
         waiting = Waiting([], "", 0, 0, 0, "", "me", origin)
-        queue.add(Entry(colony, executortype, number, f"{number:064x}", waiting, 1, blocked))
+        queue.add(QueueEntry(colony, executortype, number, f"{number:064x}", waiting, 1, blocked))
     assert queue.depths("lab") == {"cli": 2, "web": 1}
 
 
@@ -140,29 +142,29 @@ def test_marked_changes_are_told_apart_from_small_ones() -> None:
 
 def test_a_statement_holds_until_a_newer_one_or_until_it_is_stale() -> None:
     clock = [100.0]
-    board = Board(SigningClock(steady=lambda: clock[0]))
-    assert board.age("bee") is None
-    assert board.take("bee", said(5))
-    board.sent("bee", "cli")
-    assert not board.take("bee", said(5)), "a repeat says nothing new"
-    assert not board.take("bee", said(4)), "an older one may be a replay"
-    statement = board.get("bee")
+    capability_cache = CapabilityCache(SigningClock(steady=lambda: clock[0]))
+    assert capability_cache.age("bee") is None
+    assert capability_cache.take("bee", said(5))
+    capability_cache.sent("bee", "cli")
+    assert not capability_cache.take("bee", said(5)), "a repeat says nothing new"
+    assert not capability_cache.take("bee", said(4)), "an older one may be a replay"
+    statement = capability_cache.get("bee")
     assert statement is not None
     assert (statement.said.seq, statement.sent["cli"], statement.sent["web"]) == (5, 1, 0)
-    board.ended("bee", "cli")
-    board.ended("bee", "cli")
+    capability_cache.ended("bee", "cli")
+    capability_cache.ended("bee", "cli")
     assert statement.sent["cli"] == 0
-    board.sent("bee", "cli")
+    capability_cache.sent("bee", "cli")
     clock[0] += STALE
     assert not statement.stale(clock[0])
     assert statement.stale(clock[0] + 0.1)
-    assert board.take("bee", said(6))
-    assert board.age("bee") == 0
-    fresh = board.get("bee")
+    assert capability_cache.take("bee", said(6))
+    assert capability_cache.age("bee") == 0
+    fresh = capability_cache.get("bee")
     assert fresh is not None
     assert not fresh.sent, "what it says now counts what went there before"
-    board.drop("bee")
-    assert board.get("bee") is None
+    capability_cache.drop("bee")
+    assert capability_cache.get("bee") is None
 
 
 # -- on a real store -----------------------------------------------------------------------
@@ -174,16 +176,16 @@ class Offering(Lab):
     def furnish(self) -> None:
         directory = Directory()
         members = Members(self.client, directory, time.time_ns)
-        roster = directory.rosters.setdefault("lab", directory.roster("lab"))
-        roster.colony = Colony(self.key.id, "lab")
+        index = directory.rosters.setdefault("lab", directory.roster("lab"))
+        index.colony = Colony(self.key.id, "lab")
         worker = Executor("e" * 64, "t", "w", "lab", ExecutorState.APPROVED)
         worker.lastheardfromtime = time.time_ns()
-        roster.executors["w"] = worker
-        self.board = Board(self.clock)
-        portrait = portrait_of(self.context)
-        portrait._sequence = 7
+        index.executors["w"] = worker
+        self.capability_cache = CapabilityCache(self.clock)
+        own_card = portrait_of(self.context)
+        own_card._sequence = 7
         self.exchange = Exchange(
-            self.context, self.handout, self.board, portrait, trio.Event(), members
+            self.context, self.assigner, self.capability_cache, own_card, trio.Event(), members
         )
         self.serve(*self.exchange.endpoints())
 
@@ -209,7 +211,7 @@ async def test_statements_are_exchanged_between_trusted_colonies_only(offering: 
     assert code(await lab.raw("capabilities", sealed)) == "unknown_issuer"
     await lab.introduce()
     assert code(await lab.raw("capabilities", sealed)) == "untrusted"
-    assert lab.board.get(lab.other.id) is None, "a refusal leaves nothing behind"
+    assert lab.capability_cache.get(lab.other.id) is None, "a refusal leaves nothing behind"
     await lab.peers.trust(lab.other.id)
     assert code(await lab.raw("capabilities", lab.seal(Kind.HELLO, mine))) == "wrong_kind"
     wrong = lab.seal(Kind.CAPABILITIES, Capabilities(-1))
@@ -219,12 +221,12 @@ async def test_statements_are_exchanged_between_trusted_colonies_only(offering: 
     assert first.types == {"t": Offer(["*"], executors=1)}
     assert first.accepting
     assert first.limits["body"] > 0
-    kept = lab.board.get(lab.other.id)
+    kept = lab.capability_cache.get(lab.other.id)
     assert kept is not None
     assert kept.said == mine
     second = await lab.hear(said(2))
     assert second.seq > first.seq >= 7 << 24, "each is newer, across restarts too"
-    assert kept is lab.board.get(lab.other.id), "a replay changes nothing"
+    assert kept is lab.capability_cache.get(lab.other.id), "a replay changes nothing"
     await lab.peers.block(lab.other.id)
     assert code(await lab.raw("capabilities", sealed)) == "blocked"
 
@@ -235,7 +237,7 @@ async def test_policy_pause_and_room_are_part_of_what_is_said(offering: Offering
     await lab.peers.set_policy(lab.other.id, Policy(executor_types=["x"], max_waiting=4))
     reply = await lab.hear(said(1))
     assert (reply.types, reply.limits["room"]) == ({}, 4)
-    lab.handout.paused.add("lab")
+    lab.assigner.paused.add("lab")
     assert not (await lab.hear(said(2))).accepting
 
 
@@ -245,7 +247,7 @@ async def test_a_waiting_poll_is_a_free_slot(offering: Offering) -> None:
     worker = Executor("e" * 64, "t", "w", "lab")
     async with trio.open_nursery() as nursery:
         candidate = Candidate("lab", "t", "w", "", None, None)
-        nursery.start_soon(lab.handout.assign, candidate, worker, 30)
+        nursery.start_soon(lab.assigner.assign, candidate, worker, 30)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert (await lab.hear(said(1))).types["t"].free == 1
         nursery.cancel_scope.cancel()

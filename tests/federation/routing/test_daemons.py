@@ -153,9 +153,9 @@ async def _way(ant: Side, processid: str) -> dict[str, Any]:
 async def test_always_goes_to_the_peer_at_submission(hive: Hive) -> None:
     async with _sides(hive) as (ant, bee, _):
         processid = await ant.submit("ant", funcname="always-up", args=["x"])
-        way = await ant.forward(processid)
-        assert way["peer"] == bee.owner.id
-        assert way["route"] == (
+        route_trace = await ant.forward(processid)
+        assert route_trace["peer"] == bee.owner.id
+        assert route_trace["route"] == (
             'route 1 (func "always-*", always → bee): bee is the only peer that can'
         )
         there = await bee.work("X", args=["x"])
@@ -171,8 +171,8 @@ async def test_what_no_route_matches_stays_and_who_names_a_peer_means_it(hive: H
         bound = {"conditions": _conditions("cli", "ant") | {"executornames": ["smith-cli"]}}
         tied = await ant.submit("ant", funcname="always-up", **bound)
         assert await _way(ant, stays) == {} == await _way(ant, tied)
-        way = await ant.forward(named)
-        assert (way["peer"], way["route"]) == (cat.owner.id, "")
+        route_trace = await ant.forward(named)
+        assert (route_trace["peer"], route_trace["route"]) == (cat.owner.id, "")
         await cat.work("named")
         assert (await ant.closed(named))["out"] == ["named"]
         await ant.work("plain")
@@ -200,10 +200,10 @@ async def test_what_waits_too_long_is_sent_away_and_not_before(hive: Hive) -> No
         late = await ant.submit("ant", funcname="late-late")
         assert await _way(ant, early) == {}
         await ant.work("taken here in time")
-        way: Any = await until(50, lambda: _way(ant, late))
+        route_trace: Any = await until(50, lambda: _way(ant, late))
         assert trio.current_time() - begin > 6
-        assert way["peername"] == "cat"
-        assert "waiting > 6 s" in way["route"]
+        assert route_trace["peername"] == "cat"
+        assert "waiting > 6 s" in route_trace["route"]
         assert await _way(ant, early) == {}
         await cat.work("late")
         assert (await ant.closed(late))["out"] == ["late"]
@@ -216,7 +216,7 @@ async def test_of_any_the_least_busy_gets_it(hive: Hive) -> None:
         # bee has four of its own waiting: the first few all go to cat.
         ids = [await ant.submit("ant", **spec) for _ in range(3)]
         ways = [await ant.forward(processid) for processid in ids]
-        assert [way["peername"] for way in ways] == ["cat"] * 3
+        assert [route_trace["peername"] for route_trace in ways] == ["cat"] * 3
         assert "load 0.00, of 2 that can" in ways[0]["route"]
         for _ in ids:
             await cat.work("done")
@@ -229,11 +229,11 @@ async def test_refused_by_the_first_it_is_run_by_the_second(hive: Hive) -> None:
         processid = await ant.submit("ant", funcname="next-big", args=["x" * SMALL])
         await cat.work("big")
         assert (await ant.closed(processid))["out"] == ["big"]
-        way = await ant.forward(processid)
-        assert way["peername"] == "cat"
-        assert [tried["peername"] for tried in way["tried"]] == ["bee"]
-        assert way["tried"][0]["error"].startswith("peer bee refused: policy_body: ")
-        assert way["tried"][0]["final"] is True
+        route_trace = await ant.forward(processid)
+        assert route_trace["peername"] == "cat"
+        assert [tried["peername"] for tried in route_trace["tried"]] == ["bee"]
+        assert route_trace["tried"][0]["error"].startswith("peer bee refused: policy_body: ")
+        assert route_trace["tried"][0]["final"] is True
         assert await bee.call("getprocessesmsg", colonyname="bee", count=9, state=1) == []
 
 
@@ -241,8 +241,8 @@ async def test_refused_by_all_it_waits_here_or_fails_naming_each(hive: Hive) -> 
     async with _sides(hive) as (ant, _, __):
         big = ["x" * SMALL]
         back = await ant.submit("ant", funcname="only-big", args=big)
-        way: Any = await until(50, lambda: _returned(ant, back))
-        assert way["tried"][0]["peername"] == "bee"
+        route_trace: Any = await until(50, lambda: _returned(ant, back))
+        assert route_trace["tried"][0]["peername"] == "bee"
         await ant.work("here after all", args=big)
         assert (await ant.closed(back))["out"] == ["here after all"]
         await ant.call("rejectexecutormsg", ant.owner, colonyname="ant", executorname="smith-rare")
@@ -254,8 +254,8 @@ async def test_refused_by_all_it_waits_here_or_fails_naming_each(hive: Hive) -> 
 
 
 async def _returned(ant: Side, processid: str) -> dict[str, Any] | None:
-    way = await _way(ant, processid)
-    return way if way.get("state") == "returned" else None
+    route_trace = await _way(ant, processid)
+    return route_trace if route_trace.get("state") == "returned" else None
 
 
 async def test_in_doubt_it_is_not_sent_to_another(hive: Hive) -> None:
@@ -268,11 +268,11 @@ async def test_in_doubt_it_is_not_sent_to_another(hive: Hive) -> None:
             processid = await ant.submit("ant", **spec)
             begin = trio.current_time()
             while trio.current_time() < begin + 10.5:  # its share of the time is long over
-                way = await ant.forward(processid)
-                assert way["peername"] == "bee"
-                assert way["state"] in ("queued", "doubt")
+                route_trace = await ant.forward(processid)
+                assert route_trace["peername"] == "bee"
+                assert route_trace["state"] in ("queued", "doubt")
                 await trio.sleep(0.1)
-            assert way["state"] == "doubt"
+            assert route_trace["state"] == "doubt"
         finally:
             bee.daemon.process.send_signal(signal.SIGCONT)
         await bee.work("it had it all along")
@@ -376,9 +376,9 @@ async def test_a_node_takes_the_outputs_of_its_parents_along(hive: Hive) -> None
         for _ in outputs:
             node = await _assign(ant)
             await _close(ant, node, outputs[node["spec"]["funcname"]])
-        way = await ant.forward(ids["two"])
-        assert way["peername"] == "cat"
-        assert way["route"].startswith('route 6 (func "none-*", no-executor → nobody, cat)')
+        route_trace = await ant.forward(ids["two"])
+        assert route_trace["peername"] == "cat"
+        assert route_trace["route"].startswith('route 6 (func "none-*", no-executor → nobody, cat)')
         cat.worker = hive.keys["cat", "rare"]
         there = await _assign(cat)
         assert there["spec"]["funcname"] == "none-two"

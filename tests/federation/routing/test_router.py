@@ -11,13 +11,13 @@ import msgspec
 import pytest
 import trio
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
-from federation.peers.registry import Known
+from federation.peers.registry import PeerState
 from federation.service.main import Federation
+from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost, Unsent
-from federation.transport.link import Answer, Link
 from federation.wire.card import Card
 from federation.wire.clock import SigningClock
 from federation.wire.messages import Capabilities, Offer
@@ -63,13 +63,13 @@ class Side:
             self.key,
             client,
             self.node.processes,
-            self.node.handout,
+            self.node.assigner,
             Config(routes=list(routes)),
             Path("/nowhere"),
             SigningClock(),
             self.node.members,
         )
-        self.processes, self.handout = self.node.processes, self.node.handout
+        self.processes, self.assigner = self.node.processes, self.node.assigner
         self.processes.attach(self.federation.hooks)
         self.node.directory.apply(keys.colony(name), pack(Colony(self.key.id, name)), 1)
         self.worker = Executor(new_id(), "cli", "smith", name, ExecutorState.APPROVED)
@@ -91,7 +91,7 @@ class Side:
     def hear(self, other: Side, seq: int, **offer: Any) -> None:
         """Another colony says what it offers."""
         said = Capabilities(seq, types={"cli": Offer(["*"], executors=1, **offer)})
-        self.federation.board.take(other.key.id, said)
+        self.federation.capability_cache.take(other.key.id, said)
 
     async def submit(self, **spec: Any) -> Process:
         """A process that names no peer."""
@@ -125,15 +125,15 @@ class Side:
 
     async def tick(self) -> None:
         """The router looks at what waits."""
-        await self.federation.waiting.tick()
+        await self.federation.requeuer.tick()
 
     async def assign(self, timeout: float = -1) -> Process:
         """Our own executor asks for work."""
         candidate = Candidate(self.name, "cli", "smith")
-        return await self.handout.assign(candidate, self.worker, timeout)
+        return await self.assigner.assign(candidate, self.worker, timeout)
 
 
-class Wire(Link):
+class Wire(PeerConnection):
     """A link that hands the bytes to another colony's gate, or does not."""
 
     to: Side
@@ -145,8 +145,8 @@ class Wire(Link):
     async def connect(self) -> Any:
         """Always there."""
 
-    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
-        """As `Link.exchange`."""
+    async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
+        """As `PeerConnection.exchange`."""
         if self.trouble is not None:
             raise self.trouble
         request = Request("POST", path, "", {}, body, "10.0.0.9")
@@ -159,23 +159,23 @@ class Wire(Link):
                 value.pop("signed", None)
             value |= {"signed": self.swap} if self.swap else {}
             data = msgspec.json.encode(value)
-        return Answer(response.status, "", data)
+        return PeerResponse(response.status, "", data)
 
 
 def wire(one: Side, other: Side) -> Wire:
-    entry: Known = one.federation.peers.known[other.key.id]
-    link = Wire(entry, one.federation.sealer, Led())
-    link.to = other
-    return link
+    entry: PeerState = one.federation.peers.known[other.key.id]
+    connection = Wire(entry, one.federation.signer, Led())
+    connection.to = other
+    return connection
 
 
-async def deliver(one: Side, other: Side, link: Wire, process: Process) -> None:
+async def deliver(one: Side, other: Side, connection: Wire, process: Process) -> None:
     """Send what is due for this process, once."""
-    ledger = one.federation.ledger
-    await ledger.refresh(other.key.id)
-    entry = ledger.entries[process.processid]
+    outbox = one.federation.outbox
+    await outbox.refresh(other.key.id)
+    entry = outbox.entries[process.processid]
     entry.busy = True
-    await one.federation.delivery._deliver(link, entry)
+    await one.federation.sender._deliver(connection, entry)
 
 
 async def three(client: EtcdClient, *routes: RouteConfig) -> tuple[Side, Side, Side]:
@@ -264,7 +264,7 @@ async def test_a_signed_refusal_sends_it_to_the_next(client: EtcdClient) -> None
     assert await ant.forward(bee, process) is None
     forward = await ant.forward(cat, process)
     assert forward is not None
-    assert (forward.state, forward.attempt, forward.sent) == (outbox.State.QUEUED, 1, 0)
+    assert (forward.state, forward.attempt, forward.sent) == (machine.ForwardState.QUEUED, 1, 0)
     assert [(tried.peer, tried.final) for tried in forward.tried] == [(bee.key.id, True)]
     await deliver(ant, cat, wire(ant, cat), process)
     assert (await ant.load(process)).state == State.RUNNING
@@ -275,9 +275,9 @@ async def test_a_signed_refusal_sends_it_to_the_next(client: EtcdClient) -> None
 async def test_a_refusal_that_nobody_signed_is_final(client: EtcdClient) -> None:
     ant, bee, _ = await three(client, BOTH)
     await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
-    process, link = await ant.submit(), wire(ant, bee)
-    link.strip = True
-    await deliver(ant, bee, link, process)
+    process, connection = await ant.submit(), wire(ant, bee)
+    connection.strip = True
+    await deliver(ant, bee, connection, process)
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.FAILED, bee.key.id)
     assert "refused: policy_function" in found.errors[0]
@@ -286,11 +286,11 @@ async def test_a_refusal_that_nobody_signed_is_final(client: EtcdClient) -> None
 async def test_a_signed_refusal_of_another_message_is_worth_nothing(client: EtcdClient) -> None:
     ant, bee, cat = await three(client, BOTH)
     await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
-    first, second, link = await ant.submit(), await ant.submit(), wire(ant, bee)
-    await deliver(ant, bee, link, first)
+    first, second, connection = await ant.submit(), await ant.submit(), wire(ant, bee)
+    await deliver(ant, bee, connection, first)
     assert (await ant.load(first)).peer == cat.key.id
-    link.swap = link.refusal
-    await deliver(ant, bee, link, second)
+    connection.swap = connection.refusal
+    await deliver(ant, bee, connection, second)
     assert (await ant.load(second)).state == State.FAILED
 
 
@@ -309,7 +309,7 @@ async def test_a_peer_that_has_another_message_under_this_id_may_run_it(
     process = await ant.submit()
     await deliver(ant, bee, wire(ant, bee), process)
     # As if our store had been restored from before: the same attempt is sealed anew.
-    forward = outbox.new_forward(process, outbox.Way("route", retry=True), time.time_ns())
+    forward = machine.new_forward(process, machine.RouteTrace("route", retry=True), time.time_ns())
     key = ant.federation.keys.forward(bee.key.id, process.processid)
     back = msgspec.structs.replace(process, state=State.WAITING)
     stored = keys.process("ant", process.processid)
@@ -318,8 +318,8 @@ async def test_a_peer_that_has_another_message_under_this_id_may_run_it(
     ops = [Put(key, pack(forward)), Put(stored, pack(back))]
     await client.commit(Txn([], ops))
     await ant.processes.load("ant", process.processid)
-    ant.federation.ledger.entries.clear()
-    ant.federation.ledger.look_for(process.processid, bee.key.id)
+    ant.federation.outbox.entries.clear()
+    ant.federation.outbox.look_for(process.processid, bee.key.id)
     await deliver(ant, bee, wire(ant, bee), process)
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.FAILED, bee.key.id)
@@ -331,13 +331,13 @@ async def test_what_was_never_sent_moves_when_its_share_of_the_time_is_over(
 ) -> None:
     ant, bee, cat = await three(client, BOTH)
     ant.hire()
-    process, link = await ant.submit(), wire(ant, bee)
-    link.trouble = Unsent("connection refused")
-    await deliver(ant, bee, link, process)
-    await ant.federation.delivery.expire()
+    process, connection = await ant.submit(), wire(ant, bee)
+    connection.trouble = Unsent("connection refused")
+    await deliver(ant, bee, connection, process)
+    await ant.federation.sender.expire()
     assert await ant.forward(bee, process) is not None, "its share is not over"
     await _age(ant, bee, process)
-    await ant.federation.delivery.expire()
+    await ant.federation.sender.expire()
     assert (await ant.load(process)).peer == cat.key.id
     forward = await ant.forward(cat, process)
     assert forward is not None
@@ -346,7 +346,7 @@ async def test_what_was_never_sent_moves_when_its_share_of_the_time_is_over(
     ]
     # Nowhere else to go but home.
     await _age(ant, cat, process)
-    await ant.federation.delivery.expire()
+    await ant.federation.sender.expire()
     found = await ant.load(process)
     assert (found.peer, found.state) == ("", State.WAITING)
     assert await ant.queued(process)
@@ -360,7 +360,7 @@ async def test_what_was_never_sent_moves_when_its_share_of_the_time_is_over(
 
 
 def _patience_over(side: Side) -> None:
-    for item in side.federation.waiting._items.values():
+    for item in side.federation.requeuer._items.values():
         if item is not None:
             item.after = 0.0
 
@@ -371,19 +371,19 @@ async def _age(one: Side, peer: Side, process: Process) -> None:
     assert forward is not None
     key = one.federation.keys.forward(peer.key.id, process.processid)
     await one.client.put(key, pack(msgspec.structs.replace(forward, share=1)))
-    one.federation.ledger.look_for(process.processid, peer.key.id)
+    one.federation.outbox.look_for(process.processid, peer.key.id)
 
 
 async def test_what_may_have_arrived_stays_in_doubt(client: EtcdClient) -> None:
     ant, bee, _ = await three(client, BOTH)
-    process, link = await ant.submit(), wire(ant, bee)
-    link.trouble = Lost("no answer")
-    await deliver(ant, bee, link, process)
+    process, connection = await ant.submit(), wire(ant, bee)
+    connection.trouble = Lost("no answer")
+    await deliver(ant, bee, connection, process)
     await _age(ant, bee, process)
-    await ant.federation.delivery.expire()
+    await ant.federation.sender.expire()
     forward = await ant.forward(bee, process)
     assert forward is not None
-    assert (forward.state, forward.sent) == (outbox.State.DOUBT, 1)
+    assert (forward.state, forward.sent) == (machine.ForwardState.DOUBT, 1)
     # A refusal of the second copy says nothing about the first.
     await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
     await deliver(ant, bee, wire(ant, bee), process)
@@ -396,19 +396,22 @@ async def test_a_copy_that_another_daemon_sent_keeps_it_there(client: EtcdClient
     ant, bee, _ = await three(client, BOTH)
     process = await ant.submit()
     await _age(ant, bee, process)
-    await ant.federation.ledger.refresh(bee.key.id)
+    await ant.federation.outbox.refresh(bee.key.id)
     forward = await ant.forward(bee, process)
     assert forward is not None
     key = ant.federation.keys.forward(bee.key.id, process.processid)
-    await client.put(key, pack(outbox.sending(forward, b"sealed", time.time_ns())))
+    await client.put(key, pack(machine.sending(forward, b"sealed", time.time_ns())))
     # Memory still says that it never left.
-    assert ant.federation.ledger.entries[process.processid].forward.state == outbox.State.QUEUED
-    await ant.federation.delivery.expire()
+    assert (
+        ant.federation.outbox.entries[process.processid].forward.state
+        == machine.ForwardState.QUEUED
+    )
+    await ant.federation.sender.expire()
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.WAITING, bee.key.id)
     after = await ant.forward(bee, process)
     assert after is not None
-    assert after.state == outbox.State.DOUBT
+    assert after.state == machine.ForwardState.DOUBT
 
 
 async def test_memory_of_where_it_was_does_no_harm(client: EtcdClient) -> None:
@@ -416,18 +419,18 @@ async def test_memory_of_where_it_was_does_no_harm(client: EtcdClient) -> None:
     await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
     process = await ant.submit()
     twin = Side(client, "ant")  # another daemon, that read the outbox before
-    await twin.federation.ledger.load()
+    await twin.federation.outbox.load()
     await deliver(ant, bee, wire(ant, bee), process)
-    ledger = ant.federation.ledger
-    await ledger.refresh(cat.key.id)
-    ledger.look_for(process.processid, bee.key.id)
-    await ledger.refresh(bee.key.id)
-    assert ledger.entries[process.processid].forward.peer == cat.key.id
-    assert twin.federation.ledger.entries[process.processid].forward.peer == bee.key.id
+    outbox = ant.federation.outbox
+    await outbox.refresh(cat.key.id)
+    outbox.look_for(process.processid, bee.key.id)
+    await outbox.refresh(bee.key.id)
+    assert outbox.entries[process.processid].forward.peer == cat.key.id
+    assert twin.federation.outbox.entries[process.processid].forward.peer == bee.key.id
     await twin.processes.cancel("ant", process.processid)
     forward = await ant.forward(cat, process)
     assert forward is not None
-    assert (forward.peer, forward.state) == (cat.key.id, outbox.State.CANCELLING)
+    assert (forward.peer, forward.state) == (cat.key.id, machine.ForwardState.CANCELLING)
 
 
 async def test_a_deadline_in_an_old_index_does_not_end_what_has_left(client: EtcdClient) -> None:
@@ -438,7 +441,7 @@ async def test_a_deadline_in_an_old_index_does_not_end_what_has_left(client: Etc
         twin.processes.queue.add(entry)
     twin.ahead = 2 * SECOND
     await ant.tick()
-    await expire(twin.processes, twin.handout)
+    await expire(twin.processes, twin.assigner)
     found = await ant.load(process)
     assert (found.state, found.peer) == (State.WAITING, bee.key.id)
 
@@ -446,15 +449,18 @@ async def test_a_deadline_in_an_old_index_does_not_end_what_has_left(client: Etc
 async def test_what_left_and_came_back_is_known_by_where_it_was_tried(client: EtcdClient) -> None:
     ant, bee, _ = await three(client, RouteConfig(when="waiting > 0s", to="bee"))
     said = Capabilities(2, accepting=False)
-    ant.federation.board.take(bee.key.id, said)
+    ant.federation.capability_cache.take(bee.key.id, said)
     process = await ant.submit()
     await ant.tick()
     # Another daemon sent it there, and back here when it was refused.
-    forward = outbox.new_forward(msgspec.structs.replace(process, peer=bee.key.id))
-    tried, now = (outbox.Tried(bee.key.id, "no", time.time_ns(), final=True),), time.time_ns()
-    sent = outbox.sending(forward, b"sealed", now)
-    record = outbox.returned(
-        outbox.refused(sent, "no", "", "bee", now, Proof.SIGNED).forward, tried, now
+    forward = machine.new_forward(msgspec.structs.replace(process, peer=bee.key.id))
+    tried, now = (
+        (machine.FailedAttempt(bee.key.id, "no", time.time_ns(), final=True),),
+        time.time_ns(),
+    )
+    sent = machine.sending(forward, b"sealed", now)
+    record = machine.returned(
+        machine.refused(sent, "no", "", "bee", now, Proof.SIGNED).forward, tried, now
     )
     await client.put(ant.federation.keys.proof(process.processid), pack(record))
     (entry,) = ant.processes.queue.entries.values()
@@ -522,8 +528,8 @@ async def test_what_waits_by_a_graphs_rules_is_left_alone(client: EtcdClient) ->
 
 def test_only_a_signed_refusal_of_the_only_copy_is_certain() -> None:
     forward = Forward("a" * 64, "b" * 64, 1, 1, 1, 1)
-    once, now = outbox.sending(forward, b"x", 1), 2
-    twice = outbox.sending(once, b"x", 1)
+    once, now = machine.sending(forward, b"x", 1), 2
+    twice = machine.sending(once, b"x", 1)
     for copy, code, signed, certain in (
         (once, "untrusted", True, True),
         (once, "untrusted", False, False),
@@ -532,8 +538,8 @@ def test_only_a_signed_refusal_of_the_only_copy_is_certain() -> None:
         (twice, "expired", True, False),
     ):
         proof = Proof.SIGNED if signed else Proof.NONE
-        move = outbox.refused(copy, code, "no", "bee", now, proof)
-        assert move.certain is certain, (copy.sent, code, signed)
+        effect = machine.refused(copy, code, "no", "bee", now, proof)
+        assert effect.certain is certain, (copy.sent, code, signed)
 
 
 def test_the_share_of_the_time_is_divided_among_the_places() -> None:
@@ -541,15 +547,16 @@ def test_the_share_of_the_time_is_divided_among_the_places() -> None:
     spec = FunctionSpec(funcname="f", maxwaittime=40, conditions=Conditions(executortype="cli"))
     process = Process("a" * 64, "b" * 64, "ann", "ant", spec, now, now, peer="c" * 64)
     shares = [
-        (outbox.new_forward(process, outbox.Way("r", True, places), now).share - now) / SECOND
+        (machine.new_forward(process, machine.RouteTrace("r", True, places), now).share - now)
+        / SECOND
         for places in (0, 1, 3)
     ]
     assert shares == [30, 20, 10]
-    assert outbox.new_forward(process, outbox.Way("r", False, 1), now).share == 0
-    forward = outbox.new_forward(process, outbox.Way("r", True, 1), now)
-    assert outbox.stranded(forward, forward.share, "bee", "") is None
-    move = outbox.stranded(forward, forward.share + 1, "bee", "away")
-    assert move is not None
-    assert move.certain
-    sent = outbox.sending(forward, b"x", now)
-    assert outbox.stranded(sent, forward.share + 1, "bee", "") is None
+    assert machine.new_forward(process, machine.RouteTrace("r", False, 1), now).share == 0
+    forward = machine.new_forward(process, machine.RouteTrace("r", True, 1), now)
+    assert machine.stranded(forward, forward.share, "bee", "") is None
+    effect = machine.stranded(forward, forward.share + 1, "bee", "away")
+    assert effect is not None
+    assert effect.certain
+    sent = machine.sending(forward, b"x", now)
+    assert machine.stranded(sent, forward.share + 1, "bee", "") is None

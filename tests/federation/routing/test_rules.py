@@ -16,12 +16,12 @@ from federation.routing.capabilities import STALE, Statement
 from federation.routing.rules import (
     ALWAYS,
     NO_EXECUTOR,
-    Here,
-    Option,
-    Other,
-    Report,
+    LocalExecutors,
+    RemoteColony,
     Route,
-    Subject,
+    RoutedProcess,
+    RouteOption,
+    RouteReport,
     decide,
     explain,
     odds,
@@ -31,7 +31,7 @@ from federation.routing.rules import (
 from federation.wire.messages import Capabilities, Offer
 from node.host.config import ConfigError, RouteConfig, load_config
 
-SUBJECT = Subject("upper", "cli", "red", age=10.0)
+SUBJECT = RoutedProcess("upper", "cli", "red", age=10.0)
 
 
 def peer(
@@ -44,18 +44,23 @@ def peer(
     waiting: int = 0,
     sent: int = 0,
     **said: object,
-) -> Other:
+) -> RemoteColony:
     offer = Offer(list(functions), executors=2, free=2, waiting=waiting)
     capabilities = Capabilities(1, types={executortype: offer}, **said)  # type: ignore[arg-type]
     statement = Statement(capabilities, 0.0, Counter({executortype: sent}))
-    return Other(f"{number:064x}", f"peer-{number}", state, statement, age)
+    return RemoteColony(f"{number:064x}", f"peer-{number}", state, statement, age)
 
 
-def only(route: Route, *others: Other, subject: Subject = SUBJECT, here: Here = Here()) -> Report:
+def only(
+    route: Route,
+    *others: RemoteColony,
+    subject: RoutedProcess = SUBJECT,
+    here: LocalExecutors = LocalExecutors(),
+) -> RouteReport:
     return decide([route], subject, here, others, thorough=True).reports[0]
 
 
-def why(other: Other, subject: Subject = SUBJECT) -> str:
+def why(other: RemoteColony, subject: RoutedProcess = SUBJECT) -> str:
     return only(Route(1, to=(other.name,)), other, subject=subject).options[0].why
 
 
@@ -75,17 +80,17 @@ def test_a_route_matches_by_function_type_and_label_as_globs() -> None:
     ):
         report = only(route, peer())
         assert report.matches is fits, route
-        assert bool(decide([route], SUBJECT, Here(), [peer()]).report) is fits
+        assert bool(decide([route], SUBJECT, LocalExecutors(), [peer()]).report) is fits
         assert ('is not "' in report.why) is not fits
 
 
 def test_the_first_route_that_leads_somewhere_decides() -> None:
     routes = [Route(1, func="other"), Route(2, to=("nobody",)), Route(3), Route(4)]
-    decision = decide(routes, SUBJECT, Here(), [peer()])
+    decision = decide(routes, SUBJECT, LocalExecutors(), [peer()])
     assert decision.report is not None
     assert decision.report.route.number == 3
     assert [report.route.number for report in decision.reports] == [1, 2, 3]
-    assert len(decide(routes, SUBJECT, Here(), [peer()], thorough=True).reports) == 4
+    assert len(decide(routes, SUBJECT, LocalExecutors(), [peer()], thorough=True).reports) == 4
 
 
 def test_why_it_stays_is_told() -> None:
@@ -97,7 +102,7 @@ def test_why_it_stays_is_told() -> None:
         ([Route(1)], SUBJECT, [], "no peer of a matching route can take it"),
         ([Route(1)], replace(SUBJECT, bound="it is bound"), [peer()], "it is bound"),
     ):
-        decision = decide(routes, subject, Here(), others, thorough=True)
+        decision = decide(routes, subject, LocalExecutors(), others, thorough=True)
         assert (decision.report, decision.stays) == (None, reason)
 
 
@@ -110,8 +115,8 @@ def test_waiting_holds_only_after_the_time(age: float, after: float) -> None:
 
 def test_no_executor_looks_at_those_that_are_there() -> None:
     route = Route(1, when=NO_EXECUTOR)
-    assert not only(route, peer(), here=Here(present=1, approved=1)).holds
-    silent = only(route, peer(), here=Here(present=0, approved=2))
+    assert not only(route, peer(), here=LocalExecutors(present=1, approved=1)).holds
+    silent = only(route, peer(), here=LocalExecutors(present=0, approved=2))
     assert silent.holds
     assert "2 approved, but silent" in silent.why
 
@@ -211,14 +216,14 @@ options_lists = st.lists(
     st.tuples(st.floats(0, 5), st.sampled_from([0.5, 1.0, 3.0])), min_size=1, max_size=8
 ).map(
     lambda pairs: [
-        Option(f"{number:064x}", f"peer-{number}", "", load, weight)
+        RouteOption(f"{number:064x}", f"peer-{number}", "", load, weight)
         for number, (load, weight) in enumerate(pairs)
     ]
 )
 
 
 @given(options_lists, st.booleans())
-def test_the_odds_are_a_distribution(options: list[Option], pinned: bool) -> None:
+def test_the_odds_are_a_distribution(options: list[RouteOption], pinned: bool) -> None:
     route = Route(1, to=tuple(option.name for option in options) if pinned else ())
     chances = odds(route, options)
     assert chances.keys() <= {option.id for option in options}
@@ -227,7 +232,7 @@ def test_the_odds_are_a_distribution(options: list[Option], pinned: bool) -> Non
 
 
 @given(options_lists, st.integers(0, 7))
-def test_less_load_never_makes_it_less_likely(options: list[Option], at: int) -> None:
+def test_less_load_never_makes_it_less_likely(options: list[RouteOption], at: int) -> None:
     place = at % len(options)
     eased = list(options)
     eased[place] = replace(options[place], load=options[place].load / 2)
@@ -237,8 +242,10 @@ def test_less_load_never_makes_it_less_likely(options: list[Option], at: int) ->
 
 def test_what_is_picked_has_the_odds_that_are_told() -> None:
     loads = ((0.0, 1.0), (1.0, 3.0), (1.0, 1.0), (2.0, 0.5))
-    options = [Option(f"{n}", f"{n}", "", load, weight) for n, (load, weight) in enumerate(loads)]
-    report = Report(Route(1), True, True, "", options)
+    options = [
+        RouteOption(f"{n}", f"{n}", "", load, weight) for n, (load, weight) in enumerate(loads)
+    ]
+    report = RouteReport(Route(1), True, True, "", options)
     chance = random.Random(7)
     times = 20_000
     found = Counter(pick(report, chance).id for _ in range(times))
@@ -274,14 +281,14 @@ others_lists = st.lists(
 
 @given(others_lists, st.sets(st.integers(1, 30)), st.integers())
 def test_only_the_eligible_are_chosen_and_each_is_tried_once(
-    others: list[Other], path: set[int], seed: int
+    others: list[RemoteColony], path: set[int], seed: int
 ) -> None:
     chance = random.Random(seed)
     subject = replace(SUBJECT, path=frozenset(f"{number:064x}" for number in path))
     by_id = {other.id: other for other in others}
     tried: dict[str, str] = {}
     while True:
-        report = decide([Route(1)], replace(subject, tried=tried), Here(), others).report
+        report = decide([Route(1)], replace(subject, tried=tried), LocalExecutors(), others).report
         if report is None:
             break
         choice = by_id[pick(report, chance).id]

@@ -22,18 +22,18 @@ import trio
 from cli.core.client import RpcError, decode
 from federation.forward.machine import Forward
 from federation.forward.path import local_id
-from federation.network.candidates import Hint, Hints
+from federation.network.candidates import AddressCandidate, CandidateQueue
 from federation.peers.policy import Policy
-from federation.peers.registry import TRUSTED, Known, Peer
+from federation.peers.registry import TRUSTED, Peer, PeerState
+from federation.transport.connection import Carrier, PeerConnection, PeerResponse
 from federation.transport.errors import Reason, RemoteRefusal
-from federation.transport.link import Answer, Carrier, Link
 from federation.wire import cbor, envelope
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, Rejected, inspect, seal
 from federation.wire.messages import Cancel, Follow, Hello, Outcome, Outcomes, Poll, Receipt, load
 from federation.wire.refusals import Proof
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from federation.wire.succession import declare
 from node.etcd.client import open_client
 from node.host.keys import PrivateKey, sign_payload, verify_es256k
@@ -58,17 +58,17 @@ async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
 # -- a hostile mailbox -----------------------------------------------------------------------
 
 
-def by_way_of(lab: Lab, carrier: Carrier) -> Link:
+def by_way_of(lab: Lab, carrier: Carrier) -> PeerConnection:
     """The way from the peer of the lab to the lab, as somebody else carries it."""
 
     peer = Peer(lab.key.id, TRUSTED, "lab", lab.key.public_key, fingerprint="f" * 64)
-    return Link(Known(peer), lab.sealer, Led(carrier))
+    return PeerConnection(PeerState(peer), lab.signer, Led(carrier))
 
 
-async def ask(lab: Lab, path: str, body: bytes, method: str = "POST") -> Answer:
+async def ask(lab: Lab, path: str, body: bytes, method: str = "POST") -> PeerResponse:
     response = await lab.server.handle(Request(method, path, "", {}, body, ""))
     after = dict(response.headers).get("retry-after", "")
-    return Answer(response.status, after, bytes(response.body))
+    return PeerResponse(response.status, after, bytes(response.body))
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/hello"), ("GET", "/v2/submit")])
@@ -82,7 +82,7 @@ async def test_a_signed_refusal_from_another_door_is_worth_nothing(
     await lab.befriend()
     body = lab.seal(Kind.SUBMIT, submission())
 
-    async def lie(at: str, data: bytes, wait: float) -> Answer:
+    async def lie(at: str, data: bytes, wait: float) -> PeerResponse:
         assert (await ask(lab, at, data)).status == 200
         return await ask(lab, path, data, method)
 
@@ -96,13 +96,13 @@ async def test_a_signed_refusal_from_another_door_is_worth_nothing(
 async def test_only_the_peer_itself_can_say_that_it_took_nothing(lab: Lab) -> None:
     """Whoever can make an answer on the way tells that there is no room: nobody believes it."""
     await lab.befriend()
-    answers: list[Answer] = []
+    answers: list[PeerResponse] = []
 
-    async def honest(at: str, data: bytes, wait: float) -> Answer:
+    async def honest(at: str, data: bytes, wait: float) -> PeerResponse:
         answers.append(await ask(lab, at, data))
         return answers[-1]
 
-    async def deny(lie: Answer, at: str, data: bytes, wait: float) -> Answer:
+    async def deny(lie: PeerResponse, at: str, data: bytes, wait: float) -> PeerResponse:
         assert (await ask(lab, at, data)).status == 200
         return lie
 
@@ -117,7 +117,9 @@ async def test_only_the_peer_itself_can_say_that_it_took_nothing(lab: Lab) -> No
     assert (await ask(lab, "/v2/submit", lab.seal(Kind.SUBMIT, submission()))).status == 200
     assert (await refused(honest, "2" * 64)) is Proof.SIGNED, "the peer signed that"
     await lab.peers.set_policy(lab.other.id, Policy())
-    for number, lie in enumerate((answers[0], Answer(429, "5", b'{"code":"policy_waiting"}'))):
+    for number, lie in enumerate(
+        (answers[0], PeerResponse(429, "5", b'{"code":"policy_waiting"}'))
+    ):
         assert (await refused(functools.partial(deny, lie), f"{number + 3}" * 64)) is Proof.NONE
     assert len(lab.processes.queue.entries) == 3
 
@@ -127,10 +129,10 @@ async def test_who_carries_a_message_can_not_make_up_its_receipt(lab: Lab) -> No
     await lab.befriend()
     body = lab.seal(Kind.SUBMIT, submission())
 
-    async def forge(at: str, data: bytes, wait: float) -> Answer:
-        thief = Sealer(PrivateKey.generate(), SigningClock())
+    async def forge(at: str, data: bytes, wait: float) -> PeerResponse:
+        thief = Signer(PrivateKey.generate(), SigningClock())
         made_up = Receipt(submission().pid, 1, "accepted", "0" * 64)
-        return Answer(200, "", thief.seal(Kind.RECEIPT, lab.other.id, made_up))
+        return PeerResponse(200, "", thief.seal(Kind.RECEIPT, lab.other.id, made_up))
 
     with pytest.raises(Exception, match="not valid"):
         await by_way_of(lab, forge).post("/v2/submit", body, Kind.RECEIPT)
@@ -139,7 +141,7 @@ async def test_who_carries_a_message_can_not_make_up_its_receipt(lab: Lab) -> No
 # -- a stolen key ----------------------------------------------------------------------------
 
 
-def portrait(key: PrivateKey, sequence: int, fingerprint: str) -> bytes:
+def own_card(key: PrivateKey, sequence: int, fingerprint: str) -> bytes:
     now = int(time.time())
     card = Card(
         key.id, key.public_key, "ant", sequence, fingerprint, ["ant.example:1"], [2], now + 3600
@@ -154,15 +156,15 @@ async def test_a_stolen_key_redirects_a_peer_until_the_owner_changes_the_key(
     async with world(tmp_path) as colonies:
         ant, bee = await friends(colonies, "ant", "bee")
         stolen = ant.key
-        hello = Hello(portrait(stolen, 2**63 - 1, "e" * 64))
-        body = Sealer(stolen, SigningClock()).seal(Kind.HELLO, bee.key.id, hello)
+        hello = Hello(own_card(stolen, 2**63 - 1, "e" * 64))
+        body = Signer(stolen, SigningClock()).seal(Kind.HELLO, bee.key.id, hello)
         assert await post(bee, "hello", body) == ""
         entry = bee.fed.peers.find("ant")
         assert entry.peer.fingerprint == "e" * 64
         await ant.rotate()
         await follows(bee, ant)
         with trio.fail_after(50):
-            await bee.fed.greeter.hello(bee.fed.links[entry.peer.id])
+            await bee.fed.prober.hello(bee.fed.connections[entry.peer.id])
         assert entry.peer.fingerprint == FINGERPRINT
 
 
@@ -194,15 +196,15 @@ def told(by: Colony, to: Colony, pid: str, *, out: bytes = b'["Y"]', attempt: in
     """The outcome of a process as a colony likes it to be."""
     local = local_id(to.key.id, pid, attempt)
     outcome = Outcome(pid, attempt, int(State.SUCCESSFUL), out, [], local, "", 1, 2)
-    entry = to.fed.ledger.entries.get(pid)
+    entry = to.fed.outbox.entries.get(pid)
     request = entry.forward.request if entry is not None else None
     if request is not None:
         outcome = msgspec.structs.replace(outcome, asked=request.digest, origin=request.origin)
-    return by.fed.sealer.seal(Kind.OUTCOME, to.key.id, outcome)
+    return by.fed.signer.seal(Kind.OUTCOME, to.key.id, outcome)
 
 
 async def settle(at: Colony, by: Colony, sealed: bytes) -> None:
-    await at.fed.results.settle(at.fed.links[by.key.id], sealed)
+    await at.fed.outcome_poller.settle(at.fed.connections[by.key.id], sealed)
 
 
 @pytest.mark.parametrize("depth", [65, 400, 900, 100_000])
@@ -240,7 +242,7 @@ async def test_a_malformed_end_is_told_once_and_kept(tmp_path: Path, what: str) 
             made.append(signed(bee, ant, cbor.encode({**truth, **change})))
             return made[-1]
 
-        bee.fed.inbox.owing._outcome = lie  # type: ignore[method-assign]
+        bee.fed.inbox.outcome_queue._outcome = lie  # type: ignore[method-assign]
         with trio.fail_after(60):
             pid = await ant.submit("bee")
             await bee.work("X")
@@ -275,7 +277,7 @@ async def test_a_large_end_that_comes_late_is_kept_and_ends_nothing(tmp_path: Pa
 
 
 async def acknowledged(colony: Colony) -> bool:
-    return not any(colony.fed.inbox.owing.owed.values())
+    return not any(colony.fed.inbox.outcome_queue.owed.values())
 
 
 def signed(by: Colony, to: Colony, payload: bytes) -> bytes:
@@ -290,7 +292,7 @@ async def test_nonsense_that_the_peer_did_not_sign_ends_nothing(tmp_path: Path) 
         with trio.fail_after(60):
             pid = await ant.submit("bee")
             await ant.when(pid, lambda process: process.state == State.RUNNING)
-            link = ant.fed.links[bee.key.id]
+            connection = ant.fed.connections[bee.key.id]
             nonsense = cbor.encode({"pid": pid, "attempt": 1, "state": 7})
             for sealed, why in (
                 (signed(cat, ant, nonsense), "unknown_issuer"),
@@ -300,7 +302,7 @@ async def test_nonsense_that_the_peer_did_not_sign_ends_nothing(tmp_path: Path) 
                 (signed(bee, ant, b"nonsense"), "malformed"),
             ):
                 with pytest.raises(Rejected, match=why):
-                    await ant.fed.results.settle(link, sealed)
+                    await ant.fed.outcome_poller.settle(connection, sealed)
             await settle(ant, cat, signed(cat, ant, nonsense))
             another = cbor.encode({"pid": pid, "attempt": 2, "state": 7})
             await settle(ant, bee, signed(bee, ant, another))
@@ -351,14 +353,14 @@ async def test_a_peer_sees_its_own_processes_only(tmp_path: Path) -> None:
         with trio.fail_after(50):
             pid = await ant.submit("bee")
             await bee.until(lambda: bool(bee.waiting()))
-            link = cat.fed.links[bee.key.id]
-            receipt, _ = await link.post(
-                "/v2/cancel", link.seal(Kind.CANCEL, Cancel(pid, 1)), Kind.RECEIPT
+            connection = cat.fed.connections[bee.key.id]
+            receipt, _ = await connection.post(
+                "/v2/cancel", connection.seal(Kind.CANCEL, Cancel(pid, 1)), Kind.RECEIPT
             )
             assert load(receipt.payload, Receipt).remote == "", "as for one that never was there"
             await bee.work("X")
-            poll = link.seal(Kind.POLL, Poll(0, [pid], [Follow(pid, 1)]))
-            answer, _ = await link.post("/v2/outcomes", poll, Kind.OUTCOMES)
+            poll = connection.seal(Kind.POLL, Poll(0, [pid], [Follow(pid, 1)]))
+            answer, _ = await connection.post("/v2/outcomes", poll, Kind.OUTCOMES)
             said = load(answer.payload, Outcomes)
             assert (said.outcomes, said.news) == ([], [])
             assert (await ant.closed(pid)).output == ["X"], "the acknowledgement was not heard"
@@ -373,17 +375,17 @@ async def test_who_has_the_key_can_move_the_colony_to_a_key_of_its_own(tmp_path:
         ant, bee = await friends(colonies, "ant", "bee")
         stolen, third = ant.key, PrivateKey.generate()
         now = int(time.time())
-        said = Hello(portrait(third, 2**40, "e" * 64), successors=[declare(stolen, third, now)])
-        body = Sealer(third, SigningClock()).seal(Kind.HELLO, bee.key.id, said)
+        said = Hello(own_card(third, 2**40, "e" * 64), successors=[declare(stolen, third, now)])
+        body = Signer(third, SigningClock()).seal(Kind.HELLO, bee.key.id, said)
         assert await post(bee, "hello", body) == ""
         assert bee.fed.peers.find("ant").peer.wire == third.id
         # The owner can't have it back, nor any other colony be drawn into it.
         fourth = PrivateKey.generate()
-        said = Hello(portrait(fourth, 2**40, "f" * 64), successors=[declare(stolen, fourth, now)])
-        body = Sealer(fourth, SigningClock()).seal(Kind.HELLO, bee.key.id, said)
+        said = Hello(own_card(fourth, 2**40, "f" * 64), successors=[declare(stolen, fourth, now)])
+        body = Signer(fourth, SigningClock()).seal(Kind.HELLO, bee.key.id, said)
         assert await post(bee, "hello", body) == "usurped"
         await bee.fed.peers.block(third.id)
-        body = Sealer(third, SigningClock()).seal(Kind.SUBMIT, bee.key.id, submission())
+        body = Signer(third, SigningClock()).seal(Kind.SUBMIT, bee.key.id, submission())
         assert await post(bee, "submit", body) == "blocked"
 
 
@@ -392,21 +394,23 @@ async def test_who_has_the_key_can_move_the_colony_to_a_key_of_its_own(tmp_path:
 
 def test_a_flood_of_announcements_keeps_nobody_else_waiting() -> None:
     """Ten thousand addresses of one host, and of many, are bounded in memory and in looks."""
-    hints, now = Hints(), 0.0
+    candidates, now = CandidateQueue(), 0.0
     for number in range(10_000):
-        hints.offer(Hint(f"{number:064x}", f"10.0.0.66:{1 + number}"), now)
-        hints.offer(Hint(f"{number:064x}", f"10.1.{number // 250}.{number % 250}:1"), now)
-    assert len(hints) <= hints.most_hosts * hints.most_each
-    honest = Hint("a" * 64, "10.0.0.7:50081")
-    assert hints.offer(honest, now)
-    assert hints.take(now) == honest, "who is heard last comes first"
+        candidates.offer(AddressCandidate(f"{number:064x}", f"10.0.0.66:{1 + number}"), now)
+        candidates.offer(
+            AddressCandidate(f"{number:064x}", f"10.1.{number // 250}.{number % 250}:1"), now
+        )
+    assert len(candidates) <= candidates.most_hosts * candidates.most_each
+    honest = AddressCandidate("a" * 64, "10.0.0.7:50081")
+    assert candidates.offer(honest, now)
+    assert candidates.take(now) == honest, "who is heard last comes first"
     looks = 0
     while now < 60:
-        while (hint := hints.take(now)) is not None:
+        while (candidate := candidates.take(now)) is not None:
             looks += 1
-            hints.done(hint, now, ok=False)
+            candidates.done(candidate, now, ok=False)
         now += 0.5
-    assert looks <= hints.burst + 60 * hints.rate
+    assert looks <= candidates.burst + 60 * candidates.rate
 
 
 # -- this machine ----------------------------------------------------------------------------

@@ -16,18 +16,18 @@ import msgspec
 import pytest
 import trio
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
-from federation.peers.registry import TRUSTED, Known, Peer
+from federation.peers.registry import TRUSTED, Peer, PeerState
+from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost
-from federation.transport.link import Answer, Link
 from federation.transport.mailbox import pass_on
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Cancel, Pass, Passed, SignedRefusal, Submit, load
 from federation.wire.refusals import BROUGHT
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient
 from node.host.keys import PrivateKey
 from node.http.server import Request
@@ -37,10 +37,10 @@ from tests.federation.routing.test_router import BOTH, Side, three
 from tests.support.daemons import until
 from tests.support.parts import Led
 
-Say = Callable[[Answer], Awaitable[Answer]]
+Say = Callable[[PeerResponse], Awaitable[PeerResponse]]
 
 
-class Mailbox(Link):
+class Mailbox(PeerConnection):
     """The way from ant to the mailbox that bee polls. It keeps what it carried.
 
     `say` makes the mailbox's answer of bee's; `carries` is whether it hands anything to bee at all.
@@ -57,35 +57,35 @@ class Mailbox(Link):
     async def connect(self) -> Any:
         """Always there."""
 
-    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
-        """As `Link.exchange`."""
+    async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
+        """As `PeerConnection.exchange`."""
         self.asked = body
         wish = load(inspect(body, limit=len(body)).payload, Pass)
         if not self.carries:
-            return Answer(429, "5", b'{"code":"mailbox_absent"}')
+            return PeerResponse(429, "5", b'{"code":"mailbox_absent"}')
         self.kept.append((wish.path, wish.body))
         return await self.say(await self.bring(wish.path, wish.body))
 
-    async def bring(self, path: str, body: bytes) -> Answer:
+    async def bring(self, path: str, body: bytes) -> PeerResponse:
         """Hand a message to bee; its answer."""
         request = Request("POST", path, "", {}, body, self.remote)
         response = await self.bee.federation.server.handle(request)
         after = dict(response.headers).get("retry-after", "")
-        return Answer(response.status, after, bytes(response.body))
+        return PeerResponse(response.status, after, bytes(response.body))
 
-    async def passed(self, answer: Answer) -> Answer:
+    async def passed(self, answer: PeerResponse) -> PeerResponse:
         """An answer of bee, as an honest mailbox gives it to ant."""
         message = Passed(answer.status, answer.retry_after, answer.data)
-        sealer = Sealer(self.key, SigningClock())
-        return Answer(200, "", sealer.seal(Kind.PASSED, self.sealer.key.id, message))
+        signer = Signer(self.key, SigningClock())
+        return PeerResponse(200, "", signer.seal(Kind.PASSED, self.signer.key.id, message))
 
-    def signed(self, told: Answer) -> Answer:
+    def signed(self, told: PeerResponse) -> PeerResponse:
         """A refusal under which the mailbox puts its own name, as a peer does."""
         said = msgspec.json.decode(told.data)
         digest = hashlib.sha256(self.asked).digest()
         denial = SignedRefusal(said["code"], "no", digest, path="/v1/pass", kept=True)
-        sealed = Sealer(self.key, SigningClock()).seal(Kind.REFUSAL, self.sealer.key.id, denial)
-        return Answer(told.status, "", msgspec.json.encode(said | {"signed": sealed}))
+        sealed = Signer(self.key, SigningClock()).seal(Kind.REFUSAL, self.signer.key.id, denial)
+        return PeerResponse(told.status, "", msgspec.json.encode(said | {"signed": sealed}))
 
 
 class Scene:
@@ -95,19 +95,21 @@ class Scene:
         self.ant, self.bee, self.cat = ant, bee, cat
         key = PrivateKey.generate()
         peer = Peer(key.id, TRUSTED, "mailbox", key.public_key, fingerprint="e" * 64)
-        self.mailbox = Mailbox(Known(peer), ant.federation.sealer, Led())
+        self.mailbox = Mailbox(PeerState(peer), ant.federation.signer, Led())
         self.mailbox.key, self.mailbox.bee, self.mailbox.kept = key, bee, []
         self.mailbox.say = self.mailbox.passed
         carry = functools.partial(pass_on, self.mailbox, bee.key.id)
         entry = ant.federation.peers.known[bee.key.id]
-        self.link = Link(entry, ant.federation.sealer, Led(carry))
+        self.connection = PeerConnection(entry, ant.federation.signer, Led(carry))
 
     async def deliver(self, process: Process) -> None:
         """Send what is due for this process, once."""
-        ledger = self.ant.federation.ledger
-        await ledger.refresh(self.bee.key.id)
-        ledger.entries[process.processid].busy = True
-        await self.ant.federation.delivery._deliver(self.link, ledger.entries[process.processid])
+        outbox = self.ant.federation.outbox
+        await outbox.refresh(self.bee.key.id)
+        outbox.entries[process.processid].busy = True
+        await self.ant.federation.sender._deliver(
+            self.connection, outbox.entries[process.processid]
+        )
 
     async def forward(self, process: Process) -> Forward:
         """The forward to bee."""
@@ -121,29 +123,29 @@ class Scene:
         forward = msgspec.structs.replace(await self.forward(process), share=1)
         key = federation.keys.forward(self.bee.key.id, process.processid)
         await self.ant.client.put(key, pack(forward))
-        federation.ledger.look_for(process.processid, self.bee.key.id)
-        await federation.delivery.expire()
+        federation.outbox.look_for(process.processid, self.bee.key.id)
+        await federation.sender.expire()
 
     def another(self, body: bytes) -> bytes:
         """The next attempt of the process that a submission was about."""
         submit = load(inspect(body, limit=len(body)).payload, Submit)
         again = msgspec.structs.replace(submit, attempt=submit.attempt + 1)
-        return self.ant.federation.sealer.seal(Kind.SUBMIT, self.bee.key.id, again)
+        return self.ant.federation.signer.seal(Kind.SUBMIT, self.bee.key.id, again)
 
 
 async def play(client: EtcdClient) -> Scene:
     return Scene(*await three(client, BOTH))
 
 
-def refusal(status: int, code: str) -> Answer:
-    return Answer(status, "5", msgspec.json.encode({"code": code, "clock": int(time.time())}))
+def refusal(status: int, code: str) -> PeerResponse:
+    return PeerResponse(status, "5", msgspec.json.encode({"code": code, "clock": int(time.time())}))
 
 
-async def unsaid(answer: Answer) -> Answer:
+async def unsaid(answer: PeerResponse) -> PeerResponse:
     raise Lost("no answer")
 
 
-LIES: dict[str, tuple[bool, Answer]] = {
+LIES: dict[str, tuple[bool, PeerResponse]] = {
     # In its own name. Unsigned, it may be that of anybody who can answer for the mailbox.
     "it was not there": (False, refusal(429, "mailbox_absent")),
     "it has no room": (False, refusal(429, "mailbox_full")),
@@ -171,7 +173,7 @@ async def test_what_was_delivered_and_denied_runs_nowhere_else(
         for copies in (1, 2):
             await scene.deliver(process)
             forward = await scene.forward(process)
-            assert (forward.state, forward.sent) == (outbox.State.DOUBT, copies), lie
+            assert (forward.state, forward.sent) == (machine.ForwardState.DOUBT, copies), lie
             await scene.impatient(process)
             assert (await scene.ant.load(process)).peer == scene.bee.key.id, lie
         assert await scene.ant.forward(scene.cat, process) is None, lie
@@ -180,11 +182,13 @@ async def test_what_was_delivered_and_denied_runs_nowhere_else(
         # Once it tells the truth, the doubt is over.
         scene.mailbox.say = scene.mailbox.passed
         await scene.deliver(process)
-        assert (await scene.forward(process)).state == outbox.State.ACCEPTED, lie
+        assert (await scene.forward(process)).state == machine.ForwardState.ACCEPTED, lie
         assert (await scene.ant.load(process)).state == State.RUNNING, lie
 
 
-async def deny(scene: Scene, behind: bool, told: Answer, signed: bool, answer: Answer) -> Answer:
+async def deny(
+    scene: Scene, behind: bool, told: PeerResponse, signed: bool, answer: PeerResponse
+) -> PeerResponse:
     """bee took it, and said so."""
     assert answer.status == 200
     lie = scene.mailbox.signed(told) if signed else told
@@ -199,7 +203,7 @@ async def test_a_refusal_that_the_colony_keeps_to_ends_the_doubt(client: EtcdCli
     process = await ant.submit()
     scene.mailbox.say = unsaid
     await scene.deliver(process)
-    assert (await scene.forward(process)).state == outbox.State.DOUBT
+    assert (await scene.forward(process)).state == machine.ForwardState.DOUBT
     scene.mailbox.say = scene.mailbox.passed
     await scene.deliver(process)
     assert (await ant.load(process)).peer == scene.cat.key.id
@@ -230,7 +234,7 @@ async def test_a_signed_refusal_that_lasts_for_no_longer_is_no_way_out(
         await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
     else:
 
-        async def again(answer: Answer) -> Answer:
+        async def again(answer: PeerResponse) -> PeerResponse:
             assert answer.status == 200
             await bee.federation.peers.block(ant.key.id)
             return await scene.mailbox.passed(await scene.mailbox.bring(*scene.mailbox.kept[0]))
@@ -250,7 +254,7 @@ async def test_a_cancel_beats_a_refusal_that_was_kept(client: EtcdClient) -> Non
     await bee.federation.peers.set_policy(ant.key.id, Policy(functions=["other"]))
     process = await ant.submit()
     await scene.deliver(process)
-    cancel = ant.federation.sealer.seal(Kind.CANCEL, bee.key.id, Cancel(process.processid, 1))
+    cancel = ant.federation.signer.seal(Kind.CANCEL, bee.key.id, Cancel(process.processid, 1))
     assert (await scene.mailbox.bring("/v2/cancel", cancel)).status == 200
     await bee.federation.peers.set_policy(ant.key.id, Policy())
     path, body = scene.mailbox.kept[0]
@@ -271,7 +275,7 @@ async def test_a_mailbox_can_not_end_a_cancel(client: EtcdClient) -> None:
     told = refusal(403, "untrusted")
     scene.mailbox.say = functools.partial(deny, scene, True, told, False)
     await scene.deliver(process)
-    assert (await scene.forward(process)).state == outbox.State.CANCELLING
+    assert (await scene.forward(process)).state == machine.ForwardState.CANCELLING
     assert not (await scene.forward(process)).receipt
     scene.mailbox.say = scene.mailbox.passed
     await scene.deliver(process)
@@ -285,21 +289,21 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
     """What has not left is in no doubt: it goes elsewhere when its time is over."""
     scene = await play(client)
     for side in (scene.ant, scene.bee):
-        await side.federation.portrait.start(50081, "f" * 64)
+        await side.federation.own_card.start(50081, "f" * 64)
     scene.mailbox.carries = False
     process = await scene.ant.submit()
-    delivery, entry = scene.ant.federation.delivery, scene.link.entry
+    sender, entry = scene.ant.federation.sender, scene.connection.entry
 
     async def sent() -> bool:
-        return (await scene.forward(process)).state == outbox.State.ACCEPTED
+        return (await scene.forward(process)).state == machine.ForwardState.ACCEPTED
 
     async def failed() -> bool:
         return "mailbox_absent" in entry.error
 
     async with trio.open_nursery() as sending:
-        sending.start_soon(delivery.send_forever, scene.link)
+        sending.start_soon(sender.send_forever, scene.connection)
         await until(50, failed, step=0.02)
-        assert (await scene.forward(process)).state == outbox.State.QUEUED
+        assert (await scene.forward(process)).state == machine.ForwardState.QUEUED
         sending.cancel_scope.cancel()
     await scene.impatient(process)
     assert (await scene.ant.load(process)).peer == scene.cat.key.id
@@ -307,9 +311,9 @@ async def test_nothing_is_handed_to_a_mailbox_for_a_colony_that_is_not_there(
     scene.mailbox.carries = True
     scene.ant.hear(scene.bee, 2)
     process = await scene.ant.submit()
-    scene.ant.federation.ledger.retry_now(scene.bee.key.id)
+    scene.ant.federation.outbox.retry_now(scene.bee.key.id)
     async with trio.open_nursery() as sending:
-        sending.start_soon(delivery.send_forever, scene.link)
+        sending.start_soon(sender.send_forever, scene.connection)
         await until(50, sent, step=0.02)
         sending.cancel_scope.cancel()
     paths = [path for path, _ in scene.mailbox.kept]

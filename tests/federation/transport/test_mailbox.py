@@ -8,13 +8,13 @@ import pytest
 import trio
 
 from federation.peers.registry import TRUSTED, Peer
+from federation.transport.connection import PeerResponse
 from federation.transport.errors import Lost, Unsent
-from federation.transport.link import Answer
-from federation.transport.mailbox import Office
+from federation.transport.mailbox import Mailbox
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Reply, load
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.host.config import ConfigError, load_config
 from node.host.keys import PrivateKey
 from node.http.server import Request
@@ -31,24 +31,24 @@ class Post:
 
     def __init__(self) -> None:
         self.me, self.away = PrivateKey.generate(), PrivateKey.generate()
-        self.office = Office(
-            Sealer(self.me, SigningClock(lambda: 1_700_000_000 * 10**9)),
+        self.mailbox = Mailbox(
+            Signer(self.me, SigningClock(lambda: 1_700_000_000 * 10**9)),
             registry(Peer(self.away.id, TRUSTED, "away", b"key", 1)),
             lambda peerid: self.arrived.append(peerid),
         )
         self.arrived: list[str] = []
 
     async def collect(self, wait: int, *answers: Reply) -> list[Parcel]:
-        from federation.wire.envelope import Opened, inspect
+        from federation.wire.envelope import VerifiedMessage, inspect
         from federation.wire.messages import dump
 
         wish = Collect(wait, list(answers))
-        opened = Opened(self.away.id, self.me.id, b"c", 0, 9, dump(wish), b"")
-        sealed = await self.office.collect(opened, b"")
+        opened = VerifiedMessage(self.away.id, self.me.id, b"c", 0, 9, dump(wish), b"")
+        sealed = await self.mailbox.collect(opened, b"")
         return load(inspect(sealed, limit=len(sealed)).payload, Parcels).parcels
 
-    async def send(self, body: bytes = b"x", sender: str = "me", wait: float = 0) -> Answer:
-        return await self.office.carry(self.away.id, sender, HELLO, body, wait)
+    async def send(self, body: bytes = b"x", sender: str = "me", wait: float = 0) -> PeerResponse:
+        return await self.mailbox.carry(self.away.id, sender, HELLO, body, wait)
 
 
 async def test_a_message_is_handed_out_once_and_its_answer_comes_back(
@@ -59,7 +59,7 @@ async def test_a_message_is_handed_out_once_and_its_answer_comes_back(
         await post.send()
     assert await post.collect(1) == []
     assert post.arrived == [post.away.id]
-    answers: list[Answer] = []
+    answers: list[PeerResponse] = []
 
     async def send() -> None:
         answers.append(await post.send(b"question"))
@@ -73,9 +73,9 @@ async def test_a_message_is_handed_out_once_and_its_answer_comes_back(
         await post.collect(0, stranger, Reply(parcel.id, 200, "5", b"ans", True))
         assert answers == []
         await post.collect(0, Reply(parcel.id, 200, "5", b"wer"))
-    assert answers == [Answer(200, "5", b"answer")]
+    assert answers == [PeerResponse(200, "5", b"answer")]
     await trio.sleep(11)
-    assert not post.office.open(post.away.id), "it has not polled for a while"
+    assert not post.mailbox.open(post.away.id), "it has not polled for a while"
 
 
 async def test_what_was_not_fetched_did_not_leave_and_the_rest_is_in_doubt(
@@ -166,14 +166,14 @@ async def test_a_third_colony_gets_there_by_way_of_the_mailbox(tmp_path: Path) -
             process = await cat.closed(processid)
         assert (process.state, process.output) == (State.SUCCESSFUL, ["X"])
         assert done.origin == cat.key.id, "the mailbox carries, it does not ask"
-        body = cat.fed.sealer.seal(Kind.PASS, bee.key.id, Pass("9" * 64, HELLO, b"", 0))
+        body = cat.fed.signer.seal(Kind.PASS, bee.key.id, Pass("9" * 64, HELLO, b"", 0))
         refused = await bee.fed.server.handle(Request("POST", "/v1/pass", "", {}, body, "x"))
         assert refused.status == 429
         assert bee.fed.server.counters["mailbox_absent"] == 1
 
 
 async def _polls(ant: Colony, bee: Colony) -> bool:
-    return ant.fed.portrait.mailboxes == [bee.key.id]
+    return ant.fed.own_card.mailboxes == [bee.key.id]
 
 
 def test_a_mailbox_in_the_configuration_is_named_by_id(tmp_path: Path) -> None:

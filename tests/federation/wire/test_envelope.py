@@ -18,8 +18,8 @@ from federation.wire.envelope import (
     MAX_AHEAD,
     MAX_LIFETIME,
     Kind,
-    Opened,
     Rejected,
+    VerifiedMessage,
     inspect,
     open_envelope,
     seal,
@@ -55,7 +55,7 @@ def opened(
     limit: int = LIMIT,
     high_water: float = 0,
     kind: Kind = Kind.SUBMIT,
-) -> Opened:
+) -> VerifiedMessage:
     return open_envelope(
         data,
         kind=kind,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.forward.path import local_id
-from federation.transport.link import Answer
+from federation.transport.connection import PeerResponse
 from federation.wire import cbor
 from federation.wire.envelope import Kind, inspect, seal
 from federation.wire.signer import cti_of
@@ -25,7 +25,7 @@ class Liar(Wire):
     key: PrivateKey
     said: dict[str, Any] | None = None
 
-    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
+    async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
         """As `Link.exchange`."""
         answer = await super().exchange(path, body, wait)
         if self.said is None or answer.status != 200:
@@ -33,9 +33,9 @@ class Liar(Wire):
         truth: Any = cbor.decode(inspect(answer.data, limit=10_000).payload)
         now = int(time.time())
         payload = cbor.encode({**truth, **self.said})
-        me = self.sealer.key.id
+        me = self.signer.key.id
         name = cti_of("lie")
-        return Answer(
+        return PeerResponse(
             200,
             "",
             seal(self.key, Kind.RECEIPT, me, payload, cti=name, issued=now, expires=now + 60),
@@ -46,9 +46,9 @@ async def liar(client: EtcdClient) -> tuple[Side, Side, Liar, Process]:
     """ant, its peer bee, the way between them, and a process that is to go there."""
     ant, bee, _ = await three(client, BOTH)
     entry = ant.federation.peers.known[bee.key.id]
-    link = Liar(entry, ant.federation.sealer, Led())
-    link.to, link.key = bee, bee.key
-    return ant, bee, link, await ant.submit()
+    connection = Liar(entry, ant.federation.signer, Led())
+    connection.to, connection.key = bee, bee.key
+    return ant, bee, connection, await ant.submit()
 
 
 async def of(ant: Side, bee: Side, process: Process) -> Forward:
@@ -58,7 +58,7 @@ async def of(ant: Side, bee: Side, process: Process) -> Forward:
 
 
 async def test_a_receipt_for_a_submission_names_the_very_process(client: EtcdClient) -> None:
-    ant, bee, link, process = await liar(client)
+    ant, bee, connection, process = await liar(client)
     there = local_id(ant.key.id, process.processid, 1)
     lies: list[dict[str, Any]] = [
         {"remote": local_id(ant.key.id, process.processid, 2)},
@@ -78,26 +78,26 @@ async def test_a_receipt_for_a_submission_names_the_very_process(client: EtcdCli
         {"origin": bee.key.id},
     ]
     for copies, lie in enumerate(lies, 1):
-        link.said = lie
-        await deliver(ant, bee, link, process)
+        connection.said = lie
+        await deliver(ant, bee, connection, process)
         forward = await of(ant, bee, process)
         assert (forward.state, forward.sent, forward.receipt) == (
-            outbox.State.DOUBT,
+            machine.ForwardState.DOUBT,
             copies,
             b"",
         ), lie
         assert (await ant.load(process)).state == State.WAITING, lie
-        assert link.entry.error.startswith("the receipt is"), lie
-    link.said = None
-    await deliver(ant, bee, link, process)
+        assert connection.entry.error.startswith("the receipt is"), lie
+    connection.said = None
+    await deliver(ant, bee, connection, process)
     forward = await of(ant, bee, process)
-    assert (forward.state, forward.remoteprocessid) == (outbox.State.ACCEPTED, there)
+    assert (forward.state, forward.remoteprocessid) == (machine.ForwardState.ACCEPTED, there)
 
 
 async def test_a_receipt_for_a_cancel_is_not_that_of_the_submission(client: EtcdClient) -> None:
     """Else whoever carries messages could show that one again, and the peer would never stop."""
-    ant, bee, link, process = await liar(client)
-    await deliver(ant, bee, link, process)
+    ant, bee, connection, process = await liar(client)
+    await deliver(ant, bee, connection, process)
     await ant.processes.cancel("ant", process.processid)
     for lie in (
         {"status": "accepted"},
@@ -106,24 +106,24 @@ async def test_a_receipt_for_a_cancel_is_not_that_of_the_submission(client: Etcd
         {"asked": b"\0" * 32},
         {"origin": bee.key.id},
     ):
-        link.said = lie
-        await deliver(ant, bee, link, process)
+        connection.said = lie
+        await deliver(ant, bee, connection, process)
         forward = await of(ant, bee, process)
-        assert (forward.state, forward.receipt) == (outbox.State.CANCELLING, b""), lie
-    link.said = None
-    await deliver(ant, bee, link, process)
+        assert (forward.state, forward.receipt) == (machine.ForwardState.CANCELLING, b""), lie
+    connection.said = None
+    await deliver(ant, bee, connection, process)
     assert (await of(ant, bee, process)).receipt, "closed by now, which it may say"
 
 
 async def test_a_process_keeps_its_id_there_when_we_change_our_key(client: EtcdClient) -> None:
     """What was sent under the key before is known by it, whatever we are called when we ask."""
-    ant, bee, link, process = await liar(client)
+    ant, bee, connection, process = await liar(client)
     before = ant.key.id
-    link.said = {"status": "declined"}
-    await deliver(ant, bee, link, process)
-    ant.federation.sealer.succeed(PrivateKey.generate())
-    link.said = None
-    await deliver(ant, bee, link, process)
+    connection.said = {"status": "declined"}
+    await deliver(ant, bee, connection, process)
+    ant.federation.signer.succeed(PrivateKey.generate())
+    connection.said = None
+    await deliver(ant, bee, connection, process)
     forward = await of(ant, bee, process)
-    assert forward.state == outbox.State.ACCEPTED
+    assert forward.state == machine.ForwardState.ACCEPTED
     assert forward.remoteprocessid == local_id(before, process.processid, 1)

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.forward import updates as progress
-from federation.forward.updates import Followed
+from federation.forward.updates import FollowState
 from federation.limits.decoding import load_large
 from federation.outbox.outcomes import read_output
-from federation.peers.registry import Known, Peer
-from federation.routing.capabilities import Survey, offers
+from federation.peers.registry import Peer, PeerState
+from federation.routing.capabilities import CapacitySnapshot, offers
+from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost
-from federation.transport.link import Answer, Link
 from federation.wire import cbor, messages
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, Rejected, inspect, open_envelope, seal
@@ -43,7 +43,7 @@ from federation.wire.messages import (
     load,
     most_items,
 )
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from federation.wire.sizes import ANSWERS, QUICK, SIZES
 from node.host.keys import PrivateKey
 from node.model.json import MAX_DEPTH, depth_of
@@ -184,7 +184,7 @@ def test_items_are_counted_as_they_are(value: Any) -> None:
     data, items = cbor.encode(value), count(value)
     assert cbor.decode(data, depth=40, items=items) == value
     if items > 1:
-        with pytest.raises(cbor.TooMany):
+        with pytest.raises(cbor.TooManyItems):
             cbor.decode(data, depth=40, items=items - 1)
 
 
@@ -196,7 +196,7 @@ async def test_a_submission_with_all_its_files_fits() -> None:
     files = [Carried("d", f"/label{n}", f"name{n}", n, PID, b"{}") for n in range(MOST_FILES)]
     submit = Submit(PID, 1, b"{}", "me", 1, ["b" * 64] * 4, "t", b"i", [b"k"] * 4, b"[]", files)
     payload = dump(submit)
-    with pytest.raises(cbor.TooMany):
+    with pytest.raises(cbor.TooManyItems):
         cbor.decode(payload, depth=4, items=QUICK)
     ticks = 0
 
@@ -220,7 +220,7 @@ def test_a_poll_asks_about_no_more_than_fits(channels: list[int], data: st.DataO
     follows, weight = list[Follow](), 0
     for number, count in enumerate(channels):
         heard = {letter * 190 + str(each): 2**40 for each in range(count)}
-        followed = Followed("p", 10**6, 2**63 - 1, 2**63 - 1, 2**40, b"x" * 32, heard)
+        followed = FollowState("p", 10**6, 2**63 - 1, 2**63 - 1, 2**40, b"x" * 32, heard)
         follow = progress.follow_of(f"{number:064x}", followed)
         weight += progress.weight_of(follow)
         if follows and weight > progress.MOST_WEIGHT:
@@ -245,7 +245,7 @@ def test_a_statement_of_a_very_large_colony_fits() -> None:
         for n in range(64)
         for m in range(256)
     ]
-    found = offers(Survey(1, executors, functions))
+    found = offers(CapacitySnapshot(1, executors, functions))
     payload = dump(Capabilities(1, True, found, ["label"] * 64, {"body": 1}, 1))
     assert len(found) == 64
     assert len(payload) + 500 < SIZES[Kind.CAPABILITIES].bytes
@@ -318,7 +318,7 @@ def test_an_output_of_many_lists_is_refused_before_it_is_made() -> None:
 # -- over a link -----------------------------------------------------------------------------------
 
 
-class Liar(Link):
+class Liar(PeerConnection):
     """The way to a peer that answers what it is told."""
 
     answer: bytes
@@ -326,9 +326,9 @@ class Liar(Link):
     async def connect(self) -> Any:
         """Nothing is connected."""
 
-    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
-        """As `Link.exchange`."""
-        return Answer(200, "", self.answer)
+    async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
+        """As `PeerConnection.exchange`."""
+        return PeerResponse(200, "", self.answer)
 
 
 @pytest.mark.parametrize("kind", [Kind.RECEIPT, Kind.OUTCOMES, Kind.PASSED])
@@ -339,12 +339,12 @@ async def test_an_answer_by_whatever_way_has_the_size_of_its_kind(kind: Kind) ->
         raise AssertionError
 
     peer = Peer(KEY.id, state="trusted", public_key=KEY.public_key)
-    link = Liar(Known(peer), Sealer(ME, SigningClock()), Led())
-    link.answer = sealed(kind, b"x" * SIZES[kind].bytes)
+    connection = Liar(PeerState(peer), Signer(ME, SigningClock()), Led())
+    connection.answer = sealed(kind, b"x" * SIZES[kind].bytes)
     with pytest.raises(Lost, match="too_large"):
-        await link.post("/v2/submit", b"", kind)
-    link.answer = sealed(kind, b"x" * (SIZES[kind].bytes - 400))
-    opened, _ = await link.post("/v2/submit", b"", kind)
+        await connection.post("/v2/submit", b"", kind)
+    connection.answer = sealed(kind, b"x" * (SIZES[kind].bytes - 400))
+    opened, _ = await connection.post("/v2/submit", b"", kind)
     assert opened.payload == b"x" * (SIZES[kind].bytes - 400)
 
 

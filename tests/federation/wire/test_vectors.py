@@ -26,7 +26,15 @@ from federation.forward import updates as progress
 from federation.wire import cbor, messages
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, open_card, sign_card
-from federation.wire.envelope import Code, Kind, Opened, Rejected, inspect, open_envelope, seal
+from federation.wire.envelope import (
+    Code,
+    Kind,
+    Rejected,
+    VerifiedMessage,
+    inspect,
+    open_envelope,
+    seal,
+)
 from federation.wire.messages import dump, load
 from federation.wire.signer import cti_of
 from federation.wire.succession import declare, prove
@@ -165,7 +173,7 @@ def test_an_envelope(case: dict[str, Any]) -> None:
         keys=PUBLIC.get,
         limit=ENVELOPES["limit"],
     )
-    assert opened == Opened(
+    assert opened == VerifiedMessage(
         case["issuer"],
         case["audience"],
         cti,
@@ -202,7 +210,7 @@ def test_a_signature_by_another_library() -> None:
     foreign = ENVELOPES["by_another_library"]
     case = next(each for each in ENVELOPES["cases"] if each["name"] == foreign["case"])
 
-    def opened(signature: str) -> Opened:
+    def opened(signature: str) -> VerifiedMessage:
         return open_envelope(
             bytes.fromhex(case["envelope"])[:-64] + bytes.fromhex(signature),
             kind=Kind(case["kind"]),
@@ -222,7 +230,7 @@ def test_a_signature_by_another_library() -> None:
     "case", REFUSED["cases"], ids=lambda each: f"{each['code']}: {each['why']}"
 )
 def test_what_is_refused(case: dict[str, Any]) -> None:
-    def opened() -> Opened:
+    def opened() -> VerifiedMessage:
         return open_envelope(
             bytes.fromhex(case["envelope"]),
             kind=Kind(REFUSED["kind"]),
@@ -332,9 +340,9 @@ def test_an_invitation() -> None:
 def test_a_succession() -> None:
     each = DERIVED["succession"]
     both = [bytes.fromhex(each[name]) for name in ("by_old", "by_new")]
-    heir = prove(messages.Successor(*both))
-    assert (heir.old, heir.new) == (each["old"], each["new"])
-    assert (heir.issued, heir.until) == (each["issued"], each["until"])
+    succession = prove(messages.Successor(*both))
+    assert (succession.old, succession.new) == (each["old"], each["new"])
+    assert (succession.issued, succession.until) == (each["issued"], each["until"])
     made = declare(private(each["old"]), private(each["new"]), each["issued"])
     assert [made.by_old, made.by_new] == both
     with pytest.raises(Rejected):
@@ -371,7 +379,7 @@ def test_the_way_there(case: dict[str, Any]) -> None:
 def test_the_way_back(case: dict[str, Any]) -> None:
     sealed = bytes.fromhex(case["outcome"])
     asked = RELAYS["asked"]
-    request = relays.Request(asked["origin"], bytes.fromhex(asked["sha256"]))
+    request = relays.OriginRequest(asked["origin"], bytes.fromhex(asked["sha256"]))
     steps = chains.trace(sealed, case["peer"], PUBLIC[case["peer"]], [case["me"]], request=request)
     told, problem = chains.conclusion(steps, case["wanted"], case["known"])
     assert (told is not None) == case["holds"], problem

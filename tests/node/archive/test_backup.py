@@ -26,7 +26,7 @@ from cli.main import main
 from node.archive import backup as backups
 from node.archive import bundle as archive
 from node.archive.bundle import BackupError
-from node.archive.chain import Chain, Head, records
+from node.archive.chain import Chain, ChainHead, records
 from node.etcd.client import open_client
 from node.etcd.errors import Compacted
 from node.etcd.txn import Put, Txn
@@ -59,7 +59,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("small")
     init_home(base / "home", "dev", {})
     (base / "home/config.toml").write_text('[log]\nlevel = "debug"\n')
-    Chain.open(base / "home/history/dev", Head()).append([{"kind": "process", "id": "x"}], 10**18)
+    Chain.open(base / "home/history/dev", ChainHead()).append(
+        [{"kind": "process", "id": "x"}], 10**18
+    )
     command(base / "home", "backup", str(base / "small.tar"))
     return base / "small.tar"
 

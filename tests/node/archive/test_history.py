@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from cli.core.client import RpcError
 from cli.main import main
-from node.archive.chain import Chain, Head, files, records, verify
+from node.archive.chain import Chain, ChainHead, files, records, verify
 from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
@@ -63,7 +63,7 @@ def written(directory: Path) -> list[str]:
 
 
 def test_a_chain_goes_on_over_months_and_restarts(tmp_path: Path) -> None:
-    chain = Chain.open(tmp_path / "c", Head())
+    chain = Chain.open(tmp_path / "c", ChainHead())
     chain.append([entry("a"), entry("b")], JANUARY)
     head = chain.append([entry("c")], JANUARY + MONTH)
     again = Chain.open(tmp_path / "c", head)
@@ -84,7 +84,7 @@ def test_a_chain_goes_on_over_months_and_restarts(tmp_path: Path) -> None:
 
 def test_a_batch_cut_off_at_any_byte_is_as_if_never_written(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    chain = Chain.open(directory, Head())
+    chain = Chain.open(directory, ChainHead())
     head = chain.append([entry("a")], JANUARY)
     path = files(directory)[0]
     whole = path.stat().st_size
@@ -103,7 +103,7 @@ def test_a_batch_cut_off_at_any_byte_is_as_if_never_written(tmp_path: Path) -> N
 
 def test_every_kind_of_change_shows(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    chain = Chain.open(directory, Head())
+    chain = Chain.open(directory, ChainHead())
     for name in "abcd":
         chain.append([entry(name)], JANUARY)
     path = files(directory)[0]
@@ -126,7 +126,7 @@ def test_every_kind_of_change_shows(tmp_path: Path) -> None:
 
 def test_damage_is_put_aside_and_a_lost_end_stays_in_sight(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    chain = Chain.open(directory, Head())
+    chain = Chain.open(directory, ChainHead())
     chain.append([entry("a")], JANUARY)
     path = files(directory)[0]
     whole = path.stat().st_size
@@ -147,7 +147,7 @@ def test_damage_is_put_aside_and_a_lost_end_stays_in_sight(tmp_path: Path) -> No
 
 
 def test_a_full_disk_leaves_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chain = Chain.open(tmp_path / "c", Head())
+    chain = Chain.open(tmp_path / "c", ChainHead())
     head = chain.append([entry("a")], JANUARY)
 
     def full(descriptor: int) -> None:
@@ -551,7 +551,7 @@ async def test_kills_of_a_daemon_lose_nothing(make_daemon: Callable[..., Daemon]
 
 def test_a_disk_that_was_full_is_no_tampering(tmp_path: Path) -> None:
     """A batch that found no room leaves nothing behind, whatever part of it was written."""
-    chain = Chain.open(tmp_path / "history", Head())
+    chain = Chain.open(tmp_path / "history", ChainHead())
     entries = [{"kind": "process", "id": os.urandom(32).hex()} for _ in range(500)]
     chain.append(entries, 10**18)
     (path,) = files(tmp_path / "history")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from node.archive.chain import Chain, Head, files
-from node.archive.index import PLACE, Index
+from node.archive.chain import Chain, ChainHead, files
+from node.archive.index import PLACE, HistoryIndex
 from tests.node.archive.test_history import JANUARY, MONTH
 
 BATCH = 7
@@ -17,7 +17,7 @@ BATCH = 7
 
 def write(directory: Path, ids: list[str], now: int = JANUARY, note: str = "") -> None:
     """Records of processes, some at once, among others."""
-    chain = Chain.open(directory, Head())
+    chain = Chain.open(directory, ChainHead())
     for at in range(0, len(ids), BATCH):
         some = [
             {"kind": "process", "id": each, "process": {"processid": each, "note": note}}
@@ -32,7 +32,7 @@ def ids(count: int, seed: int = 1) -> list[str]:
     return [dice.randbytes(32).hex() for _ in range(count)]
 
 
-def found(index: Index, wanted: list[str]) -> list[str]:
+def found(index: HistoryIndex, wanted: list[str]) -> list[str]:
     return [record["id"] for each in wanted if (record := index.find(each))]
 
 
@@ -50,7 +50,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_is_found_over_months_runs_and_restarts(tmp_path: Path) -> None:
     first, second, third = ids(300, 1), ids(300, 2), ids(50, 3)
-    index = Index(tmp_path)
+    index = HistoryIndex(tmp_path)
     assert index.find(first[0]) is None
     write(tmp_path, first)
     index.catch_up()
@@ -64,7 +64,7 @@ def test_each_is_found_over_months_runs_and_restarts(tmp_path: Path) -> None:
     names = [path.name for path in runs(tmp_path)]
     assert len([name for name in names if name.startswith("2026-01")]) == 1
     assert len(names) <= 8
-    again = Index(tmp_path)
+    again = HistoryIndex(tmp_path)
     again.catch_up()
     assert found(again, first + second + third) == first + second + third
     assert runs(tmp_path) == [tmp_path / PLACE / name for name in names]
@@ -75,7 +75,7 @@ def test_of_two_records_the_later_one_is_given(tmp_path: Path) -> None:
     for number, note in enumerate(("old", "new")):
         write(tmp_path, some, JANUARY + number * MONTH, note)
     write(tmp_path, some[:30], JANUARY + MONTH, "newest")
-    index = Index(tmp_path)
+    index = HistoryIndex(tmp_path)
     index.catch_up()
     for number, each in enumerate(some):
         record = index.find(each)
@@ -86,7 +86,7 @@ def test_of_two_records_the_later_one_is_given(tmp_path: Path) -> None:
 def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
     some = ids(250)
     write(tmp_path, some)
-    Index(tmp_path).catch_up()
+    HistoryIndex(tmp_path).catch_up()
     whole = {path: path.read_bytes() for path in runs(tmp_path)}
     assert len(whole) > 2
     for path in whole:
@@ -97,13 +97,13 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
                 path.unlink()
             else:
                 path.write_bytes(damage)
-            index = Index(tmp_path)
+            index = HistoryIndex(tmp_path)
             index.catch_up()
             assert found(index, some) == some, (path, damage)
     # An entry that leads to another record is noticed when it is followed.
     for path, data in whole.items():
         path.write_bytes(b"".join(data[at : at + 16] + bytes(8) for at in range(0, len(data), 24)))
-    index = Index(tmp_path)
+    index = HistoryIndex(tmp_path)
     index.catch_up()
     found(index, some)
     index.catch_up()
@@ -113,7 +113,7 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
 def test_a_file_that_was_cut_off_or_exchanged(tmp_path: Path) -> None:
     some = ids(100)
     write(tmp_path, some)
-    index = Index(tmp_path)
+    index = HistoryIndex(tmp_path)
     index.catch_up()
     (path,) = files(tmp_path)
     data = path.read_bytes()

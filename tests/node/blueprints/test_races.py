@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from node.blueprints.rules import Initiator, Wanted
+from node.blueprints.rules import BlueprintRequest, Initiator
 from node.blueprints.service import Blueprints
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
@@ -47,8 +47,8 @@ class Pair:
         meta, handler = Metadata("def", self.colony), Handler("cli", "reconcile")
         await self.definitions.add(Definition("", "", meta, Names("Kind"), handler))
 
-    def lamp(self, name: str = "lamp", **more: Any) -> Wanted:
-        return Wanted("Kind", name, self.colony, **more)
+    def lamp(self, name: str = "lamp", **more: Any) -> BlueprintRequest:
+        return BlueprintRequest("Kind", name, self.colony, **more)
 
     async def add(self, blueprints: Blueprints, name: str = "lamp", **more: Any) -> Blueprint:
         return await blueprints.add(self.lamp(name, **more), WHO)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pycolonies import Workflow
 
 from cli.core.client import Client, RpcError, decode, encode
-from node.blueprints.rules import Wanted, colony_initiator, revise, same
+from node.blueprints.rules import BlueprintRequest, colony_initiator, revise, same
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import Colony
@@ -69,7 +69,7 @@ def test_the_generation_counts_changes_of_the_spec(
     for spec, force, now in updates:
         changed = as_upstream(blueprint.spec) != as_upstream(spec)
         # The generation that a client sends is its memory, not an order.
-        wanted = Wanted("Kind", "b", "dev", spec=spec, generation=1)
+        wanted = BlueprintRequest("Kind", "b", "dev", spec=spec, generation=1)
         generation += 1 if changed or force else 0
         earlier = blueprint.metadata.updatedat
         blueprint = revise(blueprint, wanted, force=force, now=now)
@@ -88,7 +88,7 @@ def test_an_old_copy_does_not_bring_back_an_old_status(
 ) -> None:
     meta = Metadata("b", "dev", updatedat=70_999_999)
     known = Blueprint("id", "Kind", meta, "seed", {}, {"a": 1})
-    wanted = Wanted("Kind", "b", "dev", status=status, copied=copied)
+    wanted = BlueprintRequest("Kind", "b", "dev", status=status, copied=copied)
     assert revise(known, wanted, force=False, now=80_000_000).status == left
 
 

@@ -12,29 +12,29 @@ import pytest
 import trio
 import trio.testing
 
-from federation.membership.meeting import Meeting
+from federation.membership.bootstrap import Bootstrap
 from federation.network.mdns import Sighting
 from federation.peers.context import Context
 from federation.peers.keys import Keys
-from federation.peers.registry import Known, Peer, Peers
-from federation.service.sessions import Tending
-from federation.transport.link import Link
-from federation.transport.mailbox import Collector
+from federation.peers.registry import Peer, Peers, PeerState
+from federation.service.sessions import PeerSessions
+from federation.transport.connection import PeerConnection
+from federation.transport.mailbox import MailboxPoller
 from federation.wire.clock import SigningClock
 from federation.wire.messages import Parcel
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.host.clock import Clock
 from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
-from node.host.sync import Bells
+from node.host.sync import WakeUps
 from node.http.server import Request, Response
 from node.model.types import Running
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 from node.processes.deadlines import expire
 from node.processes.service import Processes
 from node.store.crons import Cron
-from node.timers.agenda import Index, follow
 from node.timers.crons import due, owner
+from node.timers.timerqueue import TimerIndex, follow
 
 REPOSITORY = Path(__file__).parents[3]
 # Tasks whose exception is to end what they belong to, or that can raise none.
@@ -147,15 +147,15 @@ async def test_one_address_that_breaks_us_ends_its_own_look(
         looked.append(address)
         raise MemoryError
 
-    monkeypatch.setattr("federation.membership.meeting.fetch_card", fetch)
-    nothing, sealer = cast(Any, None), Sealer(PrivateKey.generate(), SigningClock(lambda: 0))
-    peers = Peers(nothing, Keys("home"), sealer)
-    context = Context("home", sealer, nothing, nothing, peers, Keys("home"))
-    meeting = Meeting(context, Bells())
+    monkeypatch.setattr("federation.membership.bootstrap.fetch_card", fetch)
+    nothing, signer = cast(Any, None), Signer(PrivateKey.generate(), SigningClock(lambda: 0))
+    peers = Peers(nothing, Keys("home"), signer)
+    context = Context("home", signer, nothing, nothing, peers, Keys("home"))
+    bootstrap = Bootstrap(context, WakeUps())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(meeting.run)
+        nursery.start_soon(bootstrap.run)
         for number in (1, 2):
-            meeting.heard([Sighting(f"{number:064x}", "b" * 64, f"192.0.2.{number}", 1)])
+            bootstrap.heard([Sighting(f"{number:064x}", "b" * 64, f"192.0.2.{number}", 1)])
             await trio.sleep(5)
         assert looked == ["192.0.2.1:1", "192.0.2.2:1"]
         nursery.cancel_scope.cancel()
@@ -176,17 +176,17 @@ async def test_one_message_of_a_mailbox_ends_alone(
     class Mailbox:
         id = "a" * 64
 
-    collector = Collector(handle, random.Random(1))
+    collector = MailboxPoller(handle, random.Random(1))
     parcels = [Parcel(b"1", "/v2/submit", b"", 0), Parcel(b"2", "/v2/cancel", b"", 0)]
 
-    async def exchange(link: object, wish: object) -> list[Parcel]:
+    async def exchange(connection: object, wish: object) -> list[Parcel]:
         await trio.sleep(1)
         taken, parcels[:] = parcels[:], []
         return taken
 
     collector._exchange = exchange  # type: ignore[method-assign]
     with trio.move_on_after(10):
-        await collector.collect_forever(cast(Link, Mailbox()))
+        await collector.collect_forever(cast(PeerConnection, Mailbox()))
     assert answered == ["/v2/cancel"]
 
 
@@ -205,12 +205,12 @@ async def test_one_peers_trouble_is_its_own(
             if where == "close" and self.id == "bad":
                 raise _Nothing
 
-    def link_to(entry: Known) -> Link:
+    def link_to(entry: PeerState) -> PeerConnection:
         if where == "link" and entry.peer.id == "bad":
             raise MemoryError
-        return cast(Link, Way(entry.peer.id))
+        return cast(PeerConnection, Way(entry.peer.id))
 
-    async def task(link: Link) -> None:
+    async def task(link: PeerConnection) -> None:
         while True:
             turns.append(link.id)
             if where == "task" and link.id == "bad":
@@ -218,12 +218,12 @@ async def test_one_peers_trouble_is_its_own(
             await trio.sleep(1)
 
     async with trio.open_nursery() as nursery:
-        tending = Tending({}, link_to, [task])
-        tending.open(nursery)
+        peer_sessions = PeerSessions({}, link_to, [task])
+        peer_sessions.open(nursery)
         for peerid in ("bad", "good"):
-            tending.begin(peerid, Known(Peer(peerid)))
+            peer_sessions.begin(peerid, PeerState(Peer(peerid)))
         await trio.sleep(5.5)
-        tending.end("bad")
+        peer_sessions.end("bad")
         turns.clear()
         await trio.sleep(2)
         assert turns == ["good", "good"]
@@ -240,7 +240,7 @@ async def test_one_key_of_an_agenda_fails_alone(autojump_clock: trio.testing.Moc
             raise _Nothing
         return 1.0
 
-    index = Index(Cron, due, owner)
+    index = TimerIndex(Cron, due, owner)
     for key in ("bad", "good"):
         index.learn(key, Cron(key, "dev", key, "a" * 64, "ann", nextrun=1), 1)
     with trio.move_on_after(10.5):
@@ -256,7 +256,7 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
     """Each comes up again, and each is tried."""
     tried: list[str] = []
 
-    class Index:
+    class TimerIndex:
         def __init__(self, found: list[Any]) -> None:
             self.found, self.kept = found, list[Any]()
 
@@ -267,8 +267,8 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
             self.kept.append(entry)
 
     class Fake:
-        queue = Index([])
-        running = Index([("dev", "one", RUN), ("dev", "two", RUN)])
+        queue = TimerIndex([])
+        running = TimerIndex([("dev", "one", RUN), ("dev", "two", RUN)])
 
         clock = Clock(lambda: 1)
 
@@ -284,7 +284,7 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
             return None
 
     with pytest.raises(_Nothing):
-        await expire(cast(Processes, Fake), cast(HandOut, HandOuts))
+        await expire(cast(Processes, Fake), cast(Assigner, HandOuts))
     assert tried == ["one", "two"]
     assert Fake.running.kept == ["one"]
 

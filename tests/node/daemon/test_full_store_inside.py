@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from cli.core.client import encode
-from federation.forward import machine as outbox
-from federation.peers.policy import Meter
+from federation.forward import machine
+from federation.peers.policy import SubmissionLimiter
 from federation.wire.envelope import Kind
 from federation.wire.messages import Cancel, Receipt
 from federation.wire.messages import load as load_message
@@ -107,7 +107,9 @@ async def test_crons_wait_and_run_once_when_there_is_room(dev: World) -> None:
     await dev.node.crons.add(cron(), workflow())
     fill(dev.client, 85)
     dev.advance(3600)
-    (key,) = dev.node.crons.index.agenda.due(dev.now) or [next(iter(dev.node.crons.index._known))]
+    (key,) = dev.node.crons.index.timer_queue.due(dev.now) or [
+        next(iter(dev.node.crons.index._known))
+    ]
     await dev.node.leader.elected()
     assert await dev.node.crons.act(key) > 1
     assert await dev.graphs() == []
@@ -149,7 +151,7 @@ async def peers_work_waits(lab: Lab) -> None:
     assert ended.status == "cancelled"
     assert not lab.processes.queue.entries
     # It was not forgotten what the policy allows.
-    assert lab.inbox.meter == Meter()
+    assert lab.inbox.limiter == SubmissionLimiter()
 
     fill(lab.client, 50)
     assert (await lab.raw("submit", submitted(lab, "2" * 64))).status == 200
@@ -174,20 +176,20 @@ async def test_news_are_asked_for_again_when_there_is_room(tmp_path: Path) -> No
         await ant.trust(bee)
         await bee.trust(ant)
         pid = await ant.submit("bee")
-        follower = ant.fed.results.follower
+        update_consumer = ant.fed.outcome_poller.update_consumer
         await ant.until(
             lambda: any(
-                entry.forward.state == outbox.State.ACCEPTED
-                for entry in ant.fed.ledger.entries.values()
+                entry.forward.state == machine.ForwardState.ACCEPTED
+                for entry in ant.fed.outbox.entries.values()
             )
         )
-        peer = ant.fed.ledger.entries[pid].forward.peer
-        assert [each.pid for each in follower.wanted(peer, 30)[0]] == [pid]
+        peer = ant.fed.outbox.entries[pid].forward.peer
+        assert [each.pid for each in update_consumer.wanted(peer, 30)[0]] == [pid]
         fill(ant.client, 85)
-        assert follower.wanted(peer, 30) == ([], False, 30)
+        assert update_consumer.wanted(peer, 30) == ([], False, 30)
         assert ant.fed.exchange.statement(peer).accepting is False
         fill(ant.client, 50)
-        assert [each.pid for each in follower.wanted(peer, 30)[0]] == [pid]
+        assert [each.pid for each in update_consumer.wanted(peer, 30)[0]] == [pid]
         assert ant.fed.exchange.statement(peer).accepting is True
 
 

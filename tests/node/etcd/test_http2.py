@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from node.etcd import frames as f
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps, EtcdUnavailable
 from node.etcd.frames import ProtocolFault
-from node.etcd.http2 import MAX_MESSAGE, WINDOW, Call, Session
+from node.etcd.http2 import MAX_MESSAGE, WINDOW, GrpcCall, Http2Session
 
 ANSWER = [(":status", "200"), ("content-type", "application/grpc")]
 GOOD = [("grpc-status", "0"), ("grpc-message", "")]
 
 
-class Seen(Call):
+class Seen(GrpcCall):
     """A call that remembers what it was told."""
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ def headers(fields: list[tuple[str, str]], flags: int = 0, stream: int = 1) -> b
     return f.frame(f.HEADERS, f.END_HEADERS | flags, stream, block)
 
 
-def opened(body: bytes = b"question", *, end: bool = True) -> tuple[Session, Seen]:
-    session, call = Session(), Seen()
+def opened(body: bytes = b"question", *, end: bool = True) -> tuple[Http2Session, Seen]:
+    session, call = Http2Session(), Seen()
     session.receive(f.settings({f.INITIAL_WINDOW: 65_535}))
     session.open(call, body, end=end)
     session.take_output()
@@ -102,7 +102,7 @@ def test_nonsense_is_a_fault_or_ignored(data: bytes) -> None:
 @pytest.mark.parametrize("table", [0, 4096])
 def test_headers_mean_the_same_with_and_without_the_servers_table(table: int) -> None:
     """Blocks are remembered only while equal bytes mean equal headers."""
-    session = Session()
+    session = Http2Session()
     encoder = Encoder()
     encoder.header_table_size = table
     for number in range(1, 12, 2):
@@ -118,7 +118,7 @@ def test_headers_mean_the_same_with_and_without_the_servers_table(table: int) ->
 
 
 def test_a_large_request_goes_out_as_the_windows_open() -> None:
-    session, call = Session(), Seen()
+    session, call = Http2Session(), Seen()
     session.receive(f.settings({f.INITIAL_WINDOW: 100}))
     body = bytes(range(256)) * 1000
     session.open(call, body, end=True)
@@ -153,7 +153,7 @@ def test_the_server_may_send_on_as_messages_are_taken() -> None:
 
 
 def test_more_calls_than_the_server_takes_wait_their_turn() -> None:
-    session = Session()
+    session = Http2Session()
     session.receive(f.settings({f.MAX_STREAMS: 1}))
     first, second, third = Seen(), Seen(), Seen()
     for call in (first, second, third):

@@ -14,7 +14,7 @@ import trio.testing
 
 from node.etcd.client import EtcdClient, Status, open_client
 from node.etcd.errors import Compacted, EtcdNoSpace
-from node.etcdserver.maintenance import Rewriting, maintain
+from node.etcdserver.maintenance import Defragmenter, maintain
 from tests.node.etcd.support import QUOTA, logged, start_store
 from tests.support.daemons import until
 
@@ -85,7 +85,7 @@ def state(size: int, used: int, revision: int) -> Status:
 def test_a_file_is_rewritten_when_nobody_notices(
     size: int, used: int, revisions: int, expected: bool
 ) -> None:
-    rewriting = Rewriting()
+    rewriting = Defragmenter()
     if size < 256:
         assert not rewriting.due(state(size, used, 10**6), 100.0, 256 * MIB)
     due = rewriting.due(state(size, used, 10**6 + revisions), 105.0, 256 * MIB)
@@ -95,7 +95,7 @@ def test_a_file_is_rewritten_when_nobody_notices(
 async def test_how_long_rewriting_takes_is_measured(client: EtcdClient) -> None:
     for number in range(40):
         await client.put(f"k{number % 20}", bytes(1_000_000))
-    rewriting = Rewriting()
+    rewriting = Defragmenter()
 
     async def written() -> Status | None:
         status = await client.status()
@@ -107,5 +107,5 @@ async def test_how_long_rewriting_takes_is_measured(client: EtcdClient) -> None:
     with logged("store is defragmented", "etcd") as said:
         await rewriting.do(client, status)
         assert said.is_set()
-    assert rewriting.rate != Rewriting().rate
+    assert rewriting.rate != Defragmenter().rate
     assert (await client.status()).db_size < 30 * MIB

@@ -16,7 +16,7 @@ from node.handlers import listings
 from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import SECOND, Colony, Process, State
-from node.processes.indexing import Indexing
+from node.processes.backfill import IndexBackfill
 from node.processes.service import Processes
 from node.rpc.requests import GetProcesses
 from node.store import keys
@@ -122,9 +122,9 @@ async def test_an_index_is_completed_for_what_an_older_colonyd_closed(client: Et
         request = GetProcesses("dev", 50, State.FAILED, **fields)
         wanted = mine if fields["label"] == "rare" else []
         assert await listings.matching(processes, request, now) == wanted, "read as before"
-    assert await Indexing(client, directory).complete("dev") == 70
+    assert await IndexBackfill(client, directory).complete("dev") == 70
     assert await client.count(f"{keys.ROOT}closedby/dev/") == 3 * 70 + 1
-    assert await Indexing(client, directory).complete("dev") == 0
+    assert await IndexBackfill(client, directory).complete("dev") == 0
     request = GetProcesses("dev", 50, State.FAILED, label="rare")
     assert await listings.matching(processes, request, now) == mine
     for page in [page async for page in pages.below(client, keys.processes("dev"))]:

@@ -15,9 +15,9 @@ from node.archive.backup import _dump, _load
 from node.etcd import parts
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdTooLarge
-from node.etcd.parts import MOST, PLACE, divide, joined, owner_of, parts_of, stub_of
+from node.etcd.parts import MOST, PLACE, divide, joined, owner_of, parts_of, ref_of
 from node.etcd.txn import Absent, Delete, DeletePrefix, Get, ModRevision, Put, Txn
-from node.etcd.watch import Batch, watch
+from node.etcd.watch import WatchBatch, watch
 from node.etcdserver import sweep as sweeping
 from tests.node.etcd.support import start_store
 
@@ -35,19 +35,19 @@ def test_what_is_divided_fits_a_request_and_comes_together_again(sizes: list[int
     ops = [Put(f"/k/{at}", bytes([at]) * size) for at, size in enumerate(sizes)]
     whole, apart = divide(ops)
     assert sum(len(op.value) for op in whole if isinstance(op, Put)) <= parts.ROOM
-    stubs = {put.key: stub for stub, put in apart}
+    stubs = {put.key: ref for ref, put in apart}
     for before, after in zip(ops, whole, strict=True):
         assert isinstance(after, Put)
-        stub = stub_of(after.value)
-        assert stub == stubs.get(before.key)
-        if stub is None:
+        ref = ref_of(after.value)
+        assert ref == stubs.get(before.key)
+        if ref is None:
             assert after == before
             continue
-        pieces = list(parts_of(stub, before))
+        pieces = list(parts_of(ref, before))
         assert all(len(piece.value) <= parts.PART for piece in pieces)
-        assert joined(stub, [piece.value for piece in pieces]) == before.value
-        assert joined(stub, [piece.value for piece in pieces[1:]]) is None
-        assert {owner_of(piece.key) for piece in pieces} == {(stub.name, before.key)}
+        assert joined(ref, [piece.value for piece in pieces]) == before.value
+        assert joined(ref, [piece.value for piece in pieces[1:]]) is None
+        assert {owner_of(piece.key) for piece in pieces} == {(ref.name, before.key)}
 
 
 async def test_a_large_value_is_one_value(client: EtcdClient) -> None:
@@ -101,7 +101,7 @@ async def test_parts_that_nothing_names_are_swept(
     await client.put(KEY, LARGE)
     for key in (KEY + "b", KEY + "c"):
         await client.put(key, LARGE)
-    client.known = parts.Known()  # as another daemon, which has not seen them
+    client.known = parts.StubCache()  # as another daemon, which has not seen them
     await client.delete(KEY + "b")
     await client.put(KEY + "c", b"small")
     assert await count(client) == 3 * PIECES
@@ -119,7 +119,7 @@ async def test_parts_that_nothing_names_are_swept(
 
 async def test_a_watch_tells_large_values(client: EtcdClient, nursery: trio.Nursery) -> None:
     await client.put(KEY, LARGE)
-    sender, receiver = trio.open_memory_channel[Batch](1)
+    sender, receiver = trio.open_memory_channel[WatchBatch](1)
     await nursery.start(partial(watch, client, "/colonyd/process/", sender))
     assert [event.value for event in (await receiver.receive()).events] == [LARGE]
     await client.put(KEY, LARGE[::-1])

@@ -17,7 +17,7 @@ import trio.testing
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.dial import Access
 from node.etcd.errors import EtcdDenied, EtcdUnavailable
-from node.etcd.watch import Batch, watch
+from node.etcd.watch import WatchBatch, watch
 from tests.node.daemon.test_cluster import members, serving
 from tests.node.etcd.support import Store, start_store
 
@@ -32,7 +32,7 @@ async def give_up_at_once(client: EtcdClient) -> None:
 
 async def test_a_call_out_of_patience_ends_no_other(store: Store, nursery: trio.Nursery) -> None:
     async with open_client(Access((store.target,) * 2), timeout=60) as client:
-        sender, receiver = trio.open_memory_channel[Batch](100)
+        sender, receiver = trio.open_memory_channel[WatchBatch](100)
         await nursery.start(partial(watch, client, "p/", sender, heartbeat=60.0))
         assert (await receiver.receive()).snapshot
         for turn in range(5):

@@ -19,8 +19,7 @@ import trio.testing
 
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import StoreRefused
-from node.etcdserver import preflight as premises
-from node.etcdserver import supervisor
+from node.etcdserver import preflight, supervisor
 from node.etcdserver.preflight import lock_home
 from node.etcdserver.supervisor import supervise
 from tests.node.etcd.support import (
@@ -171,7 +170,7 @@ async def test_data_of_a_newer_etcd(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(premises, "MIN_FREE", 2**62)
+    monkeypatch.setattr(preflight, "MIN_FREE", 2**62)
     assert "full" in await refused(tmp_path / "etcd")
 
 

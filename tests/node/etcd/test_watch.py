@@ -16,21 +16,21 @@ import trio.testing
 from node.etcd.client import EtcdClient
 from node.etcd.errors import Compacted
 from node.etcd.txn import Delete, Put, Txn
-from node.etcd.watch import Batch, Event, _follow, _open_stream, watch
+from node.etcd.watch import Event, WatchBatch, _follow, _open_stream, watch
 from tests.node.etcd.support import Store, logged
 
-Receiver = trio.MemoryReceiveChannel[Batch]
+Receiver = trio.MemoryReceiveChannel[WatchBatch]
 
 
 async def start_watch(
     nursery: trio.Nursery, client: EtcdClient, prefix: str, *, heartbeat: float = 30.0
 ) -> Receiver:
-    sender, receiver = trio.open_memory_channel[Batch](1)
+    sender, receiver = trio.open_memory_channel[WatchBatch](1)
     await nursery.start(partial(watch, client, prefix, sender, heartbeat=heartbeat))
     return receiver
 
 
-async def until_snapshot(receiver: Receiver, seconds: float = 60) -> Batch:
+async def until_snapshot(receiver: Receiver, seconds: float = 60) -> WatchBatch:
     with trio.fail_after(seconds):
         while True:
             batch = await receiver.receive()
@@ -150,7 +150,7 @@ async def test_etcd_killed_and_restarted(
 async def test_the_revision_to_resume_from_is_compacted(
     client: EtcdClient, nursery: trio.Nursery
 ) -> None:
-    sender, receiver = trio.open_memory_channel[Batch](0)
+    sender, receiver = trio.open_memory_channel[WatchBatch](0)
     nursery.start_soon(watch, client, "p/", sender)
     await trio.testing.wait_all_tasks_blocked()
     with trio.fail_after(60):
@@ -170,7 +170,7 @@ async def test_the_revision_to_resume_from_is_compacted(
 async def test_a_compacted_stream_says_so(client: EtcdClient) -> None:
     await client.put("p/a", b"")
     await client.compact(await client.put("p/a", b""))
-    sender, _receiver = trio.open_memory_channel[Batch](10)
+    sender, _receiver = trio.open_memory_channel[WatchBatch](10)
     with _open_stream(client, "p/", 1) as stream:
         with trio.fail_after(60):
             with pytest.raises(Compacted):
@@ -214,7 +214,7 @@ async def test_a_cancelled_watch_leaves_no_call_and_no_thread(client: EtcdClient
 
 
 async def test_the_reader_is_gone(client: EtcdClient) -> None:
-    sender, receiver = trio.open_memory_channel[Batch](0)
+    sender, receiver = trio.open_memory_channel[WatchBatch](0)
     receiver.close()
     with pytest.raises(trio.BrokenResourceError):
         await watch(client, "p/", sender)

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.core.client import RpcError, decode
-from node.files.blobs import IDLE, Vault
+from node.files.blobs import IDLE, BlobStore
 from node.files.tickets import Scope, Tickets
 from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND
@@ -390,62 +390,62 @@ def scope(data: bytes, uploader: str = "u") -> Scope:
 
 async def test_a_vault_counts_what_is_there(tmp_path: Path) -> None:
     clock, data, other = _Clock(), b"x" * 600, b"y" * 600
-    vault = Vault(tmp_path / "files", 1000, clock)
+    blobs = BlobStore(tmp_path / "files", 1000, clock)
     assert stat.S_IMODE((tmp_path / "files").stat().st_mode) == 0o700
-    await vault.write(scope(data), 0, data[:500])
+    await blobs.write(scope(data), 0, data[:500])
     with pytest.raises(Refusal, match=r"files\.quota") as refused:
-        await vault.write(scope(other), 0, other[:10])
+        await blobs.write(scope(other), 0, other[:10])
     assert refused.value.status == 409
-    again = Vault(tmp_path / "files", 1000, clock)
-    assert (again.used, again.holder, again.offset(scope(data))) == (500, vault.holder, 500)
+    again = BlobStore(tmp_path / "files", 1000, clock)
+    assert (again.used, again.holder, again.offset(scope(data))) == (500, blobs.holder, 500)
     assert (await again.write(scope(data), 500, data[500:])).complete
     assert again.used == 600
     # The same bytes by another member: sent in full, kept once.
     again.quota = 2000
     assert again.offset(scope(data, "v")) == 0
     assert (await again.write(scope(data, "v"), 0, data)).complete
-    assert again.used == Vault(tmp_path / "files", 0, clock).used == 600
+    assert again.used == BlobStore(tmp_path / "files", 0, clock).used == 600
 
 
 async def test_announced_bytes_take_no_room(tmp_path: Path) -> None:
     """One byte of a file as large as the quota kept everybody else out for a day."""
-    vault = Vault(tmp_path / "files", 1000, _Clock())
+    blobs = BlobStore(tmp_path / "files", 1000, _Clock())
     huge = Scope("PUT", "c", "f" * 64, 1000, 0, "hostile")
-    await vault.write(huge, 0, b"x")
-    assert vault.used == 1
-    assert (await vault.write(scope(b"y" * 900), 0, b"y" * 900)).complete
+    await blobs.write(huge, 0, b"x")
+    assert blobs.used == 1
+    assert (await blobs.write(scope(b"y" * 900), 0, b"y" * 900)).complete
     with pytest.raises(Refusal, match=r"files\.quota"):
-        await vault.write(huge, 1, b"x" * 200)
-    assert vault.used == Vault(tmp_path / "files", 0, _Clock()).used == 901
+        await blobs.write(huge, 1, b"x" * 200)
+    assert blobs.used == BlobStore(tmp_path / "files", 0, _Clock()).used == 901
 
 
 async def test_an_idle_upload_gives_way_after_minutes(tmp_path: Path) -> None:
     clock, data = _Clock(), b"y" * 900
-    vault = Vault(tmp_path / "files", 1000, clock)
+    blobs = BlobStore(tmp_path / "files", 1000, clock)
     huge = Scope("PUT", "c", "f" * 64, 1000, 0, "hostile")
-    await vault.write(huge, 0, b"x" * 800)
+    await blobs.write(huge, 0, b"x" * 800)
     for _ in range(2):
         with pytest.raises(Refusal, match=r"files\.quota"):
-            await vault.write(scope(data), 0, data)
+            await blobs.write(scope(data), 0, data)
         clock.now += int(IDLE * SECOND)
     clock.now += 1
     # It stays as long as its room would not be enough, and as long as nobody needs it.
-    assert not (await vault.write(scope(b"z" * 100, "v"), 0, b"z")).complete
-    assert vault.offset(huge) == 800
-    assert (await vault.write(scope(data), 0, data)).complete
-    assert (vault.offset(huge), vault.used) == (0, 901)
-    assert Vault(tmp_path / "files", 0, clock).used == 901
+    assert not (await blobs.write(scope(b"z" * 100, "v"), 0, b"z")).complete
+    assert blobs.offset(huge) == 800
+    assert (await blobs.write(scope(data), 0, data)).complete
+    assert (blobs.offset(huge), blobs.used) == (0, 901)
+    assert BlobStore(tmp_path / "files", 0, clock).used == 901
 
 
 async def test_the_unfinished_uploads_of_a_member_are_bounded(tmp_path: Path) -> None:
-    vault = Vault(tmp_path / "files", 1000, _Clock(), uploads=3)
+    blobs = BlobStore(tmp_path / "files", 1000, _Clock(), uploads=3)
     several = [Scope("PUT", "c", f"{n}" * 64, 400, 0, "hostile") for n in range(4)]
     for each in several[:3]:
-        await vault.write(each, 0, b"x")
+        await blobs.write(each, 0, b"x")
     with pytest.raises(Refusal, match=r"quotas\.uploads"):
-        await vault.write(several[3], 0, b"x")
+        await blobs.write(several[3], 0, b"x")
     # Also after a restart, and not for others; one that is finished makes room for another.
-    again = Vault(tmp_path / "files", 1000, _Clock(), uploads=3)
+    again = BlobStore(tmp_path / "files", 1000, _Clock(), uploads=3)
     with pytest.raises(Refusal, match=r"quotas\.uploads"):
         again.require_room(several[3])
     assert not (await again.write(scope(b"z" * 200), 0, b"z" * 100)).complete
@@ -457,45 +457,45 @@ async def test_the_unfinished_uploads_of_a_member_are_bounded(tmp_path: Path) ->
 
 async def test_a_vault_sweeps_only_what_is_old_and_not_needed(tmp_path: Path) -> None:
     clock = _Clock()
-    vault = Vault(tmp_path / "files", 0, clock)
+    blobs = BlobStore(tmp_path / "files", 0, clock)
     old, needed, begun = b"old", b"needed", b"begun"
     for data in (old, needed):
-        await vault.write(scope(data), 0, data)
-    await vault.write(scope(begun), 0, begun[:2])
+        await blobs.write(scope(data), 0, data)
+    await blobs.write(scope(begun), 0, begun[:2])
     partial = next((tmp_path / "files/partial").iterdir())
     os.utime(partial, ns=(NOW, NOW))
     clock.now += 100 * SECOND
-    assert await vault.sweep({sha(needed)}, 200) == (0, 0)
-    assert vault.touch(sha(old))
+    assert await blobs.sweep({sha(needed)}, 200) == (0, 0)
+    assert blobs.touch(sha(old))
     clock.now += 150 * SECOND
     # The half upload is older than the grace; the old bytes were touched within it.
-    assert await vault.sweep({sha(needed)}, 200) == (1, 2)
+    assert await blobs.sweep({sha(needed)}, 200) == (1, 2)
     assert not partial.exists()
     clock.now += 100 * SECOND
-    assert await vault.sweep({sha(needed)}, 200) == (1, 3)
-    assert (vault.size_of(sha(old)), vault.size_of(sha(needed))) == (None, 6)
-    assert vault.used == 6
-    assert not vault.touch(sha(old))
+    assert await blobs.sweep({sha(needed)}, 200) == (1, 3)
+    assert (blobs.size_of(sha(old)), blobs.size_of(sha(needed))) == (None, 6)
+    assert blobs.used == 6
+    assert not blobs.touch(sha(old))
 
 
 async def test_two_uploads_of_the_same_take_turns(tmp_path: Path) -> None:
-    vault = Vault(tmp_path / "files", 0, _Clock())
+    blobs = BlobStore(tmp_path / "files", 0, _Clock())
     data = os.urandom(4000)
     refused: list[int] = []
 
     async def upload() -> None:
         done = 0
-        while done < len(data) and vault.size_of(sha(data)) is None:
+        while done < len(data) and blobs.size_of(sha(data)) is None:
             try:
-                done = (await vault.write(scope(data), done, data[done : done + 100])).offset
+                done = (await blobs.write(scope(data), done, data[done : done + 100])).offset
             except Refusal as refusal:
                 refused.append(refusal.status)
-                done = vault.offset(scope(data))
+                done = blobs.offset(scope(data))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upload)
         nursery.start_soon(upload)
-    assert vault.file(sha(data)).read_bytes() == data
+    assert blobs.file(sha(data)).read_bytes() == data
     assert set(refused) <= {409}
 
 
@@ -542,12 +542,12 @@ def test_any_query_is_refused_cleanly(query: str) -> None:
 async def test_what_was_kept_by_a_clock_that_was_ahead_goes_a_grace_later(tmp_path: Path) -> None:
     """Not a year later, when the clock shows that time again."""
     clock, data, begun = _Clock(), b"some", b"begun"
-    vault = Vault(tmp_path / "files", 0, clock)
-    await vault.write(scope(data), 0, data)
-    await vault.write(scope(begun), 0, begun[:2])
+    blobs = BlobStore(tmp_path / "files", 0, clock)
+    await blobs.write(scope(data), 0, data)
+    await blobs.write(scope(begun), 0, begun[:2])
     ahead = clock.now + 365 * 86_400 * SECOND
-    for path in (vault.file(sha(data)), next((tmp_path / "files/partial").iterdir())):
+    for path in (blobs.file(sha(data)), next((tmp_path / "files/partial").iterdir())):
         os.utime(path, ns=(ahead, ahead))
-    assert await vault.sweep(set(), 200) == (0, 0)
+    assert await blobs.sweep(set(), 200) == (0, 0)
     clock.now += 201 * SECOND
-    assert await vault.sweep(set(), 200) == (2, 6)
+    assert await blobs.sweep(set(), 200) == (2, 6)

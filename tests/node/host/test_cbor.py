@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import federation
 import node
 from federation.wire.messages import Successor
-from node.model.codec import SCHEMA, SchemaError, is_older, pack, unpack, whole_spec
+from node.model.codec import SCHEMA, SchemaVersionError, is_older, pack, unpack, whole_spec
 from node.model.types import Conditions, FunctionSpec, Graph, Process, State
 
 _INTEGERS = st.integers(-(2**80), 2**80)
@@ -182,7 +182,9 @@ def test_an_earlier_version_reads_the_number_of_the_schema() -> None:
 
 def test_a_later_schema_is_refused_with_a_sentence() -> None:
     later = cbor2.dumps([SCHEMA + 1, b"anything"])
-    with pytest.raises(SchemaError, match=r"schema 3, and this colonyd knows 2: run the colonyd"):
+    with pytest.raises(
+        SchemaVersionError, match=r"schema 3, and this colonyd knows 2: run the colonyd"
+    ):
         unpack(later, Process)
     assert not is_older(later)
 

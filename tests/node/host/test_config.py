@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node.host.config import Config, ConfigError, PeerConfig, Size, load_config
+from node.host.config import ByteSize, Config, ConfigError, PeerConfig, load_config
 from node.host.configfiles import config_files
 
 ID = "ab" * 32
@@ -214,4 +214,4 @@ def test_an_unreadable_file_is_an_error_and_not_a_default(tmp_path: Path) -> Non
     [("0", 0), ("7", 7), ("7B", 7), ("2kB", 2000), ("2 KiB", 2048), ("1gib", 1024**3), (5, 5)],
 )
 def test_sizes(text: object, size: int) -> None:
-    assert Size.parse(text) == size
+    assert ByteSize.parse(text) == size

@@ -23,8 +23,8 @@ from wsproto.events import CloseConnection
 
 from cli.core.client import RpcError
 from node.host.keys import PrivateKey, sign_payload
-from node.http.pool import source_of
 from node.http.server import Limits, Request, Response
+from node.http.slots import source_of
 from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import Daemon
 from tests.support.http_edge import GET, Client, post, serving

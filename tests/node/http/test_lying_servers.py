@@ -19,14 +19,14 @@ import trio
 from cli.core.client import LONGEST_REPLY, Client, RpcError, Unreachable
 from cli.core.errors import Failure
 from cli.files.s3 import S3Settings, S3Store
-from cli.files.transfer import Content, DaemonStore, fetch
-from federation.peers.registry import Known, Peer
+from cli.files.transfer import DaemonStore, FileDigest, fetch
+from federation.peers.registry import Peer, PeerState
+from federation.transport.connection import PeerConnection, fetch_card
 from federation.transport.errors import Lost
-from federation.transport.link import Link, fetch_card
 from federation.transport.tls import fetch_certificate
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from node.host.keys import PrivateKey
 from node.http import client as http_client
 from node.http.client import ask, read_body
@@ -139,11 +139,11 @@ async def _upload(port: int, directory: Path) -> None:
     async with Client(f"http://127.0.0.1:{port}") as client:
         async with DaemonStore(client, "dev", PrivateKey.generate()) as store:
             with path.open("rb") as file:
-                ticket = await _ticket("PUT", Content("a" * 64, 100))
-                await store._put_part(ticket, trio.wrap_file(file), 0, Content("a" * 64, 100))
+                ticket = await _ticket("PUT", FileDigest("a" * 64, 100))
+                await store._put_part(ticket, trio.wrap_file(file), 0, FileDigest("a" * 64, 100))
 
 
-async def _ticket(method: str, content: Content) -> dict[str, object]:
+async def _ticket(method: str, content: FileDigest) -> dict[str, object]:
     return {"url": "/files/x", "offset": 0, "partsize": 100, "complete": False}
 
 
@@ -162,7 +162,7 @@ async def _s3_upload(port: int, directory: Path) -> None:
     path = directory / "file"
     path.write_bytes(b"x" * 100)
     async with _s3(port) as store:
-        await store.put(path, Content("a" * 64, 100), lambda size: None)
+        await store.put(path, FileDigest("a" * 64, 100), lambda size: None)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ async def test_a_file_that_is_longer_than_it_says_fills_no_disk(tmp_path: Path) 
     """What comes beyond the size that the colony knows is not written."""
 
     class Endless:
-        async def put(self, path: Path, content: Content, meter: object) -> dict[str, object]:
+        async def put(self, path: Path, content: FileDigest, meter: object) -> dict[str, object]:
             raise AssertionError
 
         async def get(self, file: dict[str, object], offset: int):  # type: ignore[no-untyped-def]
@@ -256,7 +256,7 @@ async def test_a_ticket_leads_nowhere_else(url: str, tmp_path: Path) -> None:
         async with Client(f"http://{server.address}") as client:
             async with DaemonStore(client, "dev", key) as store:
                 (tmp_path / "up").write_bytes(b"x" * 100)
-                content = Content("a" * 64, 100)
+                content = FileDigest("a" * 64, 100)
                 with pytest.raises(Failure, match="no path of its own"):
                     await store.put(tmp_path / "up", content, lambda size: None)
                 with pytest.raises(Failure, match="no path of its own"):
@@ -266,12 +266,12 @@ async def test_a_ticket_leads_nowhere_else(url: str, tmp_path: Path) -> None:
 async def test_a_link_reads_no_more_than_a_kind_has(nursery: trio.Nursery, tmp_path: Path) -> None:
     """A receipt of megabytes is none."""
     liar = await LyingColony(tmp_path / "liar").start(nursery)
-    sealer = Sealer(PrivateKey.generate(), SigningClock())
-    card, data = await fetch_card(f"127.0.0.1:{liar.port}", sealer.clock)
-    entry = Known(Peer(card.id).described(card, data))
+    signer = Signer(PrivateKey.generate(), SigningClock())
+    card, data = await fetch_card(f"127.0.0.1:{liar.port}", signer.clock)
+    entry = PeerState(Peer(card.id).described(card, data))
 
-    link = Link(entry, sealer, Led())
-    small = liar.seal(Kind.RECEIPT, sealer.key.id, b"\x80" * 5000)
+    link = PeerConnection(entry, signer, Led())
+    small = liar.seal(Kind.RECEIPT, signer.key.id, b"\x80" * 5000)
     liar.answers["/v2/submit"] = lambda body: Said(small)
     try:
         with pytest.raises(Lost, match="longer than 4096 bytes"):

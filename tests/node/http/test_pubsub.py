@@ -31,7 +31,7 @@ from wsproto.events import (
 )
 
 from node.model.types import Conditions, FunctionSpec, Process, State
-from node.processes.subscriptions import Subscriptions, Wanted
+from node.processes.subscriptions import SubscriptionFilter, Subscriptions
 from tests.sdk.test_pycolonies import COLONY, Party
 from tests.support.daemons import Daemon
 
@@ -349,9 +349,9 @@ def test_the_registry_keeps_colonies_apart_and_drops_the_slow() -> None:
     registry = Subscriptions()
     mine = frozenset({"a"})
     with (
-        registry.open(Wanted(mine, State.SUCCESSFUL, executortype="t"), 2) as slow,
-        registry.open(Wanted(mine, State.SUCCESSFUL, "p"), 9) as one,
-        registry.open(Wanted(mine, State.SUCCESSFUL, executortype="u"), 2) as other,
+        registry.open(SubscriptionFilter(mine, State.SUCCESSFUL, executortype="t"), 2) as slow,
+        registry.open(SubscriptionFilter(mine, State.SUCCESSFUL, "p"), 9) as one,
+        registry.open(SubscriptionFilter(mine, State.SUCCESSFUL, executortype="u"), 2) as other,
     ):
         registry.changed(process("b", State.SUCCESSFUL))
         registry.changed(process("a", State.FAILED))

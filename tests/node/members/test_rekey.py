@@ -210,7 +210,7 @@ async def test_more_work_than_a_transaction_holds_moves_in_parts(
             args = ["x" * 200_000] if number % 10 == 0 else []
             spec = FunctionSpec(args=args, conditions=Conditions(executortype="t"))
             await node.processes.submit(Process(processid, "i", "i", "c", spec, 0, 0), b"")
-            await node.handout.assign(candidate, executor, 0)
+            await node.assigner.assign(candidate, executor, 0)
         commit, commits = client.commit, 0
 
         async def dying(txn: Any) -> Any:

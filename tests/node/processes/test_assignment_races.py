@@ -21,8 +21,8 @@ from node.etcd.txn import ModRevision, Txn
 from node.host.clock import Clock
 from node.model.errors import RpcError
 from node.model.types import Colony, Executor, Process, State
-from node.processes import assignment as handout
-from node.processes.assignment import HandOut
+from node.processes import assignment
+from node.processes.assignment import Assigner
 from node.processes.deadlines import expire
 from node.processes.extension import Hooks
 from node.processes.queue import Candidate
@@ -77,9 +77,9 @@ class Scene:
     time: int = field(default_factory=time.time_ns)
     store: Store = field(init=False)
     one: Processes = field(init=False)
-    handout: HandOut = field(init=False)
+    assignment: Assigner = field(init=False)
     other: Processes = field(init=False)
-    other_handout: HandOut = field(init=False)
+    other_handout: Assigner = field(init=False)
 
     def __post_init__(self) -> None:
         self.use(Store(self.client))
@@ -91,7 +91,7 @@ class Scene:
         """Start the first daemon, on a store."""
         self.store = store
         self.one = Processes(cast(EtcdClient, store), Clock(lambda: self.time))
-        self.handout = assigning(self.one)
+        self.assigner = assigning(self.one)
 
     async def submit(self, **changes: str) -> Process:
         """A process that both daemons know of."""
@@ -104,7 +104,7 @@ class Scene:
     async def poll(self, executor: Executor = ADA, seconds: float = 0) -> Process:
         """What an executor gets from the first daemon."""
         candidate = Candidate("dev", "cli", executor.executorname)
-        return await self.handout.assign(candidate, executor, seconds)
+        return await self.assigner.assign(candidate, executor, seconds)
 
     async def poll_in_vain(self, executor: Executor = ADA) -> None:
         """A poll that is told that the store is away."""
@@ -138,10 +138,10 @@ async def test_a_hand_out_whose_answer_is_lost_is_given_back(scene: Scene) -> No
             nursery.start_soon(wait)
             await wait_all_tasks_blocked(0.05)
             assert not got
-            await expire(scene.one, scene.handout)
+            await expire(scene.one, scene.assigner)
     assert (got[0].processid, got[0].attempt, got[0].retries) == (process.processid, 2, 0)
     assert got[0].assignedexecutorid == BOB.executorid
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert (await scene.stored(process)).state == State.RUNNING, "that one was heard of"
 
 
@@ -150,9 +150,9 @@ async def test_a_hand_out_that_lands_after_its_error_is_given_back(scene: Scene)
     scene.store.slow = True
     await scene.poll_in_vain()
     scene.store.slow = False
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert await scene.store.land(0)
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert (await scene.stored(process)).state == State.WAITING
     assert (await scene.poll(BOB)).attempt == 2
 
@@ -168,7 +168,7 @@ async def test_whichever_of_two_lands_is_given_back(scene: Scene, landing: int) 
     scene.store.slow = False
     assert await scene.store.land(landing)
     assert not await scene.store.land(1 - landing)
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert (await scene.stored(process)).state == State.WAITING
 
 
@@ -182,7 +182,7 @@ async def test_a_process_handed_out_anew_is_left_alone(scene: Scene, executor: E
     got = await scene.poll(executor)
     assert (got.processid, got.attempt) == (process.processid, 1)
     assert not await scene.store.land(0)
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     found = await scene.stored(process)
     assert (found.state, found.assignedexecutorid) == (State.RUNNING, executor.executorid)
 
@@ -194,7 +194,7 @@ async def test_what_another_daemon_handed_out_is_left_alone(scene: Scene) -> Non
     scene.store.slow = False
     got = await scene.other_handout.assign(CANDIDATE, ADA, 0)
     assert (got.processid, got.attempt) == (process.processid, 1)
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert (await scene.stored(process)).state == State.RUNNING
 
 
@@ -205,9 +205,9 @@ async def test_one_that_is_gone_is_forgotten(scene: Scene) -> None:
     scene.store.slow = False
     await scene.other.remove("dev", process.processid)
     for _ in range(2):  # what is remembered of it goes first
-        await expire(scene.one, scene.handout)
+        await expire(scene.one, scene.assigner)
     before = scene.store.gets
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert scene.store.gets == before, "there is nothing left to look for"
 
 
@@ -216,22 +216,22 @@ async def test_it_is_looked_for_until_its_time_is_over(
 ) -> None:
     process = await scene.submit()
     scene.store.slow = True
-    monkeypatch.setattr(handout, "_LANDING", -1)
+    monkeypatch.setattr(assignment, "_LANDING", -1)
     await scene.poll_in_vain()
     scene.store.slow, scene.store.away = False, True
     with pytest.raises(EtcdUnavailable):
-        await expire(scene.one, scene.handout)
+        await expire(scene.one, scene.assigner)
     scene.store.away = False
     assert await scene.store.land(0)
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert (await scene.stored(process)).state == State.WAITING, "an error does not end the search"
 
     scene.store.slow = True
     await scene.poll_in_vain()
     scene.store.slow = False
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     before = scene.store.gets
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert scene.store.gets == before, "there is nothing left to look for"
 
 
@@ -250,16 +250,16 @@ async def test_a_store_that_is_away_is_asked_for_no_further_hand_outs(scene: Sce
 async def test_no_more_are_looked_for_than_a_bound(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handout, "_MOST_DOUBTS", 2)
+    monkeypatch.setattr(assignment, "_MOST_DOUBTS", 2)
     processes = [await scene.submit(executortype=kind) for kind in "tuv"]
     scene.store.slow = True
     for kind in "tuv":
         with pytest.raises(EtcdUnavailable):
-            await scene.handout.assign(Candidate("dev", kind, "ada"), ADA, 0)
+            await scene.assigner.assign(Candidate("dev", kind, "ada"), ADA, 0)
     scene.store.slow = False
     for number in range(3):
         assert await scene.store.land(number)
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     states = [(await scene.stored(process)).state for process in processes]
     assert states == [State.RUNNING, State.WAITING, State.WAITING]
 
@@ -283,8 +283,8 @@ async def test_what_a_caller_that_left_had_is_given_back_when_the_store_returns(
     assert (await scene.stored(process)).state == State.RUNNING
     scene.store.first = gone
     with pytest.raises(EtcdUnavailable):
-        await expire(scene.one, scene.handout)
-    await expire(scene.one, scene.handout)
+        await expire(scene.one, scene.assigner)
+    await expire(scene.one, scene.assigner)
     found = await scene.stored(process)
     assert (found.state, found.retries) == (State.WAITING, 0)
     assert (await scene.poll(BOB)).processid == process.processid
@@ -300,8 +300,8 @@ class OneAtOnce(Hooks):
 class Workers:
     """Polls in a nursery, and what each got."""
 
-    def __init__(self, handout: HandOut, nursery: trio.Nursery) -> None:
-        self.handout, self.nursery = handout, nursery
+    def __init__(self, assigner: Assigner, nursery: trio.Nursery) -> None:
+        self.assigner, self.nursery = assigner, nursery
         self.got: dict[str, str] = {}
         self.served = trio.Event()
 
@@ -312,7 +312,7 @@ class Workers:
         await wait_all_tasks_blocked(0.02)
 
     async def _poll(self, candidate: Candidate, executor: Executor) -> None:
-        process = await self.handout.assign(candidate, executor, 60)
+        process = await self.assigner.assign(candidate, executor, 60)
         self.got[candidate.name] = process.processid
         self.served.set()
 
@@ -328,7 +328,7 @@ async def test_a_wake_is_passed_on_beyond_who_can_not_use_it(scene: Scene) -> No
     first, second = make(), make(location="lab")
 
     async def act(nursery: trio.Nursery) -> None:
-        workers = Workers(scene.handout, nursery)
+        workers = Workers(scene.assigner, nursery)
 
         async def others_come() -> None:
             """While the first is being handed out: who can't have the second, and who can."""
@@ -340,7 +340,7 @@ async def test_a_wake_is_passed_on_beyond_who_can_not_use_it(scene: Scene) -> No
         await scene.one.submit(first, b"")
         scene.store.first = others_come
         candidate = Candidate("dev", "cli", "ada", "lab")
-        got = await scene.handout.assign(candidate, ADA, 0)
+        got = await scene.assigner.assign(candidate, ADA, 0)
         assert got.processid == first.processid
         await workers.served.wait()
         assert workers.got == {"bob": second.processid}
@@ -358,7 +358,7 @@ async def test_a_place_that_is_free_is_for_whoever_can_use_it(scene: Scene) -> N
     second = await scene.submit(origin="peer", location="lab")
 
     async def act(nursery: trio.Nursery) -> None:
-        workers = Workers(scene.handout, nursery)
+        workers = Workers(scene.assigner, nursery)
         await workers.poll("eve")
         await workers.poll("bob", "lab")
         assert not workers.got
@@ -377,12 +377,12 @@ async def test_a_colony_that_was_removed_while_paused_is_not_paused_when_it_come
     await nursery.start(follow, node, keys.paused(""))
     await node.members.add_colony(Colony("a" * 64, "dev"))
     await client.put(keys.paused("dev"), b"\xc3")
-    node.handout.paused.add("dev")  # as the call does
+    node.assigner.paused.add("dev")  # as the call does
     await node.members.remove_colony("dev")
     await node.members.add_colony(Colony("c" * 64, "dev"))
     enlist(node, ADA)
     process = await node.processes.submit(make(), b"")
-    got = await node.handout.assign(CANDIDATE, ADA, 10)
+    got = await node.assigner.assign(CANDIDATE, ADA, 10)
     assert got.processid == process.processid
     assert await client.get(keys.paused("dev")) is None
 

@@ -23,10 +23,10 @@ from node.host.clock import Clock
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Process, User
-from node.processes.channels import FRAME, RATE, Channels, Rates, _refusal, frames
+from node.processes.channels import FRAME, RATE, Channels, RateLimiter, _refusal, frames
 from node.runtime.node import Node
 from node.store import channels as store
-from node.store.channels import Entry, Head
+from node.store.channels import ChannelEntry, ChannelHead
 from tests.node.etcd.support import start_store
 from tests.node.http.test_pubsub import Raw
 from tests.sdk.test_pycolonies import COLONY, Party
@@ -326,7 +326,9 @@ async def test_messages_have_a_rate_and_an_end(
     async with open_client(running.target) as client:
         clock = [10 * SECOND]
         node = Node.build(client, COLONY, Clock(lambda: clock[0]))
-        channels = Channels(client, node.directory, node.processes, node.clock.now, Rates(RATE, 3))
+        channels = Channels(
+            client, node.directory, node.processes, node.clock.now, RateLimiter(RATE, 3)
+        )
         await node.members.add_colony(Colony("0" * 64, COLONY))
         await node.members.add_user(User(COLONY, "1" * 64, "ann"))
         spec = FunctionSpec(channels=["a", "b"], conditions=Conditions(executortype="t"))
@@ -423,8 +425,10 @@ async def keys_of(client: EtcdClient, processid: str) -> list[str]:
 # -- the core ------------------------------------------------------------------------------
 
 
-def entry(payload: bytes = b"", sequence: int = 1, sender: str = "s", **more: Any) -> Entry:
-    return Entry(sender, sequence, more.get("inreplyto", 0), 0, more.get("type", "data"), payload)
+def entry(payload: bytes = b"", sequence: int = 1, sender: str = "s", **more: Any) -> ChannelEntry:
+    return ChannelEntry(
+        sender, sequence, more.get("inreplyto", 0), 0, more.get("type", "data"), payload
+    )
 
 
 @given(st.lists(st.integers(0, FRAME * 2), max_size=12))
@@ -439,7 +443,7 @@ def test_frames_keep_everything_and_stay_small(sizes: list[int]) -> None:
 
 @given(st.lists(st.integers(0, 3 * SECOND), max_size=60), st.integers(1, 20), st.integers(1, 9))
 def test_rates_never_give_more_than_they_may(gaps: list[int], rate: int, burst: int) -> None:
-    rates, now, given_at = Rates(rate, burst), 0, []
+    rates, now, given_at = RateLimiter(rate, burst), 0, []
     for gap in gaps:
         now += gap
         if rates.allow("p", now):
@@ -454,14 +458,14 @@ def test_rates_never_give_more_than_they_may(gaps: list[int], rate: int, burst: 
 
 
 def test_rates_forget_the_longest_unused() -> None:
-    rates = Rates(1, 1, kept=2)
+    rates = RateLimiter(1, 1, kept=2)
     assert [rates.allow(key, 0) for key in "aabacbbb"] == [
         True, False, True, False, True, True, False, False,
     ]  # fmt: skip
 
 
 ENTRIES = st.builds(
-    Entry,
+    ChannelEntry,
     senderid=st.text(max_size=5),
     sequence=st.integers(-(2**63), 2**63 - 1),
     inreplyto=st.integers(0, 3),
@@ -473,9 +477,9 @@ ENTRIES = st.builds(
 
 @given(ENTRIES, ENTRIES, st.integers(0, 2), st.integers(0, 2))
 def test_a_digest_is_the_same_for_the_same_message_only(
-    one: Entry, other: Entry, attempt: int, again: int
+    one: ChannelEntry, other: ChannelEntry, attempt: int, again: int
 ) -> None:
-    assert unpack(pack(one), Entry) == one
+    assert unpack(pack(one), ChannelEntry) == one
     same = one == other or msgspec.structs.replace(one, timestamp=0) == msgspec.structs.replace(
         other, timestamp=0
     )
@@ -489,10 +493,10 @@ def test_a_digest_is_the_same_for_the_same_message_only(
 
 def test_a_full_channel_says_so() -> None:
     process = Process("p", "i", "", "c", FunctionSpec(), 0, 0)
-    assert _refusal(process, Head(9_999, 0), 2**20) is None
-    for head in (Head(10_000, 0), Head(5, 32 * 2**20)):
+    assert _refusal(process, ChannelHead(9_999, 0), 2**20) is None
+    for head in (ChannelHead(10_000, 0), ChannelHead(5, 32 * 2**20)):
         refusal = _refusal(process, head, 1)
         assert refusal is not None
         assert (refusal.status, "full" in refusal.message) == (409, True)
     process.peer = "other"
-    assert _refusal(process, Head(), 1) is None, "what is said crosses the hop"
+    assert _refusal(process, ChannelHead(), 1) is None, "what is said crosses the hop"

@@ -11,7 +11,7 @@ import trio
 
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.txn import Txn
-from node.etcd.watch import Batch, Event
+from node.etcd.watch import Event, WatchBatch
 from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import Colony, User
@@ -92,7 +92,7 @@ async def test_a_hand_out_that_is_answered_after_its_end_does_not_run_on(
         await told(node.processes, ended[1])
 
     store.after = it_is_closed
-    await node.handout.assign(CANDIDATE, ADA, 0)
+    await node.assigner.assign(CANDIDATE, ADA, 0)
     assert node.processes.running.count("dev") == 0
 
 
@@ -127,6 +127,6 @@ async def test_what_is_listed_anew_is_there_though_it_was_told_long_ago(
     for prefix in (keys.LIVE, keys.MEMBERS):
         items, revision = await client.range_all(prefix)
         events = [Event(item.key, item.value, item.mod_revision) for item in items]
-        take_in(node, prefix, Batch(True, events, revision))
+        take_in(node, prefix, WatchBatch(True, events, revision))
     assert node.directory.member("dev", ann.userid) is not None
     assert list(node.processes.queue.entries) == [process.processid]

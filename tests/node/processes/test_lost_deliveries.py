@@ -9,7 +9,7 @@ import trio
 
 from node.etcd.client import EtcdClient
 from node.model.types import Process, State
-from node.processes.assignment import Handed, HandOut
+from node.processes.assignment import Assigner, PendingAssignment
 from node.processes.deadlines import expire
 from tests.federation.service.test_two_colonies import Side
 from tests.node.daemon.test_full_store import doctor
@@ -29,11 +29,11 @@ async def state(scene: Scene, process: Process) -> tuple[State, int, int]:
     return found.state, found.attempt, found.retries
 
 
-async def hand_out(scene: Scene) -> tuple[Process, Handed]:
+async def hand_out(scene: Scene) -> tuple[Process, PendingAssignment]:
     """A process in an answer that is on its way."""
     await scene.submit()
     process = await scene.poll()
-    return process, scene.handout.deliver(process)
+    return process, scene.assigner.deliver(process)
 
 
 async def test_a_lost_answer_gives_the_process_back(scene: Scene) -> None:
@@ -43,7 +43,7 @@ async def test_a_lost_answer_gives_the_process_back(scene: Scene) -> None:
     again = await scene.poll(BOB)
     assert (again.processid, again.attempt) == (process.processid, 2)
     await handed.lost()
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert await state(scene, process) == (State.RUNNING, 2, 0), "that one was taken"
 
 
@@ -53,43 +53,43 @@ async def test_with_the_store_away_it_is_given_back_later(scene: Scene) -> None:
     await handed.lost()
     scene.store.away = False
     assert await state(scene, process) == (State.RUNNING, 1, 0)
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert await state(scene, process) == (State.WAITING, 1, 0)
 
 
-def it_speaks(handout: HandOut, process: Process, handed: Handed) -> None:
-    handout.heard(process.processid, ADA.executorid)
+def it_speaks(assigner: Assigner, process: Process, handed: PendingAssignment) -> None:
+    assigner.heard(process.processid, ADA.executorid)
 
 
-def it_was_taken(handout: HandOut, process: Process, handed: Handed) -> None:
+def it_was_taken(assigner: Assigner, process: Process, handed: PendingAssignment) -> None:
     handed.taken()
 
 
-def a_repeat_was_taken(handout: HandOut, process: Process, handed: Handed) -> None:
+def a_repeat_was_taken(assigner: Assigner, process: Process, handed: PendingAssignment) -> None:
     """The same signed request on another connection."""
-    handout.deliver(process).taken()
+    assigner.deliver(process).taken()
 
 
-def a_repeat_is_on_its_way(handout: HandOut, process: Process, handed: Handed) -> None:
-    handout.deliver(process)
+def a_repeat_is_on_its_way(assigner: Assigner, process: Process, handed: PendingAssignment) -> None:
+    assigner.deliver(process)
 
 
 @pytest.mark.parametrize(
     "known", [it_speaks, it_was_taken, a_repeat_was_taken, a_repeat_is_on_its_way]
 )
 async def test_what_its_executor_knows_of_is_left_alone(
-    scene: Scene, known: Callable[[HandOut, Process, Handed], None]
+    scene: Scene, known: Callable[[Assigner, Process, PendingAssignment], None]
 ) -> None:
     process, handed = await hand_out(scene)
-    known(scene.handout, process, handed)
+    known(scene.assigner, process, handed)
     await handed.lost()
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert await state(scene, process) == (State.RUNNING, 1, 0)
 
 
 async def test_that_somebody_else_speaks_of_it_says_nothing(scene: Scene) -> None:
     process, handed = await hand_out(scene)
-    scene.handout.heard(process.processid, BOB.executorid)
+    scene.assigner.heard(process.processid, BOB.executorid)
     await handed.lost()
     assert await state(scene, process) == (State.WAITING, 1, 0)
 
@@ -98,7 +98,7 @@ async def test_an_answer_of_before_says_nothing_of_the_next_attempt(scene: Scene
     process, handed = await hand_out(scene)
     await handed.lost()
     again = await scene.poll()
-    second = scene.handout.deliver(again)
+    second = scene.assigner.deliver(again)
     handed.taken()
     await second.lost()
     assert await state(scene, process) == (State.WAITING, 2, 0)
@@ -108,7 +108,7 @@ async def test_a_process_that_has_ended_is_left_alone(scene: Scene) -> None:
     process, handed = await hand_out(scene)
     await scene.other.close("dev", process.processid, ADA.executorid, State.SUCCESSFUL)
     await handed.lost()
-    await expire(scene.one, scene.handout)
+    await expire(scene.one, scene.assigner)
     assert await state(scene, process) == (State.SUCCESSFUL, 1, 0)
 
 

@@ -27,9 +27,9 @@ from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State
 from node.processes import subscriptions
-from node.processes.queue import Candidate, Entry, Queue
+from node.processes.queue import Candidate, Queue, QueueEntry
 from node.processes.service import Processes
-from node.processes.subscriptions import Subscriptions, Wanted
+from node.processes.subscriptions import SubscriptionFilter, Subscriptions
 from tests.node.etcd.support import start_store
 from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import Daemon, until
@@ -307,7 +307,9 @@ class CountingQueue(Queue):
 
     looks = 0
 
-    def find(self, candidate: Candidate, held: Callable[[str], bool] | None = None) -> Entry | None:
+    def find(
+        self, candidate: Candidate, held: Callable[[str], bool] | None = None
+    ) -> QueueEntry | None:
         self.looks += 1
         return super().find(candidate, held)
 
@@ -318,12 +320,12 @@ async def test_a_submit_wakes_one_waiter_of_its_type(nursery: trio.Nursery, tmp_
     target = (await start_store(nursery, tmp_path / "etcd")).target
     async with open_client(target) as client, trio.open_nursery() as waiting:
         processes = Processes(client, Clock(time.time_ns), queue=queue)
-        handout = assigning(processes)
+        assigner = assigning(processes)
 
         async def wait(number: int, name: str) -> None:
             candidate = Candidate("dev", kind(number), name)
             executor = Executor(name * 64, kind(number), name, "dev")
-            process = await handout.assign(candidate, executor, 60)
+            process = await assigner.assign(candidate, executor, 60)
             got.append((number, process.processid))
             taken.set()
 
@@ -355,7 +357,7 @@ def test_what_was_told_is_not_remembered_for_ever(
         return Process(pid, "", "", "dev", spec, 0, 0, State.RUNNING, attempt=1)
 
     registry = Subscriptions()
-    with registry.open(Wanted(frozenset({"dev"}), State.RUNNING)) as told:
+    with registry.open(SubscriptionFilter(frozenset({"dev"}), State.RUNNING)) as told:
         for pid in "abc":
             registry.changed(run(pid))
         registry.changed(run("a"))  # has output by now

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from node.etcd.batch import Reads
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.parts import Known
+from node.etcd.parts import StubCache
 from node.etcd.txn import Get, ModRevision, Txn
 from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import Conditions, Executor, FunctionSpec, Process, Running, State, Waiting
-from node.processes.queue import Candidate, Due, Entry, Queue, RunningSet, matches
+from node.processes.queue import Candidate, DeadlineHeap, Queue, QueueEntry, RunningSet, matches
 from node.processes.service import Processes
 from node.store import keys
 from tests.support.processes import assigning
@@ -39,7 +39,7 @@ waitings = st.builds(
     initiatorname=st.just(""),
 )
 entries = st.builds(
-    Entry,
+    QueueEntry,
     colony=st.sampled_from(["dev", "lab"]),
     executortype=st.sampled_from(["cli", "gpu"]),
     prioritytime=st.integers(-5, 5),
@@ -58,7 +58,7 @@ candidates = st.builds(
 )
 
 
-def reference(waiting: list[Entry], candidate: Candidate) -> Entry | None:
+def reference(waiting: list[QueueEntry], candidate: Candidate) -> QueueEntry | None:
     """The queue as a child would write it."""
     fitting = [
         entry
@@ -70,7 +70,7 @@ def reference(waiting: list[Entry], candidate: Candidate) -> Entry | None:
 
 
 @given(st.lists(entries, max_size=20), st.lists(candidates, max_size=20))
-def test_order_is_that_of_the_reference(start: list[Entry], asking: list[Candidate]) -> None:
+def test_order_is_that_of_the_reference(start: list[QueueEntry], asking: list[Candidate]) -> None:
     queue = Queue()
     waiting = list(start)
     for entry in start:
@@ -84,7 +84,7 @@ def test_order_is_that_of_the_reference(start: list[Entry], asking: list[Candida
             waiting.remove(found)
 
 
-ENTRY = Entry("dev", "cli", 0, "p", Waiting([], "", 0, 0, 7, "", ""), 5)
+ENTRY = QueueEntry("dev", "cli", 0, "p", Waiting([], "", 0, 0, 7, "", ""), 5)
 ANY = Candidate("dev", "cli", "ada")
 
 
@@ -100,7 +100,7 @@ def test_a_requeue_at_a_higher_revision_comes_back() -> None:
     queue = Queue()
     queue.add(ENTRY)
     queue.take(ENTRY)
-    again = Entry("dev", "cli", 0, "p", ENTRY.waiting, 9)
+    again = QueueEntry("dev", "cli", 0, "p", ENTRY.waiting, 9)
     assert queue.add(again)
     assert queue.find(ANY) == again
 
@@ -116,7 +116,7 @@ def test_a_failed_transaction_gives_the_entry_back() -> None:
 def test_a_new_listing_replaces_all() -> None:
     queue = Queue()
     queue.add(ENTRY)
-    other = Entry("dev", "cli", 1, "q", ENTRY.waiting, 6)
+    other = QueueEntry("dev", "cli", 1, "q", ENTRY.waiting, 6)
     queue.replace({"q": other})
     assert [entry.processid for entry in queue.in_order("dev")] == ["q"]
     assert queue.count("dev") == 1
@@ -152,7 +152,7 @@ def test_an_exec_deadline_is_told_once_and_only_while_it_runs() -> None:
 def test_what_is_due_is_what_a_list_says_and_no_more_is_kept_than_twice_of_it(
     steps: list[tuple[str, int]], data: st.DataObject
 ) -> None:
-    due, expected = Due(least=4), dict[str, int]()
+    due, expected = DeadlineHeap(least=4), dict[str, int]()
     for step, number in steps:
         pid = str(number)
         if step == "set":
@@ -179,7 +179,9 @@ def test_who_has_left_before_the_deadline_is_not_kept_until_then() -> None:
     queue, running = Queue(), RunningSet()
     for number in range(20_000):
         pid = str(number)
-        queue.add(Entry("dev", "cli", 0, pid, Waiting([], "", 0, 0, 10**9 + number, "", ""), 1))
+        queue.add(
+            QueueEntry("dev", "cli", 0, pid, Waiting([], "", 0, 0, 10**9 + number, "", ""), 1)
+        )
         running.add("dev", pid, Running("x", "cli", 1, 10**9 + number, "", ""), 1)
         if number % 200:  # the others stay
             queue.take(queue.entries[pid])
@@ -208,7 +210,7 @@ def test_a_deadline_that_comes_up_again_is_that_of_the_present_run() -> None:
 
 @given(st.lists(entries, max_size=12), candidates)
 def test_what_is_offered_is_what_may_be_had_of_that_colony(
-    known: list[Entry], candidate: Candidate
+    known: list[QueueEntry], candidate: Candidate
 ) -> None:
     queue = Queue()
     sent = [
@@ -243,9 +245,9 @@ actions = st.lists(
 
 @given(st.lists(entries, min_size=1, max_size=20, unique_by=lambda e: e.processid), actions)
 def test_order_and_count_are_those_of_a_sorted_list(
-    known: list[Entry], steps: list[tuple[str, int]]
+    known: list[QueueEntry], steps: list[tuple[str, int]]
 ) -> None:
-    queue, waiting, taken = Queue(), dict[str, Entry](), set[str]()
+    queue, waiting, taken = Queue(), dict[str, QueueEntry](), set[str]()
     for step, number in steps:
         entry = known[number % len(known)]
         pid = entry.processid
@@ -391,7 +393,7 @@ class OneProcess:
     """A store with one waiting process, at revision 9; every transaction succeeds at 10."""
 
     def __init__(self, process: Process) -> None:
-        self.process, self.known = process, Known()
+        self.process, self.known = process, StubCache()
 
     async def get(self, key: str) -> KeyValue | None:
         return KeyValue(key, pack(self.process), 9, 1, 0)
@@ -405,13 +407,13 @@ def test_a_requeue_that_the_watch_tells_first_is_handed_out() -> None:
     spec = FunctionSpec(funcname="echo", conditions=Conditions("dev", executortype="cli"))
     waiting = Process("p", "i", "ada", "dev", spec, 0, 0)
     processes = Processes(cast(EtcdClient, OneProcess(waiting)), Clock(lambda: 1))
-    handout = assigning(processes)
+    assigner = assigning(processes)
     ran = msgspec.structs.replace(waiting, state=State.RUNNING, assignedexecutorid="x")
     processes.remember(ran, 5)
     place = keys.queue("dev", "cli", 0, "p")
     processes.apply(place, pack(Waiting([], "", 0, 0, 0, "", "")), 9)
     executor = Executor("x", "cli", "ada", "dev")
-    got = trio.run(handout.assign, ANY, executor, -1)
+    got = trio.run(assigner.assign, ANY, executor, -1)
     assert (got.processid, got.state, got.assignedexecutorid) == ("p", State.RUNNING, "x")
 
 
@@ -419,7 +421,7 @@ def test_late_news_of_a_hand_out_do_not_remove_a_requeue() -> None:
     queue = Queue()
     queue.add(ENTRY)
     queue.take(ENTRY)
-    again = Entry("dev", "cli", 0, "p", ENTRY.waiting, 9)
+    again = QueueEntry("dev", "cli", 0, "p", ENTRY.waiting, 9)
     queue.add(again)
     queue.remove("p", 7)
     assert queue.find(ANY) == again

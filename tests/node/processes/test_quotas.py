@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cli.core.client import Client, RpcError, encode
 from node.host.config import QuotasConfig
-from node.host.fairqueue import Turns
+from node.host.fairqueue import FairQueue
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
@@ -25,7 +25,7 @@ from node.model.errors import TooMany
 from node.model.ids import new_id
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
 from node.processes.extension import Hooks
-from node.processes.queue import Entry, Queue, RunningSet
+from node.processes.queue import Queue, QueueEntry, RunningSet
 from node.processes.quotas import Quotas
 from node.processes.spec import build_process
 from node.rpc.calls import Call, Caller, Who
@@ -34,9 +34,9 @@ from node.rpc.requests import Empty
 from node.store import crons as cron_store
 from node.store import keys
 from node.store.directory import Directory
-from node.timers.agenda import Index, follow
 from node.timers.crons import due, owner
 from node.timers.generators import largest_arg
+from node.timers.timerqueue import TimerIndex, follow
 from node.workflows.spec import read_workflow
 from tests.node.timers.test_crons import cron
 from tests.node.timers.test_generators import generator
@@ -299,9 +299,9 @@ def test_every_quota_is_documented_with_its_default() -> None:
 # -- counting --------------------------------------------------------------------------------
 
 
-def entry(number: int, name: str, revision: int, origin: str = "") -> Entry:
+def entry(number: int, name: str, revision: int, origin: str = "") -> QueueEntry:
     waiting = Waiting([], "", 0, 0, 0, "", name, origin)
-    return Entry("dev", "cli", number, str(number), waiting, revision)
+    return QueueEntry("dev", "cli", number, str(number), waiting, revision)
 
 
 @given(
@@ -318,7 +318,7 @@ def test_members_are_counted_as_often_as_they_have_something(
     steps: list[tuple[str, int, str, str]],
 ) -> None:
     queue, running = Queue(), RunningSet()
-    taken: dict[int, Entry] = {}
+    taken: dict[int, QueueEntry] = {}
     for revision, (what, number, name, origin) in enumerate(steps, 1):
         known = queue.entries.get(str(number))
         if what == "add":
@@ -523,7 +523,7 @@ async def test_an_argument_is_not_multiplied_by_the_nodes_that_get_it(dev: World
 async def test_crons_of_colonies_and_members_take_turns(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    index = Index(cron_store.Cron, due, owner)
+    index = TimerIndex(cron_store.Cron, due, owner)
 
     def learn(colony: str, member: str, count: int) -> None:
         for number in range(count):
@@ -561,7 +561,7 @@ async def test_crons_of_colonies_and_members_take_turns(
 def test_turns_are_bounded_and_everybody_gets_one(
     room: int, each: int, visits: list[tuple[str, str, bool]]
 ) -> None:
-    turns = Turns(room, each)
+    turns = FairQueue(room, each)
     inside: list[tuple[str, ...]] = []
     done: list[int] = []
 
@@ -589,11 +589,11 @@ def test_turns_are_bounded_and_everybody_gets_one(
 
 async def test_the_calls_of_one_signer_keep_nobody_else_waiting() -> None:
     table = Table(Directory(), time.time_ns)
-    gate, entered = trio.Event(), list[str]()
+    server, entered = trio.Event(), list[str]()
 
     async def slow(caller: Caller, request: Any) -> None:
         entered.append(caller.id)
-        await gate.wait()
+        await server.wait()
 
     table.add(Call("slowmsg", Empty, Who.SIGNED, slow))
     eve, ann = PrivateKey.generate(), PrivateKey.generate()
@@ -605,14 +605,14 @@ async def test_the_calls_of_one_signer_keep_nobody_else_waiting() -> None:
         nursery.start_soon(table.answer, encode("slowmsg", {}, ann))
         await trio.testing.wait_all_tasks_blocked()
         assert entered[MAX_CALLS:] == [ann.id]
-        gate.set()
+        server.set()
     assert len(entered) == MAX_CALLS + 21
 
 
 async def test_who_loses_the_right_while_a_call_waits_is_refused() -> None:
     directory = Directory()
     table = Table(directory, time.time_ns)
-    gate, served = trio.Event(), list[str]()
+    server, served = trio.Event(), list[str]()
     eve = PrivateKey.generate()
     user = keys.user("dev", "eve")
     directory.apply(keys.colony("dev"), pack(Colony("0" * 64, "dev")), 1)
@@ -620,7 +620,7 @@ async def test_who_loses_the_right_while_a_call_waits_is_refused() -> None:
 
     async def slow(caller: Caller, request: Any) -> None:
         served.append(caller.id)
-        await gate.wait()
+        await server.wait()
 
     table.add(Call("slowmsg", Empty, Who.MEMBER, slow, lambda request: "dev"))
     statuses = list[int]()
@@ -633,7 +633,7 @@ async def test_who_loses_the_right_while_a_call_waits_is_refused() -> None:
             nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         directory.apply(user, None, 2)
-        gate.set()
+        server.set()
     assert len(served) == MAX_CALLS
     assert sorted(statuses) == [200] * MAX_CALLS + [403] * 20
 

@@ -41,7 +41,7 @@ from node.rpc import requests as req
 from node.rpc.calls import Caller
 from node.runtime.node import Node
 from node.store import keys
-from node.workflows.children import Wanted
+from node.workflows.children import ChildRequest
 from tests.support.interleaved import Meddled
 
 BEE = "b" * 64
@@ -85,7 +85,7 @@ class Races:
         )
         candidate = Candidate("dev", "t", "w")
         executor = await self.one.members.set_state("dev", "w", ExecutorState.APPROVED)
-        process = await self.one.handout.assign(candidate, executor, 5)
+        process = await self.one.assigner.assign(candidate, executor, 5)
         assert process.graphindex == 0
         # Nothing else is left to be written about it.
         await self.one.workflows.resolution.settle("dev", graph.processgraphid)
@@ -94,7 +94,7 @@ class Races:
     async def grow(self, node: Node, graph: Graph, parent: str) -> None:
         """The executor adds a node."""
         spec = FunctionSpec("c", "f", conditions=Conditions("dev", executortype="t"))
-        await node.workflows.children.add(graph, Wanted(parent, "", spec, BEE, insert=False))
+        await node.workflows.children.add(graph, ChildRequest(parent, "", spec, BEE, insert=False))
 
 
 @pytest.fixture

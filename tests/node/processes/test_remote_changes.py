@@ -13,14 +13,14 @@ from wsproto.events import Ping, Pong
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.watch import Batch, Event
+from node.etcd.watch import Event, WatchBatch
 from node.host.clock import Clock
 from node.model.ids import new_id
 from node.model.types import Conditions, Executor, ExecutorState, FunctionSpec, Process, State
-from node.processes import remote_changes as elsewhere
+from node.processes import remote_changes
 from node.processes.queue import Candidate
 from node.processes.spec import build_process
-from node.processes.subscriptions import Wanted
+from node.processes.subscriptions import SubscriptionFilter
 from node.runtime import feeds as feeding
 from node.runtime.node import Node
 from node.store import keys
@@ -96,7 +96,7 @@ async def fed(client: EtcdClient) -> AsyncIterator[tuple[Node, Meddled]]:
     node = Node.build(cast(EtcdClient, meddled), "dev", Clock(time.time_ns))
     enlist(node, WORKER)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.elsewhere.run)
+        nursery.start_soon(node.remote_changes.run)
         await nursery.start(feeding.follow, node, keys.LIVE)
         yield node, meddled
         nursery.cancel_scope.cancel()
@@ -115,9 +115,11 @@ async def submit(node: Node, *, waits: bool = False) -> Process:
 async def test_an_end_whose_answer_was_lost_is_told(client: EtcdClient) -> None:
     async with fed(client) as (node, meddled):
         process = await submit(node)
-        await node.handout.assign(Candidate("dev", "t", "w"), WORKER, 5)
+        await node.assigner.assign(Candidate("dev", "t", "w"), WORKER, 5)
         who = ("dev", process.processid, WORKER.executorid, State.SUCCESSFUL)
-        with node.subscriptions.open(Wanted(frozenset({"dev"}), State.SUCCESSFUL)) as events:
+        with node.subscriptions.open(
+            SubscriptionFilter(frozenset({"dev"}), State.SUCCESSFUL)
+        ) as events:
             meddled.lost = True
             with pytest.raises(EtcdUnavailable):
                 await node.processes.close(*who, output=["x"])
@@ -127,7 +129,7 @@ async def test_an_end_whose_answer_was_lost_is_told(client: EtcdClient) -> None:
             # The repeat, and what the watch tells of it, are no news.
             await node.processes.close(*who, output=["x"])
             second = await submit(node)
-            await node.handout.assign(Candidate("dev", "t", "w"), WORKER, 5)
+            await node.assigner.assign(Candidate("dev", "t", "w"), WORKER, 5)
             await node.processes.close("dev", second.processid, WORKER.executorid, State.SUCCESSFUL)
             with trio.fail_after(50):
                 assert (await events.receive()).processid == second.processid
@@ -147,7 +149,9 @@ async def test_a_store_that_fails_is_asked_again(
             return await load_at(wanted)
 
         monkeypatch.setattr(node.processes, "load_at", failing)
-        with node.subscriptions.open(Wanted(frozenset({"dev"}), State.WAITING)) as events:
+        with node.subscriptions.open(
+            SubscriptionFilter(frozenset({"dev"}), State.WAITING)
+        ) as events:
             process = await submit(other)
             with trio.fail_after(50):
                 assert (await events.receive()).processid == process.processid
@@ -161,7 +165,7 @@ Told = list[tuple[int, State]]
 WHOLE = [(0, State.WAITING), (1, State.RUNNING), (1, State.SUCCESSFUL)]
 
 
-class Anything(Wanted):
+class Anything(SubscriptionFilter):
     """Every state, so that the order between them is seen."""
 
     def matches(self, process: Process) -> bool:
@@ -200,7 +204,7 @@ async def test_who_reads_hears_no_less(client: EtcdClient) -> None:
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
             process = await submit(other)
             await node.processes.load("dev", process.processid)
-            await other.handout.assign(CANDIDATE, WORKER, 5)
+            await other.assigner.assign(CANDIDATE, WORKER, 5)
             await node.processes.load("dev", process.processid)
             await close(other, process)
             await node.processes.load("dev", process.processid)
@@ -213,7 +217,7 @@ async def test_states_that_are_short_are_told(client: EtcdClient) -> None:
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
             for _ in range(30):
                 process = await submit(other)
-                await other.handout.assign(CANDIDATE, WORKER, 5)
+                await other.assigner.assign(CANDIDATE, WORKER, 5)
                 await close(other, process)
             told: dict[str, Told] = {}
             with trio.fail_after(30):
@@ -240,7 +244,7 @@ async def test_what_two_daemons_do_is_told_in_order(client: EtcdClient) -> None:
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
             for _ in range(10):
                 process = await submit(other)
-                await other.handout.assign(CANDIDATE, WORKER, 5)
+                await other.assigner.assign(CANDIDATE, WORKER, 5)
                 await close(node, process)
                 assert await told_of(events, process) == WHOLE
 
@@ -253,13 +257,13 @@ async def test_what_happened_while_nothing_was_heard_is_told(client: EtcdClient)
     async def listed() -> None:
         items, revision = await client.range_all(keys.LIVE)
         events = [Event(item.key, item.value, item.mod_revision) for item in items]
-        feeding.take_in(node, keys.LIVE, Batch(True, events, revision))
+        feeding.take_in(node, keys.LIVE, WatchBatch(True, events, revision))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.elsewhere.run)
+        nursery.start_soon(node.remote_changes.run)
         await listed()
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
-            await other.handout.assign(CANDIDATE, WORKER, 5)
+            await other.assigner.assign(CANDIDATE, WORKER, 5)
             new = await submit(other)
             await listed()
             with trio.fail_after(30):
@@ -286,7 +290,7 @@ async def test_what_the_store_has_forgotten_is_told_by_its_end(
 
         with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
             process = await submit(other)
-            await other.handout.assign(CANDIDATE, WORKER, 5)
+            await other.assigner.assign(CANDIDATE, WORKER, 5)
             monkeypatch.setattr(node.processes, "load_at", late)
             await close(other, process)
             told = await told_of(events, process)
@@ -296,12 +300,12 @@ async def test_what_the_store_has_forgotten_is_told_by_its_end(
 async def test_more_than_can_be_told_ends_the_subscriptions(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(elsewhere, "_MOST", 3)
+    monkeypatch.setattr(remote_changes, "_MOST", 3)
     node = neighbour(client)
     with node.subscriptions.open(Anything(frozenset({"dev"}), State.WAITING)) as events:
         key = [keys.running("dev", f"{number:064x}") for number in range(4)]
-        feeding.take_in(node, keys.LIVE, Batch(False, [Event(k, None, 7) for k in key[:3]], 7))
+        feeding.take_in(node, keys.LIVE, WatchBatch(False, [Event(k, None, 7) for k in key[:3]], 7))
         assert node.subscriptions.any_open
-        feeding.take_in(node, keys.LIVE, Batch(False, [Event(key[3], None, 8)], 8))
+        feeding.take_in(node, keys.LIVE, WatchBatch(False, [Event(key[3], None, 8)], 8))
         with pytest.raises(trio.EndOfChannel):
             await events.receive()

@@ -16,7 +16,7 @@ from node.etcd.txn import Txn
 from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import Executor, Process, State
-from node.processes.assignment import HandOut
+from node.processes.assignment import Assigner
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from node.store import keys
@@ -36,15 +36,15 @@ async def processes(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Proc
 
 
 @pytest.fixture
-def handout(processes: Processes) -> HandOut:
+def assigner(processes: Processes) -> Assigner:
     return assigning(processes)
 
 
 async def test_a_requeue_that_the_watch_tells_first_is_handed_out(
-    processes: Processes, handout: HandOut
+    processes: Processes, assigner: Assigner
 ) -> None:
     submitted = await processes.submit(make(), b"")
-    running = await handout.assign(CANDIDATE, ADA, 5)
+    running = await assigner.assign(CANDIDATE, ADA, 5)
     loaded = await processes.load("dev", running.processid)
     assert loaded is not None
     # Another daemon, or our own transaction whose answer is still on its way.
@@ -52,33 +52,33 @@ async def test_a_requeue_that_the_watch_tells_first_is_handed_out(
     result = await processes.client.commit(step.txn)
     queued = keys.queue("dev", "cli", submitted.prioritytime, submitted.processid)
     processes.apply(queued, pack(store.waiting_of(step.process)), result.revision)
-    again = await handout.assign(CANDIDATE, ADA, 5)
+    again = await assigner.assign(CANDIDATE, ADA, 5)
     assert (again.processid, again.attempt, again.retries) == (submitted.processid, 2, 1)
 
 
-async def test_a_caller_that_left_gets_nothing(processes: Processes, handout: HandOut) -> None:
+async def test_a_caller_that_left_gets_nothing(processes: Processes, assigner: Assigner) -> None:
     submitted = await processes.submit(make(), b"")
     with trio.CancelScope() as gone:
         gone.cancel()
-        await handout.assign(CANDIDATE, ADA, 5)
+        await assigner.assign(CANDIDATE, ADA, 5)
     found = await processes.load("dev", submitted.processid)
     assert found is not None
     assert (found[0].state, found[0].retries) == (State.WAITING, 0)
-    assert (await handout.assign(CANDIDATE, ADA, 5)).processid == submitted.processid
+    assert (await assigner.assign(CANDIDATE, ADA, 5)).processid == submitted.processid
 
 
 async def test_a_caller_at_its_timeout_keeps_what_it_got(
-    processes: Processes, handout: HandOut
+    processes: Processes, assigner: Assigner
 ) -> None:
     submitted = await processes.submit(make(), b"")
     # The deadline passes while the transaction runs: the caller is still there to take it.
-    got = await handout.assign(CANDIDATE, ADA, 1e-6)
+    got = await assigner.assign(CANDIDATE, ADA, 1e-6)
     assert got.processid == submitted.processid
 
 
 async def test_a_hand_out_that_fails_leaves_the_process_to_who_waits(
     processes: Processes,
-    handout: HandOut,
+    assigner: Assigner,
     monkeypatch: pytest.MonkeyPatch,
     nursery: trio.Nursery,
 ) -> None:
@@ -93,7 +93,7 @@ async def test_a_hand_out_that_fails_leaves_the_process_to_who_waits(
 
     async def unlucky() -> None:
         with pytest.raises(EtcdUnavailable):
-            await handout.assign(CANDIDATE, ADA, 5)
+            await assigner.assign(CANDIDATE, ADA, 5)
 
     monkeypatch.setattr(processes.client, "commit", broken)
     nursery.start_soon(unlucky)
@@ -102,7 +102,7 @@ async def test_a_hand_out_that_fails_leaves_the_process_to_who_waits(
 
     async def lucky() -> None:
         with trio.fail_after(5):
-            got.append(await handout.assign(CANDIDATE, ADA, 60))
+            got.append(await assigner.assign(CANDIDATE, ADA, 60))
 
     async with trio.open_nursery() as inner:
         inner.start_soon(lucky)

@@ -112,7 +112,7 @@ class Late(Wire):
         await self.reached.wait()
 
     def __init__(self, like: Wire) -> None:
-        super().__init__(like.entry, like.sealer, like.guide)
+        super().__init__(like.entry, like.signer, like.guide)
         self.to = like.to
         self.reaching, self.reached = trio.Event(), trio.Event()
 
@@ -122,19 +122,19 @@ async def test_what_went_elsewhere_while_a_peer_was_reached_is_not_sent_to_it(
 ) -> None:
     ant, bee, cat = await three(client, BOTH)
     process = await ant.submit()
-    ledger = ant.federation.ledger
-    await ledger.refresh(bee.key.id)
+    outbox = ant.federation.outbox
+    await outbox.refresh(bee.key.id)
     link = Late(wire(ant, bee))
     with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ant.federation.delivery.send_forever, link)
+            nursery.start_soon(ant.federation.sender.send_forever, link)
             await link.reaching.wait()
             await _age(ant, bee, process)
-            await ant.federation.delivery.expire()
-            await ledger.refresh(cat.key.id)
+            await ant.federation.sender.expire()
+            await outbox.refresh(cat.key.id)
             link.reached.set()
             await trio.testing.wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
     assert not bee.processes.queue.entries
-    forward = ledger.entries[process.processid].forward
+    forward = outbox.entries[process.processid].forward
     assert (forward.peer, forward.attempts, forward.envelope) == (cat.key.id, 0, b"")

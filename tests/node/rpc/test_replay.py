@@ -27,7 +27,7 @@ from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND
 from node.rpc.calls import Call, Caller, Who
 from node.rpc.dispatch import Table, decode_envelope
-from node.rpc.replay import Once, Replays
+from node.rpc.replay import Once, ReplayGuard
 from node.rpc.requests import Empty
 from node.store import keys
 from node.store import replay as store
@@ -511,7 +511,7 @@ async def test_what_was_cut_off_is_told_to_look(lone: Place) -> None:
     body = encode("removeusermsg", fields, lone.owner)
     payload = json.loads(body)["payload"]
     said = json.loads(base64.b64decode(payload))
-    replays = Replays(lone.etcd, lambda: 0)
+    replays = ReplayGuard(lone.etcd, lambda: 0)
     await replays.claim(lone.owner.id, said["nonce"], said["issuedat"], payload).mark()
     status, message = await lone.send(body)
     assert status == 409
@@ -639,7 +639,7 @@ async def test_markers_go_and_a_clock_that_is_set_back_brings_nothing_back(
     client: EtcdClient,
 ) -> None:
     now = [2_000_000_000 * SECOND]
-    replays = Replays(client, lambda: now[0])
+    replays = ReplayGuard(client, lambda: now[0])
     issued = now[0] / SECOND
 
     async def done() -> str:
@@ -684,7 +684,7 @@ async def test_a_try_without_an_answer_that_happened_is_the_same_request(
     client: EtcdClient,
 ) -> None:
     """The store took it and nobody heard: the next try of the same run is no replay."""
-    replays = Replays(client, lambda: 0)
+    replays = ReplayGuard(client, lambda: 0)
     claim = replays.claim("me", "n", 1000, "payload")
     await claim.mark()
     claim.spent = False
@@ -697,7 +697,7 @@ async def test_a_full_store_is_still_made_room_in(nursery: trio.Nursery, tmp_pat
     """Nothing can be written, a marker neither: what only deletes goes on, and once still."""
     etcd = await start_store(nursery, tmp_path / "small", quota=8 * 1024 * 1024)
     async with open_client(etcd.target, timeout=60) as client:
-        replays, removed = Replays(client, lambda: 0), list[str]()
+        replays, removed = ReplayGuard(client, lambda: 0), list[str]()
 
         async def remove() -> None:
             removed.append("big")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.ops.doctor import check_steps
-from node.host.clock import JUMP, Clock, Moment, jumped, place
+from node.host.clock import JUMP, Clock, ClockSample, jumped, place
 from node.model.codec import pack, unpack
 from node.model.ids import new_id
 from node.model.types import DAY, SECOND, Conditions, FunctionSpec, Process, State
@@ -20,7 +20,7 @@ from node.processes.deadlines import expire
 from node.processes.spec import build_process
 from node.store import clock as seen
 from node.store import keys
-from node.store.crons import Cron, Firing
+from node.store.crons import Cron, CronFiring
 from node.store.generators import Generator
 from node.timers import cronexpr as schedule
 from node.timers.crons import next_run
@@ -60,7 +60,7 @@ class Hands:
     ],
 )
 def test_what_a_jump_was(wall: float, steady: float, awake: float, what: str) -> None:
-    assert jumped(Moment(0, 0, 0), Moment(wall, steady, awake)) == what
+    assert jumped(ClockSample(0, 0, 0), ClockSample(wall, steady, awake)) == what
 
 
 @settings(deadline=None)
@@ -180,7 +180,7 @@ def test_a_cron_that_was_made_by_a_clock_that_was_ahead() -> None:
         made = cron(**kind)
         nextrun, window = next_run(made, NOON + YEAR, schedule.UTC, lambda: 0.5)
         made = msgspec.structs.replace(
-            made, nextrun=nextrun, window=window, firing=Firing("g", "", NOON + YEAR)
+            made, nextrun=nextrun, window=window, firing=CronFiring("g", "", NOON + YEAR)
         )
         after = retimed_cron(made, NOON, NOON, NOON + YEAR, schedule.UTC, lambda: 0.5)
         assert after is not None
@@ -291,17 +291,17 @@ async def test_deadlines_keep_what_is_left_of_them(dev: World, by: int, mended: 
     assert (await dev.assign()).processid == running
     dev.advance(40)
     dev.now += by
-    await expire(dev.node.processes, dev.node.handout)
+    await expire(dev.node.processes, dev.node.assigner)
     if mended:
         await mend(station)
         assert (await get(dev, running)).execdeadline == dev.now + 20 * SECOND
         assert abs((await get(dev, waits)).waitdeadline - dev.now - 20 * SECOND) < SECOND
     dev.advance(19)
-    await expire(dev.node.processes, dev.node.handout)
+    await expire(dev.node.processes, dev.node.assigner)
     assert (await get(dev, running)).state == State.RUNNING
     assert (await get(dev, waits)).state == State.WAITING
     dev.advance(2)
-    await expire(dev.node.processes, dev.node.handout)
+    await expire(dev.node.processes, dev.node.assigner)
     assert (await get(dev, running)).errors == ["Maximum execution time limit exceeded"]
     assert (await get(dev, waits)).errors == ["Maximum waiting time limit exceeded"]
 
@@ -358,7 +358,7 @@ async def test_a_host_that_was_corrected_while_it_was_off(dev: World) -> None:
     assert stored.prioritytime <= dev.now
     dev.advance(61)
     await until(20, dev.graphs)
-    await expire(dev.node.processes, dev.node.handout)
+    await expire(dev.node.processes, dev.node.assigner)
     assert (await get(dev, running)).state == State.FAILED
     assert (await get(dev, waits)).state == State.FAILED
 
@@ -416,7 +416,7 @@ async def test_what_an_older_release_left_by_a_clock_that_was_ahead(dev: World) 
         assert stored.prioritytime <= dev.now + (DAY if processid == low.processid else 0)
     assert (await dev.assign()).processid == ahead[1]
     dev.advance(61)
-    await expire(dev.node.processes, dev.node.handout)
+    await expire(dev.node.processes, dev.node.assigner)
     assert await order(dev) == [newer, low.processid]
     assert (await get(dev, ahead[2])).errors == ["Maximum waiting time limit exceeded"]
 
@@ -431,11 +431,11 @@ async def test_a_step_of_one_host_is_nothing_to_a_store_of_several(dev: World) -
     given = (await get(dev, waits)).waitdeadline
     dev.now += YEAR
     await mend(station)
-    await expire(dev.node.processes, dev.node.handout)
+    await expire(dev.node.processes, dev.node.assigner)
     stored = await get(dev, waits)
     assert (stored.waitdeadline, stored.state) == (given, State.WAITING)
     dev.advance(61)
-    await expire(dev.node.processes, dev.node.handout)
+    await expire(dev.node.processes, dev.node.assigner)
     assert (await get(dev, waits)).state == State.FAILED
 
 

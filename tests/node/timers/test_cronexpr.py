@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.model.types import SECOND
-from node.timers.cronexpr import UTC, Every, Moments, ScheduleError, local_zone, next_moment, parse
+from node.timers.cronexpr import (
+    UTC,
+    CronTimes,
+    FixedInterval,
+    ScheduleError,
+    local_zone,
+    next_moment,
+    parse,
+)
 
 DAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
 MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
@@ -25,7 +33,7 @@ def at(text: str) -> int:
 def following(expression: str, after: str, zone: ZoneInfo = UTC) -> str:
     """The next moment in the same notation, in UTC."""
     plan = parse(expression, zone)
-    assert isinstance(plan, Moments)
+    assert isinstance(plan, CronTimes)
     moment = next_moment(plan, at(after))
     return datetime.datetime.fromtimestamp(moment / SECOND, datetime.UTC).isoformat()[:19]
 
@@ -113,7 +121,7 @@ def test_clocks_that_are_changed() -> None:
     ],
 )
 def test_every(expression: str, seconds: int) -> None:
-    assert parse(expression, UTC) == Every(seconds)
+    assert parse(expression, UTC) == FixedInterval(seconds)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +233,7 @@ def test_the_next_moment_is_that_of_a_plain_calendar(
 
     try:
         plan = parse(" ".join(text for text, _, _ in drawn), UTC)
-        assert isinstance(plan, Moments)
+        assert isinstance(plan, CronTimes)
         found = next_moment(plan, after)
     except ScheduleError:
         found = 0
@@ -242,6 +250,6 @@ def test_the_next_moment_is_after_now_wherever_clocks_are_changed(
 ) -> None:
     text = " ".join(text for text, _, _ in drawn)
     plan = parse(f"TZ={zone} {text} * * *", UTC)
-    assert isinstance(plan, Moments)
+    assert isinstance(plan, CronTimes)
     found = next_moment(plan, after)
     assert after < found <= after + 3 * 86_400 * SECOND

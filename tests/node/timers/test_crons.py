@@ -18,11 +18,11 @@ from node.etcd.txn import Absent, ModRevision, Txn
 from node.model.errors import RpcError
 from node.model.types import SECOND, State
 from node.store import crons as store
-from node.store.crons import Cron, Firing
-from node.timers.agenda import Agenda
+from node.store.crons import Cron, CronFiring
 from node.timers.cronexpr import UTC
 from node.timers.crons import next_run
-from node.timers.election import KEY, Holder, home_identity, may_take
+from node.timers.election import KEY, LeaseHolder, home_identity, may_take
+from node.timers.timerqueue import TimerQueue
 from tests.support.clocked import ANN, NOON, OWNER, World, below, workflow, world
 from tests.support.daemons import until
 
@@ -106,24 +106,24 @@ def test_the_beat_of_an_interval_is_kept_and_what_was_missed_is_not_made_up_for(
     )
 )
 def test_the_agenda_is_a_sorted_list(steps: list[tuple[str, str, int | None]]) -> None:
-    agenda, moments, held = Agenda(), dict[str, int](), set[str]()
+    timer_queue, moments, held = TimerQueue(), dict[str, int](), set[str]()
     for what, key, moment in steps:
         if what == "set":
-            agenda.set(key, moment)
+            timer_queue.set(key, moment)
             moments.pop(key, None)
             moments |= {} if moment is None else {key: moment}
         elif what == "hold":
-            agenda.hold(key)
+            timer_queue.hold(key)
             held.add(key)
         elif what == "let go":
-            agenda.let_go(key)
+            timer_queue.let_go(key)
             held.discard(key)
         else:
-            agenda.clear()
+            timer_queue.clear()
             moments.clear()
         free = sorted((at, name) for name, at in moments.items() if name not in held)
-        assert agenda.due(5) == [name for at, name in free if at <= 5]
-        assert agenda.next() == (free[0][0] if free else None)
+        assert timer_queue.due(5) == [name for at, name in free if at <= 5]
+        assert timer_queue.next() == (free[0][0] if free else None)
 
 
 # -- on a store --------------------------------------------------------------------------
@@ -295,7 +295,7 @@ async def test_a_firing_that_was_written_down_is_submitted_by_whoever_leads_next
     added = await dev.node.crons.add(cron(), workflow())
     await dev.stations[0].stop()
     # Killed between the two transactions.
-    firing = Firing(store.graph_id(added.cronid, added.nextrun), "", added.nextrun)
+    firing = CronFiring(store.graph_id(added.cronid, added.nextrun), "", added.nextrun)
     later = added.nextrun + 10 * SECOND
     half = msgspec.structs.replace(added, nextrun=later, firing=firing)
     found = await dev.client.get(store.key("dev", added.cronid))
@@ -325,7 +325,7 @@ async def test_one_that_was_struck_out_is_never_submitted_again(dev: World) -> N
     await dev.close(process)
     await dev.node.workflows.remove("dev", process.processgraphid)
     now = await crons.get("dev", added.cronid)
-    firing = Firing(process.processgraphid, "", NOON)
+    firing = CronFiring(process.processgraphid, "", NOON)
     slow = msgspec.structs.replace(now, firing=firing)
     await crons._submit(slow, written.mod_revision - 1, ())
     assert await dev.graphs() == []
@@ -363,16 +363,16 @@ async def test_a_workflow_that_is_refused_does_not_stop_the_cron(dev: World, kep
 
 
 def test_who_may_take_the_key() -> None:
-    def take(holder: Holder | None, *, led: bool) -> Any:
+    def take(holder: LeaseHolder | None, *, led: bool) -> Any:
         return may_take(None if holder is None else (holder, 7), "home", "start", led=led)
 
     for led in (True, False):
         assert take(None, led=led) == Absent(KEY)
-        assert take(Holder("other", "start"), led=led) is None
-        assert take(Holder("home", "start"), led=led) == ModRevision(KEY, 7)
-    assert take(Holder("home", "before"), led=False) == ModRevision(KEY, 7)
+        assert take(LeaseHolder("other", "start"), led=led) is None
+        assert take(LeaseHolder("home", "start"), led=led) == ModRevision(KEY, 7)
+    assert take(LeaseHolder("home", "before"), led=False) == ModRevision(KEY, 7)
     # Two homes that are copies of one must not take it from each other for ever.
-    assert take(Holder("home", "twin"), led=True) is None
+    assert take(LeaseHolder("home", "twin"), led=True) is None
 
 
 def test_a_home_keeps_its_identity(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from node.etcd.txn import Put, Txn
 from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.store import generators as store
-from node.store.generators import Firing, Generator, Packing
+from node.store.generators import Generator, GeneratorFiring, Packing
 from node.timers.generators import REMEMBERED, decide, due
 from node.timers.trigger import LATER
 from node.workflows.spec import read_workflow
@@ -341,7 +341,7 @@ async def test_a_firing_that_was_written_down_takes_what_it_said(
     key = store.key("dev", added.generatorid)
     known = node.generators.index.get(key)
     assert known is not None
-    firing = Firing(store.graph_id(added.generatorid, 0), 2, NOON + 5 * SECOND)
+    firing = GeneratorFiring(store.graph_id(added.generatorid, 0), 2, NOON + 5 * SECOND)
     _, txn = store.fire(known[0], known[1], firing, ())
     result = await dev.client.commit(txn)
     node.generators.index.learn(
@@ -374,11 +374,11 @@ async def test_one_that_was_struck_out_is_never_submitted_again(
     generators, sleeper = dev.node.generators, (await dev.start()).node.generators
     added = await generators.add(generator(trigger=2), workflow())
     key = store.key("dev", added.generatorid)
-    generators.index.agenda.hold(key)
+    generators.index.timer_queue.hold(key)
     await pack(dev, added, "a", "b")
     known = generators.index.get(key)
     assert known is not None
-    firing = Firing(store.graph_id(added.generatorid, 0), 2, NOON)
+    firing = GeneratorFiring(store.graph_id(added.generatorid, 0), 2, NOON)
     half, txn = store.fire(known[0], known[1], firing, ())
     revision = (await dev.client.commit(txn)).revision
     generators.index.learn(key, half, revision)
@@ -399,7 +399,7 @@ async def test_one_that_was_struck_out_is_never_submitted_again(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sleeper._submit, key, half, revision, firing)
         await asleep.wait()
-        generators.index.agenda.let_go(key)
+        generators.index.timer_queue.let_go(key)
         process = await dev.assign()
         await dev.close(process)
         await until(50, struck_out)

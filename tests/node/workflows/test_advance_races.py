@@ -18,7 +18,7 @@ from node.etcd.client import EtcdClient, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
 from node.etcd.txn import Delete, ModRevision, Put, Txn
-from node.etcd.watch import Batch, Event
+from node.etcd.watch import Event, WatchBatch
 from node.handlers.processes import remove_by_state as remove_processes
 from node.handlers.workflows import RemoveGraphs
 from node.handlers.workflows import remove_by_state as remove_graphs
@@ -46,7 +46,7 @@ from node.runtime.feeds import take_in
 from node.runtime.node import Node
 from node.store import keys
 from node.store import processes as store
-from node.timers.agenda import Index
+from node.timers.timerqueue import TimerIndex
 from tests.node.etcd.support import logged
 from tests.support.processes import enlist
 from tests.support.processes import retention as retention_of
@@ -211,7 +211,7 @@ class Bench:
     async def start(self, node: Node, pid: str) -> None:
         """The executor takes a process."""
 
-        def step(process: Process, revision: int) -> store.Step:
+        def step(process: Process, revision: int) -> store.Transition:
             return store.assign(process, revision, WORKER, self.now())
 
         await node.processes.change("dev", pid, step)
@@ -568,38 +568,38 @@ async def test_workflows_that_must_stay_are_told_of_after_the_others_went(bench:
 
 
 def test_an_older_answer_does_not_undo_what_the_watch_told() -> None:
-    index = Index(int, lambda value: value, lambda value: ("dev", "ann"))
+    index = TimerIndex(int, lambda value: value, lambda value: ("dev", "ann"))
     index.apply("k", pack(7), 5)
     index.learn("k", 3, 4)
     assert index.get("k") == (7, 5)
-    assert index.agenda.next() == 7
+    assert index.timer_queue.next() == 7
     index.learn("k", 9, 6)
     assert index.get("k") == (9, 6)
-    assert index.agenda.next() == 9
+    assert index.timer_queue.next() == 9
 
 
 async def test_a_colony_that_was_resumed_while_the_watch_was_away_hands_out_again(
     bench: Bench, nursery: trio.Nursery
 ) -> None:
     node, prefix = bench.one, keys.paused("")
-    handout = node.handout
+    assigner = node.assigner
     enlist(node, WORKER)
     paused = [Event(keys.paused(name), pack(True), 1) for name in ("dev", "lab")]
-    take_in(node, prefix, Batch(True, paused, 1))
+    take_in(node, prefix, WatchBatch(True, paused, 1))
     pid = await bench.process()
     assigned: list[str] = []
     done = trio.Event()
 
     async def poll() -> None:
         candidate = Candidate("dev", "t", "w")
-        assigned.append((await handout.assign(candidate, WORKER, 600)).processid)
+        assigned.append((await assigner.assign(candidate, WORKER, 600)).processid)
         done.set()
 
     nursery.start_soon(poll)
     await trio.testing.wait_all_tasks_blocked()
-    assert handout.polling("dev")
-    take_in(node, prefix, Batch(True, paused[1:], 2))
+    assert assigner.polling("dev")
+    take_in(node, prefix, WatchBatch(True, paused[1:], 2))
     with trio.fail_after(30):
         await done.wait()
     assert assigned == [pid]
-    assert handout.paused == {"lab"}
+    assert assigner.paused == {"lab"}

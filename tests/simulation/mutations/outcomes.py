@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from federation.forward import chain as chains
-from federation.forward import machine as outbox
-from federation.forward.machine import Forward, Move
+from federation.forward import machine
+from federation.forward.machine import Effect, Forward
 from federation.outbox import outcomes as results
-from federation.outbox.outcomes import Results
+from federation.outbox.outcomes import OutcomePoller
 from federation.transport.errors import TransportError
 from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Outcome, load
@@ -39,10 +39,10 @@ class _Open:
     async def change(self, colony: str, processid: str, step: Any) -> Process:
         """As if nobody had closed it."""
 
-        def anew(process: Process, revision: int) -> store.Step | None:
+        def anew(process: Process, revision: int) -> store.Transition | None:
             if process.closed:
                 process = msgspec.structs.replace(process, state=State.RUNNING)
-            taken: store.Step | None = step(process, revision)
+            taken: store.Transition | None = step(process, revision)
             return taken
 
         return await self._processes.change(colony, processid, anew)
@@ -50,15 +50,15 @@ class _Open:
 
 def second_outcome(patch: pytest.MonkeyPatch) -> None:
     """The last outcome counts, not the first."""
-    close = Results._close
+    close = OutcomePoller._close
 
-    async def again(self: Results, *args: Any) -> bool:
+    async def again(self: OutcomePoller, *args: Any) -> bool:
         blind = cast(Processes, _Open(self.context.processes))
         bold = copy.copy(self)
         bold.context = replace(self.context, processes=blind)
         return await close(bold, *args)
 
-    patch.setattr(Results, "_close", again)
+    patch.setattr(OutcomePoller, "_close", again)
 
 
 def _told(sealed: bytes) -> Outcome:
@@ -67,85 +67,85 @@ def _told(sealed: bytes) -> Outcome:
 
 def anybodys_outcome(patch: pytest.MonkeyPatch) -> None:
     """It does not matter which colony tells the outcome."""
-    settle = Results.settle
+    settle = OutcomePoller.settle
 
-    async def settled(self: Results, link: Any, sealed: bytes, *more: Any) -> str:
-        entry = self.ledger.entries.get(_told(sealed).pid)
-        if entry is not None and entry.forward.peer != link.id:
+    async def settled(self: OutcomePoller, connection: Any, sealed: bytes, *more: Any) -> str:
+        entry = self.outbox.entries.get(_told(sealed).pid)
+        if entry is not None and entry.forward.peer != connection.id:
             names = ("entry", "key_of", "seconds", "highest")
-            same = {name: getattr(link, name) for name in names}
-            link = SimpleNamespace(id=entry.forward.peer, **same)
-        return await settle(self, link, sealed, *more)
+            same = {name: getattr(connection, name) for name in names}
+            connection = SimpleNamespace(id=entry.forward.peer, **same)
+        return await settle(self, connection, sealed, *more)
 
-    patch.setattr(Results, "settle", settled)
+    patch.setattr(OutcomePoller, "settle", settled)
 
 
 def hasty_acknowledgement(patch: pytest.MonkeyPatch) -> None:
     """An outcome is acknowledged, whether or not it is stored."""
-    settle = Results.settle
+    settle = OutcomePoller.settle
 
-    async def settled(self: Results, link: Any, sealed: bytes, *more: Any) -> str:
+    async def settled(self: OutcomePoller, connection: Any, sealed: bytes, *more: Any) -> str:
         try:
-            return await settle(self, link, sealed, *more)
+            return await settle(self, connection, sealed, *more)
         except EtcdError:
             return _told(sealed).pid
 
-    patch.setattr(Results, "settle", settled)
+    patch.setattr(OutcomePoller, "settle", settled)
 
 
 def unheard_cancel(patch: pytest.MonkeyPatch) -> None:
     """That a peer cancelled a process is acknowledged, and nothing more."""
-    settle = Results.settle
+    settle = OutcomePoller.settle
 
-    async def settled(self: Results, link: Any, sealed: bytes, *more: Any) -> str:
+    async def settled(self: OutcomePoller, connection: Any, sealed: bytes, *more: Any) -> str:
         outcome = _told(sealed)
         if outcome.state == State.CANCELLED:
             return outcome.pid
-        return await settle(self, link, sealed, *more)
+        return await settle(self, connection, sealed, *more)
 
-    patch.setattr(Results, "settle", settled)
+    patch.setattr(OutcomePoller, "settle", settled)
 
 
 def unowed_outcome(patch: pytest.MonkeyPatch) -> None:
     """A process ends, and the colony that it came from is not told."""
     close = store.close
 
-    def closed(process: Process, *args: Any, **kwargs: Any) -> store.Step:
+    def closed(process: Process, *args: Any, **kwargs: Any) -> store.Transition:
         step = close(process, *args, **kwargs)
         owed = process.notify
         ops = [op for op in step.txn.success if not (isinstance(op, Put) and op.key == owed)]
-        return store.Step(step.process, Txn(step.txn.compare, ops))
+        return store.Transition(step.process, Txn(step.txn.compare, ops))
 
     patch.setattr(store, "close", closed)
 
 
 def traceless_decision(patch: pytest.MonkeyPatch) -> None:
     """Where a process was before its owner took it back is forgotten."""
-    overruled = outbox.overruled
+    overruled = machine.overruled
 
-    def untold(move: Move, now: int) -> Forward:
-        return msgspec.structs.replace(overruled(move, now), tried=[])
+    def untold(effect: Effect, now: int) -> Forward:
+        return msgspec.structs.replace(overruled(effect, now), tried=[])
 
-    patch.setattr(outbox, "overruled", untold)
+    patch.setattr(machine, "overruled", untold)
 
 
 def no_second_look(patch: pytest.MonkeyPatch) -> None:
     """Outcomes are fetched only for forwards that this daemon knows to be under way."""
     patch.setattr(results, "_IDLE", float("inf"))
 
-    async def poll_forever(self: Results, link: Any) -> None:
-        bell = self.ledger.bell(link.id)
+    async def poll_forever(self: OutcomePoller, connection: Any) -> None:
+        wakeup = self.outbox.wakeup(connection.id)
         while True:
-            event = bell.event
-            if not self._awaited(link.id):
+            event = wakeup.event
+            if not self._awaited(connection.id):
                 await event.wait()
                 continue
             try:
-                await self.poll_once(link)
+                await self.poll_once(connection)
             except (TransportError, EtcdError, RpcError, Rejected):
                 await trio.sleep(1)
 
-    patch.setattr(Results, "poll_forever", poll_forever)
+    patch.setattr(OutcomePoller, "poll_forever", poll_forever)
 
 
 def endless_patience(patch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import federation.wire.card
 from federation.forward import path as relays
-from federation.forward.marker import Marker
+from federation.forward.receipt import ReceiptRecord
 from federation.inbox import accept as inbox
 from federation.inbox import outcomes as owing
 from federation.inbox import usage as stocktaking
@@ -19,10 +19,10 @@ from federation.inbox.accept import Inbox
 from federation.peers import policy
 from federation.peers.registry import Peer, Peers
 from federation.service import server as gate
-from federation.service.extension import Attachment
+from federation.service.extension import NodeExtension
 from federation.wire import envelope
 from federation.wire.card import Card
-from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, open_envelope
 from node.etcd.txn import Absent, Delete, Op, Put
 from node.model.codec import unpack
 
@@ -37,7 +37,7 @@ def no_signature(patch: pytest.MonkeyPatch) -> None:
 def any_audience(patch: pytest.MonkeyPatch) -> None:
     """A message for another colony will do."""
 
-    def opened(data: bytes, **checks: Any) -> Opened:
+    def opened(data: bytes, **checks: Any) -> VerifiedMessage:
         checks["audience"] = inspect(data, limit=len(data)).audience
         return open_envelope(data, **checks)
 
@@ -47,7 +47,7 @@ def any_audience(patch: pytest.MonkeyPatch) -> None:
 def any_kind(patch: pytest.MonkeyPatch) -> None:
     """A message of another kind will do."""
 
-    def opened(data: bytes, **checks: Any) -> Opened:
+    def opened(data: bytes, **checks: Any) -> VerifiedMessage:
         for kind in Kind:
             try:
                 return open_envelope(data, **checks | {"kind": kind})
@@ -101,10 +101,12 @@ def no_dedupe(patch: pytest.MonkeyPatch) -> None:
     take_in = Inbox._take_in
 
     async def taken(
-        self: Inbox, opened: Opened, data: bytes, submit: Any, process: Any, *more: Any
+        self: Inbox, opened: VerifiedMessage, data: bytes, submit: Any, process: Any, *more: Any
     ) -> Any:
         if (
-            await self.context.client.get(self.context.keys.marker(opened.issuer, submit.pid))
+            await self.context.client.get(
+                self.context.keys.receipt_record(opened.issuer, submit.pid)
+            )
             is not None
         ):
             process.processid = hashlib.sha256(process.processid.encode()).hexdigest()
@@ -124,7 +126,7 @@ def early_sweep(patch: pytest.MonkeyPatch) -> None:
 
     def unpacked(data: bytes, kind: Any) -> Any:
         value = unpack(data, kind)
-        return msgspec.structs.replace(value, expires=0) if kind is Marker else value
+        return msgspec.structs.replace(value, expires=0) if kind is ReceiptRecord else value
 
     patch.setattr(stocktaking, "unpack", unpacked)
 
@@ -133,7 +135,9 @@ def blind_path(patch: pytest.MonkeyPatch) -> None:
     """Nobody looks where a process was before."""
     unwrap, toward = relays.unwrap, Peers.toward
 
-    def unwrapped(opened: Opened, submit: Any, me: object, *more: Any) -> relays.Asked:
+    def unwrapped(
+        opened: VerifiedMessage, submit: Any, me: object, *more: Any
+    ) -> relays.RelayedRequest:
         return unwrap(opened, submit, (), *more)
 
     def leads(self: Peers, target: str, avoid: Collection[str] = (), **more: Any) -> str:
@@ -145,8 +149,8 @@ def blind_path(patch: pytest.MonkeyPatch) -> None:
 
 def no_hop_limit(patch: pytest.MonkeyPatch) -> None:
     """Each hop counts as the first one."""
-    breach = policy.breach
-    patch.setattr(inbox, "breach", lambda *args, **more: breach(*args, **more | {"hops": 1}))
+    breach = policy.violation_of
+    patch.setattr(inbox, "violation_of", lambda *args, **more: breach(*args, **more | {"hops": 1}))
 
 
 def no_waiting_cap(patch: pytest.MonkeyPatch) -> None:
@@ -156,7 +160,7 @@ def no_waiting_cap(patch: pytest.MonkeyPatch) -> None:
 
 def no_running_cap(patch: pytest.MonkeyPatch) -> None:
     """The policy is not asked how many may run."""
-    patch.setattr(Attachment, "most_running", lambda self, origin: 0)
+    patch.setattr(NodeExtension, "most_running", lambda self, origin: 0)
 
 
 def chosen_name(patch: pytest.MonkeyPatch) -> None:

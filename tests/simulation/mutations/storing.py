@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from federation.forward import machine as outbox
-from federation.forward.machine import Forward, Move
+from federation.forward import machine
+from federation.forward.machine import Effect, Forward
 from federation.outbox import resolve as resolving
 from node.etcd.txn import Absent, Txn
 from node.model.errors import Conflict, NotFound
 from node.model.types import Executor, Process, State
-from node.processes.assignment import HandOut
-from node.processes.queue import Entry as Waiting
+from node.processes.assignment import Assigner
+from node.processes.queue import QueueEntry as Waiting
 from node.processes.service import Processes
 from node.store import processes as store
 
@@ -24,9 +24,9 @@ def _blind(patch: pytest.MonkeyPatch, name: str) -> None:
     """A transition compares nothing."""
     exact = getattr(store, name)
 
-    def careless(*args: Any, **kwargs: Any) -> store.Step:
+    def careless(*args: Any, **kwargs: Any) -> store.Transition:
         step = exact(*args, **kwargs)
-        return store.Step(step.process, Txn([], step.txn.success))
+        return store.Transition(step.process, Txn([], step.txn.success))
 
     patch.setattr(store, name, careless)
 
@@ -34,7 +34,7 @@ def _blind(patch: pytest.MonkeyPatch, name: str) -> None:
 def blind_assign(patch: pytest.MonkeyPatch) -> None:
     """Whoever asks first is not compared, nor is a hand-out without an answer looked for."""
     _blind(patch, "assign")
-    patch.setattr(HandOut, "_doubt", lambda self, process: None)
+    patch.setattr(Assigner, "_doubt", lambda self, process: None)
 
 
 def blind_close(patch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def blind_move(patch: pytest.MonkeyPatch) -> None:
 def blind_hand_out(patch: pytest.MonkeyPatch) -> None:
     """What the index holds is handed out, although a peer has it."""
 
-    async def hand_out(self: HandOut, entry: Waiting, executor: Executor) -> Process | None:
+    async def hand_out(self: Assigner, entry: Waiting, executor: Executor) -> Process | None:
         for _ in range(8):
             known = await self.processes.load(entry.colony, entry.processid)
             if known is None or known[0].state != State.WAITING:
@@ -62,7 +62,7 @@ def blind_hand_out(patch: pytest.MonkeyPatch) -> None:
                 return step.process
         return None
 
-    patch.setattr(HandOut, "_hand_out", hand_out)
+    patch.setattr(Assigner, "_assign", hand_out)
 
 
 def careless_removal(patch: pytest.MonkeyPatch) -> None:
@@ -86,9 +86,9 @@ def unguarded_decision(patch: pytest.MonkeyPatch) -> None:
 
 def endless_cancel(patch: pytest.MonkeyPatch) -> None:
     """A cancel that nobody answers is sent for ever."""
-    passed = outbox.deadline_passed
+    passed = machine.deadline_passed
 
-    def ever(forward: Forward, *args: Any) -> Move | None:
-        return None if forward.state == outbox.State.CANCELLING else passed(forward, *args)
+    def ever(forward: Forward, *args: Any) -> Effect | None:
+        return None if forward.state == machine.ForwardState.CANCELLING else passed(forward, *args)
 
-    patch.setattr(outbox, "deadline_passed", ever)
+    patch.setattr(machine, "deadline_passed", ever)

@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from federation.forward import machine as outbox
+from federation.forward import machine
 from federation.forward.machine import Forward
-from federation.outbox.ledger import Entry, Ledger
+from federation.outbox.outbox import Outbox, OutboxEntry
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, Txn
@@ -47,9 +47,9 @@ async def lab(client: EtcdClient) -> tuple[Front, str, Slow]:
     """A colony that forwarded a process, of which memory does not know yet."""
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.State.QUEUED)
-    del front.ledger.entries[pid]
-    front.ledger.look_for(pid, front.other.id)
+    pid = await front.forward(machine.ForwardState.QUEUED)
+    del front.outbox.entries[pid]
+    front.outbox.look_for(pid, front.other.id)
     return front, pid, Slow(front)
 
 
@@ -59,16 +59,16 @@ async def test_who_sends_waits_for_what_another_task_reads(client: EtcdClient) -
     seen: list[bool] = []
 
     async def plan() -> None:
-        await front.ledger.refresh(front.other.id)
-        seen.append(pid in front.ledger.entries)
+        await front.outbox.refresh(front.other.id)
+        seen.append(pid in front.outbox.entries)
 
     with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(front.ledger.refresh_all)
+            nursery.start_soon(front.outbox.refresh_all)
             await slow.reads.wait()
             nursery.start_soon(plan)
             await trio.testing.wait_all_tasks_blocked(0.01)
-            assert front.ledger.outstanding(front.other.id) == 1
+            assert front.outbox.outstanding(front.other.id) == 1
             slow.go.set()
     assert seen == [True]
 
@@ -76,9 +76,9 @@ async def test_who_sends_waits_for_what_another_task_reads(client: EtcdClient) -
 async def test_the_sender_is_woken_when_another_task_has_read(client: EtcdClient) -> None:
     front, pid, slow = await lab(client)
     slow.go.set()
-    event = front.ledger.bell(front.other.id).event
-    await front.ledger.refresh_all()
-    assert pid in front.ledger.entries
+    event = front.outbox.wakeup(front.other.id).event
+    await front.outbox.refresh_all()
+    assert pid in front.outbox.entries
     assert event.is_set()
 
 
@@ -88,19 +88,19 @@ async def test_a_read_that_comes_to_nothing_is_made_again(client: EtcdClient, ho
     with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
             if how == "cancelled":
-                nursery.start_soon(front.ledger.refresh, front.other.id)
+                nursery.start_soon(front.outbox.refresh, front.other.id)
                 await slow.reads.wait()
                 nursery.cancel_scope.cancel()
             else:
                 slow.lost = True
                 slow.go.set()
                 with pytest.raises(EtcdUnavailable):
-                    await front.ledger.refresh(front.other.id)
+                    await front.outbox.refresh(front.other.id)
         slow.lost = False
         slow.go.set()
-        assert front.ledger.outstanding(front.other.id) == 1
-        await front.ledger.refresh(front.other.id)
-    assert pid in front.ledger.entries
+        assert front.outbox.outstanding(front.other.id) == 1
+        await front.outbox.refresh(front.other.id)
+    assert pid in front.outbox.entries
 
 
 async def test_the_end_waits_for_what_is_being_read(client: EtcdClient) -> None:
@@ -109,32 +109,32 @@ async def test_the_end_waits_for_what_is_being_read(client: EtcdClient) -> None:
     idle = trio.Event()
 
     async def wait() -> None:
-        await front.ledger.wait_idle()
+        await front.outbox.wait_idle()
         idle.set()
 
     with trio.fail_after(50):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(front.ledger.refresh, front.other.id)
+            nursery.start_soon(front.outbox.refresh, front.other.id)
             await slow.reads.wait()
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert not idle.is_set()
             slow.go.set()
             await idle.wait()
-    assert pid in front.ledger.entries
+    assert pid in front.outbox.entries
 
 
 # -- several daemons on one store ----------------------------------------------------------
 
 
-async def beside(front: Front, *, knows: bool = True) -> tuple[Processes, Ledger]:
+async def beside(front: Front, *, knows: bool = True) -> tuple[Processes, Outbox]:
     """Another daemon of the same colony, which `knows` what was in the outbox by now."""
     processes = Processes(front.client, Clock(time.time_ns))
-    ledger = ledger_of(replace(front.context, processes=processes))
-    processes.attach(Sending(front.inbox, ledger))
+    outbox = ledger_of(replace(front.context, processes=processes))
+    processes.attach(Sending(front.inbox, outbox))
     if knows:
-        await ledger.load()
-    return processes, ledger
+        await outbox.load()
+    return processes, outbox
 
 
 async def stored(front: Front, pid: str) -> Forward:
@@ -148,16 +148,16 @@ async def stored(front: Front, pid: str) -> Forward:
 async def test_a_write_that_may_have_happened_is_looked_for(client: EtcdClient, how: str) -> None:
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.State.QUEUED)
-    await front.ledger.refresh_all()
-    entry = front.ledger.entries[pid]
+    pid = await front.forward(machine.ForwardState.QUEUED)
+    await front.outbox.refresh_all()
+    entry = front.outbox.entries[pid]
     meddled = Meddled(client)
-    front.ledger.context = replace(front.context, client=cast(EtcdClient, meddled))
-    sending = outbox.sending(entry.forward, b"sealed", 1)
+    front.outbox.context = replace(front.context, client=cast(EtcdClient, meddled))
+    sending = machine.sending(entry.forward, b"sealed", 1)
     if how == "no answer":
         meddled.lost = True
         with pytest.raises(EtcdUnavailable):
-            await front.ledger.save(entry, sending, entry.forward)
+            await front.outbox.save(entry, sending, entry.forward)
     else:
         with trio.CancelScope() as scope:
 
@@ -165,31 +165,31 @@ async def test_a_write_that_may_have_happened_is_looked_for(client: EtcdClient, 
                 scope.cancel()
 
             meddled.first = cancel
-            await front.ledger.save(entry, sending, entry.forward)
+            await front.outbox.save(entry, sending, entry.forward)
         assert scope.cancelled_caught
-    assert list(front.ledger.stale) == [(pid, front.other.id)]
-    await front.ledger.refresh(front.other.id)
+    assert list(front.outbox.stale) == [(pid, front.other.id)]
+    await front.outbox.refresh(front.other.id)
     assert entry.forward == await stored(front, pid)
-    expected = outbox.State.DOUBT if how == "no answer" else outbox.State.QUEUED
+    expected = machine.ForwardState.DOUBT if how == "no answer" else machine.ForwardState.QUEUED
     assert entry.forward.state == expected
 
 
-@pytest.mark.parametrize("state", [outbox.State.QUEUED, outbox.State.ACCEPTED])
+@pytest.mark.parametrize("state", [machine.ForwardState.QUEUED, machine.ForwardState.ACCEPTED])
 async def test_an_end_without_an_answer_is_looked_for(client: EtcdClient, state: str) -> None:
     front = Front(client)
     await front.befriend()
     pid = await front.forward(state)
-    await front.ledger.refresh_all()
-    entry = front.ledger.entries[pid]
+    await front.outbox.refresh_all()
+    entry = front.outbox.entries[pid]
     meddled = Meddled(client)
     front.processes.client = cast(EtcdClient, meddled)
-    front.ledger.context = replace(front.context, client=front.processes.client)
+    front.outbox.context = replace(front.context, client=front.processes.client)
     meddled.lost = True
-    move = outbox.deadline_passed(entry.forward, 2**62, "field", "")
-    assert move is not None
+    effect = machine.deadline_passed(entry.forward, 2**62, "field", "")
+    assert effect is not None
     with pytest.raises(EtcdUnavailable):
-        await front.ledger.apply(entry, move, entry.forward)
-    assert list(front.ledger.stale) == [(pid, front.other.id)]
+        await front.outbox.apply(entry, effect, entry.forward)
+    assert list(front.outbox.stale) == [(pid, front.other.id)]
     assert (await front.process(pid)).state == State.FAILED
 
 
@@ -197,18 +197,18 @@ async def test_a_cancel_is_not_refused_for_what_another_daemon_sent(client: Etcd
     """Memory has it as never sent."""
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.State.QUEUED)
+    pid = await front.forward(machine.ForwardState.QUEUED)
     processes, _ = await beside(front)
-    entry = front.ledger.entries[pid]
-    await front.ledger.save(entry, outbox.sending(entry.forward, b"sealed", 1), entry.forward)
+    entry = front.outbox.entries[pid]
+    await front.outbox.save(entry, machine.sending(entry.forward, b"sealed", 1), entry.forward)
     await processes.cancel("lab", pid)
-    assert (await stored(front, pid)).state == outbox.State.CANCELLING
+    assert (await stored(front, pid)).state == machine.ForwardState.CANCELLING
 
 
 async def test_what_never_left_is_withdrawn_without_a_word(client: EtcdClient) -> None:
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.State.QUEUED)
+    pid = await front.forward(machine.ForwardState.QUEUED)
     await front.processes.cancel("lab", pid)
     assert await client.get(front.keys.forward(front.other.id, pid)) is None
 
@@ -216,70 +216,70 @@ async def test_what_never_left_is_withdrawn_without_a_word(client: EtcdClient) -
 async def test_a_cancel_names_the_attempt_that_another_daemon_started(client: EtcdClient) -> None:
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.State.ACCEPTED)
+    pid = await front.forward(machine.ForwardState.ACCEPTED)
     processes, _ = await beside(front, knows=False)
     await processes.cancel("lab", pid)
     forward = await stored(front, pid)
-    assert (forward.state, forward.attempt) == (outbox.State.CANCELLING, 1)
+    assert (forward.state, forward.attempt) == (machine.ForwardState.CANCELLING, 1)
 
 
 async def test_a_deadline_of_old_memory_does_not_end_what_runs(client: EtcdClient) -> None:
     front = Front(client)
     await front.befriend()
-    pid = await front.forward(outbox.State.QUEUED)
-    _, ledger = await beside(front)
-    mine, theirs = front.ledger.entries[pid], ledger.entries[pid]
-    await front.ledger.save(mine, outbox.sending(mine.forward, b"sealed", 1), mine.forward)
-    receipt = outbox.received(mine.forward, "accepted", "9" * 64, b"receipt")
-    await front.ledger.apply(mine, receipt, mine.forward)
-    move = outbox.deadline_passed(theirs.forward, theirs.forward.deliver + 1, "field", "")
-    assert move is not None
-    assert not await ledger.apply(theirs, move, theirs.forward)
+    pid = await front.forward(machine.ForwardState.QUEUED)
+    _, outbox = await beside(front)
+    mine, theirs = front.outbox.entries[pid], outbox.entries[pid]
+    await front.outbox.save(mine, machine.sending(mine.forward, b"sealed", 1), mine.forward)
+    receipt = machine.received(mine.forward, "accepted", "9" * 64, b"receipt")
+    await front.outbox.apply(mine, receipt, mine.forward)
+    effect = machine.deadline_passed(theirs.forward, theirs.forward.deliver + 1, "field", "")
+    assert effect is not None
+    assert not await outbox.apply(theirs, effect, theirs.forward)
     assert (await front.process(pid)).state == State.RUNNING
-    assert list(ledger.stale) == [(pid, front.other.id)]
-    await ledger.refresh_all()
-    assert theirs.forward.state == outbox.State.ACCEPTED
+    assert list(outbox.stale) == [(pid, front.other.id)]
+    await outbox.refresh_all()
+    assert theirs.forward.state == machine.ForwardState.ACCEPTED
 
 
 async def test_a_late_mark_for_one_peer_leaves_that_for_another(client: EtcdClient) -> None:
     front, pid, slow = await lab(client)
     slow.go.set()
-    front.ledger.look_for(pid, "3" * 64)
-    await front.ledger.refresh(front.other.id)
-    assert pid in front.ledger.entries
-    await front.ledger.refresh_all()
-    assert not front.ledger.stale
+    front.outbox.look_for(pid, "3" * 64)
+    await front.outbox.refresh(front.other.id)
+    assert pid in front.outbox.entries
+    await front.outbox.refresh_all()
+    assert not front.outbox.stale
 
 
 async def test_a_clock_that_is_set_moves_every_forward_once(client: EtcdClient) -> None:
     """Also when the store fails half-way and it is done again."""
     front = Front(client)
     await front.befriend()
-    pids = [await front.forward(outbox.State.QUEUED) for _ in range(3)]
-    await front.ledger.refresh_all()
+    pids = [await front.forward(machine.ForwardState.QUEUED) for _ in range(3)]
+    await front.outbox.refresh_all()
     given = [(await stored(front, pid)).deliver for pid in pids]
-    delivery, year = delivery_of(front.context, front.ledger), 365 * DAY
+    sender, year = delivery_of(front.context, front.outbox), 365 * DAY
     before = time.time_ns()
-    save, saves = front.ledger.save, 0
+    save, saves = front.outbox.save, 0
 
-    async def failing(entry: Entry, forward: Forward, known: Forward) -> bool:
+    async def failing(entry: OutboxEntry, forward: Forward, known: Forward) -> bool:
         nonlocal saves
         saves += 1
         if saves == 2:
             raise EtcdUnavailable("away")
         return await save(entry, forward, known)
 
-    front.ledger.save = failing  # type: ignore[method-assign, assignment]
+    front.outbox.save = failing  # type: ignore[method-assign, assignment]
     with pytest.raises(EtcdUnavailable):
-        await delivery.clock_set(year, before)
-    await delivery.clock_set(year, before)
+        await sender.clock_set(year, before)
+    await sender.clock_set(year, before)
     assert [(await stored(front, pid)).deliver - year for pid in pids] == given
 
     def later() -> int:
         return before + year
 
     front.processes.clock = Clock(later, later)
-    await delivery.expire()
-    assert set(front.ledger.entries) == set(pids), "nothing was left of none"
-    await delivery.clock_set(-year, before + year)
+    await sender.expire()
+    assert set(front.outbox.entries) == set(pids), "nothing was left of none"
+    await sender.clock_set(-year, before + year)
     assert [(await stored(front, pid)).deliver for pid in pids] == given

@@ -34,8 +34,8 @@ def history(tmp_path: Path) -> list[str]:
 async def test_what_ended_first_leaves_a_store_that_is_half_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.archive.relief._SOME", 4)
-    monkeypatch.setattr("node.archive.relief._SEEN", 0.0)
+    monkeypatch.setattr("node.archive.eviction._SOME", 4)
+    monkeypatch.setattr("node.archive.eviction._SEEN", 0.0)
     async with place(tmp_path) as (here, _):
         ids = []
         for day in range(30):
@@ -43,19 +43,19 @@ async def test_what_ended_first_leaves_a_store_that_is_half_full(
             ids.append((await here.closed(str(day))).processid)
         retention = retention_of(here.node, tmp_path, HistoryConfig(keep=AUTO))
         full(here, 49)
-        assert await retention.relieve() == 0
+        assert await retention.evict() == 0
         full(here, 50)
-        moved = await retention.relieve()
+        moved = await retention.evict()
         # A tenth of the quota, 10,000 bytes, and no more than one round beyond.
         assert 5 <= moved <= 20
         assert sorted(history(tmp_path)) == sorted(ids[:moved])
         # What left is in use until the store has forgotten it, and not moved for twice.
         full(here, 50)
-        assert await retention.relieve() == 0
+        assert await retention.evict() == 0
         await forgotten(here)
-        assert await retention.relieve() == 0
+        assert await retention.evict() == 0
         full(here, 60)
-        more = await retention.relieve()
+        more = await retention.evict()
         assert sorted(history(tmp_path)) == sorted(ids[: moved + more])
         assert more > moved
         assert verify(tmp_path / "history" / "dev").problems == []
@@ -67,7 +67,7 @@ async def test_what_ended_first_leaves_a_store_that_is_half_full(
 async def test_what_has_to_stay_does_not_keep_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.archive.relief._SOME", 2)
+    monkeypatch.setattr("node.archive.eviction._SOME", 2)
     async with place(tmp_path) as (here, _):
         ids = []
         for day in range(20):
@@ -80,7 +80,7 @@ async def test_what_has_to_stay_does_not_keep_the_rest(
         )
         retention = retention_of(here.node, tmp_path, HistoryConfig(keep=AUTO))
         full(here, 55)
-        assert await retention.relieve() > 0
+        assert await retention.evict() > 0
         assert set(history(tmp_path)) <= set(ids[10:])
 
 
@@ -89,11 +89,11 @@ async def test_the_young_leave_only_when_work_would_be_refused(tmp_path: Path) -
         one = (await here.closed("one")).processid
         retention = retention_of(here.node, tmp_path, HistoryConfig(keep=AUTO))
         full(here, 60)
-        assert await retention.relieve() == 0
+        assert await retention.evict() == 0
         assert history(tmp_path) == []
         full(here, 75)
         with trio.fail_after(30):
-            assert await retention.relieve() == 1
+            assert await retention.evict() == 1
         assert history(tmp_path) == [one]
 
 

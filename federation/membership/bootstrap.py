@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.forward import machine as outbox
-from federation.network.candidates import Hint, Hints
+from federation.forward import machine
+from federation.network.candidates import AddressCandidate, CandidateQueue
 from federation.network.mdns import Sighting
 from federation.peers.context import Context
-from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Known
+from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, PeerState
+from federation.transport.connection import fetch_card
 from federation.transport.errors import TransportError, Unsent
-from federation.transport.link import fetch_card
 from federation.wire.address import is_near, source_of, split_address
 from federation.wire.envelope import Rejected
 from node.etcd.errors import EtcdError
 from node.host.containment import contained
 from node.host.log import get_logger
-from node.host.sync import Bell, Bells
+from node.host.sync import WakeUp, WakeUps
 from node.model.errors import RpcError
 
 _PATIENCE = 10.0  # seconds for a card: who sends one byte after the other gets no longer
@@ -39,13 +39,13 @@ def _plain(address: str) -> str:
 
 
 @dataclass
-class Meeting:
+class Bootstrap:
     """`probes` wake the probes of trusted peers. `heard` and `forget` are for one thread only."""
 
     context: Context
-    probes: Bells
-    hints: Hints = field(default_factory=Hints)
-    _bell: Bell = field(default_factory=Bell)
+    probes: WakeUps
+    candidates: CandidateQueue = field(default_factory=CandidateQueue)
+    _wakeup: WakeUp = field(default_factory=WakeUp)
     _probed: dict[str, float] = field(default_factory=dict)
     _again: set[str] = field(default_factory=set)
 
@@ -57,7 +57,7 @@ class Meeting:
         for sighting in found:
             entry, address = self.context.peers.get(sighting.id), sighting.address
             state = entry.peer.state if entry is not None else SEEN
-            if sighting.id == self.context.sealer.key.id or state == BLOCKED:
+            if sighting.id == self.context.signer.key.id or state == BLOCKED:
                 continue
             if entry is not None and state == TRUSTED:
                 entry.sight(address)
@@ -69,22 +69,22 @@ class Meeting:
                 and address in entry.addresses()
             ):
                 continue
-            elif self.hints.offer(Hint(sighting.id, address), now):
+            elif self.candidates.offer(AddressCandidate(sighting.id, address), now):
                 self.context.peers.sighted(sighting.id, address)
-        self._bell.ring()
+        self._wakeup.wake()
 
     def forget(self) -> None:
         """The network is another one: every address may lead somewhere else now."""
-        self.hints.forget()
+        self.candidates.forget()
 
     async def run(self) -> None:
         """Look at what was heard, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                event, now = self._bell.event, trio.current_time()
-                while (hint := self.hints.take(now)) is not None:
-                    nursery.start_soon(self._look_safely, hint)
-                left = min(self.hints.wait(now), self._probe_heard(now))
+                event, now = self._wakeup.event, trio.current_time()
+                while (candidate := self.candidates.take(now)) is not None:
+                    nursery.start_soon(self._look_safely, candidate)
+                left = min(self.candidates.wait(now), self._probe_heard(now))
                 with trio.move_on_after(left):
                     await event.wait()
 
@@ -96,41 +96,43 @@ class Meeting:
             elif now - self._probed.get(peerid, float("-inf")) >= _PROBE_S:
                 self._again.discard(peerid)
                 self._probed[peerid] = now
-                self.probes[self.context.peers.roster.root(peerid)].ring()
+                self.probes[self.context.peers.index.root(peerid)].wake()
         for peerid in [each for each, at in self._probed.items() if now - at > _PROBE_S]:
             del self._probed[peerid]
         return min(
             (self._probed[each] + _PROBE_S - now for each in self._again), default=float("inf")
         )
 
-    async def _look_safely(self, hint: Hint) -> None:
-        with contained("look at an address", address=hint.address):
-            await self._look(hint)
+    async def _look_safely(self, candidate: AddressCandidate) -> None:
+        with contained("look at an address", address=candidate.address):
+            await self._look(candidate)
 
-    async def _look(self, hint: Hint) -> None:
+    async def _look(self, candidate: AddressCandidate) -> None:
         """Fetch the card at an address; whoever lives there is known then."""
         ok, problem = False, "no card within 10 s"
         try:
             with trio.move_on_after(_PATIENCE):
-                found, _ = await self._fetch(hint.address)
+                found, _ = await self._fetch(candidate.address)
                 ok, problem = True, ""
-                if found != hint.id:
+                if found != candidate.id:
                     problem = f"another colony lives there ({found[:12]})"
         except _EXPECTED as error:
             problem = str(error)
         finally:
-            self.hints.done(hint, trio.current_time(), ok=ok)
-            self._bell.ring()
+            self.candidates.done(candidate, trio.current_time(), ok=ok)
+            self._wakeup.wake()
         if problem:
-            entry = self.context.peers.get(hint.id)
+            entry = self.context.peers.get(candidate.id)
             if entry is not None and entry.peer.state == SEEN:
                 entry.error = problem
             # Anybody can announce what leads nowhere: not worth a line each.
-            log.debug("card not fetched", address=hint.address, error=problem)
+            log.debug("card not fetched", address=candidate.address, error=problem)
 
     # -- fetching ------------------------------------------------------------------------
 
-    async def fetch(self, address: str, peerid: str = "", *, unblock: bool = False) -> Known | None:
+    async def fetch(
+        self, address: str, peerid: str = "", *, unblock: bool = False
+    ) -> PeerState | None:
         """Fetch the card at an address and take it in; `peerid`, if given, must be its id.
 
         Raises TransportError. None for a blocked colony or ourselves.
@@ -140,9 +142,9 @@ class Meeting:
 
     async def _fetch(
         self, address: str, peerid: str = "", *, unblock: bool = False
-    ) -> tuple[str, Known | None]:
+    ) -> tuple[str, PeerState | None]:
         card, data = await fetch_card(address, self.context.clock)
-        root = self.context.peers.roster.root
+        root = self.context.peers.index.root
         if peerid and root(card.id) != root(peerid):
             raise Unsent(f"{address}: another colony lives there ({card.id[:12]})")
         host, _ = split_address(address)
@@ -171,5 +173,5 @@ class Meeting:
             except _EXPECTED as error:
                 tries += 1
                 log.info("configured peer not reached", url=url, error=error)
-            pause = min(60.0, outbox.delay(tries, self.context.chance)) if tries else 60.0
+            pause = min(60.0, machine.delay(tries, self.context.chance)) if tries else 60.0
             await trio.sleep(pause)

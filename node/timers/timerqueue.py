@@ -14,7 +14,7 @@ import trio
 from sortedcontainers import SortedSet
 
 from node.etcd.errors import EtcdError
-from node.host.fairqueue import Turns
+from node.host.fairqueue import FairQueue
 from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import RpcError
@@ -34,7 +34,7 @@ _AFTER_A_FAULT = 60.0
 
 
 @dataclass
-class Agenda:
+class TimerQueue:
     """Keys and the moments they are due at, in Unix ns. A key that is held back is not due."""
 
     changed: trio.Event = field(default_factory=trio.Event)
@@ -95,14 +95,14 @@ class Agenda:
 
 
 @dataclass
-class Index(Generic[T]):
+class TimerIndex(Generic[T]):
     """Values of one class of keys with their revisions, and when each is `due` in Unix ns."""
 
     kind: type[T]
     due: Callable[[T], int | None]
     # Colony and member that a value is of.
     owner: Callable[[T], tuple[str, str]]
-    agenda: Agenda = field(default_factory=Agenda)
+    timer_queue: TimerQueue = field(default_factory=TimerQueue)
     # How many there are of a member, by colony and id, and of all members, by colony and "".
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _known: dict[str, tuple[T, int]] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Index(Generic[T]):
         """The store was listed anew: (key, value, revision) of everything."""
         self._known.clear()
         self.owners.clear()
-        self.agenda.clear()
+        self.timer_queue.clear()
         for key, value, revision in items:
             self.apply(key, value, revision)
 
@@ -141,12 +141,12 @@ class Index(Generic[T]):
         self._uncount(known)
         self._known[key] = (value, revision)
         count_owner(self.owners, *self.owner(value), 1)
-        self.agenda.set(key, self.due(value))
+        self.timer_queue.set(key, self.due(value))
 
     def forget(self, key: str) -> None:
         """The key is gone."""
         self._uncount(self._known.pop(key, None))
-        self.agenda.set(key, None)
+        self.timer_queue.set(key, None)
 
     def _uncount(self, known: tuple[T, int] | None) -> None:
         if known is not None:
@@ -154,7 +154,7 @@ class Index(Generic[T]):
 
 
 async def follow(
-    index: Index[T], now: Callable[[], int], act: Callable[[str], Awaitable[float]]
+    index: TimerIndex[T], now: Callable[[], int], act: Callable[[str], Awaitable[float]]
 ) -> None:
     """Act on each key of an index when it is due, until cancelled. `now` gives Unix ns.
 
@@ -162,7 +162,7 @@ async def follow(
     `act` returns the seconds for which its key is then left alone, 0 for none; the same is done
     for a second when it raises EtcdError or RpcError.
     """
-    turns, agenda = Turns(_AT_ONCE, _EACH), index.agenda
+    turns, timer_queue = FairQueue(_AT_ONCE, _EACH), index.timer_queue
 
     async def one(key: str) -> None:
         pause = 1.0
@@ -180,15 +180,15 @@ async def follow(
             if pause > 0:
                 await trio.sleep(pause)
         finally:
-            agenda.let_go(key)
+            timer_queue.let_go(key)
 
     async with trio.open_nursery() as nursery:
         while True:
-            changed = agenda.changed
-            for key in agenda.due(now()):
-                agenda.hold(key)
+            changed = timer_queue.changed
+            for key in timer_queue.due(now()):
+                timer_queue.hold(key)
                 nursery.start_soon(one, key)
-            moment = agenda.next()
+            moment = timer_queue.next()
             pause = _LONGEST_SLEEP
             if moment is not None:
                 pause = min(pause, max(0.0, (moment - now()) / SECOND))

@@ -15,22 +15,22 @@ import httpx
 import msgspec
 import trio
 
-from federation.peers.clock import Reading, apart, bridgeable, read, told
-from federation.peers.registry import TRUSTED, Known
+from federation.peers.clock import ClockReading, apart, bridgeable, read, told
+from federation.peers.registry import TRUSTED, PeerState
 from federation.transport.dial import client, fetch_card, find, text_of
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
 from federation.transport.tls import fingerprint_of
 from federation.wire.address import split_address
-from federation.wire.envelope import Kind, Opened, Rejected, inspect, open_envelope
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, open_envelope
 from federation.wire.messages import MOST, SIGNED, Hello, SignedRefusal, Successor, load
 from federation.wire.refusals import Proof, RefusalBody
-from federation.wire.signer import Sealer
+from federation.wire.signer import Signer
 from federation.wire.sizes import ANSWERS, SIZES
 from node.host.log import get_logger
 from node.http.client import read_body
 from node.model.types import SECOND
 
-__all__ = ["Answer", "Guide", "Link", "fetch_card"]
+__all__ = ["Guide", "PeerConnection", "PeerResponse", "fetch_card"]
 
 _REFUSAL_LIMIT = 4096
 _LARGE = 1_000_000  # bytes of an answer that is opened in a thread
@@ -42,11 +42,11 @@ _HEARD = 10  # seconds for which an answer shows that a peer is there
 _TIMELY = ("not_yet_valid", "expired")
 
 # Carries the body of a message to a path there, for as many seconds and a few, and the answer back.
-Carrier = Callable[[str, bytes, float], Awaitable["Answer"]]
+Carrier = Callable[[str, bytes, float], Awaitable["PeerResponse"]]
 log = get_logger("transport")
 
 
-class Answer(msgspec.Struct, frozen=True):
+class PeerResponse(msgspec.Struct, frozen=True):
     """What came back, whatever it says: HTTP status, the header `retry-after`, the body.
 
     `brought`: another colony had message and answer in its hands.
@@ -89,11 +89,11 @@ class Guide(Protocol):
 
 
 @dataclass
-class Link:
+class PeerConnection:
     """The way to one peer, as its `guide` knows it."""
 
-    entry: Known
-    sealer: Sealer
+    entry: PeerState
+    signer: Signer
     guide: Guide
     _http: httpx.AsyncClient | None = None
     _pinned: str = ""
@@ -113,7 +113,7 @@ class Link:
 
     def key_of(self, issuer: str) -> bytes | None:
         """The peer's key of this id, if it counts now."""
-        return self.entry.peer.key_of(issuer, self.sealer.clock.seconds)
+        return self.entry.peer.key_of(issuer, self.signer.clock.seconds)
 
     def demand_version(self) -> None:
         """Raise Unsent if the peer's card says that it speaks another version of the protocol."""
@@ -182,7 +182,7 @@ class Link:
     @property
     def unheard(self) -> bool:
         """Whether what we send may be kept for a peer of which nobody knows that it is there."""
-        quiet = self.sealer.clock.seconds - self.entry.lastseen > _HEARD or bool(self.entry.error)
+        quiet = self.signer.clock.seconds - self.entry.lastseen > _HEARD or bool(self.entry.error)
         return quiet and self.guide.around() is not None
 
     async def _forget(self) -> None:
@@ -199,7 +199,7 @@ class Link:
         if self._http is used:
             await self._forget()
 
-    async def exchange(self, path: str, body: bytes, wait: float) -> Answer:
+    async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
         """Carry bytes there and back. Raises Unsent or Lost; `wait` as for `post`.
 
         An answer that is larger than one of its kind may be is not read to its end.
@@ -225,11 +225,11 @@ class Link:
         except (httpx.HTTPError, trio.TooSlowError) as error:
             await self._drop(http)
             raise Lost(f"no answer: {text_of(error)}") from None
-        return Answer(response.status_code, response.headers.get("retry-after", ""), data)
+        return PeerResponse(response.status_code, response.headers.get("retry-after", ""), data)
 
     async def post(
         self, path: str, body: bytes, kind: Kind, wait: float = 0
-    ) -> tuple[Opened, bytes]:
+    ) -> tuple[VerifiedMessage, bytes]:
         """Send an envelope; return the verified answer of `kind`, and its bytes.
 
         `wait` is how many seconds the peer was allowed to think. Raises TransportError.
@@ -242,7 +242,7 @@ class Link:
             opened = await self._open_large(answer.data, kind)
         except Rejected as error:
             raise Lost(f"the answer is not valid: {error}") from None
-        self.entry.lastseen, self.entry.error = self.sealer.clock.seconds, ""
+        self.entry.lastseen, self.entry.error = self.signer.clock.seconds, ""
         return opened, answer.data
 
     # -- time, see `peers.clock` ------------------------------------------------------------
@@ -254,12 +254,12 @@ class Link:
     @property
     def seconds(self) -> int:
         """Now, by the clock with which the peer tells when it made a message."""
-        return self.sealer.clock.seconds + (self.entry.clock.issuing if self._translates else 0)
+        return self.signer.clock.seconds + (self.entry.clock.issuing if self._translates else 0)
 
     @property
     def highest(self) -> float:
         """The latest time we remember, as the peer's clock tells it."""
-        return self.sealer.clock.floor + self.seconds - self.sealer.clock.seconds
+        return self.signer.clock.floor + self.seconds - self.signer.clock.seconds
 
     def seal(
         self,
@@ -274,12 +274,12 @@ class Link:
         `expires` is by ours, in seconds; without one it is as late as allowed.
         """
         ahead = self.entry.clock.judging if self._translates else 0
-        return self.sealer.seal(
+        return self.signer.seal(
             kind,
             self.wire,
             message,
             cti=cti,
-            issued=self.sealer.clock.seconds + ahead,
+            issued=self.signer.clock.seconds + ahead,
             expires=None if expires is None else expires + ahead,
         )
 
@@ -289,9 +289,9 @@ class Link:
         The `nonce` of the message makes the answer a fresh one, whatever time it tells.
         """
         body = self.seal(Kind.HELLO, message)
-        sent = self.sealer.clock.now() / SECOND
+        sent = self.signer.clock.now() / SECOND
         answer = await self.exchange("/v1/hello", body, 0)
-        received = self.sealer.clock.now() / SECOND
+        received = self.signer.clock.now() / SECOND
         if answer.status != 200:
             refusal = _refusal(answer)
             denial = self._denial(refusal, "/v1/hello", body)
@@ -313,10 +313,10 @@ class Link:
             raise Lost(f"the answer is not valid: {error}") from None
         if hello.clock and hello.nonce == message.nonce:
             self._learn(read(hello.clock, hello.latest, sent, received))
-        self.entry.lastseen, self.entry.error = self.sealer.clock.seconds, ""
+        self.entry.lastseen, self.entry.error = self.signer.clock.seconds, ""
         return hello
 
-    def _learn(self, reading: Reading) -> None:
+    def _learn(self, reading: ClockReading) -> None:
         """Take note of its clock. Raises RemoteRefusal when it is too far off to be bridged."""
         if self.entry.clock.learn(reading):
             log.info("clock of peer", peer=self.id, ahead=reading.ahead)
@@ -324,25 +324,25 @@ class Link:
             problem = apart(reading.at + reading.ahead, reading.at)
             raise RemoteRefusal("clocks_apart", f"{problem}, at most {told(MOST)} can be bridged")
 
-    async def _open_large(self, data: bytes, kind: Kind) -> Opened:
+    async def _open_large(self, data: bytes, kind: Kind) -> VerifiedMessage:
         """Open an answer; hashing a large one does not hold the event loop."""
         if len(data) <= _LARGE:
             return self._open(data, kind)
         return await trio.to_thread.run_sync(self._open, data, kind)
 
-    def _open(self, data: bytes, kind: Kind) -> Opened:
+    def _open(self, data: bytes, kind: Kind) -> VerifiedMessage:
         return self._opened(data, kind, self.seconds, self.highest)
 
-    def _open_now(self, data: bytes, kind: Kind) -> Opened:
+    def _open_now(self, data: bytes, kind: Kind) -> VerifiedMessage:
         """Open what repeats something of our own request, so that it can't be an old message."""
         issued = inspect(data, limit=SIZES[kind].bytes).issued
         return self._opened(data, kind, issued, 0)
 
-    def _opened(self, data: bytes, kind: Kind, now: float, high_water: float) -> Opened:
+    def _opened(self, data: bytes, kind: Kind, now: float, high_water: float) -> VerifiedMessage:
         return open_envelope(
             data,
             kind=kind,
-            audience=self.sealer.ids,
+            audience=self.signer.ids,
             now=now,
             keys=self.key_of,
             limit=SIZES[kind].bytes,
@@ -364,7 +364,7 @@ class Link:
         return denial if about == (hashlib.sha256(body).digest(), path, refusal.code) else None
 
     def _failure(
-        self, answer: Answer, refusal: RefusalBody, path: str, body: bytes
+        self, answer: PeerResponse, refusal: RefusalBody, path: str, body: bytes
     ) -> TransportError:
         status, brought = answer.status, answer.brought
         code = refusal.code[:40] or f"http_{status}"
@@ -390,14 +390,14 @@ class Link:
         if (
             code in _TIMELY
             and self._translates
-            and bridgeable(refusal.clock, self.sealer.clock.seconds)
+            and bridgeable(refusal.clock, self.signer.clock.seconds)
         ):
             self.guide.measure()
             return RemoteRefusal(code, message, Reason.UNTIMELY, alone)
         return RemoteRefusal(code, message, Reason.FINAL, proof)
 
 
-def _refusal(answer: Answer) -> RefusalBody:
+def _refusal(answer: PeerResponse) -> RefusalBody:
     try:
         return msgspec.json.decode(answer.data, type=RefusalBody)
     except (msgspec.DecodeError, UnicodeDecodeError):

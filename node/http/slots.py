@@ -32,7 +32,7 @@ def source_of(remote: str) -> str:
     return str(ipaddress.IPv6Network((address >> 64 << 64, 64)))
 
 
-class Places:
+class ConnectionSlots:
     """`busy` tells whether a connection runs a handler; `idle` are those that wait for a request,
     the longest idle first.
     """
@@ -97,16 +97,16 @@ class Places:
         """Forget a connection; one that is not here is let pass."""
         if connection in self.unsigned:
             del self.unsigned[connection]
-            places, key = self._sources, connection.source
+            slots, key = self._sources, connection.source
         elif connection.signer:
-            places, key = self._signers, connection.signer
+            slots, key = self._signers, connection.signer
             connection.signer = ""
             self.signed -= 1
         else:
             return
-        places[key].pop(connection, None)
-        if not places[key]:
-            del places[key]
+        slots[key].pop(connection, None)
+        if not slots[key]:
+            del slots[key]
 
     def make_room(self) -> None:
         """End some connection, since there is no place for another one at all."""

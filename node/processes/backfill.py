@@ -30,7 +30,7 @@ _AT_ONCE = 30
 
 
 @dataclass
-class Indexing:
+class IndexBackfill:
     """Several daemons may do the same at once: what is written twice is the same."""
 
     client: EtcdClient

@@ -26,7 +26,7 @@ Places = Callable[[int], Iterable[tuple[str, str]]]
 
 
 @dataclass
-class Relief:
+class Eviction:
     """`now` gives Unix ns. `goal` is how many bytes have to leave the store."""
 
     client: EtcdClient

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from federation.peers.registry import BLOCKED, TRUSTED, Former, Peer, Peers
+from federation.peers.registry import BLOCKED, TRUSTED, FormerKey, Peer, Peers
 from federation.wire.envelope import MAX_LIFETIME, inspect
 from federation.wire.messages import Successor
 from federation.wire.refusals import Refusal
-from federation.wire.succession import LIMIT, Heir, prove
+from federation.wire.succession import LIMIT, KeySuccession, prove
 from node.host.log import get_logger
 
 MOST_FORMER = 16  # keys that a colony had before which are kept; the oldest is let go
@@ -43,55 +43,57 @@ async def follow(peers: Peers, successors: Sequence[Successor], now: int) -> Non
         await succeed(peers, prove(each), now)
 
 
-async def succeed(peers: Peers, heir: Heir, now: int) -> bool:
+async def succeed(peers: Peers, succession: KeySuccession, now: int) -> bool:
     """A colony that we decided about goes on under another key; `now` in seconds.
 
     One write: everything else stays where it is. Whoever knows of one successor takes no other;
     True when it is new. Raises Refusal (usurped, blocked, succession_rate).
     """
-    entry = peers.known.get(heir.old)
+    entry = peers.known.get(succession.old)
     if entry is None or entry.peer.state not in (TRUSTED, BLOCKED):
         return False
-    other = peers.known.get(heir.new)
+    other = peers.known.get(succession.new)
     if other is not None and other is not entry and other.revision:
         raise _usurped("the new key is that of another colony, about which was decided here")
-    former = Former(heir.old, heir.old_key, min(heir.until, now + MAX_LIFETIME))
+    former = FormerKey(
+        succession.old, succession.old_key, min(succession.until, now + MAX_LIFETIME)
+    )
 
     def followed(peer: Peer) -> Peer:
-        if heir.new in peer.ids:
+        if succession.new in peer.ids:
             return peer
-        if heir.old != peer.wire:
-            raise _usurped(f"{heir.old[:12]} has another successor, {peer.wire[:12]}")
+        if succession.old != peer.wire:
+            raise _usurped(f"{succession.old[:12]} has another successor, {peer.wire[:12]}")
         # Its cards count anew: whoever stole the old key may have used up the numbers.
         return msgspec.structs.replace(
             peer,
-            current=heir.new,
-            public_key=heir.new_key,
+            current=succession.new,
+            public_key=succession.new_key,
             sequence=-1,
             former=[former, *peer.former][:MOST_FORMER],
             card=b"",
         )
 
-    if heir.new in entry.peer.ids:
+    if succession.new in entry.peer.ids:
         return False
     if other is not None and other is not entry:
         peers.known.pop(other.peer.id)  # a stranger until now
     if followed(entry.peer) is not entry.peer:
-        _count(peers, heir, now)
+        _count(peers, succession, now)
     await peers.save(entry, followed)
     entry.latest = b""
-    peers.roster.index(entry.peer)
-    log.warning("a peer changed its key", peer=entry.peer.id, now=heir.new)
+    peers.index.index(entry.peer)
+    log.warning("a peer changed its key", peer=entry.peer.id, now=succession.new)
     return True
 
 
-def _count(peers: Peers, heir: Heir, now: int) -> None:
+def _count(peers: Peers, succession: KeySuccession, now: int) -> None:
     """Count a change of key that would be stored. Raises Refusal when it is one too many.
 
     Keys cost nothing: whoever has one can chain them without end, by way of any stranger. Of a
     blocked colony nothing is lost by that: who comes with a key beyond is a stranger.
     """
-    entry = peers.known[heir.old]
+    entry = peers.known[succession.old]
     blocked = entry.peer.state == BLOCKED
     full = blocked and len(entry.peer.former) >= _MOST_BLOCKED
     wait = 0.0 if full else entry.changes.take(_RATE, now)

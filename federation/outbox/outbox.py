@@ -14,11 +14,11 @@ from typing import Protocol
 import msgspec
 import trio
 
-from federation.forward import machine as outbox
-from federation.forward.machine import Act, Forward, Move, Way
+from federation.forward import machine
+from federation.forward.machine import Effect, Forward, ProcessAction, RouteTrace
 from federation.peers.context import Context
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
-from node.host.sync import Bell, Bells
+from node.host.sync import WakeUp, WakeUps
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, NotFound
 from node.model.types import Process, State
@@ -29,7 +29,7 @@ _BATCH = 60  # entries read in one transaction
 
 
 @dataclass(frozen=True)
-class Detour:
+class Reroute:
     """Where a process goes that its peer surely will not run: to another, or "" for our queue.
 
     `forward` is the one to there, or the record of those that came to nothing.
@@ -45,12 +45,12 @@ class Detours(Protocol):
     The router stands above the outbox, and this is all that the outbox asks of it.
     """
 
-    def elsewhere(self, process: Process, move: Move) -> Detour | None:
+    def elsewhere(self, process: Process, effect: Effect) -> Reroute | None:
         """Return where a process goes now, None when it has to fail."""
 
 
 @dataclass
-class Entry:
+class OutboxEntry:
     """A forward in the outbox; `due` in trio's time.
 
     `withdrawn` is the revision at which it was last tried to cancel it as never sent.
@@ -67,13 +67,13 @@ class Entry:
     def to_send(self) -> bool:
         """Whether a message must go out."""
         state = self.forward.state
-        if state == outbox.State.CANCELLING:
+        if state == machine.ForwardState.CANCELLING:
             return not self.forward.receipt
-        return state in (outbox.State.QUEUED, outbox.State.DOUBT)
+        return state in (machine.ForwardState.QUEUED, machine.ForwardState.DOUBT)
 
 
 @dataclass
-class Ledger:
+class Outbox:
     """The outbox of the home colony.
 
     `stale` are the forwards to be read again, as (process id, peer id), and `reading` those of them
@@ -82,13 +82,13 @@ class Ledger:
 
     context: Context
     detours: Detours
-    entries: dict[str, Entry] = field(default_factory=dict)
-    activity: Bell = field(default_factory=Bell)
+    entries: dict[str, OutboxEntry] = field(default_factory=dict)
+    activity: WakeUp = field(default_factory=WakeUp)
     stale: dict[tuple[str, str], None] = field(default_factory=dict)
     reading: dict[tuple[str, str], None] = field(default_factory=dict)
     readers: dict[str, trio.Lock] = field(default_factory=dict)  # by peer id
-    bells: Bells = field(default_factory=Bells)
-    returns: Bells = field(default_factory=Bells)
+    wakeups: WakeUps = field(default_factory=WakeUps)
+    returns: WakeUps = field(default_factory=WakeUps)
     paused: dict[str, float] = field(default_factory=dict)
 
     async def load(self) -> None:
@@ -96,17 +96,17 @@ class Ledger:
         items, _ = await self.context.client.range_all(self.context.keys.outbox, page=100)
         for item in items:
             forward = unpack(item.value, Forward)
-            self.entries[forward.processid] = Entry(forward, item.mod_revision)
+            self.entries[forward.processid] = OutboxEntry(forward, item.mod_revision)
 
-    def bell(self, peerid: str) -> Bell:
+    def wakeup(self, peerid: str) -> WakeUp:
         """What wakes the tasks of one peer."""
-        return self.bells[peerid]
+        return self.wakeups[peerid]
 
-    def returned(self, peerid: str) -> Bell:
+    def returned(self, peerid: str) -> WakeUp:
         """What tells that a peer is back."""
         return self.returns[peerid]
 
-    def of_peer(self, peerid: str) -> list[Entry]:
+    def of_peer(self, peerid: str) -> list[OutboxEntry]:
         """The forwards to one peer."""
         return [entry for entry in self.entries.values() if entry.forward.peer == peerid]
 
@@ -135,16 +135,18 @@ class Ledger:
             if entry.forward.peer == peerid and entry.tries:
                 entry.due, entry.tries = 0.0, 0
         self.paused.pop(peerid, None)
-        self.bell(peerid).ring()
-        self.returned(peerid).ring()
+        self.wakeup(peerid).wake()
+        self.returned(peerid).wake()
 
     # -- joining the node's transactions ---------------------------------------------------
 
-    def forwarding(self, process: Process, way: Way | None = None) -> Addition:
-        """The outbox entry of a process that goes to its peer, by a route if there is a `way`."""
+    def forwarding(self, process: Process, route_trace: RouteTrace | None = None) -> Addition:
+        """The outbox entry of a process that goes to its peer, by a route if there is a
+        `route_trace`.
+        """
         # A node of a workflow may have waited for others, for longer than a message may live.
-        late = way is not None or bool(process.parents)
-        forward = outbox.new_forward(process, way, self.context.clock.now() if late else 0)
+        late = route_trace is not None or bool(process.parents)
+        forward = machine.new_forward(process, route_trace, self.context.clock.now() if late else 0)
         return Addition(
             [Put(self.context.keys.forward(forward.peer, forward.processid), pack(forward))]
         )
@@ -159,21 +161,23 @@ class Ledger:
         if entry is not None and self._never_left(entry):
             # Asked again about the same one, it is not in the store as we know it.
             entry.withdrawn = entry.revision
-            ended = pack(outbox.withdrawn(entry.forward, now))
+            ended = pack(machine.withdrawn(entry.forward, now))
             ops: list[Op] = [Delete(key), Put(self.context.keys.proof(process.processid), ended)]
             return Addition(ops, [ModRevision(key, entry.revision)])
         forward = entry.forward if entry else self._unknown(process)
-        return Addition([Put(key, pack(outbox.cancelling(forward, now)))])
+        return Addition([Put(key, pack(machine.cancelling(forward, now)))])
 
     @staticmethod
     def _unknown(process: Process) -> Forward:
         """A forward that another daemon knows: of the attempt that runs, if one does."""
         begun = process.state == State.RUNNING
-        return outbox.new_forward(msgspec.structs.replace(process, attempt=process.attempt - begun))
+        return machine.new_forward(
+            msgspec.structs.replace(process, attempt=process.attempt - begun)
+        )
 
     @staticmethod
-    def _never_left(entry: Entry) -> bool:
-        unsent = not entry.busy and entry.forward.state == outbox.State.QUEUED
+    def _never_left(entry: OutboxEntry) -> bool:
+        unsent = not entry.busy and entry.forward.state == machine.ForwardState.QUEUED
         return unsent and entry.withdrawn != entry.revision
 
     def touched(self, process: Process) -> None:
@@ -183,7 +187,7 @@ class Ledger:
     def look_for(self, processid: str, peerid: str) -> None:
         """There may be an entry that we don't know: read it."""
         self.stale[processid, peerid] = None
-        self.bell(peerid).ring()
+        self.wakeup(peerid).wake()
 
     def mark(self, forward: Forward) -> None:
         """What the store has of a forward may be other than what we know: read it."""
@@ -204,7 +208,7 @@ class Ledger:
         """Read again what others changed, whichever peer it concerns; its sender looks again."""
         for peerid in dict.fromkeys(peer for _, peer in self.stale):
             await self.refresh(peerid)
-            self.bell(peerid).ring()
+            self.wakeup(peerid).wake()
 
     async def refresh(self, peerid: str) -> None:
         """Read again what others changed.
@@ -216,7 +220,7 @@ class Ledger:
             for start in range(0, len(pids), _BATCH):
                 await self._read(peerid, pids[start : start + _BATCH])
             if pids:
-                self.activity.ring()
+                self.activity.wake()
 
     async def _read(self, peerid: str, pids: Sequence[str]) -> None:
         # Away before the read: what changes meanwhile is marked anew.
@@ -240,20 +244,20 @@ class Ledger:
                     del self.entries[pid]
             elif pid not in self.entries:
                 value = unpack(found[0].value, Forward)
-                self.entries[pid] = Entry(value, found[0].mod_revision)
+                self.entries[pid] = OutboxEntry(value, found[0].mod_revision)
             else:
                 self._adopt(
                     self.entries[pid], unpack(found[0].value, Forward), found[0].mod_revision
                 )
 
     @staticmethod
-    def _adopt(entry: Entry, forward: Forward, revision: int) -> None:
+    def _adopt(entry: OutboxEntry, forward: Forward, revision: int) -> None:
         if revision > entry.revision:
             if forward.state != entry.forward.state:
                 entry.due, entry.tries = 0.0, 0
             entry.forward, entry.revision = forward, revision
 
-    async def save(self, entry: Entry, forward: Forward, before: Forward) -> bool:
+    async def save(self, entry: OutboxEntry, forward: Forward, before: Forward) -> bool:
         """Write what follows from `before`; False when somebody changed it meanwhile.
 
         It is then read again: a cancel that came while a message was on its way must outlast what
@@ -272,35 +276,35 @@ class Ledger:
         self.mark(forward)
         return False
 
-    def leaving(self, move: Move) -> list[Op]:
+    def leaving(self, effect: Effect) -> list[Op]:
         """What becomes of the entry, to be written with what becomes of the process."""
-        forward = move.forward
+        forward = effect.forward
         key = self.context.keys.forward(forward.peer, forward.processid)
-        if move.stays:
+        if effect.stays:
             return [Put(key, pack(forward))]
         if forward.aside:
             return [Delete(key)]  # the record is of where the process went instead
         record = msgspec.structs.replace(
-            outbox.emptied(forward), ended=forward.ended or self.context.clock.now()
+            machine.emptied(forward), ended=forward.ended or self.context.clock.now()
         )
         return [Delete(key), Put(self.context.keys.proof(forward.processid), pack(record))]
 
-    async def apply(self, entry: Entry, move: Move, before: Forward) -> bool:
+    async def apply(self, entry: OutboxEntry, effect: Effect, before: Forward) -> bool:
         """Do what follows from an event and `before`, in one transaction; False if overtaken."""
-        after, done = move.forward, False
+        after, done = effect.forward, False
         unchanged = ModRevision(
             self.context.keys.forward(before.peer, before.processid), entry.revision
         )
-        if move.certain and entry.forward is before and await self.detour(entry, move):
+        if effect.certain and entry.forward is before and await self.reroute(entry, effect):
             return True
-        if move.act is Act.NOTHING:
-            if move.stays:
+        if effect.act is ProcessAction.NOTHING:
+            if effect.stays:
                 return await self.save(entry, after, before)
             if entry.forward is not before:
                 self.mark(after)
                 return False
             with self._marking(after):
-                result = await self.context.client.commit(Txn([unchanged], self.leaving(move)))
+                result = await self.context.client.commit(Txn([unchanged], self.leaving(effect)))
             if result.succeeded:
                 self.entries.pop(after.processid, None)
                 return True
@@ -308,14 +312,14 @@ class Ledger:
             return False
         tried = 0
 
-        def step(process: Process, revision: int) -> store.Step | None:
+        def step(process: Process, revision: int) -> store.Transition | None:
             nonlocal done, tried
             done = False
             now = self.context.clock.now()
             if process.closed or process.peer != after.peer:
                 return None
-            ops = self.leaving(move)
-            if move.act is Act.START:
+            ops = self.leaving(effect)
+            if effect.act is ProcessAction.START:
                 if process.state != State.WAITING:
                     return None
                 done = True
@@ -324,9 +328,9 @@ class Ledger:
             if entry.forward is not before or revision == tried:
                 return None
             done, tried = True, revision
-            state = State.FAILED if move.act is Act.FAIL else State.CANCELLED
-            errors = move.errors
-            if move.act is Act.FAIL:
+            state = State.FAILED if effect.act is ProcessAction.FAIL else State.CANCELLED
+            errors = effect.errors
+            if effect.act is ProcessAction.FAIL:
                 errors = [*(tried.error for tried in after.tried), *errors]
             return store.close(
                 process, revision, state, now, errors=errors, extra=ops, compare=[unchanged]
@@ -341,12 +345,12 @@ class Ledger:
         if done:
             # Memory first, so that nothing is sent again before the store is read.
             entry.forward = after
-            if not move.stays:
+            if not effect.stays:
                 self.entries.pop(after.processid, None)
         self.mark(after)
         return done
 
-    async def detour(self, entry: Entry, move: Move) -> bool:
+    async def reroute(self, entry: OutboxEntry, effect: Effect) -> bool:
         """Send a process elsewhere that its peer surely will not run; False if it has to fail.
 
         One transaction takes the forward away, and gives the process its new place and forward: it
@@ -354,13 +358,13 @@ class Ledger:
         """
         before, known = entry.forward, entry.revision
         key = self.context.keys.forward(before.peer, before.processid)
-        taken: Detour | None = None
+        taken: Reroute | None = None
 
-        def step(process: Process, revision: int) -> store.Step | None:
+        def step(process: Process, revision: int) -> store.Transition | None:
             nonlocal taken
             taken = None
             if entry.forward is before and _waits_for(process, before.peer):
-                taken = self.detours.elsewhere(process, move)
+                taken = self.detours.elsewhere(process, effect)
             if taken is None:
                 return None
             forward = taken.forward

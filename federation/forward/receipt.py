@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.forward.path import Request, request_of
-from federation.wire.envelope import Opened, Rejected
+from federation.forward.path import OriginRequest, request_of
+from federation.wire.envelope import Rejected, VerifiedMessage
 from node.etcd.client import EtcdClient
 from node.store import keys
 
@@ -17,7 +17,7 @@ from node.store import keys
 SAID = ""
 
 
-class Kept(msgspec.Struct, frozen=True):
+class FinalRefusal(msgspec.Struct, frozen=True):
     """With which refusal a message is answered for good."""
 
     status: int
@@ -25,7 +25,7 @@ class Kept(msgspec.Struct, frozen=True):
     message: str
 
 
-class Marker(msgspec.Struct, frozen=True):
+class ReceiptRecord(msgspec.Struct, frozen=True):
     """That a process of another colony was received: the hash of the message, and our receipt.
 
     Without `localpid` it was cancelled before it came, or refused for good (`kept`). It stays until
@@ -40,26 +40,26 @@ class Marker(msgspec.Struct, frozen=True):
     localpid: str
     receipt: bytes
     expires: int
-    kept: Kept | None = None
+    kept: FinalRefusal | None = None
     asked: bytes = b""
     origin: str = ""
     left: int = 0
 
-    def concerns(self, opened: Opened) -> bool:
+    def concerns(self, opened: VerifiedMessage) -> bool:
         """Whether it decides about a submission: a refusal does about the same bytes only."""
         return self.kept is None or self.digest == opened.digest
 
 
-async def request_in(client: EtcdClient, home: str, marker: Marker) -> Request:
+async def request_in(client: EtcdClient, home: str, receipt_record: ReceiptRecord) -> OriginRequest:
     """Return what was asked of us, by the marker of a process; nothing where that is not known.
 
     A marker of an earlier release does not tell, but the submission does that stands beside its
     process. Raises EtcdError.
     """
-    if marker.asked or not marker.localpid:
-        return Request(marker.origin, marker.asked)
-    found = await client.get(keys.submission(home, marker.localpid))
+    if receipt_record.asked or not receipt_record.localpid:
+        return OriginRequest(receipt_record.origin, receipt_record.asked)
+    found = await client.get(keys.submission(home, receipt_record.localpid))
     try:
-        return request_of(found.value) if found is not None else Request()
+        return request_of(found.value) if found is not None else OriginRequest()
     except Rejected:
-        return Request()
+        return OriginRequest()
