@@ -100,7 +100,9 @@ async def forward(place: Path, ways: dict[str, dict[Way, None]]) -> None:
 
 
 def package(module: str) -> str:
-    """Return the room of a module as the map has it: "node.store" of "node.store.processes"."""
+    """Return the room of a module as the map has it: "node.store" of
+    "node.store.work.processes".
+    """
     return ".".join(module.split(".")[:2])
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from federation.wire.messages import Said
 from node.etcd.client import EtcdClient
 from node.model.codec import unpack
-from node.processes.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE, MAX_TYPE
-from node.store import channels as store
-from node.store.channels import ChannelEntry, ChannelHead
+from node.store.work import channels as store
+from node.store.work.channels import ChannelEntry, ChannelHead
+from node.streams.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE, MAX_TYPE
 
 _MOST = 100  # messages at once
 _BYTES = 256 * 2**10  # of payload at once, unless one message is larger

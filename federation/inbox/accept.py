@@ -40,7 +40,7 @@ from node.model.numbers import beyond_float
 from node.model.types import SECOND, FunctionSpec, Process
 from node.processes.extension import Addition
 from node.processes.spec import build_process
-from node.store import processes as store
+from node.store.work import processes as store
 
 _TRIES = 5
 _MARKER = 1300  # bytes of a marker with its key, about

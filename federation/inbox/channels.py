@@ -16,8 +16,8 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Get, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.types import Process
-from node.store import channels as store
 from node.store import keys
+from node.store.work import channels as store
 
 _TRIES = 5
 _ENTRY = 300  # bytes of a message with its key beside the payload, about

@@ -21,10 +21,10 @@ from federation.transport.errors import TransportError, Unsent
 from federation.wire.address import is_near, source_of, split_address
 from federation.wire.envelope import Rejected
 from node.etcd.errors import EtcdError
-from node.host.containment import contained
 from node.host.log import get_logger
-from node.host.sync import WakeUp, WakeUps
 from node.model.errors import RpcError
+from node.tasks.containment import contained
+from node.tasks.sync import WakeUp, WakeUps
 
 _PATIENCE = 10.0  # seconds for a card: who sends one byte after the other gets no longer
 _PROBE_S = 5.0  # seconds between two probes of one peer that was heard again

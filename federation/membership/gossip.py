@@ -28,9 +28,9 @@ from federation.wire.messages import DEEPEST, Introduction, Introductions, load
 from federation.wire.refusals import Refusal
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import WakeUp, WakeUps
 from node.model.errors import RpcError
 from node.store.update import update
+from node.tasks.sync import WakeUp, WakeUps
 
 MOST = 64  # cards in one exchange
 _MOST_TRUSTED = 256  # that an introduction alone made trusted

@@ -24,8 +24,8 @@ from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Hello, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import WakeUps
 from node.model.errors import RpcError
+from node.tasks.sync import WakeUps
 
 _PROBE = 30.0  # seconds between hellos
 _EXPECTED = (TransportError, EtcdError, RpcError, Rejected)

@@ -16,12 +16,12 @@ from federation.wire.succession import OVERLAP, declare, prove
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.home import Home
 from node.host.log import get_logger
-from node.host.sync import WakeUps
 from node.members.service import Members
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, NotFound
 from node.model.types import Colony
 from node.store import keys as node_keys
+from node.tasks.sync import WakeUps
 
 _TOLD = 8  # successions that a hello tells, the latest
 

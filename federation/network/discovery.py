@@ -27,7 +27,7 @@ from federation.network.mdns import (
 from federation.network.monitor import NetworkMonitor
 from node.host.log import get_logger
 from node.host.ports import holder_of
-from node.host.sync import WakeUp
+from node.tasks.sync import WakeUp
 
 __all__ = ["SERVICE", "Advertisement", "Sighting", "discover", "instance_name", "sightings"]
 

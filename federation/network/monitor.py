@@ -17,7 +17,7 @@ from federation.network.interfaces import Network, survey
 from federation.network.netlink import NetlinkError, watch_socket
 from node.host.clock import SET, ClockSample, jumped, moment
 from node.host.log import get_logger
-from node.host.sync import WakeUp
+from node.tasks.sync import WakeUp
 
 _TICK = 1.0  # seconds between looks at the clocks
 _LOOK = 10.0  # seconds between looks at the interfaces where the kernel tells of changes

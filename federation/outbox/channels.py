@@ -23,9 +23,9 @@ from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Heard, Say, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.host.sync import WakeUps
 from node.model.errors import RpcError
 from node.model.types import Process, State
+from node.tasks.sync import WakeUps
 
 _REMEMBERED = 4096
 

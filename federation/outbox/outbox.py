@@ -18,12 +18,12 @@ from federation.forward import machine
 from federation.forward.machine import Effect, Forward, ProcessAction, RouteTrace
 from federation.peers.context import Context
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
-from node.host.sync import WakeUp, WakeUps
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, NotFound
 from node.model.types import Process, State
 from node.processes.extension import Addition
-from node.store import processes as store
+from node.store.work import processes as store
+from node.tasks.sync import WakeUp, WakeUps
 
 _BATCH = 60  # entries read in one transaction
 

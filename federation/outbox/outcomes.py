@@ -34,7 +34,7 @@ from node.model.codec import pack, unpack
 from node.model.errors import NotFound, RpcError
 from node.model.numbers import beyond_float
 from node.model.types import Process, State
-from node.store import processes as store
+from node.store.work import processes as store
 
 _POLL = 30  # seconds
 _VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait

@@ -16,7 +16,7 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, Invalid, NotFound
 from node.model.types import Process, State
-from node.store import processes as store
+from node.store.work import processes as store
 
 _TRIES = 4
 

@@ -21,12 +21,12 @@ from federation.peers.registry import BLOCKED, PeerState
 from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
-from node.host.sync import WakeUp
 from node.model.codec import unpack
 from node.model.errors import Conflict
 from node.model.types import Process, State
 from node.processes.extension import Addition
-from node.store import processes as store
+from node.store.work import processes as store
+from node.tasks.sync import WakeUp
 
 _MANY = 40  # processes looked at together
 _TRIES = 8

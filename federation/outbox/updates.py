@@ -34,12 +34,12 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Log, Process
-from node.processes.logs import puts
 from node.processes.spec import attribute_id
-from node.store import channels as store_channels
 from node.store import keys
-from node.store import processes as store
-from node.store.channels import ChannelHead
+from node.store.work import channels as store_channels
+from node.store.work import processes as store
+from node.store.work.channels import ChannelHead
+from node.streams.logs import puts
 
 # Lines stored in one transaction: each takes three operations of the 128.
 _LINES = 38

@@ -28,10 +28,10 @@ from federation.wire.messages import Capabilities, Offer, load
 from federation.wire.sizes import MAX_BODY
 from node.etcd.pressure import Need
 from node.host.log import get_logger
-from node.host.sync import WakeUp, WakeUps
 from node.members.service import Members
 from node.model.types import ExecutorState
 from node.processes.assignment import Assigner
+from node.tasks.sync import WakeUp, WakeUps
 
 _AGAIN = 25.0  # seconds after which an unchanged statement is told again
 _LEAST = 3.0  # seconds between two statements to one peer

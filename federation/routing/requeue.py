@@ -29,7 +29,7 @@ from node.model.errors import Conflict, NotFound
 from node.model.types import SECOND, Process, State
 from node.processes.queue import QueueEntry
 from node.store import keys
-from node.store import processes as store
+from node.store.work import processes as store
 
 _BATCH = 32  # processes sent in one turn: what peers say next should count them
 _READ = 400  # processes read in one turn

@@ -18,7 +18,7 @@ from federation.wire.envelope import Rejected
 from federation.wire.messages import Successor
 from federation.wire.refusals import Refusal
 from node.host.log import get_logger
-from node.host.sync import WakeUps
+from node.tasks.sync import WakeUps
 
 log = get_logger("federation")
 

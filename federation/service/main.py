@@ -60,16 +60,16 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.files.catalog import Files
 from node.host.config import Config
-from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
 from node.host.log import get_logger
-from node.host.sync import WakeUps
 from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.http.server import Limits, serve_http
 from node.members.service import Members
 from node.model.errors import RpcError
 from node.processes.assignment import Assigner
 from node.processes.service import Processes
+from node.tasks.containment import contained, keep_going
+from node.tasks.sync import WakeUps
 
 _TICK = 0.5  # seconds between looks at deadlines
 _LOOK = 0.5  # seconds between looks at what waits and what we offer

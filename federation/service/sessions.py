@@ -15,7 +15,7 @@ import trio
 from federation.peers.registry import PeerState
 from federation.transport.connection import PeerConnection
 from federation.transport.errors import Unsent
-from node.host.containment import contained, keep_going
+from node.tasks.containment import contained, keep_going
 
 
 @dataclass

@@ -25,9 +25,9 @@ from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Rep
 from federation.wire.refusals import BROUGHT, Refusal
 from federation.wire.signer import Signer
 from federation.wire.sizes import SIZES
-from node.host.containment import contained
 from node.host.log import get_logger
 from node.http.server import Request, Response
+from node.tasks.containment import contained
 
 _WAIT = 25  # seconds of a poll
 _GAP = 10.0  # seconds between two polls of a colony that is there

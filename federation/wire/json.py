@@ -13,8 +13,8 @@ from typing import TypeVar
 import msgspec
 
 from federation.wire.envelope import Rejected
-from node.host.offload import apart as by_size
 from node.model.json import MAX_DEPTH
+from node.tasks.offload import apart as by_size
 
 MOST_CONTAINERS = 50_000  # lists and objects in one value
 # Strings are passed over whole: what looks like a bracket in one is none.

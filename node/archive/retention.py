@@ -29,12 +29,12 @@ from node.model.codec import pack, unpack, whole_spec, wire_attribute
 from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Log, Process, State
 from node.processes.service import Processes
-from node.store import graphs as graph_store
 from node.store import keys
-from node.store import logs as log_store
-from node.store import processes as store
 from node.store.directory import Directory
-from node.store.submissions import grow
+from node.store.work import graphs as graph_store
+from node.store.work import logs as log_store
+from node.store.work import processes as store
+from node.store.work.submissions import grow
 from node.timers.election import Leader
 from node.workflows.service import Workflows
 

@@ -30,9 +30,9 @@ from node.processes.spec import build_process
 from node.store import blueprints as store
 from node.store import crons as cron_store
 from node.store import keys
-from node.store import processes as process_store
 from node.store.blueprints import Blueprint, Definition, TxnBuilder
 from node.store.crons import Cron
+from node.store.work import processes as process_store
 from node.timers.crons import Crons, next_run
 
 # Seconds between two reconciliations of a kind that names no interval, as upstream.

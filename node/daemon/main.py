@@ -24,9 +24,9 @@ from node.archive.retention import Retention
 from node.daemon import recovery as succession
 from node.daemon import routes as door
 from node.etcd.client import EtcdClient, open_client
-from node.etcd.dial import Access
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import DEFAULT_QUOTA, Pressure
+from node.etcd.transport.dial import Access
 from node.etcdserver import cluster
 from node.etcdserver import identity as storeid
 from node.etcdserver import sweep as sweeping
@@ -37,24 +37,35 @@ from node.files.blobs import BlobStore
 from node.files.tickets import Tickets
 from node.handlers import (
     blueprints,
-    channels,
     colonies,
-    crons,
     executors,
     files,
-    generators,
     identities,
     locations,
-    logs,
-    processes,
     snapshots,
     status,
-    workflows,
+)
+from node.handlers.work import (
+    channels as channels,
+)
+from node.handlers.work import (
+    crons as crons,
+)
+from node.handlers.work import (
+    generators as generators,
+)
+from node.handlers.work import (
+    logs as logs,
+)
+from node.handlers.work import (
+    processes as processes,
+)
+from node.handlers.work import (
+    workflows as workflows,
 )
 from node.host import certificate
 from node.host.clock import Clock, boot_id, steady_ns
 from node.host.config import Config, ConfigError, load_config
-from node.host.containment import keep_going
 from node.host.home import Home, HomeError, HomeInfo, init_home, tighten
 from node.host.listening import Listening, announce, withdraw, withdrawn
 from node.host.log import configure_logging, get_logger
@@ -69,6 +80,7 @@ from node.runtime import feeds as feeding
 from node.runtime.node import Node
 from node.runtime.reload import Apply, Reload
 from node.store import keys
+from node.tasks.containment import keep_going
 from node.timers import runner as timers
 from node.timers.election import home_identity
 

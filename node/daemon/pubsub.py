@@ -37,20 +37,20 @@ from wsproto.frame_protocol import FrameProtocol
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
 from node.etcd.errors import EtcdError
-from node.handlers.channels import Subscribe
-from node.handlers.processes import locate
+from node.handlers.work.channels import Subscribe
+from node.handlers.work.processes import locate
 from node.host.log import get_logger
 from node.http.message import Request, Response
 from node.model.codec import wire_process
 from node.model.errors import Denied, Invalid, RpcError, TooMany, Unavailable
 from node.model.types import Process, State
-from node.processes.channels import FRAME, frames, wire
-from node.processes.subscriptions import ByteCounter, SubscriptionFilter
 from node.rpc import requests as req
 from node.rpc.calls import MINE, PARTY, Call, Caller, Calls, Who
 from node.rpc.dispatch import Table, decode_envelope, failure, reply
 from node.runtime.node import Node
-from node.store.channels import ChannelEntry
+from node.store.work.channels import ChannelEntry
+from node.streams.channels import FRAME, frames, wire
+from node.streams.subscriptions import ByteCounter, SubscriptionFilter
 
 log = get_logger("pubsub")
 

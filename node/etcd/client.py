@@ -14,8 +14,6 @@ import msgspec
 import trio
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from node.etcd.channel import Channel, Stream, open_channel
-from node.etcd.dial import Access
 from node.etcd.errors import (
     Compacted,
     EtcdError,
@@ -29,6 +27,8 @@ from node.etcd.guard import GUARD
 from node.etcd.parts import MOST, WHOLE, PartsRef, StubCache, divide, joined, parts_of, ref_of
 from node.etcd.pressure import Pressure
 from node.etcd.snapshot import save_snapshot
+from node.etcd.transport.channel import Channel, Stream, open_channel
+from node.etcd.transport.dial import Access
 from node.etcd.txn import (
     Absent,
     Below,

@@ -13,8 +13,8 @@ from typing import Any
 
 import trio
 
-from node.etcd.channel import Stream
 from node.etcd.errors import EtcdError
+from node.etcd.transport.channel import Stream
 
 _DIGEST = 32  # bytes of SHA-256 behind the database
 

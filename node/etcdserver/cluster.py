@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from node.etcd.client import EtcdClient
-from node.etcd.dial import Access, tls_context
 from node.etcd.errors import EtcdDenied, EtcdError, StoreRefused
+from node.etcd.transport.dial import Access, tls_context
 from node.host.config import ConfigError, EtcdConfig
 from node.store import keys
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from node.etcd.pressure import Need
 from node.handlers.colonies import statistics
-from node.handlers.processes import locate
+from node.handlers.work.processes import locate
 from node.http.listeners import ANYWHERE
 from node.model.errors import Denied
 from node.model.types import SECOND, Process, State

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from node.host.containment import contained
 from node.host.log import get_logger
 from node.http.connection import Connection, ConnectionPool, Limits
 from node.http.listeners import Listener
 from node.http.message import Handler, Request, Response, Upgrade, plain_error
 from node.http.stream import PromptStream
+from node.tasks.containment import contained
 
 __all__ = [
     "Handler",

@@ -22,8 +22,8 @@ from node.model.errors import Conflict, Denied, Invalid, NotFound
 from node.model.types import Colony, Executor, ExecutorState, Process, State, User
 from node.processes.service import Processes
 from node.store import keys
-from node.store import processes as store
 from node.store.directory import Directory
+from node.store.work import processes as store
 
 _ID = re.compile(r"[0-9a-f]{64}\Z")
 # Of one transaction: etcd takes 128 operations and 1.5 MiB.

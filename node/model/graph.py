@@ -1,6 +1,6 @@
 """Process graphs as values: places of nodes from their dependencies, states, and the layout.
 
-No I/O and no clock: `workflows.service` runs what is decided here, `store.graphs` knows the
+No I/O and no clock: `workflows.service` runs what is decided here, `store.work.graphs` knows the
 transactions.
 """
 

@@ -1,6 +1,6 @@
 """Handing waiting processes to executors: who polls for which, and who is woken.
 
-The order is `processes.queue`'s, the transaction `store.processes`'; the indexes are
+The order is `processes.queue`'s, the transaction `store.work.processes`'; the indexes are
 `processes.service`'.
 """
 
@@ -22,7 +22,7 @@ from node.processes.observer import Observer
 from node.processes.queue import Candidate, QueueEntry, matches
 from node.processes.service import Processes
 from node.store import keys
-from node.store import processes as store
+from node.store.work import processes as store
 
 log = get_logger("handout")
 

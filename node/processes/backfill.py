@@ -19,8 +19,8 @@ from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.types import Closed, State
 from node.store import keys
-from node.store import processes as store
 from node.store.directory import Directory
+from node.store.work import processes as store
 
 log = get_logger("index")
 

@@ -1,6 +1,7 @@
 """What becomes of processes whose deadlines have passed: failed, or back in the queue.
 
-`processes.queue` knows which are late, `store.processes` the transactions; the clock is the node's.
+`processes.queue` knows which are late, `store.work.processes` the transactions; the clock is the
+node's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from functools import partial
 from node.model.types import Process, State
 from node.processes.assignment import Assigner
 from node.processes.service import Processes
-from node.store import processes as store
+from node.store.work import processes as store
 
 
 async def expire(processes: Processes, assigner: Assigner) -> None:

@@ -11,7 +11,7 @@ from node.host.clock import JUMP
 from node.model.types import SECOND, State
 from node.processes.queue import QueueEntry
 from node.processes.service import Processes
-from node.store.processes import waiting_of
+from node.store.work.processes import waiting_of
 
 # Processes read at once.
 _MANY = 40

@@ -1,7 +1,7 @@
 """Processes of the colonies hosted here: submit, change, close, and read.
 
-The shell around `store.processes` and `processes.queue`: it runs transactions and keeps the indexes
-in step, and tells its observers. Who may ask is decided by the caller, who gets what by
+The shell around `store.work.processes` and `processes.queue`: it runs transactions and keeps the
+indexes in step, and tells its observers. Who may ask is decided by the caller, who gets what by
 `processes.assignment`, what is late by `deadlines`.
 """
 
@@ -21,7 +21,6 @@ from node.etcd.txn import Compare, Get, Op, Put, Txn
 from node.host import clock as steps
 from node.host.clock import Clock
 from node.host.config import QuotasConfig
-from node.host.offload import apart
 from node.model.codec import unpack
 from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
@@ -30,8 +29,9 @@ from node.processes.observer import Observer
 from node.processes.queue import Queue, QueueEntry, RunningSet
 from node.processes.quotas import Quotas
 from node.store import keys
-from node.store import processes as store
-from node.store.submissions import shrink
+from node.store.work import processes as store
+from node.store.work.submissions import shrink
+from node.tasks.offload import apart
 
 # A lost race is tried again with fresh values; this many in a row means something is wrong.
 _TRIES = 8

@@ -7,6 +7,7 @@ workflow, which is for home or for a peer.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import msgspec
 
@@ -24,12 +25,13 @@ from node.model.types import (
     Graph,
     Process,
 )
-from node.processes.channels import check_names
 from node.processes.extension import Hooks
 
 MAX_PRIORITY = -LOWEST_PRIORITY
 # Together with the other keys of a submission this stays under etcd's 128 operations.
 MAX_ENV = 100
+_MOST_CHANNELS = 100  # of one process
+_CHANNEL_NAME = 200  # characters
 
 
 def id_for(identity: str, nonce: str) -> str:
@@ -53,7 +55,7 @@ def check_spec(spec: FunctionSpec) -> None:
             raise Invalid(f"spec.{name}: at most {MAX_SECONDS}")
     if len(spec.env or {}) > MAX_ENV:
         raise Invalid(f"spec.env: at most {MAX_ENV} entries")
-    check_names(spec.channels or ())
+    check_channels(spec.channels or ())
     conditions = spec.conditions
     if not conditions.executortype or "/" in conditions.executortype:
         raise Invalid("spec.conditions.executortype: a name without '/' is needed")
@@ -62,6 +64,17 @@ def check_spec(spec: FunctionSpec) -> None:
             parse(getattr(conditions, name))
         except ValueError as error:
             raise Invalid(f"spec.conditions.{name}: {error}") from None
+
+
+def check_channels(names: Sequence[str]) -> None:
+    """Raise Invalid unless `spec.channels` can be served."""
+    if len(names) > _MOST_CHANNELS:
+        raise Invalid(f"spec.channels: at most {_MOST_CHANNELS} channels")
+    for place, name in enumerate(names):
+        if not 1 <= len(name) <= _CHANNEL_NAME:
+            raise Invalid(f"spec.channels[{place}]: a name has 1 to {_CHANNEL_NAME} characters")
+    if len(set(names)) != len(names):
+        raise Invalid("spec.channels: the same name twice")
 
 
 def build_process(

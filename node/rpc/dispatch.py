@@ -21,7 +21,6 @@ import trio
 
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.pressure import Pressure
-from node.host.fairqueue import FairQueue
 from node.host.keys import IdentityError, recover_payload
 from node.model.errors import Denied, Invalid, RpcError, TooLarge, TooMany, Unavailable
 from node.model.json import _OPAQUE, _TYPED, MAX_DEPTH, prune
@@ -30,6 +29,7 @@ from node.rpc import incremental as large
 from node.rpc.calls import Call, Caller, Who
 from node.rpc.incremental import in_turns
 from node.rpc.replay import FRESH, Once, ReplayGuard
+from node.tasks.fairqueue import FairQueue
 
 if TYPE_CHECKING:
     from node.store.directory import Directory

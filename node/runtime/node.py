@@ -33,11 +33,11 @@ from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import Function, Process
 from node.processes.assignment import Assigner
-from node.processes.channels import Channels
-from node.processes.remote_changes import RemoteChanges
 from node.processes.service import Processes
-from node.processes.subscriptions import Subscriptions
 from node.store.directory import Directory
+from node.streams.channels import Channels
+from node.streams.remote_changes import RemoteChanges
+from node.streams.subscriptions import Subscriptions
 from node.timers.crons import Crons
 from node.timers.election import Leader
 from node.timers.generators import Generators

@@ -18,7 +18,6 @@ from node.etcd.pages import Pages, below, each, values
 from node.etcd.pressure import Need
 from node.etcd.txn import Compare, ModRevision
 from node.host.log import get_logger
-from node.host.offload import apart
 from node.model.codec import unpack
 from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.ids import MAX_SECONDS, new_id
@@ -26,6 +25,7 @@ from node.model.types import SECOND, State
 from node.store import crons as store
 from node.store.crons import Cron, CronFiring
 from node.store.directory import Directory
+from node.tasks.offload import apart
 from node.timers import cronexpr as schedule
 from node.timers.election import Leader
 from node.timers.timerqueue import TimerIndex

@@ -18,7 +18,6 @@ from node.etcd.pages import Pages, below, each, values
 from node.etcd.pressure import Need
 from node.etcd.txn import Compare, Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
-from node.host.offload import apart
 from node.model.codec import unpack
 from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.ids import MAX_SECONDS, new_id
@@ -27,6 +26,7 @@ from node.store import generators as store
 from node.store.directory import Directory
 from node.store.generators import Arg, Generator, GeneratorFiring, Packing
 from node.store.limits import GENERATOR
+from node.tasks.offload import apart
 from node.timers.election import Leader
 from node.timers.timerqueue import TimerIndex
 from node.timers.trigger import (

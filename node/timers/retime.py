@@ -27,10 +27,10 @@ from node.processes.older import complete
 from node.processes.queue import QueueEntry
 from node.processes.service import Processes
 from node.store import clock as store
-from node.store import processes as transitions
 from node.store.clock import ClockRecord
 from node.store.crons import Cron
 from node.store.generators import Generator
+from node.store.work import processes as transitions
 from node.timers import cronexpr as schedule
 from node.timers.crons import Crons, next_run
 from node.timers.election import Leader

@@ -14,12 +14,12 @@ import trio
 from sortedcontainers import SortedSet
 
 from node.etcd.errors import EtcdError
-from node.host.fairqueue import FairQueue
 from node.host.log import get_logger
 from node.model.codec import unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.processes.queue import count_owner
+from node.tasks.fairqueue import FairQueue
 
 T = TypeVar("T")
 

@@ -26,10 +26,10 @@ from node.model.graph import node_id
 from node.model.types import Graph, Process, State
 from node.processes.observer import Observer
 from node.processes.service import Processes
-from node.store import graphs as store
 from node.store import keys
-from node.store import processes as process_store
 from node.store.limits import INPUT
+from node.store.work import graphs as store
+from node.store.work import processes as process_store
 
 log = get_logger("workflows")
 

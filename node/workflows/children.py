@@ -17,8 +17,8 @@ from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import FunctionSpec, Graph, Process, State
 from node.processes.service import Processes
 from node.processes.spec import build_node
-from node.store import graphs as store
 from node.store import keys
+from node.store.work import graphs as store
 from node.workflows.advance import Resolution
 
 # Children that an inserted node may take over: more do not fit one transaction.

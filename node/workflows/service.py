@@ -20,7 +20,6 @@ from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, newest_first, values
 from node.etcd.txn import Absent, Compare, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
-from node.host.offload import NODE, apart
 from node.model import graph as graphs
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
@@ -28,9 +27,10 @@ from node.model.types import SECOND, FunctionSpec, Graph, Process, State
 from node.processes.service import Processes
 from node.processes.spec import build_node
 from node.rpc.replay import look
-from node.store import graphs as store
 from node.store import keys
 from node.store.update import update
+from node.store.work import graphs as store
+from node.tasks.offload import NODE, apart
 from node.workflows.advance import BYTES, OPS, Resolution, size_of
 from node.workflows.children import TRIES, Children, too_fast
 

@@ -77,7 +77,7 @@ def wrong_output() -> None:
 
 def forgotten_line() -> None:
     """A log line is answered, and not stored."""
-    from node.processes import logs
+    from node.streams import logs as logs
 
     write, numbers = logs.write, itertools.count(1)
 

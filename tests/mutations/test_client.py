@@ -27,8 +27,8 @@ from node.http import client as http_client
 from node.timers import timerqueue
 from tests.federation.network import test_addresses as _leading
 from tests.federation.wire import test_sizes as _sizes
-from tests.node.daemon import test_containment as _containment
 from tests.node.http import test_lying_servers as _lying
+from tests.node.tasks import test_containment as _containment
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 Check = Callable[[pytest.MonkeyPatch, Path], Awaitable[None]]

@@ -12,10 +12,10 @@ import trio
 
 from node.blueprints import schema
 from node.files.blobs import BlobStore
-from node.host.fairqueue import FairQueue
 from node.model.errors import RpcError
 from node.processes.quotas import Quotas
 from node.rpc.dispatch import Table
+from node.tasks.fairqueue import FairQueue
 from tests.node.blueprints import test_schema as schemas
 from tests.node.files import test_blobs as files
 from tests.node.processes import test_quotas as quotas

@@ -14,7 +14,7 @@ import trio
 
 from federation.outbox.resolve import resolve
 from node.etcd.errors import EtcdError
-from node.handlers.processes import submit_spec
+from node.handlers.work.processes import submit_spec
 from node.model.errors import RpcError
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State
 from node.processes.queue import Candidate

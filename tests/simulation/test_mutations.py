@@ -30,7 +30,7 @@ from node.model.codec import pack, unpack
 from node.model.errors import RpcError
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
 from node.processes.service import Processes
-from node.store import processes as store
+from node.store.work import processes as store
 from tests.federation.outbox import test_bindings
 from tests.federation.outbox import test_machine as named
 from tests.federation.peers import test_names

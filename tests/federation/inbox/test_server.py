@@ -33,13 +33,13 @@ from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, open_client
 from node.host.clock import Clock
 from node.host.keys import PrivateKey
-from node.host.sync import WakeUps
 from node.http.server import Request, Response
 from node.model.codec import pack, unpack
 from node.model.types import Executor, Process, State
 from node.processes.extension import Hooks
 from node.processes.queue import Candidate
 from node.processes.service import Processes
+from node.tasks.sync import WakeUps
 from tests.node.etcd.support import start_store
 from tests.support.parts import inbox_of, portrait_of
 from tests.support.processes import assigning

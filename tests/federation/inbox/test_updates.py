@@ -50,14 +50,14 @@ from node.model.types import (
     Process,
     State,
 )
-from node.processes import logs
-from node.processes.channels import MAX_ENTRIES
 from node.processes.extension import Addition, Hooks
 from node.processes.queue import Candidate
 from node.processes.spec import attribute_id
 from node.runtime.node import Node
 from node.store import keys
-from node.store.channels import ChannelEntry, ChannelHead
+from node.store.work.channels import ChannelEntry, ChannelHead
+from node.streams import logs as logs
+from node.streams.channels import MAX_ENTRIES
 from tests.node.etcd.support import start_store
 from tests.support.colonies import Colony, World, world
 from tests.support.daemons import free_port, until

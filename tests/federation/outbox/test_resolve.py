@@ -31,7 +31,7 @@ from node.model.codec import pack
 from node.model.errors import RpcError as NodeError
 from node.model.types import Conditions, FunctionSpec, Process, State
 from node.processes.service import Processes
-from node.store import processes as store_processes
+from node.store.work import processes as store_processes
 from tests.federation.service.test_two_colonies import Side, pair
 from tests.support.daemons import REPOSITORY, Daemon, until
 from tests.support.interleaved import Meddled

@@ -20,7 +20,7 @@ from federation.service.rpc import calls
 from federation.wire import cbor
 from federation.wire.card import Card, is_name, open_card, sign_card
 from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, seal
-from node.handlers.processes import submit_spec
+from node.handlers.work.processes import submit_spec
 from node.host.keys import PrivateKey
 from node.model.errors import RpcError
 from node.model.types import FunctionSpec

@@ -38,11 +38,11 @@ from node.model.types import (
     State,
     User,
 )
-from node.processes.logs import write
 from node.processes.spec import build_process
 from node.runtime.node import Node
 from node.store import keys
-from node.store import processes as store
+from node.store.work import processes as store
+from node.streams.logs import write
 from tests.node.etcd.support import Store, start_store
 from tests.support.daemons import Daemon, seeded_dice, until
 from tests.support.processes import retention as retention_of

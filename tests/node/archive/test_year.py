@@ -33,7 +33,7 @@ from node.model.codec import pack
 from node.model.types import Closed, FunctionSpec, State
 from node.processes.spec import build_process
 from node.store import keys
-from node.store.submissions import shrink
+from node.store.work.submissions import shrink
 from tests.node.archive.test_history import hire
 from tests.support.daemons import Daemon, until
 

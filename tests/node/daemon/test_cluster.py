@@ -25,9 +25,9 @@ from cryptography.x509.oid import NameOID
 
 from cli.core.client import Client, RpcError, Unreachable, encode
 from node.etcd.client import EtcdClient, open_client
-from node.etcd.dial import Access, tls_context
 from node.etcd.errors import EtcdDenied, EtcdError, EtcdUnavailable
 from node.etcd.generated import pb
+from node.etcd.transport.dial import Access, tls_context
 from node.host.keys import PrivateKey
 from node.model.types import SECOND
 from node.store import crons

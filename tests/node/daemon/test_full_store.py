@@ -23,9 +23,9 @@ from cli.core.client import RpcError
 from cli.main import main
 from cli.ops.rpc import all_calls
 from node.etcd.client import EtcdClient, open_client
-from node.etcd.dial import Access
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdUnavailable
 from node.etcd.pressure import Need
+from node.etcd.transport.dial import Access
 from node.etcdserver.preflight import environment
 from node.etcdserver.supervisor import command
 from tests.federation.service.test_two_colonies import Side

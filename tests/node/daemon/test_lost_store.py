@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from node.etcd.client import open_client
-from node.etcd.dial import Access
+from node.etcd.transport.dial import Access
 from node.store import keys
 from tests.node.daemon.test_cluster import members, serving
 from tests.node.etcd.support import start_store

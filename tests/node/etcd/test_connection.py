@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from node.etcd import frames as f
-from node.etcd.connection import Wire
+from node.etcd.transport import frames as f
+from node.etcd.transport.connection import Wire
 
 PING = f.frame(f.PING, 0, 0, b"colonyd!")
 

@@ -10,10 +10,10 @@ from hpack import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.etcd import frames as f
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdTooManyOps, EtcdUnavailable
-from node.etcd.frames import ProtocolFault
-from node.etcd.http2 import MAX_MESSAGE, WINDOW, GrpcCall, Http2Session
+from node.etcd.transport import frames as f
+from node.etcd.transport.frames import ProtocolFault
+from node.etcd.transport.http2 import MAX_MESSAGE, WINDOW, GrpcCall, Http2Session
 
 ANSWER = [(":status", "200"), ("content-type", "application/grpc")]
 GOOD = [("grpc-status", "0"), ("grpc-message", "")]

@@ -12,7 +12,7 @@ import pytest
 from node.etcd import pages
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Op, Put, Txn
-from node.handlers import listings
+from node.handlers.work import listings as listings
 from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import SECOND, Colony, Process, State
@@ -20,8 +20,8 @@ from node.processes.backfill import IndexBackfill
 from node.processes.service import Processes
 from node.rpc.requests import GetProcesses
 from node.store import keys
-from node.store import processes as store
 from node.store.directory import Directory
+from node.store.work import processes as store
 from tests.support.daemons import seeded_dice
 from tests.support.processes import make
 

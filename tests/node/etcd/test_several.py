@@ -15,8 +15,8 @@ import trio
 import trio.testing
 
 from node.etcd.client import EtcdClient, open_client
-from node.etcd.dial import Access
 from node.etcd.errors import EtcdDenied, EtcdUnavailable
+from node.etcd.transport.dial import Access
 from node.etcd.watch import WatchBatch, watch
 from tests.node.daemon.test_cluster import members, serving
 from tests.node.etcd.support import Store, start_store

@@ -31,7 +31,7 @@ from wsproto.events import (
 )
 
 from node.model.types import Conditions, FunctionSpec, Process, State
-from node.processes.subscriptions import SubscriptionFilter, Subscriptions
+from node.streams.subscriptions import SubscriptionFilter, Subscriptions
 from tests.sdk.test_pycolonies import COLONY, Party
 from tests.support.daemons import Daemon
 

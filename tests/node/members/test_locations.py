@@ -14,9 +14,9 @@ from node.host.keys import PrivateKey
 from node.members.locations import Locations
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import DAY, Log
-from node.processes import logs
-from node.processes.logs import search, write
-from node.store import logs as store
+from node.store.work import logs as store
+from node.streams import logs as logs
+from node.streams.logs import search, write
 from tests.node.etcd.support import start_store
 from tests.sdk.test_pycolonies import COLONY, Party
 from tests.support.daemons import Daemon

@@ -30,7 +30,7 @@ from node.processes.service import Processes
 from node.runtime.feeds import follow
 from node.runtime.node import Node
 from node.store import keys
-from node.store import processes as process_store
+from node.store.work import processes as process_store
 from tests.support.interleaved import Meddled
 from tests.support.processes import assigning, enlist, make
 

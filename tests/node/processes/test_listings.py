@@ -20,9 +20,9 @@ from node.etcd.txn import Op, Put, Txn
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import SECOND, Log, Process, State, User
-from node.processes import logs
 from node.store import keys
-from node.store import processes as store
+from node.store.work import processes as store
+from node.streams import logs as logs
 from tests.support.daemons import Daemon
 from tests.support.processes import make
 

@@ -26,10 +26,10 @@ from node.etcd.client import open_client
 from node.host.clock import Clock
 from node.host.keys import PrivateKey
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State
-from node.processes import subscriptions
 from node.processes.queue import Candidate, Queue, QueueEntry
 from node.processes.service import Processes
-from node.processes.subscriptions import SubscriptionFilter, Subscriptions
+from node.streams import subscriptions as subscriptions
+from node.streams.subscriptions import SubscriptionFilter, Subscriptions
 from tests.node.etcd.support import start_store
 from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import Daemon, until

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from cli.core.client import Client, RpcError, encode
 from node.host.config import QuotasConfig
-from node.host.fairqueue import FairQueue
 from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
@@ -34,6 +33,7 @@ from node.rpc.requests import Empty
 from node.store import crons as cron_store
 from node.store import keys
 from node.store.directory import Directory
+from node.tasks.fairqueue import FairQueue
 from node.timers.crons import due, owner
 from node.timers.generators import largest_arg
 from node.timers.timerqueue import TimerIndex, follow

@@ -20,7 +20,7 @@ from node.processes.assignment import Assigner
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from node.store import keys
-from node.store import processes as store
+from node.store.work import processes as store
 from tests.node.etcd.support import start_store
 from tests.support.processes import assigning, make
 

@@ -25,7 +25,7 @@ from node.processes.deadlines import expire
 from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.store import keys
-from node.store import processes as store
+from node.store.work import processes as store
 from tests.federation.routing.test_router import BOTH, Wire, _age, three, wire
 from tests.support.processes import assigning
 

@@ -17,7 +17,7 @@ from cli.core.client import encode
 from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack, whole_spec
 from node.model.types import FunctionSpec, Process
-from node.store.submissions import grow, shrink
+from node.store.work.submissions import grow, shrink
 from tests.support.processes import make
 
 KEY = PrivateKey.generate()

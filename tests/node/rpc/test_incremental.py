@@ -16,7 +16,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.handlers.workflows import SubmitWorkflow
+from node.handlers.work.workflows import SubmitWorkflow
 from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
 from node.model.errors import RpcError

@@ -19,8 +19,8 @@ import trio
 from cli.core.client import Client, RpcError, encode
 from cli.ops.rpc import all_calls
 from node.etcd.client import EtcdClient, open_client
-from node.etcd.dial import Access
 from node.etcd.errors import EtcdNoSpace
+from node.etcd.transport.dial import Access
 from node.etcd.txn import Delete, Put, Txn
 from node.host.keys import PrivateKey, sign_payload
 from node.model.errors import RpcError as Refusal

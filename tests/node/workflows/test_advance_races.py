@@ -19,9 +19,9 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
 from node.etcd.txn import Delete, ModRevision, Put, Txn
 from node.etcd.watch import Event, WatchBatch
-from node.handlers.processes import remove_by_state as remove_processes
-from node.handlers.workflows import RemoveGraphs
-from node.handlers.workflows import remove_by_state as remove_graphs
+from node.handlers.work.processes import remove_by_state as remove_processes
+from node.handlers.work.workflows import RemoveGraphs
+from node.handlers.work.workflows import remove_by_state as remove_graphs
 from node.host.clock import Clock
 from node.host.config import HistoryConfig, Keep
 from node.model.codec import pack, unpack
@@ -45,7 +45,7 @@ from node.rpc.requests import RemoveAll
 from node.runtime.feeds import take_in
 from node.runtime.node import Node
 from node.store import keys
-from node.store import processes as store
+from node.store.work import processes as store
 from node.timers.timerqueue import TimerIndex
 from tests.node.etcd.support import logged
 from tests.support.processes import enlist

@@ -24,7 +24,7 @@ from node.etcd.txn import Put, Txn
 from node.model.errors import RpcError
 from node.model.types import Process, State
 from node.processes.service import Processes
-from node.store import processes as store
+from node.store.work import processes as store
 
 
 class _Open:

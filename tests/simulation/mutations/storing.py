@@ -15,7 +15,7 @@ from node.model.types import Executor, Process, State
 from node.processes.assignment import Assigner
 from node.processes.queue import QueueEntry as Waiting
 from node.processes.service import Processes
-from node.store import processes as store
+from node.store.work import processes as store
 
 _NEVER = "/never"  # a key that is not there: to demand its absence is to demand nothing
 

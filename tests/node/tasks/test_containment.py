@@ -24,15 +24,15 @@ from federation.wire.clock import SigningClock
 from federation.wire.messages import Parcel
 from federation.wire.signer import Signer
 from node.host.clock import Clock
-from node.host.containment import contained, keep_going
 from node.host.keys import PrivateKey
-from node.host.sync import WakeUps
 from node.http.server import Request, Response
 from node.model.types import Running
 from node.processes.assignment import Assigner
 from node.processes.deadlines import expire
 from node.processes.service import Processes
 from node.store.crons import Cron
+from node.tasks.containment import contained, keep_going
+from node.tasks.sync import WakeUps
 from node.timers.crons import due, owner
 from node.timers.timerqueue import TimerIndex, follow
 

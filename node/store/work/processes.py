@@ -16,7 +16,8 @@ from node.etcd.txn import Absent, Compare, Delete, DeletePrefix, Get, ModRevisio
 from node.model.codec import pack
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import SECOND, Blocked, Closed, Executor, Process, Running, State, Waiting
-from node.store import channels, keys
+from node.store import keys
+from node.store.work import channels as channels
 
 # What listings may be filtered by: upstream takes the first in this order that is given.
 FILTERS = ("executortype", "initiatorname", "label")

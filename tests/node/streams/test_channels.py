@@ -23,10 +23,10 @@ from node.host.clock import Clock
 from node.model.codec import pack, unpack
 from node.model.errors import RpcError as RpcRefusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Process, User
-from node.processes.channels import FRAME, RATE, Channels, RateLimiter, _refusal, frames
 from node.runtime.node import Node
-from node.store import channels as store
-from node.store.channels import ChannelEntry, ChannelHead
+from node.store.work import channels as store
+from node.store.work.channels import ChannelEntry, ChannelHead
+from node.streams.channels import FRAME, RATE, Channels, RateLimiter, _refusal, frames
 from tests.node.etcd.support import start_store
 from tests.node.http.test_pubsub import Raw
 from tests.sdk.test_pycolonies import COLONY, Party

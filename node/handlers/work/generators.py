@@ -8,7 +8,6 @@ import msgspec
 
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
-from node.host.offload import apart
 from node.model.codec import wire_time
 from node.model.errors import Invalid, NotFound
 from node.model.types import Int64
@@ -18,6 +17,7 @@ from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.directory import name_of
 from node.store.generators import Generator
+from node.tasks.offload import apart
 from node.timers.trigger import CHECKER_PERIOD
 from node.workflows.spec import readable
 

@@ -11,9 +11,9 @@ from collections import deque
 
 from hpack import Decoder, HPACKError
 
-from node.etcd import frames as f
 from node.etcd.errors import EtcdError, EtcdTooLarge, EtcdUnavailable, error_from
-from node.etcd.frames import ProtocolFault, frame
+from node.etcd.transport import frames as f
+from node.etcd.transport.frames import ProtocolFault, frame
 
 # Bytes of one message. A page of a listing that is larger is asked for again in smaller pages.
 MAX_MESSAGE = 64 * 1024 * 1024

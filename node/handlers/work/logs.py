@@ -8,16 +8,16 @@ import msgspec
 
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
-from node.handlers.processes import locate
+from node.handlers.work.processes import locate
 from node.model.errors import Denied, Invalid, NotFound
 from node.model.types import DAY, Int64, Log
-from node.processes import logs
 from node.processes.service import require_assigned
 from node.rpc import requests as req
 from node.rpc.calls import ASSIGNED, SELF, Caller, Calls, Who, every
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store import keys
+from node.streams import logs as logs
 
 MAX_COUNT = 500
 MAX_FOUND = 100

@@ -17,8 +17,8 @@ from node.host.log import get_logger
 from node.model.types import Process
 from node.processes.observer import Observer
 from node.processes.service import Processes
-from node.processes.subscriptions import Subscriptions
 from node.store import keys
+from node.streams.subscriptions import Subscriptions
 
 # Seconds that what is heard is collected for: the answer to our own write may come after the watch.
 _COLLECT = 0.05

@@ -12,7 +12,6 @@ import trio
 
 from node.etcd.pages import Pages, Rows
 from node.etcd.pressure import Need
-from node.host.offload import NODE, apart
 from node.model.codec import wire_graph, wire_process
 from node.model.errors import Denied, Invalid, NotFound, RpcError
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
@@ -21,6 +20,7 @@ from node.rpc.calls import MANY_TOKENS, MINE, Caller, Calls, Who, many
 from node.rpc.replay import Once
 from node.runtime.node import Node
 from node.store.directory import name_of
+from node.tasks.offload import NODE, apart
 from node.workflows.children import ChildRequest
 from node.workflows.spec import WorkflowSpec
 

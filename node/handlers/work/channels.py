@@ -12,11 +12,11 @@ from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.errors import Invalid
 from node.model.types import Int64
-from node.processes.channels import MAX_TYPE, wire
 from node.rpc.calls import MANY_TOKENS, PARTY, Caller, Calls, Who
 from node.rpc.replay import Once
 from node.runtime.node import Node
-from node.store.channels import ChannelEntry
+from node.store.work.channels import ChannelEntry
+from node.streams.channels import MAX_TYPE, wire
 
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _LIGHT = 4  # entries that anybody may read at any time

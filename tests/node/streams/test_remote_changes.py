@@ -17,13 +17,13 @@ from node.etcd.watch import Event, WatchBatch
 from node.host.clock import Clock
 from node.model.ids import new_id
 from node.model.types import Conditions, Executor, ExecutorState, FunctionSpec, Process, State
-from node.processes import remote_changes
 from node.processes.queue import Candidate
 from node.processes.spec import build_process
-from node.processes.subscriptions import SubscriptionFilter
 from node.runtime import feeds as feeding
 from node.runtime.node import Node
 from node.store import keys
+from node.streams import remote_changes as remote_changes
+from node.streams.subscriptions import SubscriptionFilter
 from tests.node.http.test_pubsub import Raw
 from tests.sdk.test_pycolonies import COLONY, Party
 from tests.support.daemons import Daemon

@@ -1,7 +1,7 @@
 """Channels: ordered messages between the initiator of a process and its executor.
 
 Who may speak and how much, appending, reading, and waking those who listen; keys and transactions
-are in `store.channels`. The log is in the store, so every daemon of it serves the same one.
+are in `store.work.channels`. The log is in the store, so every daemon of it serves the same one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from node.model.codec import unpack, wire_time
 from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Process
 from node.processes.observer import Observer
-from node.store import channels as store
-from node.store.channels import ChannelEntry, ChannelHead, Pulse
 from node.store.directory import Directory
 from node.store.limits import CHANNEL, MESSAGE
+from node.store.work import channels as store
+from node.store.work.channels import ChannelEntry, ChannelHead, Pulse
 
 if TYPE_CHECKING:
     from node.processes.service import Processes
@@ -38,25 +38,12 @@ MAX_PAYLOAD = MESSAGE  # bytes of one message
 MAX_ABROAD = 2**20  # ... of a process that another colony has a part in
 MAX_ENTRIES = 10_000  # in one channel
 MAX_SIZE = CHANNEL  # bytes of payload in one channel: a read of all of it stays possible
-MAX_CHANNELS = 100  # of one process
-MAX_NAME = 200  # characters
 RATE, BURST = 100, 500  # messages a second of one process, and how many may come at once
 FRAME = 2**20  # bytes of payload in one frame of a subscription, unless one message is larger
 _TRIES = 8
 _KEPT = 4096  # heads and rates in memory
 
 _Place = tuple[str, str, str]  # colony, process id, name
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise Invalid unless `spec.channels` can be served."""
-    if len(names) > MAX_CHANNELS:
-        raise Invalid(f"spec.channels: at most {MAX_CHANNELS} channels")
-    for place, name in enumerate(names):
-        if not 1 <= len(name) <= MAX_NAME:
-            raise Invalid(f"spec.channels[{place}]: a name has 1 to {MAX_NAME} characters")
-    if len(set(names)) != len(names):
-        raise Invalid("spec.channels: the same name twice")
 
 
 def wire(entry: ChannelEntry) -> dict[str, Any]:

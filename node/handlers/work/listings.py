@@ -21,7 +21,7 @@ from node.processes.queue import QueueEntry
 from node.processes.service import Processes
 from node.rpc import requests as req
 from node.store import keys
-from node.store import processes as store
+from node.store.work import processes as store
 
 MAX_COUNT = 100
 # Processes that one look back may give; more is refused.

@@ -9,7 +9,7 @@ from typing import Any
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
 from node.etcd.txn import Put, Txn
-from node.handlers import listings
+from node.handlers.work import listings as listings
 from node.http.delivery import carry
 from node.model.codec import pack, unpack, wire_attribute, wire_process
 from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError, TooMany
@@ -22,9 +22,10 @@ from node.rpc.calls import ASSIGNED, MINE, Caller, Calls, Who, every, many
 from node.rpc.dispatch import SMALL
 from node.rpc.replay import LONGEST, Once, aside, look
 from node.runtime.node import Node
-from node.store import graphs, keys
-from node.store import processes as store
+from node.store import keys
 from node.store.directory import name_of
+from node.store.work import graphs as graphs
+from node.store.work import processes as store
 
 MAX_POLL = 3600
 # A lost race is tried again with fresh values; this many in a row means something is wrong.

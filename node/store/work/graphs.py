@@ -1,6 +1,6 @@
 """The life of a process graph in the store: new values and the operations that make them so.
 
-The states of its nodes are `store.processes`' matter; what follows from them is decided in
+The states of its nodes are `store.work.processes`' matter; what follows from them is decided in
 `graphs` and run by `workflows.service`.
 """
 
@@ -15,7 +15,7 @@ from node.model.codec import pack
 from node.model.graph import node_id, state_of
 from node.model.types import Graph, Process, State
 from node.store import keys
-from node.store.processes import create, place
+from node.store.work.processes import create, place
 
 
 def put_graph(after: Graph, before: Graph | None = None) -> list[Op]:

@@ -14,7 +14,7 @@ from node.model.codec import pack, unpack
 from node.model.errors import Invalid
 from node.model.types import Log
 from node.store import keys
-from node.store import logs as store
+from node.store.work import logs as store
 
 # Lines that one search looks at: some seconds.
 MAX_LOOKED_AT = 50_000

@@ -14,8 +14,6 @@ from typing import NoReturn
 
 import trio
 
-from node.etcd.connection import Wire
-from node.etcd.dial import AUTHENTICATE, Access, connect, read_token
 from node.etcd.errors import (
     EtcdDenied,
     EtcdError,
@@ -23,9 +21,11 @@ from node.etcd.errors import (
     EtcdUnauthenticated,
     EtcdUnavailable,
 )
-from node.etcd.frames import ProtocolFault, request_headers
 from node.etcd.generated import pb
-from node.etcd.http2 import MAX_MESSAGE, GrpcCall
+from node.etcd.transport.connection import Wire
+from node.etcd.transport.dial import AUTHENTICATE, Access, connect, read_token
+from node.etcd.transport.frames import ProtocolFault, request_headers
+from node.etcd.transport.http2 import MAX_MESSAGE, GrpcCall
 from node.host.log import get_logger
 
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.05, 1.0  # seconds between two attempts to connect

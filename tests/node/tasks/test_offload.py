@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 
-from node.host import offload as module
-from node.host.offload import NODE, apart
 from node.model import graph as graphs
 from node.model.errors import RpcError
+from node.tasks import offload as module
+from node.tasks.offload import NODE, apart
 from node.timers.trigger import check_workflow
 from node.workflows.spec import readable
 from tests.node.rpc.test_incremental import Steps

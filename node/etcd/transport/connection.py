@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import trio
 
-from node.etcd.dial import LATER, authority
-from node.etcd.http2 import Http2Session
+from node.etcd.transport.dial import LATER, authority
+from node.etcd.transport.http2 import Http2Session
 
 _SILENCE = 10.0  # seconds without a byte, though calls wait, until the server is asked; twice: lost
 # Bytes asked of the kernel at a time. From 128 KiB on each read would map and unmap memory of its
