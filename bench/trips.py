@@ -32,7 +32,7 @@ from tests.support.daemons import free_port
 TRIPS = {
     "a submitted spec, from the HTTP edge": "http_handler.<locals>.handle",
     "an accepted forward": "Inbox.accept",
-    "a settled outcome": "Results.settle",
+    "a settled outcome": "OutcomePoller.settle",
 }
 Way = tuple[str, str]
 

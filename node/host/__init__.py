@@ -1,1 +1,1 @@
-"""This machine: settings, home directory, keys, certificate, log, systemd, tasks."""
+"""This machine: settings, home directory, keys, certificate, log, systemd."""

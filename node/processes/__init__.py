@@ -1,1 +1,1 @@
-"""A process from submission to its end: queue, assignment, deadlines, channels."""
+"""A process from submission to its end: queue, assignment, deadlines, quotas."""
