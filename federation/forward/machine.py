@@ -337,17 +337,16 @@ def unsent(forward: Forward, error: str) -> Forward:
     return _move(forward, event, sent=sent, firstsent=first, lasterror=error).forward
 
 
-def untimely(forward: Forward, error: str, signed: bool, early: bool) -> Forward:
+def untimely(forward: Forward, error: str, signed: bool) -> Forward:
     """Return the forward after its copy did not hold by the peer's clock.
 
-    If the peer `signed` that, and took no other copy, the next is sealed with other times. It took
-    none if there was no other, or if the copy is `early`, from the future for the peer: so was each
-    before it, as all have the same times and the clock by which a colony judges only goes forward.
-    Else the bytes stay the same ones, as an earlier copy may have arrived.
+    If the peer `signed` that, and there was no other copy, the next is sealed with other times.
+    Else the bytes stay the same, as an earlier copy may have arrived. That holds for a copy from
+    the future, too: the peer's clock may have been set back, or a mailbox may hold the earlier one.
     """
-    if not signed or (forward.sent > 1 and not early):
+    if not signed or forward.sent > 1:
         return lost(forward, error)
-    return _unsealed(unsent(msgspec.structs.replace(forward, sent=1), error))
+    return _unsealed(unsent(forward, error))
 
 
 def lost(forward: Forward, error: str) -> Forward:

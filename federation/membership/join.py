@@ -41,6 +41,10 @@ class _Inviter(Guide):
         """Return the proof that the secret is known: who has it does not queue with strangers."""
         return {KNOCK: f"{self.name} {tokens.knock(self.key, body).hex()}"}
 
+    async def ways(self, address: str) -> list[str]:
+        """Return the address: the owner gave the invitation."""
+        return [address]
+
     async def renew(self, address: str) -> None:
         """No other certificate will do. Raises Unsent."""
         raise Unsent(f"{address}: shows another certificate than the invitation says")

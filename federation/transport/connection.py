@@ -7,6 +7,7 @@ serves.
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -83,9 +84,9 @@ class Guide(Protocol):
         """Return what goes beside a message: what of it counts before its signature is checked."""
         return {}
 
+    @abstractmethod
     async def ways(self, address: str) -> list[str]:
         """Return where an address leads that we may try. Raises Unsent."""
-        return [address]
 
 
 @dataclass
