@@ -211,14 +211,17 @@ class Members:
         place = (executor.colonyname, executor.executorname)
         now = self.now()
         self._heard[place] = now
-        # One of the future was told by a clock that was ahead.
-        if 0 <= now - executor.lastheardfromtime < _HEARTBEAT:
-            return
 
         def heard(there: Executor | None) -> Executor | None:
-            return there and msgspec.structs.replace(there, lastheardfromtime=now)
+            # One of the future was told by a clock that was ahead.
+            if there is None or 0 <= now - there.lastheardfromtime < _HEARTBEAT:
+                return None
+            return msgspec.structs.replace(there, lastheardfromtime=now)
 
-        await self._update(*place, heard)
+        if heard(executor) is not None:
+            # Hundreds of polls may begin at once: who loses the race finds it written.
+            with suppress(Conflict):
+                await self._update(*place, heard)
 
     async def add_function(self, function: Function) -> Function:
         """Register a function; the same name of the same executor keeps its id."""

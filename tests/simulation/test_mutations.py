@@ -88,7 +88,7 @@ MUTATIONS = [
     Mutation(sending.silent_doubt, plots.pressed, "the two sides disagree"),
     Mutation(sending.forgotten_failure, plots.secluded, "not closed in the end"),
     Mutation(sending.no_record, plots.secluded, "a forward left no record"),
-    Mutation(sending.unsaved_sending, plots.deadly, "a doubt was not shown"),
+    Mutation(sending.unsaved_sending, plots.deadly, "a doubt was not shown", 90),
     Mutation(sending.overtaken_cancel, plots.crossed, "a cancel was written over"),
     Mutation(sending.untold_cancel, plots.hurried, "ended here, and the peer is not told"),
     Mutation(sending.untold_ledger, plots.frail, "not quiet in the end"),

@@ -120,7 +120,7 @@ def test_all_that_is_stored_is_looked_at() -> None:
     assert len(STRUCTS) > 60
     for name in ("Process", "Graph", "Waiting", "Running", "Closed", "Executor"):
         assert f"node.model.types.{name}" in STRUCTS
-    for name in ("forward.machine.Forward", "forward.updates.Followed"):
+    for name in ("forward.machine.Forward", "forward.updates.FollowState"):
         assert f"federation.{name}" in STRUCTS
 
 
