@@ -1,6 +1,6 @@
-"""The calls about our own clock, for the owner: what it is judged by, and how that is put right.
+"""The RPC rows about our own clock, for the owner: show it, and reset the latest time remembered.
 
-What is remembered, and why, is in `peers.highwater`.
+`peers.highwater` says why a time is remembered.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def reset_clock(federation: Federation, caller: Caller, request: Empty) ->
 
 
 def memory_view(memory: HighWater) -> dict[str, int]:
-    """Our clock, the latest time remembered, and how far the clock is behind that: in seconds."""
+    """Return our clock, the latest time remembered, and how far behind it is: in seconds."""
     return {
         "clock": round(memory.now),
         "latest": round(memory.latest),

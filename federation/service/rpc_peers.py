@@ -1,6 +1,6 @@
-"""The rows that federation adds to the table of calls: peers, and the way of a forward.
+"""The RPC rows about peers: trust, policy, invitations, keys.
 
-Rights are the table's; what a call does is in `membership.trust` and `forward.machine`.
+The table holds who may call a row. `membership.trust` holds what a row does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class PolicyRequest(msgspec.Struct):
     change: dict[str, Any] | None = None
 
     def over(self, present: Policy) -> Policy | None:
-        """The policy that is wanted, None when nothing was said. Raises Invalid."""
+        """Return the wanted policy, given the `present` one; None if the request has none. Raises
+        Invalid.
+        """
         if self.policy is None and not self.change:
             return None
         try:
@@ -85,7 +87,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 
 
 def peer_view(federation: Federation, entry: PeerState) -> dict[str, Any]:
-    """A peer as lists and pages show it: who it is, how it is reached, what it may and has here."""
+    """Return a peer as lists and pages show it: ids, addresses, state, policy, usage."""
     peer = entry.peer
     return {
         "id": peer.wire,
@@ -226,20 +228,22 @@ async def rotate(federation: Federation, caller: Caller, request: Empty) -> Rota
 
 
 def policy_view(policy: Policy) -> dict[str, Any]:
-    """A policy as it is written in files and on the command line."""
+    """Return a policy as configuration files and the command line write it."""
     view: dict[str, Any] = msgspec.to_builtins(policy)
     return view
 
 
 def left_view(federation: Federation, peerid: str) -> dict[str, int]:
-    """What a colony left in the store here: entries, bytes, and bytes of news of the last day."""
+    """Return a colony's usage of our store: entries, bytes, bytes of updates in a day."""
     stock = federation.inbox.peer_quotas.stock(peerid)
     told = federation.inbox.peer_quotas.told(peerid)
     return {"entries": stock.entries, "bytes": stock.size, "news": told}
 
 
 def clock_view(clock: PeerClock) -> dict[str, Any] | None:
-    """How many seconds a peer's clock is ahead of ours, give or take `within`; None if unknown."""
+    """Return how many seconds a peer's clock is ahead of ours, to `within` seconds; None if
+    unknown.
+    """
     reading = clock.reading
     if reading is None:
         return None
