@@ -43,8 +43,7 @@ def trace(
     ids: Callable[[str], Collection[str]] = _alone,
     request: OriginRequest | None = None,
 ) -> list[ChainLink]:
-    """Return the chain of outcomes, from the one that `peer` owes us to that of the executor's
-    colony.
+    """Return the chain of outcomes, from the one that `peer` owes us to the executor's.
 
     `me` are our own ids. `ids` returns all ids of another colony, which may have changed its key.
     The chain ends with the first outcome that cannot be read.

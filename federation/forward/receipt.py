@@ -46,9 +46,7 @@ class ReceiptRecord(msgspec.Struct, frozen=True):
     left: int = 0
 
     def concerns(self, opened: VerifiedMessage) -> bool:
-        """Return whether it decides about a submission: a refusal decides about the same bytes
-        only.
-        """
+        """Return whether it decides about a submission; a refusal: about the same bytes only."""
         return self.kept is None or self.digest == opened.digest
 
 

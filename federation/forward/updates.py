@@ -114,9 +114,7 @@ def lines_of(logs: Sequence[Log]) -> tuple[list[Line], bool]:
 
 
 def added_after(process: Process, known: int) -> tuple[list[Extra], int, bool]:
-    """Return the attributes added after the first `known`, their new count, and whether there are
-    more.
-    """
+    """Return the attributes after the first `known`, their new count, and if there are more."""
     given = process.spec.env or {}
     mine = [
         each for each in process.attributes if each.attributetype != _ENV or each.key not in given

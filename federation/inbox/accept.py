@@ -320,8 +320,7 @@ class Inbox:
         opened: VerifiedMessage,
         request: OriginRequest | None = None,
     ) -> bytes:
-        """Return the first receipt again, unless its time is in the future: our clock was ahead
-        then.
+        """Return the first receipt again; a new one if its time is in the future by our clock.
 
         A receipt of an earlier release does not name its `request`; then return a new one that
         does.
@@ -402,9 +401,7 @@ class Inbox:
         return answer
 
     async def _prevent(self, opened: VerifiedMessage, wish: Cancel) -> tuple[bytes, bool]:
-        """Store a record so that a process never starts. Return the receipt, and whether a record
-        is new.
-        """
+        """Store a record so that a process never starts. Return the receipt, and if it is new."""
         client, keys = self.context.client, self.context.keys
         key, peer = keys.receipt_record(opened.issuer, wish.pid), keys.peer(opened.issuer)
         if client.pressure.refuses(Need.WORKS) and await client.get(key) is None:

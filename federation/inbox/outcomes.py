@@ -184,9 +184,7 @@ class OutcomeQueue:
         return self.context.signer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
 
     async def _carry(self, process: Process, outcome: Outcome) -> Outcome:
-        """Return a relay's outcome with the outcome that it received itself, for the origin to
-        check.
-        """
+        """Return a relay's outcome with the one that it received, for the origin to check."""
         found = await self.context.client.get(self.context.keys.proof(process.processid))
         if found is None:
             return outcome

@@ -40,8 +40,7 @@ class ReceivedProcess(msgspec.Struct, frozen=True):
 
 @dataclass
 class UpdatePublisher:
-    """Builds updates. `update_consumer` has the updates of processes that went on to another
-    colony.
+    """Builds updates. `update_consumer` has those of processes that we passed on.
 
     `members` have the names of our executors; without them, executors are named by id.
     """
@@ -203,9 +202,7 @@ class UpdatePublisher:
     async def _said(
         self, follow: Follow, process: Process
     ) -> tuple[list[Said], dict[str, int], bool]:
-        """Return messages for the initiator, the new place in each channel, and whether there are
-        more.
-        """
+        """Return messages for the initiator, new places by channel, and whether there are more."""
         said: list[Said] = []
         heard: dict[str, int] = {}
         size = 0

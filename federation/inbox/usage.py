@@ -31,9 +31,7 @@ class UsageScan:
     outcome_queue: OutcomeQueue
 
     async def take(self, now: int) -> None:
-        """Count the usage of each colony, without what has expired at `now` (seconds). Raises
-        EtcdError.
-        """
+        """Count each colony's usage, without what expired at `now` (seconds). Raises EtcdError."""
         listed: dict[str, StorageUsage] = {}
         self.peer_quotas.begin()
         gone: list[tuple[KeyValue, ReceiptRecord]] = []

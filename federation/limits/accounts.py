@@ -179,8 +179,7 @@ class PeerQuotas:
         self._count(peerid, 0, -size)
 
     def tombstone(self, peerid: str, size: int) -> Refusal | None:
-        """Reserve room for the record of a process that never came, limited by the submissions'
-        rate.
+        """Reserve room for the record of a process that never came, at the rate of submissions.
 
         As `take`.
         """

@@ -92,9 +92,7 @@ class Bootstrap:
                     await event.wait()
 
     def _probe_heard(self, now: float) -> float:
-        """Probe announced peers, each at most once in `_PROBE_S`; return the seconds until the
-        next.
-        """
+        """Probe announced peers, each at most once in `_PROBE_S`; return seconds to the next."""
         for peerid in list(self._again):
             if self.context.peers.state(peerid) != TRUSTED:
                 self._again.discard(peerid)

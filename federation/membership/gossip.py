@@ -206,9 +206,7 @@ class Gossip:
     # -- exchanging ------------------------------------------------------------------------
 
     async def exchange_forever(self, connection: PeerConnection, back: WakeUp) -> None:
-        """Exchange introductions with one peer, until cancelled; `back` wakes when the peer is
-        back.
-        """
+        """Exchange introductions with one peer, until cancelled; `back`: the peer is back."""
         if self.mode == "off":
             await trio.sleep_forever()
         wakeup = self._wakeups[connection.id]

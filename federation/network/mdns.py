@@ -308,9 +308,7 @@ class MdnsResponder:
     # -- hearing -------------------------------------------------------------------------
 
     def look(self, zc: Zeroconf, name: str, *, ask: bool = True) -> None:
-        """Put the known addresses of a name into the queue. It runs on the responder's threads, and
-        never waits.
-        """
+        """Put the known addresses of a name into the queue; it never waits."""
         if self._closed or self._queue.flooded or _INSTANCE.fullmatch(name) is None:
             return
         try:

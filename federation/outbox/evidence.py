@@ -37,8 +37,7 @@ class EvidenceHop(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A finished forward, and the request for a process of another colony. In JSON, bytes are
-    base64.
+    """A finished forward, and the request of another colony. In JSON, bytes are base64.
 
     `outcome` is the peer's envelope, `publickey` the key that signed it. `colony` holds our own
     ids, `beyond` the colonies beyond the peer that the process was meant for. `chain` lists all
@@ -83,8 +82,7 @@ def beyond(context: Context, process: Process, peer: str) -> list[str]:
 def meant(
     context: Context, process: Process, forward: Forward | None, wanted: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return the ids, by name, that the colonies of a target may have; without colonies unknown to
-    us.
+    """Return the ids, by name, that the colonies of a target may have; without unknown ones.
 
     The ids are those trusted under these names when the submission was signed, else those trusted
     now. A process of another colony has ids only where its target has ids: its origin alone says

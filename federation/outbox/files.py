@@ -133,9 +133,7 @@ class FileTransfer:
         return self.context.signer.seal(Kind.CHUNK, opened.issuer, answer)
 
     async def _sent(self, peerid: str, fetch: Fetch) -> Forward | None:
-        """Return the forward that a fetch is for, which another daemon of this colony may have
-        sent.
-        """
+        """Return the forward of a fetch, which another daemon of this colony may have sent."""
         entry = self.outbox.entries.get(fetch.pid)
         if entry is not None and _is_for(entry.forward, peerid, fetch):
             return entry.forward

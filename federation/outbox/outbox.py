@@ -150,9 +150,7 @@ class Outbox:
         )
 
     def cancelling(self, process: Process) -> Addition:
-        """Return the entry that tells the peer to cancel; or, if nothing was ever sent, its
-        removal.
-        """
+        """Return the entry that tells the peer to cancel; or the removal of one never sent."""
         key = self.context.keys.forward(process.peer, process.processid)
         entry = self.entries.get(process.processid)
         if entry is not None and entry.forward.peer != process.peer:
@@ -185,9 +183,7 @@ class Outbox:
         self.look_for(process.processid, process.peer)
 
     def look_for(self, processid: str, peerid: str) -> None:
-        """Schedule a read of the outbox entry of (process, peer), which another daemon may have
-        written.
-        """
+        """Schedule a read of the entry of (process, peer), which another daemon may have written."""
         self.stale[processid, peerid] = None
         self.wakeup(peerid).wake()
 

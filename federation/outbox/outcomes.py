@@ -215,8 +215,7 @@ class OutcomePoller:
         sealed: bytes,
         forward: Forward | None,
     ) -> Outcome:
-        """Return the outcome with the executor colony's output, each signature of its chain
-        verified.
+        """Return the outcome with the executor colony's output, every signature verified.
 
         Each outcome of the chain has to answer the very submission of the `forward`; without a
         forward, no process waits for the outcome. An invalid chain is the peer's fault, and ends

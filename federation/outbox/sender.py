@@ -246,8 +246,7 @@ class Sender:
     async def _envelope(
         self, connection: PeerConnection, forward: Forward
     ) -> tuple[bytes, dict[str, list[str]]]:
-        """Return the signed submission, or b"" if the process is gone. Its bytes never change
-        again.
+        """Return the signed submission; b"" if the process is gone. It never changes again.
 
         The second value holds, by name, the ids of the colonies beyond the peer that we know.
         """

@@ -100,9 +100,7 @@ class UpdateConsumer:
         return [pid for pid, (each, _) in self.known.items() if each.tail and each.peer == peerid]
 
     def wanted(self, peerid: str, wait: int) -> tuple[list[Follow], bool, int]:
-        """Return what to ask a peer about, whether that is all, and the seconds that a poll may
-        wait.
-        """
+        """Return what to ask a peer about, whether that is all, and the seconds of the poll."""
         if self.full:
             return [], False, wait
         pids = [

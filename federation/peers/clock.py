@@ -39,8 +39,7 @@ class ClockReading(msgspec.Struct, frozen=True):
 
 
 def read(told: int, latest: int, sent: float, received: float) -> ClockReading:
-    """Return the reading from an answer: its times, and when we sent the request and got the
-    answer.
+    """Return the reading of an answer: `told` and `latest`, `sent` by us, and `received` by us.
 
     All are seconds since the epoch. `latest` is 0 if the peer remembers no later time.
     """

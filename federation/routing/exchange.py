@@ -43,8 +43,7 @@ log = get_logger("capabilities")
 
 @dataclass
 class Exchange:
-    """Exchanges statements. Without `members` we offer nothing; once `drain` is set we accept
-    nothing.
+    """Exchanges statements. Without `members` we offer nothing; after `drain` we accept none.
 
     Numbers of statements start from our card's sequence number, which is larger at each start.
     """
@@ -132,9 +131,7 @@ class Exchange:
         self._told[peerid] = (self.context.clock.steady(), said)
 
     def look(self) -> None:
-        """Wake the exchanges with peers for which our offer changed much. Call it about once a
-        second.
-        """
+        """Wake the exchanges for which our offer changed much. Call it about once a second."""
         for peerid, (at, said) in list(self._told.items()):
             if self.context.clock.steady() - at >= _LEAST and not same(
                 said, self.statement(peerid)

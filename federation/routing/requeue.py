@@ -1,5 +1,4 @@
-"""The requeuer: finds processes in our own queue that a route sends to a peer by now, and sends
-them.
+"""The requeuer: sends processes from our own queue to peers when their routes say so.
 
 `router` decides where. Each move is one transaction that compares what was read.
 """
@@ -41,8 +40,7 @@ log = get_logger("router")
 
 @dataclass
 class _QueuedProcess:
-    """A process in our queue that a route may send away. `since` in Unix ns, `after` in trio's
-    time.
+    """A process in our queue that a route may send away. `since` is Unix ns, `after` trio's.
 
     All fields are valid for the queue key of this `revision`. `path` are the colonies that had the
     process before it came here.

@@ -101,9 +101,7 @@ class Router:
         return ""
 
     def _barring(self, tried: Sequence[FailedAttempt]) -> dict[str, str]:
-        """Return the peers not to try again, with reasons: one not reached may be, after a new
-        statement.
-        """
+        """Return the peers not to try again, with reasons. A new statement allows a new try."""
         barring: dict[str, str] = {}
         for each in tried:
             statement = self.capability_cache.get(each.peer)
@@ -169,8 +167,7 @@ class Router:
     # -- after a refusal -----------------------------------------------------------------------
 
     def elsewhere(self, process: Process, effect: Effect) -> Reroute | None:
-        """Return the new place of a process that its peer surely will not run; None if it has to
-        fail.
+        """Return the new place of a process that its peer will not run; None if it has to fail.
 
         It is the next peer of a route, else our own queue if an executor here may take the process.
         """

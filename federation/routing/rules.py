@@ -147,9 +147,7 @@ class RouteReport:
 
 @dataclass(frozen=True)
 class RouteDecision:
-    """The reports of the routes, the one that decides (if any), and why the process stays (if
-    none).
-    """
+    """The reports of the routes, the one that decides, or why the process stays."""
 
     reports: Sequence[RouteReport]
     report: RouteReport | None = None
@@ -275,8 +273,7 @@ def decide(
     *,
     thorough: bool = False,
 ) -> RouteDecision:
-    """Return the decision: the first route that matches, whose time has come, and that has a
-    colony.
+    """Return the decision: the first route that matches, is due, and has a colony.
 
     With `thorough` there are reports of every route, else only of those up to that one.
     """

@@ -109,9 +109,7 @@ class NodeExtension(Hooks):
         return self.inbox.removable(process)
 
     async def record(self, process: Process) -> dict[str, Any]:
-        """Return the evidence of a process's run at its peer, with all signed messages. Raises
-        EtcdError.
-        """
+        """Return the evidence of a process's run at its peer, all signed. Raises EtcdError."""
         told = await testimony.gather(self.outbox.context, process)
         kept: dict[str, Any] = msgspec.to_builtins(told, builtin_types=(bytes,)) if told else {}
         return kept
@@ -127,17 +125,13 @@ class NodeExtension(Hooks):
         await self.sender.clock_set(by, before)
 
     def submitted(self, process: Process) -> None:
-        """Wake the sender. If the peer was blocked meanwhile, end the process as the block ends
-        others.
-        """
+        """Wake the sender. If the peer was blocked meanwhile, wake the revocation."""
         self.outbox.touched(process)
         if self.peers.state(process.peer) == BLOCKED:
             self.revocation.begin()
 
     def progressed(self, process: Process) -> None:
-        """Wake the poll of the origin, and the channel sender of the peer, after an update of a
-        process.
-        """
+        """Wake the origin's poll and the peer's channel sender after an update of a process."""
         if process.origin and process.notify:
             self.inbox.outcome_queue.progressed(process)
         if process.peer:

@@ -34,9 +34,7 @@ class Janitor:
                     break
 
     async def _sweep_page(self, prefix: str) -> bool:
-        """Sweep one page. Return False after the last page; the next call starts again at the
-        first.
-        """
+        """Sweep one page. Return False after the last one; then it starts again at the first."""
         start = self._places.get(prefix)
         listing = await self.context.client.range(
             prefix, limit=self.page, start=start, keys_only=True

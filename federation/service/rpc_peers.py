@@ -39,9 +39,7 @@ class PolicyRequest(msgspec.Struct):
     change: dict[str, Any] | None = None
 
     def over(self, present: Policy) -> Policy | None:
-        """Return the wanted policy, given the `present` one; None if the request has none. Raises
-        Invalid.
-        """
+        """Return the wanted policy; None if the request has none. Raises Invalid."""
         if self.policy is None and not self.change:
             return None
         try:
@@ -241,9 +239,7 @@ def left_view(federation: Federation, peerid: str) -> dict[str, int]:
 
 
 def clock_view(clock: PeerClock) -> dict[str, Any] | None:
-    """Return how many seconds a peer's clock is ahead of ours, to `within` seconds; None if
-    unknown.
-    """
+    """Return a peer's clock: how many seconds ahead of ours, `within` how many; or None."""
     reading = clock.reading
     if reading is None:
         return None

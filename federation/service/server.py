@@ -83,9 +83,7 @@ class Server:
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
     def _signed(self, refusal: Refusal, request: Request) -> bytes:
-        """Return a refusal signed by us, with which the origin may send the process to another
-        colony.
-        """
+        """Return our signed refusal, with which the origin may reroute the process."""
         if request.method != "POST" or request.path not in (*SIGNED, *_FORMER[:1]):
             return b""
         try:

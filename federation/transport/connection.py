@@ -80,9 +80,7 @@ class Guide(Protocol):
         return
 
     def headers(self, body: bytes) -> Mapping[str, str]:
-        """Return the HTTP headers for a message, which the server reads before it checks the
-        signature.
-        """
+        """Return HTTP headers, which the server reads before it checks the signature."""
         return {}
 
     async def ways(self, address: str) -> list[str]:
@@ -183,9 +181,7 @@ class PeerConnection:
 
     @property
     def unheard(self) -> bool:
-        """Return whether a mailbox may keep our message, with no recent sign that the peer is
-        there.
-        """
+        """Return whether a mailbox may keep our message for a peer that may be away."""
         quiet = self.signer.clock.seconds - self.entry.lastseen > _HEARD or bool(self.entry.error)
         return quiet and self.guide.around() is not None
 
@@ -262,9 +258,7 @@ class PeerConnection:
 
     @property
     def highest(self) -> float:
-        """Return the latest time that we remember, by the clock that this peer signs with, in
-        seconds.
-        """
+        """Return the latest time that we remember, in seconds of this peer's signing clock."""
         return self.signer.clock.floor + self.seconds - self.signer.clock.seconds
 
     def seal(
@@ -341,9 +335,7 @@ class PeerConnection:
         return self._opened(data, kind, self.seconds, self.highest)
 
     def _open_now(self, data: bytes, kind: Kind) -> VerifiedMessage:
-        """Return an answer that repeats a part of our request; so it is fresh, and its time is not
-        checked.
-        """
+        """Return an answer that repeats a part of our request, which proves that it is fresh."""
         issued = inspect(data, limit=SIZES[kind].bytes).issued
         return self._opened(data, kind, issued, 0)
 

@@ -151,8 +151,7 @@ class Mailbox:
         ]
 
     async def collect(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """Take the answers that a colony brings. Return messages for it, and wait if there are
-        none.
+        """Take a colony's answers. Return messages for it, and wait if there are none.
 
         A request without a wait only brings answers.
         """
@@ -189,9 +188,7 @@ class Mailbox:
         return found
 
     def _answered(self, queue: _MailboxQueue, reply: Reply) -> None:
-        """Add a part to an answer. Too large a part, or too much at once, makes the answer a
-        failure.
-        """
+        """Add a part to an answer. Too large a part, or too many bytes in all, fails the answer."""
         held = queue.held.get(reply.id)
         if held is None or held.done.is_set():
             return

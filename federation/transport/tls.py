@@ -30,8 +30,7 @@ __all__ = [
 
 
 async def fetch_certificate(host: str, port: int, *, timeout: float = 5.0) -> bytes:
-    """Return the DER of the certificate shown at `host`. It only does the handshake: no byte is
-    sent.
+    """Return the DER of the certificate shown at `host`, by a handshake alone: no byte is sent.
 
     The handshake takes at most `timeout` seconds. Raises TlsError, which names the address.
     """

@@ -103,9 +103,7 @@ def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
 
 
 def is_name(text: str) -> bool:
-    """Return whether a colony may have this name; words for other things (`*`, `any`, `a/b`) are
-    none.
-    """
+    """Return whether a colony may have this name; `*`, `any`, `a/b` mean other things."""
     return valid_name(text) and text != _ANY
 
 

@@ -15,8 +15,7 @@ from federation.wire.sizes import SIZES
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A path for one kind. `action` gets a verified message and its bytes, and returns a signed
-    answer.
+    """A path for one kind. `action` takes a verified message and its bytes; returns an answer.
 
     `knock` is for messages that any colony may send. Before any check, it gets the sender's
     address, the header KNOCK and the body, and may raise Refusal. `keep` is called when a message

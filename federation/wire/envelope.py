@@ -157,8 +157,7 @@ def seal(
 
 
 def inspect(data: bytes, *, limit: int) -> UnverifiedMessage:
-    """Return the fields of a message, after checks of size (`limit` in bytes), structure and
-    algorithm.
+    """Return the fields of a message after checks of size (bytes), structure, algorithm.
 
     Nothing in them is proven. Raises Rejected: too_large, malformed, bad_algorithm.
     """

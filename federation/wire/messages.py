@@ -171,8 +171,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Submit(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A request to run a process: `pid` is the sender's process id, `spec` the function spec as
-    JSON.
+    """A request to run a process: `pid` is the sender's process id, `spec` its spec as JSON.
 
     `hops` is how many hops the origin allows, `path` the ids of the colonies before the sender. A
     relay has no spec of its own: `inner` is the signed submission that it received, `target` the
@@ -311,8 +310,7 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 class Poll(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A request for outcomes, which may wait up to `wait` seconds; `ack` lists outcomes already
-    stored.
+    """A request for outcomes, which may wait `wait` seconds; `ack` lists those stored.
 
     It also asks for updates of the processes in `follow`. `whole`: these are all that the sender
     has at the receiver.
@@ -325,8 +323,7 @@ class Poll(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcomes(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Signed outcomes, some of those owed; and, if asked for, `news`: updates, each encoded for
-    itself.
+    """Signed outcomes, some of those owed; and, if asked for, `news`: encoded updates.
 
     `cut`: there may be more updates than fit.
     """
@@ -387,9 +384,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class Introduction(msgspec.Struct, frozen=True):
-    """The signed card of a colony that the sender trusts. `hops`: 1 if the sender's owner decided
-    so.
-    """
+    """The signed card of a trusted colony. `hops`: 1 if the sender's owner decided so."""
 
     card: Annotated[bytes, msgspec.Meta(max_length=8192)]
     hops: Annotated[int, msgspec.Meta(ge=1, le=DEEPEST)]
@@ -420,9 +415,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Collect(msgspec.Struct, frozen=True):
-    """A poll of a mailbox: a request for parcels, which may wait `wait` seconds, and replies to
-    earlier ones.
-    """
+    """A poll of a mailbox, which may wait `wait` seconds, with answers to earlier parcels."""
 
     wait: Wait
     answers: Annotated[list[Reply], msgspec.Meta(max_length=16)]
