@@ -183,7 +183,7 @@ class Outbox:
         self.look_for(process.processid, process.peer)
 
     def look_for(self, processid: str, peerid: str) -> None:
-        """Schedule a read of the entry of (process, peer), which another daemon may have written."""
+        """Schedule a read of the entry of (process, peer); another daemon may have written it."""
         self.stale[processid, peerid] = None
         self.wakeup(peerid).wake()
 
