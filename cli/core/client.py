@@ -37,9 +37,13 @@ _RESEND_PAUSE = 0.2  # seconds before the first repeat of an envelope; doubles
 class NoEnvelope(RpcError):
     """Something that is no Colonies server answered, or a proxy before one."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{message} (status {status})")
-        self.status, self.message = status, message
+    @classmethod
+    def of(cls, status: int, message: str) -> NoEnvelope:
+        """Return the error of a reply; it is of the class that its status means, too."""
+        kinds = (cls, type(of_status(status, message)))
+        error: NoEnvelope = type(cls.__name__, kinds, {})(message)
+        error.status = status
+        return error
 
 
 class Unreachable(Exception):
@@ -259,7 +263,7 @@ def decode(payloadtype: str, status: int, body: bytes) -> Any:
         failed = bool(envelope.get("error")) or envelope.get("payloadtype") == "error"
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
         code = status if status >= 400 else 502
-        raise NoEnvelope(code, f"{payloadtype}: the reply is not a Colonies envelope") from None
+        raise NoEnvelope.of(code, f"{payloadtype}: the reply is not a Colonies envelope") from None
     if not failed and status < 400:
         return payload
     message = payload.get("message") if isinstance(payload, dict) else None

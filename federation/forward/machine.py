@@ -340,17 +340,17 @@ def unsent(forward: Forward, error: str) -> Forward:
     return _move(forward, event, sent=sent, firstsent=first, lasterror=error).forward
 
 
-def untimely(forward: Forward, error: str, signed: bool, early: bool) -> Forward:
+def untimely(forward: Forward, error: str, signed: bool) -> Forward:
     """Return the forward after the peer's clock found its copy too early or too late.
 
-    The next copy is signed with new times if the peer `signed` the refusal and took no other copy.
-    It took none if no other was sent. It took none either if the copy is `early`, so from the
-    future for the peer: all copies have the same times, and the clock by which a colony judges only
-    goes forward. Otherwise the bytes stay the same, as an earlier copy may have arrived.
+    The next copy is signed with new times if the peer `signed` the refusal and no other copy was
+    sent. Otherwise the bytes stay the same, as an earlier copy may have arrived. That is so for a
+    copy from the future, too: the peer's clock may have been set back, or a mailbox may hold the
+    earlier copy.
     """
-    if not signed or (forward.sent > 1 and not early):
+    if not signed or forward.sent > 1:
         return lost(forward, error)
-    return _unsealed(unsent(msgspec.structs.replace(forward, sent=1), error))
+    return _unsealed(unsent(forward, error))
 
 
 def lost(forward: Forward, error: str) -> Forward:

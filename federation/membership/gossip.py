@@ -228,10 +228,10 @@ class Gossip:
             opened, _ = await connection.post("/v1/introductions", body, Kind.INTRODUCTIONS)
             if self.context.peers.state(connection.id) == TRUSTED:
                 await self._hear(connection.id, opened.wire, load(opened.payload, Introductions))
-        except RemoteRefusal as error:
-            log.debug("peer introduces nobody", peer=connection.id, code=error.code)
-            return _OLD if error.code == "not_found" else _AWAY
         except (TransportError, Rejected, EtcdError, RpcError) as error:
+            if isinstance(error, RemoteRefusal) and error.final:
+                log.debug("peer introduces nobody", peer=connection.id, code=error.code)
+                return _OLD if error.code == "not_found" else _AWAY
             log.debug("no introductions", peer=connection.id, error=error)
             return _AWAY
         return 0.0

@@ -41,6 +41,10 @@ class _Inviter(Guide):
         """Return the proof of the secret: with it, the message does not queue with strangers'."""
         return {KNOCK: f"{self.name} {tokens.knock(self.key, body).hex()}"}
 
+    async def ways(self, address: str) -> list[str]:
+        """Return the address: the owner gave the invitation."""
+        return [address]
+
     async def renew(self, address: str) -> None:
         """Refuse any other certificate. Raises Unsent."""
         raise Unsent(f"{address}: shows another certificate than the invitation says")

@@ -25,7 +25,7 @@ from federation.limits.decoding import load_large
 from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
 from federation.transport.connection import PeerConnection
-from federation.transport.errors import TransportError
+from federation.transport.errors import RemoteRefusal, TransportError
 from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, VerifiedMessage, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load
@@ -157,8 +157,8 @@ class FileTransfer:
         try:
             return await _ask(connection, before.pid, before.attempt, fetch.checksum, fetch.offset)
         except TransportError as error:
-            if error.final:
-                raise Refusal(404, "file_gone", str(error)) from None
+            if isinstance(error, RemoteRefusal) and error.final:
+                raise Refusal(404, "file_gone", error.message) from None
             raise Refusal(503, "busy", str(error)[:200], again=2) from None
 
     # -- at the executor's colony ------------------------------------------------------------

@@ -138,6 +138,8 @@ class Sender:
     async def _deliver(self, connection: PeerConnection, entry: OutboxEntry) -> None:
         """Send one message of one forward. Any error concerns this forward only."""
         try:
+            if not entry.to_send:
+                return  # a receipt that another daemon got came in since it was planned
             if entry.forward.state == machine.ForwardState.CANCELLING:
                 await self._send_cancel(connection, entry)
             else:
@@ -220,8 +222,7 @@ class Sender:
         """Record that a copy got no receipt, and may still get one."""
         text, proof = str(error), error.proof if isinstance(error, RemoteRefusal) else Proof.NONE
         if isinstance(error, RemoteRefusal) and error.reason is Reason.UNTIMELY:
-            early = error.code == "not_yet_valid"
-            after = machine.untimely(forward, text, proof.certain, early)
+            after = machine.untimely(forward, text, proof.certain)
             await self.outbox.save(entry, after, forward)
         elif isinstance(error, Unsent) or proof.certain:
             await self.outbox.save(entry, machine.unsent(forward, text), forward)
@@ -318,7 +319,7 @@ class Sender:
         await self.outbox.refresh_all()
         now = self._late()
         for entry in list(self.outbox.entries.values()):
-            if entry.busy:
+            if entry.busy or self.outbox.entries.get(entry.forward.processid) is not entry:
                 continue
             peer = self.context.peers.get(entry.forward.peer)
             name, problem = (

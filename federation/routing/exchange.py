@@ -190,10 +190,10 @@ class Exchange:
         try:
             opened, _ = await connection.post("/v1/capabilities", sealed, Kind.CAPABILITIES)
             self.capability_cache.take(connection.id, load(opened.payload, Capabilities))
-        except RemoteRefusal as error:
-            log.info("peer tells nothing", peer=connection.id, code=error.code)
-            return _OLD if error.code == "not_found" else _AWAY
         except (TransportError, Rejected) as error:
+            if isinstance(error, RemoteRefusal) and error.final:
+                log.info("peer tells nothing", peer=connection.id, code=error.code)
+                return _OLD if error.code == "not_found" else _AWAY
             log.debug("no statement", peer=connection.id, error=error)
             return _AWAY
         self._remember(connection.id, said)

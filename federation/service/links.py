@@ -55,9 +55,9 @@ class PeerGuide(Guide):
             await successions.follow(self.context.peers, successors, self.context.clock.seconds)
         except Refusal as error:
             log.warning("succession refused", why=error)
-            raise Rejected("unknown_issuer", str(error)) from None
+            raise Rejected("unknown_issuer", error.message) from None
 
-    async def reachability(self, address: str) -> list[str]:
+    async def ways(self, address: str) -> list[str]:
         """Return where an address leads. An address that the owner configured is not checked.
 
         Raises Unsent.

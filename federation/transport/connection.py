@@ -6,6 +6,7 @@ The callers decide when to send which message, and what an answer means. `servic
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -61,7 +62,7 @@ class PeerResponse(msgspec.Struct, frozen=True):
 class Guide(Protocol):
     """What a connection asks and tells about its peer; the parts that know the peer stand above it.
 
-    The defaults here are for a peer that is reached at its addresses as they stand.
+    The defaults are for a peer without a mailbox, whose clock and keys are as we know them.
     """
 
     async def renew(self, address: str) -> None:
@@ -83,9 +84,9 @@ class Guide(Protocol):
         """Return HTTP headers, which the server reads before it checks the signature."""
         return {}
 
+    @abstractmethod
     async def ways(self, address: str) -> list[str]:
         """Return the addresses that an address leads to and that we may try. Raises Unsent."""
-        return [address]
 
 
 @dataclass

@@ -240,8 +240,8 @@ async def pass_on(
     except RemoteRefusal as error:
         if error.reason is not Reason.LATER:
             raise Lost(f"its mailbox: {error}") from None
-        told = f"its mailbox: {error.message}"
-        raise RemoteRefusal(error.code, told, Reason.LATER, seconds=error.seconds) from None
+        code = f"its mailbox: {error.code}"
+        raise RemoteRefusal(code, error.message, Reason.LATER, seconds=error.seconds) from None
     except Rejected as error:
         raise Lost(f"its mailbox: {error}") from None
     return PeerResponse(passed.status, passed.after, passed.data, brought=True)

@@ -22,7 +22,7 @@ from node.blueprints.rules import (
 from node.etcd.batch import read
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Present
-from node.model.codec import unpack
+from node.model.codec import unpack, whole_spec
 from node.model.errors import NotFound
 from node.model.types import Colony, FunctionSpec, Process
 from node.processes.service import Processes
@@ -126,7 +126,7 @@ class Reconciliation:
         nextrun, window = next_run(cron, self.now(), self.crons.local, self.crons.dice)
         cron = msgspec.structs.replace(cron, nextrun=nextrun, window=window)
         spec = reconcile_call(definition, location, {"kind": kind})
-        workflow = {"colonyname": colony, "functionspecs": [spec]}
+        workflow = {"colonyname": colony, "functionspecs": [whole_spec(spec)]}
         draft.join(cron_store.add(cron, msgspec.json.encode(workflow).decode()))
         return [lambda revision: self.crons.index.learn(own, cron, revision)]
 

@@ -253,7 +253,14 @@ class Files:
 
         hosted = [Present(keys.colony(colony))]
         try:
-            await update(self.client, key, Holding, held, what="checksum", compare=hosted)
+            await update(
+                self.client,
+                key,
+                Holding,
+                held,
+                what="checksum: the record of its bytes",
+                compare=hosted,
+            )
         except Unmet:
             raise NotFound(f"colony {colony} is not hosted here") from None
 

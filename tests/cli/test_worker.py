@@ -278,6 +278,39 @@ async def test_named_arguments_that_the_kernel_does_not_take_are_named() -> None
     assert (await run_command("true", [], {"COLONYD_KWARGS": "x" * 131_056})).ok
 
 
+@pytest.mark.parametrize("status", [400, 413])
+async def test_an_output_that_a_proxy_refuses_fails_the_process(
+    server: ColonyServer, client: Client, tmp_path: Path, status: int
+) -> None:
+    """Its answer is a page, and says the same; the process must not run again."""
+    queue = Queue(server)
+    processid = queue.add("f")
+
+    def refuse(payload: dict[str, object], caller: str) -> None:
+        raise Refuse(status, "nginx", page=True)
+
+    server.answers["closesuccessfulmsg"] = refuse
+    assert (await Rig(client, tmp_path / "r", "failed", f="echo a").run())[-1] == "failed"
+    assert queue.processes[processid]["state"] == 3
+
+
+async def test_a_proxy_without_its_server_is_waited_for(
+    server: ColonyServer, client: Client, tmp_path: Path
+) -> None:
+    queue, pages = Queue(server), [503, 404, 502]
+    processid = queue.add("f")
+    assign = server.answers["assignprocessmsg"]
+
+    def away(payload: dict[str, object], caller: str) -> object:
+        if pages:
+            raise Refuse(pages.pop(), "nginx", page=True)
+        return assign(payload, caller)
+
+    server.answers["assignprocessmsg"] = away
+    await Rig(client, tmp_path / "r", "successful", f="echo a").run()
+    assert queue.processes[processid]["state"] == 2
+
+
 async def test_a_refused_output_fails_the_process_with_the_reason(
     server: ColonyServer, client: Client, tmp_path: Path
 ) -> None:

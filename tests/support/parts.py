@@ -44,6 +44,10 @@ class Led(Guide):
         """Raise Unsent."""
         raise Unsent(address)
 
+    async def ways(self, address: str) -> list[str]:
+        """Return the address."""
+        return [address]
+
     def around(self) -> Carrier | None:
         """Return the carrier."""
         return self.carrier

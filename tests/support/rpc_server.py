@@ -21,12 +21,13 @@ Answer = Callable[[dict[str, Any], str], Any]
 
 
 class Refuse(Exception):
-    """An answer that is an error envelope."""
+    """An answer that is an error envelope, or the `page` of a proxy."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, page: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.page = page
 
 
 class ColonyServer:
@@ -103,6 +104,8 @@ class ColonyServer:
                 raise Refuse(403, f"{kind} is unknown")
             return kind, 200, seal(kind, self.answers[kind](payload, caller), False)
         except Refuse as refusal:
+            if refusal.page:
+                return kind, refusal.status, f"<html>{refusal.message}</html>".encode()
             failure = {"status": refusal.status, "message": refusal.message}
             return kind, refusal.status, seal("error", failure, True)
 

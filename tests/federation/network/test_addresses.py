@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from federation.network.addresses import is_loopback, problem_of
 from federation.network.interfaces import Network, survey
 from federation.network.mdns import sightings
+from federation.service.main import Federation
 from federation.transport.dial import find
 from federation.transport.errors import Unsent
 from federation.transport.resolve import ways_to
+from tests.support.colonies import world
 from tests.support.daemons import Daemon, free_port, until
 from tests.support.lying_servers import LyingColony, knows
 
@@ -61,6 +64,24 @@ async def test_what_leads_inward_is_in_no_card_and_no_announcement(host: str) ->
     place = f"[{host}]:50081" if ":" in host else f"{host}:50081"
     with pytest.raises(Unsent, match="is not tried"):
         await ways_to(place, HOME, NAMES)
+
+
+async def test_a_colony_asks_that_of_every_address_of_a_peer(tmp_path: Path) -> None:
+    """Unless its owner gave the address."""
+    async with world(tmp_path, ("ant", "bee")) as colonies:
+        ant, bee = colonies["ant"], colonies["bee"]
+        await ant.trust(bee)
+        entry = ant.fed.peers.known[bee.key.id]
+        place = "169.254.169.254:80"
+        with pytest.raises(Unsent, match="is not tried"):
+            await ant.fed.guide_to(entry).ways(place)
+        entry.peer = msgspec.structs.replace(entry.peer, endpoints=[place])
+        # As the daemon makes it, not as the colonies of these tests do.
+        connection = Federation.connection_to(ant.fed, entry)
+        with pytest.raises(Unsent, match="is not tried"):
+            await connection.connect()
+        entry.give(place)
+        assert await ant.fed.guide_to(entry).ways(place) == [place]
 
 
 @pytest.mark.parametrize("host", OUTWARD)

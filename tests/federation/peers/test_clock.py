@@ -275,7 +275,7 @@ def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
     """Any other stays the same bytes: an earlier one may have arrived."""
     forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
     once = machine.sending(forward, b"bytes", 5)
-    after = machine.untimely(once, "late", True, False)
+    after = machine.untimely(once, "late", True)
     assert (after.state, after.envelope, after.sent, after.lasterror) == (
         ForwardState.QUEUED,
         b"",
@@ -284,18 +284,9 @@ def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
     )
     twice = machine.sending(once, b"bytes", 6)
     for before, signed in ((once, False), (twice, True)):
-        after = machine.untimely(before, "late", signed, False)
+        after = machine.untimely(before, "late", signed)
         assert (after.state, after.envelope, after.sent) == (
             ForwardState.DOUBT,
             b"bytes",
             before.sent,
         )
-
-
-def test_what_is_from_the_future_was_not_taken_before() -> None:
-    """All copies have the same times, and the clock that judges them only goes forward."""
-    forward = Forward("1" * 64, "2" * 64, 1, 10, 20, 30)
-    twice = machine.sending(machine.sending(forward, b"bytes", 5), b"bytes", 6)
-    after = machine.untimely(twice, "early", True, True)
-    assert (after.state, after.envelope, after.sent) == (ForwardState.QUEUED, b"", 0)
-    assert machine.untimely(twice, "early", False, True).envelope == b"bytes"

@@ -703,4 +703,7 @@ async def test_a_crash_leaves_no_half_of_a_change(make_daemon: Callable[..., Dae
             assert {blueprint["metadata"]["name"] for blueprint in listed} == names
         crons = await user.call("getcronsmsg", colonyname="crash", count=100)
         assert {cron["name"] for cron in crons} == places
+        for cron in crons:  # with all its fields, as upstream's server tells it
+            (told,) = json.loads(cron["workflowspec"])["functionspecs"]
+            assert (told["priority"], told["conditions"]["gpu"]["count"]) == (0, 0)
         assert places
