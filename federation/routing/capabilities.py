@@ -219,7 +219,7 @@ class CapabilityCache:
             known.sent[executortype] += 1
 
     def ended(self, peerid: str, executortype: str) -> None:
-        """Uncount a process of a peer that is closed; the statement may still count it."""
+        """Uncount a closed process at a peer; the statement may still count it."""
         known = self.statements.get(peerid)
         if known is not None and known.sent[executortype] > 0:
             known.sent[executortype] -= 1

@@ -17,7 +17,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 
 @calls.row("getclockmsg", Empty, Who.OWNER, reply="{clock, latest, behind}")
 async def get_clock(federation: Federation, caller: Caller, request: Empty) -> dict[str, int]:
-    """The daemon's clock, and the latest time that it remembers."""
+    """Return the daemon's clock, and the latest time that it remembers."""
     return memory_view(federation.memory)
 
 
@@ -30,7 +30,7 @@ async def get_clock(federation: Federation, caller: Caller, request: Empty) -> d
     need=Need.FREES,
 )
 async def reset_clock(federation: Federation, caller: Caller, request: Empty) -> dict[str, int]:
-    """Forget a later time than the clock's, by which messages are judged."""
+    """Reset the latest time remembered, by which messages are judged, to the clock."""
     memory = federation.memory
     before = await memory.reset()
     await ReplayGuard(federation.client, federation.context.clock.now).forget()

@@ -30,7 +30,7 @@ from node.store import keys
 
 
 class Resolve(msgspec.Struct):
-    """End the doubt about a process."""
+    """A decision about a process in doubt."""
 
     processid: str
     decision: Literal["failed", "requeue"]
@@ -43,7 +43,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 async def get_forward(
     federation: Federation, caller: Caller, request: ProcessById
 ) -> dict[str, Any]:
-    """How far a forwarded process is, and its outcome.
+    """Return the state of a process's forward, and its outcome.
 
     Raises NotFound.
     """
@@ -186,7 +186,7 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
 
 @calls.row("resolveprocessmsg", Resolve, Who.OWNER, reply="Process", need=Need.FREES)
 async def resolve(federation: Federation, caller: Caller, request: Resolve) -> dict[str, Any]:
-    """Decide about a process in doubt: failed, or requeue it here."""
+    """End a process's doubt: fail it, or requeue it here."""
     requeue = request.decision == "requeue"
     return wire_process(
         await resolving.resolve(federation.outbox, request.processid, requeue=requeue)
@@ -197,7 +197,7 @@ async def resolve(federation: Federation, caller: Caller, request: Resolve) -> d
 async def get_origin(
     federation: Federation, caller: Caller, request: ProcessById
 ) -> list[dict[str, Any]]:
-    """The colonies that asked for a process, each verified.
+    """Return the colonies that asked for a process, each signature verified.
 
     The origin comes first. Raises NotFound.
     """

@@ -39,7 +39,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 async def get_routes(
     federation: Federation, caller: Caller, request: Empty
 ) -> list[dict[str, Any]]:
-    """The routes of the configuration."""
+    """Return the configured routes."""
     sent = federation.router.counters
     return [
         route_view(route) | {"sent": sent.get(route.number, 0)}
@@ -56,7 +56,7 @@ async def get_routes(
     reads=True,
 )
 async def explain(federation: Federation, caller: Caller, request: ExplainRoute) -> dict[str, Any]:
-    """Where a spec would go now, and why."""
+    """Return where a spec would go now, and why."""
     return explanation(federation, request.spec, request.age)
 
 
