@@ -315,7 +315,7 @@ def delay(tries: int, chance: random.Random) -> float:
 def sending(
     forward: Forward, envelope: bytes, now: int, request: OriginRequest | None = None
 ) -> Forward:
-    """Return the forward as a copy is about to leave. From now on, only an answer proves it never came.
+    """Return the forward as a copy is about to leave: from now on the copy may have arrived.
 
     `request` is what the envelope asks for, and which id signed that.
     """

@@ -40,7 +40,7 @@ from node.store.work import processes as store
 _POLL = 30  # seconds that a poll waits at the peer
 _VAIN = 5  # answers in a row that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between polls of a peer that should owe nothing
-_EVIDENCE = 65_536  # bytes of a malformed outcome that are kept as evidence
+_EVIDENCE = 65_536  # bytes of the largest malformed outcome that is kept
 
 log = get_logger("results")
 
