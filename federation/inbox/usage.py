@@ -1,6 +1,6 @@
 """The usage of the store by other colonies: counted for `limits.accounts`, expired in time.
 
-`inbox.accept`, `inbox.tombstones` and `outbox.channels` write, and decide when they may.
+`inbox.accept`, `inbox.tombstones`, `inbox.channels` and `outbox.files` write.
 """
 
 from __future__ import annotations

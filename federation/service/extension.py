@@ -84,7 +84,7 @@ class NodeExtension(Hooks):
 
     def forwarding(self, process: Process) -> Addition:
         """Return the outbox entry that joins a submission. Raises TooLarge."""
-        # A process of another colony has the largest size already, and goes on as it came.
+        # A process of another colony goes on as it came, whatever its size.
         if not process.origin and (size := forward_size(process)) > FORWARD:
             raise TooLarge(
                 f"spec: {size} bytes with arguments and input; what goes to another colony has at"

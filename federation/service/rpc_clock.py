@@ -39,7 +39,7 @@ async def reset_clock(federation: Federation, caller: Caller, request: Empty) ->
 
 
 def memory_view(memory: HighWater) -> dict[str, int]:
-    """Return our clock, the latest time remembered, and how far behind it is: in seconds."""
+    """Return our clock, the latest time remembered, and the clock's lag, all in seconds."""
     return {
         "clock": round(memory.now),
         "latest": round(memory.latest),

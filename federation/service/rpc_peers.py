@@ -63,9 +63,7 @@ class SetPolicy(PolicyRequest, kw_only=True):
 
 
 class Invite(PolicyRequest, kw_only=True):
-    """Make an invitation that is valid for `expires` seconds. Without `addresses`, it has our
-    card's.
-    """
+    """Make an invitation for `expires` seconds. Without `addresses`, it has our card's."""
 
     expires: int = 3600
     addresses: list[str] = []
