@@ -1,4 +1,4 @@
-"""Everything between colonies: envelopes, cards, discovery, trust and forwards.
+"""Federation: everything between colonies, from envelopes and cards to trust and forwards.
 
-It imports `node`; nothing in `node` knows that it exists.
+It imports `node`; `node` imports nothing of it.
 """

@@ -1,8 +1,8 @@
-"""The files that a spec's mounts need: which ones, and where a colony that was sent them has them.
+"""The files that a spec's mounts need, and where the executor's colony stores them.
 
-Values in, values out; `outbox.files` reads, fetches and stores. A mount is found here under a label
-of its own, `/forwarded/<process id>/...`, so nothing of ours is read or written by it; the spec
-that an executor gets names that label, and executors need to know nothing.
+Values in, values out; `outbox.files` reads, fetches and stores. A mount is stored here under a
+label of its own, `/forwarded/<process id>/...`, so no file of ours is read or written by it. The
+spec that an executor gets names that label, so executors need no change.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ def _bounded(mounts: list[M] | None, kind: str) -> list[M]:
 
 
 def dirs(fs: Filesystem | None) -> list[str]:
-    """The labels that a spec's directories show. Raises Invalid."""
+    """Return the labels of a spec's directories. Raises Invalid."""
     labels = [mount.label for mount in _bounded(fs.dirs if fs else None, "dirs")]
     return [normalise_label(label, "spec.fs.dirs.label") for label in labels if label]
 
 
 def snapshots(fs: Filesystem | None) -> dict[int, str]:
-    """The ids of a spec's snapshots by their places. Raises Invalid."""
+    """Return the ids of a spec's snapshots, by their places. Raises Invalid."""
     mounts = _bounded(fs.snapshots if fs else None, "snapshots")
     return {place: mount.snapshotid for place, mount in enumerate(mounts) if mount.snapshotid}
 
 
 def needs_files(fs: Filesystem | None) -> bool:
-    """Whether a spec has mounts at all. Raises Invalid."""
+    """Return whether a spec has mounts at all. Raises Invalid."""
     return bool(dirs(fs) or snapshots(fs))
 
 
 def check(files: Sequence[Carried]) -> int:
-    """The bytes that have to be fetched for these files. Raises Invalid."""
+    """Return how many bytes have to be fetched for these files. Raises Invalid."""
     if len(files) > MOST_FILES:
         raise Invalid(f"files: at most {MOST_FILES}")
     total = 0
@@ -70,23 +70,23 @@ def check(files: Sequence[Carried]) -> int:
 
 
 def label_here(pid: str, mount: str, label: str) -> str:
-    """Where a file of the process `pid` is found here."""
+    """Return the label here of a file of the process `pid`."""
     return f"{ROOT}/{pid}/{mount}{'' if label == '/' else label}"
 
 
 def file_id(pid: str, carried: Carried) -> str:
-    """The id of a file here: the same whenever it is stored."""
+    """Return the id of a file here: the same each time that the file is stored."""
     parts = "\n".join((pid, carried.mount, carried.label, carried.name))
     return hashlib.sha3_256(parts.encode()).hexdigest()
 
 
 def snapshot_id(pid: str, place: int) -> str:
-    """The id of a snapshot here."""
+    """Return the id of a snapshot here."""
     return hashlib.sha3_256(f"{pid}\nsnapshot {place}".encode()).hexdigest()
 
 
 def rewritten(fs: Filesystem | None, pid: str) -> Filesystem | None:
-    """The mounts as an executor of ours must find them. Raises Invalid."""
+    """Return the mounts with the labels that an executor of ours needs. Raises Invalid."""
     value = copy.deepcopy(fs)
     for directory in _bounded(value.dirs if value else None, "dirs"):
         if directory.label:

@@ -1,7 +1,6 @@
-"""The chain of signed outcomes from the colony that ran a process back to its origin.
+"""The chain of signed outcomes, from the colony that ran a process back to its origin.
 
-Values in, values out: outcomes are fetched, kept and acted upon by `outbox.outcomes` and
-`inbox.accept`.
+Values in, values out; `outbox.outcomes` and `inbox.accept` fetch, store and act on outcomes.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from node.model.types import State
 
 @dataclass(frozen=True)
 class ChainLink:
-    """One signed outcome of a chain; `problem` is what is wrong with it, "" for nothing.
+    """One signed outcome of a chain. `problem` is what is wrong with it, "" for nothing.
 
-    `signed` is whether the signature holds, whatever else is wrong.
+    `signed` tells whether the signature holds, whatever else is wrong.
     """
 
     issuer: str
@@ -44,16 +43,18 @@ def trace(
     ids: Callable[[str], Collection[str]] = _alone,
     request: OriginRequest | None = None,
 ) -> list[ChainLink]:
-    """Check a chain from the outcome that `peer` owes us down to that of who ran the process.
+    """Return the chain of outcomes, from the one that `peer` owes us to the executor's.
 
-    `me` are our own ids, `ids` gives those of another colony, which may have changed its key. The
-    chain ends with the first outcome of which nothing can be read. Each answers the same `request`:
-    a colony below the peer may never have seen it, and have signed for a job of the relay's own
-    under the same ids. Each fits the one above: its audience is that one's issuer, its process that
-    one's process, its state and errors the same, and only the last has the output.
+    `me` are our own ids. `ids` returns all ids of another colony, which may have changed its key.
+    The chain ends with the first outcome that cannot be read.
 
-    Without a `request`, which is not known of what ended before version 2 of the protocol, all have
-    to answer the same one.
+    Every outcome answers the same `request`: otherwise a relay could show an outcome that a colony
+    below it signed for a job of the relay's own, with the same ids. Every outcome fits the one
+    above: its audience is the issuer above, its process the process above, its state and errors are
+    the same, and only the last outcome has the output.
+
+    Without a `request` (a process that ended before version 2 of the protocol), all outcomes have
+    to answer the same request.
     """
     steps: list[ChainLink] = []
     keys = {peer: public_key} if public_key and id_of(public_key) == peer else {}
@@ -94,7 +95,7 @@ def _step(sealed: bytes, keys: dict[str, bytes]) -> tuple[ChainLink, str]:
 def _misfit(
     step: ChainLink, audience: str, audiences: set[str], above: Outcome | None, passed: set[str]
 ) -> str:
-    """What in an authentic outcome does not belong to the one above it."""
+    """Return what in an authentic outcome does not fit the outcome above it, or ""."""
     outcome = step.outcome
     assert outcome is not None
     if audience not in audiences:
@@ -130,12 +131,12 @@ def unbound(outcome: Outcome, request: OriginRequest) -> str:
 def conclusion(
     steps: list[ChainLink], wanted: list[str], known: Mapping[str, Collection[str]] | None = None
 ) -> tuple[Outcome | None, str]:
-    """The outcome of who ran it, once the chain holds; else None and why not.
+    """Return the outcome of the executor's colony if the chain is valid; else None, and why not.
 
-    `wanted` are the names or ids of colonies beyond the peer by which it should go: success comes
-    from as far as that, and from those colonies where they were named by id. `known` gives the ids
-    that a wanted colony may have: of one that the origin trusts under a name, and of one that
-    changed its key. A name that is not in it may be any colony's.
+    `wanted` are the names or ids of the colonies beyond the peer that the process had to take. A
+    success has to come from as far as that, and from those colonies that were named by id. `known`
+    holds the ids that a wanted colony may have: of a colony that the origin trusts under that name,
+    and of a colony that changed its key. A name that is not in `known` may be any colony's.
     """
     known = known or {}
     for place, step in enumerate(steps):
@@ -163,10 +164,10 @@ def _another(issuer: str, name: str, known: Mapping[str, Collection[str]]) -> st
 
 
 def carried(outcome: Outcome, below: bytes, public_key: bytes) -> Outcome:
-    """A relay's outcome with the one it came from, if that is indeed what ended the process.
+    """Return a relay's outcome with the outcome below it, if that one ended the process.
 
-    `public_key` is that of who signed the one below. What the relay itself brought about (a
-    deadline, a cancel, a refusal) it tells in its own name alone.
+    `public_key` is the key that signed the outcome below. An end that the relay itself caused (a
+    deadline, a cancel, a refusal) has no outcome below.
     """
     try:
         seen = inspect(below, limit=len(below))

@@ -1,6 +1,6 @@
-"""Messages of a channel as they cross a hop: which ones, how many at once, and what is acceptable.
+"""Messages of a channel as they cross a hop: their selection, number and limits.
 
-`inbox.updates` and `outbox.channels` send them, `outbox.updates` and `outbox.channels` store them.
+`inbox.updates` and `outbox.channels` send them, `outbox.updates` and `inbox.channels` store them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from node.store.work import channels as store
 from node.store.work.channels import ChannelEntry, ChannelHead
 from node.streams.channels import MAX_ABROAD, MAX_ENTRIES, MAX_SIZE, MAX_TYPE
 
-_MOST = 100  # messages at once
-_BYTES = 256 * 2**10  # of payload at once, unless one message is larger
+_MOST = 100  # messages in one answer or request
+_BYTES = 256 * 2**10  # bytes of payload in one answer or request, unless one message is larger
 _PAGE = 100
 
 
 async def read(
     client: EtcdClient, home: str, pid: str, name: str, start: int, but: str
 ) -> tuple[list[Said], int, bool]:
-    """Messages from place `start` on, without those by `but`, who was told to us or knows them.
+    """Return the messages from place `start` on, without those by `but`: that colony has these.
 
-    Also how many entries that covers, and whether there may be more.
+    Also return the place after the last entry read, and whether there may be more.
     """
     place = (home, pid, name)
     said: list[Said] = []
@@ -53,9 +53,9 @@ def _said(name: str, place: int, entry: ChannelEntry) -> Said:
 def entries(
     said: Sequence[Said], start: int, after: int, sender: str, now: int
 ) -> list[ChannelEntry] | None:
-    """What is stored of messages from the places `start` to before `after`; None if they can't be.
+    """Return the entries for messages from the places `start` to before `after`.
 
-    Those before `start` were stored already.
+    Messages before `start` were stored already, and are left out. None if the messages are invalid.
     """
     found: list[ChannelEntry] = []
     last = -1
@@ -73,6 +73,6 @@ def entries(
 
 
 def fits(known: ChannelHead, more: Sequence[ChannelEntry]) -> bool:
-    """Whether a channel that holds so much takes these as well."""
+    """Return whether the channel `known` has room for these entries."""
     size = known.size + sum(len(each.payload) for each in more)
     return known.count + len(more) <= MAX_ENTRIES and size <= MAX_SIZE

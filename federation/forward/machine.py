@@ -1,6 +1,6 @@
-"""A forward at its origin, as a state machine without I/O: what happened, what follows.
+"""The state machine of a forward at its origin, without I/O: events and their effects.
 
-Sending, storing and closing processes is done by `outbox.sender`; nothing here waits or writes.
+`outbox.sender` sends, stores and closes processes; nothing here waits or writes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from federation.wire.refusals import Proof
 from federation.wire.signer import cti_of
 from node.model.types import SECOND, Process
 
-# An outcome made at the last moment needs this long (ns) to come back.
+# Extra time (ns) for an outcome made at the last moment to come back.
 _GRACE = 3 * SECOND
-# How long (ns) a cancel is tried, and the outcome awaited that it leads to.
+# How long (ns) a cancel is sent, and the outcome that it leads to is awaited.
 _CANCEL_FOR = 86_400 * SECOND
 _FIRST_DELAY, _LAST_DELAY = 1.0, 300.0
-# How long (ns) a forward with somewhere else to go waits for its peer to be reached, at most.
+# The longest time (ns) that a forward with another place to go waits to reach its peer.
 _SHARE = 30 * SECOND
 
 
 class ForwardState(StrEnum):
-    """Where a forward stands; the last three only in the record of a finished one."""
+    """The state of a forward; the last three occur only in the record of a finished forward."""
 
-    QUEUED = "queued"  # no copy left, or none arrived
+    QUEUED = "queued"  # no copy left, or no copy arrived
     DOUBT = "doubt"  # a copy may have arrived
     ACCEPTED = "accepted"
     CANCELLING = "cancelling"
@@ -40,7 +40,7 @@ class ForwardState(StrEnum):
 
 
 class ForwardEvent(Enum):
-    """What happens to a forward, in the words of the documentation."""
+    """An event of a forward; the values are the words of the documentation."""
 
     SENDING = "a copy is about to leave"
     UNSENT = "the only copy did not arrive"
@@ -69,8 +69,9 @@ class ForwardEvent(Enum):
 class FailedAttempt(msgspec.Struct, frozen=True):
     """A peer that surely will not run the process, and why. `at` in Unix ns.
 
-    `final`: it said so; else it was not reached, and may be tried again once it says something
-    newer than its statement number `seq`. `asked` and `askedby` as in the forward to it.
+    `final`: the peer refused for good. Otherwise the peer was not reached, and is tried again once
+    it sends a statement newer than number `seq`. `asked` and `askedby` are those of the forward to
+    it.
     """
 
     peer: str
@@ -84,10 +85,10 @@ class FailedAttempt(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class RouteTrace:
-    """Why a process goes to its peer when it named none, and where it was tried before.
+    """Why a process that named no colony goes to its peer, and which peers were tried before.
 
-    `retry` is whether it may go elsewhere when its peer surely will not run it; `places` how many
-    more there are.
+    `retry`: the process may be rerouted if its peer surely will not run it. `places` counts the
+    other places that it may go to.
     """
 
     route: str = ""
@@ -99,17 +100,19 @@ class RouteTrace:
 class Forward(msgspec.Struct, frozen=True):
     """One process on its way to one peer. Times are Unix ns.
 
-    `deliver` is when a spec that never left is given up, `unheard` when one without a receipt is,
-    `finish` when the outcome of one with a receipt is. `sent` counts the copies that may have
-    arrived, `attempts` the tries. `envelope` is made once, so every copy is the same bytes.
-    `route` says why it goes there when the process named no colony, `share` is when one that may go
-    elsewhere (`retry`) does so if it never left. `aside`: a person let the process go on without
-    this forward.
+    `deliver` is the deadline of a submission that never left, `unheard` that of a submission
+    without a receipt, `finish` that of an outcome after the receipt. `sent` counts the copies that
+    may have arrived, `attempts` the tries. `envelope` is made once, so every copy has the same
+    bytes.
+
+    `route` says why the process goes to this peer, if it named no colony. If `retry` is set and no
+    copy has left by `share`, the process is rerouted. `aside`: a person let the process go on
+    without this forward.
 
     `asked` is the SHA-256 of the origin's own submission in the envelope, `askedby` the id that
-    signed it: what a receipt or an outcome has to answer, also when the envelope is gone. `meant`
-    are the ids, by name, of the colonies beyond the peer that we trusted under those names when it
-    was sealed.
+    signed it. A receipt or an outcome has to answer them, also when the envelope is gone. `meant`
+    holds, by name, the ids of the colonies beyond the peer that we trusted under that name when the
+    envelope was signed.
     """
 
     processid: str
@@ -132,7 +135,7 @@ class Forward(msgspec.Struct, frozen=True):
     retry: bool = False
     share: int = 0
     tried: list[FailedAttempt] = []
-    origin: str = ""  # of one that is passed on: the colony that it came from
+    origin: str = ""  # of a process that is passed on: the colony that sent it to us
     aside: bool = False
     asked: bytes = b""
     askedby: str = ""
@@ -140,14 +143,14 @@ class Forward(msgspec.Struct, frozen=True):
 
     @property
     def cti(self) -> bytes:
-        """The name of the submission, the same on every repeat."""
+        """Return the name (CWT ID) of the submission, the same on every repeat."""
         return cti_of(self.processid, self.attempt)
 
     @property
     def request(self) -> OriginRequest | None:
-        """Return what a receipt or an outcome has to answer; None when nothing is known of it.
+        """Return the request that a receipt or an outcome has to answer; None if it is not known.
 
-        Of a forward that an earlier release sent, the envelope tells while it is there.
+        A forward of an earlier release has it only in its envelope.
         """
         if self.asked:
             return OriginRequest(self.askedby, self.asked)
@@ -160,12 +163,12 @@ class Forward(msgspec.Struct, frozen=True):
 
     @property
     def outstanding(self) -> bool:
-        """Whether the peer may owe an outcome."""
+        """Return whether the peer may owe an outcome."""
         return self.state is not ForwardState.QUEUED
 
 
 class ProcessAction(Enum):
-    """What becomes of the process in the same transaction."""
+    """The change of the process in the same transaction."""
 
     NOTHING = "nothing"
     START = "start"
@@ -175,9 +178,9 @@ class ProcessAction(Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """A row: the next state, the process's fate, and whether the forward stays in the outbox.
+    """A row of the table: next state, action on the process, and whether the forward stays stored.
 
-    `certain`: the peer surely will not run it, so another may.
+    `certain`: the peer surely will not run the process, so another peer may.
     """
 
     to: ForwardState
@@ -188,7 +191,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Effect:
-    """What follows: the forward, and what its row says of it, with errors for the process."""
+    """The effect of an event: the new forward, what its row says, and errors for the process."""
 
     forward: Forward
     stays: bool
@@ -200,7 +203,7 @@ class Effect:
 _GOES_ON = Step(ForwardState.DOUBT)
 _STOPPED = Step(
     ForwardState.CANCELLING, ProcessAction.FAIL
-)  # the peer is told: nobody waits any more
+)  # the peer is told to stop: no process waits any more
 _OVER = Step(ForwardState.CLOSED, stays=False)
 _NEVER_RAN = Step(ForwardState.CLOSED, ProcessAction.FAIL, stays=False, certain=True)
 _NO = Step(ForwardState.REFUSED, ProcessAction.FAIL, stays=False)
@@ -208,7 +211,7 @@ _CERTAIN_NO = Step(ForwardState.REFUSED, ProcessAction.FAIL, stays=False, certai
 _UNKNOWN = Step(ForwardState.DOUBT, ProcessAction.FAIL, stays=False)
 _BACK = Step(ForwardState.RETURNED, stays=False)
 
-# All that can happen: a pair that is not here is a mistake of ours.
+# All possible pairs of state and event. Any other pair is a bug.
 TRANSITIONS: dict[tuple[ForwardState, ForwardEvent], Step] = {
     (ForwardState.QUEUED, ForwardEvent.SENDING): _GOES_ON,
     (ForwardState.QUEUED, ForwardEvent.REFUSED): _NO,
@@ -259,7 +262,7 @@ TRANSITIONS: dict[tuple[ForwardState, ForwardEvent], Step] = {
 
 
 def _move(forward: Forward, event: ForwardEvent, error: str = "", **changes: Any) -> Effect:
-    """What follows from an event; `error` is for a process that fails by it."""
+    """Return the effect of an event. `error` is for a process that fails by it."""
     step = TRANSITIONS[forward.state, event]
     after = msgspec.structs.replace(forward, state=step.to, **changes)
     errors = [error] if error and step.act is ProcessAction.FAIL else []
@@ -267,16 +270,16 @@ def _move(forward: Forward, event: ForwardEvent, error: str = "", **changes: Any
 
 
 def new_forward(process: Process, route_trace: RouteTrace | None = None, now: int = 0) -> Forward:
-    """The forward of a process that was just submitted, or at `now` (Unix ns) sent elsewhere."""
+    """Return the forward of a process just submitted, or rerouted at `now` (Unix ns)."""
     spec, begin = process.spec, process.submissiontime
     longest = max(begin, now) + MAX_LIFETIME * SECOND
     wait, run, retries = spec.maxwaittime, spec.maxexectime, spec.maxretries
     deliver = unheard = finish = longest
     if wait > 0:
-        # A retry began to wait later.
+        # The wait of a retry began later.
         deliver = min(longest, process.waitdeadline or begin + wait * SECOND)
         unheard = min(longest, deliver + _GRACE)
-        # Without a limit on running, only delivery has a deadline of its own.
+        # Without a limit on the run, only the delivery has a deadline of its own.
         if run > 0 and retries >= 0:
             total = (wait + run) * (1 + retries)
             unheard = finish = min(longest, begin + total * SECOND + _GRACE)
@@ -304,7 +307,7 @@ def new_forward(process: Process, route_trace: RouteTrace | None = None, now: in
 
 
 def delay(tries: int, chance: random.Random) -> float:
-    """Seconds until the next try after `tries` failures: 1 s to 5 min, jittered."""
+    """Return the seconds until the next try after `tries` failures: 1 s to 5 min, with jitter."""
     longest = min(_LAST_DELAY, _FIRST_DELAY * 2.0 ** min(max(tries - 1, 0), 16))
     return longest * chance.uniform(0.5, 1.0)
 
@@ -312,9 +315,9 @@ def delay(tries: int, chance: random.Random) -> float:
 def sending(
     forward: Forward, envelope: bytes, now: int, request: OriginRequest | None = None
 ) -> Forward:
-    """A copy is about to leave. From here on, only an answer tells that the peer has none.
+    """Return the forward as a copy is about to leave: from now on the copy may have arrived.
 
-    `request` is what the envelope asks for, and whose word that is.
+    `request` is what the envelope asks for, and which id signed that.
     """
     asked = request or OriginRequest(forward.askedby, forward.asked)
     return _move(
@@ -330,7 +333,7 @@ def sending(
 
 
 def unsent(forward: Forward, error: str) -> Forward:
-    """The copy certainly did not arrive, or was turned away for now."""
+    """Return the forward after its copy certainly did not arrive, or was refused for now."""
     sent = max(0, forward.sent - 1)
     event = ForwardEvent.SILENCE if sent else ForwardEvent.UNSENT
     first = forward.firstsent if sent else 0
@@ -338,11 +341,12 @@ def unsent(forward: Forward, error: str) -> Forward:
 
 
 def untimely(forward: Forward, error: str, signed: bool) -> Forward:
-    """Return the forward after its copy did not hold by the peer's clock.
+    """Return the forward after the peer's clock found its copy too early or too late.
 
-    If the peer `signed` that, and there was no other copy, the next is sealed with other times.
-    Else the bytes stay the same, as an earlier copy may have arrived. That holds for a copy from
-    the future, too: the peer's clock may have been set back, or a mailbox may hold the earlier one.
+    The next copy is signed with new times if the peer `signed` the refusal and no other copy was
+    sent. Otherwise the bytes stay the same, as an earlier copy may have arrived. That is so for a
+    copy from the future, too: the peer's clock may have been set back, or a mailbox may hold the
+    earlier copy.
     """
     if not signed or forward.sent > 1:
         return lost(forward, error)
@@ -350,21 +354,21 @@ def untimely(forward: Forward, error: str, signed: bool) -> Forward:
 
 
 def lost(forward: Forward, error: str) -> Forward:
-    """No answer came, so the copy may have arrived."""
+    """Return the forward after no answer came: the copy may have arrived."""
     return _move(forward, ForwardEvent.SILENCE, lasterror=error).forward
 
 
 def received(forward: Forward, status: str, remote: str, receipt: bytes) -> Effect:
-    """The peer signed that it has the submission, or that our cancel overtook it."""
+    """Return the effect of the peer's receipt: it has the submission, or our cancel came first."""
     event = ForwardEvent.ACCEPTED if status == "accepted" else ForwardEvent.OVERTAKEN
     remote = remote or forward.remoteprocessid
     return _move(forward, event, receipt=receipt, remoteprocessid=remote, lasterror="")
 
 
 def cancelled(forward: Forward, remote: str, receipt: bytes, now: int) -> Effect:
-    """The peer signed that it knows of the cancel.
+    """Return the effect of the peer's receipt for a cancel.
 
-    The outcome that the cancel led to there is still owed, and must be acknowledged.
+    If the process was there, the peer still owes the outcome, and we still acknowledge that.
     """
     event, ended = (
         (ForwardEvent.ENDS_THERE, forward.ended) if remote else (ForwardEvent.NOT_THERE, now)
@@ -381,37 +385,37 @@ def refused(
     now: int,
     proof: Proof = Proof.NONE,
 ) -> Effect:
-    """The peer turned the message away for good."""
+    """Return the effect of the peer's final refusal."""
     error = f"peer {peername} refused: {code}: {message}"
     told, event = error, ForwardEvent.REFUSED
     if forward.state is not ForwardState.CANCELLING:
         if (forward.sent > 1 or proof.carried) and proof is not Proof.KEPT:
             if code == "expired":
-                # Says nothing about the other copies: the outcome is awaited.
+                # An expired copy says nothing about the other copies: the outcome is awaited.
                 return _move(
                     forward, ForwardEvent.COPY_EXPIRED, lasterror=error, deliver=0, ended=0
                 )
             told += "; another copy may have arrived: in doubt, the peer may still run it"
             event = ForwardEvent.COPY_REFUSED
         elif proof.certain and code != "id_reuse":
-            # Another message under this id, which it has, may be one of ours that a lost store
-            # forgot: so no more is certain.
+            # The peer has another message of this id. That may be ours, forgotten with a lost
+            # store: so the refusal proves nothing.
             event = ForwardEvent.DENIED
     return _move(forward, event, told, lasterror=error, ended=now)
 
 
 def unsendable(forward: Forward, error: str, now: int) -> Effect:
-    """It can't be put into a message at all, and never left."""
+    """Return the effect of a process that fits in no message: it never left."""
     return _move(forward, ForwardEvent.UNSENDABLE, error, lasterror=error, ended=now)
 
 
 def withdrawn(forward: Forward, now: int) -> Forward:
-    """The record of a process that was ended here before a copy left."""
+    """Return the record of a process that ended here before a copy left."""
     return _move(forward, ForwardEvent.WITHDRAWN, ended=now).forward
 
 
 def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -> Effect | None:
-    """What follows from the time alone; None when nothing does."""
+    """Return the effect of a deadline that has passed; None if none has."""
     if forward.state is ForwardState.QUEUED and now > forward.deliver:
         reason = forward.lasterror or lasterror or "it was never reached"
         error = f"forward to peer {peername} not delivered by its deadline: {reason}"
@@ -425,9 +429,9 @@ def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -
 
 
 def shifted(forward: Forward, by: int, before: int) -> Forward:
-    """The forward when the clock was set by so many ns, at `before` by what it showed until then.
+    """Return the forward after the clock was set by `by` ns, when it showed `before` (Unix ns).
 
-    What had not passed keeps what was left of it.
+    Deadlines that have not passed move with the clock; others stay.
     """
 
     def moved(at: int) -> int:
@@ -443,9 +447,10 @@ def shifted(forward: Forward, by: int, before: int) -> Forward:
 
 
 def stranded(forward: Forward, now: int, peername: str, lasterror: str) -> Effect | None:
-    """What follows for one that may go elsewhere and never left by its share of the time.
+    """Return the effect on a forward with another place to go that never left by its `share`.
 
-    Without another place the caller lets it be: it ends at its own deadline.
+    None if that is not the case. If the caller finds no other place, it ignores the effect, and the
+    forward ends at its own deadline.
     """
     if forward.state is not ForwardState.QUEUED or not forward.retry or now <= forward.share:
         return None
@@ -454,19 +459,19 @@ def stranded(forward: Forward, now: int, peername: str, lasterror: str) -> Effec
 
 
 def returned(forward: Forward, tried: tuple[FailedAttempt, ...], now: int) -> Forward:
-    """The record of a forward whose process is back in our queue."""
+    """Return the record of a forward whose process is back in our queue."""
     return _move(_unsealed(forward), ForwardEvent.RETURNED, tried=list(tried), ended=now).forward
 
 
 def resolved(forward: Forward, peername: str, now: int, *, aside: bool) -> Effect:
-    """A person ended the doubt; `aside`: the process goes on without this forward."""
+    """Return the effect of a person's decision; `aside`: the process goes on without this."""
     error = f"given up by the owner: in doubt, peer {peername} may still run it"
     event = ForwardEvent.REQUEUED if aside else ForwardEvent.FAILED
     return _stopping(forward, event, now, error, lasterror=error, aside=aside)
 
 
 def overruled(effect: Effect, now: int) -> Forward:
-    """The record of a process that a person put back into our queue, without its old peer."""
+    """Return the record of a process that a person put back into our queue."""
     forward = effect.forward
     this = FailedAttempt(
         forward.peer, forward.lasterror, now, True, asked=forward.asked, askedby=forward.askedby
@@ -476,7 +481,7 @@ def overruled(effect: Effect, now: int) -> Forward:
 
 
 def blocked(forward: Forward, peername: str, now: int) -> Effect:
-    """The owner blocked the peer: nobody waits for it any more, and nothing more is sent to it."""
+    """Return the effect of a block of the peer: nothing is awaited from it or sent to it."""
     match forward.state:
         case ForwardState.CANCELLING:
             error = f"peer {peername} is blocked here; whether it stopped is not known"
@@ -488,7 +493,7 @@ def blocked(forward: Forward, peername: str, now: int) -> Effect:
 
 
 def emptied(forward: Forward) -> Forward:
-    """Return a forward without its envelope, but with what that asked for."""
+    """Return a forward without its envelope, but with the request of the envelope."""
     asked = forward.request or OriginRequest()
     return msgspec.structs.replace(forward, envelope=b"", asked=asked.digest, askedby=asked.origin)
 
@@ -498,20 +503,20 @@ def _unsealed(forward: Forward) -> Forward:
 
 
 def cancelling(forward: Forward, now: int) -> Forward:
-    """The process was ended here; the peer must be told."""
+    """Return the forward after its process ended here: the peer is told to cancel."""
     return _stopping(forward, ForwardEvent.ENDED, now).forward
 
 
 def _stopping(
     forward: Forward, event: ForwardEvent, now: int, error: str = "", **changes: Any
 ) -> Effect:
-    """The peer is asked to stop, for as long as a cancel is tried."""
+    """Return the effect of an end here: the peer is told to cancel, for `_CANCEL_FOR` ns."""
     finish = now + _CANCEL_FOR
     return _move(emptied(forward), event, error, finish=finish, receipt=b"", **changes)
 
 
 def concluded(forward: Forward, outcome: bytes, remote: str, now: int) -> Forward:
-    """The record of a forward whose signed outcome came."""
+    """Return the record of a forward whose signed outcome came."""
     return _move(
         emptied(forward),
         ForwardEvent.OUTCOME,

@@ -1,7 +1,7 @@
-"""A submission on its way over several colonies: who is meant, who passed it on, who asked first.
+"""The path of a submission over several colonies: its target, its relays, its origin.
 
-Values in, values out: whether a colony may have its processes passed on is `policy`'s, what becomes
-of them is the inbox's and the outbox's.
+Values in, values out. `policy` decides whether a colony may have its processes passed on; inbox and
+outbox carry them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from node.host.keys import id_of, verify_es256k
 
 @dataclass(frozen=True)
 class Hop:
-    """One signed submission of the way: who asked whom, when (seconds), and for what."""
+    """One signed submission of the path: sender, receiver, time (seconds), and content."""
 
     issuer: str
     audience: str
@@ -29,10 +29,10 @@ class Hop:
 
 @dataclass(frozen=True)
 class OriginRequest:
-    """A submission as its origin sealed it: the id that signed it, and the envelope's SHA-256.
+    """A submission as its origin signed it: the id that signed it, and the envelope's SHA-256.
 
-    Receipts and outcomes name it, so that they answer one message, and not only an id, which is the
-    choice of who sends. Both fields are empty where it is not known.
+    Receipts and outcomes name it, so that they answer one message. An id alone would not do, as the
+    sender chooses it. Both fields are empty if the request is not known.
     """
 
     origin: str = ""
@@ -41,48 +41,48 @@ class OriginRequest:
 
 @dataclass(frozen=True)
 class RelayedRequest:
-    """What a submission comes to: every hop, the origin's first, each signature checked."""
+    """A verified submission: every hop, the origin's first, each signature checked."""
 
     hops: Sequence[Hop]
 
     @property
     def first(self) -> Submit:
-        """The origin's own words: spec and initiator are there."""
+        """Return the origin's own submission, with spec and initiator."""
         return self.hops[0].submit
 
     @property
     def request(self) -> OriginRequest:
-        """What was asked, and by whom: the same at every colony on the way."""
+        """Return the origin's request: the same at every colony of the path."""
         return OriginRequest(self.hops[0].issuer, self.hops[0].digest)
 
     @property
     def ids(self) -> list[str]:
-        """The colonies that had it, the origin first."""
+        """Return the colonies that sent the process, the origin first."""
         return [hop.issuer for hop in self.hops]
 
 
 def local_id(issuer: str, pid: str, attempt: int) -> str:
-    """The id of a process at the colony it was sent to: the same on every repeat."""
+    """Return the id of a process at the colony it was sent to: the same on every repeat."""
     return hashlib.sha3_256(f"{issuer}/{pid}/{attempt}".encode()).hexdigest()
 
 
-# -- who is meant ------------------------------------------------------------------------------
+# -- target --------------------------------------------------------------------------------------
 
 
 def segments(target: str) -> list[str]:
-    """The colonies of a target, in their order: "bee/cat" is the colony cat, by way of bee."""
+    """Return the colonies of a target in order: "bee/cat" is the colony cat, by way of bee."""
     return target.split("/")
 
 
 def is_mine(target: str, home: str, ids: Collection[str]) -> bool:
-    """Whether a target is the colony called `home` that has, or had, one of the `ids`."""
+    """Return whether a target is the colony `home`, which has or had the `ids`."""
     return target in ("", home) or target in ids
 
 
 def onward_target(target: str, peer: Collection[str], home: Collection[str]) -> str:
-    """What is left of a target for a peer that has one of these ids and names, "" for itself.
+    """Return the rest of a target for a peer of these ids and names; "" for the peer itself.
 
-    `home` holds our own: what names us and goes to a peer all the same, a route sent there.
+    `home` holds our own ids and names: a target that names us goes to a peer only by a route.
     """
     first, _, rest = target.partition("/")
     if first in peer:
@@ -91,11 +91,11 @@ def onward_target(target: str, peer: Collection[str], home: Collection[str]) -> 
 
 
 def hops_for(target: str, usual: int) -> int:
-    """How many hops an origin allows: as configured, and as many as the target names."""
+    """Return how many hops an origin allows: `usual`, or more if the target names more colonies."""
     return min(MAX_HOPS, max(usual, len(segments(target))))
 
 
-# -- the way here ------------------------------------------------------------------------------
+# -- path to here --------------------------------------------------------------------------------
 
 
 def unwrap(
@@ -105,10 +105,10 @@ def unwrap(
     limit: int,
     same: Callable[[str, str], bool] = operator.eq,
 ) -> RelayedRequest:
-    """Check the way of a submission that just came, down to the origin's own signature.
+    """Return the path of a submission, verified down to the origin's own signature.
 
-    `me` are our ids, `limit` bytes of each envelope; `same` is whether two ids are one colony's,
-    before and after it changed its key. Raises Rejected: hops, loop, bad_path.
+    `me` are our ids; `limit` is the most bytes of an envelope. `same` tells whether two ids are of
+    one colony, before and after a change of its key. Raises Rejected: hops, loop, bad_path.
     """
     path = submit.path
     if not 1 <= submit.hops <= MAX_HOPS or len(path) >= submit.hops:
@@ -129,7 +129,7 @@ def unwrap(
 
 
 def keyring(keys: Sequence[bytes]) -> dict[str, bytes]:
-    """Public keys by the ids that they prove."""
+    """Return public keys by the ids that they prove."""
     return {id_of(key): key for key in keys}
 
 
@@ -141,7 +141,7 @@ def _inner(
     limit: int,
     same: Callable[[str, str], bool],
 ) -> tuple[Hop, int]:
-    """The submission that a relay was sent, and when it expires."""
+    """Return the submission that a relay received, and when it expires."""
     try:
         seen = inspect(outer.submit.inner, limit=limit)
         submit = load(seen.payload, Submit)
@@ -162,7 +162,7 @@ def _inner(
     elif local_id(issuer, submit.pid, submit.attempt) != outer.submit.pid:
         problem = "is about another process"
     elif seen.expires + MOST < expires or seen.expires - seen.issued > MAX_LIFETIME:
-        # The times of each hop are those of its receiver's clock, and clocks may be apart.
+        # Each hop has times of its receiver's clock, and the clocks may differ.
         problem = "is not valid for as long"
     elif bool(submit.path) == bool(submit.spec):
         problem = "has no spec, or one too many"
@@ -173,9 +173,9 @@ def _inner(
 
 
 def hops_of(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop], bool]:
-    """The hops of a submission that was taken in, and whether every signature holds.
+    """Return the hops of a stored submission, and whether every signature holds.
 
-    `issuer` is the colony that it came from. Nothing is left of one that can't be read.
+    `issuer` is the colony that sent it to us. A submission that cannot be read has no hops.
     """
     try:
         seen = inspect(sealed, limit=len(sealed))
@@ -196,10 +196,10 @@ def hops_of(sealed: bytes, issuer: str, public_key: bytes) -> tuple[Sequence[Hop
 
 
 def request_of(sealed: bytes, *, relayed: bool = True) -> OriginRequest:
-    """Return which submission of which origin is at the core of a sealed one.
+    """Return the origin's request inside a signed submission.
 
-    One that is not `relayed` is the origin's own, and its payload is not read. Nothing is verified:
-    it is for messages that we made, or checked when they came. Raises Rejected.
+    If it is not `relayed`, it is the origin's own, and its payload is not read. Nothing is
+    verified: use it for messages that we made, or checked when they came. Raises Rejected.
     """
     for _ in range(MAX_HOPS):
         seen = inspect(sealed, limit=len(sealed))
@@ -210,15 +210,16 @@ def request_of(sealed: bytes, *, relayed: bool = True) -> OriginRequest:
     raise Rejected("malformed", f"more than {MAX_HOPS} hops")
 
 
-# -- the way on --------------------------------------------------------------------------------
+# -- path from here ------------------------------------------------------------------------------
 
 
 def passed_on(
     received: bytes, pid: str, attempt: int, target: str, keys: Mapping[str, bytes]
 ) -> tuple[Submit, int]:
-    """What a relay sends for the sealed submission it received, and when that one expires.
+    """Return what a relay sends for a submission that it received, and when that one expires.
 
-    `pid` and `attempt` are the relay's own, `keys` the public keys it knows by id. Raises Rejected.
+    `pid` and `attempt` are the relay's own; `keys` are the public keys it knows, by id. Raises
+    Rejected.
     """
     seen = inspect(received, limit=len(received))
     inner = load(seen.payload, Submit)

@@ -1,6 +1,6 @@
-"""What a colony notes of each message about a process that came from another one.
+"""The receipt record: what a colony stores about each process that another colony sent.
 
-Written by `inbox.accept` and `inbox.tombstones`, each time in the transaction that decides.
+`inbox.accept` and `inbox.tombstones` write it in the transaction that accepts or refuses.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from federation.wire.envelope import Rejected, VerifiedMessage
 from node.etcd.client import EtcdClient
 from node.store import keys
 
-# In the record of how much of the channels of a process a colony told us of: how many bytes of
-# the store that took. No channel has this name.
+# The key that stands for a channel in the record of a process's channels from another colony. It
+# counts the bytes of the store that these take. No channel has this name.
 SAID = ""
 
 
 class FinalRefusal(msgspec.Struct, frozen=True):
-    """With which refusal a message is answered for good."""
+    """A refusal that answers every copy of a message."""
 
     status: int
     code: str
@@ -26,13 +26,13 @@ class FinalRefusal(msgspec.Struct, frozen=True):
 
 
 class ReceiptRecord(msgspec.Struct, frozen=True):
-    """That a process of another colony was received: the hash of the message, and our receipt.
+    """The record of a received process: the hash of its message, and our receipt.
 
-    Without `localpid` it was cancelled before it came, or refused for good (`kept`). It stays until
-    `expires` (seconds) and the process is closed. `asked` is the SHA-256 of the sealed submission
-    of the colony `origin`, where the process began; empty in markers of earlier releases. `left` is
-    how many bytes stand beside it in the store for the sake of the process, as estimated when it
-    came.
+    Without `localpid`, the process was cancelled before it came, or refused for good (`kept`). The
+    record stays until `expires` (seconds) has passed and the process is closed. `asked` is the
+    SHA-256 of the submission that the colony `origin`, where the process began, signed; it is empty
+    in records of earlier releases. `left` estimates the bytes that the process takes in the store
+    beside the record.
     """
 
     digest: bytes
@@ -46,15 +46,14 @@ class ReceiptRecord(msgspec.Struct, frozen=True):
     left: int = 0
 
     def concerns(self, opened: VerifiedMessage) -> bool:
-        """Whether it decides about a submission: a refusal does about the same bytes only."""
+        """Return whether it decides about a submission; a refusal: about the same bytes only."""
         return self.kept is None or self.digest == opened.digest
 
 
 async def request_in(client: EtcdClient, home: str, receipt_record: ReceiptRecord) -> OriginRequest:
-    """Return what was asked of us, by the marker of a process; nothing where that is not known.
+    """Return the request of a received process; an empty one if it is not known.
 
-    A marker of an earlier release does not tell, but the submission does that stands beside its
-    process. Raises EtcdError.
+    A record of an earlier release lacks it, but the stored submission has it. Raises EtcdError.
     """
     if receipt_record.asked or not receipt_record.localpid:
         return OriginRequest(receipt_record.origin, receipt_record.asked)

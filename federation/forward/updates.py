@@ -1,6 +1,6 @@
-"""What colonies tell each other of a process while it runs: how much, how often, and what is new.
+"""Updates of a running process between colonies: size, rate, and what is new.
 
-Values in, values out. `inbox.updates` reads what is told, `outbox.updates` stores what was heard.
+Values in, values out. `inbox.updates` reads and sends updates, `outbox.updates` stores them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from node.model.errors import Invalid
 from node.model.numbers import beyond_float
 from node.model.types import Attribute, Log, Process
 
-NEVER = 2**63 - 1  # a time after all lines: nothing more is wanted
-MAX_LINES = 10_000  # of one process, that its origin keeps
-MAX_LINE_BYTES = 4 * 2**20  # of all of them
-MAX_OUTPUT = 256 * 2**10  # bytes of output that is told before the end
-_MOST_CONTAINERS = 8_192  # lists and objects in output that is told before the end
+NEVER = 2**63 - 1  # a time after all lines: no more are wanted
+MAX_LINES = 10_000  # of one process, kept at its origin
+MAX_LINE_BYTES = 4 * 2**20  # of all these lines
+MAX_OUTPUT = 256 * 2**10  # bytes of output that is sent before the end
+_MOST_CONTAINERS = 8_192  # lists and objects in output that is sent before the end
 MAX_ATTRIBUTES = 100  # of one process
-_MESSAGE = 64_000  # characters of one line that are told
-MOST_WEIGHT = 240_000  # of the processes that one poll asks about, see `weight_of`
-_PART = 128 * 2**10  # characters of lines, or of attributes, in one piece of news
-_LINES = 100  # in one piece of news
-_NAME = 128  # characters of an executor's name with the colonies that it was told by
-_ENV = 3  # the type of the attributes that a submission brings
+_MESSAGE = 64_000  # characters of one line that are sent
+MOST_WEIGHT = 240_000  # of the processes in one poll, see `weight_of`
+_PART = 128 * 2**10  # characters of lines, or of attributes, in one update
+_LINES = 100  # in one update
+_NAME = 128  # characters of an executor's name, with the names of the colonies before it
+_ENV = 3  # the type of attributes that came with the submission
 
 
 class FollowState(msgspec.Struct, frozen=True):
     """How much of a process at `peer` is in our store. Times are Unix ns.
 
-    `version` to `heard` are the peer's, as in a `Follow`. It is in `state` there, and if it runs
-    `executor` has it since `start`. `shown` is the time of the last line by our clock, `lines` and
-    `size` what was kept. `tail`: the outcome has come, and not all of the rest.
+    The fields from `version` to `heard` are the peer's, as in a `Follow`. `state` is the state
+    there; while the process runs, `executor` has it since `start`. `shown` is the time of the last
+    line by our clock; `lines` and `size` count what was kept. `tail`: the outcome has come, but not
+    all updates.
     """
 
     peer: str
@@ -57,7 +58,7 @@ class FollowState(msgspec.Struct, frozen=True):
 
 
 def begin(known: FollowState | None, peer: str, attempt: int) -> FollowState:
-    """What is known of an attempt at a peer; what was kept of others goes on counting."""
+    """Return the state of an attempt at a peer; limits go on counting over all attempts."""
     if known is None:
         return FollowState(peer, attempt)
     if (known.peer, known.attempt) == (peer, attempt):
@@ -66,7 +67,7 @@ def begin(known: FollowState | None, peer: str, attempt: int) -> FollowState:
 
 
 def follow_of(pid: str, followed: FollowState) -> Follow:
-    """How a poll tells what is known."""
+    """Return the part of a poll that asks about a process."""
     return Follow(
         pid,
         followed.attempt,
@@ -79,26 +80,26 @@ def follow_of(pid: str, followed: FollowState) -> Follow:
 
 
 def weight_of(follow: Follow) -> int:
-    """How much of a poll's bytes a `Follow` takes, of its items as well: 32 bytes for one."""
+    """Return how many bytes a `Follow` takes in a poll; each item of it counts as 32 bytes."""
     names = sum(max(len(name.encode()) + 12, 64) for name in follow.heard)
     return 480 + names
 
 
 def digest_of(out: bytes) -> bytes:
-    """What tells one output from another; b"" for none."""
+    """Return a digest that tells one output from another; b"" for none."""
     return hashlib.sha256(out).digest()[:8] if out not in (b"", b"[]") else b""
 
 
 def named(executor: str, colony: str) -> str:
-    """How an executor of another colony is called here."""
+    """Return our name for an executor of another colony."""
     return f"{executor[:_NAME]}@{colony}".replace("/", "_")[: 2 * _NAME]
 
 
-# -- telling -----------------------------------------------------------------------------------
+# -- sending -------------------------------------------------------------------------------------
 
 
 def lines_of(logs: Sequence[Log]) -> tuple[list[Line], bool]:
-    """The first of these lines that fit one piece of news, and whether there are more."""
+    """Return the first lines that fit one update, and whether there are more."""
     lines: list[Line] = []
     room = _PART
     for log in logs[:_LINES]:
@@ -113,7 +114,7 @@ def lines_of(logs: Sequence[Log]) -> tuple[list[Line], bool]:
 
 
 def added_after(process: Process, known: int) -> tuple[list[Extra], int, bool]:
-    """Attributes that an executor added after the first `known`, how many that makes, if more."""
+    """Return the attributes after the first `known`, their new count, and if there are more."""
     given = process.spec.env or {}
     mine = [
         each for each in process.attributes if each.attributetype != _ENV or each.key not in given
@@ -126,22 +127,22 @@ def added_after(process: Process, known: int) -> tuple[list[Extra], int, bool]:
             return extras, count, True
         count += 1
         if size > 2 * _PART:
-            continue  # too large for any news; those who want it look for it at the peer
+            continue  # too large for any update; a reader finds it at the peer
         room -= size
         extras.append(Extra(each.key, each.value, each.attributetype))
     return extras, count, False
 
 
-# -- hearing -----------------------------------------------------------------------------------
+# -- receiving -----------------------------------------------------------------------------------
 
 
 def admit(
     followed: FollowState, news: News, colony: str, ahead: int, now: int
 ) -> tuple[FollowState, list[tuple[int, str, str]]]:
-    """Which lines are new, and are kept: time by our clock, executor, message.
+    """Return the new state, and the new lines to store: time by our clock, executor, message.
 
-    `ahead` is how many ns the peer's clock is before ours. Times grow from line to line, and none
-    is later than `now`, so that who reads on from the last line that it saw misses none.
+    `ahead` is how many ns the peer's clock is ahead of ours. Times grow from line to line, and none
+    is later than `now`: a reader that goes on after its last line misses none.
     """
     kept: list[tuple[int, str, str]] = []
     line, shown, lines, size = followed.line, followed.shown, followed.lines, followed.size
@@ -162,7 +163,7 @@ def admit(
 
 
 def fresh_extras(news: News, process: Process) -> list[Extra]:
-    """The attributes among the news that the process does not have yet, as many as it may have."""
+    """Return the attributes of an update that the process lacks, up to its limit."""
     have = {(each.key, each.attributetype) for each in process.attributes}
     fresh: list[Extra] = []
     for each in news.added:
@@ -176,7 +177,7 @@ def fresh_extras(news: News, process: Process) -> list[Extra]:
 
 
 def as_attribute(extra: Extra, process: Process, attributeid: str) -> Attribute:
-    """An attribute of the process at its origin."""
+    """Return an attribute as the process at its origin has it."""
     return Attribute(
         targetid=process.processid,
         key=extra.key,
@@ -189,7 +190,7 @@ def as_attribute(extra: Extra, process: Process, attributeid: str) -> Attribute:
 
 
 def output_of(out: bytes) -> list[object]:
-    """The output so far, which is JSON. Raises Invalid."""
+    """Return the decoded output so far. Raises Invalid."""
     if len(out) > MAX_OUTPUT:
         raise Invalid(f"news: the output has more than {MAX_OUTPUT} bytes")
     try:
@@ -204,9 +205,9 @@ def output_of(out: bytes) -> list[object]:
 
 @dataclass
 class PollLimiter:
-    """How often one peer is asked again at once because it had news: `burst`, then `rate` a second.
+    """Limits polls of one peer right after an update: `burst` at once, then `rate` a second.
 
-    Times in seconds of one clock.
+    Times are in seconds of one clock.
     """
 
     rate: float = 10.0
@@ -215,7 +216,7 @@ class PollLimiter:
     at: float = 0.0
 
     def take(self, now: float) -> float:
-        """Seconds to wait before the next poll."""
+        """Return the seconds to wait before the next poll."""
         self.level = min(self.burst, self.level + max(0.0, now - self.at) * self.rate) - 1
         self.at = now
         return max(0.0, -self.level / self.rate)

@@ -1,1 +1,1 @@
-"""The executor's end: accept once, owe the outcome, tell what is new."""
+"""The executor's end of a forward: accept once, keep the outcome, send updates."""

@@ -1,6 +1,7 @@
-"""The receiving end of forwards: accept once, cancel; `inbox.outcomes` tells of the end.
+"""The inbox: accepts submissions of other colonies once, and cancels them.
 
-A message gets here opened and from a trusted colony; each acceptance is one transaction.
+`inbox.outcomes` sends the outcomes. A message comes here verified and from a trusted colony; each
+acceptance is one transaction.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from node.processes.spec import build_process
 from node.store.work import processes as store
 
 _TRIES = 5
-_MARKER = 1300  # bytes of a marker with its key, about
-_PROCESS = 1500  # bytes of a process beside its spec, about
+_MARKER = 1300  # bytes of a receipt record with its key, about
+_PROCESS = 1500  # bytes of a process without its spec, about
 
 
 def parse_spec(data: bytes) -> FunctionSpec:
-    """Read a function spec. Raises Refusal (bad_spec)."""
+    """Return a parsed function spec. Raises Refusal (bad_spec)."""
     try:
         require_bounded(data)
         value = msgspec.json.decode(data)
@@ -60,7 +61,7 @@ def parse_spec(data: bytes) -> FunctionSpec:
 
 
 def parse_input(data: bytes) -> list[Any]:
-    """Read what a node of a workflow gets from those before it. Raises Refusal (bad_input)."""
+    """Return the parsed input of a workflow's node. Raises Refusal (bad_input)."""
     if not data:
         return []
     try:
@@ -75,7 +76,10 @@ def parse_input(data: bytes) -> list[Any]:
 
 @dataclass
 class Inbox:
-    """What other colonies have here. `outbox` has what went on, `file_transfer` fetches files."""
+    """Accepts and cancels processes of other colonies.
+
+    `outbox` has those that are passed on; `file_transfer` fetches their files.
+    """
 
     context: Context
     outbox: Outbox
@@ -89,7 +93,7 @@ class Inbox:
         self.usage_scan = UsageScan(self.context, self.peer_quotas, self.outcome_queue)
 
     def endpoints(self) -> list[Endpoint]:
-        """Where a process is sent, cancelled, and asked about."""
+        """Return the endpoints at which peers submit, cancel, and poll."""
         tombstones = Tombstones(self.context, self.peer_quotas)
         return [
             Endpoint("/v2/submit", Kind.SUBMIT, self.accept, keep=tombstones.keep),
@@ -98,7 +102,7 @@ class Inbox:
         ]
 
     def removable(self, process: Process) -> str:
-        """Why a process must stay, or ""."""
+        """Return why a process must not be removed, or ""."""
         if not process.origin or not process.notify:
             return ""
         name = self.context.peers.name(process.origin)
@@ -113,9 +117,9 @@ class Inbox:
         return self.context.signer.seal(Kind.RECEIPT, opened.issuer, receipt, cti=name)
 
     def _trust_in(self, issuer: str, peer: str) -> list[ModRevision]:
-        """What a transaction demands, so that no block that it overlooks can precede it.
+        """Return what a transaction must compare, so that it fails if a block came first.
 
-        `peer` is whom the process goes on to, if it does.
+        `peer` is the colony that the process is passed on to, or "".
         """
         trusted = [
             ModRevision(
@@ -132,7 +136,7 @@ class Inbox:
     # -- submit --------------------------------------------------------------------------
 
     async def accept(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """Take a process in, once. Returns the sealed receipt, the first one on a repeat."""
+        """Accept a process, once. Return the signed receipt; on a repeat, the first one."""
         submit = await load_large(opened.payload, Submit)
         try:
             outer = msgspec.structs.replace(opened, issuer=opened.wire)
@@ -149,12 +153,12 @@ class Inbox:
         spec = await apart(asked.first.spec, parse_spec)
         given = await apart(asked.first.input, parse_input)
         process = self._build(opened, submit, asked, spec, given)
-        # One that goes on stands in the outbox as well, with what it was asked by.
+        # A process that is passed on has its submission in the outbox, too.
         left = _left_by(asked.first, 2 * len(data) if process.peer else len(data))
         full = self.context.client.pressure.refuses(Need.GROWS)
         forbidden = None if full else self._enter(opened.issuer, process, submit, len(data), left)
         if full or forbidden is not None:
-            # What was accepted stays so, whatever the policy says by now.
+            # An accepted process stays accepted, whatever the policy says now.
             receipt_record = await self._receipt_record(opened, submit)
             if receipt_record is not None:
                 return self._again(receipt_record, opened, asked.request)
@@ -164,7 +168,7 @@ class Inbox:
         fresh = True
         try:
             needed = asked.first.files is not None and not process.peer
-            # A repeat needs nothing more.
+            # A repeat needs no files.
             if needed and await self._receipt_record(opened, submit) is None:
                 fresh = False
                 await self.file_transfer.bring(opened, submit, asked.first, process)
@@ -174,7 +178,7 @@ class Inbox:
             fresh = not refusal.certain
             raise
         finally:
-            # After an error the outcome is unknown; what is in the store, the watch tells.
+            # After an error the outcome is unknown; the watch tells what is in the store.
             self.limiter.leave(opened.issuer, used=fresh)
             self.peer_quotas.settle(opened.issuer, left + _MARKER, left=fresh)
         return answer
@@ -182,7 +186,7 @@ class Inbox:
     async def _receipt_record(
         self, opened: VerifiedMessage, submit: Submit
     ) -> ReceiptRecord | None:
-        """What was decided about a submission before."""
+        """Return the record of an earlier copy of a submission, or None."""
         found = await self.context.client.get(
             self.context.keys.receipt_record(opened.issuer, submit.pid)
         )
@@ -194,20 +198,20 @@ class Inbox:
         )
 
     def _same(self, one: str, other: str) -> bool:
-        """Whether two ids are of one colony, as far as we know."""
+        """Return whether two ids are of one colony, as far as we know."""
         return self.context.peers.index.root(one) == self.context.peers.index.root(other)
 
     def _enter(
         self, issuer: str, process: Process, submit: Submit, size: int, left: int
     ) -> Refusal | None:
-        """Hold a place for a submission, or say what the policy has against it.
+        """Reserve a place for a submission. Return the refusal if the policy forbids it.
 
-        `left` is how many bytes it leaves beside its marker.
+        `left` is how many bytes the submission takes in the store beside its receipt record.
 
-        What waits is counted by the node's index, which the watch rebuilds. A counter in the
-        transaction would be exact for several daemons of one colony too, but each start, retry and
-        end of such a process would have to change it. So daemons may together let in what they
-        took at the same moment, before they heard of each other.
+        The node's index, which the watch rebuilds, counts waiting processes. A counter in the
+        transaction would be exact for several daemons of one colony, too, but every start, retry
+        and end of a process would have to write it. So several daemons may together accept some
+        more than the limit: those they took before they heard of each other.
         """
         policy = self.context.peers.policy(issuer)
         hops = len(submit.path) + 1
@@ -242,7 +246,7 @@ class Inbox:
         request: OriginRequest,
         left: int,
     ) -> tuple[bytes, bool]:
-        """Store marker and process, once: the receipt, and whether they are new."""
+        """Store receipt record and process, once. Return the receipt, and whether they are new."""
         receipt = Receipt(
             submit.pid,
             submit.attempt,
@@ -316,9 +320,10 @@ class Inbox:
         opened: VerifiedMessage,
         request: OriginRequest | None = None,
     ) -> bytes:
-        """The same bytes again, unless they are of a future that our clock was in once.
+        """Return the first receipt again; a new one if its time is in the future by our clock.
 
-        Or of an earlier release, which did not say what it is a receipt for: the `request`.
+        A receipt of an earlier release does not name its `request`; then return a new one that
+        does.
         """
         seen = inspect(receipt_record.receipt, limit=len(receipt_record.receipt))
         receipt = load(seen.payload, Receipt)
@@ -362,16 +367,16 @@ class Inbox:
         if onward(policy, hops=taken, limit=submit.hops) is None:
             process.hops = min(submit.hops, policy.max_hops) - taken
         if peer and process.waitdeadline:
-            # Nobody waits for it any longer than the message that asked for it holds.
+            # No colony waits for it after the submission has expired.
             process.waitdeadline = min(process.waitdeadline, opened.expires * SECOND)
         return process
 
     # -- cancel --------------------------------------------------------------------------
 
     async def cancel(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """End a process, or see to it that it never begins. Returns the sealed receipt.
+        """Cancel a process, or make sure that it never starts. Return the signed receipt.
 
-        The mark of what never was here is one more thing that a colony leaves, and counts as such.
+        The record for a process that never came counts against the colony's quota.
         """
         wish = load(opened.payload, Cancel)
         found = await self.context.client.get(
@@ -385,7 +390,7 @@ class Inbox:
         full = self.peer_quotas.tombstone(opened.issuer, _MARKER)
         if full is not None:
             raise full
-        written = True  # if there is no answer, perhaps
+        written = True  # without an answer, it may have happened
         try:
             answer, written = await self._prevent(opened, wish)
         except Refusal:
@@ -396,11 +401,11 @@ class Inbox:
         return answer
 
     async def _prevent(self, opened: VerifiedMessage, wish: Cancel) -> tuple[bytes, bool]:
-        """See to it that a process never begins: the receipt, and whether a mark was left."""
+        """Store a record so that a process never starts. Return the receipt, and if it is new."""
         client, keys = self.context.client, self.context.keys
         key, peer = keys.receipt_record(opened.issuer, wish.pid), keys.peer(opened.issuer)
         if client.pressure.refuses(Need.WORKS) and await client.get(key) is None:
-            raise store_full()  # what is here is ended; what never came is not stored either
+            raise store_full()  # a full store takes no record for a process that never came
         receipt = self._receipt(opened, Receipt(wish.pid, wish.attempt, "cancelled", ""))
         receipt_record = ReceiptRecord(
             opened.digest, wish.attempt, "", receipt, opened.issued + 2 * MAX_LIFETIME
@@ -417,7 +422,7 @@ class Inbox:
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, ReceiptRecord)
                 if there.kept is not None:
-                    # Whatever else comes under this id is cancelled as well.
+                    # Any other message of this id is cancelled as well.
                     if free != (other := ModRevision(key, result.responses[0][0].mod_revision)):
                         free = other
                         continue
@@ -452,7 +457,7 @@ class Inbox:
     # -- cleaning up -------------------------------------------------------------------------
 
     async def sweep(self) -> None:
-        """Forget markers whose time is over and whose process is done with; count what there is.
+        """Delete expired receipt records of closed processes, and count the usage of each colony.
 
         Raises EtcdError.
         """
@@ -461,7 +466,7 @@ class Inbox:
 
 
 def _left_by(first: Submit, size: int) -> int:
-    """How many bytes a submission leaves in the store, about: the process, itself, its files."""
+    """Return how many bytes a submission takes in the store, about: process, submission, files."""
     files = sum(
         600 + 3 * (len(each.label) + len(each.name)) + 2 * len(each.ref)
         for each in first.files or ()

@@ -1,4 +1,4 @@
-"""The executor's end of channels over a hop."""
+"""The receiver of channel messages from the origins of processes here."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _ENTRY = 300  # bytes of a message with its key beside the payload, about
 
 @dataclass
 class ChannelReceiver:
-    """Takes what origins say in channels of their processes here."""
+    """Stores the messages that origins send to their processes here."""
 
     context: Context
     peer_quotas: PeerQuotas
 
     def endpoints(self) -> list[Endpoint]:
-        """Where messages of channels are sent."""
+        """Return the endpoint to which peers send messages of channels."""
         return [Endpoint("/v1/say", Kind.SAY, self.hear)]
 
     async def hear(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """Store messages, once; the answer tells how many entries that colony told us of by now.
+        """Store messages, once. The answer says how many entries of that colony's we have now.
 
         Refused, and not stored: unknown_process, no_channel, closed, channel_full, bad_message.
         Raises StoreFull.
@@ -58,7 +58,7 @@ class ChannelReceiver:
         raise Refusal(503, "busy", "the channel changes too fast", again=1)
 
     async def _store(self, issuer: str, pid: str, say: Say) -> int | None:
-        """One try; None when somebody else changed the channel meanwhile."""
+        """Try once to store the messages. Return None if the channel was changed meanwhile."""
         context, home = self.context, self.context.home
         key = context.keys.hearing(issuer, say.pid)
         place = store.head(home, pid, say.name)
@@ -93,7 +93,7 @@ class ChannelReceiver:
             ModRevision(there[0].key, there[0].mod_revision),
         ]
         put = Put(key, pack(heard | {say.name: say.after, SAID: heard.get(SAID, 0) + size}))
-        written = True  # if there is no answer, perhaps
+        written = True  # without an answer, it may have happened
         try:
             written = (await context.client.commit(Txn(compare, [*ops, put]))).succeeded
         finally:

@@ -1,6 +1,6 @@
-"""Outcomes and news that are owed to other colonies, until they acknowledge them.
+"""The outcome queue: outcomes owed to other colonies, until they acknowledge them, and updates.
 
-They ask for them (`/v2/outcomes`); what they submit and cancel is `inbox.accept`'s.
+Colonies poll for them (`/v2/outcomes`). `inbox.accept` takes their submissions and cancels.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from node.model.types import Process, State
 
 _PAGE = 64  # outcomes in one answer
 _PAGE_BYTES = 2_000_000  # of outcomes in one answer, unless one alone is larger
-_ERRORS = 1_000  # of one process that are told
-_WEIGHT = 8  # processes that a poll names weigh as one message
+_ERRORS = 1_000  # errors of one process that are sent
+_WEIGHT = 8  # processes in a poll that count as one message
 _LOOK = 10.0  # seconds after which a poll looks for what another daemon of this colony wrote
 
 
 @dataclass
 class OutcomeQueue:
-    """Answers the polls of other colonies. `owed` are the ids of their processes, by colony.
+    """Answers the polls of other colonies. `owed` holds the ids of their processes, by colony.
 
-    That mirrors the store as far as this daemon heard of it, and is corrected by every listing.
+    `owed` mirrors the store as far as this daemon knows; every listing corrects it.
     """
 
     context: Context
@@ -48,7 +48,7 @@ class OutcomeQueue:
     wakeups: dict[str, trio.Event] = field(default_factory=dict)
 
     async def load(self) -> None:
-        """Read which outcomes are owed. Raises EtcdError."""
+        """Read from the store which outcomes are owed. Raises EtcdError."""
         before = {issuer: set(pids) for issuer, pids in self.owed.items()}
         items, _ = await self.context.client.range_all(self.context.keys.owed_all)
         listed: dict[str, set[str]] = {}
@@ -59,23 +59,23 @@ class OutcomeQueue:
             self._correct(issuer, before.get(issuer, set()), listed.get(issuer, set()))
 
     def _correct(self, issuer: str, before: set[str], listed: set[str]) -> None:
-        """The store `listed` what is owed to a colony; what changed since `before` is newer."""
+        """Set `owed` to what the store `listed`, with the newer changes since `before`."""
         now = self.owed.get(issuer, set())
         self.owed[issuer] = (listed | (now - before)) - (before - now)
 
     def closed(self, process: Process) -> None:
-        """A process of another colony ended: wake its poll."""
+        """Queue the outcome of another colony's process, and wake that colony's poll."""
         pid = process.notify.rpartition("/")[2]
         self.owed.setdefault(process.origin, set()).add(pid)
         self._wake(process.origin)
 
     def progressed(self, process: Process) -> None:
-        """There is something new of a process of another colony: wake its poll."""
+        """Note an update of another colony's process, and wake that colony's poll."""
         self.update_publisher.progressed(process)
         self._wake(process.origin)
 
     def blocked(self, issuer: str) -> None:
-        """A colony was blocked: its waiting polls end now, with a refusal."""
+        """End the waiting poll of a blocked colony now, with a refusal."""
         self._wake(issuer)
 
     def _wake(self, issuer: str) -> None:
@@ -90,16 +90,16 @@ class OutcomeQueue:
             self._wake(issuer)
 
     async def outcomes(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """Forget what was acknowledged, then give what is owed, waiting for it if need be."""
+        """Delete acknowledged outcomes; then return owed ones, and wait if there are none."""
         poll = load(opened.payload, Poll)
-        # What a poll asks about counts as so many messages more.
+        # The processes of a poll count as some more messages.
         self.peer_quotas.weigh(opened.issuer, (len(poll.follow or ()) + len(poll.ack)) // _WEIGHT)
         await self._acknowledge(opened.issuer, poll.ack)
         until = trio.current_time() + poll.wait
         while True:
             wakeup = self.wakeups.setdefault(opened.issuer, trio.Event())
             found = await self._owed(opened.issuer)
-            # After the outcomes, so that nothing is missing of what has ended.
+            # Read updates after the outcomes, so that an ended process has all of its updates.
             news, cut = await self.update_publisher.news(opened.issuer, poll, found)
             now = trio.current_time()
             if found or news or self.draining or now >= until:
@@ -108,7 +108,8 @@ class OutcomeQueue:
                 await wakeup.wait()
             if quiet.cancelled_caught:
                 self.update_publisher.look_again()
-            # It may have been blocked while it waited: what is owed is kept, and not served.
+            # The colony may have been blocked while it waited: then what is owed is kept, but not
+            # sent.
             trusted_revision(self.context.peers, opened.issuer)
         answer = Outcomes(list(found.values()), news, cut)
         return self.context.signer.seal(Kind.OUTCOMES, opened.issuer, answer)
@@ -121,7 +122,7 @@ class OutcomeQueue:
         self.owed.get(issuer, set()).difference_update(pids)
 
     async def _owed(self, issuer: str) -> dict[str, bytes]:
-        """Some of the outcomes that a colony has not acknowledged, by its process ids."""
+        """Return some of the outcomes that a colony has not acknowledged, by its process ids."""
         prefix = self.context.keys.owed_to(issuer)
         before = set(self.owed.get(issuer, ()))
         listing = await self.context.client.range(prefix, limit=_PAGE)
@@ -166,16 +167,16 @@ class OutcomeQueue:
             )
             if process.peer:
                 outcome = await self._carry(process, outcome)
-            # The same bytes each time, until they would be too old to be accepted.
+            # Sign with the end's time, so that repeats have the same bytes, while that is accepted.
             ended = process.endtime // 1_000_000_000
-            # Or in the future, when our clock was ahead at the end and was set back since.
+            # After a clock that was ahead at the end and was set back, the end is in the future.
             issued = ended if ended <= now < ended + MAX_LIFETIME - 3600 else now
         outcome = msgspec.structs.replace(outcome, asked=request.digest, origin=request.origin)
         name = cti_of("outcome", pid, attempt)
         sealed = self.context.signer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
         if len(sealed) <= SIZES[Kind.OUTCOME].bytes:
             return sealed
-        # JSON may be several times as long as what the store has: better an end than none.
+        # JSON may be several times as long as the stored value: then send the end without output.
         message = f"the output is too large to be sent: {len(sealed)} bytes"
         outcome = msgspec.structs.replace(
             outcome, state=int(State.FAILED), out=b"[]", errors=[message], below=b"", keys=[]
@@ -183,7 +184,7 @@ class OutcomeQueue:
         return self.context.signer.seal(Kind.OUTCOME, issuer, outcome, cti=name, issued=issued)
 
     async def _carry(self, process: Process, outcome: Outcome) -> Outcome:
-        """A relay's outcome goes with the one that it was told itself, for its origin to check."""
+        """Return a relay's outcome with the one that it received, for the origin to check."""
         found = await self.context.client.get(self.context.keys.proof(process.processid))
         if found is None:
             return outcome

@@ -1,6 +1,7 @@
-"""Refusals that a colony keeps to: what a mailbox brought in vain is not taken later either.
+"""Tombstones: stored refusals, so that a copy of a refused message is not accepted later.
 
-A mailbox has the bytes of what it carries, and may bring them again when the policy is another.
+A mailbox has the bytes of the messages that it carries. It may bring them again under another
+policy.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
 
-KEPT = 1000  # bytes of the mark of a refusal with its key, about
+KEPT = 1000  # bytes of a tombstone with its key, about
 
 
 @dataclass
 class Tombstones:
-    """The marks of what was refused for good, counted by `peer_quotas`."""
+    """Stores final refusals, counted by `peer_quotas`."""
 
     context: Context
     peer_quotas: PeerQuotas
 
     async def keep(self, opened: VerifiedMessage, refusal: Refusal) -> bool:
-        """Remember that a submission was refused; whether no copy was taken, nor ever will be.
+        """Store the refusal of a submission. Return whether no copy was or ever will be accepted.
 
-        Only for trusted colonies: others can't fill the store.
+        It stores them only for trusted colonies: others must not fill the store.
         """
         try:
             submit = await load_large(opened.payload, Submit)
@@ -53,7 +54,7 @@ class Tombstones:
             return False
         expires = opened.expires + MAX_LIFETIME
         receipt_record = ReceiptRecord(opened.digest, submit.attempt, "", b"", expires, kept)
-        written = True  # if there is no answer, perhaps
+        written = True  # without an answer, it may have happened
         try:
             result = await self.context.client.commit(
                 Txn([Absent(key)], [Put(key, pack(receipt_record))], [Get(key)]),
@@ -65,5 +66,5 @@ class Tombstones:
 
 
 def _says(there: ReceiptRecord, opened: VerifiedMessage) -> bool:
-    """Whether a marker says that these bytes are refused for good."""
+    """Return whether a receipt record refuses these very bytes for good."""
     return there.kept is not None and there.digest == opened.digest

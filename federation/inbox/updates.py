@@ -1,7 +1,7 @@
-"""Tells colonies what is new of their processes here, as the answers to their polls.
+"""The update publisher: answers the polls of colonies with updates of their processes here.
 
-What fits and what is new is decided by `forward.updates`; the origin keeps all cursors, so nothing
-is stored here, and an answer that is lost is simply told again.
+`forward.updates` decides what is new and what fits. The origin keeps all cursors, so nothing is
+stored here, and a lost answer is sent again.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from node.model.codec import unpack
 from node.model.types import Log, Process, State
 from node.store import keys as node_keys
 
-_BYTES = 600_000  # of news in one answer, and of one more piece
-_PAGE = 101  # lines read at once
+_BYTES = 600_000  # bytes of updates in one answer, before the last one
+_PAGE = 101  # lines read in one transaction
 _REMEMBERED = 4096
-_SAID = 100  # messages of one process
-_PART = 256 * 2**10  # bytes of them, unless one is larger
-_RECENT = 256  # processes of one colony
+_SAID = 100  # messages of one process in one answer
+_PART = 256 * 2**10  # bytes of these messages, unless one is larger
+_RECENT = 256  # processes of one colony whose updates are remembered
 
 
 class ReceivedProcess(msgspec.Struct, frozen=True):
-    """What a marker says of a process: ours, and the attempt it is for."""
+    """The part of a receipt record that updates need: our process id, and the attempt."""
 
     localpid: str
     attempt: int
@@ -40,10 +40,9 @@ class ReceivedProcess(msgspec.Struct, frozen=True):
 
 @dataclass
 class UpdatePublisher:
-    """`update_consumer` knows what we were told ourselves of a process that went on to another
-    colony.
+    """Builds updates. `update_consumer` has those of processes that we passed on.
 
-    `members` have the names of our executors; without, their ids stand for them.
+    `members` have the names of our executors; without them, executors are named by id.
     """
 
     context: Context
@@ -54,11 +53,11 @@ class UpdatePublisher:
     _recent: dict[str, OrderedDict[str, str]] = field(default_factory=dict)
     _turns: dict[str, int] = field(default_factory=dict)
     _quiet: OrderedDict[str, Follow] = field(default_factory=OrderedDict)
-    # From where to where a channel holds nothing but what its process's origin said.
+    # By process and channel: from where to where the channel has only messages of the origin.
     _passed: OrderedDict[tuple[str, str], tuple[int, int]] = field(default_factory=OrderedDict)
 
     def progressed(self, process: Process) -> None:
-        """There is something new of a process that came from another colony."""
+        """Note that a process of another colony has an update."""
         pid = process.processid
         self._turns[pid] = self._turns.get(pid, 0) + 1
         if len(self._turns) > _REMEMBERED:
@@ -71,29 +70,30 @@ class UpdatePublisher:
             recent.popitem(last=False)
 
     def look_again(self) -> None:
-        """Another daemon of this colony may have written what nobody told us."""
+        """Check all processes again, which another daemon of this colony may have changed."""
         self._quiet.clear()
 
     async def news(
         self, issuer: str, poll: Poll, ended: Collection[str]
     ) -> tuple[list[bytes] | None, bool]:
-        """What is new for a colony, and whether there may be more; None if it did not ask.
+        """Return the updates for a colony, and whether there may be more; None if it did not ask.
 
-        Of the processes in `ended`, whose outcomes go with the same answer, it learns the rest too.
+        Processes in `ended`, whose outcomes are in the same answer, get their last updates, too.
         """
         if poll.follow is None:
             return None, False
         follows = {follow.pid: follow for follow in poll.follow}
         unlisted = list(ended)
         for pid in ended:
-            # What was written quietly, by another daemon, goes with the outcome or never.
+            # Unnoticed changes by another daemon go with the outcome or never.
             if (known := await self._place(issuer, pid)) is not None:
                 self._quiet.pop(known.localpid, None)
         recent = self._recent.get(issuer, OrderedDict())
         for pid in follows:
             recent.pop(pid, None)
         if poll.whole:
-            # What it does not know of yet: it came while the last poll was on its way.
+            # Processes that the colony does not name yet: accepted while its last poll was on its
+            # way.
             unlisted += recent
         for pid in unlisted:
             if pid not in follows and (known := await self._place(issuer, pid)) is not None:
@@ -112,7 +112,7 @@ class UpdatePublisher:
         return found, False
 
     async def _place(self, issuer: str, pid: str) -> ReceivedProcess | None:
-        """Our process for one of another colony's. It never changes, once it is there."""
+        """Return our process for another colony's process id; once stored, it never changes."""
         known = self._places.get((issuer, pid))
         if known is None:
             found = await self.context.client.get(self.context.keys.receipt_record(issuer, pid))
@@ -150,7 +150,10 @@ class UpdatePublisher:
         return news
 
     def _changes(self, follow: Follow, process: Process, revision: int) -> News | None:
-        """What is new of the process itself; that it waits, or how it ended, is told elsewhere."""
+        """Return the update of a process's own fields, or None.
+
+        A process that has not started needs none, and the outcome tells the end.
+        """
         state, executor, start, version = self._standing(process, revision)
         if version == follow.version:
             return None
@@ -180,7 +183,7 @@ class UpdatePublisher:
         )
 
     def _standing(self, process: Process, revision: int) -> tuple[State, str, int, int]:
-        """State, executor and start of a process wherever it is, and the version of all that."""
+        """Return state, executor and start of a process wherever it runs, and their version."""
         if not process.peer:
             running = process.state == State.RUNNING
             executor = self._name_of(process.assignedexecutorid) if running else ""
@@ -199,7 +202,7 @@ class UpdatePublisher:
     async def _said(
         self, follow: Follow, process: Process
     ) -> tuple[list[Said], dict[str, int], bool]:
-        """Messages for the initiator, how far into each channel they go, and if there is more."""
+        """Return messages for the initiator, new places by channel, and whether there are more."""
         said: list[Said] = []
         heard: dict[str, int] = {}
         size = 0
@@ -243,7 +246,7 @@ class UpdatePublisher:
 
 
 def _bare(follow: Follow, process: Process) -> News:
-    """News that leave all but the lines as they were."""
+    """Return an update without changes, for lines and messages."""
     return News(
         follow.pid,
         follow.attempt,

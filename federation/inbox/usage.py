@@ -1,7 +1,6 @@
-"""What other colonies left in the store: counted for `limits.peer_quotas`, forgotten in time.
+"""The usage of the store by other colonies: counted for `limits.accounts`, expired in time.
 
-What is written, and when it may be, is decided by those who write: `inbox.accept`,
-`inbox.tombstones`, `outbox.channels`.
+`inbox.accept`, `inbox.tombstones`, `inbox.channels` and `outbox.files` write.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from node.etcd.client import KeyValue
 from node.etcd.txn import Absent, Compare, Delete, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
 
-_LOOKED_FOR = 10_000  # processes of crowded colonies that are looked for at a time, at most
-_MANY = 40  # together
+_LOOKED_FOR = 10_000  # processes of crowded colonies that one scan looks up, at most
+_MANY = 40  # looked up in one transaction
 
 
 @dataclass
 class UsageScan:
-    """Reads all that is there, page by page, so that nobody waits for it."""
+    """Reads all receipt records page by page, so that no other task waits for it."""
 
     context: Context
     peer_quotas: PeerQuotas
     outcome_queue: OutcomeQueue
 
     async def take(self, now: int) -> None:
-        """Count what there is, without what is over at `now` (seconds). Raises EtcdError."""
+        """Count each colony's usage, without what expired at `now` (seconds). Raises EtcdError."""
         listed: dict[str, StorageUsage] = {}
         self.peer_quotas.begin()
         gone: list[tuple[KeyValue, ReceiptRecord]] = []
@@ -62,7 +61,7 @@ class UsageScan:
     async def _forget(
         self, item: KeyValue, receipt_record: ReceiptRecord, issuer: str, pid: str
     ) -> bool:
-        """Delete a marker whose time is over; False while its process is open."""
+        """Delete an expired receipt record. Return False while its process is open."""
         loaded = receipt_record.localpid and await self.context.processes.load(
             self.context.home, receipt_record.localpid
         )
@@ -76,7 +75,7 @@ class UsageScan:
         return (await self.context.client.commit(Txn(settled, ops))).succeeded
 
     async def _count_rest(self, listed: dict[str, StorageUsage]) -> None:
-        """Count what stands beside markers: what was said in channels, and files fetched."""
+        """Count what the store has beside receipt records: channel messages and fetched files."""
         start = len(self.context.keys.hearings)
         async for items in Pages(self.context.client, self.context.keys.hearings):
             for item in items:
@@ -92,7 +91,7 @@ class UsageScan:
                 listed.setdefault(issuer, StorageUsage()).add(1, len(item.key))
 
     async def _lighten(self, markers: Sequence[tuple[KeyValue, ReceiptRecord]]) -> None:
-        """A marker whose process left the store stands for itself only."""
+        """Reduce the usage of records whose process has left the store to the record alone."""
         pids = [receipt_record.localpid for _, receipt_record in markers]
         there = {
             each.processid

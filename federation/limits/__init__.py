@@ -1,1 +1,1 @@
-"""What peers and strangers may cost here."""
+"""Limits on what peers and strangers cost here."""

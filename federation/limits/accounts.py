@@ -1,7 +1,7 @@
-"""What a trusted colony may cost here: messages, what is under way at once, and what it leaves.
+"""Quotas of trusted colonies: messages, work at once, and use of the store.
 
-`policy` has the limits. What it leaves is counted by the markers of its processes and what stands
-beside them in the store, so that a restart, or another daemon, comes to the same sum.
+`policy` has the limits. The use of the store is counted from receipt records and what belongs to
+them, so after a restart, or in another daemon, the sum is the same.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from federation.wire.envelope import Kind
 from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue
 
-_PAGE = 500  # keys read at once: what follows of them must not hold up everybody else
+_PAGE = 500  # keys read at once: the work on them must not delay other tasks
 _AT_ONCE = 128  # messages of one colony that are worked on at a time
-_WAITING = {Kind.POLL: 16, Kind.COLLECT: 96}  # of these, which may wait for long
-# Messages a minute of kinds that nobody has to send often, and that wake much.
+_WAITING = {Kind.POLL: 16, Kind.COLLECT: 96}  # of these kinds, which may wait for long
+# Messages a minute, of kinds that are needed rarely and cause much work.
 _RATES = {Kind.HELLO: 120, Kind.CAPABILITIES: 240}
-_CARDS = 12  # newer cards of one colony that are taken in a minute
-_FULL_AGAIN = 60  # seconds after which a colony may ask whether there is room again
+_CARDS = 12  # newer cards of one colony in a minute
+_FULL_AGAIN = 60  # seconds after which a colony may ask again whether there is room
 _DAY = 86_400.0
 
 
 @dataclass
 class Pages:
-    """A listing of what is below a prefix, page by page: `async for items in Pages(...)`.
+    """A listing of all keys below a prefix, page by page: `async for items in Pages(...)`.
 
-    Not a generator, so that it may be left in the middle. Raises EtcdError.
+    It is not a generator, so that a loop may stop in the middle. Raises EtcdError.
     """
 
     client: EtcdClient
@@ -57,30 +57,30 @@ class Pages:
 
 
 class StorageUsage(msgspec.Struct):
-    """What a colony left: how many entries, and their bytes, with those of what they stand for."""
+    """A colony's use of the store: entries, and the bytes of these and of what belongs to them."""
 
     entries: int = 0
     size: int = 0
 
     def add(self, entries: int, size: int) -> None:
-        """Count more, or less."""
+        """Count more, or (with negative numbers) less."""
         self.entries += entries
         self.size += size
 
 
 @dataclass
 class PeerQuotas:
-    """The accounts of all trusted colonies, by the id under which each is kept.
+    """The quotas of all trusted colonies, by the id under which each is kept.
 
-    Room is taken before something is written, so that what is under way counts as well. Each `take`
-    is followed by one `settle`, that tells whether it was written.
+    Room is reserved before a write, so that writes under way count as well. After each `take` comes
+    one `settle`, which tells whether the write happened.
     """
 
     peers: Peers
     clock: SigningClock
     _stocks: dict[str, StorageUsage] = field(default_factory=dict)
-    _taken: dict[str, StorageUsage] = field(default_factory=dict)  # for what is under way
-    _since: dict[str, StorageUsage] | None = None  # what came while the store is being read
+    _taken: dict[str, StorageUsage] = field(default_factory=dict)  # reserved for writes under way
+    _since: dict[str, StorageUsage] | None = None  # written while the store is being read
     _messages: dict[str, TokenBucket] = field(default_factory=dict)
     _tombstones: dict[str, TokenBucket] = field(default_factory=dict)
     _kinds: dict[tuple[str, Kind], TokenBucket] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class PeerQuotas:
 
     @contextmanager
     def message(self, peerid: str, kind: Kind) -> Iterator[None]:
-        """Count a message, and work on it.
+        """Count a message, and hold its place while it is worked on.
 
         Raises Refusal (policy_messages, peer_rate, peer_at_once).
         """
@@ -120,7 +120,7 @@ class PeerQuotas:
                     del self._under_way[peerid, which]
 
     def weigh(self, peerid: str, count: int) -> None:
-        """Count so many messages, or one that costs as much. Raises Refusal (policy_messages)."""
+        """Count `count` messages, or one that costs as much. Raises Refusal (policy_messages)."""
         limit = self.peers.policy(peerid).messages
         if not limit:
             return
@@ -130,16 +130,16 @@ class PeerQuotas:
             raise Refusal(429, "policy_messages", text, again=math.ceil(wait))
 
     def card(self, peerid: str) -> None:
-        """Count a newer card, whose writing costs more than most. Raises Refusal (card_rate)."""
+        """Count a newer card, whose write costs more than most. Raises Refusal (card_rate)."""
         wait = self._cards.setdefault(peerid, TokenBucket()).take(_CARDS, self.clock.steady())
         if wait:
             text = f"more than {_CARDS} newer cards a minute of your colony"
             raise Refusal(429, "card_rate", text, again=math.ceil(wait))
 
-    # -- what stays in the store -----------------------------------------------------------
+    # -- use of the store ---------------------------------------------------------------------
 
     def take(self, peerid: str, size: int, entries: int = 1) -> Refusal | None:
-        """Take room for what is about to be written, or say why there is none."""
+        """Reserve room for a write. Return the refusal if there is none."""
         policy, stock = self.peers.policy(peerid), self.stock(peerid)
         taken = self._taken.get(peerid) or StorageUsage()
         there = StorageUsage(stock.entries + taken.entries, stock.size + taken.size)
@@ -159,7 +159,7 @@ class PeerQuotas:
         return None
 
     def settle(self, peerid: str, size: int, entries: int = 1, *, left: bool) -> None:
-        """What room was taken for is over; `left` is whether it may be in the store."""
+        """End a reservation; `left` is whether the write may have happened."""
         taken = self._taken[peerid]
         taken.add(-entries, -size)
         if not taken.entries and not taken.size:
@@ -168,18 +168,18 @@ class PeerQuotas:
             self._count(peerid, entries, size)
 
     def leave(self, peerid: str, size: int) -> Refusal | None:
-        """Count one thing that is written at once, or say why there is no room for it."""
+        """Count a write that happens at once. Return the refusal if there is no room."""
         full = self.take(peerid, size)
         if full is None:
             self.settle(peerid, size, left=True)
         return full
 
     def lighten(self, peerid: str, size: int) -> None:
-        """What a marker stands for has left the store."""
+        """Uncount what belonged to a receipt record and has left the store."""
         self._count(peerid, 0, -size)
 
     def tombstone(self, peerid: str, size: int) -> Refusal | None:
-        """Take room for the mark of what never was here, as often as the rate of submissions.
+        """Reserve room for the record of a process that never came, at the rate of submissions.
 
         As `take`.
         """
@@ -199,30 +199,30 @@ class PeerQuotas:
             self._since.setdefault(peerid, StorageUsage()).add(entries, size)
 
     def stock(self, peerid: str) -> StorageUsage:
-        """What a colony left, as far as this daemon knows."""
+        """Return a colony's use of the store, as far as this daemon knows."""
         return self._stocks.setdefault(peerid, StorageUsage())
 
     def crowded(self, peerid: str) -> bool:
-        """Whether a colony has taken more than half of the room that it may."""
+        """Return whether a colony uses more than half of its room."""
         policy, stock = self.peers.policy(peerid), self.stock(peerid)
         return 0 < policy.max_kept < 2 * stock.size or 0 < policy.max_entries < 2 * stock.entries
 
     def begin(self) -> None:
-        """The store is about to be read: `counted` tells what is in it."""
+        """Start a count: the store is about to be read, and `counted` gets the result."""
         self._since = {}
 
     def counted(self, listed: dict[str, StorageUsage]) -> None:
-        """What the store has. What came meanwhile may be in it or not, and is counted twice."""
+        """Set the use of the store to a count. Writes meanwhile are added: some may count twice."""
         for peerid, more in (self._since or {}).items():
             listed.setdefault(peerid, StorageUsage()).add(max(0, more.entries), max(0, more.size))
         self._stocks, self._since = listed, None
 
-    # -- what it tells of our processes ----------------------------------------------------
+    # -- updates of our processes -------------------------------------------------------------
 
     def news(self, peerid: str, size: int) -> bool:
-        """Whether so many bytes are kept of what a colony tells of the processes that it runs.
+        """Return whether there is room for so many bytes of a colony's updates of our processes.
 
-        They are kept with our own processes, so this counts by the day: `max_kept` in one.
+        They are kept with our own processes, so this counts by the day: `max_kept` bytes a day.
         """
         limit = self.peers.policy(peerid).max_kept
         if not limit:
@@ -231,7 +231,7 @@ class PeerQuotas:
         return bucket.take(limit, self.clock.steady(), float(size)) == 0
 
     def told(self, peerid: str) -> int:
-        """How many bytes of news a colony may not tell now, of those of a day."""
+        """Return how many bytes of a day's updates are used up."""
         limit, bucket = self.peers.policy(peerid).max_kept, self._news.get(peerid)
         if not limit or bucket is None:
             return 0

@@ -1,7 +1,7 @@
-"""What those who are not trusted may cost: signature checks, bounded by address and in all.
+"""Admission of strangers: signature checks, limited by address and in all.
 
-Values in, values out: `service.server` asks before it checks a signature. What trusted colonies may
-cost is in `accounts`, attempts to join are counted by `membership.invitations`.
+Values in, values out: `service.server` asks before it checks a signature. `accounts` has the quotas
+of trusted colonies; `membership.invitations` counts attempts to join.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from federation.peers.policy import TokenBucket
 from federation.wire.address import source_of
 from federation.wire.refusals import Refusal
 
-# Messages a minute whose signatures are checked: of one address (an IPv6 /64 counts as one), and
-# of all strangers together.
+# Messages a minute whose signatures are checked: of one address (an IPv6 /64 counts as one), and of
+# all strangers together.
 STRANGER_RATE, STRANGERS_RATE = 60, 600
-# Signatures a minute that do not hold, in the name of a trusted colony: from an address that it
-# does not use, after which nothing is checked from there, and from one that it does.
+# False signatures a minute in the name of a trusted colony: from an address that the colony does
+# not use, after which nothing from there is checked; and from an address that it does use.
 _FALSE_RATE, _FALSE_RATE_AT_HOME = 60, 600
-_SOURCES = 1024  # addresses remembered; the longest silent one makes room
+_SOURCES = 1024  # addresses remembered; the one silent for longest makes room
 _HOMES = 4  # addresses of one trusted colony that are remembered
-_COLONIES = 1024  # whose addresses are remembered
+_COLONIES = 1024  # colonies whose addresses are remembered
 
 
 @dataclass
 class Admission:
-    """Who may have a signature checked now. Times are seconds of one steady clock.
+    """Decides whose signatures are checked now. Times are seconds of one steady clock.
 
-    Trusted colonies never wait for strangers: those have buckets of their own. What comes in the
-    name of a trusted colony is checked unless its address sent too many false signatures, and
-    that one is checked further if the colony itself was heard from there.
+    Trusted colonies never wait for strangers, which have buckets of their own. A message in the
+    name of a trusted colony is checked unless its address sent too many false signatures; if the
+    colony itself was heard from that address, more are allowed.
     """
 
     _all: TokenBucket = field(default_factory=TokenBucket)
@@ -50,9 +50,9 @@ class Admission:
             raise _too_many(wait)
 
     def trusted(self, peerid: str, remote: str, now: float) -> bool:
-        """A message comes in the name of a trusted colony: whether a mistake is looked for.
+        """Return whether to look for the mistake in a message in a trusted colony's name.
 
-        To look for it costs a check for each kind of message. Raises Refusal (stranger_rate).
+        To find it costs a check for each kind of message. Raises Refusal (stranger_rate).
         """
         place, rate = self._place(peerid, remote)
         bucket = self._false.get(place)
@@ -61,20 +61,20 @@ class Admission:
         return not _left(self._false_all, STRANGERS_RATE, now)
 
     def failed(self, peerid: str, remote: str, now: float) -> None:
-        """A signature in the name of a trusted colony did not hold."""
+        """Count a false signature in the name of a trusted colony."""
         place, rate = self._place(peerid, remote)
         _bucket(self._false, place).take(rate, now)
         self._false_all.take(STRANGERS_RATE, now)
 
     def _place(self, peerid: str, remote: str) -> tuple[str, int]:
-        """Where false signatures of an address are counted, and how many it may send."""
+        """Return the place where false signatures of an address are counted, and their limit."""
         source = source_of(remote)
         if source in self._homes.get(peerid, ()):
             return f"{peerid} at {source}", _FALSE_RATE_AT_HOME
         return source, _FALSE_RATE
 
     def held(self, peerid: str, remote: str) -> None:
-        """A trusted colony was heard from an address."""
+        """Note an address from which a trusted colony was heard."""
         source = source_of(remote)
         homes = self._homes.get(peerid)
         if homes is not None and source in homes:
@@ -98,7 +98,7 @@ def _bucket(buckets: OrderedDict[str, TokenBucket], source: str) -> TokenBucket:
 
 
 def _left(bucket: TokenBucket, rate: int, now: float) -> float:
-    """0 while something is left in a bucket, else the seconds until it is."""
+    """Return 0 while a bucket has something left, else the seconds until it has."""
     wait = bucket.take(rate, now)
     if not wait:
         bucket.put_back()

@@ -1,6 +1,6 @@
-"""Decoding of large payloads beside the event loop.
+"""Decoding of large payloads in a thread, beside the event loop.
 
-How many values a message may have is in `wire.sizes`.
+`wire.sizes` says how many values a message may have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 
 
 async def load_large(payload: bytes, kind: type[M]) -> M:
-    """Decode a payload that may have very many values, which then does not hold the event loop.
+    """Return a decoded payload; one with very many values is decoded in a thread.
 
     Raises Rejected (malformed).
     """

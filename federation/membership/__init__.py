@@ -1,1 +1,1 @@
-"""How colonies meet, trust, introduce, change keys and part."""
+"""Membership: how colonies meet, trust, introduce, change keys and part."""

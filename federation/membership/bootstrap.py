@@ -1,7 +1,7 @@
-"""Meeting other colonies: what discovery hears, and what the configuration names, until a card.
+"""Bootstrap: fetches the cards at addresses from discovery and from the configuration.
 
-Addresses are hints (`network.candidates` bounds what they cost); who a card makes known is in
-`peers.registry`.
+An announced address proves nothing; `network.candidates` limits what it costs. `peers.registry`
+keeps the colonies whose cards were fetched.
 """
 
 from __future__ import annotations
@@ -26,21 +26,24 @@ from node.model.errors import RpcError
 from node.tasks.containment import contained
 from node.tasks.sync import WakeUp, WakeUps
 
-_PATIENCE = 10.0  # seconds for a card: who sends one byte after the other gets no longer
-_PROBE_S = 5.0  # seconds between two probes of one peer that was heard again
+_PATIENCE = 10.0  # seconds for a card, also from a host that sends it byte by byte
+_PROBE_S = 5.0  # seconds between two probes of one peer that was announced again
 _EXPECTED = (TransportError, EtcdError, RpcError, Rejected, ValueError)
 
 log = get_logger("meeting")
 
 
 def _plain(address: str) -> str:
-    """The "host:port" of an https URL."""
+    """Return the "host:port" of an https URL."""
     return address.removeprefix("https://").rstrip("/")
 
 
 @dataclass
 class Bootstrap:
-    """`probes` wake the probes of trusted peers. `heard` and `forget` are for one thread only."""
+    """Fetches cards, and wakes the `probes` of trusted peers.
+
+    Call `heard` and `forget` in one thread only.
+    """
 
     context: Context
     probes: WakeUps
@@ -49,10 +52,10 @@ class Bootstrap:
     _probed: dict[str, float] = field(default_factory=dict)
     _again: set[str] = field(default_factory=set)
 
-    # -- hearing -------------------------------------------------------------------------
+    # -- announcements -----------------------------------------------------------------------
 
     def heard(self, found: Sequence[Sighting]) -> None:
-        """Addresses were announced. Those of strangers wait for a look, trusted ones are probed."""
+        """Queue strangers' announced addresses for a fetch of the card; probe trusted peers."""
         now = trio.current_time()
         for sighting in found:
             entry, address = self.context.peers.get(sighting.id), sighting.address
@@ -74,11 +77,11 @@ class Bootstrap:
         self._wakeup.wake()
 
     def forget(self) -> None:
-        """The network is another one: every address may lead somewhere else now."""
+        """Forget all results after a change of the network: an address may lead elsewhere now."""
         self.candidates.forget()
 
     async def run(self) -> None:
-        """Look at what was heard, until cancelled."""
+        """Fetch cards and probe peers, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 event, now = self._wakeup.event, trio.current_time()
@@ -89,7 +92,7 @@ class Bootstrap:
                     await event.wait()
 
     def _probe_heard(self, now: float) -> float:
-        """Probe those heard again, each once in a while; seconds until the next is due."""
+        """Probe announced peers, each at most once in `_PROBE_S`; return seconds to the next."""
         for peerid in list(self._again):
             if self.context.peers.state(peerid) != TRUSTED:
                 self._again.discard(peerid)
@@ -108,7 +111,7 @@ class Bootstrap:
             await self._look(candidate)
 
     async def _look(self, candidate: AddressCandidate) -> None:
-        """Fetch the card at an address; whoever lives there is known then."""
+        """Fetch and store the card at a candidate's address."""
         ok, problem = False, "no card within 10 s"
         try:
             with trio.move_on_after(_PATIENCE):
@@ -125,7 +128,7 @@ class Bootstrap:
             entry = self.context.peers.get(candidate.id)
             if entry is not None and entry.peer.state == SEEN:
                 entry.error = problem
-            # Anybody can announce what leads nowhere: not worth a line each.
+            # Any host can announce a wrong address: not worth a line in the log each.
             log.debug("card not fetched", address=candidate.address, error=problem)
 
     # -- fetching ------------------------------------------------------------------------
@@ -133,9 +136,9 @@ class Bootstrap:
     async def fetch(
         self, address: str, peerid: str = "", *, unblock: bool = False
     ) -> PeerState | None:
-        """Fetch the card at an address and take it in; `peerid`, if given, must be its id.
+        """Fetch and store the card at an address. `peerid`, if given, must be its id.
 
-        Raises TransportError. None for a blocked colony or ourselves.
+        Return the peer, or None for a blocked colony or ourselves. Raises TransportError.
         """
         _, entry = await self._fetch(address, peerid, unblock=unblock)
         return entry
@@ -158,13 +161,13 @@ class Bootstrap:
         return card.id, entry
 
     async def meet(self, url: str, peerid: str) -> None:
-        """Introduce a colony of the configuration; its address is a hint like any other."""
+        """Fetch a configured colony's card again and again; its address proves nothing either."""
         tries = 0
         while True:
             try:
                 known = self.context.peers.get(peerid)
                 if known is not None:
-                    known.give(_plain(url))  # also while nobody answers there
+                    known.give(_plain(url))  # also while the address does not answer
                 entry = await self.fetch(url, peerid)
                 if entry is not None:
                     entry.give(_plain(url))

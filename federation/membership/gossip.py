@@ -1,8 +1,8 @@
-"""Introductions: trusted peers show each other the signed cards of colonies that they trust.
+"""Gossip: trusted peers show each other the signed cards of the colonies that they trust.
 
-A card proves itself, so an introduction is an address and no more than that; whom to trust stays
-the owner's decision, unless the configuration says otherwise. Who introduced whom is kept by
-`peers.introduced`.
+A card proves itself, so an introduction adds an address and nothing else. The owner decides about
+trust, unless the configuration says otherwise. `peers.introduced` keeps which peer introduced which
+colony.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from node.store.update import update
 from node.tasks.sync import WakeUp, WakeUps
 
 MOST = 64  # cards in one exchange
-_MOST_TRUSTED = 256  # that an introduction alone made trusted
-_RATE = 6  # exchanges a minute that one peer may ask for
-_AGAIN = 600.0  # seconds between two exchanges when nothing changed
-_LEAST = 2.0  # ... and when something did
-_AWAY = 60.0  # seconds until a peer is asked again that was not there, and did not return
-_OLD = 3600.0  # ... or that introduces nobody
+_MOST_TRUSTED = 256  # colonies trusted because of an introduction alone
+_RATE = 6  # exchanges a minute that one peer may start
+_AGAIN = 600.0  # seconds between two exchanges without a change
+_LEAST = 2.0  # ... and after a change
+_AWAY = 60.0  # seconds until the next try at a peer that was not reached
+_OLD = 3600.0  # ... or that has introductions turned off
 
 log = get_logger("introductions")
 
 
 def chosen(trusted: Iterable[PeerState], to: str, now: float) -> list[Introduction]:
-    """Whom to introduce to the peer `to`: those heard of last come first. `now` in seconds.
+    """Return the peers to introduce to `to`, most recently seen first. `now` in seconds.
 
-    Never itself, nobody whose card has expired, nobody from too far away.
+    Without `to` itself, expired cards, and colonies more than `DEEPEST` hops away.
     """
     found: list[Introduction] = []
     for entry in sorted(trusted, key=lambda entry: (-entry.lastseen, entry.peer.id)):
@@ -67,7 +67,7 @@ def _expiry(card: bytes) -> int:
 
 
 class LastIntroductions(msgspec.Struct, frozen=True):
-    """The latest message of a peer that was taken in, and under which of its ids it was signed."""
+    """The number of a peer's latest message, and the id that signed it."""
 
     signer: str = ""
     seq: int = -1
@@ -75,9 +75,9 @@ class LastIntroductions(msgspec.Struct, frozen=True):
 
 @dataclass
 class Gossip:
-    """`mode` is "pending", "trust" or "off", as configured.
+    """Exchanges introductions. `mode` is "pending", "trust" or "off", as configured.
 
-    Messages are numbered from the sequence number of our card, larger at each start.
+    Numbers of messages start from our card's sequence number, which is larger at each start.
     """
 
     context: Context
@@ -93,7 +93,7 @@ class Gossip:
     def __post_init__(self) -> None:
         self.introduced = IntroductionIndex(self.context.peers)
 
-    # -- ours ----------------------------------------------------------------------------
+    # -- our introductions --------------------------------------------------------------------
 
     def _message(self, peerid: str) -> Introductions:
         self._count += 1
@@ -101,7 +101,7 @@ class Gossip:
         return Introductions(known, (self.own_card.sequence << 24) + self._count)
 
     def look(self) -> None:
-        """A peer changed: if it is whom we trust, all others hear of it."""
+        """Wake the exchanges with all peers if the set of trusted peers has changed."""
         known = frozenset(
             (each.peer.id, each.peer.distance) for each in self.context.peers.trusted()
         )
@@ -109,14 +109,14 @@ class Gossip:
             self._known = known
             self._wakeups.wake()
 
-    # -- theirs --------------------------------------------------------------------------
+    # -- introductions by peers ---------------------------------------------------------------
 
     def endpoints(self) -> list[Endpoint]:
-        """Where introductions are exchanged."""
+        """Return the endpoint at which introductions are exchanged."""
         return [Endpoint("/v1/introductions", Kind.INTRODUCTIONS, self.answer)]
 
     async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """A peer introduced colonies: take them in, and introduce ours.
+        """Take a peer's introductions, and return ours.
 
         Raises Refusal (not_found, introductions_rate) or Rejected (malformed).
         """
@@ -133,9 +133,9 @@ class Gossip:
         return self.context.signer.seal(Kind.INTRODUCTIONS, opened.issuer, ours)
 
     async def _hear(self, by: str, signer: str, said: Introductions) -> None:
-        """Take in what a peer says, unless it said something later before.
+        """Take a peer's introductions, unless a later message came before.
 
-        Its messages may be kept on the way, and brought again.
+        A relay may keep the peer's messages and bring them again.
         """
         async with self._turns.setdefault(by, trio.Lock()):
             if await self._is_later(by, signer, said.seq):
@@ -144,14 +144,15 @@ class Gossip:
                 log.info("old introductions not taken", by=by, number=said.seq)
 
     async def _is_later(self, by: str, signer: str, seq: int) -> bool:
-        """Whether a message has a higher number than all before, which is then remembered."""
+        """Return whether a message has the highest number so far; if so, store the number."""
         key, entry = self.context.keys.introducing(by), self.context.peers.get(by)
 
         def latest(known: LastIntroductions | None) -> LastIntroductions | None:
             if known is None or signer == known.signer:
                 later = known is None or seq > known.seq
             else:
-                # Under another key numbers count anew, with no way back to the one before.
+                # With a new key the numbers start anew, and no message of the former key counts
+                # again.
                 later = not known.signer or (entry is not None and signer == entry.peer.wire)
             return LastIntroductions(signer, seq) if later else None
 
@@ -161,7 +162,7 @@ class Gossip:
         return taken is not None
 
     async def take_in(self, by: str, said: Introductions) -> None:
-        """Meet the colonies that a peer introduced, and forget those that it does no more."""
+        """Store the colonies that a peer introduces, and withdraw those that it no longer does."""
         cards: dict[str, tuple[Card, Introduction]] = {}
         for each in said.known:
             await trio.lowlevel.checkpoint()  # each costs the check of a signature
@@ -176,7 +177,7 @@ class Gossip:
             if known is None or card.sequence > known[0].sequence:
                 cards[card.id] = (card, each)
         self.introduced.dismiss(by, cards.keys())
-        # A chain of introductions is counted from where our owner's own word ends.
+        # Hops count from the peer that our owner trusted.
         gossip = self.context.peers.get(by)
         way = gossip.peer.distance if gossip is not None else 0
         for card, each in cards.values():
@@ -190,11 +191,11 @@ class Gossip:
         if entry.peer.state != PENDING or taken >= _MOST_TRUSTED or hops > DEEPEST:
             return
         if self.context.peers.taken(entry.peer):
-            return  # its name is that of another trusted peer: the owner decides
+            return  # another trusted peer has its name: the owner decides
         await self.context.peers.trust(entry.peer.id, distance=hops)
 
     def prune(self) -> None:
-        """Forget introduced colonies whose card expired; once a minute is enough."""
+        """Forget introduced colonies whose card has expired; once a minute is enough."""
         now = self.context.clock.seconds
         for entry in list(self.context.peers.known.values()):
             expired = _expiry(entry.latest or entry.peer.card) <= now
@@ -205,7 +206,7 @@ class Gossip:
     # -- exchanging ------------------------------------------------------------------------
 
     async def exchange_forever(self, connection: PeerConnection, back: WakeUp) -> None:
-        """Exchange introductions with one peer, until cancelled; `back` rings at its return."""
+        """Exchange introductions with one peer, until cancelled; `back`: the peer is back."""
         if self.mode == "off":
             await trio.sleep_forever()
         wakeup = self._wakeups[connection.id]
@@ -221,7 +222,7 @@ class Gossip:
             await trio.sleep(_LEAST)
 
     async def exchange(self, connection: PeerConnection) -> float:
-        """One exchange; returns 0, or how many seconds to leave the peer in peace."""
+        """Exchange introductions once. Return 0, or the seconds to wait after a failure."""
         try:
             body = connection.seal(Kind.INTRODUCTIONS, self._message(connection.id))
             opened, _ = await connection.post("/v1/introductions", body, Kind.INTRODUCTIONS)
@@ -236,7 +237,7 @@ class Gossip:
         return 0.0
 
     def forget(self, peerid: str) -> None:
-        """A peer is trusted no more, and so is nobody on its word."""
+        """Withdraw all introductions by a peer that is no longer trusted."""
         self.introduced.dismiss(peerid, ())
         self._wakeups.pop(peerid, None)
         self._buckets.pop(peerid, None)

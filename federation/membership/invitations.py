@@ -1,7 +1,7 @@
-"""The inviting side: invitations are made, listed, revoked, and used once by who knows the secret.
+"""Invitations, the inviting side: made, listed, revoked, and redeemed once with the secret.
 
-What a token holds and what is derived from its secret is in `wire.invitation`, the joining side in
-`membership.join`; the trust that follows is kept by `peers.registry`.
+`wire.invitation` has the token and what is derived from its secret, `membership.join` the joining
+side, `peers.registry` the trust that follows.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from node.model.errors import Conflict, Invalid, NotFound
 
 MOST = 100  # open invitations
 LONGEST = 30 * 86_400  # seconds
-_KEEP_USED = 86_400  # seconds after its end in which whoever used it may ask again
-_FRESH = 60  # seconds a nonce of ours is good for, at least; twice that at most
+_KEEP_USED = 86_400  # seconds after its end in which the colony that redeemed it may ask again
+_FRESH = 60  # seconds that a nonce of ours is valid, at least; twice that at most
 _TRIES = 3
 
 # Attempts a minute: of one address (an IPv6 /64 counts as one), and of all together. A join takes
-# two. Those that show that they know the secret of an invitation are counted for that one alone.
+# two. Attempts that prove knowledge of an invitation's secret count for that invitation alone.
 _EACH, _ALL = 20, 600
-_ADDRESSES = 512  # remembered; the longest silent one makes room
-_KNOWN = 1024  # keys of used invitations in memory, the latest
+_ADDRESSES = 512  # remembered; the one silent for longest makes room
+_KNOWN = 1024  # keys of redeemed invitations in memory, the latest
 
 log = get_logger("invitations")
 
 
 class Invitation(msgspec.Struct, frozen=True):
-    """What is kept of one: a key made from its secret. Times are seconds since the epoch."""
+    """A stored invitation, with a key made from its secret. Times are seconds since the epoch."""
 
     key: bytes
     created: int
@@ -58,7 +58,7 @@ class Invitation(msgspec.Struct, frozen=True):
 
 
 class RedeemedInvitation(msgspec.Struct, frozen=True):
-    """Who used an invitation. With the key, a joiner whose answer was lost is answered again."""
+    """The colony that redeemed an invitation. With the key, a lost answer can be sent again."""
 
     key: bytes
     joiner: str
@@ -74,20 +74,20 @@ class Invitations:
     _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _all: TokenBucket = field(default_factory=TokenBucket)
     _each: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
-    # Keys by name, open or used, with the attempts of those who know them: asked before anything.
+    # Keys by name, open or redeemed, each with its attempts: asked before anything else.
     _known: dict[str, tuple[bytes, TokenBucket]] = field(default_factory=dict, repr=False)
 
-    # -- the owner's ---------------------------------------------------------------------
+    # -- calls of the owner -------------------------------------------------------------------
 
     async def invite(self, seconds: int, policy: Policy | None, addresses: list[str]) -> Token:
-        """Make an invitation that is good for `seconds`; the secret is in the token only.
+        """Make an invitation that is valid for `seconds`. The secret is in the token only.
 
-        Raises Invalid for fields that can't be, Conflict when too many are open.
+        Raises Invalid for impossible fields, Conflict if too many are open.
         """
         if not 0 < seconds <= LONGEST:
             raise Invalid(f"expires: 1 to {LONGEST} seconds")
         for each in addresses:
-            # Not compared with our own: this is where we are.
+            # Not compared with our own addresses: these are where we are.
             if why := cannot_be(each):
                 raise Invalid(f"addresses: {each[:80]!r} {why}")
         places = addresses or self.own_card.endpoints
@@ -116,13 +116,13 @@ class Invitations:
         return token
 
     async def open(self) -> list[tuple[str, Invitation]]:
-        """The invitations that nobody used, by name."""
+        """Return the invitations that are not redeemed, by name."""
         items, _ = await self.context.client.range_all(self.context.keys.invitations)
         start = len(self.context.keys.invitations)
         return [(item.key[start:], unpack(item.value, Invitation)) for item in items]
 
     async def revoke(self, text: str) -> str:
-        """Forget one, named by the beginning of its name. Raises NotFound or Invalid."""
+        """Delete the invitation whose name begins with `text`. Raises NotFound or Invalid."""
         found = [name for name, _ in await self.open() if text and name.startswith(text)]
         if not found:
             raise NotFound(f"invitation: none that begins with {text[:40]!r} is open")
@@ -134,7 +134,7 @@ class Invitations:
         return found[0]
 
     async def load(self) -> None:
-        """Learn of the invitations in the store: another daemon may have made some.
+        """Read the invitations in the store, of which another daemon may have made some.
 
         Raises EtcdError.
         """
@@ -152,7 +152,7 @@ class Invitations:
         }
 
     async def sweep(self) -> None:
-        """Forget what is past its time."""
+        """Delete expired invitations."""
         now = self.context.clock.seconds
         for name, kept in await self.open():
             if kept.expires < now:
@@ -162,16 +162,16 @@ class Invitations:
             if unpack(item.value, RedeemedInvitation).expires + _KEEP_USED < now:
                 await self.context.client.delete(item.key)
 
-    # -- the inviting side ---------------------------------------------------------------
+    # -- endpoint for joiners -----------------------------------------------------------------
 
     def endpoints(self) -> list[Endpoint]:
-        """Where a colony joins that has an invitation."""
+        """Return the endpoint at which an invited colony joins."""
         return [Endpoint("/v1/join", Kind.JOIN, self.answer, knock=self.knock)]
 
     def knock(self, remote: str, shown: str, body: bytes) -> None:
         """Count an attempt from an address. Raises Refusal (join_rate).
 
-        `shown` is what came with it: who knows a secret does not queue with those who guess.
+        `shown` is the header KNOCK: colonies that know a secret do not queue with those that guess.
         """
         now = trio.current_time()
         known = self._shown(shown, body)
@@ -188,9 +188,9 @@ class Invitations:
             raise Refusal(429, "join_rate", "too many attempts to join", again=int(wait) + 1)
 
     def _shown(self, shown: str, body: bytes) -> TokenBucket | None:
-        """The attempts of an invitation whose key made `shown`, None for any other text.
+        """Return the attempts of the invitation whose key made `shown`, None for any other text.
 
-        One hash and one MAC, whatever it is: nobody learns from the time which names there are.
+        It always takes one hash and one MAC, so the time tells nothing about existing names.
         """
         name, _, told = shown.partition(" ")
         key, bucket = self._known.get(name, (self._seed, None))
@@ -198,7 +198,7 @@ class Invitations:
         return bucket if right else None
 
     def _challenges(self, issuer: str, nonce: bytes) -> list[bytes]:
-        """Our nonces for an exchange, the present one first: made, not kept, so none can crowd."""
+        """Return our nonces for an exchange, the present one first; none is stored."""
         slot = int(trio.current_time() // _FRESH)
         said = f"{issuer}/{nonce.hex()}"
         return [
@@ -207,10 +207,11 @@ class Invitations:
         ]
 
     async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """Give a nonce, or check the proof and trust the joiner. Returns the sealed welcome.
+        """Return a nonce; or check the proof, trust the joiner, and return the signed welcome.
 
-        The joiner is trusted and the invitation goes in one transaction that compares it, so of
-        several joiners one wins; who it was stays on record, to be answered again.
+        One transaction, which compares the invitation, trusts the joiner and deletes the
+        invitation: so only one of several joiners succeeds. The joiner stays on record, to be
+        answered again.
         """
         join = load(opened.payload, Join)
         challenges = self._challenges(opened.issuer, join.nonce)
@@ -226,7 +227,7 @@ class Invitations:
         raise Refusal(503, "busy", "the invitation changes too fast", again=1)
 
     async def _verify(self, opened: VerifiedMessage, join: Join, card: Card) -> bytes | None:
-        """Trust the joiner: the invitation's key, None to look again. Raises Refusal.
+        """Trust the joiner. Return the invitation's key, or None to try again. Raises Refusal.
 
         A wrong secret takes the same reads and the same comparison as a right one.
         """

@@ -1,6 +1,6 @@
-"""The joining side: a token in, mutual trust out.
+"""Invitations, the joining side: from a token to mutual trust.
 
-What is in a token is read by `wire.invitation`; the other end is `invitations`.
+`wire.invitation` reads tokens; `invitations` is the inviting side.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ log = get_logger("joining")
 
 @dataclass
 class _Inviter(Guide):
-    """Leads to the address of an invitation, and nowhere else. `key` is made from its secret."""
+    """The guide to an invitation's address, and nowhere else. `key` is derived from its secret."""
 
     name: str
     key: bytes
 
     def headers(self, body: bytes) -> Mapping[str, str]:
-        """Return the proof that the secret is known: who has it does not queue with strangers."""
+        """Return the proof of the secret: with it, the message does not queue with strangers'."""
         return {KNOCK: f"{self.name} {tokens.knock(self.key, body).hex()}"}
 
     async def ways(self, address: str) -> list[str]:
@@ -46,22 +46,22 @@ class _Inviter(Guide):
         return [address]
 
     async def renew(self, address: str) -> None:
-        """No other certificate will do. Raises Unsent."""
+        """Refuse any other certificate. Raises Unsent."""
         raise Unsent(f"{address}: shows another certificate than the invitation says")
 
 
 @dataclass
 class Joiner:
-    """Joins as the home colony."""
+    """Joins other colonies for the home colony."""
 
     context: Context
     own_card: OwnCard
 
     async def join(self, text: str, policy: Policy | None) -> PeerState:
-        """Prove to know a token's secret, be trusted there, then trust the colony that invited.
+        """Prove a token's secret, be trusted there, then trust the inviting colony.
 
-        Safe to repeat: who used a token is answered again. Its own `trust` is the last step, after
-        the other side has proven the same. Raises RpcError.
+        It may be repeated: the colony that redeemed a token is answered again. Our own trust is the
+        last step, after the other side has proven the secret as well. Raises RpcError.
         """
         token = self._read(text)
         problems: list[str] = []
@@ -116,7 +116,7 @@ class Joiner:
         return PeerConnection(PeerState(peer), self.context.signer, guide)
 
     async def _prove(self, connection: PeerConnection, token: Token) -> None:
-        """The exchange: nonces, our proof, theirs. Raises TransportError."""
+        """Exchange nonces and proofs with the inviting colony. Raises TransportError."""
         key, name = tokens.key_of(token.secret), tokens.name_of(token.secret)
         card, nonce = self.own_card.card(), secrets.token_bytes(16)
         theirs = (await self._say(connection, Join(card, name, nonce))).nonce
@@ -136,7 +136,7 @@ class Joiner:
             raise RemoteRefusal("join_unproven", "the other side does not know the secret itself")
 
     async def _say(self, connection: PeerConnection, message: Join) -> Welcome:
-        """Send one message, again while its answer is lost. Raises TransportError."""
+        """Send one message, again if its answer is lost. Raises TransportError."""
         body = self.context.signer.seal(Kind.JOIN, connection.id, message)
         for left in reversed(range(_TRIES)):
             try:

@@ -1,6 +1,6 @@
-"""Hellos: peers are greeted now and then, at once when something speaks for it, and when asked.
+"""The prober: exchanges hellos with peers regularly, at once after a hint, and on request.
 
-A hello tells that a peer is there, how far its clock is off, and by which keys it is known.
+A hello tells that a peer is there, how far its clock is off, and which keys it has.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ log = get_logger("federation")
 
 @dataclass
 class Prober:
-    """Greets over `connections`, by peer's id; `probes` wake the probes of single peers, or of
-    all.
-    """
+    """Sends hellos over `connections`, by peer's id. `probes` wake the probe of one peer or all."""
 
     context: Context
     outbox: Outbox
@@ -47,7 +45,7 @@ class Prober:
     connections: Mapping[str, PeerConnection]
 
     def greeted(self, peerid: str) -> None:
-        """A trusted peer said hello: it is back, so do not wait any longer."""
+        """Clear the back-off of a trusted peer that said hello."""
         entry = self.context.peers.get(peerid)
         if entry is None:
             return
@@ -58,11 +56,11 @@ class Prober:
             self.probes[peerid].wake()
 
     def endpoints(self) -> list[Endpoint]:
-        """Where peers say hello."""
+        """Return the endpoint at which peers say hello."""
         return [Endpoint("/v1/hello", Kind.HELLO, self.answer)]
 
     async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """Say hello to a trusted peer that did. Raises Rejected (malformed)."""
+        """Return our hello to a trusted peer's. Raises Rejected (malformed)."""
         self.greeted(opened.issuer)
         nonce, clock = load(opened.payload, Hello).nonce, self.context.clock
         hello = Hello(
@@ -71,7 +69,7 @@ class Prober:
         return self.context.signer.seal(Kind.HELLO, opened.issuer, hello)
 
     async def hello(self, connection: PeerConnection) -> float:
-        """Exchange signed hellos; returns the round trip in seconds. Raises TransportError."""
+        """Exchange signed hellos. Return the round trip in seconds. Raises TransportError."""
         await connection.connect()
         begin = trio.current_time()
         message = Hello(
@@ -84,7 +82,7 @@ class Prober:
         except RemoteRefusal as error:
             if error.reason is not Reason.UNTIMELY:
                 raise
-            # Its refusal told its clock: now the times of ours hold by that.
+            # The refusal told the peer's clock: the next hello has times that are valid there.
             begin = trio.current_time()
             hello = await connection.greet(message)
         took = trio.current_time() - begin
@@ -98,7 +96,7 @@ class Prober:
         return took
 
     async def probe_forever(self, connection: PeerConnection) -> None:
-        """Say hello to one peer again and again, until cancelled."""
+        """Say hello to one peer regularly, until cancelled."""
         wakeup, tries = self.probes[connection.id], 0
         while True:
             event = wakeup.event

@@ -1,6 +1,6 @@
-"""The home colony changes its key: what peers are told ever after, and what stands in the store.
+"""Key rotation of the home colony: the successions that peers are told, and the stored ones.
 
-Key files are `node.host.home`'s; what a succession proves is in `wire.succession`.
+`node.host.home` has the key files; `wire.succession` proves a succession.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from node.model.types import Colony
 from node.store import keys as node_keys
 from node.tasks.sync import WakeUps
 
-_TOLD = 8  # successions that a hello tells, the latest
+_TOLD = 8  # latest successions in a hello
 
 log = get_logger("rotation")
 
 
 class Rotated(msgspec.Struct, frozen=True):
-    """What became of it: both ids, until when both count (seconds), where the old key lies."""
+    """The result: both ids, until when both keys are valid (seconds), where the old key lies."""
 
     id: str
     former: str
@@ -39,7 +39,7 @@ class Rotated(msgspec.Struct, frozen=True):
 
 @dataclass
 class Rotation:
-    """`own_card` tells of a new key, and so does a hello to every peer, which `probes` wake."""
+    """Changes our key. Then `own_card` is renewed, and `probes` send hellos to all peers."""
 
     context: Context
     own_card: OwnCard
@@ -48,20 +48,20 @@ class Rotation:
     _all: list[Successor] = field(default_factory=list)
 
     async def load(self) -> None:
-        """Read the ids that were ours before."""
+        """Read our former ids from the store."""
         found = await self.context.client.get(self.context.keys.succession)
         self._all = unpack(found.value, list[Successor]) if found else []
         self.context.signer.inherit([prove(each).old for each in reversed(self._all)])
 
     def successors(self) -> list[Successor]:
-        """What every hello tells, so that who was away learns of it."""
+        """Return the successions for hellos, so that a peer that was away learns of them."""
         return self._all[-_TOLD:]
 
     async def rotate(self, home: Home) -> Rotated:
-        """Go on under a new key; the old one stays in a file of its own. Raises NotFound, Conflict.
+        """Rotate to a new key; the old one stays in a file of its own. Raises NotFound, Conflict.
 
-        The new key is on disk before the store hears of it, and in its place only after. A crash in
-        between is mended at the next start (`node.daemon.recovery`): the store's word counts.
+        The new key is on disk before the store has it, and takes the old key's place after that.
+        The next start repairs a crash in between (`node.daemon.recovery`): the store decides.
         """
         old, new = self.context.signer.key, home.next_key()
         colony_key = node_keys.colony(self.context.home)
@@ -71,7 +71,7 @@ class Rotation:
             raise NotFound(f"colony {self.context.home} is not in the store")
         colony = unpack(found.value, Colony)
         if colony.colonyid == new.id:
-            # Only the answer to the write was lost.
+            # The write had happened, only its answer was lost.
             self._all = unpack(known.value, list[Successor]) if known else []
             revision = found.mod_revision
         elif colony.colonyid != old.id:

@@ -1,4 +1,4 @@
-"""What the owner decides about another colony: to trust it, how far, and to block it."""
+"""The owner's decisions about other colonies: trust, policy, block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from federation.transport.errors import TransportError
 from node.model.errors import Conflict
 from node.processes.assignment import Assigner
 
-PATIENCE = 3.0  # seconds that the caller of a block waits for the ends
+PATIENCE = 3.0  # seconds that the caller of a block waits for the revocation
 
 
 class CardFetcher(Protocol):
@@ -29,7 +29,7 @@ class CardFetcher(Protocol):
 
 @dataclass
 class TrustAdmin:
-    """Each is in the store before it is told."""
+    """Makes the owner's decisions. Each is stored before any part of federation is told."""
 
     context: Context
     assigner: Assigner
@@ -37,7 +37,7 @@ class TrustAdmin:
     fetch: CardFetcher
 
     async def trust(self, text: str, policy: Policy | None = None) -> PeerState:
-        """Trust a colony, meeting it first if need be. Raises RpcError."""
+        """Trust a colony; fetch its card first if necessary. Raises RpcError."""
         entry = self.context.peers.find(text)
         if not entry.peer.public_key:
             unblock = entry.peer.state == BLOCKED
@@ -56,15 +56,15 @@ class TrustAdmin:
         return trusted
 
     async def set_policy(self, text: str, policy: Policy | None) -> PeerState:
-        """Change what a trusted colony may do here, None for the default. Raises RpcError."""
+        """Change what a trusted colony may do here; None for the default. Raises RpcError."""
         entry = await self.context.peers.set_policy(self.context.peers.find(text).peer.id, policy)
         self.assigner.wake_all()
         return entry
 
     async def block(self, text: str) -> PeerState:
-        """Refuse a colony from now on, and end what it has here and we there. Raises NotFound.
+        """Block a colony, and end all forwards to it and processes from it. Raises NotFound.
 
-        What has not ended within a few seconds does so later, after a restart too.
+        What has not ended after `PATIENCE` seconds ends later, after a restart too.
         """
         entry = await self.context.peers.block(self.context.peers.find(text).peer.id)
         with trio.move_on_after(PATIENCE):

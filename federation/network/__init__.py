@@ -1,1 +1,1 @@
-"""The machine's networks, and mDNS: where colonies may be."""
+"""The machine's networks, and mDNS: possible addresses of colonies."""

@@ -1,8 +1,8 @@
-"""Where others may lead us: which addresses of their cards and announcements are tried.
+"""The check of addresses that other colonies named: which of them we try.
 
-Who is trusted still chooses what we connect to. So addresses that mean something on this machine or
-in its data centre only are left out, unless the configuration has us look there. What the owner
-names, in the configuration or by a token, does not come here.
+Cards and announcements choose what we connect to, those of trusted peers as well. So addresses that
+mean something only on this machine or in its data centre are left out, unless the configuration has
+us look there. Addresses that the owner named, in the configuration or by a token, are not checked.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import ipaddress
 
 from federation.network.interfaces import Network
 
-# Where machines in data centres get credentials and settings from.
+# Addresses at which machines in data centres get credentials and settings.
 _METADATA = frozenset(
     {"169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "fd00:ec2::254"}
 )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine and no other can reach it."""
+    """Return whether a host is this machine, and no other machine can reach it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -26,9 +26,9 @@ def is_loopback(host: str) -> bool:
 
 
 def problem_of(host: str, network: Network | None, *, loopback: bool = False) -> str:
-    """Return why others may not lead us to an IP address, or "".
+    """Return why we do not follow another colony to an IP address, or "".
 
-    `loopback`: addresses of this machine may be named, as they may when `network` has them.
+    `loopback`: addresses of this machine are allowed, as they are when `network` has them.
     """
     try:
         address = ipaddress.ip_address(host)
@@ -36,7 +36,7 @@ def problem_of(host: str, network: Network | None, *, loopback: bool = False) ->
         return "is no IP address"
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped or address.sixtofour or address.teredo:
-            # The checks below would not see through it.
+            # The checks below would not recognise it.
             return "is an IPv4 address in the guise of IPv6"
         if address.is_link_local:
             connections = network.scopes if network is not None else ()

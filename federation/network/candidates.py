@@ -1,7 +1,7 @@
-"""Addresses at which a colony may live, waiting for a look at the card there: which is next.
+"""The queue of announced addresses, whose cards are to be fetched.
 
-Anybody on the network can announce anything, so all of this is bounded: how many wait, how many
-looks a second, how often one address or one host is tried. Values in, values out.
+Any host on the network can announce anything, so all of this is limited: how many addresses wait,
+how many fetches a second, how often one address or one host is tried. Values in, values out.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import msgspec
 
 from federation.wire.address import host_of, source_of
 
-_BACKOFF = (20.0, 600.0)  # seconds until an address is looked at again that showed no card
-_AGAIN = 60.0  # ... that showed one
+_BACKOFF = (20.0, 600.0)  # seconds until the next try of an address that showed no card
+_AGAIN = 60.0  # ... of one that showed a card
 
 
 class AddressCandidate(msgspec.Struct, frozen=True):
-    """That `id` was announced to live at `address`. Nothing of it is proven."""
+    """An announced address of the colony `id`. Nothing of it is proven."""
 
     id: str
     address: str  # "host:port", "[v6%scope]:port"
@@ -26,7 +26,7 @@ class AddressCandidate(msgspec.Struct, frozen=True):
 
 @dataclass
 class _ProbedAddress:
-    """An address that was looked at; it is not again before `due`."""
+    """An address that was tried; it is not tried again before `due`."""
 
     due: float
     failures: int
@@ -34,18 +34,18 @@ class _ProbedAddress:
 
 @dataclass
 class CandidateQueue:
-    """Times are seconds of a steady clock.
+    """Announced addresses, and when to try which. Times are seconds of a steady clock.
 
-    A look costs a connection, so what counts is the address: thousands of ids at one address are
-    one look, and its card tells who lives there. Hosts take turns, the one heard last first, with
-    one look each at a time: so neither many ports nor many ids of one host keep others waiting,
-    and after a flood the next true announcement is looked at at once.
+    A try costs a connection, so addresses count: a thousand ids at one address are one try, and the
+    card there has the real id. Hosts take turns, the one heard last first, with one try each at a
+    time. So neither many ports nor many ids of one host keep others waiting, and after a flood the
+    next true announcement is tried at once.
     """
 
     most_hosts: int = 128
     most_each: int = 16  # addresses of one host
     most_tried: int = 1024
-    rate: float = 4.0  # looks a second
+    rate: float = 4.0  # tries a second
     burst: float = 8.0
     at_once: int = 8
     dropped: int = 0
@@ -53,7 +53,7 @@ class CandidateQueue:
         default_factory=OrderedDict
     )
     _tried: OrderedDict[str, _ProbedAddress] = field(default_factory=OrderedDict)
-    _busy: set[str] = field(default_factory=set)  # hosts that are looked at now
+    _busy: set[str] = field(default_factory=set)  # hosts being tried now
     _allowance: float = -1.0
     _counted: float = 0.0
 
@@ -62,11 +62,11 @@ class CandidateQueue:
 
     @property
     def remembered(self) -> int:
-        """How many addresses are remembered as looked at."""
+        """Return how many tried addresses are remembered."""
         return len(self._tried)
 
     def offer(self, candidate: AddressCandidate, now: float) -> bool:
-        """Whether it will be looked at; False for what was, or waits already."""
+        """Return whether an address was added; False if it was tried lately, or waits already."""
         tried = self._tried.get(candidate.address)
         if tried is not None and now < tried.due:
             return False
@@ -87,7 +87,7 @@ class CandidateQueue:
         return True
 
     def take(self, now: float) -> AddressCandidate | None:
-        """The next to look at, which must be given back to `done`; None for nothing now."""
+        """Return the next address to try, or None. The caller passes it to `done` afterwards."""
         self._refill(now)
         if self._allowance < 1.0 or len(self._busy) >= self.at_once:
             return None
@@ -99,20 +99,20 @@ class CandidateQueue:
         if not mine:
             del self._waiting[host]
         else:
-            self._waiting.move_to_end(host, last=False)  # the others first
+            self._waiting.move_to_end(host, last=False)  # the other hosts first
         self._busy.add(host)
         self._allowance -= 1.0
         return candidate
 
     def wait(self, now: float) -> float:
-        """Seconds until `take` may give something that it does not now, if nothing else happens."""
+        """Return the seconds until `take` may have an address, if nothing else happens."""
         self._refill(now)
         if not self._waiting or self._allowance >= 1.0:
             return float("inf")
         return (1.0 - self._allowance) / self.rate
 
     def done(self, candidate: AddressCandidate, now: float, *, ok: bool) -> None:
-        """It was looked at: whether a card was there that proved itself."""
+        """End a try; `ok` is whether there was a valid card."""
         self._busy.discard(source_of(host_of(candidate.address)))
         before = self._tried.pop(candidate.address, None)
         failures = 0 if ok else (before.failures if before else 0) + 1
@@ -122,7 +122,7 @@ class CandidateQueue:
             self._tried.popitem(last=False)
 
     def forget(self) -> None:
-        """The network is another one: what was tried before says nothing now."""
+        """Forget all tries after a change of the network: they say nothing now."""
         self._tried.clear()
 
     def _refill(self, now: float) -> None:

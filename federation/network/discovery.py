@@ -1,7 +1,7 @@
-"""Finding other colonies on the local network by DNS-SD, and announcing this one.
+"""Discovery of other colonies on the local network by DNS-SD, and our own announcement.
 
-A sighting is a hint for an address and proves nothing: the card fetched there must prove itself,
-and whether a peer is alive is found out by probing it, not here.
+A sighting is an unproven address: the card fetched there must prove itself. Probes find out whether
+a peer is alive, not announcements.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from node.tasks.sync import WakeUp
 
 __all__ = ["SERVICE", "Advertisement", "Sighting", "discover", "instance_name", "sightings"]
 
-_RESOLVERS = 4  # so that a name that never resolves does not hold up the others
+_RESOLVERS = 4  # so that a name that never resolves does not delay the others
 _RESOLVE_S = 6.0
 _OPEN_S = 15.0  # zeroconf's own bound for starting its thread is 9 s
 _REGISTER_S = 15.0  # three probes and three announcements take 1.7 s
 _GOODBYE_S = 3.0
 _SWEEP_S = 60.0
-_APART_S = 30.0  # between two changes of our name
+_APART_S = 30.0  # seconds between two changes of our name
 _BACKOFF_S = (1.0, 60.0)
-_PAUSE_S = (5.0, 120.0)  # after a flood
+_PAUSE_S = (5.0, 120.0)  # seconds of a pause after a flood
 _MDNS_PORT = 5353
-_HONEST_S = 600.0  # a station that took so long to fill was not flooded
+_HONEST_S = 600.0  # seconds: a responder that took so long to fill was not flooded
 
 Heard = Callable[[Sequence[Sighting]], None]
 T = TypeVar("T")
@@ -57,14 +57,14 @@ async def discover(
 ) -> None:
     """Announce `me()` and call `heard` with the addresses of every other colony, until cancelled.
 
-    It starts at once and never fails: what goes wrong is logged and tried again, from 1 s to 60 s
-    apart, and at once when the network changes. A new station is opened on every change, and after
-    sleep: it joins the groups of the new interfaces, withdraws addresses that are gone, and hears
-    everybody afresh. After a flood it stays closed for a while, so that who floods us gets a part
-    of our time and memory, and no more.
+    It starts at once and never fails: an error is logged, and the next try comes after 1 s to 60 s,
+    or at once when the network changes. After every change, and after a sleep, it opens a new
+    responder, which joins the groups of the new interfaces, withdraws old addresses, and hears all
+    colonies again. After a flood it pauses, so that a flooding host takes only a part of our time
+    and memory.
     """
     task_status.started()
-    # Its own threads: a stuck multicast socket must not use up those of the rest of the daemon.
+    # Threads of its own: a hanging multicast socket must not use up those of the daemon.
     limiter = trio.CapacityLimiter(_RESOLVERS + 4)
     failures = floods = 0
     while True:
@@ -110,7 +110,7 @@ def _reasons(group: BaseExceptionGroup[Exception]) -> str:
 
 
 async def _who_keeps_mdns() -> str:
-    """Why no station could be opened: all that answer mDNS share the port, but for this one."""
+    """Return which process has the mDNS port without sharing it, as the others do."""
     holder = await trio.to_thread.run_sync(holder_of, _MDNS_PORT, "udp")
     return (
         f"UDP port {_MDNS_PORT} (mDNS) is kept by {holder or 'a process that is not shown'}, which"
@@ -119,7 +119,7 @@ async def _who_keeps_mdns() -> str:
 
 
 async def _blocking(limiter: trio.CapacityLimiter, deadline: float, call: Callable[[], T]) -> T:
-    """Run `call` in a thread for at most `deadline` seconds; raises trio.TooSlowError."""
+    """Run `call` in a thread for at most `deadline` seconds. Raises trio.TooSlowError."""
     with trio.fail_after(deadline):
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
 
@@ -131,7 +131,7 @@ async def _session(
     turn: trio.Event,
     limiter: trio.CapacityLimiter,
 ) -> bool:
-    """Run one station until `turn`; whether it ended before, because it was flooded."""
+    """Run one responder until `turn`. Return whether a flood ended it before."""
     wakeup = WakeUp()
     token = trio.lowlevel.current_trio_token()
 
@@ -159,7 +159,7 @@ async def _session(
 
 
 class _Session:
-    """The tasks around one open station."""
+    """The tasks around one open responder."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Session:
         self._heard, self._limiter = heard, limiter
 
     async def announce(self) -> None:
-        """Announce the colony, and again under another name when somebody takes this one."""
+        """Announce the colony, and again under another name if another host takes the first."""
         failures, apart = 0, False
         while True:
             event = self._wakeup.event
@@ -198,7 +198,7 @@ class _Session:
             self._queue.usurped, apart = False, True
 
     async def listen(self, scope: trio.CancelScope) -> None:
-        """Pass on what is heard; ends the session when it is too much."""
+        """Pass on sightings; end the session in a flood."""
         while True:
             event = self._wakeup.event
             if found := self._queue.take():
@@ -208,13 +208,13 @@ class _Session:
             await event.wait()
 
     async def sweep(self) -> None:
-        """What was dropped or not reached is to be heard again while it is announced."""
+        """Pass on again, regularly, what is still announced: some of it was dropped."""
         while True:
             await trio.sleep(_SWEEP_S * random.uniform(0.8, 1.0))
             await _blocking(self._limiter, _OPEN_S, self._responder.sweep)
 
     async def resolve(self) -> None:
-        """Ask for what an announcement left out."""
+        """Ask for the missing parts of announcements."""
         while True:
             event = self._wakeup.event
             name = self._queue.take_name()

@@ -1,7 +1,6 @@
-"""Which of the machine's interfaces and addresses count for finding colonies and being found.
+"""The choice of the machine's interfaces and addresses for discovery.
 
-Values in, values out; what the kernel says is read by `netlink`, changes are noticed by
-`network.monitor`.
+Values in, values out; `netlink` reads the kernel, `network.monitor` notices changes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from federation.network.netlink import (
     interfaces,
 )
 
-ANY = {"*": (4, 6), "0.0.0.0": (4,), "::": (6,)}  # hosts that stand for all addresses: families
+# hosts that stand for all addresses, with their families
+ANY = {"*": (4, 6), "0.0.0.0": (4,), "::": (6,)}
 # A host of containers has hundreds, and the kernel lets a socket join 20 groups.
 _MOST_INTERFACES = 16
 _MOST_ADDRESSES = 12
@@ -31,23 +31,23 @@ _MOST_SCOPED = 4
 
 
 class Network(msgspec.Struct, frozen=True):
-    """The part of the machine's network that is used. Equal ones need nothing done anew."""
+    """The used part of the machine's network. Nothing has to be done anew between equal ones."""
 
     # As zeroconf wants them: IPv4 addresses, indexes of interfaces for IPv6.
     sockets: tuple[str | int, ...]
-    # Where we are, best first; those of link-local IPv6 mean something on their own link only.
+    # Our addresses, best first; link-local IPv6 addresses are valid on their own link only.
     addresses: tuple[str, ...]
     # The networks that these addresses are in, such as "192.0.2.0/24".
     near: tuple[str, ...]
     # Indexes of the interfaces on which link-local IPv6 addresses can be reached.
     scopes: tuple[int, ...]
-    # Names and indexes: an interface that was made anew needs new sockets, even when it has the
-    # same address as before.
+    # Names and indexes: an interface that was made anew needs new sockets, even with the same
+    # address.
     interfaces: tuple[tuple[str, int], ...]
     loopback: bool
 
     def addresses_for(self, families: Iterable[int], *, link_local: bool) -> list[str]:
-        """The addresses of IPv4 and IPv6, as far as wanted."""
+        """Return the wanted addresses of IPv4 and IPv6."""
         wanted = set(families)
         return [
             text
@@ -58,7 +58,7 @@ class Network(msgspec.Struct, frozen=True):
         ]
 
     def is_on_link(self, host: str) -> bool:
-        """Whether an address is in one of our own networks."""
+        """Return whether an address is in one of our own networks."""
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
@@ -67,9 +67,9 @@ class Network(msgspec.Struct, frozen=True):
 
 
 def survey(wanted: Sequence[str] = ()) -> Network | None:
-    """Look at the machine's interfaces: those `wanted` by address or name, else all that count.
+    """Return the machine's network: interfaces `wanted` by address or name, else all usable ones.
 
-    None while nothing wanted is there and up.
+    None while none of these is up.
     """
     try:
         found = interfaces()
@@ -79,10 +79,10 @@ def survey(wanted: Sequence[str] = ()) -> Network | None:
 
 
 def network_of(found: Sequence[Interface], wanted: Sequence[str] = ()) -> Network | None:
-    """Choose from all interfaces.
+    """Return the network of the chosen interfaces.
 
-    Without `wanted` ones, all that can carry multicast now, but no loopback; a machine that has
-    nothing else still finds the colonies beside its own.
+    Without `wanted`, these are all that can carry multicast now, but no loopback. A machine with
+    nothing else still finds other colonies on itself.
     """
     chosen = [
         (interface, address)
@@ -115,17 +115,17 @@ def _counts(interface: Interface, address: Address, wanted: Sequence[str]) -> bo
         return False
     parsed = address.parsed
     if parsed.is_loopback and parsed.version == 6:
-        return False  # there is no multicast on it
+        return False  # it has no multicast
     if wanted:
         return bool({address.text, interface.name} & set(wanted))
     if interface.has(LOOPBACK) or parsed.is_loopback or not interface.has(MULTICAST):
         return False
-    # A port of a bridge is not where the bridge's own traffic is.
+    # A port of a bridge does not get the bridge's own traffic.
     return not (interface.master and _is_scoped(address))
 
 
 def _lasting(addresses: list[Address]) -> list[Address]:
-    """Best first, without those that are about to go where there are others of the family."""
+    """Return addresses best first, without passing ones if the family has lasting ones."""
     lasting = {
         each.parsed.version for each in addresses if not each.passing and not _is_scoped(each)
     }
@@ -152,7 +152,7 @@ def _around(address: Address) -> str:
 
 
 def _portable() -> list[Interface]:
-    """Where there is no rtnetlink: what every system tells, without states."""
+    """Return interfaces without rtnetlink, as every system tells them: without states."""
     found: list[Interface] = []
     for adapter in ifaddr.get_adapters():
         addresses: list[Address] = []

@@ -1,7 +1,6 @@
-"""The one owner of a Zeroconf object: its sockets and threads, and a bounded box of what it hears.
+"""The mDNS responder: owns a Zeroconf object, its sockets and threads, and a queue of sightings.
 
-What is heard is only put into words here (`Sighting`); when a station is opened and closed, and
-what a sighting is worth, is decided elsewhere.
+`network.discovery` opens and closes responders, and decides what a sighting is worth.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ from node.host.log import get_logger
 SERVICE = "_colonyd._tcp.local."
 _VERSION = "1"
 _HEX = frozenset("0123456789abcdef")
-# What `instance_name` makes; everything else is not looked at any further.
+# The form that `instance_name` makes; any other name is ignored.
 _INSTANCE = re.compile(r"[0-9a-f]{32}(-[0-9a-z]{1,16})?\." + re.escape(SERVICE))
-_MAX_ADDRESSES = 8  # hints taken from one announcement
-_MAX_SCOPES = 4  # interfaces tried for a link-local address that does not say where it is
+_MAX_ADDRESSES = 8  # addresses taken from one announcement
+_MAX_SCOPES = 4  # interfaces tried for a link-local address without a scope
 _RESOLVE_S = 3.0
-_BOX = 256  # announcements heard and not yet taken; the oldest makes room
-_UNRESOLVED = 64  # names heard without addresses; likewise
-_SWEEP = 256  # names looked at again in one sweep
-# What a station may collect before it is closed: 8,000 records are some 10 MiB, and a network
-# that has so many to tell within a minute is not an honest one.
+_BOX = 256  # announcements in the queue; the oldest makes room
+_UNRESOLVED = 64  # names without addresses, likewise
+_SWEEP = 256  # names in one sweep
+# What a responder may collect before it is closed: 8,000 records are some 10 MiB, and no honest
+# network announces so many within a minute.
 _MOST_RECORDS = 8_000
 _MOST_TEXT = 4_000_000  # bytes of TXT
-# What it may hear: reading and weighing it takes time from the rest of the daemon.
+# What it may hear: reading records takes time from the rest of the daemon.
 _RATE = 200.0  # records a second
 _BURST = 2_000  # records at once, as from a few hundred colonies that answer us
 
@@ -52,7 +51,7 @@ log = get_logger("discovery")
 
 
 class Advertisement(msgspec.Struct, frozen=True):
-    """What this colony announces. Without addresses, those of the network, of these families."""
+    """Our announcement. Without `addresses`, it has those of the network, of these families."""
 
     id: str
     fingerprint: str
@@ -62,7 +61,7 @@ class Advertisement(msgspec.Struct, frozen=True):
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """An address at which a colony claims to be; `host` may carry a scope (`fe80::1%2`)."""
+    """An announced address of a colony; `host` may have a scope (`fe80::1%2`)."""
 
     id: str
     fingerprint: str
@@ -71,14 +70,14 @@ class Sighting(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> str:
-        """As "host:port"."""
+        """Return "host:port"."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def instance_name(colony: str, suffix: str = "") -> str:
     """Return the service instance of a colony: from its id, since host names clash in a fleet.
 
-    A `suffix` sets it apart from whoever has taken the name already.
+    A `suffix` tells it from another host that has taken the name already.
     """
     return f"{colony[:32]}{'-' if suffix else ''}{suffix}.{SERVICE}"
 
@@ -89,11 +88,10 @@ def sightings(
     port: int | None,
     network: Network,
 ) -> list[Sighting]:
-    """Return the usable hints in one announcement, best first; none if it is not one of ours.
+    """Return the usable addresses in one announcement, best first; none if it is no colony's.
 
-    A link-local address without a scope came by another road than the interface it belongs to:
-    it may be on any of ours. Those that lead back to this machine are left out, unless that is
-    where we look.
+    A link-local address without a scope came over another interface than its own, so each of ours
+    is tried. Addresses that lead back to this machine are left out, unless we look there.
     """
     version, colony, fingerprint = (_text(properties.get(key)) for key in (b"v", b"id", b"fp"))
     if version != _VERSION or not _is_hash(colony) or not _is_hash(fingerprint):
@@ -109,7 +107,7 @@ def sightings(
 
 
 def _usable(host: str, network: Network) -> list[tuple[str, tuple[bool, bool, int]]]:
-    """The ways to reach an announced address, with their rank."""
+    """Return the host names by which to reach an announced address, with their rank."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -133,9 +131,9 @@ def _is_hash(text: str) -> bool:
 
 
 class SightingQueue:
-    """What the station's threads heard, for a task that empties it. Bounded; never blocks.
+    """What the responder's threads heard, for the task that empties it. Limited; never blocks.
 
-    `wake` is called from those threads, once for all that is in the box.
+    The threads call `wake` once for all that is in the queue.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -148,7 +146,7 @@ class SightingQueue:
         self.usurped = False
 
     def put(self, heard: Iterable[Sighting]) -> None:
-        """An announcement that is complete: addresses, best first."""
+        """Add the addresses of a complete announcement, best first."""
         group = tuple(heard)
         if not group:
             return
@@ -158,7 +156,7 @@ class SightingQueue:
         self._wake()
 
     def put_name(self, name: str) -> None:
-        """A name of which the rest has to be asked for."""
+        """Add a name whose addresses have to be asked for."""
         with self._lock:
             self._names[name] = None
             if len(self._names) > _UNRESOLVED:
@@ -167,19 +165,19 @@ class SightingQueue:
         self._wake()
 
     def flood(self) -> None:
-        """Somebody says more than anybody has to say."""
+        """Note a flood: more records than an honest network has."""
         self.flooded = True
         self._wake()
 
     def usurp(self) -> None:
-        """Somebody else announces something under our name."""
+        """Note that another host announces something under our name."""
         self.usurped = True
         self._wake()
 
     def take(self) -> list[Sighting]:
-        """All that was heard, and empty the box: the latest last, and the best of each last.
+        """Return all sightings, and empty the queue: the latest last, and of each the best last.
 
-        What is heard last is tried first.
+        The last one is tried first.
         """
         with self._lock:
             heard = [each for group in self._heard for each in reversed(group)]
@@ -187,13 +185,13 @@ class SightingQueue:
         return heard
 
     def take_name(self) -> str | None:
-        """The name that was heard last."""
+        """Return the name that was heard last."""
         with self._lock:
             return self._names.popitem()[0] if self._names else None
 
 
 class FloodGuard(RecordUpdateListener):
-    """Counts what the station hears and keeps; runs on its threads."""
+    """Counts what the responder hears and keeps; runs on its threads."""
 
     def __init__(self, queue: SightingQueue) -> None:
         self._queue = queue
@@ -202,7 +200,7 @@ class FloodGuard(RecordUpdateListener):
         self._allowance, self._counted = float(_BURST), float("-inf")
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
-        """Called for each packet; `now` is in ms of a steady clock."""
+        """Count the records of a packet; `now` is in ms of a steady clock."""
         passed, self._counted = (now - self._counted) / 1000, now
         self._allowance = min(_BURST, self._allowance + passed * _RATE) - len(records)
         for record in records:
@@ -216,13 +214,13 @@ class FloodGuard(RecordUpdateListener):
 
 
 def _deafen(zc: Zeroconf) -> None:
-    """Let a station hear nothing more: who closes it may not get to that for long in a flood."""
+    """Stop hearing at once: in a flood, closing the responder may take long."""
     for reader in zc.engine.readers:
         reader.transport.set_protocol(asyncio.DatagramProtocol())
 
 
 class _Listener(ServiceListener):
-    """Puts every announcement into the box; runs on the station's threads."""
+    """Puts every announcement into the queue; runs on the responder's threads."""
 
     def __init__(self, responder: MdnsResponder) -> None:
         self._responder = responder
@@ -233,14 +231,14 @@ class _Listener(ServiceListener):
     update_service = add_service
 
     def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        """Pass over goodbyes: whether a peer is there, its probes tell."""
+        """Ignore goodbyes: probes tell whether a peer is there."""
 
 
 class MdnsResponder:
-    """Announces one colony and hears of the others, on one network as it is now.
+    """Announces one colony and hears the others, on one network as it is now.
 
-    Every method but `look` blocks and runs in a worker thread that may have been abandoned
-    meanwhile; `close` ends threads and sockets in any case.
+    Every method but `look` blocks, and runs in a worker thread that may have been abandoned
+    meanwhile. `close` ends threads and sockets in any case.
     """
 
     def __init__(self, me: Advertisement, network: Network, queue: SightingQueue) -> None:
@@ -256,7 +254,7 @@ class MdnsResponder:
         with self._lock:
             self._zeroconf = responder
             closed = self._closed
-        if closed:  # nobody waited for us
+        if closed:  # the caller gave up meanwhile
             responder.close()
             _empty(responder)
             return
@@ -269,19 +267,19 @@ class MdnsResponder:
             raise RuntimeError("the station is not open")
         return self._zeroconf
 
-    # -- speaking ------------------------------------------------------------------------
+    # -- announcing --------------------------------------------------------------------------
 
     def announce(self, *, apart: bool = False) -> tuple[str, list[str]]:
-        """Announce the colony; returns name and addresses.
+        """Announce the colony. Return name and addresses.
 
-        The name comes from the id, so who has it already is an impostor, or another daemon of the
-        same colony: then a name `apart` is announced without asking, which nobody can prevent.
+        The name comes from the id, so another host with it is an impostor, or another daemon of the
+        same colony. Then a name `apart` is announced without asking, which no host can prevent.
         """
         responder = self._open
         if not apart:
             info = self._service("")
             try:
-                # A renaming by zeroconf itself would go on for as long as somebody objects.
+                # Zeroconf would rename for as long as a host objects.
                 responder.register_service(info, allow_name_change=False)
             except NonUniqueNameException:
                 log.warning("name is taken, announcing another one", name=info.name)
@@ -302,7 +300,7 @@ class MdnsResponder:
             instance_name(me.id, suffix),
             port=me.port,
             properties={"v": _VERSION, "id": me.id, "fp": me.fingerprint},
-            # Another one each time, so that addresses of before are not taken for ours now.
+            # A new one each time, so that earlier addresses are not taken for ours.
             server=f"{me.id[:32]}-{secrets.token_hex(3)}.local.",
             parsed_addresses=addresses,
         )
@@ -310,7 +308,7 @@ class MdnsResponder:
     # -- hearing -------------------------------------------------------------------------
 
     def look(self, zc: Zeroconf, name: str, *, ask: bool = True) -> None:
-        """Put what is known of a name into the box; on the station's threads, so nothing waits."""
+        """Put the known addresses of a name into the queue; it never waits."""
         if self._closed or self._queue.flooded or _INSTANCE.fullmatch(name) is None:
             return
         try:
@@ -320,7 +318,7 @@ class MdnsResponder:
             elif ask:
                 self._queue.put_name(name)
         except Exception as error:
-            # Anybody on the network can announce what makes no sense.
+            # Any host on the network can announce nonsense.
             log.debug("not understood", name=name, error=f"{type(error).__name__}: {error}")
 
     def _hear(self, info: ServiceInfo) -> None:
@@ -333,13 +331,13 @@ class MdnsResponder:
         self._queue.put(each for each in heard if each.id != self._me.id)
 
     def resolve(self, name: str) -> None:
-        """Ask for the rest of an announcement, for at most 3 s."""
+        """Ask for the missing parts of an announcement, for at most 3 s."""
         responder = self._open
         if responder.get_service_info(SERVICE, name, timeout=round(_RESOLVE_S * 1000)):
             self.look(responder, name, ask=False)
 
     def sweep(self) -> None:
-        """Put what is still announced into the box again, or a part of it, if it is much."""
+        """Put what is still announced into the queue again, or a part of it."""
         responder = self._open
         names = [
             alias
@@ -360,10 +358,10 @@ class MdnsResponder:
 
 
 def _empty(responder: Zeroconf) -> None:
-    """Let go of all that was heard.
+    """Drop all that was heard.
 
-    A closed station is a knot of references that only the collector of cycles unties, and in the
-    daemon that one has good reasons to run rarely.
+    A closed responder is a cycle of references, which only the garbage collector frees; the daemon
+    runs that rarely, for good reasons.
     """
     responder.browsers.clear()
     for name in ("cache", "service_cache", "_expire_heap", "_expirations"):

@@ -1,7 +1,6 @@
-"""Notices when the machine's network changes, or its clock is set, or it was asleep.
+"""The network monitor: notices changes of the network, a set clock, and a sleep of the machine.
 
-What follows from that is done by those who listen: `discovery` announces anew, `membership.probe`
-greets.
+Its listeners act on that: `discovery` announces anew, `membership.probe` says hello.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from node.host.clock import SET, ClockSample, jumped, moment
 from node.host.log import get_logger
 from node.tasks.sync import WakeUp
 
-_TICK = 1.0  # seconds between looks at the clocks
-_LOOK = 10.0  # seconds between looks at the interfaces where the kernel tells of changes
-_LOOK_BLIND = 3.0  # ... and where it does not
-_QUIET = 0.4  # seconds without further changes, after which one counts as done
+_TICK = 1.0  # seconds between checks of the clocks
+_LOOK = 10.0  # seconds between checks of the interfaces if the kernel tells of changes
+_LOOK_BLIND = 3.0  # ... and if it does not
+_QUIET = 0.4  # seconds without a further change, after which a change counts as done
 _LATEST = 3.0  # seconds after which it counts as done in any case
-_BLOCK = 1 << 16  # bytes read of what the kernel tells; only that it tells something counts
+_BLOCK = 1 << 16  # bytes read from the kernel; only the fact counts that there are some
 
 log = get_logger("surroundings")
 
 
 @dataclass
 class FlapDamper:
-    """Makes an interface that comes and goes wait, longer and longer, to 30 s."""
+    """Delays the changes of an interface that comes and goes, longer each time, up to 30 s."""
 
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     window: float = 60.0  # seconds
     longest: float = 30.0
 
     def delay(self, now: float) -> float:
-        """Seconds to wait before the next change is acted on. Call `acted` when it was."""
+        """Return the seconds to wait before the next change. Call `acted` afterwards."""
         lately = [at for at in self.recent if now - at < self.window]
         if len(lately) < 3:
             return 0.0
@@ -46,7 +45,7 @@ class FlapDamper:
         return max(0.0, due - now)
 
     def acted(self, now: float) -> None:
-        """A change was acted on."""
+        """Count a change."""
         self.recent.append(now)
 
 
@@ -54,8 +53,8 @@ class FlapDamper:
 class NetworkMonitor:
     """The network as it is now: None while nothing `wanted` is there.
 
-    `wakeup` rings at every change and every jump of the clocks; `reason` says what it was. `moves`
-    counts those after which connections may be dead, which a clock that was set is not.
+    `wakeup` wakes at every change and every jump of the clocks; `reason` says which. `moves` counts
+    changes after which connections may be dead; a clock that was set is none of these.
     """
 
     wanted: Sequence[str] = ()
@@ -70,7 +69,7 @@ class NetworkMonitor:
     _stirs: int = 0
 
     def start(self) -> None:
-        """Look for the first time."""
+        """Read the network for the first time."""
         self.network = self._survey()
 
     async def run(self) -> None:
@@ -93,12 +92,12 @@ class NetworkMonitor:
         self.wakeup.wake()
 
     def stir(self) -> None:
-        """Something may have changed."""
+        """Note that the network may have changed."""
         self._stirs += 1
         self._stirred.wake()
 
     async def _listen(self) -> None:
-        """Hear the kernel; where that is not possible, look often."""
+        """Listen to the kernel; without rtnetlink, check more often."""
         while True:
             try:
                 with watch_socket() as told:
@@ -110,7 +109,8 @@ class NetworkMonitor:
                             if error.errno != errno.ENOBUFS:
                                 raise
                         self.stir()
-                        # Whatever else is there belongs to it; a busy network must not busy us.
+                        # Messages within this time belong to the same change; a busy network must
+                        # not keep us busy.
                         await trio.sleep(_QUIET / 4)
             except (NetlinkError, OSError) as error:
                 log.debug("changes not told", error=error)
@@ -136,7 +136,7 @@ class NetworkMonitor:
             self._wake("network changed")
 
     async def _settle(self) -> None:
-        """Wait until it is quiet: an interface that comes up tells so in several steps."""
+        """Wait until the changes have ended: an interface comes up in several steps."""
         latest = trio.current_time() + _LATEST
         stirs = -1
         while stirs != self._stirs and trio.current_time() < latest:

@@ -1,6 +1,6 @@
-"""What the kernel tells of network interfaces by rtnetlink: all of them, and that one changed.
+"""Network interfaces from the kernel's rtnetlink: the list, and a signal that one has changed.
 
-Linux only, and without any opinion: which of them matter is decided in `interfaces`.
+Linux only. `interfaces` decides which of them matter.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _PATIENCE = 2.0  # seconds for an answer that the kernel gives at once
 _BUFFER = 1 << 16
 
 UP, LOOPBACK, RUNNING, MULTICAST = 0x1, 0x8, 0x40, 0x1000
-# An address that may turn out to be somebody else's, or has: it can't be bound to.
+# An address that another host may have, or has: it cannot be bound to.
 _UNUSABLE = 0x40 | 0x08
-# One that is about to go, or that changes every day for the sake of privacy.
+# An address that is about to go, or that changes every day for privacy.
 _PASSING = 0x20 | 0x01
 
 
@@ -47,7 +47,7 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def parsed(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-        """As the standard library has it."""
+        """Return the standard library's object."""
         return ipaddress.ip_address(self.text)
 
 
@@ -61,12 +61,12 @@ class Interface(msgspec.Struct, frozen=True):
     master: int = 0
 
     def has(self, flag: int) -> bool:
-        """Whether one of the kernel's flags is set."""
+        """Return whether one of the kernel's flags is set."""
         return bool(self.flags & flag)
 
 
 def interfaces() -> list[Interface]:
-    """Every interface with its usable addresses. Raises NetlinkError where there is no rtnetlink.
+    """Return every interface with its usable addresses. Raises NetlinkError without rtnetlink.
 
     It takes some ten microseconds and never waits for the network.
     """
@@ -74,9 +74,9 @@ def interfaces() -> list[Interface]:
 
 
 def watch_socket() -> trio.socket.SocketType:
-    """A socket on which something arrives whenever an interface or address changes.
+    """Return a socket that gets a message whenever an interface or address changes.
 
-    Raises NetlinkError. ENOBUFS from its `recv` means that more came than fitted: look again.
+    Raises NetlinkError. ENOBUFS from its `recv` means that messages were lost: read the list again.
     """
     try:
         plain = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
@@ -87,7 +87,7 @@ def watch_socket() -> trio.socket.SocketType:
 
 
 def _dump(kind: int) -> bytes:
-    """The messages of one listing."""
+    """Return the messages of one listing."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asked:
             asked.settimeout(_PATIENCE)
@@ -127,7 +127,7 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 
 
 def parse(link_messages: bytes, address_messages: bytes) -> list[Interface]:
-    """Put two listings together, those of interfaces and of addresses."""
+    """Return the interfaces of two listings, of interfaces and of addresses."""
     addresses: dict[int, list[Address]] = {}
     for kind, body in _messages(address_messages):
         if kind == _NEWADDR and len(body) >= _ADDRESS.size:

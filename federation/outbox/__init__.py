@@ -1,1 +1,1 @@
-"""The origin's end: durable outbox, sender, outcomes, updates."""
+"""The origin's end of a forward: durable outbox, sender, outcomes, updates."""

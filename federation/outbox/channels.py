@@ -1,9 +1,9 @@
-"""Channels over a hop: what is said at a process's origin reaches the colony that runs it.
+"""Channels from a process's origin to the colony that runs the process.
 
-The way back is in the news that answer polls (`inbox.updates`, `outbox.updates`). The receiver
-keeps how many entries of the sender's channel it has been told of, in the transaction that stores
-them: so a message that comes twice, or that a crash lost, is neither stored twice nor left out, and
-the order stays that of the sender.
+Messages in the other direction come as updates, in the answers to polls (`inbox.updates`,
+`outbox.updates`). The receiver stores messages together with the number of entries that it has of
+the sender's channel, in one transaction. So a repeated message is stored once, a message lost in a
+crash is sent again, and the sender's order is kept.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ log = get_logger("talking")
 
 @dataclass
 class ChannelSender:
-    """Sends what is said here in channels of processes that peers run.
+    """Sends messages of channels to the peers that run the processes.
 
-    `counters` tell of `sent` messages, and of the codes with which peers `refused` any.
+    `counters` count the messages `sent`, and refusals of peers by code.
     """
 
     context: Context
@@ -44,17 +44,17 @@ class ChannelSender:
     counters: Counter[str] = field(default_factory=Counter)
     _due: dict[str, dict[str, None]] = field(default_factory=dict)
     _wakeups: WakeUps = field(default_factory=WakeUps)
-    # How many entries a peer was told of, and how many were looked at, by peer, process, channel.
+    # By peer, process and channel: how many entries the peer has, and how many entries were read.
     _told: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
 
     def wake(self, process: Process) -> None:
-        """There may be something to be sent."""
+        """Wake the task of the process's peer: the process may have new messages."""
         if process.spec.channels and process.state == State.RUNNING:
             self._due.setdefault(process.peer, {})[process.processid] = None
             self._wakeups[process.peer].wake()
 
     async def send_forever(self, connection: PeerConnection) -> None:
-        """Send what is said to one peer, in its order, until cancelled."""
+        """Send messages to one peer, in order, until cancelled."""
         due, failures = self._due.setdefault(connection.id, {}), 0
         for entry in self.outbox.of_peer(connection.id):
             if entry.forward.state == machine.ForwardState.ACCEPTED:
@@ -74,7 +74,8 @@ class ChannelSender:
                 failures = 0
             except (TransportError, EtcdError, RpcError, Rejected) as error:
                 if isinstance(error, RemoteRefusal) and error.final:
-                    # It closed, or an older release: who speaks on is told no more than before.
+                    # The channel is closed, or the peer has an older release. Senders of later
+                    # messages get no error.
                     self.counters[error.code] += 1
                     log.info("not taken by the peer", process=pid, peer=connection.id, error=error)
                     continue
@@ -98,7 +99,7 @@ class ChannelSender:
             await self._speak(connection, pid, attempt, name)
 
     async def _speak(self, connection: PeerConnection, pid: str, attempt: int, name: str) -> None:
-        """Send all of one channel that the peer has not been told of."""
+        """Send all messages of one channel that the peer does not have."""
         place = (connection.id, pid, name)
         while True:
             start, passed = self._told.get(place, (0, 0))
@@ -106,7 +107,8 @@ class ChannelSender:
                 self.context.client, self.context.home, pid, name, passed, connection.id
             )
             if not said:
-                self._keep(place, start, after)  # what came from there is not told there
+                # messages of the peer itself are not sent back to it
+                self._keep(place, start, after)
                 return
             body = connection.seal(Kind.SAY, Say(pid, attempt, name, start, after, said))
             opened, _ = await connection.post("/v1/say", body, Kind.HEARD)
@@ -115,8 +117,8 @@ class ChannelSender:
                 raise Rejected("malformed", "the answer is about another channel")
             if heard.after == start:
                 raise Rejected("malformed", "the answer tells of nothing")
-            # After a restart we don't know what it was told, and after one of its own it may have
-            # lost some: what it says counts.
+            # The peer's count is right: we forget ours in a restart, and the peer may have lost
+            # messages in a crash.
             self.counters["sent"] += len(said) if heard.after == after else 0
             self._keep(place, heard.after, heard.after)
 

@@ -1,8 +1,8 @@
-"""What history keeps of a process that went to a peer, or came from one, and how that is checked.
+"""Evidence of a process that went to a peer or came from one: what history keeps, and its check.
 
-Sealed messages hold those below them and their keys; beside them stand the key of the peer itself
-and the ids under which each colony was known then, so that nobody need be asked. How outcomes fit
-together is `forward.chain`', how requests do, `forward.path`'.
+A signed message holds the messages below it and their keys. The key of the peer itself, and the ids
+that each colony had then, are kept beside it, so a check needs no other colony. `forward.chain`
+says how outcomes fit together, `forward.path` how requests do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from node.store import keys
 
 
 class EvidenceHop(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A colony in the chain: the id that signed, its name here, all ids it had, its process."""
+    """A colony of the chain: the id that signed, our name for it, all its ids, its process id."""
 
     issuer: str
     name: str = ""
@@ -37,16 +37,17 @@ class EvidenceHop(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A finished forward, and what asked for a process of another colony. In JSON bytes are base64.
+    """A finished forward, and the request of another colony. In JSON, bytes are base64.
 
-    `outcome` is the envelope of the peer, `publickey` that of who signed it. `colony` are our own
-    ids, `beyond` the colonies beyond the peer that the process was meant for, `chain` all whose
-    outcomes are in there, the peer first. `late` is an outcome that came after the end. `request`
-    is the envelope of the colony called `origin` here, `requestkey` that of who signed it.
+    `outcome` is the peer's envelope, `publickey` the key that signed it. `colony` holds our own
+    ids, `beyond` the colonies beyond the peer that the process was meant for. `chain` lists all
+    colonies whose outcomes are inside, the peer first. `late` is an outcome that came after the
+    end. `request` is the envelope of the colony called `origin` here, `requestkey` the key that
+    signed it.
 
     `asked` is the SHA-256 of the submission that the outcome has to answer, `askedby` the id of the
-    origin that signed it; `meant` the ids, by name, of the colonies in `beyond` that were trusted
-    here under those names.
+    origin that signed the submission. `meant` holds, by name, the ids of those colonies in `beyond`
+    that were trusted here under that name.
     """
 
     peer: str = ""
@@ -81,11 +82,11 @@ def beyond(context: Context, process: Process, peer: str) -> list[str]:
 def meant(
     context: Context, process: Process, forward: Forward | None, wanted: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return the ids that the colonies which a target names may have, as far as we know any.
+    """Return the ids, by name, that the colonies of a target may have; without unknown ones.
 
-    Those that we trusted under these names when the submission was sealed, else those that we trust
-    now. Of a process that is passed on, those named by id only: whom a name means is for its origin
-    to say.
+    The ids are those trusted under these names when the submission was signed, else those trusted
+    now. A process of another colony has ids only where its target has ids: its origin alone says
+    which colony a name means.
     """
     if process.origin:
         return context.peers.widened({each: [each] for each in wanted if len(each) == 64})
@@ -94,7 +95,7 @@ def meant(
 
 
 def request_to(forward: Forward, peer: str) -> relays.OriginRequest | None:
-    """Return what a peer was asked, now or before the process went elsewhere; None if unknown."""
+    """Return the request that a peer has to answer, also after a reroute; None if unknown."""
     if forward.peer == peer and forward.request is not None:
         return forward.request
     tried = (each for each in forward.tried if each.peer == peer and each.asked)
@@ -102,7 +103,7 @@ def request_to(forward: Forward, peer: str) -> relays.OriginRequest | None:
 
 
 def signer(peers: Peers, sealed: bytes, peer: str) -> tuple[str, bytes]:
-    """Under which of a peer's keys a message was sealed, that one or a former; its id and key."""
+    """Return the id and the key of the peer, present or former, that signed a message."""
     try:
         issuer = inspect(sealed, limit=len(sealed)).issuer
     except Rejected:
@@ -113,9 +114,9 @@ def signer(peers: Peers, sealed: bytes, peer: str) -> tuple[str, bytes]:
 
 
 async def gather(context: Context, process: Process) -> Evidence | None:
-    """All that other colonies signed of a process; None for one that is ours alone.
+    """Return all that other colonies signed about a process; None for one that stayed here.
 
-    What they say is not judged here: who reads it can. Raises EtcdError.
+    Nothing is checked here; a reader of the evidence can check it. Raises EtcdError.
     """
     told = Evidence()
     if process.origin:
@@ -131,7 +132,7 @@ async def gather(context: Context, process: Process) -> Evidence | None:
 
 
 async def _outcome(context: Context, process: Process, told: Evidence) -> Evidence:
-    """How a process fared at its peer."""
+    """Add the peer's outcome to the evidence."""
     peers, forward, sealed, late = context.peers, *await _found(context, process)
     name = peers.name(process.peer)
     told = msgspec.structs.replace(told, peer=process.peer, peername=name, late=late)
@@ -168,7 +169,7 @@ async def _outcome(context: Context, process: Process, told: Evidence) -> Eviden
 
 
 async def _found(context: Context, process: Process) -> tuple[Forward | None, bytes, bytes]:
-    """The forward, its sealed outcome, and one that came late."""
+    """Return the forward, its signed outcome, and a late outcome."""
     places = context.keys
     names = (places.proof, places.apart, places.late)
     gets = [Get(name(process.processid)) for name in names]
@@ -177,7 +178,7 @@ async def _found(context: Context, process: Process) -> tuple[Forward | None, by
     found = proof or open_
     forward = unpack(found[0].value, Forward) if found else None
     if forward is not None and forward.peer != process.peer:
-        forward = None  # of where it was before
+        forward = None  # it is the forward to an earlier peer
     sealed = (forward.outcome if forward else b"") or (apart[0].value if apart else b"")
     return forward, sealed, late[0].value if late else b""
 
@@ -187,10 +188,10 @@ async def _found(context: Context, process: Process) -> tuple[Forward | None, by
 
 @dataclass(frozen=True)
 class OutcomeVerdict:
-    """Who signed the outcome of a process, and what is wrong with that, "" for nothing.
+    """The signer of an outcome, and what is wrong with it ("" for nothing).
 
-    `ran` is the name or id of the colony at the end of the chain, if it is another one. `note` says
-    what could not be checked.
+    `ran` is the name or id of the executor's colony, if that is another colony than the signer.
+    `note` says what could not be checked.
     """
 
     issuer: str
@@ -203,9 +204,9 @@ class OutcomeVerdict:
 def check(record: Mapping[str, Any]) -> OutcomeVerdict | None:
     """Check the signed outcome in a process's record of history, as read from JSON.
 
-    None when there is no outcome in it. It holds if every signature does, it was meant for us and
-    for this very attempt of the process, each names the submission that the record does, and the
-    record tells the end that was signed.
+    Return None if the record has no outcome. An outcome holds if every signature holds, it was
+    meant for us and for this attempt of the process, each outcome names the record's submission,
+    and the record's end is the signed one.
     """
     try:
         told = msgspec.convert(record.get("forward") or {}, Evidence)
@@ -235,7 +236,7 @@ def check(record: Mapping[str, Any]) -> OutcomeVerdict | None:
 
 
 def _unchecked(told: Evidence) -> str:
-    """What nobody can say of a chain that holds."""
+    """Return what cannot be checked of a chain that holds."""
     if not told.asked:
         return "it names ids only, and not what was asked (version 1 of the protocol)"
     names = [each for each in told.beyond if len(each) != 64 and each not in told.meant]
@@ -243,10 +244,10 @@ def _unchecked(told: Evidence) -> str:
 
 
 def asked(record: Mapping[str, Any]) -> OutcomeVerdict | None:
-    """Check what asked for a process of another colony, from its record of history.
+    """Check the request for a process of another colony, from its record of history.
 
-    None for one that is ours. It holds if every signature on the way does and the process is the
-    one that was asked for; `issuer` is the colony where it began, `ran` the one that it came from.
+    Return None for a process of ours. A request holds if every signature on the way holds and the
+    process is the requested one. `issuer` is the origin, `ran` the colony that sent us the process.
     """
     try:
         told = msgspec.convert(record.get("forward") or {}, Evidence)
@@ -267,7 +268,7 @@ def asked(record: Mapping[str, Any]) -> OutcomeVerdict | None:
 
 
 class _Ended(msgspec.Struct):
-    """What a record tells of the end of a process."""
+    """The fields of a record that tell how a process ended."""
 
     processid: str
     state: int
@@ -280,7 +281,7 @@ class _Ended(msgspec.Struct):
 def _misfit(
     process: _Ended, told: Evidence, steps: Sequence[chains.ChainLink], outcome: Outcome
 ) -> str:
-    """What in a chain that holds does not belong to the process of the record."""
+    """Return what in a valid chain does not fit the process of the record, or ""."""
     first = steps[0].outcome
     assert first is not None
     if (first.pid, told.peer) != (process.processid, process.peer):

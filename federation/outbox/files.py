@@ -1,10 +1,10 @@
-"""Files over a hop: what a submission needs of its origin's, and serving them to who was sent it.
+"""Files of a forward: the origin lists and serves them, the executor's colony fetches them.
 
-The origin lists the files in the submission; the colony that is to run it fetches the bytes over
-the authenticated connection, checks them, and has them in its own vault before it accepts: so an
-executor that asks its own colony finds them. Until then nothing is stored but bytes, and a copy
-that comes again goes on where the last one stopped. A fetch is good for the very bytes that a
-submission names, for its receiver, and until there is an outcome.
+The origin lists the files in the submission. Before the executor's colony accepts, it fetches the
+bytes over the authenticated connection, checks them, and stores them in its own blob store: so an
+executor finds them at its own colony. Until then only bytes are stored, and a repeat of the
+submission goes on where the last fetch stopped. A fetch is valid for the bytes that the submission
+names, for its receiver, and until there is an outcome.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ log = get_logger("depot")
 
 @dataclass
 class FileTransfer:
-    """`files` are the home colony's; without, nothing is carried. `connections` lead to trusted
-    peers.
+    """Carries files of forwards. Without `files`, those of the home colony, it carries none.
 
-    `counters` tell of bytes `fetched` and `served`, and of what was `refused`.
+    `connections` lead to trusted peers. `counters` count bytes `fetched` and `served`, and refusals
+    (`refused`).
     """
 
     context: Context
@@ -66,7 +66,7 @@ class FileTransfer:
     # -- at the origin ---------------------------------------------------------------------
 
     async def gather(self, process: Process) -> list[Carried] | None:
-        """The files that a process of ours needs, as they are now; None without mounts.
+        """Return the files that a process of ours needs, as they are now; None without mounts.
 
         Raises Invalid for too many.
         """
@@ -103,11 +103,11 @@ class FileTransfer:
         return found
 
     def endpoints(self) -> list[Endpoint]:
-        """Where bytes of files are fetched."""
+        """Return the endpoint at which peers fetch bytes of files."""
         return [Endpoint("/v1/files", Kind.FETCH, self.serve)]
 
     async def serve(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """Give bytes to the peer that a process of ours was sent to.
+        """Return bytes of a file to the peer that a process of ours was sent to.
 
         Refused: unknown_process, unknown_file, file_gone.
         """
@@ -133,7 +133,7 @@ class FileTransfer:
         return self.context.signer.seal(Kind.CHUNK, opened.issuer, answer)
 
     async def _sent(self, peerid: str, fetch: Fetch) -> Forward | None:
-        """The forward that a fetch is for; another daemon of this colony may have sent it."""
+        """Return the forward of a fetch, which another daemon of this colony may have sent."""
         entry = self.outbox.entries.get(fetch.pid)
         if entry is not None and _is_for(entry.forward, peerid, fetch):
             return entry.forward
@@ -149,7 +149,7 @@ class FileTransfer:
         return await trio.to_thread.run_sync(_part, blobs.file(fetch.checksum), fetch.offset)
 
     async def _pass_on(self, fetch: Fetch, before: Submit) -> bytes:
-        """A relay has no bytes of its own: it asks the colony that it got the process from."""
+        """Return bytes fetched from the colony that sent us the process: a relay stores none."""
         known = await self.context.processes.recall(self.context.home, fetch.pid)
         connection = self.connections.get(known[0].origin) if known is not None else None
         if connection is None:
@@ -161,12 +161,12 @@ class FileTransfer:
                 raise Refusal(404, "file_gone", error.message) from None
             raise Refusal(503, "busy", str(error)[:200], again=2) from None
 
-    # -- where it is to run ----------------------------------------------------------------
+    # -- at the executor's colony ------------------------------------------------------------
 
     async def bring(
         self, opened: VerifiedMessage, submit: Submit, first: Submit, process: Process
     ) -> None:
-        """Have all that a submission needs here, and let its process find it.
+        """Fetch and store all files of a submission, under labels where its process finds them.
 
         Refused: no_files, bad_files, files_too_large, files_quota, file_checksum, file_gone; and
         for now, files_pending.
@@ -200,8 +200,9 @@ class FileTransfer:
     async def _have(
         self, issuer: str, submit: Submit, each: Carried, files: Files, blobs: BlobStore
     ) -> None:
-        """Have the bytes of one file, from that colony itself: who only knows their checksum has
-        no right to what others gave us.
+        """Store the bytes of one file, fetched from the sender of the submission itself.
+
+        A colony that only knows the checksum has no right to bytes that another colony gave us.
         """
         key = self.context.keys.fetched(issuer, each.checksum)
         known = await self.context.client.get(key)
@@ -232,7 +233,7 @@ class FileTransfer:
                     raise Refusal(409, "file_checksum", message) from None
                 except RpcError as error:
                     if blobs.offset(scope) != offset:
-                        continue  # the same file for another process, at the same moment
+                        continue  # the same file came for another process meanwhile
                     if isinstance(error, Conflict):
                         raise Refusal(413, "files_quota", error.message) from None
                     raise
@@ -248,7 +249,7 @@ class FileTransfer:
     async def _place(
         self, carried: Sequence[Carried], process: Process, snapshots: Sequence[int], files: Files
     ) -> None:
-        """Store versions and snapshots under the process's own label; a repeat changes nothing."""
+        """Store versions and snapshots under the process's own label. A repeat changes nothing."""
         pid, home = process.processid, self.context.home
         for each in carried:
             ref = Reference("colonyd")
@@ -272,7 +273,7 @@ class FileTransfer:
             await files.create_snapshot(home, label, name, manifest.snapshot_id(pid, place))
 
     async def sweep(self) -> None:
-        """Remove the files of processes that are not here, or not any more."""
+        """Remove the files of processes that no longer exist here."""
         files = self.files
         if files is None:
             return
@@ -297,7 +298,7 @@ class FileTransfer:
                         await files.remove_snapshot(snapshot)
 
     async def _forget_fetched(self, files: Files) -> None:
-        """Forget who gave us bytes that are here no more."""
+        """Forget which colony gave us bytes that are no longer here."""
         if files.blobs is None:
             return
         async for items in Pages(self.context.client, self.context.keys.fetched_all):
@@ -314,7 +315,7 @@ def _is_for(forward: Forward, peerid: str, fetch: Fetch) -> bool:
 async def _ask(
     connection: PeerConnection, pid: str, attempt: int, checksum: str, offset: int
 ) -> bytes:
-    """Fetch some bytes. Raises TransportError."""
+    """Return some bytes of a file from the other end. Raises TransportError."""
     body = connection.seal(Kind.FETCH, Fetch(pid, attempt, checksum, offset))
     opened, _ = await connection.post("/v1/files", body, Kind.CHUNK)
     chunk = load(opened.payload, Chunk)

@@ -1,7 +1,7 @@
-"""The forwards under way, in the store and in memory, and every transaction that changes one.
+"""The outbox: the forwards under way, in the store and in memory, and every change of one.
 
-What an event means for a forward is decided by `forward.machine`; messages are sent by
-`outbox.sender` and fetched by `outbox.outcomes`.
+`forward.machine` decides what an event means for a forward. `outbox.sender` sends messages,
+`outbox.outcomes` fetches outcomes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _BATCH = 60  # entries read in one transaction
 
 @dataclass(frozen=True)
 class Reroute:
-    """Where a process goes that its peer surely will not run: to another, or "" for our queue.
+    """The new place of a process that its peer surely will not run: a `peer`, or "" for our queue.
 
-    `forward` is the one to there, or the record of those that came to nothing.
+    `forward` is the forward to the new peer, or the record of the failed attempts.
     """
 
     peer: str
@@ -40,20 +40,20 @@ class Reroute:
 
 
 class Detours(Protocol):
-    """Decides where a process goes that its peer will not run; `routing.router` does.
+    """Decides where a process goes that its peer will not run; `routing.router` implements it.
 
-    The router stands above the outbox, and this is all that the outbox asks of it.
+    The router stands above the outbox. This is all that the outbox asks of it.
     """
 
     def elsewhere(self, process: Process, effect: Effect) -> Reroute | None:
-        """Return where a process goes now, None when it has to fail."""
+        """Return the new place of a process; None if the process has to fail."""
 
 
 @dataclass
 class OutboxEntry:
-    """A forward in the outbox; `due` in trio's time.
+    """A forward in the outbox; `due` is in trio's time, in seconds.
 
-    `withdrawn` is the revision at which it was last tried to cancel it as never sent.
+    `withdrawn` is the last revision at which a cancel tried to remove the forward as never sent.
     """
 
     forward: Forward
@@ -65,7 +65,7 @@ class OutboxEntry:
 
     @property
     def to_send(self) -> bool:
-        """Whether a message must go out."""
+        """Return whether a message of this forward must be sent."""
         state = self.forward.state
         if state == machine.ForwardState.CANCELLING:
             return not self.forward.receipt
@@ -76,8 +76,8 @@ class OutboxEntry:
 class Outbox:
     """The outbox of the home colony.
 
-    `stale` are the forwards to be read again, as (process id, peer id), and `reading` those of them
-    that are being read.
+    `stale` holds the forwards to be read again, as (process id, peer id); `reading` holds those
+    that are being read now.
     """
 
     context: Context
@@ -92,35 +92,35 @@ class Outbox:
     paused: dict[str, float] = field(default_factory=dict)
 
     async def load(self) -> None:
-        """Read the outbox."""
+        """Read all forwards from the store."""
         items, _ = await self.context.client.range_all(self.context.keys.outbox, page=100)
         for item in items:
             forward = unpack(item.value, Forward)
             self.entries[forward.processid] = OutboxEntry(forward, item.mod_revision)
 
     def wakeup(self, peerid: str) -> WakeUp:
-        """What wakes the tasks of one peer."""
+        """Return the wake-up of the sender tasks of a peer."""
         return self.wakeups[peerid]
 
     def returned(self, peerid: str) -> WakeUp:
-        """What tells that a peer is back."""
+        """Return the wake-up that tells that a peer is reached again."""
         return self.returns[peerid]
 
     def of_peer(self, peerid: str) -> list[OutboxEntry]:
-        """The forwards to one peer."""
+        """Return the forwards to one peer."""
         return [entry for entry in self.entries.values() if entry.forward.peer == peerid]
 
     def outstanding(self, peerid: str) -> int:
-        """How many forwards to a peer are not finished."""
+        """Return how many forwards to a peer are not finished."""
         fresh = [pid for pid, peer in self.reading | self.stale if peer == peerid]
         return len(self.of_peer(peerid)) + sum(pid not in self.entries for pid in fresh)
 
     def relayed(self, origin: str) -> int:
-        """How many processes of another colony are on their way through here."""
+        """Return how many processes of another colony pass through here now."""
         return sum(entry.forward.origin == origin for entry in self.entries.values())
 
     async def wait_idle(self) -> None:
-        """Return once nothing is on its way out."""
+        """Return once no message is being sent and no forward is being read."""
         while True:
             event = self.activity.event
             if not (self.stale or self.reading) and not any(
@@ -130,7 +130,7 @@ class Outbox:
             await event.wait()
 
     def retry_now(self, peerid: str) -> None:
-        """The peer is back: forget the back-off."""
+        """Clear the back-off of a peer that is reached again, and wake its tasks."""
         for entry in self.entries.values():
             if entry.forward.peer == peerid and entry.tries:
                 entry.due, entry.tries = 0.0, 0
@@ -138,13 +138,11 @@ class Outbox:
         self.wakeup(peerid).wake()
         self.returned(peerid).wake()
 
-    # -- joining the node's transactions ---------------------------------------------------
+    # -- operations that join the node's transactions -----------------------------------------
 
     def forwarding(self, process: Process, route_trace: RouteTrace | None = None) -> Addition:
-        """The outbox entry of a process that goes to its peer, by a route if there is a
-        `route_trace`.
-        """
-        # A node of a workflow may have waited for others, for longer than a message may live.
+        """Return the outbox entry of a process; `route_trace` if a route chose its peer."""
+        # A node of a workflow may have waited for its parents longer than a message may live.
         late = route_trace is not None or bool(process.parents)
         forward = machine.new_forward(process, route_trace, self.context.clock.now() if late else 0)
         return Addition(
@@ -152,14 +150,14 @@ class Outbox:
         )
 
     def cancelling(self, process: Process) -> Addition:
-        """The peer must be told, unless the process certainly never left."""
+        """Return the entry that tells the peer to cancel; or the removal of one never sent."""
         key = self.context.keys.forward(process.peer, process.processid)
         entry = self.entries.get(process.processid)
         if entry is not None and entry.forward.peer != process.peer:
-            entry = None  # another daemon sent it elsewhere
+            entry = None  # another daemon rerouted it
         now = self.context.clock.now()
         if entry is not None and self._never_left(entry):
-            # Asked again about the same one, it is not in the store as we know it.
+            # If the node asks again at the same revision, the store has another entry than memory.
             entry.withdrawn = entry.revision
             ended = pack(machine.withdrawn(entry.forward, now))
             ops: list[Op] = [Delete(key), Put(self.context.keys.proof(process.processid), ended)]
@@ -169,7 +167,7 @@ class Outbox:
 
     @staticmethod
     def _unknown(process: Process) -> Forward:
-        """A forward that another daemon knows: of the attempt that runs, if one does."""
+        """Return a forward that another daemon has: of the attempt that runs, if one does."""
         begun = process.state == State.RUNNING
         return machine.new_forward(
             msgspec.structs.replace(process, attempt=process.attempt - begun)
@@ -181,21 +179,21 @@ class Outbox:
         return unsent and entry.withdrawn != entry.revision
 
     def touched(self, process: Process) -> None:
-        """A transaction of the node changed an entry: read it again."""
+        """Schedule a read of the entry that a transaction of the node changed."""
         self.look_for(process.processid, process.peer)
 
     def look_for(self, processid: str, peerid: str) -> None:
-        """There may be an entry that we don't know: read it."""
+        """Schedule a read of the entry of (process, peer); another daemon may have written it."""
         self.stale[processid, peerid] = None
         self.wakeup(peerid).wake()
 
     def mark(self, forward: Forward) -> None:
-        """What the store has of a forward may be other than what we know: read it."""
+        """Schedule a read of a forward, of which the store may have a newer version."""
         self.look_for(forward.processid, forward.peer)
 
     @contextmanager
     def _marking(self, forward: Forward) -> Iterator[None]:
-        """A write without an answer may have happened."""
+        """Schedule a read of the forward if a write fails: it may have happened all the same."""
         try:
             yield
         except BaseException:
@@ -205,15 +203,15 @@ class Outbox:
     # -- store and memory --------------------------------------------------------------------
 
     async def refresh_all(self) -> None:
-        """Read again what others changed, whichever peer it concerns; its sender looks again."""
+        """Read all stale forwards again, and wake the senders of their peers."""
         for peerid in dict.fromkeys(peer for _, peer in self.stale):
             await self.refresh(peerid)
             self.wakeup(peerid).wake()
 
     async def refresh(self, peerid: str) -> None:
-        """Read again what others changed.
+        """Read the stale forwards of a peer again.
 
-        Who asks while it is being read waits for that: nobody must plan without what is under way.
+        A second caller waits until the read is done: it must not plan without these forwards.
         """
         async with self.readers.setdefault(peerid, trio.Lock()):
             pids = [pid for pid, peer in self.stale if peer == peerid]
@@ -223,7 +221,7 @@ class Outbox:
                 self.activity.wake()
 
     async def _read(self, peerid: str, pids: Sequence[str]) -> None:
-        # Away before the read: what changes meanwhile is marked anew.
+        # Remove the marks before the read: a change during the read sets them again.
         for pid in pids:
             self.stale.pop((pid, peerid), None)
             self.reading[pid, peerid] = None
@@ -258,10 +256,10 @@ class Outbox:
             entry.forward, entry.revision = forward, revision
 
     async def save(self, entry: OutboxEntry, forward: Forward, before: Forward) -> bool:
-        """Write what follows from `before`; False when somebody changed it meanwhile.
+        """Write what follows from `before`. Return False if the forward was changed meanwhile.
 
-        It is then read again: a cancel that came while a message was on its way must outlast what
-        becomes of the message.
+        After False it is read again: a cancel that came while a message was on its way must not be
+        lost to the outcome of that message.
         """
         if entry.forward is not before:
             self.mark(forward)
@@ -277,20 +275,20 @@ class Outbox:
         return False
 
     def leaving(self, effect: Effect) -> list[Op]:
-        """What becomes of the entry, to be written with what becomes of the process."""
+        """Return the operations on the entry that go with the change of the process."""
         forward = effect.forward
         key = self.context.keys.forward(forward.peer, forward.processid)
         if effect.stays:
             return [Put(key, pack(forward))]
         if forward.aside:
-            return [Delete(key)]  # the record is of where the process went instead
+            return [Delete(key)]  # the record belongs to the process's new place
         record = msgspec.structs.replace(
             machine.emptied(forward), ended=forward.ended or self.context.clock.now()
         )
         return [Delete(key), Put(self.context.keys.proof(forward.processid), pack(record))]
 
     async def apply(self, entry: OutboxEntry, effect: Effect, before: Forward) -> bool:
-        """Do what follows from an event and `before`, in one transaction; False if overtaken."""
+        """Write the effect of an event on `before` in one transaction; False if overtaken."""
         after, done = effect.forward, False
         unchanged = ModRevision(
             self.context.keys.forward(before.peer, before.processid), entry.revision
@@ -324,7 +322,8 @@ class Outbox:
                     return None
                 done = True
                 return store.start(process, revision, now, ops)
-            # The same process again: it is the forward that is not what the end was decided on.
+            # A second call with the same revision of the process: it is the forward that has
+            # changed.
             if entry.forward is not before or revision == tried:
                 return None
             done, tried = True, revision
@@ -343,7 +342,7 @@ class Outbox:
                 await self.forget(before)
                 done = True
         if done:
-            # Memory first, so that nothing is sent again before the store is read.
+            # Change memory first, so that nothing is sent again before the store is read.
             entry.forward = after
             if not effect.stays:
                 self.entries.pop(after.processid, None)
@@ -351,10 +350,10 @@ class Outbox:
         return done
 
     async def reroute(self, entry: OutboxEntry, effect: Effect) -> bool:
-        """Send a process elsewhere that its peer surely will not run; False if it has to fail.
+        """Reroute a process that its peer surely will not run. Return False if it has to fail.
 
-        One transaction takes the forward away, and gives the process its new place and forward: it
-        compares both, so that it does nothing once another daemon's copy left.
+        One transaction removes the forward, and gives the process its new place and forward. It
+        compares both, so it does nothing once another daemon has sent a copy.
         """
         before, known = entry.forward, entry.revision
         key = self.context.keys.forward(before.peer, before.processid)
@@ -378,11 +377,11 @@ class Outbox:
         try:
             await self.context.processes.change(self.context.home, before.processid, step)
         except (NotFound, Conflict) as error:
-            # Gone, or the forward is not what we know of it: read it again before anything else.
+            # The forward is gone or has changed: read it again before anything else.
             self.look_for(before.processid, before.peer)
             return isinstance(error, Conflict)
         except BaseException:
-            # It may have happened: what is to be sent is in the store.
+            # The write may have happened: the store says what is to be sent.
             if taken is not None:
                 self.look_for(before.processid, taken.peer or before.peer)
             raise
@@ -396,7 +395,7 @@ class Outbox:
         return True
 
     async def forget(self, forward: Forward) -> None:
-        """The process is gone from the store: so is its forward."""
+        """Delete the forward of a process that is gone from the store."""
         await self.context.client.delete(self.context.keys.forward(forward.peer, forward.processid))
 
 

@@ -1,6 +1,7 @@
-"""Fetches the outcomes of forwards and closes their processes with them, once.
+"""The outcome poller: fetches outcomes of forwards, and closes their processes with them, once.
 
-Only the origin connects, so this works from behind NAT; what is owed is kept by the peer's inbox.
+Only the origin connects, so this works from behind NAT. The peer's inbox keeps each outcome until
+the origin acknowledges it.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ from node.model.numbers import beyond_float
 from node.model.types import Process, State
 from node.store.work import processes as store
 
-_POLL = 30  # seconds
-_VAIN = 5  # answers with outcomes that settle nothing, before the next poll has to wait
-_IDLE = 300.0  # seconds between looks at a peer that should owe nothing
-_EVIDENCE = 65_536  # bytes of a malformed outcome that are kept with what became of it
+_POLL = 30  # seconds that a poll waits at the peer
+_VAIN = 5  # answers in a row that settle nothing, before the next poll has to wait
+_IDLE = 300.0  # seconds between polls of a peer that should owe nothing
+_EVIDENCE = 65_536  # bytes of the largest malformed outcome that is kept
 
 log = get_logger("results")
 
 
 class _About(msgspec.Struct, frozen=True):
-    """What the least of an outcome tells."""
+    """The fields that every outcome has, even a malformed one."""
 
     pid: Pid
     attempt: Attempt
@@ -53,7 +54,7 @@ class _About(msgspec.Struct, frozen=True):
 
 @dataclass
 class OutcomePoller:
-    """The fetching half of the outbox."""
+    """Polls peers for outcomes and updates."""
 
     context: Context
     outbox: Outbox
@@ -70,9 +71,9 @@ class OutcomePoller:
         return any(entry.forward.outstanding for entry in self.outbox.of_peer(peerid))
 
     async def poll_forever(self, connection: PeerConnection) -> None:
-        """Fetch outcomes from one peer while it may owe any, until cancelled."""
+        """Poll one peer while it may owe outcomes, until cancelled."""
         wakeup, failures, vain = self.outbox.wakeup(connection.id), 0, 0
-        # What a crash, a refusal or a block kept from being fetched or acknowledged is still owed.
+        # Poll once at the start: outcomes from before a crash, refusal or block are still owed.
         again = trio.current_time()
         while True:
             event, back = wakeup.event, self.outbox.returned(connection.id).event
@@ -84,7 +85,8 @@ class OutcomePoller:
             try:
                 told = await self.poll_once(connection)
                 failures, again = 0, trio.current_time() + _IDLE
-                # Repeats of what is settled come for a moment after a crash, or from a liar.
+                # Repeats of settled outcomes come for a moment after a crash, or from a peer that
+                # lies.
                 vain = vain + 1 if told and self.outbox.outstanding(connection.id) >= before else 0
                 if vain > _VAIN:
                     await trio.sleep(machine.delay(min(vain - _VAIN, 6), self.context.chance))
@@ -99,7 +101,7 @@ class OutcomePoller:
                     await back.wait()
 
     async def poll_once(self, connection: PeerConnection) -> int:
-        """Ask for outcomes, settle them, and remember what to acknowledge; how many there were."""
+        """Poll for outcomes, settle them, and note their acks. Return how many outcomes came."""
         acks = sorted(self._acks.get(connection.id, set()))[:100]
         waits = any(entry.forward.outstanding for entry in self.outbox.of_peer(connection.id))
         follow, whole, wait = self.update_consumer.wanted(connection.id, _POLL if waits else 0)
@@ -109,7 +111,7 @@ class OutcomePoller:
         self._acks.get(connection.id, set()).difference_update(acks)
         problem: Exception | None = None
         answer = load(opened.payload, Outcomes)
-        # First, so that who looks at a process that ended sees all that it said, if it fits.
+        # Store updates first: a reader of an ended process then sees all its output, if it fits.
         more = await self.update_consumer.take(connection, answer, {each.pid for each in follow})
         for sealed in answer.outcomes:
             try:
@@ -127,9 +129,9 @@ class OutcomePoller:
     async def settle(
         self, connection: PeerConnection, sealed: bytes, more: Collection[str] | None = frozenset()
     ) -> str:
-        """Verify one outcome and close its process; returns the id to acknowledge.
+        """Verify one outcome and close its process. Return the process id to acknowledge.
 
-        There is `more` to be told of these processes, or (None) of any.
+        The peer has `more` updates of these processes; None if it may have some of any process.
         """
         opened = await apart(sealed, partial(self._open, connection))
         problem = False
@@ -143,7 +145,7 @@ class OutcomePoller:
             outcome = await self._told(connection, opened, sealed, forward if fits else None)
             output = await apart(outcome.out, read_output)
         except Rejected as rejected:
-            # Signed by the peer: no repeat of it can be better.
+            # The peer has signed it, so no repeat can be better.
             outcome, output, problem = self._nonsense(connection, about, rejected), [], True
         leaving: list[Op] = []
         rest: list[Op] = []
@@ -159,7 +161,7 @@ class OutcomePoller:
             )
             place = self.context.keys.proof(outcome.pid)
             leaving = [Delete(key), Put(place, pack(record)), *rest]
-        # A person let the process go on without it: its place and its record are others by now.
+        # A person let the process go on without this forward; the process has another record now.
         aside = forward is not None and fits and forward.aside
         if aside:
             leaving = [Delete(key), *rest]
@@ -167,7 +169,7 @@ class OutcomePoller:
             waits = fits and not aside
             closed = await self._close(connection, outcome, output, leaving) if waits else False
         except EtcdTooLarge:
-            # With all the peer told of it before, the process is larger than one value may be.
+            # With the peer's earlier updates, the process is larger than one value may be.
             name = self.context.peers.name(connection.id)
             outcome = _failure(
                 outcome, f"what peer {name} says of the end is too large to be kept here"
@@ -175,7 +177,7 @@ class OutcomePoller:
             closed = await self._close(connection, outcome, [], leaving)
         if not closed:
             await self._too_late(connection, outcome, sealed, leaving, aside)
-        # A repeat may be of what was taken in already, without an answer of the store to that.
+        # An earlier copy may have been stored, although the store's answer to that was lost.
         if rest or not fits:
             await self.update_consumer.ended(outcome.pid)
         entry = self.outbox.entries.get(outcome.pid)
@@ -199,7 +201,7 @@ class OutcomePoller:
         )
 
     def _nonsense(self, connection: PeerConnection, about: _About, refused: Rejected) -> Outcome:
-        """What follows from a malformed outcome that the peer signed: the process failed."""
+        """Return a failure in place of a malformed outcome that the peer signed."""
         self.broken += 1
         log.warning("outcome malformed", process=about.pid, peer=connection.id, why=refused)
         name = self.context.peers.name(connection.id)
@@ -213,11 +215,11 @@ class OutcomePoller:
         sealed: bytes,
         forward: Forward | None,
     ) -> Outcome:
-        """The outcome with what the colony that ran it says, verified down to its signature.
+        """Return the outcome with the executor colony's output, every signature verified.
 
-        Each outcome in it has to answer the very submission that the `forward` sent; without one
-        nobody waits for it. A chain that does not hold is the peer's own doing, and ends the
-        process as a failure: no repeat of it can hold, and nobody else would tell us more.
+        Each outcome of the chain has to answer the very submission of the `forward`; without a
+        forward, no process waits for the outcome. An invalid chain is the peer's fault, and ends
+        the process as failed: no repeat of it can be valid, and no other colony has another.
         """
         context, outcome = self.context, load(opened.payload, Outcome)
         known = await context.processes.recall(context.home, outcome.pid)
@@ -226,7 +228,8 @@ class OutcomePoller:
             relays.local_id(each, outcome.pid, outcome.attempt) for each in self.context.signer.ids
         }:
             raise Rejected("malformed", "outcome: it names another process there")
-        # Of what never left by our own records, as after a restore, nothing can be the outcome.
+        # An outcome of a forward that was never sent (by our records, say after a restore) is
+        # invalid.
         request = (forward.request or OriginRequest()) if forward is not None else None
         told: Outcome | None = outcome
         if not outcome.below and not wanted:
@@ -255,7 +258,7 @@ class OutcomePoller:
         output: list[object],
         leaving: Sequence[Op],
     ) -> bool:
-        """Close the process with its outcome; False when it is closed already, or gone."""
+        """Close the process with its outcome. Return False if it is closed already, or gone."""
         mine = False
 
         def step(process: Process, revision: int) -> store.Transition | None:
@@ -290,7 +293,7 @@ class OutcomePoller:
         leaving: Sequence[Op],
         aside: bool,
     ) -> None:
-        """Nobody waits for it any more: keep it as such, unless it is a repeat or has no room."""
+        """Keep an outcome that no process waits for, unless it is a repeat or the quota is full."""
         late: list[Op] = []
         known = await self.context.processes.load(self.context.home, outcome.pid)
         proof = await self.context.client.get(self.context.keys.proof(outcome.pid))
@@ -298,7 +301,7 @@ class OutcomePoller:
         repeat = record is not None and bool(record.outcome)
         ours = known is not None and known[0].peer == connection.id
         if known is not None and record is not None and not ours and not aside:
-            # Its owner took it back from there, and the forward is gone, too.
+            # The owner took the process back from that peer, and the forward is gone, too.
             aside = any(each.final and each.peer == connection.id for each in record.tried)
         wanted = (aside or (ours and not repeat)) and outcome.state != State.CANCELLED
         if wanted and self.update_consumer.peer_quotas.news(connection.id, len(sealed)):
@@ -314,9 +317,9 @@ def _failure(outcome: Outcome, *errors: str) -> Outcome:
 
 
 def read_output(data: bytes) -> list[object]:
-    """The output of an outcome. Raises Rejected (malformed)."""
+    """Return the output of an outcome. Raises Rejected (malformed)."""
     try:
-        # Deeper, the store would take it and never give the process back.
+        # The store would take deeper nesting, and never be able to return the process.
         require_bounded(data)
         value: list[object] = msgspec.json.decode(data, type=list)
     except Rejected as rejected:

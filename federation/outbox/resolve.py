@@ -1,7 +1,7 @@
-"""A person decides about a process in doubt: it has failed, or it is to run here after all.
+"""A person's decision about a process in doubt: it has failed, or runs here after all.
 
-What may be decided is `forward.machine`'s to say; the peer is told to stop either way, by
-`outbox.sender`.
+`forward.machine` says which decisions are allowed. Either way, `outbox.sender` tells the peer to
+stop.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ log = get_logger("resolving")
 
 
 async def resolve(outbox: Outbox, processid: str, *, requeue: bool) -> Process:
-    """End a doubt: fail the process, or put it into our own queue; returns it as it is then.
+    """End the doubt about a process: fail it, or put it into our own queue. Return the process.
 
-    One transaction changes the process and turns its forward into a cancel, and compares both, so
-    that an outcome that comes meanwhile wins. A crash before it changes nothing; after it, the
-    cancel is in the outbox and is sent. Raises Invalid, NotFound or Conflict.
+    One transaction changes the process and turns its forward into a cancel. It compares both, so an
+    outcome that comes meanwhile wins. A crash before it changes nothing; after it, the cancel is in
+    the outbox and is sent. Raises Invalid, NotFound or Conflict.
     """
     problem = ""
     for _ in range(_TRIES):
@@ -40,7 +40,7 @@ async def resolve(outbox: Outbox, processid: str, *, requeue: bool) -> Process:
         key = outbox.context.keys.forward(process.peer, processid)
         found = await outbox.context.client.get(key)
         if found is None:
-            # An outcome may have come since the process was read: the next look says so.
+            # An outcome may have come since the process was read; the next read shows it.
             problem = "no forward of the process is under way; look at it again"
             continue
         forward = unpack(found.value, Forward)
@@ -50,9 +50,9 @@ async def resolve(outbox: Outbox, processid: str, *, requeue: bool) -> Process:
             done = await _decide(outbox, forward, found.mod_revision, requeue=requeue)
         except Conflict as error:
             problem = error.message
-            continue  # the forward changed, or the process did: look again
+            continue  # the forward or the process has changed: read both again
         finally:
-            # Whether it happened or not: what is to be sent is in the store.
+            # Whether or not the write happened, the store says what is to be sent.
             outbox.touched(process)
         log.info("doubt resolved", process=processid, peer=process.peer, requeued=requeue)
         return done
@@ -88,7 +88,7 @@ async def _decide(outbox: Outbox, forward: Forward, revision: int, *, requeue: b
         extra.append(
             Put(outbox.context.keys.proof(forward.processid), pack(machine.overruled(effect, now)))
         )
-        # Its next attempt has another number than the one that may still run.
+        # The next attempt gets another number than the attempt that may still run.
         here = msgspec.structs.replace(
             process, peer="", attempt=max(process.attempt, forward.attempt)
         )

@@ -1,7 +1,7 @@
-"""The end of all that a blocked colony has here and we have there, taken up again until it is done.
+"""Revocation: ends all forwards to and all processes from a blocked colony, repeated until done.
 
-That it is blocked stands in the store before the first end (`peers.Peers.block`); what becomes of
-each forward is `forward.machine`'s to say.
+`peers.Peers.block` stores the block before anything is ended. `forward.machine` decides what
+becomes of each forward.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from node.processes.extension import Addition
 from node.store.work import processes as store
 from node.tasks.sync import WakeUp
 
-_MANY = 40  # processes looked at together
+_MANY = 40  # processes read in one transaction
 _TRIES = 8
 _LONGEST = 60.0  # seconds between two tries
 
@@ -37,11 +37,11 @@ log = get_logger("blocking")
 
 @dataclass
 class Revocation:
-    """Ends things of blocked colonies, one after the other, each in one transaction.
+    """Ends the forwards and processes of blocked colonies, one by one, each in one transaction.
 
-    Every step looks at the store, ends one thing, and leaves nothing half done: a sweep that is
-    cut off anywhere is simply begun again. What can be new after the block is only what we send
-    ourselves (a submission under way, a workflow's next node); `Attachment.submitted` hears of it.
+    Every step reads the store, ends one thing, and leaves nothing half done: a sweep that is cut
+    off is simply started again. After the block, only our own submissions can be new (one on its
+    way, or a workflow's next node); `NodeExtension.submitted` reports these.
     """
 
     context: Context
@@ -50,7 +50,7 @@ class Revocation:
     _ended: WakeUp = field(default_factory=WakeUp)
 
     async def run(self) -> None:
-        """Sweep whenever there is something to, also what a crash left undone; until cancelled."""
+        """Sweep while a blocked colony has something left, also after a crash; until cancelled."""
         tries = 0
         while True:
             event, failed = self._begin.event, False
@@ -67,16 +67,16 @@ class Revocation:
                 await event.wait()
 
     def begin(self) -> None:
-        """There may be something to end."""
+        """Wake the sweep: there may be something to end."""
         self._begin.wake()
 
     async def wait(self, entry: PeerState) -> None:
-        """Return once all of a blocked colony has ended."""
+        """Return once everything of a blocked colony has ended."""
         while entry.peer.ending:
             await self._ended.event.wait()
 
     def due(self) -> set[str]:
-        """The colonies for which a sweep was not finished, or must be made anew."""
+        """Return the blocked colonies whose sweep is not finished, or that have new forwards."""
         peers = self.context.peers
         marked = {
             entry.peer.id
@@ -88,21 +88,27 @@ class Revocation:
         return marked | {peerid for peerid in sent if peers.state(peerid) == BLOCKED}
 
     def _over(self, peerid: str) -> bool:
-        """Whether the owner trusts it again: then what is left goes on."""
+        """Return whether the owner trusts the colony again: then what is left goes on."""
         return self.context.peers.state(peerid) != BLOCKED
 
     async def sweep(self, peerid: str) -> None:
-        """End all there is, then note that it is done. Raises EtcdError, RpcError: try again."""
+        """End everything of a colony, then store that it is done.
+
+        Raises EtcdError or RpcError: the caller tries again.
+        """
         forwards = await self._sweep_outbox(peerid)
         processes = await self._sweep_inbox(peerid)
         if not self._over(peerid):
             await self.context.peers.ended(peerid)
             log.info("blocked", peer=peerid, forwards=forwards, processes=processes)
 
-    # -- what we have there --------------------------------------------------------------
+    # -- our forwards to the colony ------------------------------------------------------------
 
     async def _sweep_outbox(self, peerid: str) -> int:
-        """Fail what waits or may run there; what the peer may run is in doubt, and says so."""
+        """Fail the processes sent to the colony, and return how many.
+
+        The error of a process that the colony may still run says that it is in doubt.
+        """
         client, keys = self.context.client, self.context.keys
         items, _ = await client.range_all(keys.forward(peerid, ""), page=100)
         count = 0
@@ -114,7 +120,7 @@ class Revocation:
                 if await self._end_forward(found):
                     count += 1
                     break
-                # A copy left, a receipt came, or it went elsewhere: what it is now decides.
+                # The forward has changed (copy sent, receipt, reroute): decide by its new state.
                 found = await client.get(item.key)
             else:
                 raise Conflict(f"the forward {item.key} changes too fast")
@@ -123,8 +129,8 @@ class Revocation:
     async def _end_forward(self, item: KeyValue) -> bool:
         """End one forward and its process, if the entry is still as it was read.
 
-        Process and entry are compared, so what was sent meanwhile is never called unsent. What
-        never left and came by a route may go elsewhere instead.
+        The transaction compares process and entry, so a copy sent meanwhile is never taken for
+        unsent. A process that never left and came by a route may be rerouted instead.
         """
         forward = unpack(item.value, Forward)
         pid, now = forward.processid, self.context.clock.now()
@@ -174,17 +180,17 @@ class Revocation:
         return result.succeeded
 
     def _gone(self, processid: str, peerid: str) -> None:
-        """The entry left the store: memory follows."""
+        """Remove a forward from memory that has left the store."""
         known = self.outbox.entries.get(processid)
         if known is not None and known.forward.peer == peerid:
             del self.outbox.entries[processid]
         self.outbox.stale.pop((processid, peerid), None)
         self.outbox.activity.wake()
 
-    # -- what it has here ----------------------------------------------------------------
+    # -- the colony's processes here -----------------------------------------------------------
 
     async def _sweep_inbox(self, peerid: str) -> int:
-        """Cancel what it has here: each open process of another colony has its marker."""
+        """Cancel the colony's open processes here, found by their receipts. Return how many."""
         client, keys = self.context.client, self.context.keys
         processes, home = self.context.processes, self.context.home
         reason = f"colony {self.context.peers.name(peerid)}, where this came from, was blocked"
@@ -205,10 +211,10 @@ class Revocation:
         return count
 
     async def _cancel(self, process: Process, reason: str) -> bool:
-        """Cancel one process, whatever it belongs to; False when it ended meanwhile.
+        """Cancel one process, also a node of a workflow. Return False if it ended meanwhile.
 
-        Not as a caller does, to whom a node of a workflow ends with all of it: what follows for a
-        workflow is what follows when such a node is cancelled there.
+        A caller's cancel of a node ends the whole workflow. This one ends only the node, and the
+        workflow goes on by its own rules.
         """
         processes, seen, ended = self.context.processes, process, False
 
@@ -231,12 +237,12 @@ class Revocation:
         try:
             await processes.change_quietly(process.colonyname, process.processid, step)
         finally:
-            # Whether it happened or got no answer: what is to be sent is in the store.
+            # Whether or not the write happened, the store says what is to be sent.
             if self._left(seen):
                 processes.hooks.submitted(seen)
         return ended
 
     @staticmethod
     def _left(process: Process) -> bool:
-        """Whether it went on to another colony, which is to be told."""
+        """Return whether the process went on to another colony, which has to be told."""
         return bool(process.peer) and not process.waitforparents

@@ -1,6 +1,6 @@
-"""Sends forwards and cancels: one loop for each peer, a window of messages, back-off, deadlines.
+"""The sender of forwards and cancels: one loop a peer, with a window, back-off, and deadlines.
 
-What an event means for a forward is decided by `forward.machine`; what is stored, by `outbox`.
+`forward.machine` decides what an event means for a forward; `outbox` stores it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from node.model.errors import RpcError
 from node.model.types import Process
 from node.store import keys
 
-_WINDOW = 8  # messages to one peer at a time
-# What a receipt may say, and whether it then names the peer's own process.
+_WINDOW = 8  # messages to one peer that may be under way at once
+# The allowed statuses of a receipt, and whether each comes with the peer's own process id.
 _OF_SUBMIT = (("accepted", True), ("cancelled", False))
 _OF_CANCEL = (("cancelled", False), ("cancelled", True), ("already_closed", True))
 
@@ -41,32 +41,32 @@ log = get_logger("delivery")
 
 
 class Greeting(Protocol):
-    """Asks a peer for a sign that it is there; `membership.probe` does, which stands above."""
+    """Asks a peer for a sign of life; `membership.probe`, which stands above, implements it."""
 
     async def hello(self, connection: PeerConnection) -> object:
-        """Exchange signed hellos. Raises what `PeerConnection.post` does."""
+        """Exchange signed hellos. Raises what `PeerConnection.post` raises."""
 
 
 @dataclass
 class Sender:
-    """The sending half of the outbox. The files that go with a process are in `file_transfer`."""
+    """Sends the forwards of the outbox. `file_transfer` lists the files of a process."""
 
     context: Context
     outbox: Outbox
     file_transfer: FileTransfer
     greeting: Greeting
-    hops: int = 1  # that our own processes may take, unless their target names more
-    # Those that were moved for a step which is not yet dealt with for all.
+    hops: int = 1  # hops that our own processes may take, unless their target names more
+    # Forwards already moved for a change of the clock that is not complete for all forwards.
     _shifted: set[str] = field(default_factory=set)
 
     def _late(self) -> int:
-        """The Unix ns by which deadlines are judged."""
+        """Return the time (Unix ns) by which deadlines are judged."""
         return self.context.processes.clock.late()
 
     # -- sending -----------------------------------------------------------------------------
 
     async def send_forever(self, connection: PeerConnection) -> None:
-        """Send what is due to one peer, a few at a time, until cancelled."""
+        """Send due messages to one peer, a few at a time, until cancelled."""
         wakeup = self.outbox.wakeup(connection.id)
         failures = 0
         async with trio.open_nursery() as nursery:
@@ -79,16 +79,18 @@ class Sender:
                         connection.demand_version()
                         await connection.connect()
                         if connection.unheard:
-                            # What never left a mailbox would be in doubt, as far as we know.
+                            # A message that waits in a mailbox is in doubt, even if it never leaves
+                            # the mailbox.
                             await self.greeting.hello(connection)
                         elif connection.unmeasured:
                             try:
                                 await self.greeting.hello(connection)
                             except RemoteRefusal as error:
-                                if not error.final:  # that, the forward will hear as well
+                                if not error.final:  # the forward will get the same refusal
                                     raise
                         failures = 0
-                        # What was due before the peer was reached may have gone elsewhere since.
+                        # A forward that was due before the peer was reached may have been rerouted
+                        # since.
                         due, again = self._plan(connection.id)
                         for entry in due:
                             entry.busy = True
@@ -96,7 +98,8 @@ class Sender:
                     elif due:
                         again = self._paused(connection.id)
                 except (TransportError, EtcdError, RpcError, Rejected) as error:
-                    # The peer as a whole is away: one back-off for all, and nothing is written.
+                    # The peer is not reached: one back-off for all forwards, and nothing is
+                    # written.
                     failures += 1
                     pause = machine.delay(failures, self.context.chance)
                     again = self.outbox.paused[connection.id] = trio.current_time() + pause
@@ -113,12 +116,12 @@ class Sender:
     def _sendable(self, entry: OutboxEntry) -> bool:
         if entry.busy or not entry.to_send:
             return False
-        # What is past its delivery deadline would be refused as expired.
+        # Past its delivery deadline, a submission would be refused as expired.
         cancelling = entry.forward.state is machine.ForwardState.CANCELLING
         return cancelling or self._late() <= entry.forward.deliver
 
     def _plan(self, peerid: str) -> tuple[list[OutboxEntry], float]:
-        """What to send now, and when to look again if nothing else happens."""
+        """Return the forwards to send now, and when to plan again if no wake-up comes first."""
         now, room, later = trio.current_time(), _WINDOW, 60.0
         due: list[OutboxEntry] = []
         for entry in self.outbox.of_peer(peerid):
@@ -129,11 +132,11 @@ class Sender:
                     due.append(entry)
                 else:
                     later = min(later, entry.due - now)
-        # Without room, the end of a message under way rings.
+        # With a full window, the end of a message wakes the loop.
         return due[: max(room, 0)], now + later
 
     async def _deliver(self, connection: PeerConnection, entry: OutboxEntry) -> None:
-        """One message of one forward; whatever goes wrong concerns this forward only."""
+        """Send one message of one forward. Any error concerns this forward only."""
         try:
             if not entry.to_send:
                 return  # a receipt that another daemon got came in since it was planned
@@ -154,7 +157,7 @@ class Sender:
             entry.busy = False
             self.outbox.activity.wake()
             self.outbox.wakeup(connection.id).wake()
-            # It may have been sent elsewhere.
+            # The process may have been rerouted to another peer.
             self.outbox.wakeup(entry.forward.peer).wake()
 
     def _back_off(self, entry: OutboxEntry, least: float) -> None:
@@ -169,7 +172,7 @@ class Sender:
             opened, data = await connection.post("/v2/cancel", body, Kind.RECEIPT)
         except RemoteRefusal as error:
             if not error.final or error.proof is Proof.CARRIED:
-                raise  # whoever carries it may have made that up
+                raise  # a relay of the message may have made the refusal up
             name, now = self.context.peers.name(connection.id), self.context.clock.now()
             effect = machine.refused(forward, error.code, error.message, name, now)
             await self.outbox.apply(entry, effect, forward)
@@ -193,8 +196,8 @@ class Sender:
         request = relays.request_of(envelope, relayed=bool(before.origin))
         forward = machine.sending(before, envelope, now, request)
         forward = msgspec.structs.replace(forward, meant=meant)
-        # In the store before its first byte leaves: neither a crash nor another daemon of this
-        # colony must take it for unsent, or for the only copy.
+        # Store the copy before its first byte leaves: neither after a crash nor at another daemon
+        # of this colony may it count as unsent, or as the only copy.
         if not await self.outbox.save(entry, forward, before):
             return
         try:
@@ -216,7 +219,7 @@ class Sender:
             self._back_off(entry, 0.0)
 
     async def _not_taken(self, entry: OutboxEntry, forward: Forward, error: TransportError) -> None:
-        """Take note that a copy got no receipt, and may get one yet."""
+        """Record that a copy got no receipt, and may still get one."""
         text, proof = str(error), error.proof if isinstance(error, RemoteRefusal) else Proof.NONE
         if isinstance(error, RemoteRefusal) and error.reason is Reason.UNTIMELY:
             after = machine.untimely(forward, text, proof.certain)
@@ -224,18 +227,18 @@ class Sender:
         elif isinstance(error, Unsent) or proof.certain:
             await self.outbox.save(entry, machine.unsent(forward, text), forward)
         elif entry.forward is forward:
-            # A cancel may have come meanwhile: it must not be forgotten.
+            # Only if the forward is unchanged: a cancel that came meanwhile must not be lost.
             entry.forward = machine.lost(forward, text)
 
     def _there(self, forward: Forward) -> set[str]:
-        """The peer's own id of a process; which of our keys it was sent under, it may have been."""
+        """Return the ids that a process may have at the peer, one for each of our keys."""
         return {
             relays.local_id(each, forward.processid, forward.attempt)
             for each in self.context.signer.ids
         }
 
     async def _give_up(self, entry: OutboxEntry, before: Forward) -> None:
-        """The process ended before a byte of it left; a cancel that is in the store has its way."""
+        """Delete the forward of a process that ended unsent, unless a cancel changed it."""
         if entry.forward is before:
             key = self.context.keys.forward(before.peer, before.processid)
             await self.context.client.commit(Txn([ModRevision(key, entry.revision)], [Delete(key)]))
@@ -244,9 +247,9 @@ class Sender:
     async def _envelope(
         self, connection: PeerConnection, forward: Forward
     ) -> tuple[bytes, dict[str, list[str]]]:
-        """Seal the submission, b"" when the process is gone. Its bytes never change again.
+        """Return the signed submission; b"" if the process is gone. It never changes again.
 
-        Beside it, the ids of those colonies beyond the peer that we know by their names.
+        The second value holds, by name, the ids of the colonies beyond the peer that we know.
         """
         found = await self.context.processes.load(self.context.home, forward.processid)
         if found is None or found[0].closed:
@@ -280,7 +283,7 @@ class Sender:
     async def _passed_on(
         self, process: Process, forward: Forward, beyond: str
     ) -> tuple[Submit, int]:
-        """The submission of a process that came from another colony, in that one's own words."""
+        """Return the submission of another colony's process, with that colony's signed words."""
         received = await self.context.client.get(
             keys.submission(self.context.home, process.processid)
         )
@@ -296,9 +299,9 @@ class Sender:
     # -- deadlines ---------------------------------------------------------------------------
 
     async def clock_set(self, by: int, before: int) -> None:
-        """Move the deadlines of all forwards as the clock was set, at `before` (ns), by so many.
+        """Move the deadlines of all forwards by `by` ns, for a clock that was set at `before` (ns).
 
-        Where this failed it is to be called again: none is moved twice. Raises EtcdError.
+        After an error, call it again: no forward is moved twice. Raises EtcdError.
         """
         await self.outbox.refresh_all()
         for pid, entry in list(self.outbox.entries.items()):
@@ -312,7 +315,7 @@ class Sender:
         self.outbox.activity.wake()
 
     async def expire(self) -> None:
-        """End every forward whose deadline passed, whether or not its peer is there."""
+        """End every forward whose deadline has passed, whether or not its peer is reached."""
         await self.outbox.refresh_all()
         now = self._late()
         for entry in list(self.outbox.entries.values()):
@@ -340,9 +343,9 @@ class Sender:
 def _receipt(
     payload: bytes, forward: Forward, there: Collection[str], answers: Collection[tuple[str, bool]]
 ) -> Receipt:
-    """The receipt, if it is one of the possible `answers`; `there` are the ids it may name.
+    """Return the receipt. Its status is one of `answers`, its process id one of `there`.
 
-    Raises Lost: what makes no sense is no answer.
+    Raises Lost for any other receipt: it counts as no answer.
     """
     try:
         receipt = load(payload, Receipt)
@@ -355,7 +358,8 @@ def _receipt(
     if (receipt.status, bool(receipt.remote)) not in answers:
         raise Lost(f"the receipt is not valid: {receipt.status} is no answer to this")
     request = forward.request
-    # Of what a cancel overtook nothing was received; what another daemon sent, we may not know.
+    # A cancel that overtook the submission has no receipt of it; for another daemon's forward we
+    # may not know the request.
     if receipt.remote and request is not None:
         if not receipt.asked:
             raise Lost("the receipt is not valid: it does not say which submission it is for")

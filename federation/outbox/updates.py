@@ -1,9 +1,9 @@
-"""Follows what peers run for us: their news become our own logs, attributes and output, once.
+"""The update consumer: stores a peer's updates as our own logs, attributes and output, once.
 
-What is new, and how much of it is kept, is decided by `forward.updates`; polls are made by
-`outbox.outcomes`. Each piece of news is stored with the cursor that it moves, in one transaction
-that compares the cursor: a crash before it leaves both as they were, and news that come twice, or
-to two daemons of this colony, find the cursor moved.
+`forward.updates` decides what is new and how much of it is kept; `outbox.outcomes` polls. Each
+update is stored in one transaction with the cursor that it moves, and the transaction compares the
+cursor. A crash before it changes nothing. An update that comes twice, or to two daemons of this
+colony, finds the cursor moved.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ from node.store.work import processes as store
 from node.store.work.channels import ChannelHead
 from node.streams.logs import puts
 
-# Lines stored in one transaction: each takes three operations of the 128.
+# Lines stored in one transaction: each takes three of its 128 operations.
 _LINES = 38
-_BYTES = 400_000  # of lines in one transaction: three copies fit a request
+_BYTES = 400_000  # of lines in one transaction: a request holds three copies
 _TRIES = 5
-_NEVER = 2**40  # entries, more than any channel has: nothing further is wanted
-_LINE = 300  # bytes of a line, an attribute or a message with its keys beside the text, about
-_TURN = 2  # seconds that a poll waits which can't ask for all
+_NEVER = 2**40  # entries, more than any channel has: no further messages are taken
+_LINE = 300  # of keys and framing for a line, attribute or message, about
+_TURN = 2  # seconds that a poll waits if it cannot ask about all processes
 
 log = get_logger("following")
 
 
 class _Overtaken(Exception):
-    """Others changed what is known of a process, again and again."""
+    """The cursor was changed by others several times in a row."""
 
 
 @dataclass
 class UpdateConsumer:
-    """What is known of our processes at peers, in the store and in memory.
+    """The state of our processes at peers, in the store and in memory.
 
-    `counters` tell of `taken` news, `lines`, messages `said`, and of what was left: `stray` news of
-    what is not at that peer, `malformed` ones, and `unfit` ones that the process takes no more, or
-    for which `peer_quotas` have no room.
+    `counters` count updates `taken`, `lines`, and channel messages `said`. They also count what was
+    dropped: `stray` updates (of processes not at that peer), `malformed` ones, and `unfit` ones
+    (the process takes no more, or `peer_quotas` have no room).
     """
 
     context: Context
@@ -75,7 +75,7 @@ class UpdateConsumer:
     _log_limiter: LogLimiter = field(default_factory=LogLimiter)
 
     async def load(self) -> None:
-        """Read what is known."""
+        """Read the states from the store."""
         prefix = self.context.keys.followed_all
         items, _ = await self.context.client.range_all(prefix)
         for item in items:
@@ -83,24 +83,24 @@ class UpdateConsumer:
             self.known[pid] = (unpack(item.value, FollowState), item.mod_revision)
 
     def of(self, processid: str) -> tuple[FollowState, int] | None:
-        """What a peer told us of a process, and the revision of that."""
+        """Return a process's state at its peer, and the revision of that."""
         return self.known.get(processid)
 
     @property
     def full(self) -> bool:
-        """Whether the store takes no news: then none are asked for, until there is room again."""
+        """Return whether the store is too full for updates: then polls ask for none."""
         return self.context.client.pressure.refuses(Need.GROWS)
 
     # -- asking ----------------------------------------------------------------------------
 
     def tails(self, peerid: str) -> list[str]:
-        """Processes that ended, of which the peer has something left to tell."""
+        """Return the ended processes of which the peer still has updates."""
         if self.full:
             return []
         return [pid for pid, (each, _) in self.known.items() if each.tail and each.peer == peerid]
 
     def wanted(self, peerid: str, wait: int) -> tuple[list[Follow], bool, int]:
-        """What to ask a peer about, whether that is all, and how long the poll may then wait."""
+        """Return what to ask a peer about, whether that is all, and the seconds of the poll."""
         if self.full:
             return [], False, wait
         pids = [
@@ -110,7 +110,7 @@ class UpdateConsumer:
             in (machine.ForwardState.ACCEPTED, machine.ForwardState.CANCELLING)
         ]
         pids += self.tails(peerid)
-        # Where the last poll ended, if it could not ask for all.
+        # Start where the last poll ended, if that could not ask about all processes.
         start = self._turns[peerid] if self._turns[peerid] < len(pids) else 0
         follows: list[Follow] = []
         looked = room = 0
@@ -127,7 +127,7 @@ class UpdateConsumer:
         return follows, whole, wait if whole else min(wait, _TURN)
 
     def _begun(self, pid: str, peerid: str) -> FollowState | None:
-        """What is known of a process at that peer; None when it has no such process of ours."""
+        """Return a process's state at a peer; None if the process is not there."""
         known, entry = self.known.get(pid), self.outbox.entries.get(pid)
         if entry is not None and entry.forward.peer == peerid and entry.forward.outstanding:
             return progress.begin(known[0] if known else None, peerid, entry.forward.attempt)
@@ -136,27 +136,27 @@ class UpdateConsumer:
         return None
 
     async def pace(self, peerid: str) -> None:
-        """Wait a little if the peer had news very often of late."""
+        """Wait a moment if the peer sent updates very often of late."""
         wait = self._poll_limiters.setdefault(peerid, PollLimiter()).take(trio.current_time())
         await trio.sleep(wait)
 
-    # -- hearing ---------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------
 
     async def take(
         self, connection: PeerConnection, answer: Outcomes, asked: Collection[str] | None = None
     ) -> set[str] | None:
-        """Store news. Returns the processes of which there is more; None if it may be of any.
+        """Store updates. Return the processes that have more; None if any process may have more.
 
-        `asked` are those that the poll was about, None for all. Raises EtcdError. What a peer tells
-        that can't be is counted, and not stored.
+        `asked` are the processes of the poll, None for all. An invalid update is counted, and not
+        stored. Raises EtcdError.
         """
         if self.full:
-            return None  # what is left to be told is asked for when there is room again
+            return None  # a later poll asks again, when there is room
         if answer.news is None:
             return set()
         more: set[str] = set()
         for data in answer.news:
-            await trio.lowlevel.checkpoint()  # each may cost milliseconds
+            await trio.lowlevel.checkpoint()  # each update may take milliseconds
             try:
                 news = load(data, News)
             except Rejected as rejected:
@@ -174,7 +174,7 @@ class UpdateConsumer:
         return more
 
     async def _take_one(self, connection: PeerConnection, news: News) -> bool:
-        """Store the news of one process; whether there is more to be had."""
+        """Store the update of one process. Return whether the peer has more of it."""
         begun = self._begun(news.pid, connection.id)
         if begun is None or begun.attempt != news.attempt:
             self.counters["stray"] += 1
@@ -184,12 +184,12 @@ class UpdateConsumer:
             kept = await self._take_said(connection, news) or kept
             kept = await self._take_changes(connection, news) or kept
         except _Overtaken:
-            # What was not stored is asked for again.
+            # The next poll asks again for what was not stored.
             log.info("news overtaken", process=news.pid, peer=connection.id)
             await self._reload(news.pid)
             return True
         except (RpcError, EtcdTooLarge) as error:
-            # The process is gone, or full: what it takes no more is passed over.
+            # The process is gone or full: skip what it cannot take.
             self.counters["unfit"] += 1
             if (more := self._log_limiter.line(trio.current_time())) is not None:
                 log.info("news left", process=news.pid, peer=connection.id, error=error, **more)
@@ -203,7 +203,7 @@ class UpdateConsumer:
         return news.more
 
     async def _take_lines(self, connection: PeerConnection, news: News) -> bool:
-        """Store the lines that are new, some at a time, in their order.
+        """Store new lines in order, some in each transaction. Return whether any was stored.
 
         Raises NotFound when the process is gone.
         """
@@ -236,7 +236,7 @@ class UpdateConsumer:
             if not result.succeeded:
                 lost += 1
                 await self._overtaken(news.pid, lost)
-                continue  # the same lines: those that are stored by now are left out
+                continue  # the same lines again, without those stored by now
             lines = lines[len(part) :]
             self.known[news.pid] = (after, result.revision)
             self.counters["lines"] += len(shown)
@@ -244,9 +244,9 @@ class UpdateConsumer:
         return kept
 
     async def _overtaken(self, pid: str, times: int) -> None:
-        """What is known was out of date: read it, unless that was so many times in a row.
+        """Read the cursor again, which another daemon moved.
 
-        Raises _Overtaken, and NotFound when the process is gone.
+        Raises _Overtaken after several times in a row, and NotFound when the process is gone.
         """
         await self._reload(pid)
         if await self.context.processes.load(self.context.home, pid) is None:
@@ -255,9 +255,9 @@ class UpdateConsumer:
             raise _Overtaken
 
     async def _take_said(self, connection: PeerConnection, news: News) -> bool:
-        """Store what was said in channels, in its order, whatever has become of the process.
+        """Store channel messages in order, also after the process has ended.
 
-        What a channel takes no more is passed over, and so is all that follows in it.
+        If a channel cannot take a message, that message and all later ones are dropped.
         """
         kept = False
         for name, after in news.heard.items():
@@ -274,7 +274,7 @@ class UpdateConsumer:
     async def _extend(
         self, connection: PeerConnection, news: News, name: str, said: list[Said], after: int
     ) -> bool | None:
-        """One try to store what was said in one channel; None when it has to be done again."""
+        """Try once to store the messages of one channel. Return None if overtaken."""
         home, pid, client = self.context.home, news.pid, self.context.client
         before, revision = self._before(news, connection.id)
         start = before.heard.get(name, 0)
@@ -311,7 +311,7 @@ class UpdateConsumer:
         return True
 
     async def _take_changes(self, connection: PeerConnection, news: News) -> bool:
-        """Store state, attributes and output, with the version that they are of."""
+        """Store state, attributes and output, with their version."""
         lost = 0
         while True:
             with suppress(Conflict):
@@ -320,7 +320,7 @@ class UpdateConsumer:
             await self._overtaken(news.pid, lost)
 
     async def _change(self, connection: PeerConnection, news: News) -> bool:
-        """One try to store what changed. Raises Conflict when that was overtaken."""
+        """Try once to store the changes. Raises Conflict if overtaken."""
         before, revision = self._before(news, connection.id)
         changes: dict[str, object] = {}
         if news.version != before.version:
@@ -364,7 +364,7 @@ class UpdateConsumer:
         return True
 
     async def _pass_over(self, connection: PeerConnection, news: News) -> bool:
-        """Move on to what comes after these news; False when nothing more can be kept."""
+        """Move the cursor past an update. Return False if the process is gone."""
         lost = 0
         while not await self._skip(connection, news):
             lost += 1
@@ -377,7 +377,7 @@ class UpdateConsumer:
         return True
 
     async def _skip(self, connection: PeerConnection, news: News) -> bool:
-        """One try to move on."""
+        """Try once to move the cursor. Return False if overtaken."""
         before, revision = self._before(news, connection.id)
         after = msgspec.structs.replace(
             before,
@@ -400,7 +400,7 @@ class UpdateConsumer:
         return begun, known[1] if known else 0
 
     async def _reload(self, pid: str) -> None:
-        """Somebody else changed what is known: read it again."""
+        """Read the cursor of a process again, which another daemon changed."""
         found = await self.context.client.get(self.context.keys.followed(pid))
         if found is None:
             self.known.pop(pid, None)
@@ -410,10 +410,10 @@ class UpdateConsumer:
     # -- the end ---------------------------------------------------------------------------
 
     def ending(self, peerid: str, pid: str, attempt: int, *, more: bool) -> list[Op]:
-        """What joins the transaction that takes in an outcome: there is a rest, or there is none.
+        """Return the operations that join the transaction of an outcome; `more` updates may follow.
 
-        Another daemon may have stored news at the same moment; then a few may be told twice, as
-        only the outcome itself is guarded here.
+        Another daemon may store updates at the same moment. Then a few may come twice, as only the
+        outcome itself is guarded here.
         """
         known = self.known.get(pid)
         if not more:
@@ -423,11 +423,11 @@ class UpdateConsumer:
         return [Put(self.context.keys.followed(pid), pack(after))]
 
     async def ended(self, pid: str) -> None:
-        """An outcome was taken in: what is known is what the store says."""
+        """Read the cursor of a process again, after its outcome was stored."""
         await self._reload(pid)
 
     async def drop(self, pid: str) -> None:
-        """Nothing is left to be told."""
+        """Delete the cursor of a process: its peer has no more updates."""
         await self.context.client.delete(self.context.keys.followed(pid))
         self.known.pop(pid, None)
 
@@ -439,7 +439,7 @@ def _full(peer: str) -> RpcError:
 
 
 def _part(lines: list[Line]) -> list[Line]:
-    """As many of these lines as one transaction takes."""
+    """Return the first lines, as many as one transaction takes."""
     part: list[Line] = []
     size = 0
     for line in lines[:_LINES]:
@@ -451,7 +451,7 @@ def _part(lines: list[Line]) -> list[Line]:
 
 
 def _changed(process: Process, news: News) -> tuple[Process, list[Op]]:
-    """A process with what is new of it."""
+    """Return a process with the changes of an update, and the operations for its attributes."""
     extras = progress.fresh_extras(news, process)
     attributes = list(process.attributes)
     ops: list[Op] = []

@@ -1,16 +1,16 @@
-"""What a peer's clock says compared with ours, as measured, and how far that is taken into account.
+"""The measured clock of a peer, and how far messages are adapted to it.
 
-Colonies whose clocks are an hour apart are to work together, and no check of time is to be given
-up for that. So who connects translates. A hello carries a fresh nonce; the peer's signed answer, or
-its signed refusal of that very hello, repeats it and tells its clock: nobody else can have made it,
-and not before the nonce existed. From then on requests to a *trusted* peer are sealed with the
-times that its own clock shows, and its answers are judged by that clock. The peer checks what it
-gets by its own clock alone, as strictly as ever, and learns nothing it could be deceived with.
+Colonies whose clocks are an hour apart must work together, without giving up any check of time. So
+the side that connects translates. A hello carries a fresh nonce. The peer's signed answer, or its
+signed refusal of that hello, repeats the nonce and tells the peer's clock: only the peer can have
+made it, and only after the nonce. From then on, requests to a *trusted* peer are signed with times
+of its clock, and its answers are judged by its clock. The peer itself checks every message by its
+own clock alone, as strictly as ever.
 
-A peer that lies about its clock changes only the times of messages between the two of us: those
-are made for it alone, and it could sign its own ones with any time as well. How far the difference
-may be is bounded (`MOST`), since cards, which everybody reads, hold a day more than they need on
-both ends and no longer. Strangers get no such favour; they are told both clocks.
+A peer that lies about its clock changes only the times of messages between the two colonies. These
+are made for it alone, and it could sign its own messages with any time as well. The difference is
+bounded (`MOST`): a card, which every colony reads, is valid a day more than necessary at both ends,
+and no longer. For strangers nothing is translated; they are told both clocks.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import msgspec
 
 from federation.wire.messages import MOST
 
-SLACK = 5  # seconds that clocks are apart without being set wrong; whole seconds are told
+SLACK = 5  # seconds that two right clocks may differ; whole seconds are told
 
 
 class ClockReading(msgspec.Struct, frozen=True):
-    """How many seconds a clock is ahead of ours; `judging` is the one that messages are judged by.
+    """How many seconds a peer's clock is ahead of ours; `judging` is the one it judges messages by.
 
-    They differ while that host's clock is behind the latest time it remembers. `at` is when this
-    was measured, by our clock.
+    The two differ while the peer's clock is behind the latest time that it remembers. `at` is the
+    time of the measurement by our clock.
     """
 
     ahead: int
@@ -39,9 +39,9 @@ class ClockReading(msgspec.Struct, frozen=True):
 
 
 def read(told: int, latest: int, sent: float, received: float) -> ClockReading:
-    """The reading from an answer: what it told, and when the request left and the answer came.
+    """Return the reading of an answer: `told` and `latest`, `sent` by us, and `received` by us.
 
-    All are seconds since the epoch; `latest` is 0 when the answerer remembers nothing later.
+    All are seconds since the epoch. `latest` is 0 if the peer remembers no later time.
     """
     middle = (sent + received) / 2
     ahead = round(told - middle)
@@ -56,7 +56,7 @@ class PeerClock:
     reading: ClockReading | None = None
 
     def learn(self, reading: ClockReading) -> bool:
-        """Take a reading; whether the clocks are further apart, or less, than was known."""
+        """Store a reading. Return whether the known difference of the clocks has changed."""
         before = self.reading
         self.reading = reading
         if before is None:
@@ -65,27 +65,27 @@ class PeerClock:
 
     @property
     def issuing(self) -> int:
-        """Seconds to add to our time for a time by which its messages are made."""
+        """Return the offset, in seconds, from our clock to the clock that this peer signs with."""
         return _bounded(self.reading.ahead) if self.reading else 0
 
     @property
     def judging(self) -> int:
-        """Seconds to add to our time for a time by which it judges messages."""
+        """Return the offset, in seconds, from our clock to the clock that this peer judges by."""
         return _bounded(self.reading.judging) if self.reading else 0
 
 
 def _bounded(ahead: int) -> int:
-    """What of a difference is made up for: nothing of a small one, nor of one beyond all bounds."""
+    """Return the part of a difference that is bridged: 0 for a small one, and for one too large."""
     return ahead if SLACK < abs(ahead) <= MOST else 0
 
 
 def bridgeable(theirs: int, ours: int) -> bool:
-    """Whether clocks (seconds since the epoch) are not too far apart."""
+    """Return whether two clocks (seconds since the epoch) are close enough to be bridged."""
     return abs(theirs - ours) <= MOST
 
 
 def apart(theirs: int, ours: int) -> str:
-    """Both clocks and the difference, for people."""
+    """Return both clocks and the difference, as text."""
     word = "ahead of" if theirs >= ours else "behind"
     return (
         f"its clock says {_moment(theirs)}, ours {_moment(ours)}: "
@@ -94,7 +94,7 @@ def apart(theirs: int, ours: int) -> str:
 
 
 def told(seconds: int) -> str:
-    """A span of time as people say it."""
+    """Return a span of time as text."""
     minutes, rest = divmod(abs(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

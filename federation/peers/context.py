@@ -1,4 +1,4 @@
-"""What nearly every part of federation works with: the home colony, its key, store and peers."""
+"""The context that nearly every part of federation shares: home colony, key, store and peers."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class Context:
 
     @property
     def clock(self) -> SigningClock:
-        """The clock by which the colony signs."""
+        """Return the clock by which the colony signs."""
         return self.signer.clock

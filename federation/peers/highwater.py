@@ -1,7 +1,7 @@
 """The latest wall-clock time that this colony remembers, and judges messages by.
 
-It only goes up, so that a host that boots in the past does not take again what it saw expire. Only
-the owner, who knows that a clock was wrong, can have it forgotten.
+It only goes up: so a host that boots in the past does not accept again what it saw expire. Only the
+owner, who knows that a clock was wrong, can reset it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ log = get_logger("federation")
 
 @dataclass
 class HighWater:
-    """Keeps the floor of a `clock`, in seconds.
+    """Stores the floor of a `clock`, in seconds.
 
-    The store has what counts, for all daemons of the colony. Since each of them only ever raises
-    it, a lower value than the one remembered is the owner's decision.
+    The stored value holds for all daemons of the colony. Daemons only raise it, so a stored value
+    lower than the remembered one is the owner's decision.
     """
 
     client: EtcdClient
@@ -35,33 +35,33 @@ class HighWater:
 
     @property
     def now(self) -> float:
-        """The time that the clock shows, in seconds."""
+        """Return the clock's time, in seconds."""
         return self.clock.now() / SECOND
 
     @property
     def latest(self) -> float:
-        """The latest time remembered, in seconds."""
+        """Return the latest time remembered, in seconds."""
         return self.clock.floor
 
     @property
     def behind(self) -> float:
-        """By how many seconds the clock is behind the latest time remembered."""
+        """Return how many seconds the clock is behind the latest time remembered."""
         return max(0.0, self.latest - self.now)
 
     async def load(self) -> None:
-        """Read what is remembered."""
+        """Read the remembered time from the store."""
         async with self._lock:
             await self._read()
 
     async def keep(self) -> None:
-        """Remember the time that it is, if it is a later one."""
+        """Remember the present time, if it is later."""
         async with self._lock:
             revision, now = await self._read(), self.now
             if now > self.latest:
                 await self._write(revision, now)
 
     async def reset(self) -> float:
-        """Forget any later time than it is now; returns the one that was remembered."""
+        """Forget any time later than now. Return the time that was remembered."""
         async with self._lock:
             while True:
                 revision, now = await self._read(), self.now
@@ -73,13 +73,13 @@ class HighWater:
                     return before
 
     async def _read(self) -> int:
-        """Take over what the store has; the revision of that."""
+        """Take the stored time. Return its revision."""
         found = await self.client.get(self.keys.clock)
         self.clock.remember(float(found.value) if found else 0.0)
         return found.mod_revision if found else 0
 
     async def _write(self, revision: int, now: float) -> bool:
-        """Store a time, unless another daemon was faster."""
+        """Store a time. Return False if another daemon was faster."""
         key = self.keys.clock
         put = Put(key, f"{now:.0f}".encode())
         done = await self.client.commit(Txn([ModRevision(key, revision)], [put]))

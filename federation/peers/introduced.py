@@ -1,6 +1,6 @@
-"""Who introduced whom: what a peer's word makes known, and what is forgotten when it is taken back.
+"""The introductions by peers: which peer introduced which colony, until it withdraws that.
 
-Messages are exchanged by `introductions`; what is decided about a colony is in `peers.registry`.
+`membership.gossip` exchanges messages; `peers.registry` has the decisions about a colony.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peer, Peers, PeerState
 from federation.wire.card import Card
 
-_MOST = 256  # beside the strangers of `peers`; the newest finds no room
+_MOST = 256  # introduced colonies, beside the strangers of `peers`; no further one is taken
 
 
 @dataclass
@@ -23,9 +23,9 @@ class IntroductionIndex:
     peers: Peers
 
     async def introduce(self, card: Card, data: bytes, by: str, hops: int) -> PeerState | None:
-        """A trusted peer showed the card of another colony: it is pending, unless known already.
+        """Store the card of a colony that a trusted peer introduced. A new colony is pending.
 
-        None when it is our own, of a blocked colony, or one more than there may be.
+        Return None for ourselves, for a blocked colony, and if there are too many.
         """
         known = self.peers.known
         entry = known.get(card.id)
@@ -51,14 +51,14 @@ class IntroductionIndex:
         return entry
 
     def dismiss(self, by: str, keep: Collection[str]) -> None:
-        """A colony introduces nobody any more but those in `keep`."""
+        """Remove the introductions by a peer of all colonies but those in `keep`."""
         keep = {self.peers.index.root(each) for each in keep}
         for pid, entry in list(self.peers.known.items()):
             if by in entry.introduced and pid not in keep:
                 self.withdraw(by, entry)
 
     def withdraw(self, by: str, entry: PeerState) -> None:
-        """One introduction is over; who is known by nothing else is forgotten."""
+        """Remove one introduction. Delete the peer if nothing else vouches for it."""
         entry.introduced.pop(by, None)
         known_else = entry.introduced or entry.met or entry.sighted
         if entry.peer.state == PENDING and not known_else:

@@ -1,6 +1,6 @@
-"""Where federation keeps its things in the store, all below the home colony's own prefix.
+"""The keys of federation in the store, all below the home colony's own prefix.
 
-What the values mean is told by the modules that write them.
+The modules that write the values say what these mean.
 """
 
 from __future__ import annotations
@@ -12,142 +12,142 @@ from node.store.keys import ROOT
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of the colony called `home`."""
+    """The store keys of the colony called `home`."""
 
     home: str
 
     @property
     def root(self) -> str:
-        """Prefix of everything."""
+        """Return the prefix of everything."""
         return f"{ROOT}federation/{self.home}/"
 
     @property
     def peers(self) -> str:
-        """Prefix of the peers that somebody decided about."""
+        """Return the prefix of peers that the owner, or the configuration, decided about."""
         return f"{self.root}peer/"
 
     @property
     def outbox(self) -> str:
-        """Prefix of every forward that is not finished."""
+        """Return the prefix of unfinished forwards."""
         return f"{self.root}outbox/"
 
     @property
     def markers(self) -> str:
-        """Prefix of what was received."""
+        """Return the prefix of receipt records."""
         return f"{self.root}marker/"
 
     @property
     def owed_all(self) -> str:
-        """Prefix of every outcome that is not acknowledged."""
+        """Return the prefix of outcomes that are not acknowledged."""
         return f"{self.root}owed/"
 
     @property
     def proofs(self) -> str:
-        """Prefix of finished forwards."""
+        """Return the prefix of finished forwards."""
         return f"{self.root}proof/"
 
     @property
     def lates(self) -> str:
-        """Prefix of outcomes that came when nobody waited any more."""
+        """Return the prefix of outcomes that came too late."""
         return f"{self.root}late/"
 
     @property
     def aparts(self) -> str:
-        """Prefix of the signed outcomes that stand apart from their forwards."""
+        """Return the prefix of signed outcomes that are stored apart from their forwards."""
         return f"{self.root}apart/"
 
     @property
     def followed_all(self) -> str:
-        """Prefix of how much is known of what peers run for us."""
+        """Return the prefix of update cursors of processes at peers."""
         return f"{self.root}follow/"
 
     @property
     def invitations(self) -> str:
-        """Prefix of the invitations that nobody used yet."""
+        """Return the prefix of open invitations."""
         return f"{self.root}invitation/"
 
     @property
     def used_invitations(self) -> str:
-        """Prefix of who used which invitation."""
+        """Return the prefix of redeemed invitations."""
         return f"{self.root}joined/"
 
     @property
     def clock(self) -> str:
-        """The latest wall-clock time this node remembers, in seconds."""
+        """Return the key of the latest wall-clock time remembered, in seconds."""
         return f"{self.root}clock"
 
     @property
     def sequence(self) -> str:
-        """The sequence number of our latest card."""
+        """Return the key of the sequence number of our latest card."""
         return f"{self.root}sequence"
 
     @property
     def succession(self) -> str:
-        """By which keys this colony was known before, as both keys of each change signed it."""
+        """Return the key of this colony's successions, each signed by both keys."""
         return f"{self.root}succession"
 
     @property
     def hearings(self) -> str:
-        """Prefix of how much other colonies told us of channels."""
+        """Return the prefix of channel cursors of processes of other colonies."""
         return f"{self.root}hearing/"
 
     @property
     def fetched_all(self) -> str:
-        """Prefix of which colony gave us the bytes of which file."""
+        """Return the prefix of records which colony gave us the bytes of which file."""
         return f"{self.root}fetched/"
 
     def invitation(self, name: str) -> str:
-        """One open invitation."""
+        """Return the key of one open invitation."""
         return f"{self.invitations}{name}"
 
     def used_invitation(self, name: str) -> str:
-        """Who used one invitation."""
+        """Return the key of one redeemed invitation."""
         return f"{self.used_invitations}{name}"
 
     def peer(self, peerid: str) -> str:
-        """One peer."""
+        """Return the key of one peer."""
         return f"{self.peers}{peerid}"
 
     def forward(self, peerid: str, processid: str) -> str:
-        """One forward under way."""
+        """Return the key of one unfinished forward."""
         return f"{self.outbox}{peerid}/{processid}"
 
     def receipt_record(self, issuer: str, processid: str) -> str:
-        """That a process of another colony was received here, or cancelled before."""
+        """Return the key of the receipt record of another colony's process."""
         return f"{self.markers}{issuer}/{processid}"
 
     def owed_to(self, issuer: str) -> str:
-        """Prefix of the outcomes owed to one colony."""
+        """Return the prefix of outcomes owed to one colony."""
         return f"{self.owed_all}{issuer}/"
 
     def owed(self, issuer: str, processid: str) -> str:
-        """An outcome owed; `processid` is the origin's, the value names ours."""
+        """Return the key of an owed outcome. `processid` is the origin's; the value is our id."""
         return f"{self.owed_to(issuer)}{processid}"
 
     def proof(self, processid: str) -> str:
-        """How a forward ended, with the signed outcome."""
+        """Return the key of a finished forward, with its signed outcome."""
         return f"{self.proofs}{processid}"
 
     def apart(self, processid: str) -> str:
-        """The signed outcome of a forward that did not fit beside the rest of its record."""
+        """Return the key of a signed outcome that is too large for its forward's record."""
         return f"{self.aparts}{processid}"
 
     def followed(self, processid: str) -> str:
-        """How much is known of a process that a peer runs for us."""
+        """Return the key of the update cursor of a process at a peer."""
         return f"{self.followed_all}{processid}"
 
     def fetched(self, issuer: str, checksum: str) -> str:
-        """That a colony once gave us the bytes with this SHA-256, so they may serve it again."""
+        """Return the key that says that a colony gave us these bytes, so it may use them again."""
         return f"{self.fetched_all}{issuer}/{checksum}"
 
     def hearing(self, issuer: str, processid: str) -> str:
-        """How much of the channels of a process of another colony that colony told us of."""
+        """Return the key of the channel cursors of another colony's process."""
         return f"{self.hearings}{issuer}/{processid}"
 
     def introducing(self, peerid: str) -> str:
-        """The number of the latest message in which a peer introduced colonies."""
+        """Return the key of the number of a peer's latest introductions."""
         return f"{self.root}introducing/{peerid}"
 
     def late(self, processid: str) -> str:
-        """A signed outcome that came too late to count."""
+        """Return the key of a signed outcome that came too late."""
         return f"{self.lates}{processid}"

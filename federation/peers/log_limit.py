@@ -1,4 +1,4 @@
-"""Log lines that others cause: so many a minute, and then one that tells how many were left out."""
+"""A limit for log lines that others cause: some a minute, then the number left out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from federation.peers.policy import TokenBucket
 
 @dataclass
 class LogLimiter:
-    """`rate` lines a minute, and as many at once. Times are seconds of one steady clock."""
+    """Allows `rate` lines a minute, and as many at once. Times are seconds of one steady clock."""
 
     rate: int = 20
     _bucket: TokenBucket = field(default_factory=TokenBucket)
     _left_out: int = 0
 
     def line(self, now: float) -> dict[str, int] | None:
-        """What a line says beside its own: how many were left out before. None: leave it out."""
+        """Return what to add to a line (how many were left out before it); None to leave it out."""
         if self._bucket.take(self.rate, now):
             self._left_out += 1
             return None

@@ -24,12 +24,12 @@ log = get_logger("portrait")
 
 
 def own_addresses(settings: FederationConfig, port: int) -> list[str]:
-    """Where peers may reach us, as "host:port": the configured host, else the interfaces'."""
+    """Return our addresses for peers, as "host:port": the configured host, else the interfaces'."""
     if settings.host not in ANY:
         hosts = [settings.host]
     else:
         network = survey(settings.interfaces)
-        # A link-local IPv6 address means nothing to who is not on that link; discovery tells it.
+        # A link-local IPv6 address is useless off its link; on the link, discovery tells it.
         families = ANY[settings.host]
         hosts = network.addresses_for(families, link_local=False) if network else []
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in sorted(hosts)]
@@ -37,7 +37,7 @@ def own_addresses(settings: FederationConfig, port: int) -> list[str]:
 
 @dataclass
 class OwnCard:
-    """The card of the home colony; `start` before `card`. `name` is what it is called there."""
+    """The card of the home colony, called `name` in it. Call `start` before `card`."""
 
     context: Context
     settings: FederationConfig
@@ -56,23 +56,23 @@ class OwnCard:
 
     @property
     def announced(self) -> list[str]:
-        """Addresses for discovery; none means those of the interfaces."""
+        """Return the addresses for discovery; none means those of the interfaces."""
         return [] if self.settings.host in ANY else [self.settings.host]
 
     @property
     def families(self) -> tuple[int, ...]:
-        """Which of IPv4 and IPv6 the listener serves."""
+        """Return which of IPv4 and IPv6 the listener serves."""
         return ANY.get(self.settings.host, (4, 6))
 
     @property
     def sequence(self) -> int:
-        """The number of our card, larger at each start than at all before."""
+        """Return the number of our card, larger at each start than at all before."""
         return self._sequence
 
     async def start(self, port: int, fingerprint: str) -> None:
-        """Take a number above all before, whatever the clock says.
+        """Take a number above all earlier ones, whatever the clock says.
 
-        Where the store has no room to note it, the last one serves until there is some.
+        If the store has no room for it, use the last number until it has.
         """
         self.port, self.fingerprint = port, fingerprint
         if not is_name(self.name):
@@ -87,9 +87,9 @@ class OwnCard:
             self._sequence, self._due = int(found.value) if found else 0, True
 
     async def moved(self) -> bool:
-        """Whether there is a new card to tell of; our addresses, if changed, are in it from now on.
+        """Return whether there is a new card to tell peers, as after a change of our addresses.
 
-        Without a network there is nobody to tell, and the old ones may well be those that return.
+        Without a network no peer can be told, and the old addresses may well come back.
         """
         endpoints = own_addresses(self.settings, self.port)
         lost = all(each.startswith(_LOCAL) for each in endpoints)
@@ -98,18 +98,18 @@ class OwnCard:
         return await self._renewed()
 
     async def polls(self, mailboxes: list[str]) -> bool:
-        """We can be reached by way of these peers; whether there is a new card to tell of."""
+        """List the peers whose mailboxes we poll. Return whether the card is a new one."""
         if mailboxes != self.mailboxes:
             self.mailboxes, self._due = mailboxes, True
         return await self._renewed()
 
     async def renew(self) -> None:
-        """The key is another: a new card, and none like those before."""
+        """Make a new card for a new key."""
         self._due = True
         await self._renewed()
 
     async def _renewed(self) -> bool:
-        """Make the new card that is due, also after a try that came to nothing."""
+        """Make the new card that is due, also after a try that failed."""
         if not self._due:
             return False
         async with self._lock:
@@ -121,11 +121,11 @@ class OwnCard:
         found = await self.context.client.get(self.context.keys.sequence)
         sequence = max(self.context.clock.seconds, int(found.value) + 1 if found else 0)
         await self.context.client.put(self.context.keys.sequence, str(sequence).encode())
-        # No number is told before it is stored: a card of the same one would be ignored.
+        # Store a number before a peer sees it: another card of the same number would be ignored.
         self._sequence, self._signed, self._due = sequence, ("", 0, b""), False
 
     def card(self) -> bytes:
-        """The signed card, signed anew each day and by each new key."""
+        """Return the signed card, signed anew each day and by each new key."""
         now, key = self.context.clock.seconds, self.context.signer.key
         signer, signed, _ = self._signed
         if signer != key.id or abs(now - signed) > _DAY:
@@ -137,7 +137,7 @@ class OwnCard:
                 self.fingerprint,
                 self.endpoints,
                 [VERSION],
-                # Issued a day ago, so that a reader whose clock is behind takes it too.
+                # Issued a day ago, so that a reader whose clock is behind accepts it, too.
                 now + MAX_LIFETIME - _DAY,
                 self.mailboxes,
             )

@@ -1,7 +1,6 @@
-"""What a trusted colony may do here: its policy, and whether one submission keeps to it.
+"""The policy of a trusted colony: what it may do here, and whether a submission keeps to it.
 
-Values in, values out: the inbox counts, asks and refuses; who is trusted at all is in
-`peers.registry`.
+Values in, values out: the inbox counts, asks and refuses; `peers.registry` has the trust.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from federation.wire.refusals import Refusal
 from node.host.config import PolicyConfig
 from node.model.types import FunctionSpec
 
-_FULL_AGAIN = 5  # seconds after which a peer may ask whether there is room again
+_FULL_AGAIN = 5  # seconds after which a peer may ask again whether there is room
 
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=64)]
@@ -59,7 +58,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def read(value: Mapping[str, Any]) -> Policy:
-    """Read a policy from names and values. Raises PolicyError."""
+    """Return the policy of these names and values. Raises PolicyError."""
     try:
         policy = msgspec.convert(dict(value), Policy)
     except msgspec.ValidationError as error:
@@ -73,7 +72,7 @@ def read(value: Mapping[str, Any]) -> Policy:
 
 
 def changed(base: Policy, change: Mapping[str, Any]) -> Policy:
-    """`base` with some fields replaced; forwarding brings the second hop that it needs.
+    """Return `base` with some fields replaced. Forwarding sets the second hop that it needs.
 
     Raises PolicyError.
     """
@@ -86,7 +85,7 @@ def changed(base: Policy, change: Mapping[str, Any]) -> Policy:
 
 
 def of_config(section: PolicyConfig) -> Policy:
-    """The default policy; forwarding means two hops at least."""
+    """Return the configured default policy. Forwarding means two hops at least."""
     fields: dict[str, Any] = msgspec.structs.asdict(section)
     fields |= {"max_body": int(section.max_body), "max_kept": int(section.max_kept)}
     if section.forward:
@@ -99,9 +98,9 @@ def _allowed(patterns: list[str], name: str) -> bool:
 
 
 def violation_of(policy: Policy, spec: FunctionSpec, *, size: int, hops: int) -> Refusal | None:
-    """What about a submission the policy never allows, None for nothing.
+    """Return what the policy never allows about a submission, or None.
 
-    `size` is in bytes, as it came; `hops` counts those taken so far, this one included.
+    `size` is its bytes as received. `hops` counts its hops so far, this one included.
     """
     if policy.max_body and size > policy.max_body:
         message = f"{size} bytes; at most {policy.max_body} are taken from your colony here"
@@ -125,7 +124,7 @@ def violation_of(policy: Policy, spec: FunctionSpec, *, size: int, hops: int) ->
 
 
 def onward(policy: Policy, *, hops: int, limit: int) -> Refusal | None:
-    """Why a process that took `hops` may not take another, None when it may.
+    """Return why a process after `hops` hops may not take another; None if it may.
 
     `limit` is how many hops its origin allows.
     """
@@ -141,9 +140,9 @@ def onward(policy: Policy, *, hops: int, limit: int) -> Refusal | None:
 
 
 def opening(peer: str, *, hops: int, further: bool) -> str:
-    """Return the command by which an owner lets in what comes from `peer` after so many hops.
+    """Return the command by which an owner accepts processes from `peer` after `hops` hops.
 
-    `further`: it is to go on from there. "" where no policy can allow it, or none is needed.
+    `further`: they also go on from there. "" if no policy can allow it, or none is needed.
     """
     options = ["--forward"] if further else []
     if hops + further > 2 or (hops > 1 and not further):
@@ -156,9 +155,9 @@ def opening(peer: str, *, hops: int, further: bool) -> str:
 def explained(
     problem: Refusal, home: str, peer: str, *, hops: int, limit: int, further: bool
 ) -> Refusal:
-    """The same refusal; if the owner of `home` can allow so many hops, with how.
+    """Return the refusal, with the command that allows it if the owner of `home` can.
 
-    `limit` is how many hops the origin allows, `further` whether it is to go on from here.
+    `limit` is how many hops the origin allows, `further` whether the process goes on from here.
     """
     command = opening(peer, hops=hops, further=further)
     if problem.code not in ("policy_hops", "policy_forward") or not command or hops > limit:
@@ -171,14 +170,14 @@ def explained(
 
 @dataclass
 class TokenBucket:
-    """Holds one period's worth of something, full at first; times in seconds of one clock."""
+    """A token bucket of one period's tokens, full at first; times in seconds of one clock."""
 
     level: float | None = None
     at: float = 0.0
     period: float = 60.0
 
     def take(self, rate: int, now: float, count: float = 1.0) -> float:
-        """Take `count` of `rate` a period. 0 when they were there, else the seconds until they are.
+        """Take `count` of `rate` tokens a period. Return 0, or the seconds until there are enough.
 
         A full bucket gives more than it holds, and is empty then.
         """
@@ -187,37 +186,38 @@ class TokenBucket:
         self.level = min(float(rate), before + elapsed * rate / self.period)
         self.at = now
         count = min(count, float(rate))
-        # Without the margin, rounding could send a peer away that came exactly when told to.
+        # Without the margin, rounding could refuse a peer that came exactly when told to.
         if self.level >= count - 1e-6:
             self.level = max(0.0, self.level - count)
             return 0.0
         return (count - self.level) * self.period / rate
 
     def put_back(self) -> None:
-        """What was taken was not used."""
+        """Put back a token that was not used."""
         if self.level is not None:
-            self.level += 1  # `take` keeps it below the brim
+            self.level += 1  # `take` keeps it below the limit
 
 
 @dataclass
 class SubmissionLimiter:
-    """Rates and places of every peer, in memory: a restart fills the buckets again.
+    """Limits the rate and the waiting processes of every peer, in memory.
 
-    A place is held from the check until the submission is in the index that counts what waits,
-    with no waiting in between, so submissions at the same moment can't share the last place.
+    A restart fills the buckets again. A place is held from the check until the submission is
+    counted by the index of waiting processes. The check never waits, so two submissions cannot
+    share the last place.
     """
 
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
     _held: Counter[str] = field(default_factory=Counter)
 
     def held(self, peer: str) -> int:
-        """How many places are held."""
+        """Return how many places are held."""
         return self._held[peer]
 
     def enter(self, peer: str, policy: Policy, waiting: int, now: float) -> Refusal | None:
-        """Hold a place and take a token, or say why not; `waiting` processes are there already.
+        """Hold a place and take a token, or return why not. `waiting` processes are there already.
 
-        Each None must be followed by `leave`.
+        After each None, call `leave`.
         """
         if policy.max_waiting and waiting + self._held[peer] >= policy.max_waiting:
             message = f"{waiting} of your colony's processes wait here; no more than that"
@@ -231,7 +231,7 @@ class SubmissionLimiter:
         return None
 
     def leave(self, peer: str, *, used: bool) -> None:
-        """Give the place back, and the token too unless something new was submitted."""
+        """Give the place back; and the token, unless something new was submitted."""
         self._held[peer] -= 1
         if not self._held[peer]:
             del self._held[peer]

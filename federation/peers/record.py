@@ -1,7 +1,7 @@
-"""What is kept of another colony, and the list in which it is found under each of its ids.
+"""The record of a peer, and the index that finds it under each of its ids.
 
-What becomes of it is decided in `peers.registry` (trust), `introduced` and `successions` (a new
-key).
+`peers.registry` decides about trust, `introduced` about introductions, `successions` about new
+keys.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from federation.peers.policy import Policy, TokenBucket
 from federation.wire.card import VERSION, Card, versions_in
 
 SEEN, PENDING, TRUSTED, BLOCKED = "seen", "pending", "trusted", "blocked"
-_MAX_ADDRESSES = 8  # that were announced, of one colony
+_MAX_ADDRESSES = 8  # announced addresses of one colony
 _MAX_PROVEN = 4
 
 
 class FormerKey(msgspec.Struct, frozen=True):
-    """A key that a colony had before; it still counts `until` (seconds since the epoch)."""
+    """A former key of a colony; it is valid `until` (seconds since the epoch)."""
 
     id: str
     public_key: bytes
@@ -30,18 +30,17 @@ class FormerKey(msgspec.Struct, frozen=True):
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """What is kept of a colony; key, name and addresses come from its signed `card`.
+    """The stored record of a colony; key, name and addresses come from its signed `card`.
 
-    Its things are kept under the `id` by which it became known, for ever. Once it has changed its
-    key it calls itself `current`, and `former` has the keys before, the latest first.
+    Its records are kept under its first `id` for ever. After a change of its key it calls itself
+    `current`, and `former` has the earlier keys, the latest first.
 
     Without a `policy` the default one holds. `distance` is 0 for a colony that the owner decided
-    about, else by how many hops it was introduced that is trusted for that alone. `ending`: it was
-    blocked, and what it has here and we have there is not all ended yet.
+    about; for one trusted because of an introduction alone, it is the hops of that. `ending`: it
+    was blocked, and its processes here and our forwards to it have not all ended.
 
-    `name` is the one under which it was trusted: work is addressed by it, so a later card does not
-    change it. What that card calls the colony is in `said`, until the owner trusts it again; "" if
-    it is the same.
+    `name` is its name when it was trusted. Work is addressed by it, so a later card does not change
+    it. If a later card has another name, that is in `said` until the owner trusts the colony again.
     """
 
     id: str
@@ -62,17 +61,17 @@ class Peer(msgspec.Struct, frozen=True):
 
     @property
     def wire(self) -> str:
-        """The id by which it calls itself, and is to be called."""
+        """Return the colony's present id, which messages to it name."""
         return self.current or self.id
 
     @property
     def ids(self) -> list[str]:
-        """All ids that are its own."""
+        """Return all ids of the colony."""
         return [self.wire, *(each.id for each in self.former)]
 
     @property
     def mismatch(self) -> str:
-        """Return why no processes can be exchanged with it, by the versions in its card, or ""."""
+        """Return why its card's versions allow no exchange of processes, or ""."""
         versions = versions_in(self.card)
         if not versions or VERSION in versions:
             return ""
@@ -84,7 +83,7 @@ class Peer(msgspec.Struct, frozen=True):
         )
 
     def described(self, card: Card, data: bytes) -> Peer:
-        """The peer with what its card says; what was decided about it stays, its name too."""
+        """Return the peer with what its card says; its name and the decisions about it stay."""
         kept = self.name if self.state in (TRUSTED, BLOCKED) and self.name else card.name
         return msgspec.structs.replace(
             self,
@@ -99,11 +98,11 @@ class Peer(msgspec.Struct, frozen=True):
         )
 
     def renamed(self) -> Peer:
-        """The peer under the name that its card has now: its owner here decided about it."""
+        """Return the peer with its present card's name, after our owner decided about it."""
         return msgspec.structs.replace(self, name=self.said or self.name, said="")
 
     def key_of(self, issuer: str, now: float) -> bytes | None:
-        """The key with which it may sign as `issuer` at a time, in seconds."""
+        """Return the key that the colony may sign with as `issuer` at a time, in seconds."""
         if issuer == self.wire:
             return self.public_key or None
         return next(
@@ -114,37 +113,38 @@ class Peer(msgspec.Struct, frozen=True):
 
 @dataclass
 class PeerState:
-    """A peer as this daemon sees it now. `revision` is its key's, 0 when it is not stored."""
+    """A peer as this daemon sees it now. `revision` is that of its record, 0 if not stored."""
 
     peer: Peer
     revision: int = 0
     lastseen: int = 0  # seconds since the epoch, of a signed answer
     error: str = ""
-    source: str = ""  # the host that its card came from, while it is a stranger
-    sighted: list[str] = field(default_factory=list)  # "host:port" hints, newest first
-    proven: list[str] = field(default_factory=list)  # where it was, latest first
-    given: list[str] = field(default_factory=list)  # the owner's word
+    source: str = ""  # the host that sent its card, while it is a stranger
+    sighted: list[str] = field(default_factory=list)  # "host:port", unproven, newest first
+    proven: list[str] = field(default_factory=list)  # where it answered, latest first
+    given: list[str] = field(default_factory=list)  # by the owner
     clock: PeerClock = field(default_factory=PeerClock)
-    introduced: dict[str, int] = field(default_factory=dict)  # hops, by the id of the introducer
-    met: bool = False  # it spoke to us, or we to it
-    latest: bytes = b""  # its card as last signed, which outlives the one that is stored
+    # hops, by the id of the introducing peer
+    introduced: dict[str, int] = field(default_factory=dict)
+    met: bool = False  # we exchanged a message with it
+    latest: bytes = b""  # its card as last signed, which lives longer than the stored one
     changes: TokenBucket = field(default_factory=lambda: TokenBucket(period=86_400.0))  # of its key
 
     def addresses(self) -> list[str]:
-        """Where to try, best first."""
+        """Return the addresses to try, best first."""
         return list(dict.fromkeys([*self.proven, *self.given, *self.sighted, *self.peer.endpoints]))
 
     def sight(self, address: str) -> None:
-        """Somebody says that it is at an address: after all where it has been."""
+        """Add an announced address, after all proven ones."""
         self.sighted = [address, *(at for at in self.sighted if at != address)][:_MAX_ADDRESSES]
 
     def give(self, address: str) -> None:
-        """The owner says that it is at an address: it is tried, wherever it leads."""
+        """Add an address that the owner named: it is tried, wherever it leads."""
         if address not in self.given:
             self.given = [address, *self.given][:_MAX_PROVEN]
 
     def prove(self, address: str) -> None:
-        """It was at an address."""
+        """Add an address at which the peer answered."""
         self.proven = [address, *(at for at in self.proven if at != address)][:_MAX_PROVEN]
 
 
@@ -158,7 +158,7 @@ class PeerIndex(dict[str, PeerState]):
             self.index(entry.peer)
 
     def index(self, peer: Peer) -> None:
-        """Find a peer under its other ids as well, and under none that it has no more."""
+        """Index a peer under its other ids, and under no id that it no longer has."""
         ids = peer.ids
         for each in [each for each, root in self._roots.items() if root == peer.id]:
             if each not in ids:
@@ -168,7 +168,7 @@ class PeerIndex(dict[str, PeerState]):
                 self._roots[each] = peer.id
 
     def root(self, peerid: str) -> str:
-        """The id under which a peer is kept."""
+        """Return the id under which a peer is kept."""
         return self._roots.get(peerid, peerid)
 
     def __getitem__(self, peerid: str) -> PeerState:
@@ -178,5 +178,5 @@ class PeerIndex(dict[str, PeerState]):
         return isinstance(peerid, str) and super().__contains__(self.root(peerid))
 
     def get(self, peerid: str, default: Any = None) -> Any:
-        """The peer with an id."""
+        """Return the peer with an id."""
         return super().get(self.root(peerid), default)

@@ -1,8 +1,8 @@
-"""The other colonies: what is known of each, and whether it is trusted.
+"""The registry of peers: what is known of each colony, and whether it is trusted.
 
-Decisions (trusted, blocked) are in the store; hints, pending cards and liveness only in memory,
-so strangers cannot fill the store. Whom peers introduce is in `introduced`, what becomes of one
-that changes its key in `successions`, who speaks to a peer in `transport.connection`.
+Decisions (trusted, blocked) are in the store. Announced addresses, pending cards and liveness are
+in memory only, so strangers cannot fill the store. `introduced` has introductions, `successions`
+changes of keys, `transport.connection` the connections.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ __all__ = [
     "trusted_revision",
 ]
 
-_MAX_STRANGERS = 64  # of each of seen and pending; the oldest makes room
-_MAX_LAN = 256  # trusted ones, after which `trust = "lan"` trusts no more
+_MAX_STRANGERS = 64  # in each of the states seen and pending; the oldest makes room
+_MAX_LAN = 256  # trusted peers from which on `trust = "lan"` trusts no more
 _TRIES = 5
 _RECORD = "the peer's record"
-_SETTLING = 3.0  # seconds to find out what became of a block that got no answer
+_SETTLING = 3.0  # seconds to find out whether a block without an answer was written
 
 log = get_logger("peers")
 
@@ -63,7 +63,7 @@ log = get_logger("peers")
 class Peers:
     """The registry of the colony that `signer` signs for.
 
-    `default` is the policy of peers that have none of their own.
+    `default` is the policy of peers without a policy of their own.
     """
 
     client: EtcdClient
@@ -88,11 +88,11 @@ class Peers:
             watcher(peerid)
 
     def set_default(self, policy: Policy) -> None:
-        """Let `policy` hold for the peers that have none of their own."""
+        """Set the policy of peers without a policy of their own."""
         self.default = policy
 
     async def load(self) -> None:
-        """Read all decisions."""
+        """Read all decisions from the store."""
         items, _ = await self.client.range_all(self.keys.peers)
         for item in items:
             peer = unpack(item.value, Peer)
@@ -100,7 +100,7 @@ class Peers:
             self.index.index(peer)
 
     async def reload(self, peerid: str) -> None:
-        """Another daemon may have decided: read one peer again."""
+        """Read one peer again, about which another daemon may have decided."""
         peerid = self.index.root(peerid)
         before = self._revision(peerid)
         found = await self.client.get(self.keys.peer(peerid))
@@ -112,7 +112,7 @@ class Peers:
         self._changed(peerid)
 
     async def look_again(self) -> None:
-        """Take over what other daemons decided, and what our own writes came to that got no answer.
+        """Read all decisions again: of other daemons, and our own whose answer was lost.
 
         Raises EtcdError.
         """
@@ -125,9 +125,9 @@ class Peers:
         return entry.revision if entry else 0
 
     def _adopt(self, stored: Peer, revision: int, entry: PeerState | None = None) -> bool:
-        """A peer as the store has it; False if memory is of that revision, or of a later one.
+        """Take a stored peer into memory. Return False if memory has that revision or a later one.
 
-        A stranger's `entry` may have made room for others meanwhile: it is put back.
+        A stranger's `entry`, which may have made room for others meanwhile, is put back.
         """
         entry = self.known.setdefault(stored.id, entry or PeerState(stored))
         if revision <= entry.revision:
@@ -135,73 +135,74 @@ class Peers:
         entry.peer, entry.revision = stored, revision
         self.index.index(stored)
         for each in stored.ids:
-            # Under its new key it may have been a stranger, until now.
+            # Under its new key it may have been a stranger until now.
             if each != stored.id:
                 self.known.pop(each, None)
         self._changed(stored.id)
         return True
 
-    # -- asking --------------------------------------------------------------------------
+    # -- queries -----------------------------------------------------------------------------
 
     def get(self, peerid: str) -> PeerState | None:
-        """The peer with this id."""
+        """Return the peer with this id."""
         return self.known.get(peerid)
 
     def state(self, peerid: str) -> str:
-        """Its state, or "" when it was never heard of."""
+        """Return a peer's state, or "" for an unknown colony."""
         entry = self.known.get(peerid)
         return entry.peer.state if entry else ""
 
     def public_key(self, peerid: str) -> bytes | None:
-        """Its key once a card has proven it, also one that it had before, however long ago."""
+        """Return a peer's proven key of this id, present or former, however old."""
         entry = self.known.get(peerid)
         return entry.peer.key_of(peerid, 0) if entry else None
 
     def ids(self, peerid: str) -> list[str]:
-        """All ids of the colony with this one."""
+        """Return all ids of the colony with this id."""
         entry = self.known.get(peerid)
         return entry.peer.ids if entry else [peerid]
 
     def names(self, peerid: str) -> set[str]:
-        """All by which a colony may be called: its ids and its name."""
+        """Return a colony's ids and name."""
         return {peerid, self.name(peerid), *self.ids(peerid)}
 
     def name(self, peerid: str) -> str:
-        """What to call it in messages for people."""
+        """Return a colony's name for messages to people."""
         entry = self.known.get(peerid)
         return (entry.peer.name if entry else "") or peerid[:12]
 
     def name_if_known(self, peerid: str) -> str:
-        """What to call it, or "" when no peer has that id."""
+        """Return a peer's name, or "" if no peer has that id."""
         return self.name(peerid) if self.get(peerid) is not None else ""
 
     def policy(self, peerid: str) -> Policy:
-        """What it may do here."""
+        """Return a peer's policy."""
         entry = self.known.get(peerid)
         return (entry.peer.policy if entry else None) or self.default
 
     def trusted(self) -> list[PeerState]:
-        """All trusted peers."""
+        """Return all trusted peers."""
         return [entry for entry in self.known.values() if entry.peer.state == TRUSTED]
 
     def named(self, text: str) -> str | None:
-        """Id of the one trusted peer with this id or name; None for none or several."""
+        """Return the id of the one trusted peer with this id or name; None for none or several."""
         if self.state(text) == TRUSTED:
             return self.index.root(text)
         found = self._called(text)
         return found[0] if len(found) == 1 else None
 
     def taken(self, peer: Peer) -> bool:
-        """Whether another trusted colony has the name of one that is to be trusted on its own.
+        """Return whether another trusted colony has this peer's name.
 
-        With two of one name, work addressed by it goes nowhere: that is for the owner to decide.
+        Such a peer is not trusted automatically: work for that name would go nowhere. The owner
+        decides.
         """
         return any(each != peer.id for each in self._called(peer.name))
 
     def meant(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """Return the ids of the colonies that are trusted here under some of these names or ids.
+        """Return the ids of trusted colonies, by these names or ids.
 
-        Of several that are trusted under one name, the ids of all of them.
+        If several are trusted under one name, it has the ids of all of them.
         """
         found: dict[str, list[str]] = {}
         for name in names:
@@ -211,35 +212,34 @@ class Peers:
         return found
 
     def widened(self, meant: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
-        """Return what `meant` gave at some time, with the ids that those colonies have since."""
+        """Return an earlier result of `meant`, with the ids that those colonies have since."""
         return {
             name: list(dict.fromkeys(other for each in ids for other in (each, *self.ids(each))))
             for name, ids in meant.items()
         }
 
     def toward(self, target: str, avoid: Collection[str] = (), *, further: bool = True) -> str:
-        """Id of the trusted peer that leads to a target such as "cat" or "bee/cat", or "".
+        """Return the id of the trusted peer that leads to a target ("cat", "bee/cat"), or "".
 
-        `avoid` are colonies that it must not be. With `further`, one that introduced the target
-        will do.
+        The peer is none of `avoid`. With `further`, it may be one that introduced the target.
         """
         name, avoid = target.partition("/")[0], {self.index.root(each) for each in avoid}
         peer = self.named(name)
         if peer is None and further and not self._called(name):
-            # Of two of one name, nobody but the owner knows which is meant.
+            # Only the owner knows which of two colonies of one name is meant.
             found = self._led_to(name)
             ways = self.introducers(found[0]) if len(found) == 1 else []
             peer = next((way for way in ways if way not in avoid), None)
         return "" if peer is None or peer in avoid else peer
 
     def _called(self, name: str) -> list[str]:
-        """Ids of the trusted peers of a name."""
+        """Return the ids of the trusted peers with a name."""
         return [entry.peer.id for entry in self.trusted() if entry.peer.name == name]
 
     def _led_to(self, name: str) -> list[str]:
-        """Ids of the pending colonies of a name or id to which a trusted peer leads.
+        """Return the ids of pending colonies with a name or id that a trusted peer introduced.
 
-        A stranger that nobody introduced is none of them: it could take any name.
+        A stranger without an introduction does not count: it could take any name.
         """
         return [
             pid
@@ -250,7 +250,7 @@ class Peers:
         ]
 
     def ambiguity(self, target: str, *, further: bool = True) -> str:
-        """Return which colonies a target may mean, if they are several; else ""."""
+        """Return the colonies that an ambiguous target may mean, as a message; else ""."""
         name = target.partition("/")[0]
         if self.named(name) is not None:
             return ""
@@ -264,20 +264,20 @@ class Peers:
         return f"{name[:80]!r} is the name of {len(found)} colonies {kind} ({ids}): give the id"
 
     def introducers(self, peerid: str) -> list[str]:
-        """Ids of the trusted peers that introduced a colony, the nearest to it first."""
+        """Return the ids of trusted peers that introduced a colony, nearest to it first."""
         entry = self.known.get(peerid)
         introduced = entry.introduced if entry else {}
         found = [by for by in introduced if self.state(by) == TRUSTED]
         return sorted(found, key=lambda by: (introduced[by], by))
 
     def find(self, text: str) -> PeerState:
-        """The peer with this id, unique beginning of an id (8 or more), or name.
+        """Return the peer with this id, unique beginning of an id (8 or more characters), or name.
 
-        Raises NotFound, or Invalid when several fit.
+        Raises NotFound, or Invalid if several fit.
         """
         found = [self.known[text]] if text in self.known else []
         if not found:
-            # A name may look like the beginning of another's id: then both are meant.
+            # A name may look like the beginning of another's id: then both fit.
             found = [
                 entry
                 for entry in self.known.values()
@@ -297,7 +297,7 @@ class Peers:
     # -- learning ------------------------------------------------------------------------
 
     def sighted(self, peerid: str, address: str) -> PeerState | None:
-        """An address was announced, proving nothing. None for ourselves and for blocked ones."""
+        """Add an announced, unproven address. Return None for ourselves and blocked colonies."""
         if self.is_me(peerid) or self.state(peerid) == BLOCKED:
             return None
         if peerid not in self.known:
@@ -307,7 +307,7 @@ class Peers:
         return self.known[peerid]
 
     def is_me(self, peerid: str) -> bool:
-        """Whether an id is ours, or was."""
+        """Return whether an id is ours, present or former."""
         return peerid in self.signer.ids
 
     def _make_room(self, state: str) -> None:
@@ -317,7 +317,8 @@ class Peers:
             if entry.peer.state == state and not entry.introduced
         ]
         if len(strangers) >= _MAX_STRANGERS:
-            # The oldest of whoever has brought most: it is not to push out all the others.
+            # Remove the oldest from the host with most, so that one host cannot push out all
+            # others.
             count = Counter(self.known[pid].source for pid in strangers)
             most = max(count.values())
             del self.known[next(pid for pid in strangers if count[self.known[pid].source] == most)]
@@ -325,17 +326,17 @@ class Peers:
     async def learn(
         self, card: Card, data: bytes, *, near: bool, unblock: bool = False, source: str = ""
     ) -> PeerState | None:
-        """Take in a card that proved itself; None when it is our own or of a blocked colony.
+        """Store a verified card. Return None if it is our own or a blocked colony's.
 
-        A card that is not newer changes nothing. `near`: it came over the local network, so
-        that `trust = "lan"` trusts it. `unblock`: the owner asks for one blocked before it was met.
-        `source` is the host that it came from.
+        A card that is not newer changes nothing. `near`: it came over the local network, so `trust
+        = "lan"` trusts it. `unblock`: the owner asks for a colony that was blocked before it was
+        met. `source` is the host that sent the card.
         """
         if self.is_me(card.id) or (self.state(card.id) == BLOCKED and not unblock):
             return None
         entry = self.known.get(card.id)
         if entry is not None and card.id != entry.peer.wire:
-            return entry  # by a key that it has no more
+            return entry  # signed with a former key
 
         def described(peer: Peer) -> Peer:
             return peer.described(card, data) if card.sequence > peer.sequence else peer
@@ -374,15 +375,15 @@ class Peers:
         return entry
 
     def _room_for_trust(self) -> bool:
-        """Whether the network may make yet another colony trusted by being there."""
+        """Return whether `trust = "lan"` may trust yet another colony."""
         return len(self.trusted()) < _MAX_LAN
 
-    # -- deciding ------------------------------------------------------------------------
+    # -- decisions ---------------------------------------------------------------------------
 
     async def save(self, entry: PeerState, decide: Callable[[Peer], Peer]) -> None:
-        """Store what `decide` makes of the peer as stored: another daemon may have changed it.
+        """Store what `decide` makes of the stored peer, which another daemon may have changed.
 
-        A block outlasts everything but the owner's `trust`, which does not come this way.
+        A block stays: only the owner's `trust` lifts it, and that takes another way.
         """
         key = self.keys.peer(entry.peer.id)
         for _ in range(_TRIES):
@@ -396,7 +397,7 @@ class Peers:
                 return
             there = result.responses[0]
             if there:
-                # Value and revision together: with the one alone, a later write would undo a block.
+                # Take value and revision together: else a later write would undo a block.
                 self._adopt(unpack(there[0].value, Peer), there[0].mod_revision, entry)
             else:
                 entry.revision = 0
@@ -405,10 +406,10 @@ class Peers:
     async def trust(
         self, peerid: str, policy: Policy | None = None, *, distance: int = 0
     ) -> PeerState:
-        """Let a colony whose card is known send work here. Raises NotFound or Conflict.
+        """Trust a colony whose card is known. Raises NotFound or Conflict.
 
-        Without a `policy` it keeps the one it has, or has the default one. `distance` is for one
-        that is trusted for an introduction alone.
+        Without a `policy` it keeps its own, or has the default. `distance` is the hops of an
+        introduction that is the only reason for trust.
         """
         entry = self.find(peerid)
         if not entry.peer.public_key:
@@ -431,7 +432,7 @@ class Peers:
         return entry
 
     async def _unblock(self, peerid: str, trusted: Callable[[Peer], Peer]) -> PeerState:
-        """The only way back: the owner says so. The store must not restore the block."""
+        """Lift a block, as the owner asked: the stored block must not win."""
         entry, key = self.find(peerid), self.keys.peer(peerid)
         # The sweep of the block, or another daemon, may write at the same moment.
         peer, revision = await update(
@@ -441,7 +442,7 @@ class Peers:
         return self.find(peerid)
 
     async def set_policy(self, peerid: str, policy: Policy | None) -> PeerState:
-        """Change what a trusted colony may do here, None for the default. Raises RpcError."""
+        """Change what a trusted colony may do here; None for the default. Raises RpcError."""
         entry = self.find(peerid)
         if entry.peer.state != TRUSTED:
             raise Conflict(f"the colony is {entry.peer.state}; a policy is for trusted ones")
@@ -459,9 +460,9 @@ class Peers:
         ops: Sequence[Op],
         unblock: bool = False,
     ) -> bool:
-        """Trust a colony in one transaction with `ops`, if `compare` holds; False if it does not.
+        """Trust a colony in one transaction with `ops`. Return False if `compare` does not hold.
 
-        A blocked one stays blocked, False as well, unless the owner asks to `unblock`. Raises
+        A blocked colony stays blocked (False as well) unless the owner asks to `unblock`. Raises
         Conflict after too many races.
         """
         key = self.keys.peer(self.index.root(card.id))
@@ -494,9 +495,9 @@ class Peers:
         return True
 
     async def block(self, peerid: str) -> PeerState:
-        """Refuse a colony from now on; the tombstone stays. Raises NotFound.
+        """Block a colony; its record stays. Raises NotFound.
 
-        `ending` is set in the same write: whoever finds it after a crash ends the rest.
+        The same write sets `ending`: after a crash, the revocation goes on by that.
         """
         entry, answered = self.find(peerid), False
         try:
@@ -511,7 +512,7 @@ class Peers:
         return entry
 
     async def _settle(self, peerid: str) -> None:
-        """A write got no answer, or nobody waits for it: what it came to holds at once."""
+        """Read a peer again after a write without an answer, so that its result holds at once."""
         with trio.move_on_after(_SETTLING, shield=True):
             try:
                 await self.reload(peerid)
@@ -519,7 +520,7 @@ class Peers:
                 log.warning("decision not read again", peer=peerid, error=error)
 
     async def ended(self, peerid: str) -> None:
-        """All that a blocked colony had here, and we there, is ended; if it is still blocked."""
+        """Store that the revocation of a colony is done, if the colony is still blocked."""
         entry = self.known.get(peerid)
         if entry is None or entry.peer.state != BLOCKED or not entry.peer.ending:
             return
@@ -535,7 +536,7 @@ class Peers:
 
 
 def trusted_revision(peers: Peers, issuer: str) -> int:
-    """The revision of a trusted colony's record. Raises Refusal (blocked, untrusted)."""
+    """Return the revision of a trusted colony's record. Raises Refusal (blocked, untrusted)."""
     entry = peers.get(issuer)
     if entry is not None and entry.peer.state == BLOCKED:
         raise Refusal(403, "blocked", "this colony blocks yours")

@@ -1,6 +1,6 @@
-"""A colony that goes on under another key: what was decided about it holds for its heir.
+"""Successions of other colonies: decisions about a colony hold for its new key.
 
-What proves a succession is in `wire.succession`; our own change of keys is `membership.rotation`'s.
+`wire.succession` proves a succession; `membership.rotation` changes our own key.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from federation.wire.refusals import Refusal
 from federation.wire.succession import LIMIT, KeySuccession, prove
 from node.host.log import get_logger
 
-MOST_FORMER = 16  # keys that a colony had before which are kept; the oldest is let go
-_MOST_BLOCKED = 8  # changes of key that a blocked colony's record takes; of further ones, none
-_RATE = 8  # changes of key of one colony that are followed in a day, and how many at once
+MOST_FORMER = 16  # former keys of a colony that are kept; the oldest is dropped
+_MOST_BLOCKED = 8  # changes of key that a blocked colony's record takes, at most
+_RATE = 8  # changes of key of one colony that are followed in a day, and at once
 
 log = get_logger("peers")
 
@@ -29,11 +29,10 @@ def _usurped(why: str) -> Refusal:
 
 
 async def follow(peers: Peers, successors: Sequence[Successor], now: int) -> None:
-    """Follow the successions that concern a colony about which was decided; `now` in seconds.
+    """Follow the successions of colonies that the owner decided about; `now` in seconds.
 
-    Whoever says hello may bring any: those of others cost no signature check, and so do those
-    that are known. Raises Rejected, or Refusal (usurped, blocked,
-    succession_rate).
+    Any colony may send any succession in a hello. Those of other colonies, and those already known,
+    cost no check of a signature. Raises Rejected, or Refusal (usurped, blocked, succession_rate).
     """
     for each in successors:
         old, new = (inspect(said, limit=LIMIT).issuer for said in (each.by_old, each.by_new))
@@ -44,10 +43,10 @@ async def follow(peers: Peers, successors: Sequence[Successor], now: int) -> Non
 
 
 async def succeed(peers: Peers, succession: KeySuccession, now: int) -> bool:
-    """A colony that we decided about goes on under another key; `now` in seconds.
+    """Give a colony that we decided about its new key, in one write; `now` in seconds.
 
-    One write: everything else stays where it is. Whoever knows of one successor takes no other;
-    True when it is new. Raises Refusal (usurped, blocked, succession_rate).
+    A colony has one successor: a second one is refused. Return True if the succession is new.
+    Raises Refusal (usurped, blocked, succession_rate).
     """
     entry = peers.known.get(succession.old)
     if entry is None or entry.peer.state not in (TRUSTED, BLOCKED):
@@ -64,7 +63,7 @@ async def succeed(peers: Peers, succession: KeySuccession, now: int) -> bool:
             return peer
         if succession.old != peer.wire:
             raise _usurped(f"{succession.old[:12]} has another successor, {peer.wire[:12]}")
-        # Its cards count anew: whoever stole the old key may have used up the numbers.
+        # Its cards count anew: a thief of the old key may have used up the numbers.
         return msgspec.structs.replace(
             peer,
             current=succession.new,
@@ -90,8 +89,8 @@ async def succeed(peers: Peers, succession: KeySuccession, now: int) -> bool:
 def _count(peers: Peers, succession: KeySuccession, now: int) -> None:
     """Count a change of key that would be stored. Raises Refusal when it is one too many.
 
-    Keys cost nothing: whoever has one can chain them without end, by way of any stranger. Of a
-    blocked colony nothing is lost by that: who comes with a key beyond is a stranger.
+    Keys cost nothing: a colony can chain them without end, by way of any stranger. For a blocked
+    colony this loses nothing: with a key beyond the limit it is a stranger.
     """
     entry = peers.known[succession.old]
     blocked = entry.peer.state == BLOCKED

@@ -1,7 +1,6 @@
-"""Addresses at which no colony can be reached from elsewhere, and why: values in, values out.
+"""Addresses at which no other colony can be, with the reason: values in, values out.
 
-What an address leads to is found out by `transport.dial`; here is what needs no connection to be
-told.
+`transport.dial` finds out where an address leads; this needs no connection.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from node.host.config import Config
 
 
 def cannot_be(address: str, own: Collection[str] = ()) -> str:
-    """Why "host:port" can't be where another colony is, in words that follow the address; or "".
+    """Return why no other colony can be at "host:port", in words that follow the address; or "".
 
-    `own` are this colony's addresses. Loopback is none of these: a colony may be on this host.
+    `own` are this colony's addresses. A loopback address is allowed: a colony may be on this host.
     """
     if address in own:
         return "is this colony's own"
@@ -42,7 +41,7 @@ def cannot_be(address: str, own: Collection[str] = ()) -> str:
 
 
 def wrong_peers(config: Config) -> dict[str, str]:
-    """The addresses under [[peers]] that can't be another colony's, each with the reason."""
+    """Return the addresses under [[peers]] that cannot be another colony's, and why."""
     port = config.federation.port
     own = {f"{host}:{port}" for host in ("localhost", "127.0.0.1", "[::1]")}
     own.update(own_addresses(config.federation, port))

@@ -1,1 +1,1 @@
-"""Where a process goes that names no colony."""
+"""Routing of processes that name no colony."""

@@ -1,7 +1,6 @@
-"""What colonies offer each other: our own statement, and those of the peers as long as they hold.
+"""Capabilities that colonies offer each other: our own statement, and the latest ones of peers.
 
-Values in, values out: statements are sent by `exchange`, and what they lead to is in
-`routing.rules`.
+Values in, values out: `exchange` sends statements, `routing.rules` uses them.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from federation.wire.clock import SigningClock
 from federation.wire.messages import Capabilities, Offer
 from node.model.types import SECOND, Executor, ExecutorState, Function
 
-# Seconds that a statement is believed, by the clock of who received it: theirs may be wrong.
+# Seconds that a statement is believed, by the receiver's clock: the sender's may be wrong.
 STALE = 90.0
-# Seconds that its signature holds, by the clock of who made it.
+# Seconds that its signature is valid, by the sender's clock.
 LIFETIME = 7200
 # Seconds after which an executor that neither polls nor runs anything counts as away. The store
-# hears of one once a minute.
+# gets a sign of life once a minute.
 HEARD = 120
 _MOST_TYPES, _MOST_FUNCTIONS, _LONGEST = 64, 256, 200
 _MOST_BYTES = 40_000  # of the functions of all types together
@@ -32,7 +31,7 @@ _ANYTHING = "*"
 
 @dataclass(frozen=True)
 class CapacitySnapshot:
-    """What the node's indexes say of one colony at `now` (Unix ns).
+    """What the node's indexes say about one colony at `now` (Unix ns).
 
     `polling` counts the polls that wait, by type and executor; `running` has the type and the
     executor id of each running process.
@@ -47,7 +46,7 @@ class CapacitySnapshot:
 
 
 def present(survey: CapacitySnapshot) -> list[Executor]:
-    """The approved executors that poll, run something, or were heard from within `HEARD`."""
+    """Return the approved executors that poll, run a process, or were heard from within `HEARD`."""
     busy = {executorid for _, executorid in survey.running}
     return [
         each
@@ -62,9 +61,9 @@ def present(survey: CapacitySnapshot) -> list[Executor]:
 
 
 def offers(survey: CapacitySnapshot) -> dict[str, Offer]:
-    """What the executors that are present offer, by type.
+    """Return what the present executors offer, by type.
 
-    An executor runs the functions it registered; one that registered none is handed anything.
+    An executor runs the functions it registered; one that registered none gets any function.
     """
     named: dict[str, set[str]] = {}
     for function in survey.functions:
@@ -109,12 +108,12 @@ def _bounded(names: set[str], room: int) -> list[str]:
 
 
 def _bytes_of(name: str) -> int:
-    """What a name takes of a statement: at least eight, so that there are not too many either."""
+    """Return the bytes of a name in a statement: at least eight, to limit their number."""
     return max(8, len(name.encode()) + 3)
 
 
 def permitted(found: Mapping[str, Offer], policy: Policy) -> dict[str, Offer]:
-    """The part of what is offered that a policy lets a peer use."""
+    """Return the part of the offers that a policy lets a peer use."""
     allowed: dict[str, Offer] = {}
     for executortype, offer in found.items():
         if not _listed(policy.executor_types, executortype):
@@ -136,12 +135,12 @@ def _listed(patterns: Sequence[str], name: str) -> bool:
 
 
 def fits(patterns: Iterable[str], name: str) -> bool:
-    """Whether a name is among names and globs."""
+    """Return whether a name matches one of the names and globs."""
     return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def same(one: Capabilities, other: Capabilities) -> bool:
-    """Whether what changed between two statements of ours is not worth another message."""
+    """Return whether two statements of ours differ too little to send another message."""
     if (one.accepting, one.labels, one.types.keys()) != (
         other.accepting,
         other.labels,
@@ -161,9 +160,9 @@ def _alike(one: Offer, other: Offer) -> bool:
 
 
 def load(offer: Offer, sent: int = 0) -> float:
-    """How busy the executors of a type are: below 1, some of them are free.
+    """Return the load of the executors of a type: below 1, some are free.
 
-    `sent` counts what went there since, of which the statement can't know.
+    `sent` counts the processes sent there since the statement.
     """
     slots = max(1, offer.executors, offer.free + offer.running)
     return (offer.waiting + offer.running + sent) / slots
@@ -171,9 +170,9 @@ def load(offer: Offer, sent: int = 0) -> float:
 
 @dataclass
 class Statement:
-    """What a peer said. `at` is when it came, in seconds of the receiver's steady clock.
+    """A peer's statement. `at` is when it came, in seconds of the receiver's steady clock.
 
-    `sent` counts by type the processes that went there since and did not come back.
+    `sent` counts, by type, the processes sent there since that have not ended.
     """
 
     said: Capabilities
@@ -181,7 +180,7 @@ class Statement:
     sent: Counter[str] = field(default_factory=Counter)
 
     def stale(self, now: float) -> bool:
-        """Whether it is too old to be believed at `now`, on the same clock."""
+        """Return whether it is too old to be believed at `now`, on the same clock."""
         return now - self.at > STALE
 
 
@@ -193,7 +192,7 @@ class CapabilityCache:
     statements: dict[str, Statement] = field(default_factory=dict)
 
     def take(self, peerid: str, said: Capabilities) -> bool:
-        """Keep a verified statement; False for one that is not newer than the one known."""
+        """Store a verified statement. Return False if it is not newer than the stored one."""
         known = self.statements.get(peerid)
         if known is not None and said.seq <= known.said.seq:
             return False
@@ -201,26 +200,26 @@ class CapabilityCache:
         return True
 
     def drop(self, peerid: str) -> None:
-        """A peer is trusted no more."""
+        """Drop the statement of a peer that is no longer trusted."""
         self.statements.pop(peerid, None)
 
     def get(self, peerid: str) -> Statement | None:
-        """The latest statement, which may be stale."""
+        """Return the latest statement, which may be stale."""
         return self.statements.get(peerid)
 
     def age(self, peerid: str) -> float | None:
-        """Seconds since the latest statement came."""
+        """Return the seconds since the latest statement came."""
         known = self.statements.get(peerid)
         return None if known is None else self.clock.steady() - known.at
 
     def sent(self, peerid: str, executortype: str) -> None:
-        """A process goes there."""
+        """Count a process that is sent to a peer."""
         known = self.statements.get(peerid)
         if known is not None:
             known.sent[executortype] += 1
 
     def ended(self, peerid: str, executortype: str) -> None:
-        """A process that a peer had is closed; perhaps the statement counts it still."""
+        """Uncount a closed process at a peer; the statement may still count it."""
         known = self.statements.get(peerid)
         if known is not None and known.sent[executortype] > 0:
             known.sent[executortype] -= 1

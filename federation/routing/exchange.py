@@ -1,7 +1,6 @@
-"""Tells peers what we offer them, and hears what they offer us, in one signed exchange.
+"""The exchange of capabilities: peers get our statement and answer with theirs, both signed.
 
-What a statement says is decided in `capabilities`; who is given work because of it, in
-`routing.rules`.
+`capabilities` makes statements; `routing.rules` chooses peers by them.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from node.model.types import ExecutorState
 from node.processes.assignment import Assigner
 from node.tasks.sync import WakeUp, WakeUps
 
-_AGAIN = 25.0  # seconds after which an unchanged statement is told again
+_AGAIN = 25.0  # seconds after which an unchanged statement is sent again
 _LEAST = 3.0  # seconds between two statements to one peer
-_AWAY = 60.0  # seconds until a peer is told again that was not there, and did not return
-_OLD = 300.0  # ... or that knows of no statements
-_FRESH = 1.0  # seconds that a survey is good for
+_AWAY = 60.0  # seconds until the next try at a peer that was not reached
+_OLD = 300.0  # ... or that knows no statements
+_FRESH = 1.0  # seconds that a snapshot of our capacity is used
 
 log = get_logger("capabilities")
 
 
 @dataclass
 class Exchange:
-    """`members` may be None: then we offer nothing. Once `drain` is set we accept nothing.
+    """Exchanges statements. Without `members` we offer nothing; after `drain` we accept none.
 
-    Statements are numbered from the sequence number of our card, larger at each start.
+    Numbers of statements start from our card's sequence number, which is larger at each start.
     """
 
     context: Context
@@ -61,22 +60,22 @@ class Exchange:
     _survey: tuple[float, CapacitySnapshot] = (float("-inf"), CapacitySnapshot(0))
     _offers: dict[str, Offer] = field(default_factory=dict)
 
-    # -- ourselves -----------------------------------------------------------------------
+    # -- our offer ---------------------------------------------------------------------------
 
     def survey(self) -> CapacitySnapshot:
-        """What the indexes say of the home colony, at most a second old."""
+        """Return what the indexes say about the home colony, at most a second old."""
         if self.context.clock.steady() - self._survey[0] >= _FRESH:
             self._survey = (self.context.clock.steady(), self._look())
             self._offers = offers(self._survey[1])
         return self._survey[1]
 
     def polls(self, executortype: str) -> int:
-        """How many executors of a type ask for work at this moment."""
+        """Return how many executors of a type ask for work at this moment."""
         polling = self.assigner.polling(self.context.home)
         return sum(known == executortype for known, _ in polling)
 
     def approved(self, executortype: str) -> bool:
-        """Whether an executor of a type, there or not, may take work here."""
+        """Return whether an executor of a type, present or not, may take work here."""
         index = self.members.directory.roster(self.context.home).executors if self.members else {}
         return any(
             each.executortype == executortype and each.state == ExecutorState.APPROVED
@@ -101,12 +100,12 @@ class Exchange:
         )
 
     def _accepting(self) -> bool:
-        """Whether we take anything from others now."""
+        """Return whether we accept processes from other colonies now."""
         full = self.context.client.pressure.refuses(Need.GROWS)
         return not full and not self.drain.is_set()
 
     def statement(self, peerid: str, number: int = 0) -> Capabilities:
-        """What we offer one peer now, as the statement of this number."""
+        """Return our offer to one peer, as the statement of this number."""
         self.survey()
         policy = self.context.peers.policy(peerid)
         limits = {"body": policy.max_body or MAX_BODY}
@@ -123,7 +122,7 @@ class Exchange:
         )
 
     def _next(self, peerid: str) -> tuple[Capabilities, int]:
-        """The next statement, and when it expires."""
+        """Return the next statement, and when it expires."""
         self._count += 1
         said = self.statement(peerid, (self.own_card.sequence << 24) + self._count)
         return said, self.context.clock.seconds + LIFETIME
@@ -132,35 +131,35 @@ class Exchange:
         self._told[peerid] = (self.context.clock.steady(), said)
 
     def look(self) -> None:
-        """Wake what tells peers of marked changes; call it once a second or so."""
+        """Wake the exchanges for which our offer changed much. Call it about once a second."""
         for peerid, (at, said) in list(self._told.items()):
             if self.context.clock.steady() - at >= _LEAST and not same(
                 said, self.statement(peerid)
             ):
                 self._wakeups[peerid].wake()
 
-    # -- others --------------------------------------------------------------------------
+    # -- offers of peers ---------------------------------------------------------------------
 
     def endpoints(self) -> list[Endpoint]:
-        """Where statements are exchanged."""
+        """Return the endpoint at which statements are exchanged."""
         return [Endpoint("/v1/capabilities", Kind.CAPABILITIES, self.answer)]
 
     async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """A peer told us what it offers: tell it what we do. Raises Rejected (malformed)."""
+        """Store a peer's statement, and return ours. Raises Rejected (malformed)."""
         self.capability_cache.take(opened.issuer, load(opened.payload, Capabilities))
         said, expires = self._next(opened.issuer)
         self._remember(opened.issuer, said)
         return self.context.signer.seal(Kind.CAPABILITIES, opened.issuer, said, expires=expires)
 
     def forget(self, peerid: str) -> None:
-        """A peer is trusted no more."""
+        """Forget the statements of a peer that is no longer trusted."""
         self.capability_cache.drop(peerid)
         self._told.pop(peerid, None)
 
     async def tell_forever(self, connection: PeerConnection, back: WakeUp) -> None:
         """Exchange statements with one peer, until cancelled.
 
-        `back` rings at its return: without that, one that is away is left in peace.
+        `back` wakes when the peer is back; until then, a peer that is away is asked rarely.
         """
         while True:
             returned = back.event
@@ -172,7 +171,7 @@ class Exchange:
                 await self._until_due(connection.id)
 
     async def _until_due(self, peerid: str) -> None:
-        """Return when there is something to tell; nothing is, to a peer that told us just now."""
+        """Return when a statement is due. None is due to a peer that just sent us its own."""
         again = _AGAIN * self.context.chance.uniform(0.8, 1.0)
         while True:
             event = self._wakeups[peerid].event
@@ -185,7 +184,7 @@ class Exchange:
                 await event.wait()
 
     async def _tell(self, connection: PeerConnection) -> float:
-        """One exchange; returns 0, or how many seconds to leave the peer in peace."""
+        """Exchange statements once. Return 0, or the seconds to wait after a failure."""
         said, expires = self._next(connection.id)
         sealed = connection.seal(Kind.CAPABILITIES, said, expires=expires)
         try:

@@ -1,7 +1,6 @@
-"""What waits in our own queue and may have to go to a peer by a route: found, looked at, and sent.
+"""The requeuer: sends processes from our own queue to peers when their routes say so.
 
-Where it goes is decided by `router`; each change of place is one transaction that compares what was
-read.
+`router` decides where. Each move is one transaction that compares what was read.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from node.processes.queue import QueueEntry
 from node.store import keys
 from node.store.work import processes as store
 
-_BATCH = 32  # processes sent in one turn: what peers say next should count them
+_BATCH = 32  # processes sent in one turn: the next statements of peers should count them
 _READ = 400  # processes read in one turn
 _PAGE = 40
-_PATIENCE = 5.0  # seconds until a process is looked at again that none of its peers can take
+_PATIENCE = 5.0  # seconds until the next try of a process that none of its peers can take
 
 log = get_logger("router")
 
 
 @dataclass
 class _QueuedProcess:
-    """A process in our queue that a route may send away. `since` in Unix ns, `after` trio's.
+    """A process in our queue that a route may send away. `since` is Unix ns, `after` trio's.
 
-    What is known of it holds for the queue key of this `revision`. `path` are the colonies that
-    had it before it came here.
+    All fields are valid for the queue key of this `revision`. `path` are the colonies that had the
+    process before it came here.
     """
 
     processid: str
@@ -57,7 +56,7 @@ class _QueuedProcess:
 
 @dataclass
 class _Class:
-    """The waiting processes that routes can't tell apart but by age, oldest first."""
+    """Waiting processes that differ for routes only by age, oldest first."""
 
     func: str
     executortype: str
@@ -78,13 +77,13 @@ class Requeuer:
     _class_of: dict[str, _Class] = field(default_factory=dict)
 
     def ready(self, processid: str) -> None:
-        """A node of a workflow waits no more for others: what is known of it is out of date."""
+        """Forget a workflow's node that became ready, so that it is read again."""
         self._forget(processid)
 
     async def tick(self) -> None:
-        """Look at what waits in our queue; send away what a route wants elsewhere by now.
+        """Send the waiting processes away that a route sends to a peer by now.
 
-        Raises EtcdError when the store does not answer; nothing is lost by that.
+        Raises EtcdError if the store does not answer; the next call goes on.
         """
         if not self.router.routes:
             return
@@ -111,7 +110,7 @@ class Requeuer:
             await self._read(fresh[start : start + _PAGE])
 
     def _interesting(self, entry: QueueEntry) -> bool:
-        """What the index already tells against it; the function is in the process only."""
+        """Return whether a route may match, by the index alone; the index has no function name."""
         if entry.colony != self.context.home or entry.blocked:
             return False
         waiting = entry.waiting
@@ -139,17 +138,17 @@ class Requeuer:
                 self._add(process, entry.revision, tried.get(pid, ()), paths.get(pid, ()))
 
     async def _paths(self, foreign: Sequence[Process]) -> dict[str, list[str]]:
-        """Which colonies had each of these processes before the one that it came from."""
+        """Return the earlier colonies of each process, without the one that sent it to us."""
         known: dict[str, list[str]] = {}
         for pid in (each.processid for each in foreign if not self.router.onward(each)):
-            # One at a time: each may be as large as an answer of the store.
+            # One at a time: each may be as large as the largest answer of the store.
             sealed = await self.context.client.get(keys.submission(self.context.home, pid))
             data = sealed.value if sealed is not None else b""
             try:
                 payload = inspect(data, limit=len(data)).payload
                 path = (await load_large(payload, Submit)).path
             except Rejected:
-                continue  # then whom it comes to refuses it
+                continue  # then the next colony refuses it
             known[pid] = [self.context.peers.index.root(each) for each in path]
         return known
 
@@ -186,7 +185,7 @@ class Requeuer:
             self._classes.pop((kind.func, kind.executortype, kind.label), None)
 
     async def _look(self, kind: _Class, room: int) -> int:
-        """Send away what of one class has to go; returns how many were looked at."""
+        """Send the due processes of one class. Return how many were tried."""
         least = self._least_age(kind)
         if least is None or not self._leads_anywhere(kind):
             return 0
@@ -196,7 +195,7 @@ class Requeuer:
             if (now - since) / SECOND <= least or len(due) >= room:
                 break
             item = self._items[processid]
-            # The owner took one back from a peer that was not told yet: it stays till then.
+            # The owner took it back from a peer that has not been told yet: it stays until then.
             told = processid not in self.outbox.entries
             if item is not None and item.after <= time and told:
                 due.append(item)
@@ -206,7 +205,7 @@ class Requeuer:
         return len(due)
 
     def _least_age(self, kind: _Class) -> float | None:
-        """From which age on (seconds) a process of a class may have to go; None: it stays."""
+        """Return the age (seconds) from which a process of a class may be sent; None: it stays."""
         absent = not self.router.here(kind.executortype).present
         ages = [
             route.after if route.after is not None else -1.0
@@ -216,16 +215,16 @@ class Requeuer:
         return min(ages, default=None)
 
     def _leads_anywhere(self, kind: _Class) -> bool:
-        """Whether any peer could take one: otherwise none of a long queue need be looked at."""
+        """Return whether any peer could take a process of a class; if not, skip its whole queue."""
         subject = RoutedProcess(kind.func, kind.executortype, kind.label, float("inf"))
         return self.router.decision(subject).report is not None
 
     async def _send(self, item: _QueuedProcess) -> bool:
-        """Send one process from our queue to a peer; False when it stays."""
+        """Send one process from our queue to a peer. Return False if it stays."""
         queue = self.context.processes.queue
         entry = queue.entries.get(item.processid)
         if entry is None or entry.revision != item.revision:
-            self._forget(item.processid)  # it was somewhere else since
+            self._forget(item.processid)  # it was elsewhere meanwhile
             return True
         sent: tuple[RouteReport, RouteOption] | None = None
 
@@ -247,7 +246,7 @@ class Requeuer:
             key = self.context.keys.forward(forward.peer, forward.processid)
             return store.move(process, revision, forward.peer, [Put(key, pack(forward))])
 
-        # Hidden from our own executors meanwhile; the transaction keeps others' away.
+        # Hide it from our own executors meanwhile; the transaction keeps other daemons' away.
         queue.take(entry)
         process: Process | None = None
         try:
@@ -255,11 +254,11 @@ class Requeuer:
         except (NotFound, Conflict):
             pass
         finally:
-            # After an error nobody knows: whoever takes it next looks at the store's word, and
-            # what is to be sent is there.
+            # After an error the result is unknown: the next reader of the queue checks the store,
+            # and what is to be sent is there.
             if sent is None or process is None:
                 queue.give_back(entry)
-                # Who looked meanwhile found nothing.
+                # A poll meanwhile found nothing: wake it.
                 self.router.exchange.assigner.offered(entry)
             if sent is not None:
                 self.outbox.look_for(item.processid, sent[1].id)

@@ -1,6 +1,6 @@
-"""Decides where a process goes: by a route when it is submitted, and elsewhere if a peer refuses.
+"""The router: chooses a peer by routes at submission, and a new place after a peer's refusal.
 
-What is decided is `routing.rules`'; what waits in our own queue is looked at by `routing.requeue`.
+`routing.rules` decides, `routing.requeue` watches our own queue.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ log = get_logger("router")
 
 @dataclass
 class Router:
-    """`routes` in their order; `exchange` knows our executors, `capability_cache` what peers
-    offer.
-    """
+    """Applies `routes` in order. `exchange` knows our executors, `capability_cache` offers."""
 
     context: Context
     routes: Sequence[Route]
@@ -51,10 +49,10 @@ class Router:
     counters: dict[int, int] = field(default_factory=dict)
     _chosen: tuple[str, RouteTrace] | None = None
 
-    # -- when a process is submitted -------------------------------------------------------
+    # -- at submission -------------------------------------------------------------------------
 
     def route(self, process: Process) -> str:
-        """Id of the peer that a process goes to which is submitted or ready now, or ""."""
+        """Return the id of the peer for a process that is submitted or ready now, or ""."""
         self._chosen = None
         if not self.routes or process.colonyname != self.context.home:
             return ""
@@ -68,14 +66,14 @@ class Router:
         return choice.id
 
     def route_trace(self, process: Process) -> RouteTrace | None:
-        """Why `route` sent this very process to its peer; None when the process named it."""
+        """Return why `route` sent this process to its peer; None if the process named the peer."""
         chosen, self._chosen = self._chosen, None
         return chosen[1] if chosen and chosen[0] == process.processid else None
 
-    # -- deciding ----------------------------------------------------------------------------
+    # -- decision ------------------------------------------------------------------------------
 
     def subject(self, spec: FunctionSpec, age: float) -> RoutedProcess:
-        """A spec submitted here as routes see it, once it waits for `age` seconds."""
+        """Return a spec submitted here as routes see it, after a wait of `age` seconds."""
         conditions = spec.conditions
         return RoutedProcess(spec.funcname, conditions.executortype, spec.label, age, _bound(spec))
 
@@ -86,7 +84,7 @@ class Router:
         tried: Sequence[FailedAttempt] = (),
         path: Collection[str] = (),
     ) -> RoutedProcess:
-        """A process here as routes see it; `path` are colonies that had it before."""
+        """Return a process here as routes see it; `path` are colonies that had it before."""
         subject = self.subject(process.spec, age)
         bound = subject.bound or (self.onward(process) if process.origin else "")
         if not bound and forward_size(process) > FORWARD:
@@ -95,7 +93,7 @@ class Router:
         return replace(subject, bound=bound, path=before, tried=self._barring(tried))
 
     def onward(self, process: Process) -> str:
-        """Why a process of another colony may not go on from here, or ""."""
+        """Return why a process of another colony may not go on from here, or ""."""
         if process.hops < 1:
             return "it came from another colony, as far as it may go"
         if not self.context.peers.policy(process.origin).forward:
@@ -103,7 +101,7 @@ class Router:
         return ""
 
     def _barring(self, tried: Sequence[FailedAttempt]) -> dict[str, str]:
-        """Those tried that are not to be tried again: one not reached may be, once it speaks."""
+        """Return the peers not to try again, with reasons. A new statement allows a new try."""
         barring: dict[str, str] = {}
         for each in tried:
             statement = self.capability_cache.get(each.peer)
@@ -112,7 +110,7 @@ class Router:
         return barring
 
     def here(self, executortype: str) -> LocalExecutors:
-        """Our own executors of a type."""
+        """Return our own executors of a type."""
         survey = self.exchange.survey()
         there = [each for each in present(survey) if each.executortype == executortype]
         approved = [
@@ -123,7 +121,7 @@ class Router:
         return LocalExecutors(len(there) or self.exchange.polls(executortype), len(approved))
 
     def others(self) -> list[RemoteColony]:
-        """Every colony known, with what it offers us."""
+        """Return every known colony, with what it offers us."""
         return [
             RemoteColony(
                 entry.peer.id,
@@ -137,12 +135,12 @@ class Router:
         ]
 
     def decision(self, subject: RoutedProcess, *, thorough: bool = False) -> RouteDecision:
-        """What the routes say of a process now."""
+        """Return what the routes decide about a process now."""
         here = self.here(subject.executortype)
         return decide(self.routes, subject, here, self.others(), thorough=thorough)
 
     def choose(self, subject: RoutedProcess) -> tuple[RouteReport, RouteOption] | None:
-        """The route that sends a process away now, and to whom; None when it stays."""
+        """Return the route and the peer that a process goes to now; None if it stays."""
         if subject.bound or not any(not matches(route, subject) for route in self.routes):
             return None
         report = self.decision(subject).report
@@ -155,23 +153,23 @@ class Router:
         choice: RouteOption,
         tried: Sequence[FailedAttempt],
     ) -> RouteTrace:
-        """What is kept with a forward; `places` counts where else it could go, here too."""
+        """Return the trace that is kept with a forward; `places` counts other places and ours."""
         more = len({option.id for option in report.eligible} - {choice.id})
         more += self.exchange.approved(subject.executortype)
         return RouteTrace(explain(report, choice), report.route.retry, more, tuple(tried))
 
     def sent(self, report: RouteReport, choice: RouteOption, process: Process) -> None:
-        """A process goes to its choice: what is known of that, and of the route, counts it."""
+        """Count a process that goes to its choice, for the peer's load and the route."""
         self.capability_cache.sent(choice.id, process.spec.conditions.executortype)
         number = report.route.number
         self.counters[number] = self.counters.get(number, 0) + 1
 
-    # -- when a peer will not run it ---------------------------------------------------------
+    # -- after a refusal -----------------------------------------------------------------------
 
     def elsewhere(self, process: Process, effect: Effect) -> Reroute | None:
-        """Where a process goes that its peer surely will not run; None when it has to fail.
+        """Return the new place of a process that its peer will not run; None if it has to fail.
 
-        The next peer that a route leads to, else our own queue if an executor may take it there.
+        It is the next peer of a route, else our own queue if an executor here may take the process.
         """
         forward, now = effect.forward, self.context.clock.now()
         if not forward.retry or len(forward.tried) >= _MOST_TRIED:
@@ -198,7 +196,7 @@ class Router:
 
 
 def _bound(spec: FunctionSpec) -> str:
-    """Why a process can't leave: what it names has a meaning in its own colony only."""
+    """Return why a process cannot leave: it names something of its own colony; or ""."""
     names = [name for name in spec.conditions.executornames or [] if name]
     if names and "*" not in names:
         return "it names executors of this colony"

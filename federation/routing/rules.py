@@ -1,6 +1,6 @@
-"""Routes: where a process goes that names no colony, and the reasons why.
+"""Routes: the place of a process that names no colony, and the reasons.
 
-Values in, values out: `router` gathers what is known, and makes a decision happen.
+Values in, values out: `router` collects the values, and carries a decision out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from node.host.config import WAITING, RouteConfig
 
 ALWAYS, NO_EXECUTOR = "always", "no-executor"
 ANY = "any"
-_SHORTEST = 8  # characters that the beginning of an id has
+_SHORTEST = 8  # characters that the beginning of an id has at least
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -39,12 +39,12 @@ class Route:
 
     @property
     def pinned(self) -> bool:
-        """Whether the first peer of the list that can is taken, not the less busy of two."""
+        """Return whether the first possible peer of the list is taken, not the less busy of two."""
         return bool(self.to) and not self.weights
 
     @property
     def text(self) -> str:
-        """Such as 'route 1 (func "up*", waiting > 30 s → any)'."""
+        """Return the route as text, such as 'route 1 (func "up*", waiting > 30 s → any)'."""
         names = (("func", self.func), ("type", self.executortype), ("label", self.label))
         said = [f'{name} "{value}"' for name, value in names if value != "*"]
         when = self.when if self.after is None else f"waiting > {self.after:g} s"
@@ -52,7 +52,7 @@ class Route:
 
 
 def read_routes(settings: Iterable[RouteConfig]) -> list[Route]:
-    """The routes of a checked configuration, in their order."""
+    """Return the routes of a checked configuration, in order."""
     return [_route(number, each) for number, each in enumerate(settings, 1)]
 
 
@@ -74,9 +74,9 @@ def _route(number: int, setting: RouteConfig) -> Route:
 
 @dataclass(frozen=True)
 class RoutedProcess:
-    """A process as routes see it. `age` is how many seconds it waits.
+    """A process as routes see it. `age` is how many seconds it has waited.
 
-    `bound` says why it can't leave, if so. `path` are the colonies it was in, `tried` those that
+    `bound` says why it cannot leave, or "". `path` are the colonies that had it, `tried` those that
     surely will not run it, each with the reason.
     """
 
@@ -99,7 +99,7 @@ class LocalExecutors:
 
 @dataclass(frozen=True)
 class RemoteColony:
-    """A colony that might take it. `age` is that of its statement, in seconds.
+    """A colony that may take the process. `age` is that of its statement, in seconds.
 
     `mismatch` says why no process can go there whatever it offers, or "".
     """
@@ -114,7 +114,7 @@ class RemoteColony:
 
 @dataclass(frozen=True)
 class RouteOption:
-    """What a route made of one colony: `why` not, or eligible with its load and its odds."""
+    """A route's verdict on one colony: `why` not, or its load and its odds."""
 
     id: str
     name: str
@@ -125,13 +125,13 @@ class RouteOption:
 
     @property
     def eligible(self) -> bool:
-        """Whether it may be chosen."""
+        """Return whether it may be chosen."""
         return not self.why
 
 
 @dataclass(frozen=True)
 class RouteReport:
-    """What became of one route: whether it matches, whether its `when` holds, and each colony."""
+    """The result of one route: whether it matches, whether its `when` holds, and each colony."""
 
     route: Route
     matches: bool
@@ -141,13 +141,13 @@ class RouteReport:
 
     @property
     def eligible(self) -> list[RouteOption]:
-        """Those that may be chosen, in the order of the route."""
+        """Return the colonies that may be chosen, in the order of the route."""
         return [option for option in self.options if option.eligible]
 
 
 @dataclass(frozen=True)
 class RouteDecision:
-    """The reports of the routes looked at, the one that decides if any, and why it stays if not."""
+    """The reports of the routes, the one that decides, or why the process stays."""
 
     reports: Sequence[RouteReport]
     report: RouteReport | None = None
@@ -155,7 +155,7 @@ class RouteDecision:
 
 
 def matches(route: Route, subject: RoutedProcess) -> str:
-    """Why a route does not match, or ""."""
+    """Return why a route does not match, or ""."""
     for what, pattern, value in (
         ("func", route.func, subject.func),
         ("executortype", route.executortype, subject.executortype),
@@ -167,7 +167,7 @@ def matches(route: Route, subject: RoutedProcess) -> str:
 
 
 def holds(route: Route, age: float, here: LocalExecutors) -> tuple[bool, str]:
-    """Whether the time for a route has come, and why."""
+    """Return whether the time for a route has come, and why."""
     if route.after is not None:
         past = age > route.after
         return past, f"it waits {age:.1f} s, {'more' if past else 'not more'} than {route.after:g}"
@@ -180,7 +180,7 @@ def holds(route: Route, age: float, here: LocalExecutors) -> tuple[bool, str]:
 
 
 def barred(subject: RoutedProcess, other: RemoteColony) -> str:
-    """Why a colony can't take a process, or ""."""
+    """Return why a colony cannot take a process, or ""."""
     if other.state != "trusted":
         return f"not trusted ({other.state})" if other.state else "no such trusted peer"
     if other.mismatch:
@@ -215,9 +215,9 @@ def consider(
     *,
     thorough: bool = False,
 ) -> RouteReport:
-    """What a route makes of a process. Colonies are looked at only if its time has come.
+    """Return a route's report on a process. Colonies are checked only if the route's time has come.
 
-    With `thorough` they are looked at in any case, and the odds are told.
+    With `thorough` they are checked in any case, and the odds are reported.
     """
     mismatch = matches(route, subject)
     held, why = holds(route, subject.age, here)
@@ -240,7 +240,7 @@ def _reached(route: Route, others: Sequence[RemoteColony]) -> list[RemoteColony]
     for text in route.to:
         named = [other for other in others if text == other.id]
         if not named:
-            # A name may look like the beginning of another's id: then both are meant.
+            # A name may look like the beginning of another's id: then both fit.
             named = [
                 other
                 for other in others
@@ -273,9 +273,9 @@ def decide(
     *,
     thorough: bool = False,
 ) -> RouteDecision:
-    """The first route that matches, whose time has come and that leads somewhere.
+    """Return the decision: the first route that matches, is due, and has a colony.
 
-    With `thorough` the reports tell of every route, else only of those up to that one.
+    With `thorough` there are reports of every route, else only of those up to that one.
     """
     reports: list[RouteReport] = []
     chosen: RouteReport | None = None
@@ -305,7 +305,7 @@ def _stays(subject: RoutedProcess, reports: Sequence[RouteReport]) -> str:
 
 
 def odds(route: Route, eligible: Sequence[RouteOption]) -> dict[str, float]:
-    """With which probability `pick` takes each colony."""
+    """Return the probability with which `pick` takes each colony."""
     if not eligible:
         return {}
     if route.pinned or len(eligible) == 1:
@@ -314,7 +314,7 @@ def odds(route: Route, eligible: Sequence[RouteOption]) -> dict[str, float]:
     chances = dict.fromkeys((option.id for option in eligible), 0.0)
     for place, one in enumerate(eligible):
         for other in eligible[place + 1 :]:
-            # Either may be drawn first; the second is drawn from what is left.
+            # Either may be drawn first; the second is drawn from the rest.
             drawn = one.weight / total * other.weight / (total - one.weight)
             drawn += other.weight / total * one.weight / (total - other.weight)
             share = _share(one, other)
@@ -324,7 +324,7 @@ def odds(route: Route, eligible: Sequence[RouteOption]) -> dict[str, float]:
 
 
 def _share(one: RouteOption, other: RouteOption) -> float:
-    """How often the first of two that were drawn is taken: the less busy one is, for its weight."""
+    """Return how often the first of two drawn colonies is taken: the less busy, by weight."""
     left, right = one.load / one.weight, other.load / other.weight
     if left != right:
         return float(left < right)
@@ -332,9 +332,9 @@ def _share(one: RouteOption, other: RouteOption) -> float:
 
 
 def pick(report: RouteReport, chance: random.Random) -> RouteOption:
-    """Choose a colony of a report that has an eligible one: two are drawn, the better is taken.
+    """Return a colony of a report with an eligible one: two are drawn, the better one is taken.
 
-    So the least busy gets most, and not everything at once by everybody who knows it.
+    So the least busy colony gets most, but not everything at once from every colony that knows it.
     """
     eligible = report.eligible
     if report.route.pinned or len(eligible) == 1:
@@ -346,7 +346,7 @@ def pick(report: RouteReport, chance: random.Random) -> RouteOption:
 
 
 def explain(report: RouteReport, choice: RouteOption) -> str:
-    """Why a process goes where it goes, in one line."""
+    """Return why a process goes where it goes, in one line."""
     eligible, route = report.eligible, report.route
     if len(eligible) == 1:
         return f"{route.text}: {choice.name} is the only peer that can"

@@ -1,1 +1,1 @@
-"""The composition root: listener, sessions of peers, hooks into the node, RPC rows."""
+"""The composition root: listener, sessions of peers, hooks of the node, RPC rows."""

@@ -1,6 +1,6 @@
-"""How federation joins the node: what that asks before it does something, and tells after.
+"""The hooks by which federation takes part in the node's processes.
 
-Each answer is given by the module that knows it.
+Each hook passes the question on to the part of federation that knows the answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from node.processes.extension import Addition, Hooks
 
 @dataclass(kw_only=True)
 class NodeExtension(Hooks):
-    """The hooks of the colony `home`, whose own processes may take that many `hops`."""
+    """The hooks of the colony `home`. A process of its own may pass `hops` colonies."""
 
     home: str
     hops: int
@@ -45,46 +45,46 @@ class NodeExtension(Hooks):
     revocation: Revocation
     sender: Sender
 
-    # -- asked ---------------------------------------------------------------------------
+    # -- questions of the node ----------------------------------------------------------------
 
     def peer_of(self, colonyname: str) -> str | None:
-        """Id of the trusted peer that `colonyname` names or, as "bee/cat", begins with.
+        """Return the id of the trusted peer that `colonyname` is, or begins with ("bee/cat").
 
-        None for the home colony's name, and for more colonies than a process may pass.
+        None for the home colony's name, and for a target of more colonies than a process may pass.
         """
         if colonyname == self.home or len(relays.segments(colonyname)) > MAX_HOPS:
             return None
         return self.peers.toward(colonyname, further=self.hops > 1) or None
 
     def ambiguity(self, colonyname: str) -> str:
-        """Which colonies a name may mean, if they are several."""
+        """Return which colonies an ambiguous name may mean, as a message; else ""."""
         return self.peers.ambiguity(colonyname, further=self.hops > 1)
 
     def hosts(self, colonyname: str) -> bool:
-        """Whether a colony is hosted here."""
+        """Return whether this daemon hosts a colony."""
         members = self.exchange.members
         return members is not None and members.directory.colony(colonyname) is not None
 
     def unknown(self, colonyname: str) -> bool:
-        """Whether nobody can be meant by a name that is no trusted peer's."""
+        """Return whether a name that is no trusted peer's can mean no colony at all."""
         return self.exchange.members is not None and not self.hosts(colonyname)
 
     def may_leave(self, process: Process) -> str:
-        """The route that leads somewhere once the process has waited for long enough, or ""."""
+        """Return the route that may send the process away after a long enough wait, or ""."""
         if process.colonyname != self.home:
             return ""
         report = self.router.decision(self.router.subject_of(process, float("inf"))).report
         return report.route.text if report is not None else ""
 
     def route(self, process: Process) -> str:
-        """Id of the peer that the routes send a process to, or ""."""
+        """Return the id of the peer that the routes send a process to, or ""."""
         if process.parents:
             self.waiting.ready(process.processid)
         return self.router.route(process)
 
     def forwarding(self, process: Process) -> Addition:
-        """The outbox entry that joins a submission. Raises TooLarge for one too large."""
-        # What was sent to us is as large as it may be, and goes on as it came.
+        """Return the outbox entry that joins a submission. Raises TooLarge."""
+        # A process of another colony goes on as it came, whatever its size.
         if not process.origin and (size := forward_size(process)) > FORWARD:
             raise TooLarge(
                 f"spec: {size} bytes with arguments and input; what goes to another colony has at"
@@ -97,48 +97,48 @@ class NodeExtension(Hooks):
         return len(self.outbox.entries)
 
     def away(self) -> Collection[str]:
-        """Ids of the processes that are on their way to peers, or are there."""
+        """Return the ids of the processes that are on their way to peers, or are there."""
         return self.outbox.entries
 
     def cancelling(self, process: Process) -> Addition:
-        """The outbox entry that joins a cancel."""
+        """Return the outbox entry that joins a cancel."""
         return self.outbox.cancelling(process)
 
     def removable(self, process: Process) -> str:
-        """Why a process of another colony must stay, or ""."""
+        """Return why a process of another colony must not be removed, or ""."""
         return self.inbox.removable(process)
 
     async def record(self, process: Process) -> dict[str, Any]:
-        """How a process fared at its peer, with what that signed. Raises EtcdError."""
+        """Return the evidence of a process's run at its peer, all signed. Raises EtcdError."""
         told = await testimony.gather(self.outbox.context, process)
         kept: dict[str, Any] = msgspec.to_builtins(told, builtin_types=(bytes,)) if told else {}
         return kept
 
     def most_running(self, origin: str) -> int:
-        """How many processes of a colony may run here at once."""
+        """Return how many processes of a colony may run here at once."""
         return self.peers.policy(origin).max_running
 
-    # -- told ----------------------------------------------------------------------------
+    # -- notices from the node ----------------------------------------------------------------
 
     async def clock_set(self, by: int, before: int) -> None:
-        """Give what is on its way other deadlines."""
+        """Move the deadlines of the processes that are on their way, by `by` ns."""
         await self.sender.clock_set(by, before)
 
     def submitted(self, process: Process) -> None:
-        """Wake the sender; what a block overtook ends with all the rest."""
+        """Wake the sender. If the peer was blocked meanwhile, wake the revocation."""
         self.outbox.touched(process)
         if self.peers.state(process.peer) == BLOCKED:
             self.revocation.begin()
 
     def progressed(self, process: Process) -> None:
-        """There is something to be told: to the colony that it came from, or where it went."""
+        """Wake the origin's poll and the peer's channel sender after an update of a process."""
         if process.origin and process.notify:
             self.inbox.outcome_queue.progressed(process)
         if process.peer:
             self.channel_sender.wake(process)
 
     def closed(self, process: Process) -> None:
-        """Wake the poll of the colony that a process came from."""
+        """Wake the poll of the colony that sent us the process."""
         if process.peer:
             self.router.capability_cache.ended(process.peer, process.spec.conditions.executortype)
         if process.origin and process.notify:

@@ -1,4 +1,4 @@
-"""The sweep of what stands in the store beside processes that are gone."""
+"""The cleaner of store keys that belong to processes which no longer exist."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import dataclass, field
 
 from federation.peers.context import Context
 
-_PAGE = 1000  # keys read at once
-_PAGES = 10  # of each kind, looked through at a sweep
-_MANY = 40  # processes looked for together
+_PAGE = 1000  # keys read in one transaction
+_PAGES = 10  # of each kind, in one sweep
+_MANY = 40  # processes looked up in one transaction
 
 
 @dataclass
 class Janitor:
-    """A sweep looks at `pages` of `page` keys of each kind."""
+    """Deletes orphaned keys. A sweep reads `pages` pages of `page` keys of each kind."""
 
     context: Context
     page: int = _PAGE
     pages: int = _PAGES
-    _places: dict[str, str] = field(default_factory=dict)  # where to go on, by prefix
+    # key at which the next sweep goes on, by prefix
+    _places: dict[str, str] = field(default_factory=dict)
 
     async def sweep(self) -> None:
-        """Delete what stands beside processes that are gone. Raises EtcdError.
+        """Delete the keys of processes that no longer exist. Raises EtcdError.
 
-        Where there is more than a sweep looks at, the next one goes on from there.
+        Where there are more keys than a sweep reads, the next sweep goes on from there.
         """
         keys = self.context.keys
         for prefix in (keys.proofs, keys.lates, keys.aparts, keys.followed_all):
@@ -33,7 +34,7 @@ class Janitor:
                     break
 
     async def _sweep_page(self, prefix: str) -> bool:
-        """Look through one page; False when it was the last, and the next is the first again."""
+        """Sweep one page. Return False after the last one; then it starts again at the first."""
         start = self._places.get(prefix)
         listing = await self.context.client.range(
             prefix, limit=self.page, start=start, keys_only=True

@@ -1,4 +1,4 @@
-"""What a link to a trusted peer asks of the parts that know of that peer."""
+"""The guide of a peer's connection: what the connection asks of the parts above it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = get_logger("federation")
 
 @dataclass
 class PeerGuide(Guide):
-    """Knows one peer. With `loopback`, addresses of this machine are tried as well."""
+    """The guide to one peer. With `loopback`, addresses of this machine are tried as well."""
 
     entry: PeerState
     context: Context
@@ -34,23 +34,23 @@ class PeerGuide(Guide):
     monitor: NetworkMonitor
     probes: WakeUps
     loopback: bool = False
-    # Of its own, as a name that hangs keeps a thread: only its peer's others are to wait.
+    # A limit for this peer alone: a name that hangs keeps a thread, and must not delay other peers.
     names: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
     async def renew(self, address: str) -> None:
-        """Take in the card shown at an address of the peer. Raises TransportError."""
+        """Fetch the card at an address of the peer, and store it. Raises TransportError."""
         await self.fetch(address, self.entry.peer.id)
 
     def around(self) -> Carrier | None:
-        """Return the way by a mailbox, if that is to be taken."""
+        """Return the way through a mailbox, or None if the peer is reached without one."""
         return self.mailboxes.around(self.entry)
 
     def measure(self) -> None:
-        """Greet the peer now: that measures its clock."""
+        """Wake the probe of the peer, which measures its clock."""
         self.probes[self.entry.peer.id].wake()
 
     async def follow(self, successors: list[Successor]) -> None:
-        """Take note of the peer's change of keys. Raises Rejected."""
+        """Record the peer's change of keys. Raises Rejected."""
         try:
             await successions.follow(self.context.peers, successors, self.context.clock.seconds)
         except Refusal as error:
@@ -58,7 +58,10 @@ class PeerGuide(Guide):
             raise Rejected("unknown_issuer", error.message) from None
 
     async def ways(self, address: str) -> list[str]:
-        """Return where an address leads; the owner's word as it stands. Raises Unsent."""
+        """Return where an address leads. An address that the owner configured is not checked.
+
+        Raises Unsent.
+        """
         if address in self.entry.given:
             return [address]
         return await ways_to(address, self.monitor.network, self.names, loopback=self.loopback)

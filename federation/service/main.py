@@ -1,6 +1,6 @@
-"""Federation as one service: listener, discovery, and the tasks of every trusted peer.
+"""The federation service: listener, discovery, and the tasks of every trusted peer.
 
-`Federation.__init__` makes the parts, each from those above it; `hooks` is what a node needs.
+`Federation.__init__` makes each part from the parts above it. `hooks` is what a node needs.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ from node.processes.service import Processes
 from node.tasks.containment import contained, keep_going
 from node.tasks.sync import WakeUps
 
-_TICK = 0.5  # seconds between looks at deadlines
-_LOOK = 0.5  # seconds between looks at what waits and what we offer
+_TICK = 0.5  # seconds between checks of deadlines
+_LOOK = 0.5  # seconds between checks of the queue and of our capabilities
 _CLOCK = 60.0
 _SWEEP = 3600.0
-_OF_A_PEER = 64  # connections
-_FLUSH = 3.0  # seconds to finish what is on its way when draining
+_OF_A_PEER = 64  # connections from one address or peer
+_FLUSH = 3.0  # seconds to finish messages on their way when draining
 
 log = get_logger("federation")
 
@@ -84,7 +84,7 @@ log = get_logger("federation")
 class Federation:
     """The federation of one home colony. Set `drain` to end `run`.
 
-    Without `members` nothing is offered to peers, without `files` none are carried.
+    Without `members`, peers are offered no capabilities. Without `files`, no files are carried.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Federation:
         self.port, self.addresses, self.fingerprint = 0, list[str](), ""
         self.drain = trio.Event()
 
-        # What nearly every part works with.
+        # What nearly every part uses.
         self.keys = Keys(home_name)
         self.signer = Signer(key, clock)
         self.memory = HighWater(client, self.keys, clock)
@@ -129,7 +129,7 @@ class Federation:
         self.rotation = Rotation(context, self.own_card, self.probes, members)
         peer_quotas = PeerQuotas(self.peers, clock)
 
-        # Where a process goes, above the outbox that asks: so the router comes first.
+        # Routing. The outbox asks the router, so the router comes first.
         self.capability_cache = CapabilityCache(clock)
         self.exchange = Exchange(
             context, assigner, self.capability_cache, self.own_card, self.drain, members
@@ -159,7 +159,7 @@ class Federation:
         )
         self.inbox = Inbox(context, self.outbox, self.file_transfer, outcome_queue, peer_quotas)
 
-        # How colonies meet.
+        # Bootstrap and trust.
         self.monitor = NetworkMonitor(settings.interfaces)
         self.bootstrap = Bootstrap(context, self.probes)
         self.gossip = Gossip(context, self.own_card, settings.introductions)
@@ -167,7 +167,7 @@ class Federation:
         self.joiner = Joiner(context, self.own_card)
         self.trust_admin = TrustAdmin(context, assigner, self.revocation, self.fetch)
 
-        # What peers ask, and the links on which we ask them.
+        # The endpoints that peers call, and our connections to peers.
         self.mailbox = Mailbox(self.signer, self.peers, self.prober.greeted)
         self.server = Server(
             self.signer,
@@ -213,18 +213,18 @@ class Federation:
             revocation=self.revocation,
             sender=self.sender,
         )
-        # Nearly every part hears of a peer that changes, so this comes last.
+        # Nearly every part handles a peer that changes, so this comes last.
         self.peers.watch(self._changed)
 
     @property
     def key(self) -> PrivateKey:
-        """The colony's key, which may change."""
+        """Return the colony's present key."""
         return self.signer.key
 
     # -- running -------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve and speak to peers until `drain` is set. Raises ListenError."""
+        """Serve peers and send to them until `drain` is set. Raises ListenError."""
         await self._load()
         settings = self.config.federation
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ class Federation:
                 watching.cancel_scope.cancel()
 
     async def work(self, task_status: trio.TaskStatus[None]) -> None:
-        """Speak to peers until `drain` is set; what is on its way then gets a moment to end."""
+        """Send to peers until `drain` is set, then finish within a few seconds (`_FLUSH`)."""
         async with trio.open_nursery() as inner:
             self.peer_sessions.open(inner)
             self._start(inner)
@@ -297,7 +297,7 @@ class Federation:
         await self.outcome_poller.update_consumer.load()
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
-        """Run `action` again and again; what goes wrong is logged and tried at the next turn."""
+        """Run `action` every `seconds`. Log an error, and try again at the next turn."""
         while True:
             with contained(action.__name__):
                 try:
@@ -324,7 +324,7 @@ class Federation:
         await self.file_transfer.sweep()
         await self.janitor.sweep()
 
-    # -- meeting colonies ----------------------------------------------------------------
+    # -- bootstrap -----------------------------------------------------------------------
 
     def _advert(self) -> Advertisement:
         own_card = self.own_card
@@ -335,14 +335,14 @@ class Federation:
     async def fetch(
         self, address: str, peerid: str = "", *, unblock: bool = False
     ) -> PeerState | None:
-        """Fetch the card at an address and take it in; `peerid`, if given, must be its id.
+        """Fetch and store the card at an address. `peerid`, if given, must be its id.
 
-        Raises TransportError. None for a blocked colony or ourselves.
+        Return the peer, or None for a blocked colony or ourselves. Raises TransportError.
         """
         return await self.bootstrap.fetch(address, peerid, unblock=unblock)
 
     async def _move_on(self) -> None:
-        """After a change of the network, sleep, or a clock that was set: tell every peer."""
+        """Tell every peer our new card after a change of the network, a sleep, or a set clock."""
         event, moves = self.monitor.wakeup.event, self.monitor.moves
         while True:
             await event.wait()
@@ -351,20 +351,18 @@ class Federation:
             try:
                 await self._keep_clock()
             except (EtcdError, RpcError) as error:
-                log.warning("card not renewed", error=error)  # within a minute, it will be
+                log.warning("card not renewed", error=error)  # it is renewed again within a minute
             if moves != before:
                 for connection in list(self.connections.values()):
-                    await (
-                        connection.close()
-                    )  # a connection from where we were may stay silent for long
+                    await connection.close()  # a connection from where we were may hang for long
             self.probes.wake()
 
     # -- peers ---------------------------------------------------------------------------
 
     def _changed(self, peerid: str) -> None:
-        """Begin or end the tasks of a peer, as its state now demands.
+        """Start or end the tasks of a peer, as its state now demands.
 
-        They are kept under the id by which it became known, whatever key it has by now.
+        Tasks are kept under the peer's first id, which outlasts a change of its key.
         """
         peerid = self.peers.index.root(peerid)
         trusted = self.peers.state(peerid) == TRUSTED
@@ -396,12 +394,12 @@ class Federation:
         await self.mailbox_poller.collect_forever(connection)
 
     def connection_to(self, entry: PeerState) -> PeerConnection:
-        """A way to a peer; the caller closes it."""
+        """Return a new connection to a peer; the caller closes it."""
         return PeerConnection(entry, self.signer, self.guide_to(entry))
 
     def guide_to(self, entry: PeerState) -> Guide:
-        """What a link to a peer asks."""
-        # Where our own port is for this machine only, all our peers are on it.
+        """Return the guide for a connection to a peer."""
+        # If our own port is for this machine only, all our peers are on this machine.
         loopback = is_loopback(self.config.federation.host)
         return PeerGuide(
             entry, self.context, self.fetch, self.reachability, self.monitor, self.probes, loopback

@@ -1,4 +1,4 @@
-"""All rows that federation adds to the table of calls."""
+"""The RPC rows that federation adds to the node's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The calls about our own clock, for the owner: what it is judged by, and how that is put right.
+"""The RPC rows about our own clock, for the owner: show it, and reset the latest time remembered.
 
-What is remembered, and why, is in `peers.highwater`.
+`peers.highwater` says why a time is remembered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 
 @calls.row("getclockmsg", Empty, Who.OWNER, reply="{clock, latest, behind}")
 async def get_clock(federation: Federation, caller: Caller, request: Empty) -> dict[str, int]:
-    """The daemon's clock, and the latest time that it remembers."""
+    """Return the daemon's clock, and the latest time that it remembers."""
     return memory_view(federation.memory)
 
 
@@ -30,7 +30,7 @@ async def get_clock(federation: Federation, caller: Caller, request: Empty) -> d
     need=Need.FREES,
 )
 async def reset_clock(federation: Federation, caller: Caller, request: Empty) -> dict[str, int]:
-    """Forget a later time than the clock's, by which messages are judged."""
+    """Reset the latest time remembered, by which messages are judged, to the clock."""
     memory = federation.memory
     before = await memory.reset()
     await ReplayGuard(federation.client, federation.context.clock.now).forget()
@@ -39,7 +39,7 @@ async def reset_clock(federation: Federation, caller: Caller, request: Empty) ->
 
 
 def memory_view(memory: HighWater) -> dict[str, int]:
-    """Our clock, the latest time remembered, and how far the clock is behind that: in seconds."""
+    """Return our clock, the latest time remembered, and the clock's lag, all in seconds."""
     return {
         "clock": round(memory.now),
         "latest": round(memory.latest),

@@ -1,4 +1,4 @@
-"""The calls about a forward: its way and its outcome, who asked for it, and the end of a doubt."""
+"""The RPC rows about forwards: state and outcome, origin, and the end of a doubt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from node.store import keys
 
 
 class Resolve(msgspec.Struct):
-    """End the doubt about a process."""
+    """A decision about a process in doubt."""
 
     processid: str
     decision: Literal["failed", "requeue"]
@@ -43,7 +43,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 async def get_forward(
     federation: Federation, caller: Caller, request: ProcessById
 ) -> dict[str, Any]:
-    """How far a forwarded process is, and its outcome.
+    """Return the state of a process's forward, and its outcome.
 
     Raises NotFound.
     """
@@ -56,17 +56,17 @@ async def get_forward(
     if process.peer:
         found = await federation.client.get(places.forward(process.peer, processid))
     if found is None:
-        # Without a peer it may have come back from one.
+        # A process without a peer may have come back from one.
         found = await federation.client.get(places.proof(processid))
     if found is None:
         raise NotFound(f"no forward of process {processid} is known")
     forward = unpack(found.value, Forward)
     entry = federation.outbox.entries.get(processid)
     if entry is not None and entry.revision == found.mod_revision:
-        forward = entry.forward  # knows the latest tries as well
+        forward = entry.forward  # has the latest tries as well
     state = forward.state
     if state == machine.ForwardState.CANCELLING and process.state == State.FAILED:
-        state = machine.ForwardState.DOUBT  # given up by its deadline; the peer is being told
+        state = machine.ForwardState.DOUBT  # failed at its deadline; the peer is still being told
     peer = federation.peers.get(forward.peer)
     waiting = state in (
         machine.ForwardState.QUEUED,
@@ -98,7 +98,7 @@ async def get_forward(
 
 
 def _there(federation: Federation, forward: Forward, process: Process) -> dict[str, Any] | None:
-    """How the process fares at the peer, as that last told; None when it has not, or it ended."""
+    """Return the peer's last update of the process; None without one, and after the end."""
     known = federation.outcome_poller.update_consumer.of(forward.processid)
     if process.closed or known is None or known[0].peer != forward.peer:
         return None
@@ -112,14 +112,14 @@ def _there(federation: Federation, forward: Forward, process: Process) -> dict[s
 
 
 def _asked_view(request: OriginRequest | None) -> dict[str, str] | None:
-    """What the peer has to answer: the SHA-256 of the origin's submission, and who signed it."""
+    """Return what the peer has to answer: SHA-256 and signer of the origin's submission."""
     return {"sha256": request.digest.hex(), "by": request.origin} if request else None
 
 
 def _named(federation: Federation, forward: Forward, process: Process) -> list[dict[str, Any]]:
-    """The colonies beyond the peer that the target names, and the ids that each may have.
+    """Return the colonies beyond the peer that the target names, with the ids that each may have.
 
-    Without ids nothing was checked: no trusted colony has that name, so it may be anybody's.
+    A name without ids was not checked: no trusted colony has it, so it may be any colony's.
     """
     wanted = testimony.beyond(federation.context, process, forward.peer)
     meant = testimony.meant(federation.context, process, forward, wanted)
@@ -130,7 +130,7 @@ def _named(federation: Federation, forward: Forward, process: Process) -> list[d
 
 
 async def _late(federation: Federation, record: Forward) -> dict[str, Any] | None:
-    """What a peer told of the process when nobody waited for that any more, verified now."""
+    """Return an outcome that came after the process had ended here, verified now; or None."""
     found = await federation.client.get(federation.keys.late(record.processid))
     if found is None:
         return None
@@ -150,7 +150,7 @@ async def _late(federation: Federation, record: Forward) -> dict[str, Any] | Non
 
 
 def late_output(data: bytes) -> list[Any]:
-    """What a late outcome gives as output; nothing of one that is no JSON: it is kept unread."""
+    """Return the output of a late outcome; [] if it is not JSON, since it was stored unread."""
     try:
         return read_output(data) if data else []
     except Rejected:
@@ -158,7 +158,7 @@ def late_output(data: bytes) -> list[Any]:
 
 
 async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any]]:
-    """Every signed outcome from the peer's down to that of who ran it, each verified now."""
+    """Return all signed outcomes, from the peer's down to the executor's, verified now."""
     sealed, peers = forward.outcome, federation.peers
     if not sealed:
         found = await federation.client.get(federation.keys.apart(forward.processid))
@@ -186,7 +186,7 @@ async def _chain(federation: Federation, forward: Forward) -> list[dict[str, Any
 
 @calls.row("resolveprocessmsg", Resolve, Who.OWNER, reply="Process", need=Need.FREES)
 async def resolve(federation: Federation, caller: Caller, request: Resolve) -> dict[str, Any]:
-    """Decide about a process in doubt: failed, or requeue it here."""
+    """End a process's doubt: fail it, or requeue it here."""
     requeue = request.decision == "requeue"
     return wire_process(
         await resolving.resolve(federation.outbox, request.processid, requeue=requeue)
@@ -197,7 +197,7 @@ async def resolve(federation: Federation, caller: Caller, request: Resolve) -> d
 async def get_origin(
     federation: Federation, caller: Caller, request: ProcessById
 ) -> list[dict[str, Any]]:
-    """The colonies that asked for a process, each verified.
+    """Return the colonies that asked for a process, each signature verified.
 
     The origin comes first. Raises NotFound.
     """
@@ -227,10 +227,10 @@ async def get_origin(
 def outcome_view(
     sealed: bytes, peer: str, public_key: bytes, request: OriginRequest | None = None
 ) -> dict[str, Any] | None:
-    """Who signed an outcome, when, and whether the signature holds: verified now, not remembered.
+    """Return the signer and the time of an outcome, and whether its signature holds, verified now.
 
-    `answers` is whether it names the very submission that was sent (`request`), None where that is
-    not known any more. None when there is no outcome.
+    `answers` is whether the outcome names the very submission that was sent (`request`); None if
+    that submission is no longer known. Return None if there is no outcome.
     """
     if not sealed:
         return None

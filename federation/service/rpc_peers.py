@@ -1,6 +1,6 @@
-"""The rows that federation adds to the table of calls: peers, and the way of a forward.
+"""The RPC rows about peers: trust, policy, invitations, keys.
 
-Rights are the table's; what a call does is in `membership.trust` and `forward.machine`.
+The table holds who may call a row. `membership.trust` holds what a row does.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class ByPeer(msgspec.Struct):
 
 
 class PolicyRequest(msgspec.Struct):
-    """What a policy is to be: a whole one, or `change` laid over the one in force; or neither."""
+    """A policy in a request: a whole one, or `change` applied to the present one; or neither."""
 
     policy: dict[str, Any] | None = None
     change: dict[str, Any] | None = None
 
     def over(self, present: Policy) -> Policy | None:
-        """The policy that is wanted, None when nothing was said. Raises Invalid."""
+        """Return the wanted policy; None if the request has none. Raises Invalid."""
         if self.policy is None and not self.change:
             return None
         try:
@@ -50,20 +50,20 @@ class PolicyRequest(msgspec.Struct):
 
 
 class TrustPeer(PolicyRequest, kw_only=True):
-    """Trust a peer, with a policy of its own if one is given."""
+    """Trust a peer, with a policy of its own if the request has one."""
 
     peer: str
 
 
 class SetPolicy(PolicyRequest, kw_only=True):
-    """Change a trusted peer's policy; `default` gives it up for that of the configuration."""
+    """Change a trusted peer's policy; `default` replaces it by the configured default."""
 
     peer: str
     default: bool = False
 
 
 class Invite(PolicyRequest, kw_only=True):
-    """Make an invitation for `expires` seconds. Without `addresses`, those of our card."""
+    """Make an invitation for `expires` seconds. Without `addresses`, it has our card's."""
 
     expires: int = 3600
     addresses: list[str] = []
@@ -76,7 +76,7 @@ class ByInvitation(msgspec.Struct):
 
 
 class JoinPeer(PolicyRequest, kw_only=True):
-    """Use an invitation; the policy is for who invited."""
+    """Redeem an invitation; the policy is for the inviting colony."""
 
     token: str
 
@@ -85,7 +85,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 
 
 def peer_view(federation: Federation, entry: PeerState) -> dict[str, Any]:
-    """A peer as lists and pages show it: who it is, how it is reached, what it may and has here."""
+    """Return a peer as lists and pages show it: ids, addresses, state, policy, usage."""
     peer = entry.peer
     return {
         "id": peer.wire,
@@ -117,13 +117,13 @@ def peer_view(federation: Federation, entry: PeerState) -> dict[str, Any]:
 
 @calls.row("getpeersmsg", Empty, Who.OWNER, reply="Peer[]")
 async def get_peers(federation: Federation, caller: Caller, request: Empty) -> list[dict[str, Any]]:
-    """Other colonies and the trust in them."""
+    """Return the other colonies, and the trust in each."""
     return [peer_view(federation, entry) for entry in federation.peers.known.values()]
 
 
 @calls.row("getpeermsg", ByPeer, Who.OWNER, reply="Peer")
 async def get_peer(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
-    """One other colony."""
+    """Return one other colony."""
     entry = federation.peers.find(request.peer)
     said, age = (
         federation.capability_cache.get(entry.peer.id),
@@ -134,7 +134,7 @@ async def get_peer(federation: Federation, caller: Caller, request: ByPeer) -> d
 
 @calls.row("trustpeermsg", TrustPeer, Who.OWNER, reply="Peer", need=Need.WORKS)
 async def trust(federation: Federation, caller: Caller, request: TrustPeer) -> dict[str, Any]:
-    """Let a colony send work here and take work from here."""
+    """Trust a colony: it may send work here, and takes work from here."""
     present = federation.peers.policy(federation.peers.find(request.peer).peer.id)
     return peer_view(
         federation, await federation.trust_admin.trust(request.peer, request.over(present))
@@ -154,7 +154,7 @@ async def set_policy(federation: Federation, caller: Caller, request: SetPolicy)
 
 @calls.row("blockpeermsg", ByPeer, Who.OWNER, reply="Peer", need=Need.FREES)
 async def block(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
-    """Refuse a colony from now on, and end what it has here and we there."""
+    """Block a colony: refuse its messages, and end its processes here and ours there."""
     return peer_view(federation, await federation.trust_admin.block(request.peer))
 
 
@@ -162,7 +162,7 @@ async def block(federation: Federation, caller: Caller, request: ByPeer) -> dict
     "invitepeermsg", Invite, Who.OWNER, reply="{invitation, token, expires, addresses, policy}"
 )
 async def invite(federation: Federation, caller: Caller, request: Invite) -> dict[str, Any]:
-    """Make a token with which one colony can make trust mutual."""
+    """Make an invitation, with which one colony can make trust mutual."""
     policy = request.over(federation.peers.default)
     token = await federation.invitations.invite(request.expires, policy, request.addresses)
     return {
@@ -178,7 +178,7 @@ async def invite(federation: Federation, caller: Caller, request: Invite) -> dic
 async def get_invitations(
     federation: Federation, caller: Caller, request: Empty
 ) -> list[dict[str, Any]]:
-    """Invitations that nobody used."""
+    """Return the open invitations."""
     return [
         {
             "invitation": name,
@@ -192,20 +192,20 @@ async def get_invitations(
 
 @calls.row("revokeinvitationmsg", ByInvitation, Who.OWNER, reply="{invitation}", need=Need.FREES)
 async def revoke(federation: Federation, caller: Caller, request: ByInvitation) -> dict[str, Any]:
-    """Forget an invitation."""
+    """Revoke an invitation."""
     return {"invitation": await federation.invitations.revoke(request.invitation)}
 
 
 @calls.row("joinpeermsg", JoinPeer, Who.OWNER, reply="Peer")
 async def join(federation: Federation, caller: Caller, request: JoinPeer) -> dict[str, Any]:
-    """Use another colony's token."""
+    """Redeem another colony's invitation."""
     policy = request.over(federation.peers.default)
     return peer_view(federation, await federation.joiner.join(request.token, policy))
 
 
 @calls.row("pingpeermsg", ByPeer, Who.OWNER, reply="{ok, rtt, error, clock}", need=Need.FREES)
 async def ping(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
-    """Ask a colony for a signed answer."""
+    """Exchange hellos with a colony."""
     entry = federation.peers.find(request.peer)
     try:
         async with federation.peer_sessions.connection(entry) as connection:
@@ -221,25 +221,25 @@ async def ping(federation: Federation, caller: Caller, request: ByPeer) -> dict[
 
 @calls.row("rotatekeymsg", Empty, Who.OWNER, reply="{id, former, until, kept}", need=Need.FREES)
 async def rotate(federation: Federation, caller: Caller, request: Empty) -> Rotated:
-    """Go on under another key; peers follow."""
+    """Change the colony's key; peers follow."""
     return await federation.rotation.rotate(Home(federation.directory))
 
 
 def policy_view(policy: Policy) -> dict[str, Any]:
-    """A policy as it is written in files and on the command line."""
+    """Return a policy as configuration files and the command line write it."""
     view: dict[str, Any] = msgspec.to_builtins(policy)
     return view
 
 
 def left_view(federation: Federation, peerid: str) -> dict[str, int]:
-    """What a colony left in the store here: entries, bytes, and bytes of news of the last day."""
+    """Return a colony's usage of our store: entries, bytes, bytes of updates in a day."""
     stock = federation.inbox.peer_quotas.stock(peerid)
     told = federation.inbox.peer_quotas.told(peerid)
     return {"entries": stock.entries, "bytes": stock.size, "news": told}
 
 
 def clock_view(clock: PeerClock) -> dict[str, Any] | None:
-    """How many seconds a peer's clock is ahead of ours, give or take `within`; None if unknown."""
+    """Return a peer's clock: how many seconds ahead of ours, `within` how many; or None."""
     reading = clock.reading
     if reading is None:
         return None

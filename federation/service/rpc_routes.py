@@ -1,6 +1,6 @@
-"""The calls about routes: list them, and explain where a spec would go and why.
+"""The RPC rows about routes: list them, and explain where a spec would go and why.
 
-What is decided is `routing.rules`'; nothing here sends anything anywhere.
+`routing.rules` decides; nothing here sends a process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ calls: Calls[Federation] = Calls("Ours", home=lambda federation: federation.home
 async def get_routes(
     federation: Federation, caller: Caller, request: Empty
 ) -> list[dict[str, Any]]:
-    """The routes of the configuration."""
+    """Return the configured routes."""
     sent = federation.router.counters
     return [
         route_view(route) | {"sent": sent.get(route.number, 0)}
@@ -56,12 +56,12 @@ async def get_routes(
     reads=True,
 )
 async def explain(federation: Federation, caller: Caller, request: ExplainRoute) -> dict[str, Any]:
-    """Where a spec would go now, and why."""
+    """Return where a spec would go now, and why."""
     return explanation(federation, request.spec, request.age)
 
 
 def route_view(route: Route) -> dict[str, Any]:
-    """A route as it is configured."""
+    """Return a route as it is configured."""
     return {
         "number": route.number,
         "text": route.text,
@@ -76,7 +76,7 @@ def route_view(route: Route) -> dict[str, Any]:
 
 
 def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[str, Any]:
-    """Where a spec would go now, with every route and every peer looked at. Raises Invalid."""
+    """Return where a spec would go now, with a verdict on every route and peer. Raises Invalid."""
     if not spec.conditions.executortype:
         raise Invalid("spec.conditions.executortype: routes look at it, so a name is needed")
     name, router = spec.conditions.colonyname, federation.router
@@ -110,7 +110,7 @@ def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[
 
 
 def _needs(federation: Federation, target: str, peer: str) -> list[dict[str, str]]:
-    """What the owners on the way to a target must have allowed, as the command of each there."""
+    """Return what each owner on the way to a target must allow, with the command for it."""
     way = relays.segments(target)
     if federation.peers.named(way[0]) is None:
         way = [federation.peers.name(peer), *way]  # one that a peer introduced
@@ -144,7 +144,7 @@ def _option(option: RouteOption) -> dict[str, Any]:
 
 
 def tried_view(federation: Federation, forward: Forward) -> list[dict[str, Any]]:
-    """The peers that a process was tried at before, and why they will not run it."""
+    """Return the peers that a process was tried at before, and why each will not run it."""
     return [
         {
             "peer": each.peer,
@@ -158,7 +158,7 @@ def tried_view(federation: Federation, forward: Forward) -> list[dict[str, Any]]
 
 
 def statement_view(statement: Statement | None, age: float | None) -> dict[str, Any] | None:
-    """What a peer offers us, `age` seconds ago; None when it never said."""
+    """Return what a peer offered us `age` seconds ago; None if it never offered anything."""
     if statement is None or age is None:
         return None
     said: dict[str, Any] = msgspec.to_builtins(statement.said)

@@ -1,6 +1,6 @@
-"""The server's end of the wire: the checks of a message in their order, and its way to an endpoint.
+"""The server of the federation port: checks each message in order, then calls its endpoint.
 
-Sockets and HTTP are `node.http.server`'s; what a message does is said by the part that answers it.
+`node.http.server` has sockets and HTTP. The part behind an endpoint decides what a message does.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from node.host.log import get_logger
 from node.http.server import Request, Response
 from node.model.errors import RpcError
 
-# Where version 1 of the protocol had forwards: its answers name ids only, and prove too little.
+# Paths of forwards in version 1 of the protocol. Its answers name ids only, which proves too
+# little.
 _FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
-_INTRODUCING = (Kind.HELLO, Kind.JOIN)  # bring the sender's card
+_INTRODUCING = (Kind.HELLO, Kind.JOIN)  # these messages carry the sender's card
 
 log = get_logger("gate")
 
 
 @dataclass
 class Server:
-    """Answers peers at `endpoints`. `card` gives our signed card."""
+    """Answers requests of peers at `endpoints`. `card` returns our signed card."""
 
     signer: Signer
     peers: Peers
@@ -57,7 +58,7 @@ class Server:
         self._table = {each.path: each for each in endpoints}
 
     async def handle(self, request: Request) -> Response:
-        """Answer one request. Never raises for what a peer did."""
+        """Return the response to one request. Nothing that a peer sends makes it raise."""
         try:
             return await self._route(request)
         except Rejected as rejected:
@@ -71,7 +72,7 @@ class Server:
             return self._refuse(Refusal(503, "busy", "the store did not answer", again=2))
 
     def refuse(self, status: int, message: str) -> Response:
-        """The answer to what is not even HTTP as we want it."""
+        """Return the response to a request that breaks HTTP, or our limits of it."""
         return self._refuse(Refusal(status, "too_large" if status == 413 else "http", message))
 
     def _refuse(self, refusal: Refusal, request: Request | None = None) -> Response:
@@ -82,7 +83,7 @@ class Server:
         return Response(refusal.status, msgspec.json.encode(body), "application/json", headers)
 
     def _signed(self, refusal: Refusal, request: Request) -> bytes:
-        """Our name under a refusal: its origin may send the process to another colony."""
+        """Return our signed refusal, with which the origin may reroute the process."""
         if request.method != "POST" or request.path not in (*SIGNED, *_FORMER[:1]):
             return b""
         try:
@@ -91,7 +92,7 @@ class Server:
             return b""
         movable = request.path == "/v2/submit" and self.peers.get(issuer) is not None
         if refusal.code == "stranger_rate" and not movable:
-            # Refused without a look at its signature, it is not worth one of ours either.
+            # A message refused before its signature was checked is not worth a signature of ours.
             return b""
         signed = SignedRefusal(
             refusal.code,
@@ -140,9 +141,9 @@ class Server:
         return Response(200, answer, "application/cose")
 
     async def _identify(self, request: Request, endpoint: Endpoint) -> VerifiedMessage:
-        """Open a message, and know its sender by the id under which it is kept.
+        """Open a message, and return it with the id under which its sender is kept.
 
-        Raises Rejected, or Refusal for whom we do not trust.
+        Raises Rejected, or Refusal for a sender that is not trusted.
         """
         kind = endpoint.kind
         card = self._card_in(request, endpoint) if kind in _INTRODUCING else None
@@ -160,7 +161,7 @@ class Server:
         return opened
 
     def _open(self, request: Request, endpoint: Endpoint, card: Card | None) -> VerifiedMessage:
-        """Check a message, after counting it if it comes from a colony that is not trusted."""
+        """Open a message. A message of a colony that is not trusted is counted first."""
         name, mistakes = "", True
 
         def key_of(issuer: str) -> bytes | None:
@@ -190,12 +191,12 @@ class Server:
         return opened
 
     def _trusted(self, issuer: str) -> str:
-        """The id under which a trusted colony is kept, "" for others."""
+        """Return the id under which a trusted colony is kept, "" for any other colony."""
         trusted = self.peers.state(issuer) == TRUSTED
         return self.peers.index.root(issuer) if trusted else ""
 
     def _admit(self, issuer: str, request: Request) -> bool:
-        """Whether the mistake is looked for in a message that names its sender.
+        """Return whether to look for the fault in a message that names its sender.
 
         Raises Refusal (stranger_rate) before anything is checked.
         """
@@ -206,7 +207,7 @@ class Server:
         return True
 
     def _count_card(self, card: Card) -> None:
-        """A newer card of a trusted colony is written. Raises Refusal (card_rate)."""
+        """Count a trusted colony's newer card, which costs a write. Raises Refusal (card_rate)."""
         entry = self.peers.get(card.id)
         if entry is None or entry.peer.state != TRUSTED or card.id != entry.peer.wire:
             return
@@ -214,7 +215,7 @@ class Server:
             self.peer_quotas.card(entry.peer.id)
 
     async def _follow(self, hello: Hello) -> None:
-        """Take note that a peer has another key now, before its card is that of a stranger."""
+        """Record a peer's new key, before its card is taken for a stranger's."""
         try:
             await follow(self.peers, hello.successors, self.signer.clock.seconds)
         except Refusal as refusal:
@@ -234,7 +235,7 @@ class Server:
         return known
 
     def _card_in(self, request: Request, endpoint: Endpoint) -> Card:
-        """The card that a hello brings, so that a colony we cannot reach can introduce itself."""
+        """Return the card in a hello, by which a colony that we cannot reach introduces itself."""
         seen = inspect(request.body, limit=SIZES[Kind.HELLO].bytes)
         if not endpoint.public:
             self._admit(seen.issuer, request)

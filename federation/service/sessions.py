@@ -1,6 +1,6 @@
-"""The tasks of every trusted peer, from the moment that it is trusted until it is no more.
+"""The sessions of trusted peers: each peer's tasks, from trust to the end of trust.
 
-What the tasks do is in modules of their own; here they are kept alive.
+Other modules hold the tasks; this one starts, restarts and ends them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from node.tasks.containment import contained, keep_going
 
 @dataclass
 class PeerSessions:
-    """Runs `tasks` for each peer over a link that `connection_to` makes, which is then in
-    `connections`.
+    """Runs `tasks` for each peer over a connection that `connection_to` makes.
 
-    Nothing begins but between `open` and `close`.
+    `connections` holds these connections. Tasks start only between `open` and `close`.
     """
 
     connections: dict[str, PeerConnection]
@@ -33,16 +32,16 @@ class PeerSessions:
     _scopes: dict[str, trio.CancelScope] = field(default_factory=dict)
 
     def open(self, nursery: trio.Nursery) -> None:
-        """Let the tasks of peers begin, in a nursery."""
+        """Allow tasks of peers to start, in `nursery`."""
         self._nursery = nursery
 
     def close(self) -> None:
-        """Begin no more tasks."""
+        """Allow no more tasks to start."""
         self._nursery = None
 
     @asynccontextmanager
     async def connection(self, entry: PeerState) -> AsyncIterator[PeerConnection]:
-        """Give the link to a peer that is in use, else one for this alone. Raises Unsent."""
+        """Return the peer's open connection, or a new one for this caller alone. Raises Unsent."""
         if not entry.peer.public_key:
             raise Unsent("no card of this colony was seen yet")
         if used := self.connections.get(entry.peer.id):
@@ -55,13 +54,13 @@ class PeerSessions:
             await connection.close()
 
     def begin(self, peerid: str, entry: PeerState) -> None:
-        """Start what is not started yet of a peer's."""
+        """Start the tasks of a peer that do not run yet."""
         if self._nursery is not None and peerid not in self._scopes:
             scope = self._scopes[peerid] = trio.CancelScope()
             self._nursery.start_soon(self._serve, entry, scope)
 
     def end(self, peerid: str) -> bool:
-        """End the tasks of a peer; False when there are none."""
+        """End the tasks of a peer. Return False if it has none."""
         scope = self._scopes.pop(peerid, None)
         if scope is not None:
             scope.cancel()

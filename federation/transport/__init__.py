@@ -1,1 +1,1 @@
-"""Pinned TLS to one peer, and the ways around."""
+"""Connections to one peer: pinned TLS, or a mailbox in between."""

@@ -1,7 +1,6 @@
-"""The client's end of the wire: one pinned HTTPS connection pool per peer, every answer verified.
+"""The connection to a peer: one pinned HTTPS connection pool each, every answer verified.
 
-Which message to send when, and what an answer means, is decided by the callers; `service.server`
-serves.
+The callers decide when to send which message, and what an answer means. `service.server` serves.
 """
 
 from __future__ import annotations
@@ -34,23 +33,24 @@ from node.model.types import SECOND
 __all__ = ["Guide", "PeerConnection", "PeerResponse", "fetch_card"]
 
 _REFUSAL_LIMIT = 4096
-_LARGE = 1_000_000  # bytes of an answer that is opened in a thread
+_LARGE = 1_000_000  # bytes from which an answer is opened in a thread
 _LONGEST_WAIT = 300
 _MOST_ADDRESSES = 16
-# Seconds for a message and its answer, beside what the peer may think, and bytes a second.
+# Seconds allowed for a message and its answer, beside the peer's own wait; and bytes a second.
 _LEAST, _SLOWEST = 60.0, 16_384
-_HEARD = 10  # seconds for which an answer shows that a peer is there
+_HEARD = 10  # seconds for which an answer proves that a peer is there
 _TIMELY = ("not_yet_valid", "expired")
 
-# Carries the body of a message to a path there, for as many seconds and a few, and the answer back.
+# Carries a message's body to a path at the peer, and returns the answer. The last argument is how
+# long the peer may wait, in seconds.
 Carrier = Callable[[str, bytes, float], Awaitable["PeerResponse"]]
 log = get_logger("transport")
 
 
 class PeerResponse(msgspec.Struct, frozen=True):
-    """What came back, whatever it says: HTTP status, the header `retry-after`, the body.
+    """An answer as it came: HTTP status, the header `retry-after`, the body.
 
-    `brought`: another colony had message and answer in its hands.
+    `brought`: another colony carried message and answer.
     """
 
     status: int
@@ -60,38 +60,38 @@ class PeerResponse(msgspec.Struct, frozen=True):
 
 
 class Guide(Protocol):
-    """What a link asks and tells about its peer: the parts that know of it stand above.
+    """What a connection asks and tells about its peer; the parts that know the peer stand above it.
 
-    What is given here holds for a peer that is reached at its addresses as they stand.
+    The defaults are for a peer without a mailbox, whose clock and keys are as we know them.
     """
 
     async def renew(self, address: str) -> None:
-        """Take in the card shown at an address of the peer. Raises TransportError."""
+        """Fetch the card at an address of the peer, and store it. Raises TransportError."""
 
     def around(self) -> Carrier | None:
-        """Return another way than a connection of ours, None while there is none to be taken."""
+        """Return a carrier that takes the place of our own connection, or None."""
         return None
 
     def measure(self) -> None:
-        """Have the peer's clock measured: it turned out to be another than we thought."""
+        """Have the peer's clock measured: it is not as we thought."""
         return
 
     async def follow(self, successors: list[Successor]) -> None:
-        """Take note of the peer's change of keys. Raises Rejected."""
+        """Record the peer's change of keys. Raises Rejected."""
         return
 
     def headers(self, body: bytes) -> Mapping[str, str]:
-        """Return what goes beside a message: what of it counts before its signature is checked."""
+        """Return HTTP headers, which the server reads before it checks the signature."""
         return {}
 
     @abstractmethod
     async def ways(self, address: str) -> list[str]:
-        """Return where an address leads that we may try. Raises Unsent."""
+        """Return the addresses that an address leads to and that we may try. Raises Unsent."""
 
 
 @dataclass
 class PeerConnection:
-    """The way to one peer, as its `guide` knows it."""
+    """The connection to one peer, as its `guide` describes it."""
 
     entry: PeerState
     signer: Signer
@@ -104,27 +104,27 @@ class PeerConnection:
 
     @property
     def id(self) -> str:
-        """The id under which the peer is kept."""
+        """Return the id under which the peer is kept."""
         return self.entry.peer.id
 
     @property
     def wire(self) -> str:
-        """The id that the peer has now."""
+        """Return the peer's present id."""
         return self.entry.peer.wire
 
     def key_of(self, issuer: str) -> bytes | None:
-        """The peer's key of this id, if it counts now."""
+        """Return the peer's key of this id, if it is valid now."""
         return self.entry.peer.key_of(issuer, self.signer.clock.seconds)
 
     def demand_version(self) -> None:
-        """Raise Unsent if the peer's card says that it speaks another version of the protocol."""
+        """Raise Unsent if the peer's card names another version of the protocol."""
         if self.entry.peer.mismatch:
             raise Unsent(self.entry.peer.mismatch)
 
     async def connect(self) -> httpx.AsyncClient | None:
-        """See to it that a message can leave: over TLS with the peer's own certificate only.
+        """Connect over TLS that accepts only the peer's own certificate.
 
-        Returns the client for that, None when there is another way. Raises Unsent.
+        Return the HTTP client, or None if a mailbox carries the messages. Raises Unsent.
         """
         if self.guide.around() is not None:
             return None
@@ -143,7 +143,7 @@ class PeerConnection:
             problems = list(found.problems)
             for address, der in found.others:
                 try:
-                    # A new certificate is fine once a newer card of the same colony says so.
+                    # Accept a new certificate once a newer card of the same colony names it.
                     await self.guide.renew(address)
                     if fingerprint_of(der) == self.entry.peer.fingerprint:
                         return self._use(address, address, der)
@@ -156,9 +156,9 @@ class PeerConnection:
 
     @property
     def stale(self) -> bool:
-        """Whether the connections are those to where the peer was before.
+        """Return whether the connections lead to a former start of the peer.
 
-        A card with a higher number means another start, other addresses or another certificate.
+        A card with a higher number means a new start, other addresses or another certificate.
         """
         peer = self.entry.peer
         return self._http is not None and (
@@ -177,12 +177,12 @@ class PeerConnection:
 
     @property
     def unmeasured(self) -> bool:
-        """Whether the peer's clock is not known yet, so that times are those of our own."""
+        """Return whether the peer's clock is not known yet, so that messages have our own times."""
         return self._translates and not self._greeted
 
     @property
     def unheard(self) -> bool:
-        """Whether what we send may be kept for a peer of which nobody knows that it is there."""
+        """Return whether a mailbox may keep our message for a peer that may be away."""
         quiet = self.signer.clock.seconds - self.entry.lastseen > _HEARD or bool(self.entry.error)
         return quiet and self.guide.around() is not None
 
@@ -193,7 +193,7 @@ class PeerConnection:
                 await http.aclose()
 
     async def close(self) -> None:
-        """Drop the connections; the next message makes new ones."""
+        """Close the connections; the next message makes new ones."""
         await self._forget()
 
     async def _drop(self, used: httpx.AsyncClient) -> None:
@@ -201,9 +201,9 @@ class PeerConnection:
             await self._forget()
 
     async def exchange(self, path: str, body: bytes, wait: float) -> PeerResponse:
-        """Carry bytes there and back. Raises Unsent or Lost; `wait` as for `post`.
+        """Send bytes and return the answer. `wait` as for `post`. Raises Unsent or Lost.
 
-        An answer that is larger than one of its kind may be is not read to its end.
+        An answer larger than its kind allows is not read to its end.
         """
         limit = SIZES[ANSWERS[path]].bytes
         carrier = self.guide.around()
@@ -220,7 +220,7 @@ class PeerConnection:
                     ok = response.status_code == 200
                     data = await read_body(response, limit if ok else _REFUSAL_LIMIT)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            # A pool that starves leaks (httpcore); a new one costs a handshake.
+            # A starved pool leaks (httpcore); a new one costs a handshake.
             await self._drop(http)
             raise Unsent(text_of(error)) from None
         except (httpx.HTTPError, trio.TooSlowError) as error:
@@ -231,9 +231,9 @@ class PeerConnection:
     async def post(
         self, path: str, body: bytes, kind: Kind, wait: float = 0
     ) -> tuple[VerifiedMessage, bytes]:
-        """Send an envelope; return the verified answer of `kind`, and its bytes.
+        """Send an envelope. Return the verified answer of `kind`, and its bytes.
 
-        `wait` is how many seconds the peer was allowed to think. Raises TransportError.
+        `wait` is how long the peer may wait with its answer, in seconds. Raises TransportError.
         """
         answer = await self.exchange(path, body, wait)
         if answer.status != 200:
@@ -254,12 +254,12 @@ class PeerConnection:
 
     @property
     def seconds(self) -> int:
-        """Now, by the clock with which the peer tells when it made a message."""
+        """Return the present time by the clock that this peer signs with, in seconds."""
         return self.signer.clock.seconds + (self.entry.clock.issuing if self._translates else 0)
 
     @property
     def highest(self) -> float:
-        """The latest time we remember, as the peer's clock tells it."""
+        """Return the latest time that we remember, in seconds of this peer's signing clock."""
         return self.signer.clock.floor + self.seconds - self.signer.clock.seconds
 
     def seal(
@@ -270,9 +270,9 @@ class PeerConnection:
         cti: bytes | None = None,
         expires: int | None = None,
     ) -> bytes:
-        """Seal a request to this peer, with times that hold by its clock.
+        """Return a signed request to this peer, with times that are valid by its clock.
 
-        `expires` is by ours, in seconds; without one it is as late as allowed.
+        `expires` is in seconds by our clock; without it, the request lives as long as allowed.
         """
         ahead = self.entry.clock.judging if self._translates else 0
         return self.signer.seal(
@@ -285,9 +285,9 @@ class PeerConnection:
         )
 
     async def greet(self, message: Hello) -> Hello:
-        """Exchange signed hellos, and learn what the peer's clock shows. Raises TransportError.
+        """Exchange signed hellos, and learn the peer's clock. Raises TransportError.
 
-        The `nonce` of the message makes the answer a fresh one, whatever time it tells.
+        The `nonce` of the message proves that the answer is fresh, whatever time it has.
         """
         body = self.seal(Kind.HELLO, message)
         sent = self.signer.clock.now() / SECOND
@@ -302,14 +302,15 @@ class PeerConnection:
         limit = SIZES[Kind.HELLO].bytes
         try:
             if inspect(answer.data, limit=limit).issuer not in self.entry.peer.ids:
-                # It may have another key by now, and then says so.
+                # The peer may have another key by now; its hello then says so.
                 said = inspect(answer.data, limit=limit).payload
                 await self.guide.follow(load(said, Hello).successors)
             opened = self._open_now(answer.data, Kind.HELLO)
             hello = load(opened.payload, Hello)
             self._greeted = True
             if not hello.nonce or hello.nonce != message.nonce:
-                self._open(answer.data, Kind.HELLO)  # by an older release: its time must do
+                # an older release has no nonce: check its time instead
+                self._open(answer.data, Kind.HELLO)
         except Rejected as error:
             raise Lost(f"the answer is not valid: {error}") from None
         if hello.clock and hello.nonce == message.nonce:
@@ -318,7 +319,7 @@ class PeerConnection:
         return hello
 
     def _learn(self, reading: ClockReading) -> None:
-        """Take note of its clock. Raises RemoteRefusal when it is too far off to be bridged."""
+        """Record the peer's clock. Raises RemoteRefusal if it is too far off to be bridged."""
         if self.entry.clock.learn(reading):
             log.info("clock of peer", peer=self.id, ahead=reading.ahead)
         if abs(reading.ahead) > MOST:
@@ -326,7 +327,7 @@ class PeerConnection:
             raise RemoteRefusal("clocks_apart", f"{problem}, at most {told(MOST)} can be bridged")
 
     async def _open_large(self, data: bytes, kind: Kind) -> VerifiedMessage:
-        """Open an answer; hashing a large one does not hold the event loop."""
+        """Return the verified answer; a large one is hashed in a thread."""
         if len(data) <= _LARGE:
             return self._open(data, kind)
         return await trio.to_thread.run_sync(self._open, data, kind)
@@ -335,7 +336,7 @@ class PeerConnection:
         return self._opened(data, kind, self.seconds, self.highest)
 
     def _open_now(self, data: bytes, kind: Kind) -> VerifiedMessage:
-        """Open what repeats something of our own request, so that it can't be an old message."""
+        """Return an answer that repeats a part of our request, which proves that it is fresh."""
         issued = inspect(data, limit=SIZES[kind].bytes).issued
         return self._opened(data, kind, issued, 0)
 
@@ -353,9 +354,9 @@ class PeerConnection:
     # -- refusals --------------------------------------------------------------------------
 
     def _denial(self, refusal: RefusalBody, path: str, body: bytes) -> SignedRefusal | None:
-        """The peer's signed word that it did not take this very message at this path.
+        """Return the peer's signed refusal of this very message at this path, or None.
 
-        Who carries messages for us may show the same bytes at another path, to be refused there.
+        The path matters: a relay could show the same bytes at another path, to have them refused.
         """
         try:
             denial = load(self._open_now(refusal.signed, Kind.REFUSAL).payload, SignedRefusal)
@@ -376,18 +377,18 @@ class PeerConnection:
         elif denial.kept:
             proof = Proof.KEPT
         else:
-            # Who brought it to the peer may have done so before, and may bring it again.
+            # A relay may have brought the message before, and may bring it again.
             proof = Proof.SIGNED_CARRIED if brought else Proof.SIGNED
         alone = Proof.NONE if brought else proof
         if status in (408, 429) or status >= 500 or status < 400:
             after = answer.retry_after
             seconds = min(int(after), _LONGEST_WAIT) if after.isdigit() else 0
-            # Of any other status the peer may have taken it all the same.
+            # With any other status, the peer may have accepted it all the same.
             proof = alone if status == 429 else Proof.NONE
             return RemoteRefusal(code, message, Reason.LATER, proof, seconds)
         if proof is Proof.CARRIED and path in SIGNED:
             return Lost(f"{code}: {message} (the peer did not sign this)")
-        # Times may have been right when they were sealed, and one of the clocks was set since.
+        # The times may have been right when they were signed, and a clock was set since.
         if (
             code in _TIMELY
             and self._translates

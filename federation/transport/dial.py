@@ -1,6 +1,6 @@
-"""Finding where a colony is to be reached: its addresses tried, its certificate compared, its card.
+"""The dialer: tries a colony's addresses, compares certificates, fetches cards.
 
-What is said over a connection, and to whom, is `transport.connection`'s.
+`transport.connection` sends the messages.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ log = get_logger("dialing")
 
 
 def _url(host: str, port: int) -> str:
-    # The "%" of a scope stays as it is: httpx hands the host to the resolver as it finds it.
+    # The "%" of a scope stays: httpx hands the host to the resolver unchanged.
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
-    """Connections to `host` that are completed with this one certificate. Raises InvalidURL."""
+    """Return an HTTP client for `host` that accepts only this certificate. Raises InvalidURL."""
     return http_client(
         base_url=_url(host, port), verify=trusting(der), timeout=_TIMEOUT, limits=_LIMITS
     )
 
 
 async def fetch_card(address: str, clock: SigningClock, *, pinned: str = "") -> tuple[Card, bytes]:
-    """Return the card shown at an address, proven, and its bytes.
+    """Return the verified card at an address, and its bytes.
 
-    With `pinned`, a certificate's fingerprint, nothing is sent to who shows another. Raises
-    TransportError when there is none, or its fingerprint is not that of the certificate.
+    With `pinned`, a certificate's fingerprint, nothing is sent to a host with another certificate.
+    Raises TransportError if there is no card, or the card names another certificate.
     """
     try:
         host, port = split_address(address)
@@ -65,18 +65,19 @@ async def fetch_card(address: str, clock: SigningClock, *, pinned: str = "") -> 
 
 
 def text_of(error: BaseException) -> str:
-    """What went wrong, in words."""
+    """Return an error as text."""
     return reason_of(error)
 
 
 @dataclass
 class DialResult:
-    """Where a certificate was shown: the `address`, or "", and what all the others said."""
+    """The `address` with the right certificate, or "", and what all other addresses gave."""
 
     address: str = ""
     der: bytes = b""
-    at: str = ""  # the same with an IP address, which is where the connection goes
-    others: list[tuple[str, bytes]] = field(default_factory=list)  # where, other certificates
+    at: str = ""  # the same with an IP address, for the connection
+    # address and DER of other certificates
+    others: list[tuple[str, bytes]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -85,12 +86,12 @@ async def find(
     fingerprint: str,
     ways: Callable[[str], Awaitable[list[str]]],
 ) -> DialResult:
-    """Try addresses, each a moment after the one before; the first that is right wins.
+    """Try addresses, each a moment (`_STAGGER`) after the one before; the first right one wins.
 
-    `ways` gives where an address leads; it raises Unsent when we are not to go there.
+    `ways` returns where an address leads; it raises Unsent if we must not go there.
 
-    An address that leads nowhere costs a moment this way, and not the five seconds of its timeout:
-    after a move most are of that kind, and anybody can announce some.
+    So an address that leads nowhere costs a moment, and not its timeout of five seconds: after a
+    move most addresses are wrong, and any host can announce some.
     """
     found, waiting, running = DialResult(), list(addresses), 0
     send, outcome_poller = trio.open_memory_channel[tuple[str, str, bytes, str]](0)
@@ -107,7 +108,7 @@ async def find(
         except (TransportError, ValueError) as error:
             problem = text_of(error)
         except Exception as error:
-            # Whatever an address does to us, the others are to be tried.
+            # Whatever goes wrong at one address, try the others.
             log.exception("address not tried", address=address)
             problem = f"{address}: {type(error).__name__}"
         await send.send((address, at, der, problem))

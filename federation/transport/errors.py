@@ -1,6 +1,6 @@
-"""What a message came to that got no valid answer, and how certain that is.
+"""Errors of a message without a valid answer, and how certain each is.
 
-Which answers a peer gives is in `wire.refusals`; connections are made in `transport.dial`.
+`wire.refusals` lists the refusals of peers; `transport.dial` makes connections.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from federation.wire.refusals import Proof
 
 
 class TransportError(Exception):
-    """A message got no valid answer; what that means for it, the subclass tells."""
+    """A message got no valid answer; the subclass says what that means for it."""
 
-    seconds = 0.0  # that the peer asks to wait for; 0 when it did not say
+    seconds = 0.0  # that the peer asks to wait; 0 if it did not say
     final = False  # whether the peer refused it, and will refuse it again
 
 
 class Unsent(TransportError):
-    """No byte of it reached the peer."""
+    """No byte of the message reached the peer."""
 
 
 class Lost(TransportError):
-    """It may have reached the peer."""
+    """The message may have reached the peer."""
 
 
 class Reason(Enum):
-    """Why a peer did not take a message, as far as that decides what follows."""
+    """Why a peer did not accept a message, as far as the next step depends on it."""
 
     LATER = "it wants it later"
     UNTIMELY = "its times do not hold by the peer's clock; once that is measured, others may"
@@ -34,7 +34,7 @@ class Reason(Enum):
 
 
 class RemoteRefusal(TransportError):
-    """The peer did not take it; `proof` is how far that can be believed."""
+    """The peer did not accept the message; `proof` says how far that can be believed."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Work for colonies that can't be connected to: they poll a peer, which hands them what came.
+"""Mailboxes: a colony that cannot be connected to polls a peer, which holds messages for it.
 
-A message takes this way as it is, sealed for who it is meant for, and so does the answer; nothing
-here reads, signs or keeps any of it, and a sender's own outbox outlasts what is lost.
+A mailbox carries messages and answers as they are, signed for their receivers. It reads, signs and
+stores none of them; the sender's outbox outlasts a loss.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from node.tasks.containment import contained
 
 _WAIT = 25  # seconds of a poll
 _GAP = 10.0  # seconds between two polls of a colony that is there
-_ANSWER = 15.0  # seconds for an answer, beside what the message itself allows
+_ANSWER = 15.0  # seconds for an answer, beside the wait that the message itself allows
 _PER_SENDER, _IN_ALL = 16, 64  # messages held for one colony
-_BYTES = 4_000_000  # ... and their bytes, a quarter of it from one sender
-_ANSWERS = 16_000_000  # bytes of answers that one colony brought and that are not complete
+_BYTES = 4_000_000  # bytes of these, a quarter of it from one sender
+_ANSWERS = 16_000_000  # bytes of incomplete answers from one colony
 _TOGETHER = 64_000_000  # bytes of messages and answers of all colonies
-_PAGE = 2_000_000  # bytes handed out at once
+_PAGE = 2_000_000  # bytes of messages in one answer to a poll
 _PART = 1_000_000  # bytes of an answer in one message
 _LONGEST = SIZES[Kind.OUTCOMES].bytes  # of an answer
-_SLOTS = 64  # messages that a collector works on at a time
-_PATIENCE = 60.0  # seconds until a mailbox that refused is asked again
+_SLOTS = 64  # messages that a poller works on at a time
+_PATIENCE = 60.0  # seconds until a mailbox that refused is polled again
 
 log = get_logger("mailbox")
 
@@ -59,7 +59,7 @@ class _PendingMessage:
 
 @dataclass(eq=False)
 class _MailboxQueue:
-    """What is held for one colony; `seen` is when it last polled, in trio's time."""
+    """The messages held for one colony; `seen` is the time of its last poll, in trio's time."""
 
     held: OrderedDict[bytes, _PendingMessage] = field(default_factory=OrderedDict)
     wakeup: trio.Event = field(default_factory=trio.Event)
@@ -74,7 +74,7 @@ class _MailboxQueue:
 
 @dataclass
 class Mailbox:
-    """The boxes of the colonies that poll us. `arrived` hears of each that begins to."""
+    """The queues of the colonies that poll us. `arrived` is called for a colony that starts to."""
 
     signer: Signer
     peers: Peers
@@ -82,21 +82,21 @@ class Mailbox:
     draining: bool = False
     _queues: dict[str, _MailboxQueue] = field(default_factory=dict)
     _count: int = 0
-    _bytes: int = 0  # held for all
+    _bytes: int = 0  # held for all colonies
 
     def open(self, peerid: str) -> bool:
-        """Whether a colony polls us, so that a message gets to it this way."""
+        """Return whether a colony polls us, so that a message reaches it through this mailbox."""
         queue = self._queues.get(peerid)
         return queue is not None and (queue.polls > 0 or trio.current_time() - queue.seen < _GAP)
 
     def drain(self) -> None:
-        """Answer every poll now."""
+        """Answer every waiting poll now."""
         self.draining = True
         for queue in self._queues.values():
             queue.wake()
 
     def forget(self, peerid: str) -> None:
-        """A colony is trusted no more: nothing is held for it."""
+        """Drop the queue of a colony that is no longer trusted."""
         queue = self._queues.pop(peerid, None)
         if queue is not None:
             for held in queue.held.values():
@@ -106,9 +106,10 @@ class Mailbox:
     async def carry(
         self, peerid: str, sender: str, path: str, body: bytes, wait: float
     ) -> PeerResponse:
-        """Hold a message until the colony has taken and answered it. Raises Unsent or Lost.
+        """Hold a message until the colony has fetched and answered it. Raises Unsent or Lost.
 
-        `wait` is how many seconds it may think; bounded in number and bytes, also by sender.
+        `wait` is how long the colony may wait with its answer, in seconds. Number and bytes of held
+        messages are limited, for each sender as well.
         """
         if not self.open(peerid):
             raise Unsent("it does not poll us now")
@@ -143,16 +144,16 @@ class Mailbox:
     # -- what peers ask ----------------------------------------------------------------------
 
     def endpoints(self) -> list[Endpoint]:
-        """Where a colony fetches what is held for it, and where others leave that."""
+        """Return the endpoints at which colonies poll, and peers leave messages for them."""
         return [
             Endpoint("/v1/mail", Kind.COLLECT, self.collect),
             Endpoint("/v1/pass", Kind.PASS, self.forward),
         ]
 
     async def collect(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """A colony brings answers and takes what is held for it, waiting for it if need be.
+        """Take a colony's answers. Return messages for it, and wait if there are none.
 
-        Without a wait it brings answers only.
+        A request without a wait only brings answers.
         """
         wish = load(opened.payload, Collect)
         fresh = not self.open(opened.issuer)
@@ -176,7 +177,7 @@ class Mailbox:
 
     @staticmethod
     def _next(queue: _MailboxQueue) -> list[Parcel]:
-        """What was not handed out yet, as much as one answer should hold."""
+        """Return the messages that were not handed out yet, as many as fit one answer."""
         found: list[Parcel] = []
         total = 0
         for held in queue.held.values():
@@ -187,7 +188,7 @@ class Mailbox:
         return found
 
     def _answered(self, queue: _MailboxQueue, reply: Reply) -> None:
-        """Take a part of an answer; what is too large, or too much at once, is no answer."""
+        """Add a part to an answer. Too large a part, or too many bytes in all, fails the answer."""
         held = queue.held.get(reply.id)
         if held is None or held.done.is_set():
             return
@@ -205,9 +206,9 @@ class Mailbox:
             held.done.set()
 
     async def forward(self, opened: VerifiedMessage, data: bytes) -> bytes:
-        """A peer has a message for a colony that polls us. Raises Refusal.
+        """Carry a peer's message to a colony that polls us. Raises Refusal.
 
-        The sender does not rely on what we say of what became of it: only on what the other signed.
+        The sender trusts nothing that we say about its fate, only what the receiver signed.
         """
         wish = load(opened.payload, Pass)
         to = self.peers.index.root(wish.to)
@@ -226,9 +227,10 @@ class Mailbox:
 async def pass_on(
     connection: PeerConnection, to: str, path: str, body: bytes, wait: float
 ) -> PeerResponse:
-    """Send a message to the colony `to` by way of the peer that it polls. Raises TransportError.
+    """Send a message to the colony `to` through the peer that it polls. Raises TransportError.
 
-    Once the mailbox has it, nothing that the mailbox says tells that it was not delivered.
+    Once the mailbox has the message, nothing that the mailbox says proves that it was not
+    delivered.
     """
     wish = Pass(to, path, body, min(30, int(wait)))
     sealed = connection.seal(Kind.PASS, wish)
@@ -247,7 +249,7 @@ async def pass_on(
 
 @dataclass
 class Reachability:
-    """Which peers are reached by way of a mailbox, ours or another's, and which we poll.
+    """Tells which peers are reached through a mailbox, ours or another's, and which peers we poll.
 
     `connections` are those to the trusted peers, by the id under which each is kept.
     """
@@ -258,11 +260,11 @@ class Reachability:
     _polled: dict[str, trio.Event] = field(default_factory=dict)
 
     def polled(self, peerid: str) -> trio.Event:
-        """Set once a peer is one that we poll."""
+        """Return the event that is set once we poll this peer."""
         return self._polled.setdefault(self.context.peers.index.root(peerid), trio.Event())
 
     def mailboxes(self) -> list[str]:
-        """Present ids of the trusted peers that we poll, as our card tells them."""
+        """Return the present ids of the trusted peers that we poll, as our card lists them."""
         return sorted(
             self.context.peers.known[peerid].peer.wire
             for peerid, event in self._polled.items()
@@ -270,7 +272,7 @@ class Reachability:
         )
 
     def around(self, entry: PeerState) -> Carrier | None:
-        """The way to a peer that polls us, or one whom we trust; None when it is reached itself."""
+        """Return a carrier through a mailbox, ours or a peer's; None to connect directly."""
         peerid = entry.peer.id
         if self.mailbox.open(peerid):
             return functools.partial(self.mailbox.carry, peerid, self.context.signer.key.id)
@@ -285,13 +287,13 @@ class Reachability:
 
 @dataclass
 class MailboxPoller:
-    """The other end: fetches what peers hold for us and lets `handle` answer it."""
+    """Polls peers for messages to us, and lets `handle` answer these."""
 
     handle: Callable[[Request], Awaitable[Response]]
     chance: random.Random
 
     async def collect_forever(self, connection: PeerConnection) -> None:
-        """Poll one peer until cancelled, working on what it held meanwhile."""
+        """Poll one peer until cancelled, and answer messages meanwhile."""
         slots, failures = trio.CapacityLimiter(_SLOTS), 0
         async with trio.open_nursery() as nursery:
             while True:
@@ -324,11 +326,11 @@ class MailboxPoller:
     async def _work(
         self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
     ) -> None:
-        """Answer one message; an answer that gets lost is no worse than on any other way."""
+        """Answer one message. If the answer is lost, the sender repeats the message."""
         async with slots:
             if parcel.path in ("/v1/mail", "/v1/pass"):
                 return
-            # From nowhere near: it is not the local network that carried it.
+            # Without an address: the message did not come from the local network.
             request = Request("POST", parcel.path, "", {}, parcel.body, BROUGHT)
             response = await self.handle(request)
             after = dict(response.headers).get("retry-after", "")

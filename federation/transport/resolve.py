@@ -1,6 +1,6 @@
-"""Name resolution of addresses that others told us of: what is checked is what is connected to.
+"""Name resolution of addresses from other colonies: the checked IP address is the connected one.
 
-Which addresses are let pass is in `network.addresses`.
+`network.addresses` says which addresses are allowed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from federation.network.interfaces import Network
 from federation.transport.errors import Unsent
 from federation.wire.address import split_address
 
-_RESOLVE = 3.0  # seconds that a name may take
-_MOST = 4  # addresses of one name
+_RESOLVE = 3.0  # seconds that a lookup may take
+_MOST = 4  # IP addresses of one name
 
 
 async def ways_to(
     address: str, network: Network | None, names: trio.CapacityLimiter, *, loopback: bool = False
 ) -> list[str]:
-    """Return "host:port" with IP addresses for an address that others told us of.
+    """Return "host:port" with IP addresses, for an address that another colony named.
 
-    A name is resolved here, once, so that what is checked is what is connected to. The lookup takes
-    at most 3 s, and keeps its thread of `names` for as long as the resolver hangs. Raises Unsent,
-    which says why there is no way, or ValueError.
+    A name is resolved here, once, so that the checked IP address is the connected one. The lookup
+    takes at most 3 s, and keeps its thread of `names` for as long as the resolver hangs. Raises
+    Unsent, which says why there is no way, or ValueError.
     """
     host, port = split_address(address)
     try:

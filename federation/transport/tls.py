@@ -1,7 +1,7 @@
-"""The TLS hop between colonies: pinning a peer's certificate before any byte.
+"""TLS between colonies: the peer's certificate is pinned before any byte is sent.
 
-A certificate is only what a signed card says it is, so names and dates in it prove nothing here;
-who the peer is, the envelope's signature tells. Our own is made in `node.host.certificate`.
+A certificate is what a signed card says it is: names and dates in it prove nothing. The signature
+of an envelope proves the peer. `node.host.certificate` makes our own certificate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 async def fetch_certificate(host: str, port: int, *, timeout: float = 5.0) -> bytes:
     """Return the DER of the certificate shown at `host`, by a handshake alone: no byte is sent.
 
-    It bounds itself to `timeout` seconds. Raises TlsError, which names the address.
+    The handshake takes at most `timeout` seconds. Raises TlsError, which names the address.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -56,9 +56,9 @@ async def fetch_certificate(host: str, port: int, *, timeout: float = 5.0) -> by
 async def pinned_context(
     host: str, port: int, fingerprint: str, *, timeout: float = 5.0
 ) -> ssl.SSLContext:
-    """Return a context for `host` that trusts exactly the certificate with `fingerprint`.
+    """Return a context for `host` that accepts only the certificate with `fingerprint`.
 
-    Raises TlsError when another is shown there, before anything was sent to it.
+    Raises TlsError if another certificate is shown there, before anything is sent to it.
     """
     der = await fetch_certificate(host, port, timeout=timeout)
     shown = fingerprint_of(der)

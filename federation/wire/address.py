@@ -1,4 +1,4 @@
-"""Addresses as text: host and port, whose an address is, and which are near."""
+"""Addresses as text: host and port, the owner of an address, and local addresses."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import ipaddress
 
 
 def host_of(address: str) -> str:
-    """The host in "host:port"."""
+    """Return the host in "host:port"."""
     return address.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
 def source_of(host: str) -> str:
-    """Whose address it is: a host has a whole /64 of IPv6, and is to count as one."""
+    """Return the network that counts as one host: a host has a whole /64 of IPv6."""
     try:
         parsed = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -33,7 +33,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_near(host: str) -> bool:
-    """Whether an address is on this machine or a private network."""
+    """Return whether an address is on this machine or a private network."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,7 +1,7 @@
-"""The signed card with which a colony describes itself, and the rule for which of two is newer.
+"""The signed card by which a colony describes itself, and the rule which of two cards is newer.
 
-A card proves itself: it carries the key, and the id is the key's hash. Whether the colony behind
-it is trusted, and where cards are kept, is not decided here.
+A card proves itself: it has the key, and the id is the key's hash. Trust, and where cards are kept,
+are not decided here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from node.model.ids import valid_name
 
 VERSION = 2  # of the federation protocol
 CARD_LIMIT = 8192  # bytes of a signed card
-_ANYONE = "*"  # a card is addressed to no colony in particular
+_ANYONE = "*"  # a card is addressed to every colony
 _MAX_ENDPOINTS = 16
 _MAX_VERSIONS = 16
 _MAX_MAILBOXES = 4
 _MAX_SEQUENCE = 2**63 - 1
-_ANY = "any"  # what routes call all peers
+_ANY = "any"  # the word for all peers in routes
 _ITEMS = 256
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _ENDPOINT = re.compile(r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})")
@@ -32,24 +32,24 @@ _KEYS = {"key", "name", "seq", "fp", "at", "ver"}
 
 
 class Card(msgspec.Struct, frozen=True):
-    """What a colony says of itself: its id never changes, everything else hangs off it."""
+    """What a colony says about itself. Its id follows from its key; everything else may change."""
 
     id: str
     public_key: bytes  # 65 bytes, uncompressed
     name: str
-    sequence: int  # a card with a higher one replaces this
+    sequence: int  # a card with a higher number replaces this one
     fingerprint: str  # SHA-256 of the TLS certificate's DER, 64 hex characters
     endpoints: list[str]  # "host:port", "[v6]:port"
     versions: list[int]  # protocol versions spoken
     expires: int  # seconds since the epoch
-    mailboxes: list[str] = []  # ids of colonies that it polls, being out of reach itself
+    mailboxes: list[str] = []  # ids of colonies that it polls, as it cannot be connected to
 
 
 def sign_card(key: PrivateKey, card: Card, *, issued: int | None = None) -> bytes:
-    """Sign `card` with its own colony's key.
+    """Return `card`, signed with its own colony's key.
 
     `issued` (seconds since the epoch) defaults to the longest life that ends at `card.expires`.
-    Raises ValueError for a card that nobody would accept, so that it is found where it is made.
+    Raises ValueError for a card that no colony would accept, so that the mistake shows at once.
     """
     if key.id != card.id or key.public_key != card.public_key:
         raise ValueError("a card is signed with the key of the colony that it describes")
@@ -103,15 +103,15 @@ def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
 
 
 def is_name(text: str) -> bool:
-    """Whether a colony may be called so: what stands for others (`*`, `any`, `a/b`) is no name."""
+    """Return whether a colony may have this name; `*`, `any`, `a/b` mean other things."""
     return valid_name(text) and text != _ANY
 
 
 @functools.lru_cache(maxsize=512)
 def versions_in(data: bytes) -> tuple[int, ...]:
-    """Return the protocol versions in a signed card that was opened before, () if there are none.
+    """Return the protocol versions in a signed card that was opened before, () if it has none.
 
-    They are read from the card that is stored, so that those of a peer are known after an upgrade.
+    They are read from the stored card, so that a peer's versions are known after an upgrade.
     """
     try:
         seen = inspect(data, limit=CARD_LIMIT)
@@ -121,7 +121,7 @@ def versions_in(data: bytes) -> tuple[int, ...]:
 
 
 def newer(old: Card | None, new: Card) -> bool:
-    """Whether `new` replaces `old`: only a higher sequence number does, never an equal one."""
+    """Return whether `new` replaces `old`: only with a higher sequence number, never an equal."""
     if old is None:
         return True
     if old.id != new.id:
@@ -135,7 +135,7 @@ def _parse(payload: bytes, issuer: str, expires: int) -> Card:
     except cbor.CborError as error:
         raise Rejected("malformed", f"card: {error}") from None
     if not isinstance(body, dict) or not body.keys() >= _KEYS:
-        # More keys than these are a later version's; it is the reader who passes over them.
+        # More keys than these come from a later version; a reader ignores them.
         raise Rejected("malformed", f"card: not a map with {', '.join(sorted(_KEYS))}")
     try:
         return Card(

@@ -1,7 +1,7 @@
-"""Deterministic CBOR (RFC 8949, section 4.2) for what crosses between colonies, and nothing more.
+"""Deterministic CBOR (RFC 8949, section 4.2) for messages between colonies, and nothing more.
 
-A value has one encoding: the decoder refuses every other, before any memory is spent on it; what
-the values mean is decided elsewhere.
+A value has one encoding. The decoder refuses every other, before it spends memory on it. The
+callers decide what values mean.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KINDS = ("integer", "negative integer", "bytes", "text", "array", "map", "tag",
 
 
 class CborError(ValueError):
-    """Bytes that are not the one deterministic encoding of an allowed value; says where."""
+    """Bytes that are not the deterministic encoding of an allowed value; the message says where."""
 
 
 class TooManyItems(CborError):
@@ -31,17 +31,17 @@ class TooManyItems(CborError):
 
 
 def encode(value: Value, *, tag: int | None = None) -> bytes:
-    """Return the deterministic encoding of `value`, inside `tag` when one is given.
+    """Return the deterministic encoding of `value`, inside `tag` if one is given.
 
-    Floats have no place here: times are whole seconds, and a spec travels as its own bytes.
-    Raises CborError for what has none.
+    Floats are not allowed: times are whole seconds, and a spec travels as its own bytes. Raises
+    CborError for a value without an encoding.
     """
     ordered = _ordered(value)
     return cbor2.dumps(ordered if tag is None else cbor2.CBORTag(tag, ordered))
 
 
 def _ordered(value: Value) -> Value:
-    """The same with the keys of its maps in their order; cbor2 does the rest of section 4.2.1."""
+    """Return the value with sorted map keys; cbor2 does the rest of section 4.2.1."""
     if value is None or isinstance(value, str | bytes | bool):
         return value
     if isinstance(value, int):
@@ -57,21 +57,21 @@ def _ordered(value: Value) -> Value:
 
 @lru_cache(1024, typed=True)
 def _place(key: int | str) -> bytes:
-    """Keys are sorted by their encoding; cbor2's canonical mode sorts by length, as RFC 7049."""
+    """Return the sort place of a key: by its encoding; cbor2 sorts by length, as in RFC 7049."""
     return cbor2.dumps(_ordered(key))
 
 
 def decode(
     data: bytes, *, depth: int = 8, tag: int | None = None, items: int = MOST_ITEMS
 ) -> Value:
-    """Decode one value that fills `data` exactly, nested at most `depth` containers deep.
+    """Return the one value that fills `data` exactly, nested at most `depth` containers deep.
 
-    It has at most `items` values, keys of maps included: a count that is larger raises TooManyItems
-    before anything is made of it.
+    It has at most `items` values, keys of maps included: a larger count raises TooManyItems before
+    anything is made of it.
 
-    With `tag` the value must be inside that one tag; no other tag is ever accepted.
-    Raises CborError: truncated, trailing bytes, indefinite length, an integer or length longer
-    than needed, map keys unsorted or repeated, floats, unknown simple values, invalid UTF-8.
+    With `tag` the value must be inside that one tag; no other tag is ever accepted. Raises
+    CborError: truncated, trailing bytes, indefinite length, an integer or length longer than
+    needed, map keys unsorted or repeated, floats, unknown simple values, invalid UTF-8.
     """
     reader = _Decoder(data, items)
     if tag is not None and reader.head() != (_TAG, tag):
@@ -83,7 +83,7 @@ def decode(
 
 
 class _Decoder:
-    """A cursor over the bytes; every length is checked against what is left before it is used."""
+    """A cursor over the bytes. It compares every length with the bytes left before using it."""
 
     def __init__(self, data: bytes, items: int) -> None:
         self.data = data
@@ -138,10 +138,12 @@ class _Decoder:
             case 4 | 5:
                 if depth == 0:
                     raise self.fail("nested too deep", start)
-                # Each item takes a byte at least, so a huge count dies here, not in a list.
+                # Each item takes a byte at least, so a huge count fails here, before it becomes a
+                # list.
                 if number > len(self.data) - self.at:
                     raise self.fail("truncated", start)
-                # Spent for all of a container at once, so that a value costs no more for it.
+                # Subtract the items of a container at once, so that a single value costs no more
+                # for it.
                 self.left -= 2 * number if major == _MAP else number
                 if self.left < 0:
                     raise TooManyItems(f"byte {start}: more than {self.items} items")

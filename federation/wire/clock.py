@@ -1,7 +1,6 @@
 """The clock of this colony, with the latest time that it remembers.
 
-What is remembered, and how that is stored, is in `peers.highwater`; the clocks of other colonies
-are in `peers.clock`.
+`peers.highwater` stores that time; `peers.clock` has the clocks of other colonies.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass
 class SigningClock:
-    """A wall clock, with the time below which messages are not judged.
+    """A wall clock with a floor: no message is judged by an earlier time than the floor.
 
     `now` gives Unix ns; `steady` gives seconds of a clock that is never set. `floor` is the latest
     wall-clock time remembered, in seconds since the epoch.
@@ -30,7 +29,7 @@ class SigningClock:
 
     @property
     def latest(self) -> int:
-        """Return the floor where it is ahead of the clock, so that it is what counts; else 0."""
+        """Return the floor if it is ahead of the clock; else 0."""
         return int(self.floor) if int(self.floor) > self.seconds else 0
 
     def remember(self, latest: float) -> None:

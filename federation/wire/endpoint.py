@@ -1,6 +1,6 @@
-"""Where messages of one kind are posted, and what answers them; the table of them is the server's.
+"""Endpoints of the server: where messages of one kind are posted, and what answers them.
 
-Each part of the federation that answers peers says so by its `endpoints()`.
+Each part of federation that answers peers lists its own by `endpoints()`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from federation.wire.sizes import SIZES
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`action` gets a message whose every check held and its bytes, and returns a sealed answer.
+    """A path for one kind. `action` takes a verified message and its bytes; returns an answer.
 
-    `knock` is for what anybody may send, trusted or not: it gets the sender's address, the header
-    KNOCK and the body before anything is checked, and may raise Refusal. `keep` is told when a
-    message that a mailbox brought is refused: whether no copy of it will be taken either.
+    `knock` is for messages that any colony may send. Before any check, it gets the sender's
+    address, the header KNOCK and the body, and may raise Refusal. `keep` is called when a message
+    from a mailbox is refused; it returns whether every copy of it will be refused as well.
     """
 
     path: str
@@ -30,10 +30,10 @@ class Endpoint:
 
     @property
     def limit(self) -> int:
-        """Bytes that a message may have."""
+        """Return how many bytes a message may have."""
         return SIZES[self.kind].bytes
 
     @property
     def public(self) -> bool:
-        """Whether anybody may send it."""
+        """Return whether any colony may send it, trusted or not."""
         return self.knock is not None

@@ -1,7 +1,7 @@
-"""The signed envelope of every message between colonies: seal, open, and each check in its order.
+"""The signed envelope of every message between colonies: sealing, opening, and the order of checks.
 
-COSE_Sign1 (RFC 9052), ES256K (RFC 8812), CWT claims in the protected header (RFC 9597). Whether
-the sender is trusted, what the payload means and whether it was seen before is decided elsewhere.
+COSE_Sign1 (RFC 9052), ES256K (RFC 8812), CWT claims in the protected header (RFC 9597). The callers
+decide about trust, the meaning of the payload, and replays.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ Code: TypeAlias = Literal[
     "expired",
     "lifetime_too_long",
 ]
-# Of the way that a submission came, see `forward.path`.
+# Codes about the path of a submission, see `forward.path`.
 PathCode: TypeAlias = Literal["hops", "loop", "bad_path"]
 
 
 class Kind(enum.StrEnum):
-    """What a message is; a signature for one kind never holds for another."""
+    """The kind of a message; a signature for one kind is never valid for another."""
 
     CARD = "card"
     HELLO = "hello"
@@ -73,11 +73,11 @@ class Kind(enum.StrEnum):
     CHUNK = "chunk"
 
 
-_BRINGING = (Kind.CARD, Kind.HELLO, Kind.JOIN)  # the sender's key is in the message itself
+_BRINGING = (Kind.CARD, Kind.HELLO, Kind.JOIN)  # messages that bring the sender's key
 
 
 class Rejected(Exception):
-    """A message that was not accepted: a stable code to count and answer, and a sentence."""
+    """A message that failed a check: a stable code to count and to answer, and a sentence."""
 
     def __init__(self, code: Code | PathCode, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -86,7 +86,7 @@ class Rejected(Exception):
 
 
 class VerifiedMessage(msgspec.Struct, frozen=True):
-    """A message whose every check held. Times are seconds since the epoch."""
+    """A message that passed every check. Times are seconds since the epoch."""
 
     issuer: str
     audience: str
@@ -95,16 +95,16 @@ class VerifiedMessage(msgspec.Struct, frozen=True):
     expires: int
     payload: bytes
     digest: bytes  # SHA-256 of the whole envelope
-    signer: str = ""  # the issuer's present id, where `issuer` is that under which we know it
+    signer: str = ""  # the issuer's present id, if `issuer` is the id under which it is kept
 
     @property
     def wire(self) -> str:
-        """The id that the message itself names."""
+        """Return the id that the message itself names."""
         return self.signer or self.issuer
 
 
 class UnverifiedMessage(msgspec.Struct, frozen=True):
-    """The fields of a well-formed envelope about which nothing has been proven yet."""
+    """The fields of a well-formed envelope; nothing about them is proven yet."""
 
     issuer: str
     audience: str
@@ -135,10 +135,10 @@ def seal(
     issued: int,
     expires: int,
 ) -> bytes:
-    """Sign `payload` as a message of `kind` to `audience`; the same arguments, the same bytes.
+    """Return `payload`, signed as a message of `kind` to `audience`. Equal arguments, equal bytes.
 
     `cti` (1 to 64 bytes) names the message and stays the same on a repeat; `issued` and `expires`
-    are whole seconds since the epoch. Raises ValueError for a message no peer would accept.
+    are whole seconds since the epoch. Raises ValueError for a message that no peer would accept.
     """
     if not 1 <= len(cti) <= _MAX_CTI:
         raise ValueError(f"cti has {len(cti)} bytes, not 1 to {_MAX_CTI}")
@@ -157,9 +157,9 @@ def seal(
 
 
 def inspect(data: bytes, *, limit: int) -> UnverifiedMessage:
-    """Check size (`limit` in bytes), structure and algorithm; nothing read here is proven.
+    """Return the fields of a message after checks of size (bytes), structure, algorithm.
 
-    Raises Rejected: too_large, malformed, bad_algorithm.
+    Nothing in them is proven. Raises Rejected: too_large, malformed, bad_algorithm.
     """
     if len(data) > limit:
         raise Rejected("too_large", f"{len(data)} bytes; at most {limit} are accepted here")
@@ -219,11 +219,12 @@ def open_envelope(
     high_water: float = 0,
     explain: Callable[[], bool] = lambda: True,
 ) -> VerifiedMessage:
-    """Return the message in `data`, or raise Rejected with the code of the first check that fails.
+    """Return the message in `data`, or raise Rejected with the code of the first failed check.
 
-    `now` and `high_water` (the latest wall-clock time this node remembers) are seconds since the
-    epoch; `keys` maps a colony id to its 65-byte public key; `limit` is in bytes. `explain` is
-    whether to find out for which other kind a signature holds, which takes a check for each.
+    `now` and `high_water` (the latest wall-clock time that this node remembers) are seconds since
+    the epoch. `keys` returns the 65-byte public key of a colony id. `limit` is in bytes. `explain`
+    says whether to find out for which other kind a wrong signature is valid, which costs a check
+    for each.
     """
     seen = inspect(data, limit=limit)
     public_key = keys(seen.issuer)
@@ -251,9 +252,9 @@ def _check_signature(
 ) -> None:
     if verify_es256k(public_key, seen.signed_bytes(kind), seen.signature):
         return
-    # Worth a verification for each of the others only for whoever must find the mistake:
-    # it is one whose key we hold. Strangers, who bring their key, get but what they could mean.
-    # Each of them hashes the message anew, so a large one is not worth it.
+    # A verification for each other kind is worth it only for a peer, which must find its mistake:
+    # we hold its key. A stranger brings its key, and is told only about kinds that bring one. Each
+    # check hashes the message anew, so a large message is not worth it.
     others: Collection[Kind] = _BRINGING if kind in _BRINGING else tuple(Kind)
     for other in others if len(seen.payload) <= _EXPLAINED and explain() else ():
         if other is not kind and verify_es256k(
@@ -265,8 +266,8 @@ def _check_signature(
 
 def _check_time(seen: UnverifiedMessage, now: float, high_water: float) -> None:
     """Compare the sender's times with ours; a refusal tells both clocks and the difference."""
-    # A host that boots in the past must not accept again what it saw expire, nor refuse as "from
-    # the future" what is younger than its own memory.
+    # A host that boots in the past must not accept again what it saw expire. Nor may it refuse as
+    # "from the future" what is older than the latest time it remembers.
     clock = max(now, high_water)
     if seen.issued > clock + MAX_AHEAD:
         raise Rejected(

@@ -1,7 +1,7 @@
-"""The text of an invitation, what is derived from its secret, and the proofs that it is known.
+"""The text of an invitation, what is derived from its secret, and the proofs of the secret.
 
-Values in, values out. What an invitation allows, and that it counts once, is in
-`membership.invitations`.
+Values in, values out. `membership.invitations` says what an invitation allows, and that it is
+redeemed once.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ import msgspec
 from federation.wire import cbor
 from federation.wire.address import split_address
 
-# The header of a join that shows, before anything of it is read, that a secret is known:
-# "NAME MAC", both in hex.
+# The header of a join, "NAME MAC" in hex. It proves knowledge of a secret before the message is
+# read.
 KNOCK = "colonyd-knock"
 Role: TypeAlias = Literal["joiner", "inviter"]
 
 SECRET_BYTES = 16
 MAX_ADDRESSES = 4
 _VERSION = 1
-_CHECK = 4  # bytes at the end, against slips of the hand
+_CHECK = 4  # bytes at the end, against typing mistakes
 _LONGEST = 2048  # characters
 _HOST, _V4, _V6 = 0, 4, 6
-# The alphabet has none of these, so what was meant is clear.
+# The alphabet has none of these, so each can be replaced.
 _SLIPS = str.maketrans({"0": "O", "1": "I", "8": "B"})
 
 
 class TokenError(ValueError):
-    """Text that is no token; says what to do."""
+    """Text that is no token; the message says what to do."""
 
 
 class Token(msgspec.Struct, frozen=True):
-    """Who invites, where it is reached, what certificate is shown there, until when, the secret.
+    """An invitation: the inviting colony, its addresses and certificate, the end, the secret.
 
     `id` and `fingerprint` are 64 hex characters, `addresses` "host:port", `expires` seconds since
     the epoch.
@@ -52,7 +52,7 @@ class Token(msgspec.Struct, frozen=True):
 
 
 def write_token(token: Token) -> str:
-    """Return the token as base32 text. Raises ValueError for what no token can hold."""
+    """Return the token as base32 text. Raises ValueError for fields that no token can hold."""
     if len(token.secret) != SECRET_BYTES:
         raise ValueError(f"a secret has {SECRET_BYTES} bytes")
     if not 1 <= len(token.addresses) <= MAX_ADDRESSES:
@@ -89,7 +89,7 @@ def _pack_address(address: str) -> bytes:
 
 
 def read_token(text: str) -> Token:
-    """Read a token; spaces, dashes, small letters and look-alike digits do no harm.
+    """Return the token in a text; spaces, dashes, small letters and look-alike digits do no harm.
 
     Raises TokenError.
     """
@@ -158,17 +158,17 @@ def _derive(secret: bytes, purpose: str) -> bytes:
 
 
 def key_of(secret: bytes) -> bytes:
-    """What the inviting side keeps instead of the secret, and proofs are made with."""
+    """Return the key that the inviting side keeps instead of the secret, and that makes proofs."""
     return _derive(secret, "key")
 
 
 def name_of(secret: bytes) -> str:
-    """The name of the invitation, 16 hex characters; it tells nothing of secret or key."""
+    """Return the name of the invitation, 16 hex characters. It tells nothing of secret or key."""
     return _derive(secret, "name")[:8].hex()
 
 
 def knock(key: bytes, body: bytes) -> bytes:
-    """32 bytes that show that who sends a message knows the key, before that message is read."""
+    """Return 32 bytes that prove, before a message is read, that its sender knows the key."""
     said = b"colonyd/1/invitation/knock" + hashlib.sha256(body).digest()
     return hmac.digest(key, said, "sha256")
 
@@ -182,10 +182,10 @@ def proof(
     nonces: tuple[bytes, bytes],
     fingerprint: str,
 ) -> bytes:
-    """32 bytes that show that `role` knows the key, in this exchange over this certificate only.
+    """Return 32 bytes that prove that `role` knows the key, valid in this exchange only.
 
-    `nonces` are the joiner's and the inviter's; `fingerprint` is that of the certificate that the
-    inviter shows.
+    `nonces` are the joiner's and the inviter's. `fingerprint` is that of the certificate that the
+    inviter shows; the proof is valid over that certificate only.
     """
     said = ["colonyd/1/join", role, joiner, inviter, *nonces, fingerprint]
     return hmac.digest(key, cbor.encode(said), "sha256")

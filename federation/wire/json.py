@@ -1,7 +1,7 @@
-"""JSON that another colony sent, such as an output: bounded before anything is made of it.
+"""JSON from another colony, such as an output: checked against limits before it is decoded.
 
-Its bytes are bounded by the message, but a megabyte may be one string or half a million lists. What
-the values mean is decided by the callers.
+A message limits its bytes, but a megabyte may be one string or half a million lists. The callers
+decide what the values mean.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from node.model.json import MAX_DEPTH
 from node.tasks.offload import apart as by_size
 
 MOST_CONTAINERS = 50_000  # lists and objects in one value
-# Strings are passed over whole: what looks like a bracket in one is none.
+# Skip whole strings, so that a bracket inside of one does not count.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{\]}]', re.DOTALL)
 _EMPTY = re.compile(rb"\s*[\]}]")
 T = TypeVar("T")
 
 
 def require_bounded(data: bytes, *, most: int = MOST_CONTAINERS) -> None:
-    """Raise Rejected (malformed) for what is no JSON, nested deeper than a process may be, or many.
+    """Raise Rejected (malformed) for invalid JSON, and for too deep or too many containers.
 
-    `most` is how many lists and objects there may be.
+    The depth is that of a process. `most` is how many lists and objects there may be.
     """
     try:
-        # Syntax first, of which nothing is made: strings that do not end would cost the square.
+        # Check the syntax first, without building values: an unclosed string would cost quadratic
+        # time.
         msgspec.json.decode(data, type=msgspec.Raw)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Rejected("malformed", str(error)) from None
@@ -41,7 +42,7 @@ def require_bounded(data: bytes, *, most: int = MOST_CONTAINERS) -> None:
         if token in (b"[", b"{"):
             count += 1
             depth += 1
-            # What is in the last one counts as a level, too.
+            # The content of the last container counts as a level, too.
             if depth + (_EMPTY.match(data, found.end()) is None) > MAX_DEPTH:
                 raise Rejected("malformed", f"nested deeper than {MAX_DEPTH}")
             if count > most:
@@ -51,5 +52,5 @@ def require_bounded(data: bytes, *, most: int = MOST_CONTAINERS) -> None:
 
 
 async def apart(data: bytes, look: Callable[[bytes], T]) -> T:
-    """Return `look(data)`; what is large does not hold the event loop meanwhile."""
+    """Return `look(data)`, computed in a thread if the data is large."""
     return await by_size(len(data), look, data)

@@ -1,6 +1,6 @@
-"""What is inside the envelopes: the payload of each kind, as structs and as deterministic CBOR.
+"""The payloads inside the envelopes: each kind as a struct and as deterministic CBOR.
 
-Signatures and times are the envelope's; who may send what is decided by those who receive.
+The envelope has signatures and times. The receivers decide which colony may send a message.
 """
 
 from __future__ import annotations
@@ -71,15 +71,16 @@ Name = Annotated[bytes, msgspec.Meta(min_length=1, max_length=16)]
 Key = Annotated[bytes, msgspec.Meta(min_length=65, max_length=65)]
 Wait = Annotated[int, msgspec.Meta(ge=0, le=30)]
 Big = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-# SHA-256 of the origin's own sealed submission, b"" where it is not known.
+# SHA-256 of the origin's own signed submission, b"" if it is not known.
 Asked = Annotated[bytes, msgspec.Meta(max_length=32)]
 MOST_FOLLOWED = 128  # processes in one poll
 MOST_FILES = 2000  # that one submission needs
-# Refusals at these are signed: of a process that may go elsewhere, and of whose clock is off.
+# Refusals at these paths are signed: a refused process may be rerouted, and a refused hello tells
+# the clock.
 SIGNED = ("/v2/submit", "/v1/hello")
 M = TypeVar("M", bound=msgspec.Struct)
-_NAMES = {"SignedRefusal": "REFUSAL"}  # payloads that are called otherwise than their kind
-_PART_ITEMS = 4_096  # values of what is encoded for itself inside of a message
+_NAMES = {"SignedRefusal": "REFUSAL"}  # payloads with another name than their kind
+_PART_ITEMS = 4_096  # values in a part that is encoded for itself inside of a message
 
 
 class Succession(msgspec.Struct, frozen=True):
@@ -90,17 +91,18 @@ class Succession(msgspec.Struct, frozen=True):
 
 
 class Successor(msgspec.Struct, frozen=True):
-    """The same succession, sealed by both keys: it proves itself."""
+    """A succession, signed by both keys: it proves itself."""
 
     by_old: Annotated[bytes, msgspec.Meta(max_length=2048)]
     by_new: Annotated[bytes, msgspec.Meta(max_length=2048)]
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
-    """I am here; my signed card. An answer repeats the `nonce` that it answers.
+    """A sign of life with our signed card. An answer repeats the `nonce` of the request.
 
-    It also tells the time by the answerer's `clock`, and, if that is later, the `latest` that it
-    remembers and judges by; both in seconds. `successors` tell of the keys before this one.
+    An answer also has the answering colony's `clock`; and `latest`, the later time that it
+    remembers and judges by, if there is one; both in seconds. `successors` are the changes of its
+    key.
     """
 
     card: bytes
@@ -114,9 +116,9 @@ Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
 
 
 class Join(msgspec.Struct, frozen=True):
-    """Here is my card; I was invited. First only a `nonce`, then also `answer`, the inviter's.
+    """A request to join with an invitation. The first has a `nonce`; the second also the inviter's.
 
-    `proof` shows that the secret of the invitation is known.
+    `answer` is the inviter's nonce. `proof` proves knowledge of the invitation's secret.
     """
 
     card: bytes
@@ -127,7 +129,7 @@ class Join(msgspec.Struct, frozen=True):
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    """The inviter's `nonce`, and once the joiner is trusted the inviter's `proof`."""
+    """The inviter's `nonce`; once the joiner is trusted, also the inviter's `proof`."""
 
     nonce: Nonce
     proof: bytes = b""
@@ -139,8 +141,8 @@ Checksum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
 class Carried(msgspec.Struct, frozen=True, omit_defaults=True):
     """A file that a submission needs, as the origin has it under `label` and `name`.
 
-    `mount` is "d" for one of its directories, or the place of the snapshot that it is in. `ref`,
-    JSON, tells where the bytes are if the origin itself has none.
+    `mount` is "d" for one of the spec's directories, or the place of the file's snapshot. `ref`,
+    JSON, tells where the bytes are if the origin itself does not have them.
     """
 
     mount: Annotated[str, msgspec.Meta(pattern="^(d|[0-9]{1,3})\\Z")]
@@ -152,7 +154,7 @@ class Carried(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Fetch(msgspec.Struct, frozen=True):
-    """Give me bytes of a file that you sent a process of yours with, from `offset` on."""
+    """A request for bytes of a file of a process that the receiver sent, from `offset` on."""
 
     pid: Pid
     attempt: Attempt
@@ -169,12 +171,13 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Submit(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Run this: `pid` is the sender's process id, `spec` the function spec as JSON bytes.
+    """A request to run a process: `pid` is the sender's process id, `spec` its spec as JSON.
 
-    `hops` is how many the origin allows, `path` the ids of the colonies before the sender. A relay
-    has no spec of its own: `inner` is the sealed submission that it was sent, `target` who is
-    meant if not the receiver, `keys` the public keys of those in `path`. `input`, a JSON array, is
-    what a node of a workflow gets from those before it, and `files` what its file mounts hold.
+    `hops` is how many hops the origin allows, `path` the ids of the colonies before the sender. A
+    relay has no spec of its own: `inner` is the signed submission that it received, `target` the
+    colony meant if not the receiver, `keys` the public keys of the colonies in `path`. `input`, a
+    JSON array, is what a node of a workflow gets from its parents. `files` are the files of its
+    mounts.
     """
 
     pid: Pid
@@ -191,17 +194,18 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Cancel(msgspec.Struct, frozen=True):
-    """Do not run this, or stop."""
+    """A request not to run a process, or to stop it."""
 
     pid: Pid
     attempt: Attempt
 
 
 class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`remote` is the executing colony's id of it, "" if it never was there.
+    """The answer to a submission or a cancel. `remote` is the receiver's id of the process, or "".
 
-    `asked` is the SHA-256 of the sealed submission of the colony `origin`, where the process began:
-    what was received, and not only under which id. Both are empty if it never was there.
+    `asked` is the SHA-256 of the submission that the colony `origin`, where the process began,
+    signed. So a receipt answers a message, and not only an id. Both are empty if the process never
+    was there.
     """
 
     pid: Pid
@@ -213,11 +217,11 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Follow(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How much I know of a process of mine that you run.
+    """The part of a poll about one process: how much of it the origin has.
 
-    `version` is that of the latest news, `line` the time (Unix ns, yours) of the last log line,
-    `attributes` how many, `output` the digest of the output, `heard` how many entries of each
-    channel were looked at.
+    `version` is that of the latest update, `line` the time (Unix ns, the receiver's clock) of the
+    last log line, `attributes` their number, `output` the digest of the output, `heard` how many
+    entries of each channel the origin has passed.
     """
 
     pid: Pid
@@ -238,7 +242,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Extra(msgspec.Struct, frozen=True):
-    """An attribute that was added; `kind` as upstream numbers it."""
+    """An added attribute; `kind` as upstream numbers it."""
 
     key: str
     value: str
@@ -257,11 +261,12 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class News(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is new of a process since what a `Follow` told, which each field takes further.
+    """An update of a process since a `Follow`; each field advances one of the follow's.
 
-    `executor` has it since `start` (Unix ns) if it is running. Of `attributes` in all, `added` are
-    the last ones. `out`, JSON, is the output so far, if it is another. `said` are messages for the
-    initiator, and `heard` how many entries of each channel that covers. With `more`, there is more.
+    `executor` has the process since `start` (Unix ns) if it is running. Of the `attributes` in all,
+    `added` are the last ones. `out`, JSON, is the output so far, if it has changed. `said` are
+    messages for the initiator, and `heard` how many entries of each channel these cover. `more`:
+    there are more updates.
     """
 
     pid: Pid
@@ -281,10 +286,10 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Say(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Messages for a channel of a process of mine that you run, in their order.
+    """Messages for a channel of a process that the receiver runs for the sender, in order.
 
-    `start` is how many entries of my channel I told you of, or passed over, before; with these it
-    is `after`.
+    `start` is how many entries of the sender's channel the receiver got, or the sender passed over,
+    before; `after` is that number with these messages.
     """
 
     pid: Pid
@@ -296,7 +301,7 @@ class Say(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """So many entries of that channel of yours have I been told of."""
+    """The answer to `Say`: how many entries of the sender's channel the receiver has now."""
 
     pid: Pid
     attempt: Attempt
@@ -305,9 +310,10 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 class Poll(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Give me outcomes, waiting up to `wait` seconds; `ack` names those I have kept.
+    """A request for outcomes, which may wait `wait` seconds; `ack` lists those stored.
 
-    And news of those that I `follow`, which are all that I have at yours if it is `whole`.
+    It also asks for updates of the processes in `follow`. `whole`: these are all that the sender
+    has at the receiver.
     """
 
     wait: Annotated[int, msgspec.Meta(ge=0, le=30)]
@@ -317,9 +323,9 @@ class Poll(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcomes(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sealed outcomes, some of those owed, and if asked for, `news`: each one encoded for itself.
+    """Signed outcomes, some of those owed; and, if asked for, `news`: encoded updates.
 
-    `cut`: there may be more news than fit.
+    `cut`: there may be more updates than fit.
     """
 
     outcomes: list[bytes]
@@ -328,12 +334,12 @@ class Outcomes(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a forwarded process ended: `state` as upstream numbers it, `out` JSON, times Unix ns.
+    """The end of a forwarded process: `state` as upstream numbers it, `out` JSON, times Unix ns.
 
-    A relay's carries the sealed outcome `below` it, which alone has the output, and the public
-    `keys` of all whose outcomes are in there. `asked` is the SHA-256 of the sealed submission of
-    the colony `origin`, where the process began: all outcomes of a chain answer that very message.
-    An outcome of version 1 of the protocol has neither, and is read only where it is stored.
+    A relay's outcome has the signed outcome `below` it, which alone has the output, and the public
+    `keys` of all colonies whose outcomes are inside. `asked` is the SHA-256 of the submission that
+    the colony `origin`, where the process began, signed: all outcomes of a chain answer that
+    message. An outcome of version 1 of the protocol has neither, and is read only from the store.
     """
 
     pid: Pid
@@ -352,20 +358,21 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What a colony has of one executor type now; `functions` are names or globs."""
+    """The executors of one type that a colony has now; `functions` are names or globs."""
 
     functions: Annotated[list[Text], msgspec.Meta(max_length=256)] = []
     executors: Count = 0
-    free: Count = 0  # polls that wait for work
+    free: Count = 0  # waiting polls for work
     waiting: Count = 0
     running: Count = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What the sender offers the receiver. Of two of one sender, the one with the higher `seq`.
+    """What the sender offers the receiver. The statement with the highest `seq` counts.
 
-    `labels` are globs, empty for all; `limits` are bytes of a `body`, and how many more processes
-    of the receiver's may wait (`room`), each absent for none. `clock` is the sender's, in seconds.
+    `labels` are globs, empty for all. `limits` has the bytes of a submission (`body`), and how many
+    more processes of the receiver may wait (`room`); a missing limit means none. `clock` is the
+    sender's, in seconds.
     """
 
     seq: Annotated[int, msgspec.Meta(ge=0)]
@@ -377,16 +384,17 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class Introduction(msgspec.Struct, frozen=True):
-    """A colony that the sender trusts, by its signed card. `hops`: 1 if its owner said so."""
+    """The signed card of a trusted colony. `hops`: 1 if the sender's owner decided so."""
 
     card: Annotated[bytes, msgspec.Meta(max_length=8192)]
     hops: Annotated[int, msgspec.Meta(ge=1, le=DEEPEST)]
 
 
 class Introductions(msgspec.Struct, frozen=True):
-    """All whom the sender introduces: what a later message has no more is introduced no more.
+    """The complete list of peers that the sender introduces.
 
-    Of two messages of one sender, the one with the higher `seq` is the later one.
+    A peer missing from a later list is no longer introduced. The list with the highest `seq`
+    counts.
     """
 
     known: Annotated[list[Introduction], msgspec.Meta(max_length=64)]
@@ -394,9 +402,9 @@ class Introductions(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The answer to a parcel as HTTP would give it; `after` is its header retry-after.
+    """The HTTP answer to a parcel; `after` is the header retry-after.
 
-    `data` may come in parts: with `more`, another follows.
+    `data` may come in parts: with `more`, another part follows.
     """
 
     id: Name
@@ -407,14 +415,14 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Collect(msgspec.Struct, frozen=True):
-    """I can't be connected to: give me what is for me, within `wait` seconds, and take these."""
+    """A poll of a mailbox, which may wait `wait` seconds, with answers to earlier parcels."""
 
     wait: Wait
     answers: Annotated[list[Reply], msgspec.Meta(max_length=16)]
 
 
 class Parcel(msgspec.Struct, frozen=True):
-    """A message for the receiver, posted to `path`; it may think `wait` seconds about it."""
+    """A message for the polling colony, posted to `path`; the colony may wait `wait` seconds."""
 
     id: Name
     path: Text
@@ -423,13 +431,13 @@ class Parcel(msgspec.Struct, frozen=True):
 
 
 class Parcels(msgspec.Struct, frozen=True):
-    """What is held for who polls."""
+    """The messages that a mailbox holds for the polling colony."""
 
     parcels: Annotated[list[Parcel], msgspec.Meta(max_length=64)]
 
 
 class Pass(msgspec.Struct, frozen=True):
-    """Give this to the colony `to`, which polls you, and me its answer."""
+    """A message for the colony `to`, which polls the receiver."""
 
     to: Pid
     path: Text
@@ -438,7 +446,7 @@ class Pass(msgspec.Struct, frozen=True):
 
 
 class Passed(msgspec.Struct, frozen=True):
-    """What that colony answered."""
+    """The answer of the colony that polls."""
 
     status: Annotated[int, msgspec.Meta(ge=100, le=599)]
     after: Text
@@ -446,10 +454,10 @@ class Passed(msgspec.Struct, frozen=True):
 
 
 class SignedRefusal(msgspec.Struct, frozen=True):
-    """The message whose SHA-256 is `digest`, posted to `path`, was not taken: nothing came of it.
+    """The statement that a message was not accepted: its SHA-256 is `digest`, its path `path`.
 
-    At another path the same bytes may well have been. `clock` and `latest` as in a hello. `kept`:
-    no copy of it was ever taken, and none will be, whoever brings it.
+    The same bytes may have been accepted at another path. `clock` and `latest` as in a hello.
+    `kept`: no copy of the message ever was or will be accepted, whichever colony brings it.
     """
 
     code: str
@@ -462,12 +470,12 @@ class SignedRefusal(msgspec.Struct, frozen=True):
 
 
 def dump(message: msgspec.Struct) -> bytes:
-    """Encode a payload."""
+    """Return an encoded payload."""
     return cbor.encode(msgspec.to_builtins(message, builtin_types=(bytes,)))
 
 
 def load(payload: bytes, kind: type[M], *, items: int = 0) -> M:
-    """Decode a payload of at most `items` values, else as many as its kind may have.
+    """Return a decoded payload of at most `items` values, by default as many as its kind may have.
 
     Raises Rejected (malformed), which names the field.
     """
@@ -479,11 +487,11 @@ def load(payload: bytes, kind: type[M], *, items: int = 0) -> M:
 
 def _load(payload: bytes, kind: type[M], items: int) -> M:
     value = cbor.decode(payload, depth=_DEPTH, items=items)
-    # Bytes are bytes: never text in base64, which would be a second encoding of a value.
+    # Bytes stay bytes: text in base64 would be a second encoding of a value.
     return msgspec.convert(value, kind, builtin_types=(bytes,))
 
 
 def most_items(kind: type[msgspec.Struct]) -> int:
-    """How many values a payload may have, from the table of `sizes`."""
+    """Return how many values a payload may have, from the table of `sizes`."""
     named = Kind.__members__.get(_NAMES.get(kind.__name__, kind.__name__.upper()))
     return SIZES[named].items if named is not None else _PART_ITEMS

@@ -1,7 +1,7 @@
-"""How a message is turned away: what the server answers, whoever refuses.
+"""Refusals: how the server turns a message away.
 
-A check that failed is `wire.envelope.Rejected`, what a peer answered us `transport.errors`'s. Which
-refusals are kept to for good is in `inbox.tombstones`.
+`wire.envelope.Rejected` is a failed check, `transport.errors` what a peer answered us.
+`inbox.tombstones` keeps final refusals.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import msgspec
 
 from federation.wire.envelope import Rejected
 
-BROUGHT = ""  # the host that a message came from which a mailbox held
+BROUGHT = ""  # the remote host of a message that a mailbox held
 
-_ROOM_AGAIN = 30  # seconds until a sender whom a full store refused comes again
+_ROOM_AGAIN = 30  # seconds until a sender may try a full store again
 
 
 class Refusal(Exception):
-    """A message turned away: HTTP status, stable code, sentence; `again` seconds for a retry.
+    """A refused message: HTTP status, stable code, sentence; `again` seconds until a retry.
 
-    `kept`: no copy of it was taken, nor will one be.
+    `kept`: no copy of it was or will be accepted.
     """
 
     def __init__(self, status: int, code: str, message: str, again: int = 0) -> None:
@@ -30,17 +30,17 @@ class Refusal(Exception):
 
     @property
     def certain(self) -> bool:
-        """Whether nothing was taken for sure; else the store may have it."""
+        """Return whether certainly nothing was stored."""
         return self.status < 500
 
     @property
     def lasting(self) -> bool:
-        """Whether the same message is refused again, as far as we know."""
+        """Return whether the same message will be refused again, as far as we know."""
         return self.certain and self.status != 429
 
 
 class RefusalBody(msgspec.Struct, omit_defaults=True):
-    """What an answer holds that is a refusal; `signed` is in base64 there, `clock` in seconds."""
+    """The body of a refusal; `signed` is in base64 there, `clock` in seconds."""
 
     code: str = ""
     message: str = ""
@@ -49,7 +49,7 @@ class RefusalBody(msgspec.Struct, omit_defaults=True):
 
 
 class Proof(Enum):
-    """How far a refusal of a message can be believed, and what it says of other copies."""
+    """How far a refusal of a message can be believed, and what it says about other copies."""
 
     NONE = "nobody signed it"
     CARRIED = "nobody signed it, and another colony brought it"
@@ -59,22 +59,22 @@ class Proof(Enum):
 
     @property
     def certain(self) -> bool:
-        """Whether the peer has no copy by way of this one."""
+        """Return whether the peer certainly has no copy by the way of this one."""
         return self in (Proof.SIGNED, Proof.KEPT)
 
     @property
     def carried(self) -> bool:
-        """Whether another colony may bring, or have brought, a copy."""
+        """Return whether another colony may bring, or have brought, a copy."""
         return self in (Proof.CARRIED, Proof.SIGNED_CARRIED)
 
 
 def store_full() -> Refusal:
-    """What a full store takes no more: nothing was written, and the sender may come again."""
+    """Return the refusal of a full store: nothing was written, and the sender may try again."""
     message = "this colony's store is full; it takes nothing new until its owner made room"
     return Refusal(429, "store_full", message, again=_ROOM_AGAIN)
 
 
 def refusal_of(rejected: Rejected) -> Refusal:
-    """What we answer when a check failed."""
+    """Return the refusal for a failed check."""
     statuses = {"too_large": 413, "unknown_issuer": 401, "bad_signature": 401}
     return Refusal(statuses.get(rejected.code, 400), rejected.code, rejected.message)

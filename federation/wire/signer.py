@@ -1,6 +1,6 @@
-"""Who signs what this colony sends: its key, the keys it had before, and the clock it signs by.
+"""The signer of our messages: the colony's key, its former keys, and its clock.
 
-What is in a message is in `messages`, how an envelope is made and opened in `envelope`.
+`messages` has the payloads, `envelope` makes and opens envelopes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from node.host.keys import PrivateKey
 
 
 def cti_of(*parts: object) -> bytes:
-    """The 16-byte name of a message: the same for the same parts."""
+    """Return the 16-byte name of a message: the same for the same parts."""
     return hashlib.sha256("".join(str(part) for part in parts).encode()).digest()[:16]
 
 
@@ -26,7 +26,7 @@ def cti_of(*parts: object) -> bytes:
 class Signer:
     """Signs with the home colony's key, by its clock.
 
-    `former` are the ids of the keys that it had before: what is meant for those is meant for it.
+    `former` are the ids of its former keys: messages to these are messages to the colony.
     """
 
     key: PrivateKey
@@ -35,7 +35,7 @@ class Signer:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """All ids of the colony, the present one first."""
+        """Return all ids of the colony, the present one first."""
         return (self.key.id, *self.former)
 
     def succeed(self, key: PrivateKey) -> None:
@@ -43,7 +43,7 @@ class Signer:
         self.key, self.former = key, self.ids
 
     def inherit(self, former: Sequence[str]) -> None:
-        """Take over the ids that the colony had before, the latest first."""
+        """Add the ids that the colony had before, the latest first."""
         self.former = tuple(former)
 
     def seal(
@@ -56,7 +56,7 @@ class Signer:
         issued: int | None = None,
         expires: int | None = None,
     ) -> bytes:
-        """Seal one message; valid from now for as long as allowed unless told otherwise."""
+        """Return a signed message, by default valid from now for as long as allowed."""
         payload = dump(message)
         begin = self.clock.seconds if issued is None else issued
         end = begin + MAX_LIFETIME if expires is None else expires

@@ -1,8 +1,8 @@
-"""How large a message of each kind may be, as a request and as an answer: bytes and items.
+"""The largest message of each kind, as a request and as an answer: bytes and items.
 
-An item is one value of CBOR, a key of a map included: what a decoder spends goes by items, as a
-megabyte may be one byte string or a million empty arrays. A peer needs no right for what it costs
-to decode its message, so this is the bound on that.
+An item is one value of CBOR; a key of a map is one, too. The cost of decoding goes by items, as a
+megabyte may be one byte string or a million empty arrays. A peer needs no right to have its message
+decoded, so this limits what that costs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _FRAME = 1_024  # bytes of an envelope around its payload
 _BODY = 1_500_000  # bytes: as much as the store takes in one request
 
 
-# Bytes of JSON, spec and input together, that a process may take along to another colony.
+# Bytes of JSON, spec and input together, that a process may take to another colony.
 FORWARD = _BODY - 100_000
 
 
 def forward_size(process: Process) -> int:
-    """How many of these a process has."""
+    """Return how many bytes of JSON a process would take to another colony."""
     parts = whole_spec(process.spec), process.input
     return sum(len(msgspec.json.encode(part)) for part in parts)
 
 
 class MessageLimit(msgspec.Struct, frozen=True):
-    """What a message may have: `bytes` with its envelope, `items` in its payload."""
+    """The limits of a message: `bytes` with its envelope, `items` in its payload."""
 
     bytes: int
     items: int
@@ -50,9 +50,9 @@ SIZES: dict[Kind, MessageLimit] = {
     Kind.CANCEL: MessageLimit(4_096, 64),
     Kind.RECEIPT: MessageLimit(4_096, 64),
     Kind.POLL: MessageLimit(262_144, QUICK),
-    # JSON has up to three bytes for one in the store.
+    # JSON has up to three bytes for one byte in the store.
     Kind.OUTCOME: MessageLimit(4_000_000, 4_096),
-    # A page of outcomes, or a single one, and news.
+    # A page of outcomes, or a single one, and updates.
     Kind.OUTCOMES: MessageLimit(6_000_000, 2_048),
     Kind.SAY: MessageLimit(_BODY, 2_048),
     Kind.HEARD: MessageLimit(4_096, 64),
@@ -61,14 +61,14 @@ SIZES: dict[Kind, MessageLimit] = {
     Kind.COLLECT: MessageLimit(_BODY, 512),
     Kind.PARCELS: MessageLimit(2_500_000, 1_024),
     Kind.PASS: MessageLimit(_BODY, 64),
-    # Another colony's answer, of whatever kind.
+    # Another colony's answer, of any kind.
     Kind.PASSED: MessageLimit(6_000_000 + _FRAME, 64),
     Kind.FETCH: MessageLimit(4_096, 64),
     Kind.CHUNK: MessageLimit(2**20 + 4_096, 64),
 }
 
-MAX_BODY = SIZES[Kind.SUBMIT].bytes  # of one message, of whatever kind
-# Of which kind the answer to what is posted to a path is.
+MAX_BODY = SIZES[Kind.SUBMIT].bytes  # of one message, of any kind
+# The kind of the answer to a message at each path.
 ANSWERS = {
     "/v1/hello": Kind.HELLO,
     "/v1/join": Kind.WELCOME,

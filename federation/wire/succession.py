@@ -1,7 +1,7 @@
-"""The succession of keys: a colony goes on under another id, as both its keys say together.
+"""The succession of keys: a colony goes on under another id, and both of its keys sign that.
 
-Values in, values out: `membership.rotation` makes it happen at home, `peers.successions` follows it
-elsewhere.
+Values in, values out: `membership.rotation` changes our own key, `peers.successions` follows
+changes of other colonies'.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from federation.wire.messages import Succession, Successor, dump, load
 from federation.wire.signer import cti_of
 from node.host.keys import PrivateKey, id_of, verify_es256k
 
-OVERLAP = MAX_LIFETIME  # seconds in which both keys are believed: what was signed before gets there
+OVERLAP = MAX_LIFETIME  # seconds in which both keys are valid, so that earlier messages arrive
 _ANYONE = "*"
 LIMIT = 2048  # bytes of one of the two envelopes
 
 
 class KeySuccession(msgspec.Struct, frozen=True):
-    """A proven succession: who was replaced by whom. Both keys hold `until` (seconds)."""
+    """A proven succession: replaced and new id. Both keys are valid `until` (seconds)."""
 
     old: str
     old_key: bytes
@@ -30,7 +30,7 @@ class KeySuccession(msgspec.Struct, frozen=True):
 
 
 def declare(old: PrivateKey, new: PrivateKey, now: int) -> Successor:
-    """Both keys sign that the second takes the place of the first; `now` in seconds."""
+    """Return the succession, signed by both keys; `now` in seconds."""
     said = dump(Succession(old.public_key, new.public_key))
     name = cti_of("succession", old.id, new.id)
 
@@ -43,7 +43,7 @@ def declare(old: PrivateKey, new: PrivateKey, now: int) -> Successor:
 
 
 def prove(successor: Successor) -> KeySuccession:
-    """What a statement proves, however old it is. Raises Rejected."""
+    """Return what a statement proves, however old it is. Raises Rejected."""
     by_old, by_new = (inspect(each, limit=LIMIT) for each in (successor.by_old, successor.by_new))
     if by_old.payload != by_new.payload:
         raise Rejected("malformed", "the two keys do not say the same")
