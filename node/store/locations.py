@@ -29,5 +29,5 @@ def locations(colony: str) -> str:
 
 
 def location(colony: str, name: str) -> str:
-    """One location; its name may hold any character."""
+    """Return the key of a location; its name may hold any character."""
     return locations(colony) + quote(name, safe="")
