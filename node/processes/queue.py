@@ -37,9 +37,9 @@ class Candidate:
 class QueueEntry:
     """One waiting process in the index, with the revision of its queue key.
 
-    `prioritytime` is its place here, which is never in the future (`steps.place`); with `moved` the
-    store has another one. A `blocked` process waits for others: it is listed and has deadlines, and
-    no executor gets it.
+    `prioritytime` is its place here, which is never in the future (`host.clock.place`); with
+    `moved` the store has another one. A `blocked` process waits for others: it is listed and has
+    deadlines, and no executor gets it.
     """
 
     colony: str

@@ -140,9 +140,7 @@ class RemoteChanges(Observer):
             process, latest = self._heard[place][revision], revision
             if process is None and revision > told(place[1]):
                 if (*place, revision) not in read:
-                    waiting.add(
-                        place
-                    )  # reported while the store was read: later changes of it wait
+                    waiting.add(place)  # reported while the store was read: later changes wait
                 elif (known := read[(*place, revision)]) is not None:
                     process, latest = known[0], max(revision, known[1])
             if place in waiting:
