@@ -21,7 +21,7 @@ from node.runtime.node import Node
 from node.store.blueprints import Blueprint, BlueprintChange, Definition, Handler, Metadata, Names
 from node.store.directory import name_of
 
-# What upstream's clients send may be null at any place, and then means nothing.
+# Upstream's clients may send null at any place: it means nothing was given.
 Text = str | None
 
 
@@ -89,7 +89,7 @@ class ColonyDefinitions(msgspec.Struct):
 
 
 class BlueprintNamed(msgspec.Struct):
-    """What upstream calls a namespace is a colony."""
+    """A blueprint by name; upstream calls a colony a namespace."""
 
     namespace: str
     name: str
@@ -131,7 +131,7 @@ class GetBlueprintHistory(msgspec.Struct):
 
 
 def wanted(sent: SentBlueprint) -> BlueprintRequest:
-    """Return the blueprint that a client sent. Raises Invalid for a time that is none."""
+    """Return the blueprint that a client sent. Raises Invalid for a malformed time."""
     meta = sent.metadata or SentMetadata()
     return BlueprintRequest(
         kind=sent.kind or "",
@@ -149,7 +149,9 @@ def wanted(sent: SentBlueprint) -> BlueprintRequest:
 
 
 def _milliseconds(text: str, field: str) -> int:
-    """Unix ms of an RFC 3339 time, 0 for none and for upstream's year 1. Raises Invalid."""
+    """Return the Unix ms of an RFC 3339 time, 0 for none and for upstream's year 1. Raises
+    Invalid.
+    """
     if not text:
         return 0
     try:
@@ -198,7 +200,7 @@ def defined(sent: SentDefinition) -> Definition:
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """The fields that hold something: upstream leaves the others out."""
+    """Return the fields that are not empty: upstream leaves the others out."""
     return {name: value for name, value in fields.items() if value}
 
 
@@ -285,7 +287,7 @@ calls: Calls[Node] = Calls("Blueprints")
 
 
 def initiator(node: Node, caller: Caller) -> Initiator:
-    """The member who calls, or the colony when its owner does."""
+    """Return the calling member, or the colony when its owner calls."""
     if caller.member is not None:
         return Initiator(caller.id, name_of(caller.member))
     colony = node.directory.colony(caller.colony)

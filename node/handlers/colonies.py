@@ -38,9 +38,10 @@ async def server_info(node: Node, caller: Caller, request: req.Empty) -> dict[st
         "buildversion": VERSION,
         "buildtime": "",
         "backends": [backend],
-        # Not upstream's: what a request says in `audience`.
+        # Not upstream's: the value for `audience` in a request.
         "serverid": node.directory.serverid,
-        # Nor this, in Unix seconds: a clock that is wrong has signed calls refused.
+        # Not upstream's, in Unix seconds: a client with a wrong clock gets its signed calls
+        # refused.
         "time": node.clock.now() / 1e9,
     }
 
@@ -124,7 +125,7 @@ async def get_user_by_id(node: Node, caller: Caller, request: req.UserById) -> U
 
 
 async def statistics(node: Node, colony: str) -> dict[str, int]:
-    """Upstream's counters for one colony."""
+    """Return upstream's counters for one colony."""
     executors = node.directory.roster(colony).executors.values()
     active = sum(1 for executor in executors if executor.state == ExecutorState.APPROVED)
     unregistered = sum(1 for e in executors if e.state == ExecutorState.UNREGISTERED)

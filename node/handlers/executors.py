@@ -32,7 +32,7 @@ async def add(node: Node, caller: Caller, request: req.AddExecutor) -> dict[str,
     known = node.directory.roster(new.colonyname).executors.get(new.executorname)
     if node.members.reregister and known is not None:
         node.members.check_executor(new)
-        # In steps that may be repeated: whatever is cut off, the next attempt does the rest.
+        # In steps that may be repeated: after an interruption, the next attempt does the rest.
         await unregister(node, new.colonyname, new.executorname)
     return wire_executor(await node.members.add_executor(new))
 
@@ -54,7 +54,7 @@ async def reject(node: Node, caller: Caller, request: req.ExecutorNamed) -> None
 
 @calls.row("removeexecutormsg", req.ExecutorNamed, Who.OWNER, need=Need.FREES)
 async def remove(node: Node, caller: Caller, request: req.ExecutorNamed) -> None:
-    # To be repeated when it was cut off: it then does the rest.
+    # May be repeated after an interruption: it then does the rest.
     """Unregister an executor; what it runs waits again."""
     await unregister(node, request.colonyname, request.executorname)
 

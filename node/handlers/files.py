@@ -28,7 +28,7 @@ _PART = 1 << 20
 
 
 class NewFile(msgspec.Struct):
-    """A file as clients send it: id, sequence number and time are ours to give."""
+    """A file as clients send it: id, sequence number and time are set here."""
 
     colonyname: str
     name: str
@@ -185,7 +185,9 @@ async def ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]:
 
 
 async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -> dict[str, Any]:
-    """A ticket, how far an upload is, and where the bytes are; `renew` lets these stay longer."""
+    """Return a ticket, how far an upload is, and where the bytes are; `renew` begins their grace
+    anew.
+    """
     files, colony, checksum = node.files, request.colonyname, request.checksum
     blobs, tickets = files.blobs, files.tickets
     if blobs is None or tickets is None:
@@ -231,7 +233,7 @@ async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -
 
 
 def _checked(new: NewFile) -> File:
-    """The version that a client asks to add. Raises Invalid."""
+    """Return the version that a client asks to add. Raises Invalid."""
     given = new.ref.s3object
     if not 0 <= new.size < 1 << 63:
         raise Invalid("file.size: bytes, 0 or more")
@@ -286,7 +288,7 @@ def _content(file: File) -> tuple[str, ...]:
 
 
 def wire_file(file: File) -> dict[str, Any]:
-    """A version as upstream's SDKs expect it, ready for JSON."""
+    """Return a version as upstream's SDKs expect it, ready for JSON."""
     value: dict[str, Any] = msgspec.to_builtins(file)
     value["added"] = wire_time(file.added)
     return value

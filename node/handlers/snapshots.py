@@ -71,7 +71,7 @@ async def create(node: Node, caller: Caller, request: CreateSnapshot) -> dict[st
     if not 0 < len(name) <= MAX_NAME or "/" in name or not name.isprintable():
         raise Invalid(f"name: 1 to {MAX_NAME} characters, no '/' and no control characters")
     if caller.nonce:
-        # A repeat of the same request, after a lost reply, gives the first one's snapshot.
+        # A repeat of the same request, after a lost reply, returns the first one's snapshot.
         snapshotid = id_for(caller.id, caller.nonce)
     label = normalise_label(request.label, "label")
     return _wire(await node.files.create_snapshot(request.colonyname, label, name, snapshotid))

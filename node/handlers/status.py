@@ -19,7 +19,7 @@ from node.rpc.replay import ReplayGuard
 from node.runtime.node import Node
 from node.version import VERSION
 
-_MOST_STUCK = 16  # reasons why something waits in vain
+_MOST_STUCK = 16  # reasons why processes can't be taken
 _MOST_NAMED = 3  # executors that could take a process
 _SILENT = 10  # processes that are named
 
@@ -91,7 +91,9 @@ async def waiting(node: Node, caller: Caller, request: req.ProcessById) -> dict[
 
 
 async def nobody_takes(node: Node) -> list[dict[str, Any]]:
-    """What waits in the home colony that no registered executor, and no peer by a route, takes."""
+    """Return waiting processes of the home colony that no registered executor, and no peer by a
+    route, takes.
+    """
     processes, found = node.processes, list[dict[str, Any]]()
     roster = node.directory.roster(node.home)
     for each in unschedulable(processes.queue, roster, node.home, _MOST_STUCK):
@@ -111,7 +113,7 @@ async def nobody_takes(node: Node) -> list[dict[str, Any]]:
 
 
 def standing_of(node: Node, process: Process) -> dict[str, Any]:
-    """What a process waits for: who could take it, and why nobody does."""
+    """Return what a process waits for, which executors could take it, and why none does."""
     processes, colony = node.processes, process.colonyname
     base = {"processid": process.processid, "state": process.state, "paused": False, "why": ""}
     entry = processes.queue.entries.get(process.processid)
@@ -141,7 +143,7 @@ def standing_of(node: Node, process: Process) -> dict[str, Any]:
 
 
 def this_node(node: Node) -> dict[str, Any]:
-    """This daemon as a node of upstream's cluster. A port of 0 is one that does not exist here.
+    """Return this daemon as a node of upstream's cluster. A port of 0 does not exist here.
 
     The embedded store has no ports, and nothing is relayed from daemon to daemon.
     """
@@ -163,7 +165,7 @@ def this_node(node: Node) -> dict[str, Any]:
     }
 
 
-# For a daemon without peers: with them, federation has its own.
+# For a daemon without federation, which has calls of its own.
 clock_calls: Calls[Node] = Calls("Ours", home=lambda node: node.home)
 
 

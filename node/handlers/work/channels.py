@@ -19,7 +19,7 @@ from node.store.work.channels import ChannelEntry
 from node.streams.channels import MAX_TYPE, wire
 
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
-_LIGHT = 4  # entries that anybody may read at any time
+_LIGHT = 4  # entries that any member may read at any time
 
 
 class Append(msgspec.Struct):
@@ -89,7 +89,7 @@ async def read(node: Node, caller: Caller, request: Read) -> Rows:
 
 
 def _bytes(payload: str | list[Byte] | None) -> bytes:
-    """The bytes of a payload. Raises Invalid."""
+    """Return the bytes of a payload. Raises Invalid."""
     if not isinstance(payload, str):
         return bytes(payload or ())
     try:

@@ -23,7 +23,7 @@ from node.workflows.spec import readable
 
 
 class NewGenerator(msgspec.Struct):
-    """A generator as clients send it; its times, its queue and its creator are ours to say."""
+    """A generator as clients send it; its times, its queue and its creator are set here."""
 
     colonyname: str
     name: str = ""
@@ -81,7 +81,7 @@ async def wire(node: Node, generator: Generator) -> dict[str, Any]:
 
 
 async def locate(node: Node, caller: Caller, generatorid: str) -> Generator:
-    """A generator in one of the caller's colonies: others' can't be told from nothing."""
+    """Return a generator in one of the caller's colonies; one of another colony is not found."""
     load = node.generators.load
     known = await node.directory.seek(
         caller.id, lambda colony: load(colony, generatorid), "generatorid", generatorid

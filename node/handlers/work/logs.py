@@ -21,7 +21,7 @@ from node.streams import logs as logs
 
 MAX_COUNT = 500
 MAX_FOUND = 100
-_LIGHT = 4  # lines that anybody may read at any time, however long they are
+_LIGHT = 4  # lines that any member may read at any time, however long they are
 MAX_DAYS = 30
 
 

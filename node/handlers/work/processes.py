@@ -28,7 +28,7 @@ from node.store.work import graphs as graphs
 from node.store.work import processes as store
 
 MAX_POLL = 3600
-# A lost race is tried again with fresh values; this many in a row means something is wrong.
+# Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 4
 
 
