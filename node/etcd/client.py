@@ -104,7 +104,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    """Return the first key after all those that start with `prefix` (`b"\0"`: no end)."""
+    """Return the first key after all those that start with `prefix` (`b"\\0"`: no end)."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\0"
 

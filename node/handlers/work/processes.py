@@ -204,7 +204,7 @@ async def set_output(node: Node, caller: Caller, request: req.Output) -> None:
 )
 async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
     """Report success, with the output."""
-    # Without a new output the one that was set before the close stays.
+    # Without a new output, the one that was set before the close stays.
     await _close(
         node,
         caller,
@@ -313,7 +313,7 @@ async def get_attribute(node: Node, caller: Caller, request: req.AttributeById) 
 
 
 async def colony_of(node: Node, caller: Caller, processid: str) -> str:
-    """The colony of a process that the caller may see. Raises Denied or NotFound."""
+    """Return the colony of a process that the caller may see. Raises Denied or NotFound."""
     node.assigner.heard(processid, caller.id)
     colonies = node.directory.colonies_of(caller.id)
     if len(colonies) == 1:
@@ -322,7 +322,7 @@ async def colony_of(node: Node, caller: Caller, processid: str) -> str:
 
 
 async def locate(node: Node, caller: Caller, processid: str) -> Process:
-    """A process in one of the caller's colonies: what others have can't be told from nothing."""
+    """Return a process in one of the caller's colonies; one of another colony is not found."""
 
     async def look(colony: str) -> tuple[Process, int] | None:
         return await node.processes.load(colony, processid) if "/" not in processid else None
@@ -339,11 +339,13 @@ def require_member(node: Node, colony: str, name: str) -> None:
 
 
 async def list_processes(node: Node, request: req.GetProcesses) -> Rows:
-    """Processes in one state, or the nodes of a workflow: pycolonies asks so, upstream refuses."""
+    """Return the processes in one state, or the nodes of a workflow, as pycolonies asks and
+    upstream refuses.
+    """
     colony, state = request.colonyname, request.state
     if not request.processgraphid:
         found = await listings.matching(node.processes, request, node.clock.now())
-        # What a member that is gone submitted can still be listed.
+        # Processes of a member that is gone can still be listed.
         if not found and request.initiator:
             require_member(node, colony, request.initiator)
         return listings.wired(
@@ -356,7 +358,7 @@ async def list_processes(node: Node, request: req.GetProcesses) -> Rows:
 
 
 async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
-    """The same rows; the caller hears of the processes in them."""
+    """Return the same rows, noting that the caller hears of its processes in them."""
     async with aclosing(pages) as found:
         async for page in found:
             for row in page:
@@ -367,7 +369,7 @@ async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
 async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
     """Remove all processes of a colony in one state; -1 means every state, running ones too.
 
-    One that is gone or in another state by then is passed over. Raises Conflict when some had
+    A process that is gone or in another state by then is passed over. Raises Conflict when some had
     to stay, once the others are removed.
     """
     if request.state not in (-1, 0, 2, 3, 4):
@@ -387,9 +389,9 @@ async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
 
 
 async def _remove_in_state(node: Node, colony: str, processid: str, state: int) -> None:
-    """Remove a process while it is in a state (-1: any); nothing is done when it is not.
+    """Remove a process while it is in a state (-1: any); otherwise do nothing.
 
-    One that runs is cancelled first. Raises Conflict when it has to stay.
+    A running process is cancelled first. Raises Conflict when it has to stay.
     """
     processes = node.processes
     for _ in range(_TRIES):
@@ -407,7 +409,7 @@ async def _remove_in_state(node: Node, colony: str, processid: str, state: int) 
             continue
         if reason := processes.hooks.removable(process):
             raise Conflict(reason)
-        # Not `processes.remove`: that would take one along that ended since it was looked at.
+        # Not `processes.remove`: that would also remove a process that ended since it was read.
         if (await node.client.commit(store.remove(process, revision))).succeeded:
             processes.forget(processid)
             return
