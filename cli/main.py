@@ -114,7 +114,7 @@ class _Lazy(click.Group):
         """Run as a program: on any terminal, with any locale, without a stdout."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
-            if stream is None:  # closed by who started us
+            if stream is None:  # closed by the caller
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
             elif isinstance(stream, io.TextIOWrapper):
                 # A character that the locale lacks is shown as an escape.

@@ -109,7 +109,7 @@ def check_home(home: Path) -> Check:
 
 
 def check_owner(home: Path) -> Iterator[Check]:
-    """Return whether all of the home belongs to one user, who is the one that runs the daemon."""
+    """Return whether all of the home belongs to one user, and this user runs the daemon."""
     from node.host.home import foreign_files, user_name
 
     try:

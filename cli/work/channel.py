@@ -1,6 +1,6 @@
 """`colony channel`: messages between the submitter of a process and its executor, while it runs.
 
-Programs subscribe over WebSocket; for people, who read slower, this polls.
+Programs subscribe over WebSocket; for people, who read more slowly, this polls.
 """
 
 from __future__ import annotations

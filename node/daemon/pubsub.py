@@ -151,7 +151,7 @@ class _WebSocket:
         self._table = table
         self._frames = frames
         self._signed = signed
-        self._known = False  # whether somebody has shown a right on it
+        self._known = False  # whether a right was shown on it
         self._meter = ByteCounter()
         # One event is read and sent at a time, however many subscriptions there are.
         self._reading = trio.Lock()

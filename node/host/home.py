@@ -170,9 +170,10 @@ def foreign_files(home: Path) -> Iterator[tuple[Path, int]]:
 
 
 def tighten(home: Path) -> list[tuple[Path, int]]:
-    """Take from everybody else what they may do with secrets; returns paths and their old modes.
+    """Remove other users' access to secrets; return paths and their old modes.
 
-    What another user owns, or lies where nothing is written, stays as it is: `colony doctor` tells.
+    Files of another user, and on read-only file systems, stay as they are: `colony doctor` reports
+    them.
     """
     place = Home(home)
     secrets = [place.keys, *sorted(place.keys.glob("*.key*")), place.path / "tls.key"]

@@ -190,7 +190,7 @@ class Connection:
         self._limits = pool.limits
         self.remote = _remote(stream)
         self.source = source_of(self.remote)
-        self.signer = ""  # who has shown a right on it
+        self.signer = ""  # the signer who has shown a right on it
         self.arrived = trio.current_time()
         self.wrote = -math.inf  # when the last answer began to be written
         self._deliveries = Deliveries(stream)
@@ -253,7 +253,7 @@ class Connection:
             except h11.RemoteProtocolError as fault:
                 assert self.http is not None
                 if self.http.trailing_data[1]:
-                    return None  # cut off in the middle: nobody is left to answer
+                    return None  # cut off in the middle: no client is left to answer
                 return await self._refuse(fault.error_status_hint, str(fault))
             if request is None:
                 return None

@@ -1,4 +1,4 @@
-"""What a node offers to those who build on it: where a submission may go, and what is told.
+"""The extension of a node by another package: where a submission may go, and which events are told.
 
 A node without hooks is complete; federation gives its own.
 """
@@ -30,15 +30,19 @@ class Hooks:
     home: str = ""
 
     def peer_of(self, colonyname: str) -> str | None:
-        """Id of the trusted peer that `colonyname` names (by name or id), or None."""
+        """Return the id of the trusted peer that `colonyname` names (by name or id), or None."""
         return None
 
     def ambiguity(self, colonyname: str) -> str:
-        """Which trusted peers a name may mean, in a sentence, if it is that of several; else ""."""
+        """Return which trusted peers a name may mean, in a sentence, if it is ambiguous; else
+        "".
+        """
         return ""
 
     def unknown(self, colonyname: str) -> bool:
-        """Whether a name that is no trusted peer's can't be meant at all: no colony here has it."""
+        """Return whether a name that is no trusted peer's can't be meant at all: no colony here has
+        it.
+        """
         return False
 
     def route(self, process: Process) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
 # numbers.
 MAX_TOKENS = 100_000
-LIGHT = 4  # rows that anybody may list at any time, however large they are
+LIGHT = 4  # rows that any member may list at any time, however large they are
 MANY_TOKENS = 1_200_000
 # The rights of calls that any signer may make: text for the documentation.
 MINE = "member of the colony it belongs to"

@@ -34,8 +34,8 @@ from node.tasks.fairqueue import FairQueue
 if TYPE_CHECKING:
     from node.store.directory import Directory
 
-# Bytes of a body that is read in one piece, whoever signed it; more is read in pieces, and only for
-# a signer with a role here.
+# Bytes of a body that is read in one piece, for any signer; more is read in pieces, and only for a
+# signer with a role here.
 SMALL = 65_536
 # Bytes of a body from which on few are served at the same time: each takes several times its size.
 _HUGE, _HUGE_AT_ONCE = 1 << 20, 2

@@ -147,7 +147,7 @@ def _key(kind: str, colony: str, *parts: str) -> str:
 
 
 def definitions(colony: str) -> str:
-    """Prefix of the definitions of a colony."""
+    """Return the prefix of the definitions of a colony."""
     return _key("blueprintdefinition", colony)
 
 
@@ -167,7 +167,7 @@ def kind(colony: str, kind: str) -> str:
 
 
 def blueprints(colony: str) -> str:
-    """Prefix of the blueprints of a colony."""
+    """Return the prefix of the blueprints of a colony."""
     return _key("blueprint", colony)
 
 
@@ -182,7 +182,7 @@ def blueprint_id(colony: str, blueprintid: str) -> str:
 
 
 def places(colony: str, kind: str) -> str:
-    """Prefix of the blueprints of a kind, at all locations."""
+    """Return the prefix of the blueprints of a kind, at all locations."""
     return _key("blueprintplace", colony, kind, "")
 
 
@@ -201,7 +201,7 @@ def place_owner(key: str) -> str:
 
 
 def history(blueprint: Blueprint) -> str:
-    """Prefix of the history of a blueprint, newest first."""
+    """Return the prefix of the history of a blueprint, newest first."""
     return _key("blueprinthistory", blueprint.metadata.colonyname, blueprint.seed, "")
 
 

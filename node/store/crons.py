@@ -56,7 +56,7 @@ class Cron(msgspec.Struct, frozen=True):
 
 
 def prefix(colony: str) -> str:
-    """Prefix of the crons of a colony."""
+    """Return the prefix of the crons of a colony."""
     return f"{CRONS}{colony}/"
 
 

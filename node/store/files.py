@@ -142,12 +142,12 @@ def by_id(colony: str, fileid: str) -> str:
 
 
 def names(colony: str, label: str) -> str:
-    """Prefix of the names directly under a label."""
+    """Return the prefix of the names directly under a label."""
     return f"{keys.ROOT}filename/{colony}{_stem(label)}//"
 
 
 def tree(colony: str, label: str) -> str:
-    """Prefix of the names under a label and all labels below it."""
+    """Return the prefix of the names under a label and all labels below it."""
     return f"{keys.ROOT}filename/{colony}{_stem(label)}/"
 
 
@@ -175,7 +175,7 @@ def parse_holding(key: str) -> tuple[str, str]:
 
 
 def snapshots(colony: str) -> str:
-    """Prefix of a colony's snapshots."""
+    """Return the prefix of a colony's snapshots."""
     return f"{keys.ROOT}snapshot/{colony}/"
 
 
@@ -185,7 +185,7 @@ def snapshot(colony: str, snapshotid: str) -> str:
 
 
 def snapshot_names(colony: str) -> str:
-    """Prefix of the names of snapshots."""
+    """Return the prefix of the names of snapshots."""
     return f"{keys.ROOT}snapshotname/{colony}/"
 
 

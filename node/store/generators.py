@@ -89,7 +89,7 @@ class Packing(msgspec.Struct, frozen=True):
 
 
 def prefix(colony: str) -> str:
-    """Prefix of the generators of a colony."""
+    """Return the prefix of the generators of a colony."""
     return f"{GENERATORS}{colony}/"
 
 
@@ -110,7 +110,7 @@ def name_key(colony: str, name: str) -> str:
 
 
 def args_prefix(colony: str, generatorid: str) -> str:
-    """Prefix of the arguments of a generator."""
+    """Return the prefix of the arguments of a generator."""
     return f"{keys.ROOT}generatorarg/{colony}/{generatorid}/"
 
 
@@ -120,7 +120,7 @@ def arg_key(colony: str, generatorid: str, number: int) -> str:
 
 
 def packed_prefix(colony: str, generatorid: str) -> str:
-    """Prefix of the tokens of a generator."""
+    """Return the prefix of the tokens of a generator."""
     return f"{PACKED}{colony}/{generatorid}/"
 
 

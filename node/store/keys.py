@@ -54,7 +54,7 @@ def function(colony: str, functionid: str) -> str:
 
 
 def processes(colony: str) -> str:
-    """Prefix of all processes of a colony."""
+    """Return the prefix of all processes of a colony."""
     return f"{ROOT}process/{colony}/"
 
 
@@ -123,7 +123,7 @@ def parse_step(key: str) -> tuple[str, str, str]:
 
 
 def graphs(colony: str) -> str:
-    """Prefix of the graphs of a colony."""
+    """Return the prefix of the graphs of a colony."""
     return f"{ROOT}graph/{colony}/"
 
 
@@ -136,7 +136,7 @@ GRAPH_PARTS = ROOT + "graphpart/"
 
 
 def graph_parts(colony: str, graphid: str) -> str:
-    """Prefix of the nodes of a large graph that is being submitted."""
+    """Return the prefix of the nodes of a large graph that is being submitted."""
     return f"{GRAPH_PARTS}{colony}/{graphid}/"
 
 
@@ -154,7 +154,7 @@ def parse_graph_part(key: str) -> tuple[str, str, int]:
 
 
 def graph_states(colony: str, state: int) -> str:
-    """Prefix of the marks of the graphs in one state, newest first."""
+    """Return the prefix of the marks of the graphs in one state, newest first."""
     return f"{ROOT}graphstate/{colony}/{state}/"
 
 
@@ -174,7 +174,7 @@ def ascending(number: int) -> int:
 
 
 def closed_prefix(colony: str, state: int) -> str:
-    """Prefix of the closed processes in one state, newest first."""
+    """Return the prefix of the closed processes in one state, newest first."""
     return f"{ROOT}closed/{colony}/{state}/"
 
 
@@ -206,12 +206,12 @@ def attribute(colony: str, attributeid: str) -> str:
 
 
 def process_logs(colony: str, processid: str) -> str:
-    """Prefix of the log lines of a process."""
+    """Return the prefix of the log lines of a process."""
     return f"{ROOT}log/{colony}/{processid}/"
 
 
 def executor_logs(colony: str, executorname: str) -> str:
-    """Prefix of the log lines of an executor."""
+    """Return the prefix of the log lines of an executor."""
     return f"{ROOT}executorlog/{colony}/{in_key(executorname)}/"
 
 

@@ -24,7 +24,7 @@ class Location(msgspec.Struct):
 
 
 def locations(colony: str) -> str:
-    """Prefix of the locations of a colony."""
+    """Return the prefix of the locations of a colony."""
     return f"{keys.ROOT}location/{colony}/"
 
 

@@ -234,7 +234,7 @@ class Subscriptions:
     def changed(self, process: Process, revision: int = 0) -> None:
         """Tell subscribers of a process that was stored with a new state; never raises or waits.
 
-        A change of contents only is told to nobody.
+        A change of contents only is not told.
         """
         if not self._is_new(process, revision) or not self.any_open:
             return

@@ -289,7 +289,7 @@ class Channel:
         if self._timed:
             wire.flush()
         else:
-            wire.flush_now()  # nobody to share a send with
+            wire.flush_now()  # no other message to share a send with
 
     async def run(self) -> NoReturn:
         """Keep a connection and the deadlines of calls, until cancelled."""

@@ -51,7 +51,7 @@ class GrpcCall:
         self.buffer = bytearray()  # the beginning of a message
         self.size = 0  # of that message with its own header, as far as it is known
         self.owed = 0  # bytes received that the sender was not told to send more for
-        self.held = 0  # of those, bytes in messages that nobody has taken yet
+        self.held = 0  # of those, bytes in messages that no reader has taken yet
 
     def on_message(self, message: bytes) -> None:
         """Take in a message."""

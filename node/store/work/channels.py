@@ -55,7 +55,7 @@ def _of(kind: str, colony: str, processid: str, name: str) -> str:
 
 
 def entries(colony: str, processid: str, name: str) -> str:
-    """Prefix of the entries of a channel, in order."""
+    """Return the prefix of the entries of a channel, in order."""
     return _of("channel", colony, processid, name) + "/"
 
 
