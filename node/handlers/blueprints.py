@@ -320,7 +320,7 @@ async def define(node: Node, caller: Caller, request: AddDefinition) -> dict[str
 
 @calls.row("getblueprintdefinitionmsg", DefinitionNamed, Who.BOTH, reply="BlueprintDefinition")
 async def get_definition(node: Node, caller: Caller, request: DefinitionNamed) -> dict[str, Any]:
-    """A kind by name."""
+    """Show a kind by name."""
     return wire_definition(await node.definitions.get(request.colonyname, request.name))
 
 
@@ -340,7 +340,7 @@ async def get_definitions(node: Node, caller: Caller, request: ColonyDefinitions
     "removeblueprintdefinitionmsg", BlueprintNamed, Who.OWNER, colony="namespace", need=Need.FREES
 )
 async def remove_definition(node: Node, caller: Caller, request: BlueprintNamed) -> None:
-    """Remove a kind of which there are none."""
+    """Remove a kind without blueprints."""
     await node.definitions.remove(request.namespace, request.name)
 
 
@@ -357,7 +357,7 @@ async def add(node: Node, caller: Caller, request: AddBlueprint) -> dict[str, An
 
 @calls.row("getblueprintmsg", BlueprintNamed, Who.BOTH, reply="Blueprint", colony="namespace")
 async def get(node: Node, caller: Caller, request: BlueprintNamed) -> dict[str, Any]:
-    """A blueprint by name."""
+    """Show a blueprint by name."""
     return wire_blueprint(await node.blueprints.get(request.namespace, request.name))
 
 
@@ -370,7 +370,7 @@ async def get(node: Node, caller: Caller, request: BlueprintNamed) -> dict[str, 
     heavy=every,
 )
 async def get_many(node: Node, caller: Caller, request: GetBlueprints) -> Rows:
-    """Blueprints, of one kind, at one location."""
+    """List blueprints, of one kind, at one location."""
     found = node.blueprints.listing(request.namespace, request.kind, request.locationname)
     return each(found, wire_blueprint)
 
@@ -406,7 +406,7 @@ async def set_status(node: Node, caller: Caller, request: UpdateStatus) -> None:
     once=Once.RESUMED,
 )
 async def reconcile(node: Node, caller: Caller, request: Reconcile) -> dict[str, Any]:
-    """Make a blueprint real now."""
+    """Reconcile a blueprint now."""
     process = await node.blueprints.reconcile(
         request.namespace,
         request.name,
@@ -426,7 +426,7 @@ async def reconcile(node: Node, caller: Caller, request: Reconcile) -> dict[str,
     heavy=every,
 )
 async def history(node: Node, caller: Caller, request: GetBlueprintHistory) -> list[dict[str, Any]]:
-    """What it was, newest first."""
+    """List the changes of a blueprint, newest first."""
     colonies = set(node.directory.colonies_of(caller.id))
     for name, roster in node.directory.rosters.items():
         if roster.colony is not None and roster.colony.colonyid == caller.id:

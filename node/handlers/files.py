@@ -115,7 +115,7 @@ async def add(node: Node, caller: Caller, request: AddFile) -> dict[str, Any]:
 
 @calls.row("getfilemsg", GetFile, Who.MEMBER, reply="File[]", heavy=_is_heavy)
 async def get(node: Node, caller: Caller, request: GetFile) -> list[dict[str, Any]] | Rows:
-    """Revisions of a file, by id or by label and name."""
+    """List revisions of a file, by id or by label and name."""
     colony = request.colonyname
     if request.fileid:
         file = await node.files.get(colony, request.fileid)
@@ -135,7 +135,7 @@ async def get(node: Node, caller: Caller, request: GetFile) -> list[dict[str, An
 
 @calls.row("getfilesmsg", GetFiles, Who.MEMBER, reply="FileData[]", heavy=every)
 async def get_many(node: Node, caller: Caller, request: GetFiles) -> Rows:
-    """The newest revision of each file under a label."""
+    """List the newest revision of each file under a label."""
     return node.files.listing(request.colonyname, normalise_label(request.label, "label"))
 
 
@@ -178,7 +178,7 @@ async def ticket_again(node: Node, caller: Caller, request: Ticket, place: str) 
     need=Need.FREES,
 )
 async def ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]:
-    """Leave to fetch or to store the bytes of a file in the node's own directory."""
+    """Get a ticket to fetch or store the bytes of a file in the daemon's own directory."""
     if request.method == "PUT":
         node.client.pressure.demand(Need.GROWS)
     return await _ticket(node, caller, request, renew=True)

@@ -29,7 +29,7 @@ calls: Calls[Node] = Calls("Ours")
 
 @calls.row("getclustermsg", req.Empty, Who.SERVER, reply="{nodes, leader}", section="Server")
 async def cluster(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
-    """The daemons that share the store."""
+    """List the daemons that share the store."""
     here = this_node(node)
     return {"nodes": [here], "leader": here}
 
@@ -42,7 +42,7 @@ async def cluster(node: Node, caller: Caller, request: req.Empty) -> dict[str, A
     rights="member or owner of the home colony",
 )
 async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
-    """How the daemon of the home colony is."""
+    """Show the state of the home colony's daemon."""
     colony = node.directory.colony(node.home)
     owner = colony is not None and colony.colonyid == caller.id
     if not owner and node.directory.member(node.home, caller.id) is None:
@@ -86,7 +86,7 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
     rights=MINE,
 )
 async def waiting(node: Node, caller: Caller, request: req.ProcessById) -> dict[str, Any]:
-    """What a process waits for, who could take it, and why nobody does."""
+    """Show what a process waits for, which executors could take it, and why none does."""
     return standing_of(node, await locate(node, caller, request.processid))
 
 
@@ -171,7 +171,7 @@ clock_calls: Calls[Node] = Calls("Ours", home=lambda node: node.home)
 
 @clock_calls.row("getclockmsg", req.Empty, Who.OWNER, reply="{clock, latest, behind}")
 async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
-    """The daemon's clock, and the latest time that it remembers."""
+    """Show the daemon's clock, and the latest time that it remembers."""
     return await _clock_view(node, ReplayGuard(node.client, node.clock.now))
 
 
@@ -184,7 +184,7 @@ async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str,
     need=Need.FREES,
 )
 async def reset_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
-    """Forget a later time than the clock's, by which requests are judged."""
+    """Forget a remembered time later than the clock's, by which requests are judged."""
     replays = ReplayGuard(node.client, node.clock.now)
     before = (await _clock_view(node, replays))["latest"]
     await replays.forget()

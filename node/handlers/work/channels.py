@@ -83,7 +83,7 @@ async def append(node: Node, caller: Caller, request: Append) -> None:
     reads=True,
 )
 async def read(node: Node, caller: Caller, request: Read) -> Rows:
-    """Messages after so many."""
+    """List the messages after so many."""
     process, _ = await node.channels.find(caller.id, request.processid, request.name)
     return each(node.channels.pages(process, request.name, request.afterseq, request.limit), wire)
 

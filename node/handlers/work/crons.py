@@ -114,7 +114,7 @@ async def add(node: Node, caller: Caller, request: AddCron) -> dict[str, Any]:
 
 @calls.row("getcronmsg", CronById, Who.SIGNED, reply="Cron", rights=MINE)
 async def get(node: Node, caller: Caller, request: CronById) -> dict[str, Any]:
-    """A cron by id."""
+    """Show a cron by id."""
     return await wire(node, await locate(node, caller, request.cronid))
 
 
@@ -142,7 +142,7 @@ async def run(node: Node, caller: Caller, request: CronById) -> dict[str, Any]:
 async def remove(node: Node, caller: Caller, request: CronById) -> None:
     """Remove a cron.
 
-    What it started stays.
+    Workflows that it started stay.
     """
     cron = await locate(node, caller, request.cronid)
     await node.crons.remove(cron.colonyname, cron.cronid)

@@ -157,7 +157,7 @@ async def assign(node: Node, caller: Caller, request: req.Assign) -> dict[str, A
 
 @calls.row("getprocessmsg", req.ProcessById, Who.SIGNED, reply="Process", rights=MINE)
 async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str, Any]:
-    """A process by id."""
+    """Show a process by id."""
     try:
         return wire_process(await locate(node, caller, request.processid))
     except NotFound:
@@ -173,13 +173,13 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
 
 @calls.row("getprocessesmsg", req.GetProcesses, Who.MEMBER, reply="Process[]", heavy=many)
 async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Rows:
-    """Processes in one state."""
+    """List processes in one state."""
     return _told(node, caller, await list_processes(node, request))
 
 
 @calls.row("getprocesshistmsg", req.GetProcessHistory, Who.MEMBER, reply="Process[]", heavy=every)
 async def history(node: Node, caller: Caller, request: req.GetProcessHistory) -> Rows:
-    """Processes of the last seconds in one state."""
+    """List processes of the last seconds in one state."""
     return await listings.submitted_since(node.processes, request, node.clock.now())
 
 
@@ -187,7 +187,7 @@ async def history(node: Node, caller: Caller, request: req.GetProcessHistory) ->
     "setoutputmsg", req.Output, Who.SIGNED, rights=ASSIGNED, once=Once.TOGETHER, need=Need.WORKS
 )
 async def set_output(node: Node, caller: Caller, request: req.Output) -> None:
-    """Set the output of a process that goes on."""
+    """Set the output of a running process."""
     if not request.out:
         return
     colony = (await locate(node, caller, request.processid)).colonyname
@@ -235,7 +235,7 @@ async def _close(node: Node, caller: Caller, processid: str, state: State, **res
 
 @calls.row("cancelprocessmsg", req.ProcessById, Who.SIGNED, rights=MINE, need=Need.FREES)
 async def cancel(node: Node, caller: Caller, request: req.ProcessById) -> None:
-    """Cancel what waits or runs."""
+    """Cancel a waiting or running process."""
     colony = await colony_of(node, caller, request.processid)
     await node.processes.cancel(colony, request.processid)
 
@@ -255,14 +255,14 @@ async def remove_all(node: Node, caller: Caller, request: req.RemoveAll) -> None
 
 @calls.row("pauseassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
 async def pause(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
-    """Hand out no more work."""
+    """Pause assignments."""
     await node.client.commit(Txn([], [Put(keys.paused(request.colonyname), pack(True))]))
     node.assigner.paused.add(request.colonyname)
 
 
 @calls.row("resumeassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
 async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
-    """Hand out work again."""
+    """Resume assignments."""
     await node.client.delete(keys.paused(request.colonyname))
     node.assigner.resume(request.colonyname)
 
@@ -275,7 +275,7 @@ async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
     answers="pausestatusreplymsg",
 )
 async def pause_status(node: Node, caller: Caller, request: req.ColonyOnly) -> dict[str, Any]:
-    """Whether work is handed out; answers as pausestatusreplymsg."""
+    """Show whether assignments are paused; answers as pausestatusreplymsg."""
     name = request.colonyname
     paused = name in node.assigner.paused
     return {"colonyname": name, "ispaused": paused, "msgtype": "pausestatusreplymsg"}
@@ -300,7 +300,7 @@ async def add_attribute(node: Node, caller: Caller, request: req.AddAttribute) -
 
 @calls.row("getattributemsg", req.AttributeById, Who.SIGNED, reply="Attribute", rights=MINE)
 async def get_attribute(node: Node, caller: Caller, request: req.AttributeById) -> dict[str, Any]:
-    """An attribute by id."""
+    """Show an attribute by id."""
     for colony in node.directory.colonies_of(caller.id):
         found = await node.client.get(keys.attribute(colony, request.attributeid))
         known = await node.processes.load(colony, found.value.decode()) if found else None

@@ -124,7 +124,7 @@ async def submit(node: Node, caller: Caller, request: SubmitWorkflow) -> dict[st
 
 @calls.row("getprocessgraphmsg", GraphById, Who.SIGNED, reply="ProcessGraph", rights=MINE)
 async def get(node: Node, caller: Caller, request: GraphById) -> msgspec.Raw:
-    """A workflow by id."""
+    """Show a workflow by id."""
     graph = await locate_graph(node, caller, request.processgraphid)
     nodes = [_bare(each) async for page in node.workflows.pages(graph) for each in page]
     return await apart(NODE * len(nodes), _drawn, graph, nodes)
@@ -132,7 +132,7 @@ async def get(node: Node, caller: Caller, request: GraphById) -> msgspec.Raw:
 
 @calls.row("getprocessgraphsmsg", GetGraphs, Who.MEMBER, reply="ProcessGraph[]", heavy=many)
 async def get_many(node: Node, caller: Caller, request: GetGraphs) -> Rows | list[Any]:
-    """Workflows in one state, newest first."""
+    """List workflows in one state, newest first."""
     if not 0 <= request.count <= MAX_COUNT:
         raise Invalid(f"count: between 0 and {MAX_COUNT}")
     if not 0 <= request.state <= State.CANCELLED:
@@ -163,7 +163,7 @@ async def add_child(node: Node, caller: Caller, request: AddChild) -> dict[str, 
 
 @calls.row("cancelprocessgraphmsg", GraphById, Who.SIGNED, rights=MINE, need=Need.FREES)
 async def cancel(node: Node, caller: Caller, request: GraphById) -> None:
-    """Cancel what waits and runs of a workflow."""
+    """Cancel the waiting and running nodes of a workflow."""
     graph = await locate_graph(node, caller, request.processgraphid)
     await node.workflows.cancel(graph.colonyname, graph.processgraphid)
 
