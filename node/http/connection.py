@@ -100,8 +100,9 @@ class ConnectionPool:
         return connection not in self.idle and trio.current_time() - connection.wrote < _WRITING
 
     def may_send(self, connection: Connection, size: int) -> bool:
-        """Return whether there is room for a large answer; ends the connection of one not taken in
-        time.
+        """Return whether there is room for a large answer.
+
+        If there is none, the oldest answer under way loses its connection once it had its time.
         """
         if self.unread and self.unread + size > self.limits.max_unread:
             other, (_, began) = next(iter(self._sending.items()))

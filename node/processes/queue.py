@@ -150,9 +150,7 @@ class Queue:
         return [(entry.colony, entry.executortype, name) for name in names]
 
     def add(self, entry: QueueEntry) -> bool:
-        """Add or replace an entry. Returns False if a newer revision of it is known or was
-        taken.
-        """
+        """Add or replace an entry. Returns False unless it is newer than the known or taken one."""
         if self.is_old(entry.processid, entry.revision):
             return False
         known = self.entries.get(entry.processid)
