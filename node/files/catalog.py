@@ -184,7 +184,7 @@ class Files:
     async def _require_room(self, file: File) -> None:
         """Raise TooMany unless a colony may have one more version.
 
-        Counts only if it ever added as many: counting is slow.
+        Counting is slow: to be called only for a colony that ever added as many.
         """
         colony = file.colonyname
         count = await self.client.count(store.by_id(colony, ""))
